@@ -1,0 +1,304 @@
+"""The settings, with their bounds, defaults and meaning. One class per section of the TOML file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Strict on purpose: an unknown key is an error, never a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter (PEFT layout) instead of all weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Module names to adapt."""
+
+
+class ModelConfig(Section):
+    """Which model is trained."""
+
+    name: str = "smollm2-135m"
+    """An asset name (`coterie assets ls`), a local folder, or a transformers id."""
+    revision: str | None = None
+    """Pinned revision of a transformers id."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are float32 (float64 under float64)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    lora: LoraConfig | None = None
+    """Set to train an adapter; leave out to train all weights."""
+
+
+class ReasoningGymSource(Section):
+    """A procedural generator of reasoning-gym with its own scorer."""
+
+    type: Literal["reasoning_gym"]
+    name: str
+    """Generator name, e.g. `leg_counting`."""
+    size: int = Field(default=1000, ge=1)
+    """How many items to generate."""
+    seed: int = 0
+    """Seed of the generator; training and held-out sources need different ones."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """The generator's own parameters, e.g. {max_animals = 3}."""
+    instruction: str = ""
+    """Added after the question, on a new line."""
+
+
+class FileSource(Section):
+    """A .jsonl, .parquet or .csv file with `prompt` or `question` and, usually, `answer`."""
+
+    type: Literal["file"]
+    path: str
+    """Path of the file."""
+    task: str | None = None
+    """Task name of its rows; the file's stem when left out."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    instruction: str = ""
+    """Added after the question, on a new line."""
+
+
+class HubSource(Section):
+    """A Hugging Face dataset (needs the `hub` extra)."""
+
+    type: Literal["hub"]
+    name: str
+    """Dataset id, e.g. `openai/gsm8k`."""
+    config: str | None = None
+    """Dataset configuration, e.g. `main`."""
+    split: str = "train"
+    """Split."""
+    revision: str | None = None
+    """Pinned revision."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    instruction: str = ""
+    """Added after the question, on a new line."""
+
+
+class AssetSource(Section):
+    """A question asset of `coterie assets ls`, e.g. gsm8k-100."""
+
+    type: Literal["asset"]
+    name: str
+    """Asset name."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    instruction: str = ""
+    """Added after the question, on a new line."""
+
+
+class PythonSource(Section):
+    """Your own function: `module:function` returning an iterable of row dicts."""
+
+    type: Literal["python"]
+    target: str
+    """`module:function`."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+    task: str | None = None
+    """Task name of its rows; the function's name when left out."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    instruction: str = ""
+    """Added after the question, on a new line."""
+
+
+Source = Annotated[
+    ReasoningGymSource | FileSource | HubSource | AssetSource | PythonSource,
+    Field(discriminator="type"),
+]
+
+
+class DataConfig(Section):
+    """Where prompts come from."""
+
+    train: list[Source] = Field(default_factory=list)
+    """Sources of training prompts; rows of all sources are mixed."""
+    heldout: list[Source] = Field(default_factory=list)
+    """Sources of held-out prompts, never trained on. Rows that also occur in training are removed."""
+    system: str | None = None
+    """System message put before every prompt; None leaves it to the template."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """A longer prompt is a bad row."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """Refuse to start when a larger share of a source's rows is bad."""
+
+
+class SamplingConfig(Section):
+    """How rollouts are sampled."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits, when sampling and when training."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus; below 1 the sampler is no longer the policy, so training needs 1."""
+    top_k: int = Field(default=0, ge=0)
+    """Keep the k likeliest tokens; 0 = off. Training needs 0."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest completion, in tokens."""
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end a completion (kept in it), beside the model's own end tokens."""
+    deadline_s: float = Field(default=600.0, gt=0)
+    """Wall-clock limit of one generation call; what is unfinished then is truncated. Hitting it makes a run irreproducible, and is reported."""
+
+
+class CollectConfig(Section):
+    """How much experience a step collects."""
+
+    prompts: int = Field(default=8, ge=1)
+    """Prompts drawn per step."""
+    group_size: int = Field(default=8, ge=2)
+    """Rollouts per prompt. A batch is prompts × group_size rollouts."""
+    engine: Literal["embedded"] = "embedded"
+    """What samples: `embedded` reads the learner's weights in place."""
+    slots: int = Field(default=64, ge=1)
+    """Sequences decoded at once; finished ones are replaced at once."""
+    max_error_share: float = Field(default=0.1, ge=0, le=1)
+    """Stop the run when a larger share of a step's rollouts ends in an error."""
+
+
+class RewardConfig(Section):
+    """One named part of the reward."""
+
+    name: str
+    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, or `module:function`."""
+    weight: float = 1.0
+    """Factor in the sum."""
+    label: str | None = None
+    """Name of the part in records and metrics; the function's name when left out."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+
+
+class RewardsConfig(Section):
+    """How rollouts are scored: by functions in worker processes that can be killed."""
+
+    parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
+    """The parts of the reward."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors."""
+    workers: int = Field(default=1, ge=1)
+    """Worker processes."""
+
+
+class ObjectiveConfig(Section):
+    """The clipped objective of GRPO (DeepSeekMath eq. 3, DeepSeek-R1 eq. 1)."""
+
+    clip_low: float = Field(default=0.2, gt=0)
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped above at 1 + clip_high."""
+    kl_beta: float = Field(default=0.0, ge=0)
+    """Weight of the k3 KL to the frozen reference; 0 needs no reference model."""
+    scale_advantage: bool = True
+    """Divide by the group's standard deviation, as GRPO does; false gives the mean-only form of Dr. GRPO."""
+    normalize: Literal["sequence", "token"] = "sequence"
+    """sequence: mean over a rollout's tokens, then over rollouts (GRPO); token: mean over all tokens (DAPO)."""
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Learning rate after warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After warm-up: constant, or linear to zero at the last step."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps per collected batch; above 1 the old log-probs are scored first."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over a collected batch."""
+    token_budget: int = Field(default=4096, ge=1)
+    """Tokens per micro-batch. Changes memory, never the gradient (beyond rounding)."""
+    max_skipped: int = Field(default=3, ge=0)
+    """Stop after this many consecutive updates with a non-finite gradient."""
+
+
+class EvalConfig(Section):
+    """Held-out evaluation, at both ends and every n steps."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 = only at both ends."""
+    samples: int = Field(default=4, ge=1)
+    """Attempts per held-out prompt."""
+    k: int = Field(default=4, ge=1)
+    """pass@k is reported beside pass@1."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the evaluation."""
+    limit: int | None = Field(default=None, ge=1)
+    """Evaluate only the first held-out prompts of each source."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvalConfig:
+        if self.k > self.samples:
+            raise ValueError(f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """What is kept so that nothing is lost."""
+
+    every: int = Field(default=10, ge=0)
+    """Steps between checkpoints; 0 = only at the end and on Ctrl-C."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints are kept."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str = ""
+    """Folder under `runs`; made from the model, the task and a number when empty. Never overwritten."""
+    runs: str = "runs"
+    """Folder that holds all runs."""
+    seed: int = Field(default=0, ge=0)
+    """Every random draw derives from it."""
+    steps: int = Field(default=50, ge=1)
+    """Training steps: collect, group, credit, update."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the maths; 0 = one per physical core."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    collect: CollectConfig = Field(default_factory=CollectConfig)
+    rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    @model_validator(mode="after")
+    def _on_policy_sampler(self) -> RunConfig:
+        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
+            raise ValueError(
+                f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k} cut the "
+                "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
+            )
+        if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
+            raise ValueError(
+                f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
+                f"{self.collect.prompts} prompts × {self.collect.group_size} rollouts"
+            )
+        return self

@@ -1,0 +1,171 @@
+"""The records that flow through the four phases: collect → group → credit → update.
+
+One frozen record per stage; the name of the type tells where you are. No torch here.
+Axis letters in comments: P prompt tokens, C completion tokens, G members of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One chat message, in the form every tokenizer's template takes."""
+
+    role: str
+    content: str
+
+
+class StopReason(StrEnum):
+    """Why the engine stopped sampling a turn."""
+
+    STOP = "stop"  # an end-of-turn token, or a stop string
+    LENGTH = "length"  # the token limit
+    DEADLINE = "deadline"  # the wall-clock limit
+
+    @property
+    def truncated(self) -> bool:
+        return self is not StopReason.STOP
+
+
+class Outcome(StrEnum):
+    """How a rollout ended. An infrastructure error is never a reward."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    ENV_ERROR = "env_error"
+    REWARD_ERROR = "reward_error"
+    ENGINE_ERROR = "engine_error"
+
+    @property
+    def usable(self) -> bool:
+        """Only these may enter a group."""
+        return self in (Outcome.OK, Outcome.TRUNCATED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What is asked."""
+
+    id: str
+    """Unique within the run, stable across runs with the same data, e.g. `leg_counting/17`."""
+    messages: tuple[Message, ...]
+    """The chat so far; the last message is the user's."""
+    answer: str | None
+    """Gold answer, as text; None where only a reward function can judge."""
+    task: str
+    """Name of the task family, e.g. `leg_counting`."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-able facts of the row: its other columns, the generator's parameters, `difficulty`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleKey:
+    """Names one random stream. Every draw of a turn is a function of these five counters and the token's index."""
+
+    seed: int
+    """The run's seed."""
+    version: int
+    """Policy version that samples."""
+    prompt: str
+    """Prompt id."""
+    sample: int
+    """Index of the attempt within its prompt."""
+    turn: int = 0
+    """Index of the model call within the attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One model call: tokens in, tokens out."""
+
+    prompt_tokens: tuple[int, ...]
+    """[P] exactly what the model saw."""
+    tokens: tuple[int, ...]
+    """[C] exactly what the model said, up to and including the end-of-turn token if it said one."""
+    sampler_logprobs: tuple[float, ...]
+    """[C] natural log-probability of each token under the distribution that was sampled from."""
+    temperature: float
+    stop_reason: StopReason
+    version: int
+    """Policy version that sampled every token of this turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """All that a group key may read about a rollout."""
+
+    prompt_id: str
+    task: str
+    difficulty: float | None
+    """From the data, higher is harder; None when unknown."""
+    embedding: str | None = None
+    """Reference of a stored prompt embedding."""
+    version: int
+    """Policy version at dispatch: the run's clock."""
+    prompt_length: int
+    """Tokens."""
+    completion_length: int
+    """Tokens, over all turns."""
+    stop_reason: StopReason
+    """Of the last turn."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One attempt at a prompt."""
+
+    id: str
+    """`<prompt id>#<sample>@<version>`."""
+    sample: int
+    turns: tuple[Turn, ...]
+    completion: str
+    """Decoded text of the model's turns, for rewards and readers; the token ids stay the truth."""
+    reward: float | None
+    """Weighted sum of the applicable parts; None when the outcome is an error."""
+    reward_parts: Mapping[str, float | None]
+    """Unweighted value of each named part; None = not applicable to this row."""
+    step_rewards: tuple[float, ...] = ()
+    outcome: Outcome
+    error: str | None = None
+    context: Context
+
+    @property
+    def stop_reason(self) -> StopReason:
+        return self.turns[-1].stop_reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rollouts compared with each other at one scale."""
+
+    scale: str
+    """Name of the scale: `prompt` in plain GRPO."""
+    key: str
+    members: tuple[str, ...]
+    """[G] rollout ids."""
+    rewards: tuple[float, ...]
+    """[G]"""
+
+    @property
+    def zero_variance(self) -> bool:
+        """All rewards equal: the group says nothing about which attempt was better."""
+        return max(self.rewards) - min(self.rewards) < 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What one rollout earned relative to its groups."""
+
+    rollout_id: str
+    advantage: float
+    clip_low: float
+    """Offset below 1 of the ratio's trust interval."""
+    clip_high: float
+    """Offset above 1."""
+    contributions: Mapping[str, float] = field(default_factory=dict)
+    """Share of the advantage by scale name."""
