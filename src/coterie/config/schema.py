@@ -180,6 +180,11 @@ class RewardConfig(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
 
+    @property
+    def key(self) -> str:
+        """What the part is called in records and metrics."""
+        return self.label or self.name.split(":")[-1]
+
 
 class RewardsConfig(Section):
     """How rollouts are scored: by functions in worker processes that can be killed."""
@@ -190,6 +195,20 @@ class RewardsConfig(Section):
     """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors."""
     workers: int = Field(default=1, ge=1)
     """Worker processes."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> RewardsConfig:
+        if not self.parts:
+            raise ValueError("rewards.parts is empty: a run needs at least one reward part")
+        labels = self.labels()
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"rewards.parts has several parts called {twice[0]!r}; give each its own label")
+        return self
+
+    def labels(self) -> list[str]:
+        """Names of the parts, in order."""
+        return [part.key for part in self.parts]
 
 
 class ObjectiveConfig(Section):
@@ -249,11 +268,15 @@ class EvalConfig(Section):
     """Sampling temperature of the evaluation."""
     limit: int | None = Field(default=None, ge=1)
     """Evaluate only the first held-out prompts of each source."""
+    part: str = ""
+    """Label of the reward part that says what is correct (when it reaches 1); the first part when empty."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
         if self.k > self.samples:
-            raise ValueError(f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}")
+            raise ValueError(
+                f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}"
+            )
         return self
 
 
@@ -290,12 +313,15 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @model_validator(mode="after")
-    def _on_policy_sampler(self) -> RunConfig:
+    def _consistent(self) -> RunConfig:
         if self.sampling.top_p < 1 or self.sampling.top_k > 0:
             raise ValueError(
                 f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k} cut the "
                 "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
             )
+        labels = self.rewards.labels()
+        if self.eval.part and self.eval.part not in labels:
+            raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
         if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
             raise ValueError(
                 f"optim.minibatches = {self.optim.minibatches} is more than the batch of "

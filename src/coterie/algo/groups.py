@@ -1,0 +1,43 @@
+"""Which rollouts are compared with each other. A scale is a name plus a key on `Context`; order means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from coterie.types import Context, Group, Rollout
+
+Key = Callable[[Context], str]
+
+
+def by_key(rollouts: Iterable[Rollout], scale: str, key: Key) -> list[Group]:
+    """Groups of the usable rollouts that share a key, in the order in which the keys first appear.
+
+    Args:
+        rollouts: any number, in any order; errors are left out.
+        scale: name of the scale, recorded in each group.
+        key: reads the context only, never the reward.
+    """
+    members: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        if rollout.outcome.usable:
+            members.setdefault(key(rollout.context), []).append(rollout)
+    return [
+        Group(
+            scale=scale,
+            key=name,
+            members=tuple(rollout.id for rollout in group),
+            rewards=tuple(_reward(rollout) for rollout in group),
+        )
+        for name, group in members.items()
+    ]
+
+
+def by_prompt(rollouts: Iterable[Rollout]) -> list[Group]:
+    """Plain GRPO: attempts at the same prompt under the same policy version."""
+    return by_key(rollouts, "prompt", lambda context: f"{context.prompt_id}@{context.version}")
+
+
+def _reward(rollout: Rollout) -> float:
+    if rollout.reward is None:
+        raise ValueError(f"rollout {rollout.id} is {rollout.outcome} but has no reward; an error belongs in its outcome")
+    return rollout.reward

@@ -1,0 +1,64 @@
+"""Inverse-CDF sampling of tokens from logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BLOCK = 512
+
+
+def filter_logits(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Keep the k likeliest tokens, then the smallest set whose probability reaches p; the rest becomes -inf.
+
+    Args:
+        scaled: [N, V] logits divided by the temperature.
+        top_k: 0 = off. Ties at the border are all kept.
+        top_p: 1 = off. The likeliest token always stays.
+    """
+    if top_k and top_k < scaled.shape[-1]:
+        border = scaled.topk(top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < border, float("-inf"))
+    if top_p < 1:
+        ordered, index = scaled.sort(dim=-1, descending=True, stable=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
+        before[:, 0] = 0
+        drop = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, index, before >= top_p)
+        scaled = scaled.masked_fill(drop, float("-inf"))
+    return scaled
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Inverse-CDF sampling of one token a row, with its log-probability under the distribution sampled from.
+
+    The cumulative sum is taken in two levels (blocks, then inside one block), which reads the vocabulary once.
+
+    Args:
+        logits: [N, V] any float dtype.
+        uniform: [N] float64 in [0, 1).
+
+    Returns:
+        tokens [N] int64 and log-probabilities [N] float32 (float64 for float64 logits).
+    """
+    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    scaled = filter_logits(logits.to(precision) / temperature, top_k, top_p)
+    rows, size = scaled.shape
+    blocks = -(-size // _BLOCK)
+    weights = torch.exp(scaled - scaled.amax(-1, keepdim=True))
+    if blocks * _BLOCK != size:
+        weights = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - size))
+    weights = weights.view(rows, blocks, _BLOCK)
+    cumulative = weights.sum(-1, dtype=torch.float64).cumsum(-1)  # [N, blocks]
+    total = cumulative[:, -1]
+    target = uniform * total
+    block = torch.searchsorted(cumulative, target[:, None], right=True).clamp_(max=blocks - 1)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = weights[torch.arange(rows, device=logits.device), block[:, 0]]  # [N, BLOCK]
+    steps = inside.cumsum(-1, dtype=torch.float64)
+    offset = torch.searchsorted(steps, target[:, None] - before, right=True)
+    # Rounding may leave the target a hair above the block's sum: fall back on its last possible token.
+    last = _BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    offset = torch.minimum(offset, last)
+    chosen = inside.gather(1, offset)[:, 0]
+    logprobs = torch.log(chosen.double() / total).to(precision)
+    return block[:, 0] * _BLOCK + offset[:, 0], logprobs

@@ -1,0 +1,150 @@
+"""How good, how sure, how much better: estimates over prompts, the unit that is drawn independently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_BLOCK = 2**20
+"""Resampled values held at once: 8 MB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTest:
+    """After minus before on the same prompts."""
+
+    difference: float
+    low: float
+    high: float
+    """Ends of the 95 % bootstrap interval of the difference."""
+    p_value: float
+    """Two-sided, of no difference, from random sign flips; never below 1 / (draws + 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSummary:
+    """The rewards of one step."""
+
+    mean: float
+    std: float
+    """Population standard deviation over all rollouts."""
+    low: float
+    high: float
+    groups: int
+    solved: float
+    """Share of groups in which every reward reaches `solved_at`."""
+    none: float
+    """Share of groups in which none does."""
+    zero_variance: float
+    """Share of groups in which all rewards are equal, which train nothing."""
+
+    @property
+    def mixed(self) -> float:
+        """Share of the other groups: some attempts solved, some not."""
+        return 1.0 - self.solved - self.none
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of k attempts is right, from c right ones of n.
+
+    1 - C(n-c, k) / C(n, k), as in Chen et al. 2021 (Evaluating Large Language Models Trained on Code, eq. 1).
+
+    >>> round(pass_at_k(16, 3, 4), 4)
+    0.6071
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass_at_k(n={n}, c={c}, k={k}) needs 0 <= c <= n and 1 <= k <= n")
+    if n - c < k:
+        return 1.0
+    return 1.0 - prod((n - c - i) / (n - i) for i in range(k))
+
+
+def bootstrap_interval(values: ArrayLike, seed: int, draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean of the values with its 95 % percentile bootstrap interval.
+
+    Args:
+        values: [N] one number per prompt, e.g. its share of right attempts.
+        seed: same seed, same interval.
+        draws: resamples.
+
+    Returns:
+        (value, low, high); for a single prompt the interval has no width, and says nothing.
+    """
+    array = _checked(values, "values")
+    means = np.concatenate(
+        [
+            array[rng.integers(0, len(array), (rows, len(array)))].mean(1)
+            for rng, rows in _blocks(array, seed, draws)
+        ]
+    )
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(array.mean()), float(low), float(high)
+
+
+def paired_test(before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000) -> PairedTest:
+    """Did it get better? Paired bootstrap for the interval, sign-flip permutation for the p-value.
+
+    Args:
+        before: [N] one number per prompt.
+        after: [N] the same prompts in the same order.
+    """
+    first, second = _checked(before, "before"), _checked(after, "after")
+    if len(first) != len(second):
+        raise ValueError(
+            f"paired_test needs the same prompts twice, got {len(first)} before and {len(second)} after"
+        )
+    gain = second - first
+    difference, low, high = bootstrap_interval(gain, seed, draws)
+    # The tolerance lets flips that give the same sum in another order of rounding count as equal.
+    bar = abs(gain.sum()) - 1e-9 * max(1.0, float(np.abs(gain).sum()))
+    extreme = 0
+    for rng, rows in _blocks(gain, seed + 1, draws):
+        signs = rng.integers(0, 2, (rows, len(gain)), dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(signs @ gain) >= bar).sum())
+    return PairedTest(difference=difference, low=low, high=high, p_value=(extreme + 1) / (draws + 1))
+
+
+def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) -> RewardSummary:
+    """Summary of a step's rewards.
+
+    Args:
+        groups: one sequence of rewards per group.
+        solved_at: a reward from here on counts as solved.
+    """
+    if not groups or not all(len(group) for group in groups):
+        raise ValueError("reward_summary needs at least one group, and no empty group")
+    rewards = _checked(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups]), "rewards")
+    solved = [[reward >= solved_at - 1e-8 for reward in group] for group in groups]
+    return RewardSummary(
+        mean=float(rewards.mean()),
+        std=float(rewards.std()),
+        low=float(rewards.min()),
+        high=float(rewards.max()),
+        groups=len(groups),
+        solved=sum(all(group) for group in solved) / len(groups),
+        none=sum(not any(group) for group in solved) / len(groups),
+        zero_variance=sum(max(group) - min(group) < 1e-8 for group in groups) / len(groups),
+    )
+
+
+def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} must be a list of at least one number, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}[{int(np.argmin(np.isfinite(array)))}] is not finite")
+    return array
+
+
+def _blocks(array: NDArray[np.float64], seed: int, draws: int) -> Iterator[tuple[np.random.Generator, int]]:
+    """Draws in blocks that bound the memory, all from one stream."""
+    if draws < 1:
+        raise ValueError(f"draws = {draws}; at least one resample is needed")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    step = max(1, _BLOCK // len(array))
+    for start in range(0, draws, step):
+        yield rng, min(step, draws - start)

@@ -1,0 +1,210 @@
+"""From rollouts and credit to packed batches: the prompt once, its continuations behind it, no padding.
+
+    tokens     [ prompt A | A's rollout 1 | A's rollout 2 | prompt B | B's rollout 1 | … ]
+    positions  [ 0 1 2 3  | 4 5 6         | 4 5 6 7       | 0 1 2    | 3 4           | … ]
+
+Axis letters: T tokens of the packed row, N trained tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from coterie.types import Credit, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One prompt and its continuations inside a packed row."""
+
+    start: int
+    """First token of the prompt."""
+    prompt: int
+    """Length of the prompt."""
+    lengths: tuple[int, ...]
+    """Length of each continuation, in the order in which they follow the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """One packed row: what a forward and backward pass needs."""
+
+    tokens: np.ndarray
+    """[T] int64."""
+    positions: np.ndarray
+    """[T] int64, restarting after each prompt for each of its continuations."""
+    segments: tuple[Segment, ...]
+    sources: np.ndarray
+    """[N] int64: index in the row of the state that predicts the trained token."""
+    targets: np.ndarray
+    """[N] int64: the trained token."""
+    sampler_logprobs: np.ndarray
+    """[N] float64."""
+    advantages: np.ndarray
+    """[N] float64."""
+    clip_low: np.ndarray
+    clip_high: np.ndarray
+    weights: np.ndarray
+    """[N] float64: share of the optimizer step's global denominator."""
+    spans: Mapping[str, tuple[int, int]]
+    """rollout id → its trained tokens' half-open range in the [N] arrays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sequence:
+    """A rollout as the learner sees it: what follows the shared prompt."""
+
+    rollout_id: str
+    prompt: tuple[int, ...]
+    tokens: np.ndarray  # [C] own tokens, and those of later turns' prompts
+    trained: np.ndarray  # [C] bool: sampled by the policy
+    logprobs: np.ndarray  # [C] sampler's; 0 where not trained
+    credit: Credit
+    weight: float
+
+
+def continuation(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What follows the first prompt: tokens [C], loss mask [C] bool, sampler log-probs [C] (0 where not trained).
+
+    Raises:
+        ValueError: a later turn's prompt does not start with the exact tokens so far.
+    """
+    seen = rollout.turns[0].prompt_tokens
+    tokens: list[int] = []
+    trained: list[bool] = []
+    logprobs: list[float] = []
+    for number, turn in enumerate(rollout.turns):
+        if turn.prompt_tokens[: len(seen)] != seen:
+            raise ValueError(f"turn {number} of rollout {rollout.id} does not continue the tokens of the turn before")
+        added = turn.prompt_tokens[len(seen) :]
+        tokens += [*added, *turn.tokens]
+        trained += [False] * len(added) + [True] * len(turn.tokens)
+        logprobs += [0.0] * len(added) + list(turn.sampler_logprobs)
+        seen = turn.prompt_tokens + turn.tokens
+    return np.array(tokens, dtype=np.int64), np.array(trained, dtype=bool), np.array(logprobs, dtype=np.float64)
+
+
+def plan(
+    rollouts: Sequence[Rollout],
+    credits: Sequence[Credit],
+    *,
+    normalize: Literal["sequence", "token"],
+    token_budget: int,
+    skip_zero: bool,
+) -> list[Batch]:
+    """Packed batches of one optimizer step.
+
+    Args:
+        rollouts: the step's rollouts; those without credit or without trained tokens take no part.
+        credits: one per usable rollout.
+        normalize: which global denominator; see `ObjectiveConfig`.
+        token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own.
+        skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
+            gradient (kl_beta = 0), because the denominator still counts them.
+    """
+    by_id = {credit.rollout_id: credit for credit in credits}
+    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize)
+    kept = [item for item in sequences if not (skip_zero and item.credit.advantage == 0.0)]
+    return [_pack(units) for units in _fill(list(_units(kept, token_budget)), token_budget)]
+
+
+def _sequences(
+    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Literal["sequence", "token"]
+) -> list[_Sequence]:
+    parts = [(rollout, *continuation(rollout)) for rollout in rollouts]
+    parts = [part for part in parts if part[2].any()]
+    total = sum(int(trained.sum()) for _, _, trained, _ in parts)
+    return [
+        _Sequence(
+            rollout_id=rollout.id,
+            prompt=rollout.turns[0].prompt_tokens,
+            tokens=tokens,
+            trained=trained,
+            logprobs=logprobs,
+            credit=credits[rollout.id],
+            weight=1 / total if normalize == "token" else 1 / (len(parts) * int(trained.sum())),
+        )
+        for rollout, tokens, trained, logprobs in parts
+    ]
+
+
+def _units(sequences: Sequence[_Sequence], budget: int) -> Iterator[list[_Sequence]]:
+    """Sequences that share a prompt, cut where they exceed the budget (the prompt is then repeated)."""
+    by_prompt: dict[tuple[int, ...], list[_Sequence]] = {}
+    for item in sequences:
+        by_prompt.setdefault(item.prompt, []).append(item)
+    for prompt, items in by_prompt.items():
+        unit: list[_Sequence] = []
+        size = len(prompt)
+        for item in items:
+            if unit and size + len(item.tokens) > budget:
+                yield unit
+                unit, size = [], len(prompt)
+            unit.append(item)
+            size += len(item.tokens)
+        yield unit
+
+
+def _size(unit: Sequence[_Sequence]) -> int:
+    return len(unit[0].prompt) + sum(len(item.tokens) for item in unit)
+
+
+def _fill(units: list[list[_Sequence]], budget: int) -> Iterator[list[list[_Sequence]]]:
+    row: list[list[_Sequence]] = []
+    size = 0
+    for unit in units:
+        if row and size + _size(unit) > budget:
+            yield row
+            row, size = [], 0
+        row.append(unit)
+        size += _size(unit)
+    if row:
+        yield row
+
+
+def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    segments: list[Segment] = []
+    sources: list[np.ndarray] = []
+    spans: dict[str, tuple[int, int]] = {}
+    cursor = trained = 0
+    for unit in units:
+        prompt = np.array(unit[0].prompt, dtype=np.int64)
+        segments.append(
+            Segment(start=cursor, prompt=len(prompt), lengths=tuple(len(item.tokens) for item in unit))
+        )
+        tokens.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        last = cursor + len(prompt) - 1  # the state that predicts every continuation's first token
+        cursor += len(prompt)
+        for item in unit:
+            count = len(item.tokens)
+            tokens.append(item.tokens)
+            positions.append(len(prompt) + np.arange(count))
+            predictors = np.concatenate([[last], cursor + np.arange(count - 1)])
+            sources.append(predictors[item.trained])
+            spans[item.rollout_id] = (trained, trained + len(sources[-1]))
+            cursor, trained = cursor + count, trained + len(sources[-1])
+    items = [item for unit in units for item in unit]
+
+    def spread(value: str) -> np.ndarray:
+        return np.concatenate([np.full(item.trained.sum(), getattr(item.credit, value)) for item in items])
+
+    return Batch(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate(positions).astype(np.int64),
+        segments=tuple(segments),
+        sources=np.concatenate(sources).astype(np.int64),
+        targets=np.concatenate([item.tokens[item.trained] for item in items]),
+        sampler_logprobs=np.concatenate([item.logprobs[item.trained] for item in items]),
+        advantages=spread("advantage"),
+        clip_low=spread("clip_low"),
+        clip_high=spread("clip_high"),
+        weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
+        spans=spans,
+    )

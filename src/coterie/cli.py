@@ -1,0 +1,62 @@
+"""The program `coterie`. Exit codes: 0 done, 1 failed, 2 asked for wrongly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+import typer
+
+from coterie import __version__
+from coterie.commands import assets, config, doctor, runs, sampling, training
+from coterie.errors import CoterieError
+from coterie.text import safe_text
+
+# Plain help: rich's would triple the time that `coterie --help` takes.
+app = typer.Typer(
+    name="coterie",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
+    help="Post-train language models with Group Relative Policy Optimization (GRPO).",
+    epilog="First steps: coterie demo; coterie config init mine.toml; coterie train @ mine.toml",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coterie {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_version, help="Print the version."
+    ),
+) -> None:
+    """Options that stand before the verb."""
+
+
+for noun in (training, sampling, runs, assets, config, doctor):
+    noun.register(app)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line, the process's own when `args` is None; the exit code.
+
+    What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
+    try:
+        app(args=None if args is None else list(args), prog_name="coterie")
+    except CoterieError as error:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {safe_text(str(error))}", err=True)
+        return error.exit_code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -1,0 +1,43 @@
+"""assets ls, assets fetch: models and questions that come from pinned packages."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coterie.commands.common import JSON, plain, print_json, print_table
+from coterie.text import safe_text
+
+assets = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Models and questions from pinned packages."
+)
+
+
+@assets.command()
+def ls(json_: bool = JSON) -> None:
+    """What there is, what is here already, and under which licence."""
+    from coterie.data import assets as store
+
+    rows = [plain(one) for one in store.ls()]
+    if json_:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+@assets.command()
+def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Download, verify and unpack one asset; nothing happens when it is here and whole."""
+    from coterie.data import assets as store
+
+    typer.echo(
+        safe_text(
+            str(store.fetch(name, progress=lambda message: typer.echo(safe_text(str(message)), err=True)))
+        )
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.add_typer(assets, name="assets")

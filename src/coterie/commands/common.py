@@ -1,0 +1,132 @@
+"""What the verbs share: the settings grammar, help on settings, reports and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import typer
+
+from coterie.text import one_line, safe_text
+
+# The words after these verbs are settings, not options: they pass through to coterie.config.load.
+SETTINGS: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+USAGE = "[@ FILE.toml]... [--KEY VALUE]... [OPTIONS]"
+
+
+class Report(Protocol):
+    """What validate and dry_run of `coterie.assemble` answer."""
+
+    @property
+    def lines(self) -> Sequence[tuple[str, str, str]]:
+        """(level: ok, warn or fail; subject; text)"""
+        ...
+
+    @property
+    def ok(self) -> bool: ...
+
+
+def _settings_help(ctx: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    from coterie.config.show import help_for_settings
+
+    typer.echo(ctx.get_help())
+    typer.echo()
+    typer.echo(help_for_settings())
+    raise typer.Exit
+
+
+HELP: bool = typer.Option(
+    False,
+    "--help",
+    is_eager=True,
+    expose_value=True,
+    callback=_settings_help,
+    help="Show this, and every setting.",
+)
+JSON: bool = typer.Option(False, "--json", help="Print JSON for other programs.")
+
+
+def split_target(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The run or model that a verb's first word may name, and the settings after it."""
+    if words and not words[0].startswith(("-", "@")) and ("=" not in words[0] or Path(words[0]).exists()):
+        return words[0], list(words[1:])
+    return None, list(words)
+
+
+def plain(value: Any) -> Any:
+    """A record, or a list or table of records, as JSON-able data."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON knows neither nan nor inf
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def print_json(value: Any) -> None:
+    """ASCII only, so that no text of a model's can reach the terminal raw."""
+    typer.echo(json.dumps(plain(value), indent=2))
+
+
+def print_report(report: Report) -> int:
+    """One line per check; exit code 1 when any failed."""
+    width = max((len(subject) for _, subject, _ in report.lines), default=0)
+    colors = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for level, subject, text in report.lines:
+        mark = typer.style(f"{level:<4}", fg=colors.get(level))
+        typer.echo(f"{mark}  {safe_text(subject):<{width}}  {safe_text(text)}")
+    return 0 if report.ok else 1
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys as aligned columns; a column without any value is left out."""
+    keys = [key for key in rows[0] if any(row[key] not in (None, "", [], {}) for row in rows)]
+    table = [keys, *([cell(row[key]) for key in keys] for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(keys))]
+    for index, row in enumerate(table):
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        typer.echo(typer.style(line, bold=True) if index == 0 else line)
+
+
+def print_mapping(table: Mapping[str, Any], indent: int = 0) -> None:
+    """Keys with their values, nested tables indented."""
+    width = max((len(key) for key in table), default=0)
+    for key, value in table.items():
+        label = " " * indent + safe_text(key)
+        nested = isinstance(value, list) and value and isinstance(value[0], Mapping)
+        if isinstance(value, Mapping) and value:
+            typer.echo(label)
+            print_mapping(value, indent + 2)
+        elif nested:
+            typer.echo(label)
+            for item in value:
+                typer.echo(
+                    " " * (indent + 2) + "  ".join(f"{name} {cell(one)}" for name, one in item.items())
+                )
+        else:
+            typer.echo(f"{label:<{width + indent}}  {cell(value)}")
+
+
+def cell(value: Any) -> str:
+    """One value on one line."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key} {cell(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(cell(item) for item in value) or "–"
+    return one_line(str(value), 400)

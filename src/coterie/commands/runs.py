@@ -1,0 +1,80 @@
+"""ls, show, diff: looking at runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coterie.commands.common import JSON, cell, plain, print_json, print_mapping, print_table
+from coterie.train.observer import EvalResult, Interval
+
+Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name under the runs' folder, or a path.")]
+
+
+def ls(root: Root = Path("runs"), json_: bool = JSON) -> None:
+    """List the runs of a folder."""
+    from coterie.runs import inspect
+
+    runs = [plain(one) for one in inspect.list_runs(root)]
+    if json_:
+        print_json(runs)
+    elif runs:
+        print_table(runs)
+    else:
+        typer.echo(f"no runs in {root}; `coterie demo` makes one")
+
+
+def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
+    """What a run was and what it reached."""
+    from coterie.runs import inspect
+    from coterie.runs.directory import find
+
+    summary = inspect.summary(find(run, root))
+    if json_:
+        print_json(summary)
+        return
+    page: dict[str, Any] = plain(summary)
+    for end in ("before", "after"):
+        page[end] = [_accuracy(result) for result in getattr(summary, end)]
+    print_mapping({key: value for key, value in page.items() if value not in (None, [], {})})
+
+
+def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
+    """Where two runs differ."""
+    from coterie.runs import inspect
+    from coterie.runs.directory import find
+
+    sections = inspect.diff(find(one, root), find(other, root))
+    if json_:
+        print_json(sections)
+    elif not sections:
+        typer.echo("no difference")
+    for name, section in () if json_ else sections.items():
+        rows = [
+            {name: key, one: cell(plain(pair[0])), other: cell(plain(pair[1]))}
+            for key, pair in section.items()
+        ]
+        print_table(rows)
+        typer.echo()
+
+
+def _accuracy(result: EvalResult) -> dict[str, Any]:
+    def percent(one: Interval) -> str:
+        return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+    return {
+        "step": result.step,
+        "task": result.task,
+        "pass@1": percent(result.pass_at_1),
+        f"pass@{result.k}": percent(result.pass_at_k),
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.command()(ls)
+    app.command()(show)
+    app.command()(diff)

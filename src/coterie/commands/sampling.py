@@ -1,0 +1,127 @@
+"""eval, rollout, chat, validate: the verbs that sample or check but do not train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, print_json, print_report, split_target
+from coterie.errors import ConfigError
+from coterie.text import safe_text
+
+
+def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
+    """Measure held-out accuracy of a run or model.
+
+    A run, or a checkpoint of one, is measured on its own held-out data unless settings say otherwise.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    from coterie import assemble, console
+    from coterie.train.observer import Silent
+
+    if json_:
+        print_json(assemble.evaluate(target, loaded.config, Silent()))
+        return
+    with console.watcher() as watch:
+        assemble.evaluate(target, loaded.config, watch)
+
+
+def rollout(
+    ctx: typer.Context,
+    count: Annotated[int, typer.Option(min=1, help="How many rollouts to sample.")] = 4,
+    json_: bool = JSON,
+    help_: bool = HELP,
+) -> None:
+    """Sample, score and print a few rollouts.
+
+    Nothing is trained or written.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    from coterie import assemble, console
+
+    for prompt, one in assemble.sample(loaded.config, count, target):
+        if json_:
+            record = {
+                "id": one.id,
+                "messages": list(prompt.messages),
+                "answer": prompt.answer,
+                "completion": one.completion,
+                "reward": one.reward,
+                "reward_parts": dict(one.reward_parts),
+                "outcome": one.outcome.value,
+                "error": one.error,
+            }
+            typer.echo(json.dumps(record))
+        else:
+            typer.secho(safe_text(one.id), bold=True)
+            typer.echo(console.sample_text(prompt, one, lines=40) + "\n")
+
+
+def chat(target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")]) -> None:
+    """Talk with a model or with a run's result.
+
+    An empty line, /exit or Ctrl-D ends it.
+    """
+    from coterie import assemble
+
+    session = assemble.chat(target)
+    while True:
+        try:
+            said = input("you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if said in ("", "/exit", "/quit"):
+            return
+        typer.echo(safe_text(session.reply(said)))
+
+
+def validate(ctx: typer.Context, help_: bool = HELP) -> None:
+    """Check data and rewards without a model.
+
+    Gold answers must score 1, garbage 0.
+    """
+    from coterie.config.load import load
+
+    loaded = load(ctx.args)
+    from coterie import assemble
+
+    raise typer.Exit(print_report(assemble.validate(loaded.config)))
+
+
+def settings_of(target: str | None) -> Sequence[str]:
+    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model.
+
+    Raises:
+        ConfigError: the target looks like a path but is not there.
+    """
+    if target is None:
+        return ()
+    path = next((path for path in (Path(target), Path("runs") / target) if path.exists()), None)
+    if path is None:
+        if target.startswith((".", "/", "runs/")):
+            raise ConfigError(
+                f"{target} does not exist; `coterie ls` shows the runs, `coterie assets ls` the models"
+            )
+        return ()
+    found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
+    file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
+    return () if file is None else ("@", str(file))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.command("eval", **SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(evaluate)
+    app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(rollout)
+    app.command()(chat)
+    app.command(**SETTINGS, options_metavar=USAGE)(validate)

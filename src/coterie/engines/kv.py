@@ -1,0 +1,100 @@
+"""Preallocated key/value memory of the sequences being decoded, and the two layouts that fill and read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from coterie.policy.attention import additive, masked_attention, may_attend
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptKV:
+    """Keys and values of one prefilled prompt, kept until all its rollouts were admitted."""
+
+    keys: dict[int, Tensor] = field(default_factory=dict)  # layer → [K, P, D]
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+
+class KVPool:
+    """One preallocated [slots, K, capacity, D] tensor a layer, for keys and for values; rows 0..n-1 are in use."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def admit(self, rows: Sequence[int], prompt: PromptKV) -> None:
+        """Fan one prompt out to several rows."""
+        for layer, key in prompt.keys.items():
+            if layer not in self.keys:
+                shape = (self.slots, key.shape[0], self.capacity, key.shape[2])
+                # Zeros, not garbage: a masked-out NaN would still poison the product with the values.
+                self.keys[layer], self.values[layer] = key.new_zeros(shape), key.new_zeros(shape)
+            length = key.shape[1]
+            self.keys[layer][list(rows), :, :length] = key
+            self.values[layer][list(rows), :, :length] = prompt.values[layer]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy rows over others, so that the rows in use stay together."""
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[list(targets), :, :length] = tensor[list(sources), :, :length]
+
+
+class PrefillLayout:
+    """Several prompts packed in one row; each attends to itself, and its keys and values are kept."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+        self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        self.kept = [PromptKV() for _ in lengths]
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        pieces = []
+        for where, kept in zip(self.slices, self.kept, strict=True):
+            kept.keys[layer], kept.values[layer] = key[0, :, where], value[0, :, where]
+            mask = self._mask(where.stop - where.start, window, query)
+            pieces.append(masked_attention(query[:, :, where], key[:, :, where], value[:, :, where], mask, scale))
+        return torch.cat(pieces, dim=2)
+
+    def _mask(self, length: int, window: int | None, like: Tensor) -> Tensor:
+        if (length, window) not in self._masks:
+            steps = torch.arange(length, device=like.device)
+            self._masks[length, window] = additive(may_attend(steps, steps, window), like.dtype)[None, None]
+        return self._masks[length, window]
+
+
+class DecodeLayout:
+    """One new token a row: write its key and value, attend to everything the row holds."""
+
+    def __init__(self, pool: KVPool, positions: Tensor, longest: int) -> None:
+        self.pool = pool
+        self.positions = positions  # [n] where the new token goes
+        self.length = longest + 1
+        self.rows = torch.arange(positions.numel(), device=positions.device)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        count = self.rows.numel()
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        keys[self.rows, :, self.positions] = key[:, :, 0]
+        values[self.rows, :, self.positions] = value[:, :, 0]
+        held = slice(0, self.length)
+        mask = self._mask(window, query)
+        return masked_attention(query, keys[:count, :, held], values[:count, :, held], mask, scale)
+
+    def _mask(self, window: int | None, like: Tensor) -> Tensor:
+        if window not in self._masks:
+            keys = torch.arange(self.length, device=like.device)
+            allowed = may_attend(self.positions[:, None], keys, window)
+            self._masks[window] = additive(allowed, like.dtype)[:, None]
+        return self._masks[window]

@@ -1,0 +1,54 @@
+"""An engine that says what it is told to: for tests, docs and the reader's loop. Ships with the library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from coterie.engines.base import Request, Sampling
+from coterie.errors import EngineError
+from coterie.types import StopReason, Turn
+
+Script = Callable[[Request], Sequence[int]]
+
+
+class ScriptedEngine:
+    """Replays token ids.
+
+    Args:
+        script: maps a request to the token ids to say; what exceeds `sampling.max_tokens` is cut, as a model's would be.
+        logprob: log-probability reported for every token.
+        version: policy version served at the start.
+    """
+
+    def __init__(self, script: Script, *, logprob: float = math.log(0.5), version: int = 0) -> None:
+        self._script = script
+        self._logprob = logprob
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
+        return [self._turn(request, sampling) for request in requests]
+
+    def _turn(self, request: Request, sampling: Sampling) -> Turn:
+        if request.key.version != self._version:
+            raise EngineError(f"asked for policy version {request.key.version}, but the engine serves {self._version}")
+        said = tuple(self._script(request))
+        tokens = said[: sampling.max_tokens]
+        return Turn(
+            prompt_tokens=request.prompt_tokens,
+            tokens=tokens,
+            sampler_logprobs=(self._logprob,) * len(tokens),
+            temperature=sampling.temperature,
+            stop_reason=StopReason.STOP if len(said) <= sampling.max_tokens else StopReason.LENGTH,
+            version=self._version,
+        )
+
+    def commit(self, version: int) -> None:
+        self._version = version
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,208 @@
+"""What this machine has, read without torch, and what coterie will therefore do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+"""CPU flags that decide how fast the maths is; the last two are ARM's."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The hardware, as far as the standard library can see it."""
+
+    system: str
+    python: str
+    cpu: str
+    flags: tuple[str, ...]
+    """Those of `FLAGS` that the CPU has."""
+    cores: int
+    """Physical cores that this process may use: affinity and the container's limit count."""
+    memory: int
+    """Bytes that this process may use: the machine's, or the container's limit."""
+    memory_free: int
+    """Bytes free now."""
+    disk_free: int
+    """Bytes free where runs are written."""
+
+    @property
+    def native_bf16(self) -> bool:
+        """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+        return bool(BF16_FLAGS & set(self.flags))
+
+    def line(self) -> str:
+        """One line for a run's README."""
+        flags = f" ({', '.join(self.flags)})" if self.flags else ""
+        size = f"{self.cores} cores, {self.memory / GIB:.0f} GiB"
+        return f"{self.cpu}{flags}, {size}, {self.system}, Python {self.python}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One accelerator."""
+
+    name: str
+    memory: int
+    """Bytes."""
+
+
+def facts(folder: Path | str = ".") -> Facts:
+    """Look at the machine; `folder` is where runs will be written. Takes a millisecond; imports no torch."""
+    cpuinfo = _read("/proc/cpuinfo")
+    meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
+    total = int(meminfo.get("MemTotal", 0)) * 1024 or _sysconf_memory()
+    limit = _cgroup_memory()
+    memory = min(total, limit) if limit else total
+    return Facts(
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        cpu=_cpu_name(cpuinfo),
+        flags=_flags(cpuinfo),
+        cores=cores(cpuinfo),
+        memory=memory,
+        memory_free=min(memory, int(meminfo.get("MemAvailable", 0)) * 1024 or memory),
+        disk_free=_disk_free(Path(folder)),
+    )
+
+
+def cores(cpuinfo: str | None = None) -> int:
+    """Physical cores that this process may use; at least 1. `threads = 0` means this many."""
+    allowed = (
+        set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    )
+    physical = _physical(_read("/proc/cpuinfo") if cpuinfo is None else cpuinfo, allowed)
+    physical = physical or int(_command("sysctl", "-n", "hw.physicalcpu") or 0) or len(allowed)
+    quota = _cgroup_cpus()
+    return max(1, min(physical, round(quota)) if quota else physical)
+
+
+def gpus() -> list[Gpu]:
+    """The accelerators that torch can use. Imports torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [Gpu(name=one.name, memory=one.total_memory) for one in properties]
+
+
+def extras() -> dict[str, dict[str, str | None]]:
+    """Each optional extra with its packages and their installed versions (None: not installed)."""
+    found: dict[str, dict[str, str | None]] = {}
+    for requirement in metadata.requires("coterie") or ():
+        package = re.match(r"[A-Za-z0-9._-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if package and extra:
+            found.setdefault(extra.group(1), {})[package.group()] = _version(package.group())
+    return found
+
+
+def sandboxes() -> dict[str, str | None]:
+    """What can fence off model-written code: program or package → where it is or its version."""
+    return {"bwrap": shutil.which("bwrap"), "wasmtime": _version("wasmtime") or shutil.which("wasmtime")}
+
+
+def plan(seen: Facts, accelerators: list[Gpu], threads: int = 0) -> list[str]:
+    """What coterie will do here, in plain words."""
+    lines = []
+    if accelerators:
+        lines.append(f"device: cuda:0, {accelerators[0].name}; numbers: bfloat16, master weights float32")
+    else:
+        number = (
+            "bfloat16 (this CPU multiplies it natively)"
+            if seen.native_bf16
+            else "float32 (no native bfloat16)"
+        )
+        lines.append(f"device: cpu; numbers: {number}, master weights float32")
+    lines.append(
+        f"threads: {threads or seen.cores}, one per physical core" if not threads else f"threads: {threads}"
+    )
+    lines.append("engine: embedded (samples in this process, from the learner's own weights)")
+    if seen.memory_free < 4 * GIB:
+        lines.append(
+            "memory: under 4 GiB free; full training of the 135M model needs about 3, so close other programs"
+        )
+    if seen.disk_free < 5 * GIB:
+        lines.append("disk: under 5 GiB free; a run with checkpoints takes 1 to 4")
+    return lines
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _command(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _cpu_name(cpuinfo: str) -> str:
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    if named:
+        return named.group(1).strip()
+    return _command("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def _flags(cpuinfo: str) -> tuple[str, ...]:
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    have = set(listed.group(1).split()) if listed else set()
+    return tuple(flag for flag in FLAGS if flag in have)
+
+
+def _physical(cpuinfo: str, allowed: set[int]) -> int:
+    """Distinct (socket, core) pairs among the allowed processors; 0 where the file does not say."""
+    found = set()
+    for block in cpuinfo.split("\n\n"):
+        fields = dict(re.findall(r"^([\w ]+?)\s*:\s*(\d+)\s*$", block, re.MULTILINE))
+        if "core id" in fields and int(fields.get("processor", -1)) in allowed:
+            found.add((fields.get("physical id", "0"), fields["core id"]))
+    return len(found)
+
+
+def _cgroup_cpus() -> float | None:
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    return int(quota[0]) / int(quota[1]) if len(quota) == 2 and quota[0].isdecimal() else None
+
+
+def _cgroup_memory() -> int | None:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = _read(path).strip()
+        if text.isdecimal():
+            return int(text)
+    return None
+
+
+def _sysconf_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def _disk_free(folder: Path) -> int:
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

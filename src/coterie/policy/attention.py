@@ -1,0 +1,184 @@
+"""Attention for packed and for resident sequences, plugged into any transformers model.
+
+transformers lets a model call a registered attention function and hands it every keyword argument given to `forward`.
+coterie registers one function and gives it a `Layout`: the object that knows which token may attend to which.
+The model's own code (projections, rotary embedding, norms) stays untouched, so every architecture that supports
+pluggable attention works: Llama, Qwen, Gemma, Mistral, SmolLM …
+
+Axis letters: B rows, H query heads, K key heads, R = H / K queries per key head, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from coterie.batches import Segment
+from coterie.errors import ModelError
+
+NAME = "coterie"
+
+
+class Layout(Protocol):
+    """Decides who attends to whom."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """query [1 or B, H, T, D], key and value [.., K, T, D] → [.., H, T, D]."""
+        ...
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    layout: Layout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if layout is None:
+        raise ModelError("the coterie attention was called without a layout: call the model through coterie.policy")
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            f"{type(module).__name__} caps its attention scores or uses attention sinks, which coterie does not "
+            "reproduce; use a model without attn_logit_softcapping and sinks"
+        )
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = layout.attend(module.layer_idx, query, key, value, scale, sliding_window)
+    return out.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation="coterie"` known to transformers; the mask is the layout's business."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def fold(query: Tensor, key_heads: int) -> Tensor:
+    """[B, H, T, D] → [B, K, R·T, D]: queries that share a key head become rows of one matrix product."""
+    batch, heads, length, size = query.shape
+    return query.reshape(batch, key_heads, (heads // key_heads) * length, size)
+
+
+def unfold(out: Tensor, heads: int) -> Tensor:
+    """[B, K, R·T, D] → [B, H, T, D]."""
+    batch, _, _, size = out.shape
+    return out.reshape(batch, heads, -1, size)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Grouped-query attention with an additive mask [B or 1, 1, T, S] in the query's dtype."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    folded = mask.repeat(1, 1, heads // key_heads, 1)
+    out = F.scaled_dot_product_attention(fold(query, key_heads), key, value, attn_mask=folded, scale=scale)
+    return unfold(out, heads)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean mask → 0 where allowed, -inf elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def may_attend(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """Causal, optionally within a sliding window; positions [.., T] and [.., S] → [.., T, S]."""
+    distance = query_positions[..., :, None] - key_positions[..., None, :]
+    allowed = distance >= 0
+    return allowed if window is None else allowed & (distance < window)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Block:
+    """Index tensors of one segment, made once per packed row and reused by every layer."""
+
+    prompt: slice
+    index: Tensor  # [G, L] where in the row each (padded) continuation token lives
+    rows: Tensor  # [ΣL] flat index into [G·L] of the real tokens
+    target: slice  # where the real tokens live in the row
+    masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+
+
+class PackedLayout:
+    """Shared-prefix packing: the prompt runs once, each continuation attends to it and to itself.
+
+    Exactly equal, up to rounding, to running every (prompt + continuation) on its own: positions restart after the
+    prompt and no continuation sees another.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.blocks = [self._block(segment, device) for segment in segments]
+
+    @staticmethod
+    def _block(segment: Segment, device: torch.device) -> _Block:
+        first = segment.start + segment.prompt
+        count, longest = len(segment.lengths), max(segment.lengths, default=0)
+        lengths = torch.tensor(segment.lengths, dtype=torch.long, device=device)
+        starts = first + torch.cumsum(lengths, 0) - lengths
+        offsets = torch.arange(longest, device=device).expand(count, longest)
+        real = offsets < lengths[:, None]
+        # Padding repeats the continuation's first token: causal masking keeps it out of sight of every real one.
+        index = torch.where(real, starts[:, None] + offsets, starts[:, None])
+        return _Block(
+            prompt=slice(segment.start, first),
+            index=index,
+            rows=real.flatten().nonzero().squeeze(1),
+            target=slice(first, first + sum(segment.lengths)),
+        )
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        pieces = []
+        for block in self.blocks:
+            pieces.append(self._prompt(block, query, key, value, scale, window))
+            if block.index.numel():
+                pieces.append(self._continuations(block, query, key, value, scale, window))
+        return torch.cat(pieces, dim=2)
+
+    def _prompt(
+        self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        where = block.prompt
+        mask = self._mask(block, "prompt", window, query)
+        return masked_attention(query[:, :, where], key[:, :, where], value[:, :, where], mask, scale)
+
+    def _continuations(
+        self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        count, longest = block.index.shape
+        flat = block.index.flatten()
+
+        def rows(tensor: Tensor) -> Tensor:  # [1, N, T, D] → [G, N, L, D]
+            picked = tensor[0].index_select(1, flat)
+            return picked.view(tensor.shape[1], count, longest, tensor.shape[3]).transpose(0, 1)
+
+        def with_prefix(tensor: Tensor) -> Tensor:
+            prefix = tensor[:, :, block.prompt].expand(count, -1, -1, -1)
+            return torch.cat([prefix, rows(tensor)], dim=2)
+
+        mask = self._mask(block, "continuation", window, query)
+        out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale)
+        flat_out = out.transpose(0, 1).reshape(query.shape[1], count * longest, query.shape[3])
+        return flat_out.index_select(1, block.rows)[None]
+
+    def _mask(self, block: _Block, kind: str, window: int | None, like: Tensor) -> Tensor:
+        if (kind, window) not in block.masks:
+            size = block.prompt.stop - block.prompt.start
+            total = size + block.index.shape[1]
+            keys = torch.arange(size if kind == "prompt" else total, device=like.device)
+            queries = keys if kind == "prompt" else keys[size:]
+            allowed = may_attend(queries, keys, window)
+            block.masks[kind, window] = additive(allowed, like.dtype)[None, None]
+        return block.masks[kind, window]

@@ -1,0 +1,191 @@
+"""The policy: a transformers causal language model, loaded safely and called through coterie's layouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from coterie.batches import Segment
+from coterie.config.schema import LoraConfig, ModelConfig
+from coterie.errors import ModelError
+from coterie.policy import attention
+
+_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class Policy:
+    """A causal language model whose attention follows a `Layout`.
+
+    Attributes:
+        model: the transformers model itself, with adapters injected when LoRA is used; always in eval mode, since
+            dropout would make the sampled and the trained policy differ.
+        name: what the user called it.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str, lora: LoraConfig | None = None) -> None:
+        attention.register()
+        self.name = name
+        self.model: Any = model.eval()
+        _check_attention(self.model)
+        self.model.set_attn_implementation(attention.NAME)
+        self.adapters: Any = None
+        if lora is not None:
+            self.adapters = _with_lora(self.model, lora)
+        self.decoder: Any = self.model.get_decoder()
+        self.head: nn.Linear = self.model.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, each tensor once."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def size(self) -> int:
+        """Number of parameters, trained or not."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def hidden(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            tokens: [B, T] int64.
+            positions: [B, T] int64, position of each token in its own sequence.
+
+        Returns:
+            [B, T, D] in the model's dtype.
+        """
+        return self.decoder(
+            input_ids=tokens, position_ids=positions, use_cache=False, layout=layout
+        ).last_hidden_state
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The model as it was before LoRA: the frozen reference for free."""
+        if self.adapters is None:
+            raise ModelError("without_adapters needs LoRA: set model.lora, or keep a separate reference model")
+        with self.adapters.disable_adapter():
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors that transformers (or PEFT, for adapters) opens as they are."""
+        (self.adapters or self.model).save_pretrained(folder, safe_serialization=True)
+        if self.adapters is None:
+            _forget_attention(folder / "config.json")
+
+
+def _forget_attention(config: Path) -> None:
+    """The saved model must open without coterie installed."""
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    facts.pop("_attn_implementation", None)
+    config.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Policy:
+    """Load a model from a local folder or by transformers id.
+
+    Raises:
+        ModelError: pickle weights, code in the model folder, no weights, or an architecture without pluggable attention.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        refuse_unsafe(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, not a whole model: name the base model and resume the run, or merge it first"
+        )
+    options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager", **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"cannot load the model {str(source)!r}: {str(error).splitlines()[0]}; expected an asset name "
+            "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
+        ) from error
+    return Policy(model.to(device), name=config.name, lora=config.lora)
+
+
+def refuse_unsafe(folder: Path) -> None:
+    """Pickled weights and repository code can run anything: refuse them before anything is read.
+
+    Raises:
+        ModelError: with the remedy.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder} has no config.json: expected a transformers model folder")
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    if "auto_map" in facts or facts.get("trust_remote_code"):
+        raise ModelError(
+            f"{config} asks to run code from the model folder (auto_map): coterie never does; use a model whose "
+            "architecture is part of transformers"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
+        if pickled:
+            raise ModelError(
+                f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when opened; convert them to "
+                "safetensors in a place you trust, e.g. `model.save_pretrained(folder, safe_serialization=True)`"
+            )
+        raise ModelError(f"{folder} has no *.safetensors: expected the weights of a transformers model")
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> Any:
+    try:
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ModelError("model.lora needs peft: install coterie with its `train` extra") from error
+    settings = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, settings, autocast_adapter_dtype=False).eval()  # ty: ignore[invalid-argument-type]
+
+
+def _check_attention(model: Any) -> None:
+    """Compare coterie's attention with the model's own on a few tokens, so that no architecture is silently wrong."""
+    config = model.config.get_text_config()
+    length = 5
+    tokens = torch.arange(1, length + 1, device=model.device)[None] % config.vocab_size
+    positions = torch.arange(length, device=model.device)[None]
+    layout = attention.PackedLayout([Segment(start=0, prompt=2, lengths=(3,))], model.device)
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        expected = model(input_ids=tokens, use_cache=False).logits.float()
+        try:
+            model.set_attn_implementation(attention.NAME)
+            states = model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{type(model).__name__} does not take a pluggable attention ({error}); use a causal model of transformers "
+                "that supports attention backends, such as Llama, Qwen, Gemma 3, Mistral or SmolLM"
+            ) from error
+        got = model.get_output_embeddings()(states.last_hidden_state).float()
+    error = float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))
+    tolerance = 0.1 if model.dtype == torch.bfloat16 else 1e-3
+    if not error < tolerance:
+        raise ModelError(
+            f"{type(model).__name__} computes something beside plain attention and head (logits differ by {error:.3g} "
+            f"standard deviations, expected < {tolerance}); it is not supported"
+        )

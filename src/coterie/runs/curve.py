@@ -1,0 +1,134 @@
+"""The learning curve as a picture. matplotlib is imported here only, and only when a picture is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from coterie.runs.directory import RunDirectory
+from coterie.runs.durable import write_file
+from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
+from coterie.runs.metrics import MetricsDB
+from coterie.train.observer import EvalResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_INK, _FAINT = "#333333", "#DDDDDD"
+
+Series = Sequence[tuple[int, float]]
+
+
+def draw_curve(run: RunDirectory, title: str) -> bool:
+    """Write `curve.png`: the reward of every step (mean ± std), and held-out pass@1 with its intervals.
+
+    Returns:
+        Whether there is a picture: False without matplotlib, or when nothing was recorded yet.
+
+    Raises:
+        RunError: the metrics cannot be read, or the disk refused.
+    """
+    with MetricsDB.reader(run.metrics) as database:
+        mean, std = database.series(REWARD_MEAN), database.series(REWARD_STD)
+        evals = database.evals()
+    if not mean and not evals:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 6.2 if mean and evals else 3.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    count = bool(mean) + bool(evals)
+    axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    for axis in axes:
+        _dress(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # A dollar sign would start a formula.
+    figure.suptitle(title.replace("$", r"\$"), fontsize=12, color=_INK, x=0.01, ha="left")
+    if mean:
+        _rewards(axes[0], mean, dict(std))
+    if evals:
+        _heldout(axes[-1], evals)
+    axes[-1].set_xlabel("training step")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(run.curve, picture.getvalue())
+    return True
+
+
+def _dress(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_INK)
+    axis.tick_params(colors=_INK)
+    axis.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def _rewards(axis: Axes, mean: Series, std: dict[int, float]) -> None:
+    steps, values = [step for step, _ in mean], [value for _, value in mean]
+    low = [value - std.get(step, 0.0) for step, value in mean]
+    high = [value + std.get(step, 0.0) for step, value in mean]
+    axis.fill_between(
+        steps, low, high, color=_COLORS[0], alpha=0.15, linewidth=0, label="± std over rollouts"
+    )
+    busy = len(steps) > 30
+    # Single steps are noisy: many of them are drawn faint under their running mean.
+    axis.plot(
+        steps,
+        values,
+        color=_COLORS[0],
+        alpha=0.35 if busy else 1.0,
+        linewidth=1 if busy else 1.8,
+        marker="o" if len(steps) == 1 else None,
+        label="mean of each step" if busy else "mean",
+    )
+    if busy:
+        span = max(5, len(steps) // 15)
+        axis.plot(
+            steps, _running_mean(values, span), color=_COLORS[0], linewidth=2, label=f"mean of {span} steps"
+        )
+    axis.set_ylabel("reward in training")
+    axis.legend(frameon=False, fontsize=8, loc="best", ncols=3)
+
+
+def _running_mean(values: Sequence[float], span: int) -> list[float]:
+    """Mean of the last `span` values at each point; of fewer at the start."""
+    return [sum(values[max(0, end - span) : end]) / min(span, end) for end in range(1, len(values) + 1)]
+
+
+def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
+    tasks = list(dict.fromkeys(result.task for result in evals))
+    far = max(result.step for result in evals)
+    top = 0.0
+    for index, task in enumerate(tasks):
+        results = [result for result in evals if result.task == task]
+        color = _COLORS[index % len(_COLORS)]
+        # Tasks are moved apart a little, so that their bars can be told from each other.
+        shift = (index - (len(tasks) - 1) / 2) * far * 0.006
+        axis.errorbar(
+            [result.step + shift for result in results],
+            [100 * result.pass_at_1.value for result in results],
+            yerr=[
+                [100 * (result.pass_at_1.value - result.pass_at_1.low) for result in results],
+                [100 * (result.pass_at_1.high - result.pass_at_1.value) for result in results],
+            ],
+            color=color,
+            marker="o",
+            markersize=5,
+            linewidth=1.8,
+            linestyle="--" if task == "all" else "-",
+            capsize=3,
+            elinewidth=1.2,
+            label=task.replace("$", r"\$"),
+        )
+        top = max(top, *(100 * result.pass_at_1.high for result in results))
+    axis.set_ylabel("held-out pass@1, %\n(95 % interval)")
+    axis.set_ylim(0, min(104.0, max(10.0, top * 1.12)))
+    if len(tasks) > 1:
+        axis.legend(frameon=False, fontsize=8, loc="best", ncols=min(4, len(tasks)))

@@ -1,0 +1,198 @@
+"""One folder per run: where everything is, and who may write."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from coterie.config.toml import dumps
+from coterie.errors import RunError
+from coterie.runs.durable import describe, fsync, json_dumps, remove_leftovers, write_file
+from coterie.runs.lock import Lock
+from coterie.runs.log import RunLog
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(slots=True)
+class RunDirectory:
+    """A run's folder. From `create` and `open` it holds the run's lock; from `at` it only reads.
+
+    config.toml  metrics.sqlite  quarantine.jsonl  README.md  curve.png
+    rollouts/step_000012.parquet   checkpoints/step_000010/   logs/attempt_1.log
+    """
+
+    path: Path
+    _lock: Lock | None = field(default=None, repr=False)
+
+    @classmethod
+    def create(cls, runs: Path, name: str, stem: str) -> Self:
+        """Make and lock a new folder `runs/name`, or `runs/<stem>-001`, `-002` … when the name is empty.
+
+        Raises:
+            RunError: the name is taken or no good as a folder's name, or the disk refused.
+        """
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            path = _make(runs, name) if name else _make_numbered(runs, stem)
+            run = cls(path, Lock(path))
+            for folder in (run.rollouts, run.checkpoints, run.logs):
+                folder.mkdir()
+            fsync(path)
+            fsync(runs)
+        except OSError as error:
+            raise RunError(f"cannot create a run in {runs}: {describe(error, runs)}") from error
+        return run
+
+    @classmethod
+    def open(cls, run: str | Path, runs: Path = Path("runs")) -> Self:
+        """Lock an existing run to go on with it, and remove what an interrupted write left behind.
+
+        Raises:
+            RunError: there is no such run, or another process uses it.
+        """
+        path = find(run, runs)
+        opened = cls(path, Lock(path))
+        for folder in (path, opened.rollouts, opened.checkpoints):
+            remove_leftovers(folder)
+        return opened
+
+    @classmethod
+    def at(cls, run: str | Path, runs: Path = Path("runs")) -> Self:
+        """An existing run to look at, whoever trains in it.
+
+        Raises:
+            RunError: there is no such run.
+        """
+        return cls(find(run, runs))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.sqlite"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def readme(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved settings, once: `coterie train @ config.toml` repeats the run."""
+        if self.config.exists():
+            raise RunError(f"{self.config} exists; a run's settings never change. Start a new run")
+        write_file(self.config, dumps(config).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings as plain data, for `RunConfig.model_validate`."""
+        try:
+            return tomllib.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.config} cannot be read: {error}") from error
+
+    def write_quarantine(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record the refused data rows, one JSON object a line; no file when there are none.
+
+        Raises:
+            RunError: a row is no strict JSON, or the disk refused.
+        """
+        if not rows:
+            return
+        try:
+            text = "".join(json_dumps(dict(row)) + "\n" for row in rows)
+        except ValueError as error:
+            raise RunError(f"a row for {self.quarantine} is not strict JSON: {error}") from error
+        write_file(self.quarantine, text.encode())
+
+    def open_log(self) -> RunLog:
+        """A fresh `logs/attempt_N.log` for this process."""
+        return RunLog(self.logs)
+
+    def close(self) -> None:
+        """Give the lock back; the process's end does so too."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find(run: str | Path, runs: Path) -> Path:
+    """Folder of a run given by path or by name.
+
+    Raises:
+        RunError: neither is a run; names the nearest runs there are.
+    """
+    for path in (Path(run), runs / run):
+        if (path / "config.toml").is_file():
+            return path
+    known = sorted(path.parent.name for path in runs.glob("*/config.toml"))
+    there = f"{runs} holds {', '.join(known[-8:])}" if known else f"{runs} holds no runs"
+    raise RunError(
+        f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs}; {there}"
+    )
+
+
+def _make(runs: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"run.name = {name!r} is not a folder name; use up to 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        )
+    path = runs / name
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise RunError(
+            f"{path} exists, and a run is never overwritten; choose another name, leave the name empty "
+            f"to get a numbered one, or go on with it: coterie resume {path}"
+        ) from None
+    return path
+
+
+def _make_numbered(runs: Path, stem: str) -> Path:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "run"
+    taken = re.compile(re.escape(stem) + r"-(\d+)")
+    matches = (taken.fullmatch(path.name) for path in runs.iterdir())
+    number = 1 + max((int(match[1]) for match in matches if match), default=0)
+    while True:
+        path = runs / f"{stem}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1  # another process was faster
+        else:
+            return path

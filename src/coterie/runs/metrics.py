@@ -1,0 +1,296 @@
+"""Numbers, events and evaluations of a run in SQLite (WAL): one writer, many readers, neither waits."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from coterie.errors import NonFiniteError, RunError
+from coterie.runs.durable import json_dumps, json_loads
+from coterie.train.observer import EvalResult, Interval
+
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE metrics (step INTEGER NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
+                      PRIMARY KEY (step, name)) WITHOUT ROWID;
+CREATE INDEX metrics_by_name ON metrics (name, step);
+CREATE TABLE events (id INTEGER PRIMARY KEY, step INTEGER, kind TEXT NOT NULL, message TEXT NOT NULL,
+                     data TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE evals (step INTEGER NOT NULL, task TEXT NOT NULL, prompts INTEGER NOT NULL,
+                    samples INTEGER NOT NULL, k INTEGER NOT NULL,
+                    pass_at_1 REAL NOT NULL, pass_at_1_low REAL NOT NULL, pass_at_1_high REAL NOT NULL,
+                    pass_at_k REAL NOT NULL, pass_at_k_low REAL NOT NULL,
+                    pass_at_k_high REAL NOT NULL, mean_length REAL NOT NULL, truncated REAL NOT NULL,
+                    PRIMARY KEY (step, task));
+CREATE TABLE eval_items (step INTEGER NOT NULL, task TEXT NOT NULL, prompt_id TEXT NOT NULL,
+                         correct INTEGER NOT NULL, samples INTEGER NOT NULL,
+                         PRIMARY KEY (step, task, prompt_id)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something worth a line, e.g. `checkpoint`, `warning`, `resume`, `stop`."""
+
+    step: int | None
+    kind: str
+    message: str
+    data: Mapping[str, Any]
+    time: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalItem:
+    """One held-out prompt of one evaluation, kept for the paired test."""
+
+    task: str
+    prompt_id: str
+    correct: int
+    samples: int
+
+
+class MetricsDB:
+    """The run's `metrics.sqlite`. The default opens the writer; `MetricsDB.reader` only looks.
+
+    Raises:
+        RunError: from every method, when the file is damaged, foreign or refused by the disk.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        if read_only and not path.is_file():
+            raise RunError(f"there is no {path}; the run has not started, or this is not a run")
+        with self._named("open"):
+            self._db = _connect(path, read_only)
+            try:
+                self._prepare(read_only)
+            except BaseException:
+                self._db.close()
+                raise
+
+    @classmethod
+    def reader(cls, path: Path) -> Self:
+        """Read-only: never blocks a running training and never changes the file."""
+        return cls(path, read_only=True)
+
+    def _prepare(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise RunError(
+                f"{self.path} has format {version}, this coterie reads up to {VERSION}; use a newer one"
+            )
+        if read_only:
+            return
+        verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise RunError(f"{self.path} is damaged: {verdict}; restore it from a copy")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose the last steps to a power cut
+        if version == 0:
+            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+
+    def record(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        events: Sequence[Event] = (),
+        evals: Sequence[EvalResult] = (),
+        items: Sequence[EvalItem] = (),
+    ) -> None:
+        """All that one step has to say, in one transaction.
+
+        Raises:
+            NonFiniteError: a metric is NaN or infinite; nothing is written.
+            RunError: the step is recorded already; a resume first calls `truncate_after`.
+        """
+        rows = [(step, name, _finite(step, name, value)) for name, value in metrics.items()]
+        with self._transaction(f"record step {step}"):
+            self._db.executemany("INSERT INTO metrics VALUES (?, ?, ?)", rows)
+            self._insert_evals(step, evals, items)
+            for event in events:
+                self._insert_event(event)
+
+    def record_evals(self, results: Sequence[EvalResult], items: Sequence[EvalItem] = ()) -> None:
+        """One evaluation (all results have the same step) outside of a step's record."""
+        found = {result.step for result in results}
+        if len(found) != 1:
+            raise RunError(f"an evaluation belongs to one step, got results of {sorted(found) or 'none'}")
+        step = found.pop()
+        with self._transaction(f"record the evaluation of step {step}"):
+            self._insert_evals(step, results, items)
+
+    def event(
+        self, kind: str, message: str, step: int | None = None, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record one event, now."""
+        with self._transaction(f"record a {kind} event"):
+            self._insert_event(
+                Event(step=step, kind=kind, message=message, data=data or {}, time=time.time())
+            )
+
+    def truncate_after(self, step: int) -> None:
+        """Forget metrics, evaluations and events of later steps, which a resume makes again; -1 forgets all.
+
+        Events without a step stay: they tell the history of the attempts.
+        """
+        with self._transaction(f"truncate after step {step}"):
+            for table in ("metrics", "events", "evals", "eval_items"):
+                self._db.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+
+    def names(self) -> list[str]:
+        """Names of all metrics, sorted."""
+        return [name for (name,) in self._rows("SELECT DISTINCT name FROM metrics ORDER BY name")]
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric in the order of steps; empty when it was never recorded."""
+        return self._rows("SELECT step, value FROM metrics WHERE name = ? ORDER BY step", name)
+
+    def step_metrics(self, step: int) -> dict[str, float]:
+        """All metrics of one step."""
+        return dict(self._rows("SELECT name, value FROM metrics WHERE step = ? ORDER BY name", step))
+
+    def last_step(self) -> int | None:
+        """The newest step that has metrics."""
+        return self._rows("SELECT MAX(step) FROM metrics")[0][0]
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """Events in the order recorded, all or of one kind."""
+        rows = self._rows(
+            "SELECT step, kind, message, data, time FROM events WHERE ?1 IS NULL OR kind = ?1 ORDER BY id",
+            kind,
+        )
+        with self._named("read the events of"):
+            return [
+                Event(step=step, kind=name, message=message, data=json_loads(data), time=at)
+                for step, name, message, data, at in rows
+            ]
+
+    def evals(self, task: str | None = None) -> list[EvalResult]:
+        """Evaluations by step, then in the order recorded."""
+        rows = self._rows("SELECT * FROM evals WHERE ?1 IS NULL OR task = ?1 ORDER BY step, rowid", task)
+        return [
+            EvalResult(
+                step=row[0],
+                task=row[1],
+                prompts=row[2],
+                samples=row[3],
+                k=row[4],
+                pass_at_1=Interval(value=row[5], low=row[6], high=row[7]),
+                pass_at_k=Interval(value=row[8], low=row[9], high=row[10]),
+                mean_length=row[11],
+                truncated=row[12],
+            )
+            for row in rows
+        ]
+
+    def eval_items(self, step: int, task: str | None = None) -> list[EvalItem]:
+        """Held-out prompts of one evaluation, sorted by task and id; all tasks when none is given."""
+        rows = self._rows(
+            "SELECT task, prompt_id, correct, samples FROM eval_items "
+            "WHERE step = ?1 AND (?2 IS NULL OR task = ?2) ORDER BY task, prompt_id",
+            step,
+            task,
+        )
+        return [EvalItem(task=row[0], prompt_id=row[1], correct=row[2], samples=row[3]) for row in rows]
+
+    def close(self) -> None:
+        """Fold the log back into the file, so that one file holds everything."""
+        with self._named("close"):
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _insert_evals(self, step: int, evals: Sequence[EvalResult], items: Sequence[EvalItem]) -> None:
+        for result in evals:
+            if result.step != step:
+                raise RunError(f"an evaluation of step {result.step} is recorded with step {step}")
+            values = (
+                *_values(result.pass_at_1),
+                *_values(result.pass_at_k),
+                result.mean_length,
+                result.truncated,
+            )
+            numbers = [_finite(step, f"evaluation of {result.task}", value) for value in values]
+            head = (step, result.task, result.prompts, result.samples, result.k)
+            self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 13)})", (*head, *numbers))
+        rows = [(step, item.task, item.prompt_id, item.correct, item.samples) for item in items]
+        self._db.executemany("INSERT INTO eval_items VALUES (?, ?, ?, ?, ?)", rows)
+
+    def _insert_event(self, event: Event) -> None:
+        data, message = (
+            json_dumps(dict(event.data)),
+            event.message.encode("utf-8", "backslashreplace").decode(),
+        )
+        row = (event.step, event.kind, message, data, event.time)
+        self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
+
+    def _rows(self, sql: str, *values: Any) -> list[Any]:
+        with self._named("read"):
+            return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _transaction(self, what: str) -> Generator[None]:
+        with self._named(f"{what} in"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _named(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise RunError(
+                f"cannot {what} {self.path}: recorded already ({error}); a resume first calls truncate_after"
+            ) from error
+        except (sqlite3.Error, ValueError, UnicodeError) as error:
+            raise RunError(f"cannot {what} {self.path}: {error}") from error
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    if not read_only:
+        return sqlite3.connect(path, timeout=10, isolation_level=None)
+    uri = path.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=10, isolation_level=None)
+    try:
+        db.execute("SELECT COUNT(*) FROM sqlite_master")
+    except sqlite3.OperationalError:
+        db.close()
+        # A finished run in a folder that may not be written: WAL would want a helper file there.
+        if path.with_name(path.name + "-wal").exists():
+            raise
+        db = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None)
+    return db
+
+
+def _values(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _finite(step: int, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"the metric {name} of step {step} is {value!r}; a metric is a number") from error
+    if not math.isfinite(number):
+        raise NonFiniteError(
+            f"the metric {name} of step {step} is {number}; metrics are finite, leave out what is undefined"
+        )
+    return number

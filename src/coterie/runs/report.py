@@ -1,0 +1,241 @@
+"""The run's README: what came out, how sure that is, and how to get it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coterie.algo.statistics import PairedTest, paired_test
+from coterie.config.layers import flatten
+from coterie.config.schema import RunConfig
+from coterie.errors import RunError
+from coterie.runs.curve import draw_curve
+from coterie.runs.directory import RunDirectory
+from coterie.runs.durable import write_file
+from coterie.runs.inspect import ends
+from coterie.runs.metrics import MetricsDB
+from coterie.text import safe_text
+from coterie.train.observer import EvalResult, Interval
+from coterie.types import Prompt, Rollout
+
+_CORE = (
+    "seed",
+    "steps",
+    "collect.prompts",
+    "collect.group_size",
+    "sampling.temperature",
+    "sampling.max_tokens",
+    "objective.kl_beta",
+    "objective.clip_low",
+    "objective.clip_high",
+    "optim.lr",
+)
+"""Settings shown even where they are the defaults."""
+_LONGEST = 1500
+"""Characters shown of a completion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeAfter:
+    """One held-out prompt with an attempt from either end of the training."""
+
+    prompt: Prompt
+    before: Rollout
+    after: Rollout
+
+
+def write_report(
+    run: RunDirectory, *, machine: str, seconds: float, samples: Sequence[BeforeAfter] = ()
+) -> Path:
+    """Write `README.md` and, where matplotlib is installed, `curve.png`.
+
+    Args:
+        machine: one line, e.g. processor, cores, memory.
+        seconds: of training, over all attempts.
+
+    Raises:
+        RunError: the run's settings or metrics cannot be read, or the disk refused.
+    """
+    config = run.read_config()
+    model = config.get("model", {}).get("name", "a model")
+    with MetricsDB.reader(run.metrics) as database:
+        done, events = database.last_step() or 0, database.events()
+        results = _results(database)
+        speeds = {name: database.series(f"speed/{name}") for name in ("generate", "update")}
+    picture = draw_curve(run, f"{run.path.resolve().name}: {model}, {done} steps of GRPO")
+    counts: dict[str, int] = {}
+    for event in events:
+        counts[event.kind] = counts.get(event.kind, 0) + 1
+    unusual = [f"{count} × {kind}" for kind, count in counts.items() if kind in _UNUSUAL]
+    rates = [f"{sum(v for _, v in s) / len(s):,.0f} tok/s in {name}" for name, s in speeds.items() if s]
+    facts = [
+        f"- Steps: {done} of {config.get('steps', '?')}.",
+        f"- Time: {_duration(seconds)}" + (f" ({', '.join(rates)})." if rates else "."),
+        f"- Machine: {_inline(machine)}",
+        f"- Out of the ordinary: {', '.join(unusual) or 'nothing'}.",
+    ]
+    sections = [
+        f"# {run.path.resolve().name}",
+        f"`{_inline(str(model))}`, trained with GRPO (Group Relative Policy Optimization).",
+        "## Result\n\n" + results,
+        "![Reward in training and held-out accuracy by step](curve.png)" if picture else _NO_PICTURE,
+        "## Do it again\n\n" + _command(run, config),
+        "## Time and place\n\n" + "\n".join(facts),
+        "## Settings that matter\n\n" + _settings(config),
+        *_samples(samples),
+    ]
+    write_file(run.readme, ("\n\n".join(sections) + "\n").encode("utf-8", "backslashreplace"))
+    return run.readme
+
+
+_UNUSUAL = ("warning", "stop", "resume", "skipped_update", "error")
+_NO_PICTURE = (
+    "There is no picture of the learning curve: matplotlib is not installed (`pip install matplotlib`), "
+    "or no step was recorded. The numbers are in `metrics.sqlite`."
+)
+
+
+def _results(database: MetricsDB) -> str:
+    before, after = ends(database)
+    if not before:
+        return "No held-out evaluation was recorded."
+    if not after:
+        head = (
+            f"| held-out task | prompts × attempts | metric | step {before[0].step} |\n" + "| --- " * 4 + "|"
+        )
+        rows = [
+            _row(result.task, _size(result), name, _percent(one))
+            for result in before
+            for name, one in _both(result)
+        ]
+        return "\n".join((head, *rows)) + "\n\nIntervals are 95 % bootstrap intervals over prompts."
+    later = {result.task: result for result in after}
+    rows = []
+    for result in before:
+        if result.task not in later:
+            continue
+        test = _paired(database, result, later[result.task])
+        for (name, one), (_, other) in zip(_both(result), _both(later[result.task]), strict=True):
+            change = _change(one, other, test if name == "pass@1" else None)
+            rows.append(_row(result.task, _size(result), name, _percent(one), _percent(other), *change))
+    head = (
+        f"| held-out task | prompts × attempts | metric | before (step {before[0].step}) "
+        f"| after (step {after[0].step}) | difference in points | p |\n" + "| --- " * 7 + "|"
+    )
+    note = (
+        "Intervals are 95 % bootstrap intervals over prompts. The difference and its interval are paired by "
+        "prompt; p is two-sided, from random sign flips. Held-out prompts are never trained on."
+    )
+    return "\n".join((head, *rows)) + "\n\n" + note
+
+
+def _both(result: EvalResult) -> list[tuple[str, Interval]]:
+    rows = [("pass@1", result.pass_at_1)]
+    return rows if result.k == 1 else [*rows, (f"pass@{result.k}", result.pass_at_k)]
+
+
+def _paired(database: MetricsDB, before: EvalResult, after: EvalResult) -> PairedTest | None:
+    """On the prompts that both evaluations hold; None when their items were not recorded."""
+    task = None if before.task == "all" else before.task
+    one, other = (
+        {(item.task, item.prompt_id): item.correct / item.samples for item in database.eval_items(step, task)}
+        for step in (before.step, after.step)
+    )
+    shared = sorted(one.keys() & other.keys())
+    if not shared:
+        return None
+    return paired_test([one[key] for key in shared], [other[key] for key in shared])
+
+
+def _change(before: Interval, after: Interval, test: PairedTest | None) -> tuple[str, str]:
+    if test is None:
+        return f"{100 * (after.value - before.value):+.1f}", ""
+    interval = f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+    p = "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+    return f"**{100 * test.difference:+.1f}** {interval}", p
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _size(result: EvalResult) -> str:
+    return f"{result.prompts} × {result.samples}"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(_inline(cell) for cell in cells) + " |"
+
+
+def _inline(text: str) -> str:
+    """Text that cannot break out of its line or table cell."""
+    return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _command(run: RunDirectory, config: Mapping[str, Any]) -> str:
+    # The name is taken by this very run, and runs are never overwritten.
+    name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
+    return (
+        f"```sh\ncoterie train @ {run.config.as_posix()}{name}\n```\n\n"
+        "The same machine and number of threads give the same tokens, bit for bit. "
+        f"`coterie show {run.path.as_posix()}` says more; `coterie chat {run.path.as_posix()}` talks to "
+        "the result."
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """The core settings and whatever differs from the defaults."""
+    default = {".".join(key): value for key, value in flatten(RunConfig().model_dump(mode="json"))}
+    chosen = {".".join(key): value for key, value in flatten(dict(config))}
+    keys = [key for key in _CORE if key in chosen or key in default]
+    keys += [
+        key
+        for key, value in chosen.items()
+        if key not in _CORE and key not in ("name", "runs") and (key not in default or default[key] != value)
+    ]
+    rows = []
+    for key in keys:
+        value = chosen.get(key, default.get(key))
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        rows.append(_row(f"{key}", text if text else "(empty)"))
+    return "| setting | value |\n| --- | --- |\n" + "\n".join(rows) + "\n\nAll of them: `config.toml`."
+
+
+def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
+    if not samples:
+        return
+    yield "## The same questions, before and after"
+    for number, sample in enumerate(samples, 1):
+        answer = "" if sample.prompt.answer is None else f" (answer: `{_inline(sample.prompt.answer)}`)"
+        yield f"### {number}. {_inline(sample.prompt.task)}{answer}"
+        yield _quoted(sample.prompt.messages[-1]["content"])
+        for label, rollout in (("Before", sample.before), ("After", sample.after)):
+            reward = rollout.outcome if rollout.reward is None else f"reward {rollout.reward:.2f}"
+            cut = ", cut by the limit" if rollout.context.stop_reason.truncated else ""
+            yield f"**{label}**, {reward}, {rollout.context.completion_length} tokens{cut}:"
+            yield _quoted(rollout.completion)
+
+
+def _quoted(text: str) -> str:
+    """A code block that the text, whatever it holds, cannot end."""
+    shown = safe_text(text.strip())
+    if len(shown) > _LONGEST:
+        shown = f"{shown[:_LONGEST]}… ({len(shown) - _LONGEST:,} more characters)"
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{shown}\n{fence}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0:
+        raise RunError(
+            f"a run of {seconds} s; time does not run backwards, so measure with a monotonic clock"
+        )
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    )

@@ -1,0 +1,256 @@
+"""A rollout as one row of a table, and back: the columns of the rollout files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+
+from coterie.errors import RunError
+from coterie.runs.durable import json_dumps, json_loads
+from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRecord:
+    """One rollout with all that became of it."""
+
+    prompt: Prompt
+    rollout: Rollout
+    credit: Credit | None
+    """None where the rollout was in no group, or its group had zero variance."""
+    logprobs: tuple[float, ...] | None
+    """[C, all turns] the trainer's log-prob of each sampled token at the update; None where not computed."""
+    seconds: float | None
+    """Wall-clock time of the attempt, sampling and scoring."""
+
+
+REPEATED = [
+    "prompt_id",
+    "task",
+    "prompt",
+    "answer",
+    "prompt_attributes",
+    "attributes",
+    "outcome",
+    "stop_reason",
+]
+
+
+@cache
+def schema() -> pa.Schema:
+    """Columns of a rollout file."""
+    text, real = pa.string(), pa.float64()
+    reals = pa.list_(pa.float32())
+    return pa.schema(
+        [
+            ("step", pa.int64()),
+            ("prompt_id", text),
+            ("task", text),
+            ("rollout_id", text),
+            ("sample", pa.int32()),
+            ("prompt", text),  # JSON list of messages
+            ("completion", text),
+            ("answer", text),
+            ("prompt_attributes", text),  # JSON
+            ("prompt_tokens", pa.list_(pa.int32())),  # of the first turn
+            (
+                "tokens",
+                pa.list_(pa.int32()),
+            ),  # all after it: the model's, and between turns the environment's
+            ("loss_mask", pa.list_(pa.bool_())),  # true where the model spoke
+            ("sampler_logprobs", reals),  # null where it did not
+            ("logprobs", reals),
+            ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version
+            ("reward", real),
+            ("reward_parts", text),  # JSON
+            ("step_rewards", pa.list_(real)),
+            ("advantage", real),
+            ("clip_low", real),
+            ("clip_high", real),
+            ("contributions", text),  # JSON
+            ("outcome", text),
+            ("error", text),
+            ("stop_reason", text),
+            ("version", pa.int64()),
+            ("prompt_length", pa.int32()),
+            ("completion_length", pa.int32()),
+            ("difficulty", real),
+            ("embedding", text),
+            ("attributes", text),  # JSON, of the context
+            ("seconds", real),
+        ]
+    )
+
+
+def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
+    """The record as one row of `schema`.
+
+    Raises:
+        RunError: its parts do not belong together, or a value has no place in a column; the rollout is named.
+    """
+    prompt, rollout, credit, context = record.prompt, record.rollout, record.credit, record.rollout.context
+    if context.prompt_id != prompt.id:
+        raise RunError(
+            f"rollout {rollout.id} answers {context.prompt_id}, but is recorded with prompt {prompt.id}"
+        )
+    if credit is not None and credit.rollout_id != rollout.id:
+        raise RunError(f"rollout {rollout.id} is recorded with the credit of {credit.rollout_id}")
+
+    def as_json(name: str, value: Any) -> str:
+        try:
+            return json_dumps(value)
+        except ValueError as error:
+            raise RunError(f"{name} of rollout {rollout.id} is not strict JSON: {error}") from error
+
+    return {
+        "step": step,
+        "prompt_id": _utf8(prompt.id),
+        "task": _utf8(prompt.task),
+        "rollout_id": _utf8(rollout.id),
+        "sample": rollout.sample,
+        "prompt": as_json("messages", list(prompt.messages)),
+        "completion": _utf8(rollout.completion),
+        "answer": _utf8(prompt.answer),
+        "prompt_attributes": as_json("prompt attributes", dict(prompt.attributes)),
+        **_tokens(record),
+        "reward": rollout.reward,
+        "reward_parts": as_json("reward_parts", dict(rollout.reward_parts)),
+        "step_rewards": rollout.step_rewards,
+        "advantage": credit.advantage if credit else None,
+        "clip_low": credit.clip_low if credit else None,
+        "clip_high": credit.clip_high if credit else None,
+        "contributions": as_json("contributions", dict(credit.contributions)) if credit else None,
+        "outcome": str(rollout.outcome),
+        "error": _utf8(rollout.error),
+        "stop_reason": str(context.stop_reason),
+        "version": context.version,
+        "prompt_length": context.prompt_length,
+        "completion_length": context.completion_length,
+        "difficulty": context.difficulty,
+        "embedding": _utf8(context.embedding),
+        "attributes": as_json("context attributes", dict(context.attributes)),
+        "seconds": record.seconds,
+    }
+
+
+def _tokens(record: RolloutRecord) -> dict[str, Any]:
+    """The turns laid end to end; each turn's prompt must start with all that went before, token for token."""
+    rollout, logprobs = record.rollout, record.logprobs
+    sampled = sum(len(turn.tokens) for turn in rollout.turns)
+    if logprobs is not None and len(logprobs) != sampled:
+        raise RunError(
+            f"rollout {rollout.id} has {sampled} sampled tokens, but {len(logprobs)} trainer log-probs"
+        )
+    first = rollout.turns[0].prompt_tokens if rollout.turns else ()
+    out: dict[str, list[Any]] = {"tokens": [], "loss_mask": [], "sampler_logprobs": [], "logprobs": []}
+    turns, done = [], 0
+    for index, turn in enumerate(rollout.turns):
+        if len(turn.sampler_logprobs) != len(turn.tokens):
+            raise RunError(
+                f"turn {index} of rollout {rollout.id} has {len(turn.tokens)} tokens, "
+                f"but {len(turn.sampler_logprobs)} sampler log-probs"
+            )
+        so_far = first + tuple(out["tokens"])
+        if turn.prompt_tokens[: len(so_far)] != so_far:
+            raise RunError(f"turn {index} of rollout {rollout.id} does not start with the tokens before it")
+        between, count = turn.prompt_tokens[len(so_far) :], len(turn.tokens)
+        silent = [None] * len(between)
+        out["tokens"] += between + turn.tokens
+        out["loss_mask"] += [False] * len(between) + [True] * count
+        out["sampler_logprobs"] += silent + list(turn.sampler_logprobs)
+        if logprobs is not None:
+            out["logprobs"] += silent + list(logprobs[done : done + count])
+        done += count
+        turns.append(_turn_facts(turn, end=len(out["tokens"])))
+    if logprobs is None:
+        return {**out, "logprobs": None, "prompt_tokens": first, "turns": json_dumps(turns)}
+    return {**out, "prompt_tokens": first, "turns": json_dumps(turns)}
+
+
+def _turn_facts(turn: Turn, end: int) -> dict[str, Any]:
+    return {
+        "start": end - len(turn.tokens),
+        "end": end,
+        "temperature": turn.temperature,
+        "stop_reason": str(turn.stop_reason),
+        "version": turn.version,
+    }
+
+
+def _utf8(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def from_row(row: dict[str, Any]) -> RolloutRecord:
+    """Inverse of `to_row`. Raises ValueError, KeyError or TypeError where a damaged row makes no sense."""
+    messages = tuple(Message(role=m["role"], content=m["content"]) for m in json_loads(row["prompt"]))
+    prompt = Prompt(
+        id=row["prompt_id"],
+        messages=messages,
+        answer=row["answer"],
+        task=row["task"],
+        attributes=json_loads(row["prompt_attributes"]),
+    )
+    context = Context(
+        prompt_id=row["prompt_id"],
+        task=row["task"],
+        difficulty=row["difficulty"],
+        embedding=row["embedding"],
+        version=row["version"],
+        prompt_length=row["prompt_length"],
+        completion_length=row["completion_length"],
+        stop_reason=StopReason(row["stop_reason"]),
+        attributes=json_loads(row["attributes"]),
+    )
+    rollout = Rollout(
+        id=row["rollout_id"],
+        sample=row["sample"],
+        turns=tuple(_turn(row, facts) for facts in json_loads(row["turns"])),
+        completion=row["completion"],
+        reward=row["reward"],
+        reward_parts=json_loads(row["reward_parts"]),
+        step_rewards=tuple(row["step_rewards"]),
+        outcome=Outcome(row["outcome"]),
+        error=row["error"],
+        context=context,
+    )
+    return RolloutRecord(
+        prompt=prompt,
+        rollout=rollout,
+        credit=_credit(row),
+        logprobs=_sampled(row, "logprobs"),
+        seconds=row["seconds"],
+    )
+
+
+def _turn(row: dict[str, Any], facts: dict[str, Any]) -> Turn:
+    start, end = facts["start"], facts["end"]
+    return Turn(
+        prompt_tokens=(*row["prompt_tokens"], *row["tokens"][:start]),
+        tokens=tuple(row["tokens"][start:end]),
+        sampler_logprobs=tuple(row["sampler_logprobs"][start:end]),
+        temperature=facts["temperature"],
+        stop_reason=StopReason(facts["stop_reason"]),
+        version=facts["version"],
+    )
+
+
+def _credit(row: dict[str, Any]) -> Credit | None:
+    if row["advantage"] is None:
+        return None
+    return Credit(
+        rollout_id=row["rollout_id"],
+        advantage=row["advantage"],
+        clip_low=row["clip_low"],
+        clip_high=row["clip_high"],
+        contributions=json_loads(row["contributions"]),
+    )
+
+
+def _sampled(row: dict[str, Any], column: str) -> tuple[float, ...] | None:
+    if row[column] is None:
+        return None
+    return tuple(value for value, own in zip(row[column], row["loss_mask"], strict=True) if own)

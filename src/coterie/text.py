@@ -1,0 +1,31 @@
+"""Making text that a model wrote safe to print."""
+
+from __future__ import annotations
+
+import re
+
+# A terminal acts on C0 (except tab and newline), DEL and C1; bidirectional marks and overrides, line and
+# paragraph separators and the byte-order mark deceive the eye; lone surrogates cannot be encoded.
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def safe_text(text: str) -> str:
+    r"""Show control characters and bidirectional overrides as visible escapes; newline and tab stay.
+
+    >>> print(safe_text("\x1b[31mred\u202e"))
+    \x1b[31mred\u202e
+    """
+    return UNSAFE.sub(lambda match: _escape(match.group()), text)
+
+
+def one_line(text: str, width: int) -> str:
+    """`safe_text` on one line of at most `width` characters, ending in … where it was cut."""
+    flat = " ".join(safe_text(text).split())
+    return flat if len(flat) <= width else flat[: max(width - 1, 0)] + "…"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,0 +1,112 @@
+"""Held-out accuracy with intervals: pass@1 and pass@k per task, and per-prompt counts for paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.algo.statistics import bootstrap_interval, pass_at_k
+from coterie.algo.streams import generator
+from coterie.collect import Collector, Experience
+from coterie.config.schema import EvalConfig
+from coterie.engines.base import Sampling
+from coterie.runs.metrics import EvalItem
+from coterie.train.observer import EvalResult, Interval
+from coterie.types import Prompt, Rollout
+
+CORRECT = 1 - 1e-6
+"""A completion is correct when the evaluated reward part reaches this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One pass over the held-out prompts."""
+
+    results: tuple[EvalResult, ...]
+    """One per task in order of appearance, then `all` where there are several."""
+    items: tuple[EvalItem, ...]
+    experience: Experience | None
+    """The rollouts themselves; None when there are no held-out prompts."""
+
+
+class Evaluator:
+    """Samples `config.samples` attempts per held-out prompt and counts the correct ones.
+
+    Args:
+        part: label of the reward part that says what is correct.
+        seed: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        prompts: Sequence[Prompt],
+        *,
+        config: EvalConfig,
+        sampling: Sampling,
+        part: str,
+        seed: int,
+    ) -> None:
+        self.collector = collector
+        self.prompts = list(prompts)
+        self.config = config
+        self.sampling = sampling
+        self.part = part
+        self.seed = seed
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Evaluate the weights as they are.
+
+        Raises:
+            EngineError, RewardError: as collecting does.
+        """
+        if not self.prompts:
+            return Evaluation(results=(), items=(), experience=None)
+        found = self.collector.collect(self.prompts, samples=self.config.samples, sampling=self.sampling)
+        by_task: dict[str, list[Rollout]] = {}
+        for rollout in found.rollouts:
+            if rollout.outcome.usable:
+                by_task.setdefault(rollout.context.task, []).append(rollout)
+        items = [item for task, rollouts in by_task.items() for item in self._items(task, rollouts)]
+        results = [
+            self._result(step, task, [item for item in items if item.task == task], rollouts)
+            for task, rollouts in by_task.items()
+        ]
+        if len(results) > 1:
+            pooled = [rollout for rollouts in by_task.values() for rollout in rollouts]
+            results.append(self._result(step, "all", items, pooled))
+        return Evaluation(results=tuple(results), items=tuple(items), experience=found)
+
+    def _items(self, task: str, rollouts: Sequence[Rollout]) -> list[EvalItem]:
+        counts: dict[str, list[int]] = {}
+        for rollout in rollouts:
+            value = rollout.reward_parts.get(self.part)
+            if value is not None:
+                counts.setdefault(rollout.context.prompt_id, []).append(int(value >= CORRECT))
+        return [
+            EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits))
+            for name, hits in counts.items()
+        ]
+
+    def _result(self, step: int, task: str, items: Sequence[EvalItem], rollouts: Sequence[Rollout]) -> EvalResult:
+        k = self.config.k
+        ones = [item.correct / item.samples for item in items]
+        several = [pass_at_k(item.samples, item.correct, min(k, item.samples)) for item in items]
+        return EvalResult(
+            step=step,
+            task=task,
+            prompts=len(items),
+            samples=self.config.samples,
+            k=k,
+            pass_at_1=self._interval(task, "pass@1", ones),
+            pass_at_k=self._interval(task, "pass@k", several),
+            mean_length=float(np.mean([rollout.context.completion_length for rollout in rollouts])),
+            truncated=float(np.mean([rollout.stop_reason.truncated for rollout in rollouts])),
+        )
+
+    def _interval(self, task: str, what: str, values: Sequence[float]) -> Interval:
+        seed = int(generator("bootstrap", self.seed, task, what).integers(2**31))
+        value, low, high = bootstrap_interval(values, seed=seed)
+        return Interval(value=value, low=low, high=high)

@@ -1,0 +1,93 @@
+"""What a training loop tells the outside while it runs. The console is one observer, a test's list another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from coterie.types import Prompt, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """One held-out evaluation of one task (`task = "all"` pools them)."""
+
+    step: int
+    task: str
+    prompts: int
+    samples: int
+    """Attempts per prompt."""
+    k: int
+    pass_at_1: Interval
+    pass_at_k: Interval
+    mean_length: float
+    """Tokens per completion."""
+    truncated: float
+    """Share of completions cut by the token limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """Known before the first step."""
+
+    run: Path
+    steps: int
+    first_step: int
+    """1, or one after the checkpoint that a resume started from."""
+    model: str
+    parameters: int
+    trained_parameters: int
+    train_prompts: int
+    heldout_prompts: int
+    prompts_per_step: int
+    group_size: int
+
+
+class Observer(Protocol):
+    """Callbacks of a run, all from the training thread, in order; none may change anything."""
+
+    def started(self, info: RunInfo) -> None: ...
+
+    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        """After each step; `sample` is one usable rollout of it with its prompt."""
+        ...
+
+    def evaluated(self, results: Sequence[EvalResult]) -> None:
+        """After each held-out evaluation; one result per task, then `all` where there are several tasks."""
+        ...
+
+    def noted(self, kind: str, message: str) -> None:
+        """An event worth a line: `checkpoint`, `warning`, `stop`, `skipped_update`, `progress` …"""
+        ...
+
+    def finished(self, run: Path, message: str) -> None: ...
+
+
+class Silent:
+    """Observes nothing."""
+
+    def started(self, info: RunInfo) -> None:
+        pass
+
+    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        pass
+
+    def evaluated(self, results: Sequence[EvalResult]) -> None:
+        pass
+
+    def noted(self, kind: str, message: str) -> None:
+        pass
+
+    def finished(self, run: Path, message: str) -> None:
+        pass

@@ -1,0 +1,138 @@
+"""Where a running loop puts what it knows: rollouts, metrics, evaluations, events, checkpoints, and the observer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.collect import Experience
+from coterie.policy.learner import Learner
+from coterie.runs import checkpoint, rollouts
+from coterie.runs.directory import RunDirectory
+from coterie.runs.log import RunLog
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.rollouts import RolloutRecord
+from coterie.train.evaluation import Evaluation
+from coterie.train.observer import Observer
+from coterie.types import Credit, Prompt, Rollout
+
+EVALS = "evals"
+"""Folder of the held-out rollouts, one file per evaluation."""
+
+
+class Recorder:
+    """Writes one run.
+
+    Args:
+        save_model: puts a model folder that transformers opens into the folder it is given.
+        keep: checkpoints kept.
+        config_hash: names the settings a checkpoint belongs to.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        observer: Observer,
+        save_model: Callable[[Path], None],
+        keep: int,
+        config_hash: str,
+    ) -> None:
+        self.run = run
+        self.observer = observer
+        self.save_model = save_model
+        self.keep = keep
+        self.config_hash = config_hash
+        self.db = MetricsDB(run.metrics)
+        self.log: RunLog = run.open_log()
+        self.evals = run.path / EVALS
+        self.evals.mkdir(exist_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
+        self.db.truncate_after(step)
+        rollouts.truncate_after(self.run.rollouts, step)
+        rollouts.truncate_after(self.evals, step)
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        experience: Experience,
+        credits: Sequence[Credit],
+        logprobs: Mapping[str, np.ndarray],
+    ) -> None:
+        """One training step: rollouts first, then the metrics that say the step is whole."""
+        rows = self._rows(experience, {credit.rollout_id: credit for credit in credits}, logprobs)
+        rollouts.write_step(self.run.rollouts, step, rows)
+        self.db.record(step, metrics)
+        self.log.line("step", " ".join(f"{name}={value:.6g}" for name, value in metrics.items()))
+        self.observer.stepped(step, metrics, _sample(experience))
+
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        """One held-out evaluation with its rollouts."""
+        if found.experience is None:
+            return
+        rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
+        self.db.record_evals(found.results, found.items)
+        for result in found.results:
+            one = result.pass_at_1
+            self.log.line("eval", f"{result.task} pass@1={one.value:.4f} [{one.low:.4f}, {one.high:.4f}]")
+        self.observer.evaluated(found.results)
+
+    def checkpoint(self, step: int, learner: Learner, state: Mapping[str, Any]) -> None:
+        """Everything a resume needs, verified before older ones go."""
+        held: dict[str, Any] = dict(state)
+        held["learner"] = learner.counters()
+
+        def write(folder: Path) -> None:
+            learner.save(folder)
+            (folder / "model").mkdir()
+            self.save_model(folder / "model")
+
+        path = checkpoint.save(
+            self.run.checkpoints,
+            step,
+            write,
+            held,
+            keep=self.keep,
+            run_id=self.run.name,
+            config_hash=self.config_hash,
+        )
+        self.note(step, "checkpoint", f"saved {path.name}")
+
+    def note(self, step: int | None, kind: str, message: str) -> None:
+        """An event: recorded, logged and told."""
+        self.db.event(kind, message, step)
+        self.log.line(kind, message)
+        self.observer.noted(kind, message)
+
+    def close(self) -> None:
+        self.db.close()
+        self.log.close()
+
+    @staticmethod
+    def _rows(
+        experience: Experience, credits: Mapping[str, Credit], logprobs: Mapping[str, np.ndarray]
+    ) -> list[RolloutRecord]:
+        seconds = experience.generate_seconds + experience.reward_seconds
+        prompts = {prompt.id: prompt for prompt in experience.prompts}
+        return [
+            RolloutRecord(
+                prompt=prompts[rollout.context.prompt_id],
+                rollout=rollout,
+                credit=credits.get(rollout.id),
+                logprobs=tuple(logprobs[rollout.id].tolist()) if rollout.id in logprobs else None,
+                seconds=seconds,
+            )
+            for rollout in experience.rollouts
+        ]
+
+
+def _sample(experience: Experience) -> tuple[Prompt, Rollout] | None:
+    """One rollout worth reading: the first usable one of the step."""
+    usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
+    return (experience.prompt_of(usable[0]), usable[0]) if usable else None

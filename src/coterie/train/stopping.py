@@ -1,0 +1,40 @@
+"""Ctrl-C once: finish the step, checkpoint, stop. Twice: stop now. SIGTERM counts as the first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+
+class StopSignal:
+    """While entered, turns the first interrupt into `requested = True`; the second raises KeyboardInterrupt.
+
+    Outside the main thread no handler can be set, and `requested` is simply what the caller makes it.
+    """
+
+    def __init__(self, announce: Callable[[str], None] = lambda _: None) -> None:
+        self.requested = False
+        self._announce = announce
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._announce(
+            f"{signal.Signals(number).name}: finishing this step, then checkpoint and stop (again = stop now)"
+        )

@@ -1,0 +1,281 @@
+"""The verbs, over stand-ins for what trains: words in, calls and exit codes and text out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coterie
+from coterie.cli import main
+from coterie.errors import DataError
+from coterie.train.observer import EvalResult, Interval
+from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
+
+
+class Checks:
+    def __init__(self, *lines: tuple[str, str, str]) -> None:
+        self.lines = list(lines)
+        self.ok = all(level != "fail" for level, _, _ in lines)
+
+
+def interval(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value)
+
+
+def a_rollout() -> tuple[Prompt, Rollout]:
+    prompt = Prompt(id="t/1", messages=({"role": "user", "content": "2+2?"},), answer="4", task="t")
+    context = Context(
+        prompt_id="t/1",
+        task="t",
+        difficulty=None,
+        version=0,
+        prompt_length=1,
+        completion_length=1,
+        stop_reason=StopReason.STOP,
+    )
+    return prompt, Rollout(
+        id="t/1#0@0",
+        sample=0,
+        turns=(),
+        completion="\x1b[31m4",
+        reward=1.0,
+        reward_parts={"task": 1.0},
+        outcome=Outcome.OK,
+        context=context,
+    )
+
+
+@pytest.fixture
+def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
+    """A stand-in for `coterie.assemble`; the list collects (function, arguments)."""
+    calls: list[tuple[str, Any]] = []
+    fake: Any = types.ModuleType("coterie.assemble")
+
+    def train(config, observer, *, provenance):
+        calls.append(("train", (config, dict(provenance))))
+        observer.noted("warning", "slow")
+        observer.finished(Path("runs/x"), "done")
+        return Path("runs/x")
+
+    def evaluate(target, config, observer):
+        calls.append(("evaluate", (target, config)))
+        one = EvalResult(
+            step=3,
+            task="t",
+            prompts=1,
+            samples=1,
+            k=1,
+            pass_at_1=interval(0.5),
+            pass_at_k=interval(0.5),
+            mean_length=2.0,
+            truncated=0.0,
+        )
+        observer.evaluated([one])
+        return [one]
+
+    def sample(config, count, target=None) -> Iterator[tuple[Prompt, Rollout]]:
+        calls.append(("sample", (config, count, target)))
+        for _ in range(count):
+            yield a_rollout()
+
+    class Session:
+        def reply(self, text: str) -> str:
+            return f"you said {text}\x07"
+
+    def refuse(run, observer, *, runs):
+        raise DataError(f"{run} has bad rows:\x1b[2J 7")
+
+    fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
+    fake.chat = lambda target: Session()
+    fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
+    fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
+    fake.demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
+    monkeypatch.setitem(sys.modules, "coterie.assemble", fake)
+    monkeypatch.setattr(coterie, "assemble", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_train_hands_over_settings_and_sources(assemble, capsys):
+    assert main(["train", "--optim.lr", "1e-4", "steps=3", "--no-objective.scale-advantage"]) == 0
+    [(_, (config, provenance))] = assemble
+    assert (config.optim.lr, config.steps, config.objective.scale_advantage) == (1e-4, 3, False)
+    assert provenance["optim.lr"] == "--optim.lr"
+    out = capsys.readouterr().out
+    assert "warning: slow" in out
+    assert "run: runs/x" in out
+
+
+def test_settings_and_options_mix(assemble, capsys):
+    assert main(["train", "--steps", "3", "--dry-run", "--optim.lr", "-1"]) == 2
+    assert "optim.lr = -1.0 (from --optim.lr): expected more than 0" in capsys.readouterr().err
+    assert main(["train", "--steps", "3", "--dry-run"]) == 1
+    assert capsys.readouterr().out.splitlines() == ["ok    model   is here", "fail  reward  garbage scores 1"]
+    assert assemble == []
+
+
+def test_demo(assemble):
+    assert main(["demo", "--seed", "3", "--steps", "2", "optim.lr=1"]) == 0
+    assert assemble == [("demo", (3, ["--steps", "2", "optim.lr=1"]))]
+
+
+def test_validate(assemble, capsys):
+    assert main(["validate"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["ok    gold  scores 1", "warn  rows  2 bad\\x1b"]
+
+
+def test_errors_are_one_clean_line(assemble, capsys):
+    assert main(["resume", "legs"]) == 1
+    seen = capsys.readouterr()
+    assert seen.err == "error: legs has bad rows:\\x1b[2J 7\n"
+    assert seen.out == ""
+
+
+def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
+    assert main(["eval", "some-model", "--eval.samples", "8"]) == 0
+    assert "held-out t at step 3: pass@1 50.0 % [50.0, 50.0]" in capsys.readouterr().out
+    run = tmp_path / "runs/legs"
+    (run / "checkpoints/step_000010").mkdir(parents=True)
+    (run / "config.toml").write_text("seed = 7")
+    for target in ("legs", "runs/legs", "runs/legs/checkpoints/step_000010"):
+        assert main(["eval", target, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["pass_at_1"]["value"] == 0.5
+    assert main(["eval", "@", str(run)]) == 0
+    assert [(target, config.seed) for _, (target, config) in assemble] == [
+        ("some-model", 0),
+        ("legs", 7),
+        ("runs/legs", 7),
+        ("runs/legs/checkpoints/step_000010", 7),
+        (None, 7),
+    ]
+    assert main(["eval", "runs/nothing"]) == 2
+    assert "runs/nothing does not exist" in capsys.readouterr().err
+
+
+def test_rollout(assemble, capsys):
+    assert main(["rollout", "--count", "2", "--sampling.max-tokens", "9"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("completion \\x1b[31m4") == 2
+    assert main(["rollout", "--count", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["completion"] == "\x1b[31m4"
+    assert [(config.sampling.max_tokens, count) for _, (config, count, _) in assemble] == [(9, 2), (128, 1)]
+    assert main(["rollout", "some-model", "--count", "1"]) == 0
+    assert assemble[-1][1][2] == "some-model"
+    assert main(["rollout", "--count", "0"]) == 2
+
+
+def test_chat(assemble, capsys, monkeypatch):
+    said = iter(["hello", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    assert main(["chat", "m"]) == 0
+    assert capsys.readouterr().out == "you said hello\\x07\n"
+
+
+def test_bugs_keep_their_traceback(assemble, monkeypatch):
+    def broken(run, observer, *, runs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["coterie.assemble"], "resume", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["resume", "x"])
+
+
+def test_config_verbs(capsys, tmp_path):
+    file = tmp_path / "mine.toml"
+    assert main(["config", "init", str(file)]) == 0
+    assert main(["config", "init", str(file)]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    assert main(["config", "init", str(tmp_path / "no/where.toml")]) == 2
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    assert main(["config", "init"]) == 0
+    assert capsys.readouterr().out == file.read_text()
+    assert main(["config", "print", "@", str(file), "--steps", "3"]) == 0
+    assert f"# {file}" in capsys.readouterr().out
+    assert main(["config", "print", "--json", "--steps", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["steps"] == "--steps"
+    assert main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "RunConfig"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--version"], 0, f"coterie {coterie.__version__}"),
+        (["--help"], 0, "Commands:"),
+        (["train", "--help"], 0, "--collect.group-size   whole number >= 2; default 8"),
+        (["train", "--help"], 0, "--dry-run"),
+        (["eval", "--help"], 0, "[RUN_OR_MODEL]"),
+        ([], 2, "Usage: coterie"),
+        (["trian"], 2, "train"),
+        (["show"], 2, "Missing argument 'RUN'"),
+        (["ls", "--jsn"], 2, "--jsn"),
+        (["train", "--optim.lrr", "1"], 2, "did you mean optim.lr?"),
+        (["train", "@", "none.toml"], 2, "none.toml does not exist"),
+    ],
+)
+def test_asking(words, code, text, capsys):
+    assert main(words) == code
+    seen = capsys.readouterr()
+    assert text in seen.out + seen.err
+    assert bool(seen.err) == (code != 0)
+
+
+def test_help_is_fast():
+    """Processor time of the fastest of three: other work on the machine does not count."""
+    spent = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "coterie", "--help"], check=True, capture_output=True)
+        after = os.times()
+        spent.append(
+            after.children_user - before.children_user + after.children_system - before.children_system
+        )
+    assert min(spent) < 0.5
+
+
+@pytest.fixture
+def two_runs(tmp_path) -> Path:
+    """Two folders of runs with settings alone, as a run stopped before its first step leaves them."""
+    for name, lr in (("legs-001", "1e-6"), ("legs-002", "2e-6")):
+        (tmp_path / name).mkdir()
+        text = f'steps = 5\noptim.lr = {lr}\nmodel.name = "m"\n'
+        (tmp_path / name / "config.toml").write_text(text)
+    return tmp_path
+
+
+def test_ls(two_runs, capsys):
+    assert main(["ls", "--runs", str(two_runs)]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["name", "state"]
+    assert [row.split()[0] for row in rows] == ["legs-001", "legs-002"]
+    assert main(["ls", "--runs", str(two_runs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["name"] == "legs-002"
+    assert main(["ls", "--runs", str(two_runs / "none")]) == 0
+    assert "coterie demo" in capsys.readouterr().out
+
+
+def test_show(two_runs, capsys):
+    assert main(["show", "legs-001", "--runs", str(two_runs)]) == 0
+    assert "legs-001" in capsys.readouterr().out
+    assert main(["show", str(two_runs / "legs-002"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 5
+    assert main(["show", "legs-007", "--runs", str(two_runs)]) == 1
+    assert "legs-007" in capsys.readouterr().err
+
+
+def test_diff(two_runs, capsys):
+    words = ["diff", "legs-001", "legs-002", "--runs", str(two_runs)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.split() == ["config", "legs-001", "legs-002", "optim.lr", "1e-06", "2e-06"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"config": {"optim.lr": [1e-6, 2e-6]}}
+    assert main(["diff", "legs-001", "legs-001", "--runs", str(two_runs)]) == 0
+    assert capsys.readouterr().out == "no difference\n"

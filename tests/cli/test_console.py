@@ -1,0 +1,180 @@
+"""The watcher prints what matters, with or without a terminal, and nothing that a model says is obeyed."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coterie.console import Watcher, duration, eval_line, number, sample_text, share
+from coterie.train.observer import EvalResult, Interval, Observer, RunInfo
+from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
+
+INFO = RunInfo(
+    run=Path("runs/legs-001"),
+    steps=50,
+    first_step=1,
+    model="smollm2-135m",
+    parameters=134_515_008,
+    trained_parameters=134_515_008,
+    train_prompts=1000,
+    heldout_prompts=100,
+    prompts_per_step=8,
+    group_size=8,
+)
+METRICS = {
+    **{"reward/mean": 0.4123, "reward/std": 0.31, "groups/solved": 0.125, "groups/mixed": 0.625},
+    **{"groups/none": 0.25, "length/mean": 45.2, "truncated": 0.03, "entropy": 1.2, "clip/low": 0.001},
+    **{"clip/high": 0.002, "grad_norm": 0.83, "speed/generate": 812.0, "time/step": 4.0},
+}
+RESULT = EvalResult(
+    step=50,
+    task="leg_counting",
+    prompts=100,
+    samples=4,
+    k=4,
+    pass_at_1=Interval(value=0.612, low=0.57, high=0.653),
+    pass_at_k=Interval(value=0.9, low=0.85, high=0.94),
+    mean_length=31.4,
+    truncated=0.02,
+)
+NASTY = "\x1b]0;owned\x07 [red]bold[/red] \u202e" + "x\n" * 40
+
+
+def sample(completion: str = NASTY) -> tuple[Prompt, Rollout]:
+    prompt = Prompt(id="t/1", messages=({"role": "user", "content": NASTY},), answer="4\x1b", task="t")
+    context = Context(
+        prompt_id="t/1",
+        task="t",
+        difficulty=None,
+        version=0,
+        prompt_length=3,
+        completion_length=3,
+        stop_reason=StopReason.STOP,
+    )
+    rollout = Rollout(
+        id="t/1#0@0",
+        sample=0,
+        turns=(),
+        completion=completion,
+        reward=0.5,
+        reward_parts={"task": 0.5, "format": None},
+        outcome=Outcome.OK,
+        context=context,
+    )
+    return prompt, rollout
+
+
+def watch(*, live: bool, width: int = 100, color: bool = False) -> tuple[str, Watcher]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=live, width=width, no_color=not color, highlight=False)
+    with Watcher(console) as watcher:
+        observer: Observer = watcher
+        observer.noted("progress", "fetching the model")
+        observer.started(INFO)
+        for step in range(1, 16):
+            observer.stepped(step, METRICS, sample() if step % 2 else None)
+        observer.noted("checkpoint", "step 15\x1b")
+        observer.evaluated([RESULT])
+        observer.finished(INFO.run, "done")
+    return out.getvalue(), watcher
+
+
+def test_plain_lines():
+    text, _ = watch(live=False)
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert "fetching the model" in lines
+    assert sum(line.startswith("step ") for line in lines) == 15
+    assert "step 3/50  reward 0.412±0.31  solved/mixed/none% 12/62/25  length 45  cut 3.0%  KL –" in text
+    assert "clip 0.3%  grad 0.83  tok/s 812  ETA 3m08s" in text
+    assert "checkpoint: step 15\\x1b" in lines
+    assert "run: runs/legs-001" in lines
+    assert "[red]bold[/red]" in text
+
+
+def test_live_table_keeps_the_last_steps_and_gives_the_terminal_back():
+    text, watcher = watch(live=True)
+    assert watcher._live is None
+    assert text.rstrip().endswith("run: runs/legs-001")
+    last = text[text.rindex("solved/mixed/none%") :]
+    rows = [line.split()[0] for line in re.sub(r"\x1b\[[\d;?]*\w", "", last).splitlines() if "±" in line]
+    assert rows == [str(step) for step in range(4, 16)]
+    assert "ETA 2m20s" in last
+    assert "one rollout" in last
+    assert "owned\\x07" in last
+    assert "]0;owned\x07" not in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_table_fits(width):
+    text, _ = watch(live=True, width=width)
+    assert "…" not in text[text.rindex("reward") : text.rindex("tok/s")]
+
+
+def test_broken_run_leaves_a_clean_terminal():
+    out = io.StringIO()
+    watcher = Watcher(Console(file=out, force_terminal=True, width=90))
+
+    def run() -> None:
+        with watcher:
+            watcher.started(INFO)
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run()
+    assert watcher._live is None
+    assert "\x1b[?25h" in out.getvalue()  # the cursor is back
+
+
+def test_no_color(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    Watcher(Console(file=out, force_terminal=True), live=False).noted("warning", "slow")
+    assert "\x1b[3" not in out.getvalue()
+
+
+def test_steps_without_metrics():
+    out = io.StringIO()
+    Watcher(Console(file=out, width=200), live=False).stepped(1, {}, None)
+    assert out.getvalue().startswith("step 1/?  reward –±–  solved/mixed/none% –/–/–  length –  cut –")
+
+
+def test_sample_is_short_and_safe():
+    text = sample_text(*sample(), lines=5)
+    assert "… 35 more lines" in text
+    assert "reward     0.50 (task 0.50, format –); ok" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_eval_line():
+    assert eval_line(RESULT) == (
+        "held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 90.0 % [85.0, 94.0]"
+        "  (100 prompts × 4, length 31, cut 2.0%)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (number(None), "–"),
+        (number(0.0), "0.000"),
+        (number(1.23e-5), "1.2e-05"),
+        (number(123456.0, 0), "1.2e+05"),
+        (number(float("nan")), "nan"),
+        (share(None), "–"),
+        (share(0.0), "0%"),
+        (share(0.004), "0.4%"),
+        (share(0.25), "25%"),
+        (duration(None), "–"),
+        (duration(45), "45s"),
+        (duration(200), "3m20s"),
+        (duration(7500), "2h05m"),
+    ],
+)
+def test_short_forms(text, expected):
+    assert text == expected

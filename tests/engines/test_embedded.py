@@ -1,0 +1,192 @@
+"""The embedded engine against the model itself: what is sampled never depends on what else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIGS, tiny_model, tiny_policy
+
+from coterie.algo.streams import uniforms
+from coterie.engines.base import Request, Sampling
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.errors import EngineError
+from coterie.policy.model import Policy
+from coterie.types import SampleKey, StopReason, Turn
+
+
+class Codec:
+    """Token k is the letter k of a made-up alphabet."""
+
+    def __init__(self, stop_ids: Sequence[int] = (2,)) -> None:
+        self.stop_ids = frozenset(stop_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(0x100 + token) for token in ids)
+
+
+def request(prompt: Sequence[int], sample: int = 0, *, name: str = "", version: int = 0, seed: int = 7) -> Request:
+    key = SampleKey(seed=seed, version=version, prompt=name or str(list(prompt)), sample=sample)
+    return Request(key=key, prompt_tokens=tuple(prompt))
+
+
+def engine(policy: Policy, *, slots: int = 64, stop_ids: Sequence[int] = (2,)) -> EmbeddedEngine:
+    return EmbeddedEngine(policy, Codec(stop_ids), slots=slots)
+
+
+def by_hand(model: torch.nn.Module, one: Request, sampling: Sampling, stop_ids: frozenset[int]) -> tuple[list[int], list[float]]:
+    """Inverse CDF on full recomputation, one token at a time."""
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    for draw in uniforms(one.key, sampling.max_tokens):
+        ids = torch.tensor([[*one.prompt_tokens, *tokens]])
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0, -1].double() / sampling.temperature
+        probabilities = torch.softmax(logits, -1)
+        token = int((probabilities.cumsum(-1) <= draw).sum())
+        tokens.append(token)
+        logprobs.append(float(torch.log_softmax(logits, -1)[token]))
+        if token in stop_ids:
+            break
+    return tokens, logprobs
+
+
+PROMPTS = [[5, 9, 4], [11, 3, 8, 40, 7, 21, 60, 2, 9], [70], [5, 9, 4, 12, 33]]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_crowded_batch_says_what_recomputation_by_hand_says(kind: str) -> None:
+    sampling = Sampling(temperature=0.8, max_tokens=9)
+    requests = [request(prompt, sample) for prompt in PROMPTS for sample in range(3)]
+    # Few slots: rows retire, move and are replaced while others run. Several stop ids end rows early.
+    turns = engine(tiny_policy(kind), slots=5, stop_ids=range(2, 30)).generate(requests, sampling)
+    model = tiny_model(kind)
+    for one, turn in zip(requests, turns, strict=True):
+        tokens, logprobs = by_hand(model, one, sampling, frozenset(range(2, 30)))
+        assert list(turn.tokens) == tokens
+        np.testing.assert_allclose(turn.sampler_logprobs, logprobs, atol=1e-6)
+        assert turn.stop_reason is (StopReason.STOP if tokens[-1] in range(2, 30) else StopReason.LENGTH)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(8)), slots=st.integers(1, 9))
+def test_neither_order_nor_slots_change_what_is_said(order: list[int], slots: int) -> None:
+    sampling = Sampling(temperature=1.0, max_tokens=6)
+    policy = _shared_policy()
+    requests = [request(PROMPTS[k % 4], k // 4) for k in range(8)]
+    alone = [engine(policy, slots=1, stop_ids=range(2, 20)).generate([one], sampling)[0] for one in requests]
+    crowd = engine(policy, slots=slots, stop_ids=range(2, 20)).generate([requests[k] for k in order], sampling)
+    for k, turn in zip(order, crowd, strict=True):
+        assert turn.tokens == alone[k].tokens
+
+
+_POLICY: list[Policy] = []
+
+
+def _shared_policy() -> Policy:
+    if not _POLICY:
+        _POLICY.append(tiny_policy())
+    return _POLICY[0]
+
+
+def test_same_request_same_tokens_and_every_counter_matters() -> None:
+    policy = _shared_policy()
+    sampling = Sampling(temperature=2.0, max_tokens=12)
+
+    def say(**changed: int) -> Turn:
+        one = engine(policy, stop_ids=())
+        one.commit(changed.get("version", 0))
+        return one.generate([request([5, 6], **changed)], sampling)[0]
+
+    assert say() == say()
+    assert len({say(sample=0).tokens, say(sample=1).tokens, say(version=1).tokens, say(seed=8).tokens}) == 4
+
+
+def test_memory_is_reused_between_calls_without_leaking_old_rows() -> None:
+    one = engine(_shared_policy(), slots=4)
+    sampling = Sampling(temperature=1.0, max_tokens=8)
+    first = one.generate([request(p) for p in PROMPTS], sampling)
+    one.generate([request([33] * 40, s) for s in range(4)], sampling)
+    assert one.generate([request(p) for p in PROMPTS], sampling) == first
+
+
+def test_sampler_logprobs_are_the_learners_own() -> None:
+    from coterie.batches import plan
+    from coterie.config.schema import ObjectiveConfig, OptimConfig
+    from coterie.policy.learner import Learner
+    from coterie.types import Context, Credit, Outcome, Rollout
+
+    policy = tiny_policy("qwen3")
+    sampling = Sampling(temperature=0.6, max_tokens=10)
+    requests = [request(p, s) for p in PROMPTS for s in range(2)]
+    turns = engine(policy, slots=3).generate(requests, sampling)
+    rollouts, credits = [], []
+    for one, turn in zip(requests, turns, strict=True):
+        context = Context(
+            prompt_id=one.key.prompt, task="", difficulty=None, version=0, prompt_length=1, completion_length=1,
+            stop_reason=turn.stop_reason,
+        )
+        name = f"{one.key.prompt}#{one.key.sample}"
+        rollouts.append(
+            Rollout(id=name, sample=one.key.sample, turns=(turn,), completion="", reward=1.0, reward_parts={}, outcome=Outcome.OK, context=context)
+        )
+        credits.append(Credit(rollout_id=name, advantage=1.0, clip_low=0.2, clip_high=0.2))
+    learner = Learner(policy, optim=OptimConfig(), objective=ObjectiveConfig(), temperature=0.6, total_steps=1)
+    (batch,) = plan(rollouts, credits, normalize="token", token_budget=10_000, skip_zero=False)
+    np.testing.assert_allclose(learner.score(batch).numpy(), batch.sampler_logprobs, atol=1e-6)
+
+
+def test_top_k_and_top_p_report_the_renormalised_distribution() -> None:
+    policy = _shared_policy()
+    greedy = engine(policy).generate([request([5])], Sampling(temperature=1.0, top_k=1, max_tokens=5))[0]
+    assert greedy.sampler_logprobs == pytest.approx([0.0] * len(greedy.tokens))
+    nucleus = engine(policy).generate([request([5])], Sampling(temperature=1.0, top_p=1e-6, max_tokens=5))[0]
+    assert nucleus.tokens == greedy.tokens
+
+
+def test_stop_strings_end_a_row_and_stay_in_it() -> None:
+    policy = _shared_policy()
+    free = engine(policy, stop_ids=()).generate([request([5])], Sampling(temperature=1.0, max_tokens=12))[0]
+    stop = Codec().decode(free.tokens[3:5])
+    cut = engine(policy, stop_ids=()).generate(
+        [request([5])], Sampling(temperature=1.0, max_tokens=12, stop=(stop,))
+    )[0]
+    assert cut.tokens == free.tokens[:5]
+    assert cut.stop_reason is StopReason.STOP
+
+
+def test_deadline_truncates_what_is_unfinished() -> None:
+    turns = engine(_shared_policy(), slots=1, stop_ids=()).generate(
+        [request([5], s) for s in range(3)], Sampling(temperature=1.0, max_tokens=100, deadline_s=1e-9)
+    )
+    assert [turn.stop_reason for turn in turns] == [StopReason.DEADLINE] * 3
+    assert all(turn.stop_reason.truncated for turn in turns)
+
+
+def test_no_requests_is_no_turns() -> None:
+    assert engine(_shared_policy()).generate([], Sampling(temperature=1.0, max_tokens=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (request([]), "has no tokens"),
+        (request([5] * 250), r"250 tokens.*sampling\.max_tokens = 20.*context of 256; lower either"),
+        (request([5], version=3), "asked for policy version 3, but the engine serves 0"),
+    ],
+)
+def test_impossible_requests_are_refused(one: Request, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        engine(_shared_policy()).generate([one], Sampling(temperature=1.0, max_tokens=20))
+
+
+def test_damaged_weights_are_noticed() -> None:
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.head.weight[:] = float("nan")
+    with pytest.raises(EngineError, match="logits .* are not finite"):
+        engine(policy).generate([request([5])], Sampling(temperature=1.0, max_tokens=5))

@@ -1,0 +1,243 @@
+"""Every shortcut of the update gives the gradient of a naive, padded-free, one-rollout-at-a-time float64 objective."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIGS, tiny_model, tiny_policy
+
+from coterie.algo.advantages import credit_groups
+from coterie.algo.groups import by_prompt
+from coterie.batches import plan
+from coterie.config.schema import LoraConfig, ObjectiveConfig, OptimConfig
+from coterie.errors import NonFiniteError
+from coterie.policy.learner import Learner
+from coterie.policy.model import Policy
+from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
+
+TEMPERATURE = 0.7
+
+
+def rollouts(*, seed: int = 0, prompts: int = 3, size: int = 3, two_turns: bool = False) -> list[Rollout]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for p in range(prompts):
+        prompt = tuple(int(x) for x in rng.integers(3, 97, rng.integers(2, 9)))
+        for s in range(size):
+            turns = [turn(rng, prompt)]
+            if two_turns:
+                tool = tuple(int(x) for x in rng.integers(3, 97, 3))
+                turns.append(turn(rng, turns[0].prompt_tokens + turns[0].tokens + tool))
+            # The last prompt's rollouts all earn the same: a zero-variance group.
+            reward = 1.0 if p == prompts - 1 else float(rng.integers(0, 2) if s else p % 2) + 0.25 * s
+            made.append(rollout(f"q{p}", s, tuple(turns), reward))
+    return made
+
+
+def turn(rng: np.random.Generator, prompt: tuple[int, ...]) -> Turn:
+    tokens = tuple(int(x) for x in rng.integers(3, 97, rng.integers(1, 12)))
+    return Turn(
+        prompt_tokens=prompt,
+        tokens=tokens,
+        sampler_logprobs=tuple(-float(x) for x in rng.random(len(tokens))),
+        temperature=TEMPERATURE,
+        stop_reason=StopReason.STOP,
+        version=0,
+    )
+
+
+def rollout(prompt_id: str, sample: int, turns: tuple[Turn, ...], reward: float) -> Rollout:
+    context = Context(
+        prompt_id=prompt_id,
+        task="t",
+        difficulty=None,
+        version=0,
+        prompt_length=len(turns[0].prompt_tokens),
+        completion_length=sum(len(t.tokens) for t in turns),
+        stop_reason=StopReason.STOP,
+    )
+    return Rollout(
+        id=f"{prompt_id}#{sample}@0",
+        sample=sample,
+        turns=turns,
+        completion="",
+        reward=reward,
+        reward_parts={"r": reward},
+        outcome=Outcome.OK,
+        context=context,
+    )
+
+
+def credits_of(items: list[Rollout]) -> list[Credit]:
+    return credit_groups(by_prompt(items), scale=True, clip_low=0.2, clip_high=0.3)
+
+
+def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = None, **optim: float) -> Learner:
+    settings = OptimConfig(**{"lr": 1e-2, "max_grad_norm": 1e9} | optim)  # ty: ignore[invalid-argument-type]
+    return Learner(
+        policy,
+        optim=settings,
+        objective=ObjectiveConfig(kl_beta=beta),
+        temperature=TEMPERATURE,
+        total_steps=10,
+        reference=reference,
+    )
+
+
+def naive_loss(model: torch.nn.Module, items: list[Rollout], normalize: str, *, beta: float = 0.0, reference: object = None) -> torch.Tensor:
+    """Eq. 3 of DeepSeekMath, one rollout at a time, with full logits."""
+    advantages = {credit.rollout_id: credit.advantage for credit in credits_of(items)}
+    total_tokens = sum(len(t.tokens) for item in items for t in item.turns)
+    loss = torch.zeros((), dtype=torch.float64)
+    for item in items:
+        ids = list(item.turns[-1].prompt_tokens + item.turns[-1].tokens)
+        trained = [(len(t.prompt_tokens) + k) for t in item.turns for k in range(len(t.tokens))]
+
+        def logp(network: object, ids: list[int] = ids, trained: list[int] = trained) -> torch.Tensor:
+            logits = network(input_ids=torch.tensor([ids]), use_cache=False).logits[0]  # ty: ignore[call-non-callable]
+            table = torch.log_softmax(logits / TEMPERATURE, -1)
+            return torch.stack([table[k - 1, ids[k]] for k in trained])
+
+        now = logp(model)
+        ratio = torch.exp(now - now.detach())
+        a = advantages[item.id]
+        per_token = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a)
+        if beta:
+            with torch.no_grad():
+                ref = logp(reference)
+            per_token = per_token + beta * (torch.exp(ref - now) - (ref - now) - 1)
+        loss = loss + (per_token.sum() / total_tokens if normalize == "token" else per_token.mean() / len(items))
+    return loss
+
+
+def gradient(one: Learner, items: list[Rollout], *, normalize: str = "sequence", budget: int = 10_000, skip: bool = True) -> dict[str, torch.Tensor]:
+    from coterie.policy.metrics import TokenMetrics
+
+    for batch in plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip):  # ty: ignore[invalid-argument-type]
+        one._backward(batch, None, TokenMetrics())
+    return one.optimizer.gradients()
+
+
+def naive_gradient(kind: str, items: list[Rollout], normalize: str, **kw: object) -> dict[str, torch.Tensor]:
+    model = tiny_model(kind)
+    naive_loss(model, items, normalize, **kw).backward()  # ty: ignore[invalid-argument-type]
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 5e-7) -> None:
+    """Equal up to what transformers' RMSNorm rounds: it works in float32 whatever the weights' dtype."""
+    assert got.keys() == want.keys()
+    for name in want:
+        error = float((got[name] - want[name]).abs().max() / want[name].abs().max())
+        assert error < tolerance, f"{name}: {error:.2e}"
+    assert max(float(g.abs().max()) for g in want.values()) > 1e-4
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("normalize", ["sequence", "token"])
+def test_packed_gradient_equals_the_naive_one(kind: str, normalize: str) -> None:
+    items = rollouts()
+    assert_same(gradient(learner(tiny_policy(kind)), items, normalize=normalize), naive_gradient(kind, items, normalize))
+
+
+@pytest.mark.parametrize("budget", [1, 25, 60, 10_000])
+def test_micro_batch_cuts_do_not_change_the_gradient(budget: int) -> None:
+    items = rollouts(seed=3)
+    assert_same(gradient(learner(tiny_policy()), items, budget=budget), naive_gradient("llama", items, "sequence"))
+
+
+def test_skipping_zero_variance_groups_is_exact() -> None:
+    items = rollouts(seed=4)
+    kept = gradient(learner(tiny_policy()), items, skip=False)
+    assert_same(gradient(learner(tiny_policy()), items, skip=True), kept)
+
+
+def test_order_of_rollouts_does_not_matter() -> None:
+    items = rollouts(seed=5)
+    shuffled = [items[k] for k in np.random.default_rng(0).permutation(len(items))]
+    assert_same(gradient(learner(tiny_policy()), shuffled), gradient(learner(tiny_policy()), items))
+
+
+def test_turns_of_tools_are_not_trained() -> None:
+    items = rollouts(seed=6, two_turns=True)
+    assert_same(gradient(learner(tiny_policy()), items), naive_gradient("llama", items, "sequence"))
+
+
+def test_kl_to_a_reference_model() -> None:
+    items = rollouts(seed=7)
+    one = learner(tiny_policy(), beta=0.3, reference=tiny_policy(seed=9))
+    want = naive_gradient("llama", items, "sequence", beta=0.3, reference=tiny_model(seed=9))
+    assert_same(gradient(one, items, skip=False), want)
+
+
+def test_lora_reference_is_the_model_with_adapters_off() -> None:
+    items = rollouts(seed=8)
+
+    def moved(beta: float, reference: Policy | None) -> Learner:
+        one = learner(tiny_policy(lora=LoraConfig(rank=2, alpha=4)), beta=beta, reference=reference)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in one.policy.parameters().values():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1
+        return one
+
+    assert_same(gradient(moved(0.3, None), items, skip=False), gradient(moved(0.3, tiny_policy()), items, skip=False))
+
+
+def test_bf16_weights_move_by_less_than_their_rounding() -> None:
+    """A rate at which pure bfloat16 would lose every update still accumulates in the masters."""
+    one = learner(tiny_policy(dtype=torch.bfloat16), lr=1e-6)
+    before = {name: master.detach().clone() for name, master in one.optimizer.masters.items()}
+    items = rollouts()
+    for _ in range(3):
+        one.update([plan(items, credits_of(items), normalize="sequence", token_budget=1000, skip_zero=True)])
+    moved = [float((master.detach() - before[name]).abs().max()) for name, master in one.optimizer.masters.items()]
+    assert max(moved) == pytest.approx(3e-6, rel=0.2)
+
+
+def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
+    items = rollouts(seed=2)
+    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    once = learner(tiny_policy()).update([batches])
+    assert once.metrics["ratio/max"] == 1.0
+    assert once.metrics["clip/low"] == once.metrics["clip/high"] == 0.0
+    twice = learner(tiny_policy()).update([batches, batches])
+    assert twice.metrics["ratio/max"] > 1.0
+    for key, values in once.logprobs.items():
+        np.testing.assert_allclose(values, twice.logprobs[key], rtol=1e-12)
+
+
+def test_state_round_trip_continues_bit_for_bit(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    items = rollouts(seed=2)
+    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    one = learner(tiny_policy(dtype=torch.bfloat16))
+    one.update([batches])
+    one.save(folder)
+    counters = one.counters()
+    one.update([batches])
+    other = learner(tiny_policy(dtype=torch.bfloat16, seed=5))
+    other.load(folder, counters)
+    other.update([batches])
+    for name, parameter in one.policy.parameters().items():
+        assert torch.equal(parameter, other.policy.parameters()[name]), name
+
+
+def test_non_finite_gradients_change_nothing_and_end_the_run() -> None:
+    one = learner(tiny_policy(), max_skipped=1)
+    before = {name: p.detach().clone() for name, p in one.policy.parameters().items()}
+    items = rollouts()
+    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    batches[0].weights[:] = np.inf
+    assert one.update([batches]).skipped == 1
+    with pytest.raises(NonFiniteError, match=r"lower optim\.lr"):
+        one.update([batches])
+    assert all(torch.equal(p, before[name]) for name, p in one.policy.parameters().items())
+
+
+def test_nothing_to_train_is_no_step() -> None:
+    report = learner(tiny_policy()).update([[]])
+    assert report.logprobs == {}
+    assert report.metrics == {"lr": 0.01, "grad_norm": 0.0}
