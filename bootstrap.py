@@ -67,9 +67,7 @@ def check() -> int:
     for words in (["ruff", "format", "--check"], ["ruff", "check"], ["ty", "check"]):
         code = subprocess.call([str(PYTHON), "-m", *words, *paths])
         if code:
-            return fail(
-                f"`{' '.join(words)}` found something", f"{BIN / words[0]} {' '.join(words[1:])} shows it"
-            )
+            return fail(f"`{' '.join(words)}` found something", f"{BIN / words[0]} {' '.join(words[1:])} shows it")
     return 0
 
 

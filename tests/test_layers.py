@@ -36,9 +36,7 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             assert node.level == 0, f"{file}: imports are absolute"
             names = {alias.name for alias in node.names}
-            found |= (
-                {f"{node.module}.{name}" for name in names} if node.module == "coterie" else {node.module}
-            )
+            found |= {f"{node.module}.{name}" for name in names} if node.module == "coterie" else {node.module}
     return {name.removeprefix("coterie.") for name in found if name.startswith("coterie.")} - {"__version__"}
 
 

@@ -83,9 +83,7 @@ def _serialised(kind: Kind, specials: tuple[str, ...]) -> str:
         letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *map(chr, range(33, 127))]
         core = _bpe(vocabulary, letters, tuple(text.replace("Ġ", "▁") for text in MERGED), byte_fallback=True)
         core.normalizer = normalizers.Replace(" ", "▁")
-        core.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        )
+        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     else:
         words = [
             "<unk>",

@@ -33,7 +33,10 @@ SIZES: dict[str, Any] = {
 
 CONFIGS: dict[str, Any] = {
     "llama": lambda **kw: LlamaConfig(**SIZES | kw),
-    "smollm": lambda **kw: LlamaConfig(**SIZES | {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1} | kw, tie_word_embeddings=True),
+    "smollm": lambda **kw: LlamaConfig(
+        **SIZES | {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1} | kw,
+        tie_word_embeddings=True,
+    ),
     "qwen2": lambda **kw: Qwen2Config(**SIZES | kw),
     "qwen3": lambda **kw: Qwen3Config(**SIZES | kw),
     "mistral-window": lambda **kw: MistralConfig(**SIZES | kw, sliding_window=5),
@@ -46,9 +49,11 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def tiny_model(kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: Any) -> PreTrainedModel:
-    """A random model with transformers' own attention (sdpa stays in float64, its eager softmax does not); weights large
-    enough that tokens differ."""
+def tiny_model(
+    kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: Any
+) -> PreTrainedModel:
+    """A random model with transformers' own attention (sdpa stays in float64, eager does not); weights large enough
+    that tokens differ."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](**sizes), attn_implementation="sdpa")
     with torch.no_grad():
@@ -58,5 +63,7 @@ def tiny_model(kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed:
     return model.to(dtype).eval()
 
 
-def tiny_policy(kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, lora: Any = None, **sizes: Any) -> Policy:
+def tiny_policy(
+    kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, lora: Any = None, **sizes: Any
+) -> Policy:
     return Policy(tiny_model(kind, dtype=dtype, seed=seed, **sizes), name=f"tiny-{kind}", lora=lora)

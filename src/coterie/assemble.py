@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from coterie import machine
 from coterie.collect import Collector
-from coterie.config.schema import RunConfig
+from coterie.config.schema import RunConfig, Source
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
@@ -32,7 +33,7 @@ from coterie.train.evaluation import Evaluator
 from coterie.train.grpo import Trainer
 from coterie.train.observer import EvalResult, Observer, RunInfo, Silent
 from coterie.train.recorder import Recorder
-from coterie.train.report import write_report
+from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
 from coterie.types import Prompt, Rollout
 
@@ -82,7 +83,7 @@ def locate_model(config: RunConfig, observer: Observer) -> str:
     """
     name = config.model.name
     if name in assets.ASSETS and not Path(name).is_dir():
-        return str(assets.fetch(name, progress=lambda message: observer.noted("progress", message)))
+        return str(assets.ensure(name, progress=lambda message: observer.noted("progress", message)))
     return name
 
 
@@ -104,18 +105,33 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     """
     source = locate_model(config, observer)
     chat = load_chat(source, config.model.revision)
-    train = prompts.load(config.data.train, config.data, chat) if config.data.train else PromptSet.empty()
+    train = _load(config.data.train, config, chat)
     if need_train and len(train.prompts) < config.collect.prompts:
         raise DataError(
-            f"data.train has {len(train.prompts)} usable prompts, fewer than the {config.collect.prompts} that one step "
-            "draws (collect.prompts); add a [[data.train]] source, e.g. type = \"reasoning_gym\", or draw fewer"
+            f"data.train has {len(train.prompts)} usable prompts, fewer than the {config.collect.prompts} that one "
+            'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
         )
-    heldout = PromptSet.empty()
-    if config.data.heldout:
-        heldout = prompts.load(
-            config.data.heldout, config.data, chat, exclude=train.prompts, limit=config.eval.limit
-        )
+    heldout = _first(_load(config.data.heldout, config, chat, exclude=train.prompts), config.eval.limit)
     return Inputs(source=source, chat=chat, train=train, heldout=heldout)
+
+
+def _load(sources: Sequence[Source], config: RunConfig, chat: Chat, *, exclude: Sequence[Prompt] = ()) -> PromptSet:
+    if not sources:
+        return PromptSet(prompts=(), tokens={}, bad=(), excluded=0, repeated=0)
+    return prompts.load(sources, config.data, chat, exclude)
+
+
+def _first(found: PromptSet, limit: int | None) -> PromptSet:
+    """The first `limit` prompts of each task."""
+    if limit is None:
+        return found
+    counts: dict[str, int] = {}
+    kept = []
+    for prompt in found.prompts:
+        counts[prompt.task] = counts.get(prompt.task, 0) + 1
+        if counts[prompt.task] <= limit:
+            kept.append(prompt)
+    return replace(found, prompts=tuple(kept))
 
 
 def load_policy(config: RunConfig, source: str) -> Policy:
@@ -170,7 +186,7 @@ def _evaluator(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, he
 def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         policy.save(folder)
-        chat.save(folder)
+        chat.tokenizer.save_pretrained(folder)
 
     return save
 
@@ -217,7 +233,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
         # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
         run.write_config(config.model_copy(update={"name": ""}).model_dump(mode="json"))
-        run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
+        run.write_quarantine([asdict(row) for row in (*inputs.train.bad, *inputs.heldout.bad)])
         return _go(config, observer, run, inputs, policy, fresh=True)
 
 
@@ -252,13 +268,13 @@ def _go(
             if not fresh:
                 _restore(trainer, recorder, run)
             observer.started(_info(config, run, inputs, policy, trainer.step + 1))
-            for warning in (*inputs.train.warnings, *inputs.heldout.warnings):
-                recorder.note(trainer.step, "warning", warning)
+            for warning in (*inputs.chat.notes, *inputs.train.notes, *inputs.heldout.notes):
+                recorder.note(trainer.step, "data", warning)
             with StopSignal(lambda message: observer.noted("stop", message)) as stop:
                 finished = trainer.run(stop)
-        write_report(run, config)
-    except BaseException as error:
-        recorder.log.line("error", f"{type(error).__name__}: {error}")
+        report_run(run)
+    except BaseException:
+        recorder.log.line("error", traceback.format_exc())
         raise
     finally:
         recorder.close()
@@ -344,9 +360,7 @@ def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Samp
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
     policy = load_policy(config, inputs.source)
-    return Sampler(
-        config=config, inputs=inputs, engine=ENGINES[config.collect.engine](policy, inputs.chat, config)
-    )
+    return Sampler(config=config, inputs=inputs, engine=ENGINES[config.collect.engine](policy, inputs.chat, config))
 
 
 def with_model(config: RunConfig, target: str | None) -> RunConfig:

@@ -85,7 +85,11 @@ def continuation(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         trained += [False] * len(added) + [True] * len(turn.tokens)
         logprobs += [0.0] * len(added) + list(turn.sampler_logprobs)
         seen = turn.prompt_tokens + turn.tokens
-    return np.array(tokens, dtype=np.int64), np.array(trained, dtype=bool), np.array(logprobs, dtype=np.float64)
+    return (
+        np.array(tokens, dtype=np.int64),
+        np.array(trained, dtype=bool),
+        np.array(logprobs, dtype=np.float64),
+    )
 
 
 def plan(
@@ -175,9 +179,7 @@ def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
     cursor = trained = 0
     for unit in units:
         prompt = np.array(unit[0].prompt, dtype=np.int64)
-        segments.append(
-            Segment(start=cursor, prompt=len(prompt), lengths=tuple(len(item.tokens) for item in unit))
-        )
+        segments.append(Segment(start=cursor, prompt=len(prompt), lengths=tuple(len(item.tokens) for item in unit)))
         tokens.append(prompt)
         positions.append(np.arange(len(prompt)))
         last = cursor + len(prompt) - 1  # the state that predicts every continuation's first token

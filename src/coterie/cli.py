@@ -33,9 +33,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(
-        False, "--version", is_eager=True, callback=_version, help="Print the version."
-    ),
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
 ) -> None:
     """Options that stand before the verb."""
 

@@ -115,9 +115,7 @@ class Collector:
             reward_seconds=time.perf_counter() - sampled,
         )
 
-    def _sample(
-        self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling
-    ) -> tuple[list[Turn], list[Episode]]:
+    def _sample(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling) -> tuple[list[Turn], list[Episode]]:
         rendered: dict[str, tuple[int, ...]] = {}
         requests, episodes = [], []
         for prompt, sample in attempts:
@@ -134,7 +132,7 @@ class Collector:
         failed = [rollout for rollout in rollouts if not rollout.outcome.usable]
         if len(failed) > self.max_error_share * len(rollouts):
             raise RewardError(
-                f"{len(failed)} of {len(rollouts)} rollouts ended in an error (allowed share: collect.max_error_share = "
+                f"{len(failed)} of {len(rollouts)} rollouts ended in an error (allowed: collect.max_error_share = "
                 f"{self.max_error_share}); the first, {failed[0].id}: {failed[0].error}",
                 function="rewards",
             )
@@ -151,9 +149,7 @@ def _ends(episode: Episode, completion: str) -> str | None:
     return "the environment asked for another turn, but only single-turn episodes are collected"
 
 
-def _rollout(
-    prompt: Prompt, sample: int, turn: Turn, completion: str, score: Score, env_error: str | None
-) -> Rollout:
+def _rollout(prompt: Prompt, sample: int, turn: Turn, completion: str, score: Score, env_error: str | None) -> Rollout:
     outcome = Outcome.TRUNCATED if turn.stop_reason.truncated else Outcome.OK
     if score.error is not None:
         outcome = Outcome.REWARD_ERROR

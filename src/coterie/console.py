@@ -79,9 +79,7 @@ class Watcher:
     def __init__(self, console: Console | None = None, *, live: bool | None = None) -> None:
         """`live` is decided by the console when None: a terminal that can move the cursor."""
         self.console = console or Console(highlight=False)
-        self.is_live = (
-            self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
-        )
+        self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
         self._live: Live | None = None
         self._info: RunInfo | None = None
         self._rows: deque[tuple[int, Metrics]] = deque(maxlen=ROWS)
@@ -177,9 +175,7 @@ class Watcher:
         else:
             parts.append(Text(self._progress or "collecting the first step …", style="dim"))
         if self._sample is not None:
-            parts.append(
-                Panel(Text(sample_text(*self._sample, lines=8)), title="one rollout", title_align="left")
-            )
+            parts.append(Panel(Text(sample_text(*self._sample, lines=8)), title="one rollout", title_align="left"))
         return Group(*parts)
 
 

@@ -102,7 +102,11 @@ def test_finite_differences_of_the_whole_loss() -> None:
 
 def test_huge_log_ratios_stay_finite() -> None:
     out = grpo_loss(
-        inputs(logprobs=leaf(0.0), old_logprobs=torch.tensor([-900.0], dtype=torch.float64), advantages=-torch.ones(1)),
+        inputs(
+            logprobs=leaf(0.0),
+            old_logprobs=torch.tensor([-900.0], dtype=torch.float64),
+            advantages=-torch.ones(1),
+        ),
         kl_beta=0,
     )
     assert torch.isfinite(out.loss)
@@ -122,4 +126,6 @@ def test_gradient_of_k3_in_the_loss_is_policy_minus_reference() -> None:
     logprobs = torch.log_softmax(logits, 0)
     (logprobs.detach().exp() * k3(logprobs, ref.log())).sum().backward()
     assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, torch.tensor([0.2123, -0.2499, 0.0376], dtype=torch.float64), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        logits.grad, torch.tensor([0.2123, -0.2499, 0.0376], dtype=torch.float64), atol=2e-4, rtol=0
+    )

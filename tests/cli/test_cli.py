@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import coterie
+from coterie import machine
 from coterie.cli import main
 from coterie.errors import DataError
 from coterie.train.observer import EvalResult, Interval
@@ -235,9 +236,7 @@ def test_help_is_fast():
         before = os.times()
         subprocess.run([sys.executable, "-m", "coterie", "--help"], check=True, capture_output=True)
         after = os.times()
-        spent.append(
-            after.children_user - before.children_user + after.children_system - before.children_system
-        )
+        spent.append(after.children_user - before.children_user + after.children_system - before.children_system)
     assert min(spent) < 0.5
 
 
@@ -279,3 +278,37 @@ def test_diff(two_runs, capsys):
     assert json.loads(capsys.readouterr().out) == {"config": {"optim.lr": [1e-6, 2e-6]}}
     assert main(["diff", "legs-001", "legs-001", "--runs", str(two_runs)]) == 0
     assert capsys.readouterr().out == "no difference\n"
+
+
+def test_assets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    assert main(["assets", "ls"]) == 0
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "kind", "state", "MB", "licence", "what"]
+    assert first.split()[:3] == ["smollm2-135m", "model", "absent"]
+    assert main(["assets", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "smollm2-135m"
+    assert main(["assets", "fetch", "nope"]) == 1
+    assert capsys.readouterr().err.startswith("error: there is no asset 'nope'")
+
+
+def test_doctor(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu(name="H100", memory=80 * machine.GIB)])
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    subjects = [line.split()[0] for line in lines]
+    assert {"cpu", "memory", "gpu", "[train]", "sandbox", "asset", "therefore"} <= set(subjects)
+    assert "gpu        H100 (80 GiB)" in lines
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"][0]["name"] == "H100"
+
+
+def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):
+    def broken() -> list[machine.Gpu]:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "gpus", broken)
+    assert main(["doctor"]) == 0
+    assert "torch cannot be loaded: libcudart.so.13" in capsys.readouterr().out

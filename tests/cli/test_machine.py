@@ -65,9 +65,7 @@ def test_plan_for_a_cpu(flags, words):
 
 
 def test_plan_for_a_gpu_and_for_little_room():
-    lines = machine.plan(
-        facts(memory_free=GIB, disk_free=GIB), [Gpu(name="H100", memory=80 * GIB)], threads=3
-    )
+    lines = machine.plan(facts(memory_free=GIB, disk_free=GIB), [Gpu(name="H100", memory=80 * GIB)], threads=3)
     assert lines[0].startswith("device: cuda:0, H100")
     assert lines[1] == "threads: 3"
     assert any(line.startswith("memory: under 4 GiB") for line in lines)

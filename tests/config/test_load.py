@@ -143,13 +143,9 @@ def test_index_reaches_the_default_list_and_appends():
 
 
 def test_lists_replace_and_tables_merge(toml):
-    one = toml(
-        '[[data.train]]\ntype = "file"\npath = "x"\n[[data.train]]\ntype = "file"\npath = "y"', "one.toml"
-    )
+    one = toml('[[data.train]]\ntype = "file"\npath = "x"\n[[data.train]]\ntype = "file"\npath = "y"', "one.toml")
     two = toml('[[data.train]]\ntype = "reasoning_gym"\nname = "n"\n[data.train.params]\na = 1', "two.toml")
-    loaded = at(
-        "@", one, "@", two, "--data.train.0.params.max-animals", "3", "--data.train.0.params.word", "hi"
-    )
+    loaded = at("@", one, "@", two, "--data.train.0.params.max-animals", "3", "--data.train.0.params.word", "hi")
     assert loaded.config.model_dump()["data"]["train"] == [
         {
             "type": "reasoning_gym",

@@ -23,9 +23,7 @@ SCALARS = (
     | st.times()
     | st.datetimes()
 )
-VALUES = st.recursive(
-    SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXT, x, max_size=4), max_leaves=15
-)
+VALUES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXT, x, max_size=4), max_leaves=15)
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=6))
@@ -62,9 +60,7 @@ def test_a_run_config_comes_back_equal() -> None:
 
 def test_layout() -> None:
     data = {"a": {"b": {"x": 1}}, "list": [{"y": 1}, {"y": 2, "z": {}}], "n": [1, {"q": None, "r": 2}]}
-    assert dumps(data) == (
-        "n = [1, { r = 2 }]\n\n[a.b]\nx = 1\n\n[[list]]\ny = 1\n\n[[list]]\ny = 2\n\n[list.z]\n"
-    )
+    assert dumps(data) == ("n = [1, { r = 2 }]\n\n[a.b]\nx = 1\n\n[[list]]\ny = 1\n\n[[list]]\ny = 2\n\n[list.z]\n")
     assert dumps({}) == ""
 
 

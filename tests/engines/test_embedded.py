@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIGS, tiny_model, tiny_policy
 
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling
@@ -17,6 +16,7 @@ from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
 from coterie.types import SampleKey, StopReason, Turn
+from tiny_models import CONFIGS, tiny_model, tiny_policy
 
 
 class Codec:
@@ -38,7 +38,9 @@ def engine(policy: Policy, *, slots: int = 64, stop_ids: Sequence[int] = (2,)) -
     return EmbeddedEngine(policy, Codec(stop_ids), slots=slots)
 
 
-def by_hand(model: torch.nn.Module, one: Request, sampling: Sampling, stop_ids: frozenset[int]) -> tuple[list[int], list[float]]:
+def by_hand(
+    model: torch.nn.Module, one: Request, sampling: Sampling, stop_ids: frozenset[int]
+) -> tuple[list[int], list[float]]:
     """Inverse CDF on full recomputation, one token at a time."""
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -127,12 +129,26 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
     rollouts, credits = [], []
     for one, turn in zip(requests, turns, strict=True):
         context = Context(
-            prompt_id=one.key.prompt, task="", difficulty=None, version=0, prompt_length=1, completion_length=1,
+            prompt_id=one.key.prompt,
+            task="",
+            difficulty=None,
+            version=0,
+            prompt_length=1,
+            completion_length=1,
             stop_reason=turn.stop_reason,
         )
         name = f"{one.key.prompt}#{one.key.sample}"
         rollouts.append(
-            Rollout(id=name, sample=one.key.sample, turns=(turn,), completion="", reward=1.0, reward_parts={}, outcome=Outcome.OK, context=context)
+            Rollout(
+                id=name,
+                sample=one.key.sample,
+                turns=(turn,),
+                completion="",
+                reward=1.0,
+                reward_parts={},
+                outcome=Outcome.OK,
+                context=context,
+            )
         )
         credits.append(Credit(rollout_id=name, advantage=1.0, clip_low=0.2, clip_high=0.2))
     learner = Learner(policy, optim=OptimConfig(), objective=ObjectiveConfig(), temperature=0.6, total_steps=1)
@@ -152,9 +168,9 @@ def test_stop_strings_end_a_row_and_stay_in_it() -> None:
     policy = _shared_policy()
     free = engine(policy, stop_ids=()).generate([request([5])], Sampling(temperature=1.0, max_tokens=12))[0]
     stop = Codec().decode(free.tokens[3:5])
-    cut = engine(policy, stop_ids=()).generate(
-        [request([5])], Sampling(temperature=1.0, max_tokens=12, stop=(stop,))
-    )[0]
+    cut = engine(policy, stop_ids=()).generate([request([5])], Sampling(temperature=1.0, max_tokens=12, stop=(stop,)))[
+        0
+    ]
     assert cut.tokens == free.tokens[:5]
     assert cut.stop_reason is StopReason.STOP
 
@@ -188,5 +204,5 @@ def test_damaged_weights_are_noticed() -> None:
     policy = tiny_policy()
     with torch.no_grad():
         policy.head.weight[:] = float("nan")
-    with pytest.raises(EngineError, match="logits .* are not finite"):
+    with pytest.raises(EngineError, match=r"logits .* are not finite"):
         engine(policy).generate([request([5])], Sampling(temperature=1.0, max_tokens=5))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, tiny_model, tiny_policy
 
 from coterie.algo.advantages import credit_groups
 from coterie.algo.groups import by_prompt
@@ -15,6 +14,7 @@ from coterie.errors import NonFiniteError
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
+from tiny_models import CONFIGS, tiny_model, tiny_policy
 
 TEMPERATURE = 0.7
 
@@ -85,7 +85,14 @@ def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = Non
     )
 
 
-def naive_loss(model: torch.nn.Module, items: list[Rollout], normalize: str, *, beta: float = 0.0, reference: object = None) -> torch.Tensor:
+def naive_loss(
+    model: torch.nn.Module,
+    items: list[Rollout],
+    normalize: str,
+    *,
+    beta: float = 0.0,
+    reference: object = None,
+) -> torch.Tensor:
     """Eq. 3 of DeepSeekMath, one rollout at a time, with full logits."""
     advantages = {credit.rollout_id: credit.advantage for credit in credits_of(items)}
     total_tokens = sum(len(t.tokens) for item in items for t in item.turns)
@@ -111,12 +118,15 @@ def naive_loss(model: torch.nn.Module, items: list[Rollout], normalize: str, *, 
     return loss
 
 
-def gradient(one: Learner, items: list[Rollout], *, normalize: str = "sequence", budget: int = 10_000, skip: bool = True) -> dict[str, torch.Tensor]:
-    from coterie.policy.metrics import TokenMetrics
-
-    for batch in plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip):  # ty: ignore[invalid-argument-type]
-        one._backward(batch, None, TokenMetrics())
-    return one.optimizer.gradients()
+def gradient(
+    one: Learner,
+    items: list[Rollout],
+    *,
+    normalize: str = "sequence",
+    budget: int = 10_000,
+    skip: bool = True,
+) -> dict[str, torch.Tensor]:
+    return one.gradient(plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip))  # ty: ignore[invalid-argument-type]
 
 
 def naive_gradient(kind: str, items: list[Rollout], normalize: str, **kw: object) -> dict[str, torch.Tensor]:
@@ -138,7 +148,10 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
 @pytest.mark.parametrize("normalize", ["sequence", "token"])
 def test_packed_gradient_equals_the_naive_one(kind: str, normalize: str) -> None:
     items = rollouts()
-    assert_same(gradient(learner(tiny_policy(kind)), items, normalize=normalize), naive_gradient(kind, items, normalize))
+    assert_same(
+        gradient(learner(tiny_policy(kind)), items, normalize=normalize),
+        naive_gradient(kind, items, normalize),
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 25, 60, 10_000])

@@ -14,9 +14,7 @@ from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, St
 
 
 def make_prompt(name: str = "legs/1", text: str = "How many legs have 2 cats?") -> Prompt:
-    return Prompt(
-        id=name, messages=(Message(role="user", content=text),), answer="8", task="legs", attributes={"n": 2}
-    )
+    return Prompt(id=name, messages=(Message(role="user", content=text),), answer="8", task="legs", attributes={"n": 2})
 
 
 def make_rollout(prompt: Prompt, sample: int = 0, *, text: str = "8", reward: float | None = 1.0) -> Rollout:

@@ -39,5 +39,7 @@ def by_prompt(rollouts: Iterable[Rollout]) -> list[Group]:
 
 def _reward(rollout: Rollout) -> float:
     if rollout.reward is None:
-        raise ValueError(f"rollout {rollout.id} is {rollout.outcome} but has no reward; an error belongs in its outcome")
+        raise ValueError(
+            f"rollout {rollout.id} is {rollout.outcome} but has no reward; an error belongs in its outcome"
+        )
     return rollout.reward

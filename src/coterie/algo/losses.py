@@ -49,9 +49,7 @@ class LossOutputs:
     """k3 against the reference."""
 
 
-def clipped_surrogate(
-    ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float
-) -> Tensor:
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
     """min(ρA, clip(ρ, 1 - low, 1 + high)·A), DeepSeekMath eq. 3: what is maximised, per token.
 
     >>> one = torch.tensor

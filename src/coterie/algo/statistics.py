@@ -76,10 +76,7 @@ def bootstrap_interval(values: ArrayLike, seed: int, draws: int = 10_000) -> tup
     """
     array = _checked(values, "values")
     means = np.concatenate(
-        [
-            array[rng.integers(0, len(array), (rows, len(array)))].mean(1)
-            for rng, rows in _blocks(array, seed, draws)
-        ]
+        [array[rng.integers(0, len(array), (rows, len(array)))].mean(1) for rng, rows in _blocks(array, seed, draws)]
     )
     low, high = np.percentile(means, (2.5, 97.5))
     return float(array.mean()), float(low), float(high)
@@ -94,9 +91,7 @@ def paired_test(before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int =
     """
     first, second = _checked(before, "before"), _checked(after, "after")
     if len(first) != len(second):
-        raise ValueError(
-            f"paired_test needs the same prompts twice, got {len(first)} before and {len(second)} after"
-        )
+        raise ValueError(f"paired_test needs the same prompts twice, got {len(first)} before and {len(second)} after")
     gain = second - first
     difference, low, high = bootstrap_interval(gain, seed, draws)
     # The tolerance lets flips that give the same sum in another order of rounding count as equal.

@@ -6,12 +6,10 @@ from typing import Annotated
 
 import typer
 
-from coterie.commands.common import JSON, plain, print_json, print_table
+from coterie.commands.common import JSON, print_json, print_table
 from coterie.text import safe_text
 
-assets = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Models and questions from pinned packages."
-)
+assets = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models and questions from pinned packages.")
 
 
 @assets.command()
@@ -19,11 +17,23 @@ def ls(json_: bool = JSON) -> None:
     """What there is, what is here already, and under which licence."""
     from coterie.data import assets as store
 
-    rows = [plain(one) for one in store.ls()]
+    listed = store.ls()
     if json_:
-        print_json(rows)
-    else:
-        print_table(rows)
+        print_json(listed)
+        return
+    print_table(
+        [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "state": one.state,
+                "MB": one.size_mb,
+                "licence": one.licence + (" (not for commercial use)" if one.noncommercial else ""),
+                "what": one.description,
+            }
+            for one in listed
+        ]
+    )
 
 
 @assets.command()
@@ -32,9 +42,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     from coterie.data import assets as store
 
     typer.echo(
-        safe_text(
-            str(store.fetch(name, progress=lambda message: typer.echo(safe_text(str(message)), err=True)))
-        )
+        safe_text(str(store.fetch(name, progress=lambda message: typer.echo(safe_text(str(message)), err=True))))
     )
 
 

@@ -10,16 +10,12 @@ import typer
 from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, print_json
 from coterie.errors import ConfigError
 
-config = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Write, resolve and describe settings."
-)
+config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write, resolve and describe settings.")
 
 
 @config.command()
 def init(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Standard output when left out.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Standard output when left out.")] = None,
 ) -> None:
     """Write a file to start from: an example, and every setting with its default and meaning."""
     from coterie.config.show import init_text

@@ -56,10 +56,8 @@ def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if seen["trouble"]:
         yield "trouble", seen["trouble"]
     for extra, packages in sorted(seen["extras"].items()):
-        have = ", ".join(
-            f"{name} {version}" if version else f"{name} missing" for name, version in packages.items()
-        )
-        remedy = "" if all(packages.values()) else f"; pip install 'coterie[{extra}]'"
+        have = ", ".join(f"{name} {version}" if version else f"{name} missing" for name, version in packages.items())
+        remedy = "" if all(packages.values()) else f"; in the source folder: pip install -e '.[{extra}]'"
         yield f"[{extra}]", have + remedy
     fences = [f"{name} ({where})" for name, where in seen["sandboxes"].items() if where]
     yield (
@@ -67,7 +65,7 @@ def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ", ".join(fences) or "neither bwrap nor wasmtime; model-written code has no fence of its own",
     )
     for asset in seen["assets"]:
-        yield "asset", ", ".join(f"{key} {value}" for key, value in asset.items())
+        yield "asset", f"{asset['name']}: {asset['state']} ({asset['size_mb']:.1f} MB, {asset['licence']})"
     for line in seen["plan"]:
         yield "therefore", line
 

@@ -53,10 +53,7 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
     elif not sections:
         typer.echo("no difference")
     for name, section in () if json_ else sections.items():
-        rows = [
-            {name: key, one: cell(plain(pair[0])), other: cell(plain(pair[1]))}
-            for key, pair in section.items()
-        ]
+        rows = [{name: key, one: cell(plain(pair[0])), other: cell(plain(pair[1]))} for key, pair in section.items()]
         print_table(rows)
         typer.echo()
 

@@ -110,9 +110,7 @@ def settings_of(target: str | None) -> Sequence[str]:
     path = next((path for path in (Path(target), Path("runs") / target) if path.exists()), None)
     if path is None:
         if target.startswith((".", "/", "runs/")):
-            raise ConfigError(
-                f"{target} does not exist; `coterie ls` shows the runs, `coterie assets ls` the models"
-            )
+            raise ConfigError(f"{target} does not exist; `coterie ls` shows the runs, `coterie assets ls` the models")
         return ()
     found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
     file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)

@@ -38,9 +38,7 @@ FOREIGN = {
     "eval_steps": "eval.every",
 }
 
-TRUTH = {
-    word: word in ("true", "yes", "on", "1") for word in ("true", "yes", "on", "1", "false", "no", "off", "0")
-}
+TRUTH = {word: word in ("true", "yes", "on", "1") for word in ("true", "yes", "on", "1", "false", "no", "off", "0")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,9 +204,7 @@ def describe(field: FieldInfo) -> str:
         for name, sign in signs.items()
         if getattr(item, name, None) is not None
     ]
-    return " ".join([words, " and ".join(bounds)]).strip() + (
-        " or none" if nullable(field.annotation) else ""
-    )
+    return " ".join([words, " and ".join(bounds)]).strip() + (" or none" if nullable(field.annotation) else "")
 
 
 def _words(kind: Any) -> str:

@@ -71,9 +71,7 @@ def parse_args(args: Sequence[str]) -> tuple[list[Path], list[Assignment]]:
             flags.append(Assignment(path=_path(key), value=value, source=word))
         else:
             hint = f"; did you mean @ {word}?" if word.endswith(".toml") else ""
-            raise ConfigError(
-                f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}"
-            )
+            raise ConfigError(f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}")
     return files, flags
 
 

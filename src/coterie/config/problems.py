@@ -122,20 +122,12 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
     if kind in BOUNDS:
         return BOUNDS[kind].format(**problem.get("ctx", {}))
     if kind == "literal_error":
-        members = [
-            member for member in union_members(bare(kind_at(path, data))) if get_origin(member) is Literal
-        ]
-        return _one_of(
-            _look_up(data, path), [str(choice) for member in members for choice in get_args(member)]
-        )
+        members = [member for member in union_members(bare(kind_at(path, data))) if get_origin(member) is Literal]
+        return _one_of(_look_up(data, path), [str(choice) for member in members for choice in get_args(member)])
     stem = next((stem for stem in KINDS if kind.startswith(stem)), None)
     if stem is None:
         return problem["msg"]
-    text = (
-        "; write it without quotes"
-        if isinstance(_look_up(data, path), str) and _numeric(problem, stem)
-        else ""
-    )
+    text = "; write it without quotes" if isinstance(_look_up(data, path), str) and _numeric(problem, stem) else ""
     return f"{KINDS[stem]}{text}"
 
 

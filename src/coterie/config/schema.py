@@ -32,7 +32,8 @@ class ModelConfig(Section):
     revision: str | None = None
     """Pinned revision of a transformers id."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
-    """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are float32 (float64 under float64)."""
+    """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are
+    float32 (float64 under float64)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     lora: LoraConfig | None = None
@@ -150,7 +151,8 @@ class SamplingConfig(Section):
     stop: list[str] = Field(default_factory=list)
     """Strings that end a completion (kept in it), beside the model's own end tokens."""
     deadline_s: float = Field(default=600.0, gt=0)
-    """Wall-clock limit of one generation call; what is unfinished then is truncated. Hitting it makes a run irreproducible, and is reported."""
+    """Wall-clock limit of one generation call; what is unfinished then is truncated. Hitting it makes a
+    run irreproducible, and is reported."""
 
 
 class CollectConfig(Section):
@@ -274,9 +276,7 @@ class EvalConfig(Section):
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
         if self.k > self.samples:
-            raise ValueError(
-                f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}"
-            )
+            raise ValueError(f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}")
         return self
 
 

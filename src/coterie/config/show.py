@@ -76,17 +76,11 @@ def help_for_settings(width: int = 100) -> str:
     lines = [GRAMMAR]
     for (table, tag), group in _groups():
         title = f"[{table}]" if table else "top level"
-        lines.append(
-            title + (f"  with type = {json.dumps(tag)}; [data.heldout.N] takes the same" if tag else "")
-        )
+        lines.append(title + (f"  with type = {json.dumps(tag)}; [data.heldout.N] takes the same" if tag else ""))
         for setting in group:
             default = "required" if setting.default is MISSING else f"default {inline(setting.default)}"
-            lines.append(
-                f"  --{setting.key.replace('.*.', '.N.').replace('_', '-')}   {setting.expected}; {default}"
-            )
-            lines += textwrap.wrap(
-                setting.description, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            lines.append(f"  --{setting.key.replace('.*.', '.N.').replace('_', '-')}   {setting.expected}; {default}")
+            lines += textwrap.wrap(setting.description, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return "\n".join(lines)
 
@@ -113,9 +107,7 @@ def _config_lines(loaded: Loaded) -> Iterator[str]:
     yield from _table_lines(loaded.config.model_dump(), (), loaded.provenance)
 
 
-def _table_lines(
-    table: Mapping[str, Any], path: tuple[str, ...], provenance: Mapping[str, str]
-) -> Iterator[str]:
+def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Mapping[str, str]) -> Iterator[str]:
     """Plain values first, then tables and lists of tables, as TOML wants it."""
     below: list[tuple[str, Any]] = []
     for key, value in table.items():
@@ -127,11 +119,7 @@ def _table_lines(
             yield _aligned(f"# {text}" if value is None else text, _origin((*path, key), provenance))
     for key, value in below:
         header = ".".join(part for part in (*path, key) if not part.isdecimal())
-        items = (
-            [(str(index), item) for index, item in enumerate(value)]
-            if isinstance(value, list)
-            else [("", value)]
-        )
+        items = [(str(index), item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]
         for index, item in items:
             yield ""
             yield f"[[{header}]]" if index else f"[{header}]"

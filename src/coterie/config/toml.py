@@ -83,9 +83,7 @@ def _value(value: object, where: tuple[str, ...]) -> str:
 
 def _key(key: object, where: tuple[object, ...]) -> str:
     if not isinstance(key, str):
-        raise ConfigError(
-            f"{_dotted(where)}: the key {key!r} is a {type(key).__name__}; keys of a table must be text"
-        )
+        raise ConfigError(f"{_dotted(where)}: the key {key!r} is a {type(key).__name__}; keys of a table must be text")
     return key if _BARE.fullmatch(key) else _string(key, where)
 
 
@@ -99,8 +97,7 @@ def _string(text: str, where: tuple[object, ...]) -> str:
             out.append(f"\\u{code:04X}")
         elif 0xD800 <= code <= 0xDFFF:
             raise ConfigError(
-                f"{_dotted(where)} = {text!r} holds the lone surrogate U+{code:04X}, not valid Unicode; "
-                "remove it"
+                f"{_dotted(where)} = {text!r} holds the lone surrogate U+{code:04X}, not valid Unicode; remove it"
             )
         else:
             out.append(char)

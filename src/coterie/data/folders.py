@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def publish(draft: Path, target: Path, record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def draft_for(target: Path, *, bytes_needed: int, note: Callable[[str], None]) -> Iterator[Path]:
+def draft_for(target: Path, *, bytes_needed: int, note: Callable[[str], None]) -> Generator[Path]:
     """A hidden folder beside `target`, under a lock of that name; removed again whatever happens.
 
     Args:
@@ -107,9 +107,11 @@ def draft_for(target: Path, *, bytes_needed: int, note: Callable[[str], None]) -
                 f"{target.name} needs {bytes_needed / 1e6:.0f} MB in {target.parent}, which has {free / 1e6:.0f} MB "
                 "free; make room or set COTERIE_HOME to another disk"
             )
-        with _locked(target.parent / f".{target.name}.lock", note):
+        with _locked(target.parent / f".{target.name}.lock", note) as alone:
             prefix = f".tmp-{target.name}-"
-            _sweep(target.parent, prefix)  # whoever made these was killed: the lock is ours
+            if alone:  # whoever made these was killed
+                _sweep(target.parent, prefix)
+                _sweep(target.parent, f".old-{target.name}-")
             draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
                 yield draft
@@ -122,11 +124,11 @@ def draft_for(target: Path, *, bytes_needed: int, note: Callable[[str], None]) -
 
 
 @contextmanager
-def _locked(path: Path, note: Callable[[str], None]) -> Iterator[None]:
+def _locked(path: Path, note: Callable[[str], None]) -> Generator[bool]:
     try:
         import fcntl
     except ImportError:  # Windows: the rename still decides, at worst two processes download
-        yield
+        yield False
         return
     with path.open("w") as handle:
         deadline = time.monotonic() + _LOCK_DEADLINE_S
@@ -144,7 +146,7 @@ def _locked(path: Path, note: Callable[[str], None]) -> Iterator[None]:
                     note("another process is fetching this; waiting for it")
                     told = True
                 time.sleep(0.2)
-        yield
+        yield True
 
 
 def sha256(path: Path) -> str:

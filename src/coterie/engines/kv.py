@@ -54,9 +54,7 @@ class PrefillLayout:
         self.kept = [PromptKV() for _ in lengths]
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
         for where, kept in zip(self.slices, self.kept, strict=True):
             kept.keys[layer], kept.values[layer] = key[0, :, where], value[0, :, where]
@@ -81,9 +79,7 @@ class DecodeLayout:
         self.rows = torch.arange(positions.numel(), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         count = self.rows.numel()
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.rows, :, self.positions] = key[:, :, 0]

@@ -16,7 +16,7 @@ class ScriptedEngine:
     """Replays token ids.
 
     Args:
-        script: maps a request to the token ids to say; what exceeds `sampling.max_tokens` is cut, as a model's would be.
+        script: maps a request to the token ids to say; what exceeds `sampling.max_tokens` is cut.
         logprob: log-probability reported for every token.
         version: policy version served at the start.
     """

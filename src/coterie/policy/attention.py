@@ -28,9 +28,7 @@ NAME = "coterie"
 class Layout(Protocol):
     """Decides who attends to whom."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """query [1 or B, H, T, D], key and value [.., K, T, D] → [.., H, T, D]."""
         ...
 
@@ -137,9 +135,7 @@ class PackedLayout:
             target=slice(first, first + sum(segment.lengths)),
         )
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
         for block in self.blocks:
             pieces.append(self._prompt(block, query, key, value, scale, window))

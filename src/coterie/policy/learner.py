@@ -129,6 +129,12 @@ class Learner:
         metrics.add(outputs, inputs, entropy, self._tensor(batch.sampler_logprobs, held))
         return held if old is None else old
 
+    def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The gradient of the objective over these batches by parameter name, without a step."""
+        for batch in batches:
+            self._backward(batch, None, TokenMetrics())
+        return self.optimizer.take_gradients()
+
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         """[N] log-probs of the trained tokens under the present weights."""
@@ -150,9 +156,7 @@ class Learner:
         states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
         targets = torch.from_numpy(batch.targets).to(device)
         head = policy.head
-        return chunked_logprobs(
-            states, head.weight, head.bias, targets, temperature=self.temperature, entropy=entropy
-        )
+        return chunked_logprobs(states, head.weight, head.bias, targets, temperature=self.temperature, entropy=entropy)
 
     @staticmethod
     def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
@@ -160,7 +164,10 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Write the optimizer and its masters into `folder`."""
-        save_file({name: tensor.contiguous() for name, tensor in self.optimizer.state().items()}, folder / STATE_FILE)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.optimizer.state().items()},
+            folder / STATE_FILE,
+        )
 
     def counters(self) -> dict[str, int]:
         """The part of the state that is not tensors, for the checkpoint's JSON."""

@@ -24,7 +24,13 @@ def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, norms = [], [], []
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -72,7 +78,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def chunked_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, temperature: float, entropy: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float,
+    entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and the entropy of its distribution.
 
@@ -86,4 +98,4 @@ def chunked_logprobs(
     Returns:
         log-probabilities [N] and entropies [N], float32 (float64 for float64 input).
     """
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, entropy)  # ty: ignore[invalid-return-type]
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, entropy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,10 @@ class Policy:
         Returns:
             [B, T, D] in the model's dtype.
         """
-        return self.decoder(
-            input_ids=tokens, position_ids=positions, use_cache=False, layout=layout
-        ).last_hidden_state
+        return self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
 
     @contextmanager
-    def without_adapters(self) -> Iterator[None]:
+    def without_adapters(self) -> Generator[None]:
         """The model as it was before LoRA: the frozen reference for free."""
         if self.adapters is None:
             raise ModelError("without_adapters needs LoRA: set model.lora, or keep a separate reference model")
@@ -103,27 +101,47 @@ def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device:
     """Load a model from a local folder or by transformers id.
 
     Raises:
-        ModelError: pickle weights, code in the model folder, no weights, or an architecture without pluggable attention.
+        ModelError: pickle weights, code in the folder, no weights, or an architecture without pluggable attention.
     """
     folder = Path(source)
+    if (folder / "adapter_config.json").is_file():
+        return Policy(_merged(folder, dtype, config).to(device), name=config.name, lora=config.lora)
     if folder.is_dir():
         refuse_unsafe(folder)
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds an adapter, not a whole model: name the base model and resume the run, or merge it first"
-        )
-    options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    return Policy(_pretrained(str(source), dtype, config.revision).to(device), name=config.name, lora=config.lora)
+
+
+def _pretrained(source: str, dtype: torch.dtype, revision: str | None) -> Any:
     transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="eager", **options
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
-            f"cannot load the model {str(source)!r}: {str(error).splitlines()[0]}; expected an asset name "
+            f"cannot load the model {source!r}: {str(error).splitlines()[0]}; expected an asset name "
             "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
         ) from error
-    return Policy(model.to(device), name=config.name, lora=config.lora)
+
+
+def _merged(folder: Path, dtype: torch.dtype, config: ModelConfig) -> Any:
+    """The base model of a PEFT adapter folder with the adapter merged in."""
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base or not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} is an adapter without a named base model or without *.safetensors; expected the folder that a "
+            "LoRA run wrote"
+        )
+    if Path(base).is_dir():
+        refuse_unsafe(Path(base))
+    peft = _peft()
+    return peft.PeftModel.from_pretrained(_pretrained(base, dtype, config.revision), str(folder)).merge_and_unload()
 
 
 def refuse_unsafe(folder: Path) -> None:
@@ -152,15 +170,23 @@ def refuse_unsafe(folder: Path) -> None:
 
 
 def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> Any:
-    try:
-        from peft import LoraConfig as PeftLoraConfig
-        from peft import get_peft_model
-    except ImportError as error:
-        raise ModelError("model.lora needs peft: install coterie with its `train` extra") from error
-    settings = PeftLoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    peft = _peft()
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, settings, autocast_adapter_dtype=False).eval()  # ty: ignore[invalid-argument-type]
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).eval()
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("LoRA needs peft: install coterie with its `train` extra") from error
+    return peft
 
 
 def _check_attention(model: Any) -> None:
@@ -178,8 +204,8 @@ def _check_attention(model: Any) -> None:
             states = model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"{type(model).__name__} does not take a pluggable attention ({error}); use a causal model of transformers "
-                "that supports attention backends, such as Llama, Qwen, Gemma 3, Mistral or SmolLM"
+                f"{type(model).__name__} does not take a pluggable attention ({error}); use a causal model of "
+                "transformers that supports attention backends, such as Llama, Qwen, Gemma 3, Mistral or SmolLM"
             ) from error
         got = model.get_output_embeddings()(states.last_hidden_state).float()
     error = float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))

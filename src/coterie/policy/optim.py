@@ -65,9 +65,11 @@ class MasterAdamW:
 
         return collect
 
-    def gradients(self) -> dict[str, Tensor]:
-        """The summed gradient by name, in master precision."""
-        return {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+    def take_gradients(self) -> dict[str, Tensor]:
+        """The summed gradient by name, in master precision; it is gone afterwards."""
+        grads = {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return grads
 
     def step(self, rate: float) -> float:
         """Clip and step at this learning rate; the gradient is cleared either way.
@@ -75,7 +77,7 @@ class MasterAdamW:
         Returns:
             The gradient norm before clipping. If it is not finite, the step was not taken.
         """
-        grads = list(self.gradients().values())
+        grads = [master.grad for master in self.masters.values() if master.grad is not None]
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
@@ -120,7 +122,7 @@ class MasterAdamW:
             if saved is None or saved.shape != master.shape:
                 found = "nothing" if saved is None else tuple(saved.shape)
                 raise CheckpointError(
-                    f"the checkpoint has {found} for {name}, expected {tuple(master.shape)}: it belongs to another model"
+                    f"the checkpoint has {found} for {name}, expected {tuple(master.shape)}: it is of another model"
                 )
             master.copy_(saved)
             if f"exp_avg/{name}" in tensors:

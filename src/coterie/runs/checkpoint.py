@@ -147,9 +147,7 @@ def _is_wanted(final: Path, facts: dict[str, Any]) -> bool:
         found = verify_directory(final)
     except CheckpointError:
         return False
-    different = [
-        f"{key} = {found.get(key)!r}, now {facts[key]!r}" for key in facts if found.get(key) != facts[key]
-    ]
+    different = [f"{key} = {found.get(key)!r}, now {facts[key]!r}" for key in facts if found.get(key) != facts[key]]
     if different:
         raise CheckpointError(
             f"{final} exists and belongs to something else ({'; '.join(different)}); move it away first"
@@ -167,14 +165,11 @@ def _encoded(state: Mapping[str, Any]) -> str:
 def _explain(error: BaseException, final: Path, written: int) -> None:
     """Raise a CheckpointError for what the disk refused; anything else passes through."""
     # safetensors wraps a full disk in its own exception, which is not an OSError.
-    if isinstance(error, CoterieError) or not (
-        isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    ):
+    if isinstance(error, CoterieError) or not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
         return
     reason = describe(error, final.parent) if isinstance(error, OSError) else str(error)
     raise CheckpointError(
-        f"cannot write the checkpoint {final}: {reason}. It got {written:,} bytes far; "
-        "older checkpoints are untouched"
+        f"cannot write the checkpoint {final}: {reason}. It got {written:,} bytes far; older checkpoints are untouched"
     ) from error
 
 
@@ -198,7 +193,5 @@ def _remove(path: Path) -> None:
         os.rename(path, grave)
         fsync(path.parent)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot remove the old checkpoint {path}: {describe(error, path.parent)}"
-        ) from error
+        raise CheckpointError(f"cannot remove the old checkpoint {path}: {describe(error, path.parent)}") from error
     shutil.rmtree(grave, ignore_errors=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK, _FAINT = "#333333", "#DDDDDD"
 
 Series = Sequence[tuple[int, float]]
@@ -48,9 +48,9 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
     axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for axis in axes:
         _dress(axis)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     # A dollar sign would start a formula.
-    figure.suptitle(title.replace("$", r"\$"), fontsize=12, color=_INK, x=0.01, ha="left")
+    figure.suptitle(title.replace("$", r"\$"), fontsize=12, color=_INK, x=0.012, ha="left")
     if mean:
         _rewards(axes[0], mean, dict(std))
     if evals:
@@ -72,29 +72,30 @@ def _dress(axis: Axes) -> None:
 
 def _rewards(axis: Axes, mean: Series, std: dict[int, float]) -> None:
     steps, values = [step for step, _ in mean], [value for _, value in mean]
-    low = [value - std.get(step, 0.0) for step, value in mean]
-    high = [value + std.get(step, 0.0) for step, value in mean]
+    spread = [std.get(step, 0.0) for step in steps]
+    span = max(5, len(steps) // 15) if len(steps) > 30 else 1
+    center, around = _running_mean(values, span), _running_mean(spread, span)
     axis.fill_between(
-        steps, low, high, color=_COLORS[0], alpha=0.15, linewidth=0, label="± std over rollouts"
-    )
-    busy = len(steps) > 30
-    # Single steps are noisy: many of them are drawn faint under their running mean.
-    axis.plot(
         steps,
-        values,
+        [value - width for value, width in zip(center, around, strict=True)],
+        [value + width for value, width in zip(center, around, strict=True)],
         color=_COLORS[0],
-        alpha=0.35 if busy else 1.0,
-        linewidth=1 if busy else 1.8,
-        marker="o" if len(steps) == 1 else None,
-        label="mean of each step" if busy else "mean",
+        alpha=0.12,
+        linewidth=0,
+        label="± std over rollouts",
     )
-    if busy:
-        span = max(5, len(steps) // 15)
-        axis.plot(
-            steps, _running_mean(values, span), color=_COLORS[0], linewidth=2, label=f"mean of {span} steps"
-        )
+    if span > 1:  # single steps are noisy: many of them are drawn faint under their running mean
+        axis.plot(steps, values, color=_COLORS[0], alpha=0.4, linewidth=0.9, label="each step")
+    label = f"mean of {span} steps" if span > 1 else "mean"
+    marker = "o" if len(steps) == 1 else None
+    axis.plot(steps, center, color=_COLORS[0], linewidth=2, marker=marker, label=label)
     axis.set_ylabel("reward in training")
-    axis.legend(frameon=False, fontsize=8, loc="best", ncols=3)
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """Above the panel, where no curve can run into it."""
+    axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.2)
 
 
 def _running_mean(values: Sequence[float], span: int) -> list[float]:
@@ -108,7 +109,7 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
     top = 0.0
     for index, task in enumerate(tasks):
         results = [result for result in evals if result.task == task]
-        color = _COLORS[index % len(_COLORS)]
+        color = _INK if task == "all" else _COLORS[1:][index % len(_COLORS[1:])]
         # Tasks are moved apart a little, so that their bars can be told from each other.
         shift = (index - (len(tasks) - 1) / 2) * far * 0.006
         axis.errorbar(
@@ -122,7 +123,8 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
             marker="o",
             markersize=5,
             linewidth=1.8,
-            linestyle="--" if task == "all" else "-",
+            # Between two points alone nothing was measured: a dotted line does not claim a straight rise.
+            linestyle=":" if len(results) == 2 else "--" if task == "all" else "-",
             capsize=3,
             elinewidth=1.2,
             label=task.replace("$", r"\$"),
@@ -131,4 +133,4 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
     axis.set_ylabel("held-out pass@1, %\n(95 % interval)")
     axis.set_ylim(0, min(104.0, max(10.0, top * 1.12)))
     if len(tasks) > 1:
-        axis.legend(frameon=False, fontsize=8, loc="best", ncols=min(4, len(tasks)))
+        _legend(axis)

@@ -57,7 +57,7 @@ class RunDirectory:
         """
         path = find(run, runs)
         opened = cls(path, Lock(path))
-        for folder in (path, opened.rollouts, opened.checkpoints):
+        for folder in (path, *(child for child in path.iterdir() if child.is_dir())):
             remove_leftovers(folder)
         return opened
 
@@ -161,9 +161,7 @@ def find(run: str | Path, runs: Path) -> Path:
             return path
     known = sorted(path.parent.name for path in runs.glob("*/config.toml"))
     there = f"{runs} holds {', '.join(known[-8:])}" if known else f"{runs} holds no runs"
-    raise RunError(
-        f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs}; {there}"
-    )
+    raise RunError(f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs}; {there}")
 
 
 def _make(runs: Path, name: str) -> Path:

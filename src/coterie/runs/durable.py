@@ -46,9 +46,7 @@ def json_loads(text: str | bytes) -> Any:
         ValueError: not JSON, a number that is not finite, a key given twice, or nesting without end.
     """
     try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates
-        )
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -149,9 +147,7 @@ def publish_directory(tmp: Path, final: Path, facts: Mapping[str, Any]) -> None:
     """
     names = _files(tmp)
     if MANIFEST in names:
-        raise CheckpointError(
-            f"{tmp / MANIFEST} exists already; the manifest is written by publish_directory only"
-        )
+        raise CheckpointError(f"{tmp / MANIFEST} exists already; the manifest is written by publish_directory only")
     for name in names:
         fsync(tmp / name)
     entries = dict(zip(names, _measure(tmp, names), strict=True))
@@ -191,13 +187,9 @@ def verify_directory(path: Path) -> dict[str, Any]:
                     f"the manifest says {expected[name]['sha256'][:12]}…"
                 )
     except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}"
-        ) from error
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / MANIFEST} lists a file without its size and sha256: {error!r}"
-        ) from error
+        raise CheckpointError(f"{path / MANIFEST} lists a file without its size and sha256: {error!r}") from error
     return manifest["facts"]
 
 
@@ -233,9 +225,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if isinstance(version, int) and version > FORMAT:
-        raise CheckpointError(
-            f"{file} has format {version}, this coterie reads up to {FORMAT}; use a newer one"
-        )
+        raise CheckpointError(f"{file} has format {version}, this coterie reads up to {FORMAT}; use a newer one")
     if data != _sealed(body):
         raise CheckpointError(f"{file} is damaged: it does not match its own sha256")
     return body

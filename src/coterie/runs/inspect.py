@@ -204,9 +204,7 @@ def _state(damaged: bool, pid: int | None, step: int | None, steps: int | None) 
 
 def _tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
     sources = config.get("data", {}).get("train", [])
-    names = (
-        s.get("task") or s.get("name") or s.get("target") or Path(s.get("path", "?")).stem for s in sources
-    )
+    names = (s.get("task") or s.get("name") or s.get("target") or Path(s.get("path", "?")).stem for s in sources)
     return tuple(dict.fromkeys(names))
 
 

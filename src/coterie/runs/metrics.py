@@ -83,9 +83,7 @@ class MetricsDB:
     def _prepare(self, read_only: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
-            raise RunError(
-                f"{self.path} has format {version}, this coterie reads up to {VERSION}; use a newer one"
-            )
+            raise RunError(f"{self.path} has format {version}, this coterie reads up to {VERSION}; use a newer one")
         if read_only:
             return
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -127,14 +125,10 @@ class MetricsDB:
         with self._transaction(f"record the evaluation of step {step}"):
             self._insert_evals(step, results, items)
 
-    def event(
-        self, kind: str, message: str, step: int | None = None, data: Mapping[str, Any] | None = None
-    ) -> None:
+    def event(self, kind: str, message: str, step: int | None = None, data: Mapping[str, Any] | None = None) -> None:
         """Record one event, now."""
         with self._transaction(f"record a {kind} event"):
-            self._insert_event(
-                Event(step=step, kind=kind, message=message, data=data or {}, time=time.time())
-            )
+            self._insert_event(Event(step=step, kind=kind, message=message, data=data or {}, time=time.time()))
 
     def truncate_after(self, step: int) -> None:
         """Forget metrics, evaluations and events of later steps, which a resume makes again; -1 forgets all.

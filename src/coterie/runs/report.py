@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,7 @@ class BeforeAfter:
     after: Rollout
 
 
-def write_report(
-    run: RunDirectory, *, machine: str, seconds: float, samples: Sequence[BeforeAfter] = ()
-) -> Path:
+def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Sequence[BeforeAfter] = ()) -> Path:
     """Write `README.md` and, where matplotlib is installed, `curve.png`.
 
     Args:
@@ -74,7 +73,7 @@ def write_report(
     facts = [
         f"- Steps: {done} of {config.get('steps', '?')}.",
         f"- Time: {_duration(seconds)}" + (f" ({', '.join(rates)})." if rates else "."),
-        f"- Machine: {_inline(machine)}",
+        f"- Machine: {_inline(machine)}.",
         f"- Out of the ordinary: {', '.join(unusual) or 'nothing'}.",
     ]
     sections = [
@@ -103,13 +102,9 @@ def _results(database: MetricsDB) -> str:
     if not before:
         return "No held-out evaluation was recorded."
     if not after:
-        head = (
-            f"| held-out task | prompts × attempts | metric | step {before[0].step} |\n" + "| --- " * 4 + "|"
-        )
+        head = f"| held-out task | prompts × attempts | metric | step {before[0].step} |\n" + "| --- " * 4 + "|"
         rows = [
-            _row(result.task, _size(result), name, _percent(one))
-            for result in before
-            for name, one in _both(result)
+            _row(result.task, _size(result), name, _percent(one)) for result in before for name, one in _both(result)
         ]
         return "\n".join((head, *rows)) + "\n\nIntervals are 95 % bootstrap intervals over prompts."
     later = {result.task: result for result in after}
@@ -179,7 +174,7 @@ def _command(run: RunDirectory, config: Mapping[str, Any]) -> str:
     # The name is taken by this very run, and runs are never overwritten.
     name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
     return (
-        f"```sh\ncoterie train @ {run.config.as_posix()}{name}\n```\n\n"
+        f"```sh\ncoterie train @ {shlex.quote(run.config.as_posix())}{name}\n```\n\n"
         "The same machine and number of threads give the same tokens, bit for bit. "
         f"`coterie show {run.path.as_posix()}` says more; `coterie chat {run.path.as_posix()}` talks to "
         "the result."
@@ -231,11 +226,7 @@ def _quoted(text: str) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 0:
-        raise RunError(
-            f"a run of {seconds} s; time does not run backwards, so measure with a monotonic clock"
-        )
+        raise RunError(f"a run of {seconds} s; time does not run backwards, so measure with a monotonic clock")
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-    )
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -31,14 +31,10 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
     """
     path = folder / f"step_{step:06d}.parquet"
     if path.exists():
-        raise RunError(
-            f"{path} exists; a recorded step is never overwritten. A resume first calls truncate_after"
-        )
+        raise RunError(f"{path} exists; a recorded step is never overwritten. A resume first calls truncate_after")
     facts = {"coterie": FORMAT, "step": str(step)}
     try:
-        table = pa.Table.from_pylist(
-            [to_row(step, row) for row in rows], schema=schema().with_metadata(facts)
-        )
+        table = pa.Table.from_pylist([to_row(step, row) for row in rows], schema=schema().with_metadata(facts))
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise RunError(f"the rollouts of step {step} do not fit their columns: {error}") from error
     with replacing(path) as tmp:

@@ -24,7 +24,7 @@ class RolloutRecord:
     logprobs: tuple[float, ...] | None
     """[C, all turns] the trainer's log-prob of each sampled token at the update; None where not computed."""
     seconds: float | None
-    """Wall-clock time of the attempt, sampling and scoring."""
+    """Wall-clock time of the call that collected it, sampling and scoring; None where not measured."""
 
 
 REPEATED = [
@@ -93,9 +93,7 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
     """
     prompt, rollout, credit, context = record.prompt, record.rollout, record.credit, record.rollout.context
     if context.prompt_id != prompt.id:
-        raise RunError(
-            f"rollout {rollout.id} answers {context.prompt_id}, but is recorded with prompt {prompt.id}"
-        )
+        raise RunError(f"rollout {rollout.id} answers {context.prompt_id}, but is recorded with prompt {prompt.id}")
     if credit is not None and credit.rollout_id != rollout.id:
         raise RunError(f"rollout {rollout.id} is recorded with the credit of {credit.rollout_id}")
 
@@ -141,9 +139,7 @@ def _tokens(record: RolloutRecord) -> dict[str, Any]:
     rollout, logprobs = record.rollout, record.logprobs
     sampled = sum(len(turn.tokens) for turn in rollout.turns)
     if logprobs is not None and len(logprobs) != sampled:
-        raise RunError(
-            f"rollout {rollout.id} has {sampled} sampled tokens, but {len(logprobs)} trainer log-probs"
-        )
+        raise RunError(f"rollout {rollout.id} has {sampled} sampled tokens, but {len(logprobs)} trainer log-probs")
     first = rollout.turns[0].prompt_tokens if rollout.turns else ()
     out: dict[str, list[Any]] = {"tokens": [], "loss_mask": [], "sampler_logprobs": [], "logprobs": []}
     turns, done = [], 0

@@ -86,8 +86,7 @@ class Evaluator:
             if value is not None:
                 counts.setdefault(rollout.context.prompt_id, []).append(int(value >= CORRECT))
         return [
-            EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits))
-            for name, hits in counts.items()
+            EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits)) for name, hits in counts.items()
         ]
 
     def _result(self, step: int, task: str, items: Sequence[EvalItem], rollouts: Sequence[Rollout]) -> EvalResult:

@@ -1,10 +1,10 @@
 """The GRPO loop: collect → group → credit → update, then record, evaluate, checkpoint.
 
-    for step:                                   README of the whole method
-        prompts  → rollouts                     collect   (engine, environment, rewards)
-        rollouts → groups                       group     (attempts at the same prompt)
-        groups   → advantages                   credit    (reward relative to the group)
-        advantages → new weights                update    (clipped objective, KL to the reference)
+for step:                                   README of the whole method
+    prompts  → rollouts                     collect   (engine, environment, rewards)
+    rollouts → groups                       group     (attempts at the same prompt)
+    groups   → advantages                   credit    (reward relative to the group)
+    advantages → new weights                update    (clipped objective, KL to the reference)
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ class Trainer:
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
         if report.skipped:
             self.recorder.note(
-                self.step, "skipped_update", f"{report.skipped} optimizer steps had a gradient that is not finite"
+                self.step,
+                "skipped_update",
+                f"{report.skipped} optimizer steps had a gradient that is not finite",
             )
 
     def evaluate(self) -> None:

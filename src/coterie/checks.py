@@ -1,0 +1,202 @@
+"""What `coterie validate` and `coterie train --dry-run` look at, one line a fact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+
+from coterie import assemble, machine
+from coterie.assemble import Inputs
+from coterie.batches import Batch, plan
+from coterie.config.schema import RunConfig
+from coterie.engines.base import Request, Sampling
+from coterie.errors import CoterieError
+from coterie.policy.learner import Learner
+from coterie.policy.model import Policy
+from coterie.rewards.check import self_test
+from coterie.rewards.pool import Scorer
+from coterie.train.observer import Silent
+from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, Turn
+
+Level = Literal["ok", "warn", "fail"]
+GIB = 2**30
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Report:
+    """Facts with a verdict each."""
+
+    lines: list[tuple[Level, str, str]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(level != "fail" for level, _, _ in self.lines)
+
+    def add(self, level: Level, subject: str, text: str) -> None:
+        self.lines.append((level, subject, text))
+
+    def attempt(self, subject: str, work: Callable[[], T]) -> T | None:
+        """Run one check; an error of ours becomes a failed line, and later checks still run."""
+        try:
+            return work()
+        except CoterieError as error:
+            self.add("fail", subject, str(error))
+            return None
+
+
+def validate(config: RunConfig) -> Report:
+    """Data and rewards: every prompt rendered, gold answers scored, garbage scored. Loads no weights."""
+    report = Report()
+    inputs = report.attempt("data", lambda: assemble.read_inputs(config, Silent()))
+    if inputs is not None:
+        _data_lines(report, config, inputs)
+        report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
+    return report
+
+
+def dry_run(config: RunConfig) -> Report:
+    """All of `validate`, then the model: batch arithmetic, memory, and time measured on a small sample."""
+    report = Report()
+    assemble.use_threads(config)
+    inputs = report.attempt("data", lambda: assemble.read_inputs(config, Silent()))
+    if inputs is None:
+        return report
+    _data_lines(report, config, inputs)
+    report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
+    policy = report.attempt("model", lambda: assemble.load_policy(config, inputs.source))
+    if policy is None:
+        return report
+    _batch_line(report, config)
+    _memory_line(report, config, inputs, policy)
+    report.attempt("time", lambda: _time_line(report, config, inputs, policy))
+    return report
+
+
+def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
+        tasks = sorted({prompt.task for prompt in found.prompts})
+        text = f"{len(found.prompts)} prompts of {', '.join(tasks) or 'nothing'}"
+        report.add("warn" if found.bad else "ok", f"data, {name}", text)
+        for note in found.notes:
+            report.add("ok", f"data, {name}", note)
+    if not inputs.heldout.prompts:
+        report.add("warn", "data, held out", "none: the run will not know whether it learned; add [[data.heldout]]")
+
+
+def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    with Scorer(config.rewards) as scorer:
+        for level, subject, text in self_test(scorer, inputs.train.prompts or inputs.heldout.prompts).lines():
+            report.add(level, subject, text)
+
+
+def _batch_line(report: Report, config: RunConfig) -> None:
+    collect, optim = config.collect, config.optim
+    rollouts = collect.prompts * collect.group_size
+    updates = optim.minibatches * optim.epochs
+    report.add(
+        "ok",
+        "batch",
+        f"{collect.prompts} prompts × {collect.group_size} rollouts = {rollouts} rollouts a step, {updates} optimizer "
+        f"step{'s' if updates > 1 else ''} each; {config.steps} steps = {config.steps * rollouts} rollouts",
+    )
+
+
+def _memory_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy) -> None:
+    """What is counted: weights, masters, moments and gradient of what is trained, KV memory, activations of one row."""
+    trained = sum(parameter.numel() for parameter in policy.parameters().values())
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    weights *= 2 if config.objective.kl_beta > 0 and config.model.lora is None else 1
+    optimizer = trained * (16 if policy.dtype == torch.bfloat16 else 12)
+    shape = policy.model.config.get_text_config()
+    layers, width = shape.num_hidden_layers, shape.hidden_size
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
+    size = policy.head.weight.element_size()
+    longest = max((len(ids) for ids in inputs.train.tokens.values()), default=0) + config.sampling.max_tokens
+    slots = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
+    kv = 2 * layers * heads * head * slots * longest * size
+    # About 34 values of the hidden width a token and layer are kept for the backward pass of a Llama-shaped block.
+    row = max(config.optim.token_budget, longest)
+    activations = 34 * layers * width * size * min(row, config.collect.prompts * config.collect.group_size * longest)
+    total = weights + optimizer + kv + activations
+    free = machine.facts().memory_free if policy.device.type == "cpu" else torch.cuda.mem_get_info(policy.device)[0]
+    text = (
+        f"about {total / GIB:.1f} GiB at most: weights {weights / GIB:.1f}, optimizer {optimizer / GIB:.1f}, sampling "
+        f"{kv / GIB:.1f}, update {activations / GIB:.1f}; {free / GIB:.1f} GiB are free"
+    )
+    report.add("ok" if total < free else "warn", "memory", text)
+
+
+def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy) -> None:
+    """Sample one group for a few tokens and take one gradient of it; nothing is stepped."""
+    turns, generate = _sample_a_little(config, inputs, policy)
+    started = time.perf_counter()
+    learner = Learner(
+        policy,
+        optim=config.optim,
+        objective=config.objective.model_copy(update={"kl_beta": 0.0}),
+        temperature=config.sampling.temperature,
+        total_steps=1,
+    )
+    (batch, *_) = _batches(turns, config)
+    started = time.perf_counter()
+    learner.gradient([batch])
+    update = time.perf_counter() - started
+    count = len(batch.targets)
+    tokens = config.collect.prompts * config.collect.group_size * config.sampling.max_tokens
+    step = tokens * (generate / count + update / count)
+    report.add(
+        "ok",
+        "time",
+        f"at most about {step:.0f} s a step and {step * config.steps / 60:.0f} min in all, if every completion had "
+        f"sampling.max_tokens = {config.sampling.max_tokens} tokens and no group was skipped (measured on "
+        f"{count} tokens: {count / generate:.0f} tok/s sampled, {count / update:.0f} tok/s trained)",
+    )
+
+
+def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
+    engine = assemble.ENGINES[config.collect.engine](policy, inputs.chat, config)
+    ids = next(iter(inputs.train.tokens.values()))
+    count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
+    requests = [
+        Request(key=SampleKey(seed=0, version=0, prompt="dry-run", sample=k), prompt_tokens=tuple(ids))
+        for k in range(count)
+    ]
+    sampling = Sampling(temperature=config.sampling.temperature, max_tokens=min(16, config.sampling.max_tokens))
+    started = time.perf_counter()
+    turns = engine.generate(requests, sampling)
+    return turns, time.perf_counter() - started
+
+
+def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
+    """A batch of what was sampled, with made-up advantages."""
+    rollouts = [
+        Rollout(
+            id=str(k),
+            sample=k,
+            turns=(turn,),
+            completion="",
+            reward=0.0,
+            reward_parts={},
+            outcome=Outcome.OK,
+            context=Context(
+                prompt_id="dry-run",
+                task="dry-run",
+                difficulty=None,
+                version=0,
+                prompt_length=len(turn.prompt_tokens),
+                completion_length=len(turn.tokens),
+                stop_reason=turn.stop_reason,
+            ),
+        )
+        for k, turn in enumerate(turns)
+    ]
+    credits = [
+        Credit(rollout_id=r.id, advantage=1.0 - 2 * (r.sample % 2), clip_low=0.2, clip_high=0.2) for r in rollouts
+    ]
+    return plan(rollouts, credits, normalize="token", token_budget=config.optim.token_budget, skip_zero=False)

@@ -1,0 +1,279 @@
+"""Messages in, tokens out, and back: a tokenizer with its chat template.
+
+The template is a Jinja program from the model's author. transformers (checked in 5.19) renders it in an
+`ImmutableSandboxedEnvironment` without a loader, so it reaches no file, module or attribute; nothing limits its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from coterie.errors import DataError, ModelError
+from coterie.types import Message
+
+PLAIN = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% else %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""For a base model without a template: `User: …`, a line each, then `Assistant:`."""
+
+_TODAY = datetime(2024, 7, 26)
+_PRIVATE = range(0xE000, 0xF8FF)
+
+
+class Chat:
+    """A tokenizer and its chat template; equal input gives equal tokens on any day.
+
+    For ordinary text the tokens are those of `tokenizer.apply_chat_template`. Two things differ on purpose: text that
+    spells a special token is never read as one, and a template that asks for today's date always gets 26 July 2024 (the
+    default in Llama's own templates), since a resumed run must see the same prompt tomorrow.
+
+    Attributes:
+        tokenizer: the transformers tokenizer.
+        template: the Jinja source in use.
+        template_hash: sha256 of it in hex, for the run's record.
+        stop_ids: any of these ends a turn: the model's and the tokenizer's end tokens, the template's end-of-turn
+            token. Empty when there is none; then only the token limit ends a completion.
+        pad_id: a valid id to fill rectangles with. Masks never come from ids, so it may equal an end token.
+        notes: what the user should know about this tokenizer, one line each.
+    """
+
+    def __init__(self, tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> None:
+        """
+        Args:
+            tokenizer: a transformers tokenizer, fast or slow.
+            stop_ids: the end tokens of the model's own generation settings.
+
+        Raises:
+            DataError: the template does not compile, or loses the user's words.
+        """
+        self.tokenizer = tokenizer
+        self.notes: list[str] = []
+        self.template = self._own_template()
+        self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
+        self._special = _spelling(tokenizer)
+        tail = self._probe()
+        eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self.stop_ids = frozenset((*stop_ids, *eos, *self._end_of_turn(tail)))
+        if not self.stop_ids:
+            self.notes.append(
+                "the tokenizer has no end token: only sampling.max_tokens and sampling.stop end a completion"
+            )
+        filler = (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(self.stop_ids), 0)
+        self.pad_id: int = next(token for token in filler if token is not None)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a chat, ready for the assistant's turn.
+
+        Raises:
+            DataError: the template refuses these messages, or their text cannot be encoded.
+        """
+        hidden, back = self._hide(messages)
+        text = self._text(hidden, add_generation_prompt=add_generation_prompt)
+        if not back:
+            return self._encode(text)
+        ids: list[int] = []
+        for part in re.split(f"([{''.join(back)}])", text):
+            ids += self._encode(back[part], plain=True) if part in back else self._encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens; broken UTF-8 becomes U+FFFD. For readers and rewards:
+        never encoded again."""
+        kept = [token for token in ids if token not in self.stop_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer and its own template, so that the folder opens with transformers as it is."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    def check_vocabulary(self, rows: int) -> None:
+        """Refuse a tokenizer that can name tokens beyond the model's embedding.
+
+        Args:
+            rows: rows of the input embedding.
+
+        Raises:
+            ModelError: with the remedy.
+        """
+        highest = max(self.tokenizer.get_vocab().values(), default=-1)
+        if highest >= rows:
+            raise ModelError(
+                f"the tokenizer knows token {highest}, but the model's embedding has {rows} rows: tokens were added "
+                "without `model.resize_token_embeddings`; resize and save the model, or use its original tokenizer"
+            )
+
+    def _own_template(self) -> str:
+        if not self.tokenizer.chat_template:
+            self.notes.append(
+                "the tokenizer has no chat template: prompts are written as `User: …` and `Assistant:`; "
+                'for a base model consider sampling.stop = ["\\nUser:"]'
+            )
+            return self._begin() + PLAIN
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError as error:
+            names = ", ".join(sorted(self.tokenizer.chat_template))
+            raise DataError(
+                f"the tokenizer has several chat templates ({names}) and none called `default`; "
+                "save it with the one to use as its only chat_template"
+            ) from error
+
+    def _begin(self) -> str:
+        """Llama and Gemma want their first token even without a template; others do not."""
+        bos = self.tokenizer.bos_token_id
+        first = self.tokenizer("a", add_special_tokens=True)["input_ids"][:1]
+        return "{{ bos_token }}" if bos is not None and first == [bos] else ""
+
+    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=_TODAY.strftime,
+            )
+        except Exception as error:  # a template is somebody's program: it can raise anything
+            raise DataError(self._refusal(messages, error)) from error
+
+    def _refusal(self, messages: Sequence[Message], error: Exception) -> str:
+        roles = " → ".join(message["role"] for message in messages) or "no messages"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "check the order of the roles, or give the model's folder another chat_template"
+        if any(message["role"] == "system" for message in messages):
+            remedy = (
+                "if it takes no system message, leave data.system out and put the text into the source's instruction"
+            )
+        return f"the model's chat template refuses these messages ({roles}): {reason}; {remedy}"
+
+    def _encode(self, text: str, *, plain: bool = False) -> list[int]:
+        """`plain`: the spelling of a special token is only letters."""
+        try:
+            options = {"split_special_tokens": True} if plain else {}
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
+        except (UnicodeEncodeError, TypeError) as error:
+            raise DataError(f"the text holds a lone surrogate, which no tokenizer can encode: {text[:60]!r}") from error
+
+    def _hide(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """Replace the spellings of special tokens by single private characters, which templates pass through untouched.
+
+        Returns:
+            The messages, and what each character stands for; empty when there was nothing to hide.
+        """
+        if all(self._encode(m["content"]) == self._encode(m["content"], plain=True) for m in messages):
+            return messages, {}
+        stand_ins = self._stand_ins(messages)
+        back: dict[str, str] = {}
+        names: dict[str, str] = {}
+
+        def hide(match: re.Match[str]) -> str:
+            word = match.group()
+            if word not in names:
+                names[word] = next(stand_ins)
+                back[names[word]] = word
+            return names[word]
+
+        out: list[Message] = []
+        for message in messages:
+            content = self._special.sub(hide, message["content"])
+            for part in re.split(f"[{''.join(back)}]", content) if back else [content]:
+                if self._encode(part) != self._encode(part, plain=True):
+                    raise DataError(
+                        f"the text spells a special token in a way that cannot be told apart: {part[:60]!r}; reword it"
+                    )
+            out.append({"role": message["role"], "content": content})
+        return out, back
+
+    def _stand_ins(self, messages: Sequence[Message]) -> Iterator[str]:
+        taken = set(self.template).union(*(message["content"] for message in messages))
+        return (chr(code) for code in _PRIVATE if chr(code) not in taken)
+
+    def _probe(self) -> str:
+        """Render one exchange; what follows the assistant's words ends a turn.
+
+        Raises:
+            DataError: the template leaves the user's words out, so every prompt would be the same.
+        """
+        stand_ins = self._stand_ins([])
+        user, assistant = next(stand_ins), next(stand_ins)
+        asked: list[Message] = [{"role": "user", "content": user}]
+        text = self._text(asked, add_generation_prompt=True)
+        if user not in text:
+            raise DataError(
+                "the model's chat template leaves out what the user says, so every prompt would look the same; "
+                "give the model's folder a chat_template that writes message['content']"
+            )
+        try:
+            text = self._text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
+        except DataError:
+            return ""  # a template for single questions
+        return text.rpartition(assistant)[2] if assistant in text else ""
+
+    def _end_of_turn(self, tail: str) -> list[int]:
+        """The special token that directly follows the assistant's words, e.g. <|im_end|>, <|eot_id|>, <end_of_turn>."""
+        match = self._special.match(tail.lstrip())
+        if match is None:
+            return []
+        ids = self._encode(match.group())
+        return ids if len(ids) == 1 else []
+
+
+def load_chat(source: str | Path, revision: str | None = None) -> Chat:
+    """The tokenizer, template and end tokens of a model.
+
+    Args:
+        source: a local folder, or a transformers id.
+        revision: pinned revision of an id.
+
+    Raises:
+        ModelError: no tokenizer there that transformers can load without running the folder's own code.
+        DataError: as `Chat`.
+    """
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"cannot load the tokenizer of {str(source)!r}: {reason}; expected an asset name (`coterie assets ls`), a "
+            "folder with tokenizer.json and tokenizer_config.json, or a reachable transformers id"
+        ) from error
+    files = ("generation_config.json", "config.json")
+    ends = [end for name in files for end in _end_tokens(_json_of(str(source), name, options))]
+    return Chat(tokenizer, stop_ids=ends)
+
+
+def _json_of(source: str, name: str, options: Mapping[str, Any]) -> Any:
+    from transformers.utils import cached_file
+
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options)
+    if path is None:
+        return {}
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON ({error}); fetch the model again") from error
+
+
+def _end_tokens(facts: Any) -> list[int]:
+    ends = facts.get("eos_token_id") if isinstance(facts, Mapping) else None
+    many = ends if isinstance(ends, list) else [ends]
+    return [end for end in many if isinstance(end, int) and not isinstance(end, bool) and end >= 0]
+
+
+def _spelling(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the text of every special token, longest first; in any case, since normalizers may fold it."""
+    texts = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts |= set(tokenizer.all_special_tokens)
+    ordered = sorted((text for text in texts if text), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)", re.IGNORECASE)

@@ -1,0 +1,241 @@
+"""Procedural tasks of reasoning-gym, each with its own scorer.
+
+An item carries its whole entry as JSON, so a worker process can score it without generating it again. No torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import lru_cache
+from io import StringIO
+from types import ModuleType
+from typing import Any
+
+from coterie.data.answers import extract_answer
+from coterie.data.tagged import decode, encode
+from coterie.errors import DataError
+
+ATTRIBUTE = "reasoning_gym"
+"""Key of `Prompt.attributes` under which an item's entry travels."""
+
+HASH_ORDERED = frozenset(
+    {
+        "codeio",
+        "intermediate_integration",
+        "isomorphic_strings",
+        "knight_swap",
+        "list_functions",
+        "polynomial_multiplication",
+        "ransom_note",
+        "word_ladder",
+    }
+)
+"""Generators of 0.1.25 that iterate over sets of text, so their items change with Python's hash seed (measured on 25
+items each under two seeds). They run in a child process with a fixed hash seed, or no run could be repeated."""
+
+_CHILD_DEADLINE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One generated question."""
+
+    index: int
+    question: str
+    answer: str | None
+    """None where any answer that fulfils the conditions is right."""
+    attributes: dict[str, Any]
+    """JSON: under `reasoning_gym` the recipe, the index and the encoded entry, which is what `score` needs."""
+
+
+def names() -> list[str]:
+    """Every generator, sorted."""
+    return sorted(_gym().factory.DATASETS)
+
+
+def items(name: str, params: Mapping[str, Any], size: int, seed: int) -> Iterator[Item]:
+    """Items 0 … size-1; equal arguments give equal items in any process, on any machine with the same package.
+
+    Args:
+        name: generator, e.g. `leg_counting`.
+        params: the generator's own settings, e.g. {"max_animals": 3}.
+
+    Raises:
+        DataError: reasoning-gym is missing, the generator or a setting is unknown, or a setting is refused.
+    """
+    recipe = {"name": name, "params": dict(params), "size": size, "seed": seed}
+    _dataset(json.dumps(recipe, sort_keys=True))  # refuses a bad recipe before anything is generated
+    parts = {name, *(part["name"] for part in params.get("datasets", []) if name == "composite")}
+    elsewhere = parts & HASH_ORDERED and os.environ.get("PYTHONHASHSEED") != "0"
+    return _items(recipe, _child_entries(recipe) if elsewhere else _entries(recipe))
+
+
+def _items(recipe: Mapping[str, Any], entries: Iterator[dict[str, Any]]) -> Iterator[Item]:
+    for index, entry in enumerate(entries):
+        answer = entry["answer"]
+        yield Item(
+            index=index,
+            question=entry["question"],
+            answer=None if answer is None else str(answer),
+            attributes={ATTRIBUTE: {**recipe, "index": index, "entry": entry}},
+        )
+
+
+def score(attributes: Mapping[str, Any], completion: str) -> float:
+    r"""The generator's own score of a completion, as it is: 0 … 1, often 0.01 or 0.05 for a well-formed wrong answer.
+
+    The judged answer is that of `answers.extract_answer`: what stands in the last `<answer>…</answer>`, else in
+    the last `\boxed{…}`, else after `####`, else the whole completion, stripped.
+
+    Args:
+        attributes: of the prompt; they may have been through JSON.
+
+    Raises:
+        DataError: the prompt is not one of `items`, or its scorer failed.
+    """
+    record = attributes.get(ATTRIBUTE)
+    if not isinstance(record, Mapping) or not {"name", "params", "size", "seed", "entry"} <= record.keys():
+        raise DataError(
+            f"this prompt has no {ATTRIBUTE!r} attribute: the task's own scorer judges reasoning-gym prompts only; use "
+            "another reward, such as `number` or `exact`, for the other sources"
+        )
+    recipe = {key: record[key] for key in ("name", "params", "size", "seed")}
+    dataset = _dataset(json.dumps(recipe, sort_keys=True))
+    try:
+        with _quiet():
+            return float(dataset.score_answer(extract_answer(completion), decode(record["entry"])))
+    except Exception as error:  # somebody else's scorer on a model's text: it can raise anything
+        raise DataError(
+            f"the scorer of {record['name']} failed on {completion[:60]!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _gym() -> ModuleType:
+    try:
+        with _quiet():
+            import reasoning_gym
+            import reasoning_gym.factory
+    except ImportError as error:
+        raise DataError(
+            f"reasoning_gym sources need the package reasoning-gym ({error}): install coterie with its `train` extra"
+        ) from error
+    return reasoning_gym
+
+
+@lru_cache(maxsize=64)
+def _dataset(recipe: str) -> Any:
+    """The generator itself, from its recipe as JSON."""
+    wanted = json.loads(recipe)
+    name, params = wanted["name"], dict(wanted["params"])
+    registry = _gym().factory.DATASETS
+    if name not in registry:
+        near = get_close_matches(name, registry, n=3) or sorted(registry)[:5]
+        raise DataError(
+            f"reasoning-gym has no generator {name!r}; the nearest of its {len(registry)} are {', '.join(near)}"
+        )
+    known = sorted(field.name for field in fields(registry[name][1]) if field.name not in ("seed", "size"))
+    for key in params:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(f"the generator {name} has no parameter {key!r}; {hint}it has {', '.join(known) or 'none'}")
+    if name == "composite":
+        params["datasets"] = [_part(part) for part in params.get("datasets", [])]
+    try:
+        with _fixed_randomness(f"{name}/{wanted['seed']}"), _quiet():
+            return _gym().create_dataset(name, size=wanted["size"], seed=wanted["seed"], **params)
+    except Exception as error:  # its validation asserts, and its code trusts the types
+        raise DataError(
+            f"the generator {name} refuses {params}: {str(error) or type(error).__name__}; its parameters are "
+            f"{', '.join(known) or 'none'}"
+        ) from error
+
+
+def _part(spec: Any) -> Any:
+    from reasoning_gym.composite import DatasetSpec
+
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise DataError(f"composite needs datasets = [{{name = …, weight = 1.0, config = {{}}}}, …], got {spec!r}")
+    return DatasetSpec(name=spec["name"], weight=float(spec.get("weight", 1)), config=dict(spec.get("config", {})))
+
+
+def _entries(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Encoded entries, one by one."""
+    dataset = _dataset(json.dumps(recipe, sort_keys=True))
+    for index in range(recipe["size"]):
+        try:
+            # Two generators draw from the global generator in spite of their seed.
+            with _fixed_randomness(f"{recipe['name']}/{recipe['seed']}/{index}"), _quiet():
+                entry = dataset[index]
+        except Exception as error:  # somebody else's code on the user's parameters
+            raise DataError(
+                f"the generator {recipe['name']} failed on item {index} with {dict(recipe['params'])}: "
+                f"{type(error).__name__}: {error}; check its parameters"
+            ) from error
+        yield encode({key: entry[key] for key in ("question", "answer", "metadata")})
+
+
+def _child_entries(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-c", "from coterie.data.tasks import _child; _child()"]
+    environment = os.environ | {
+        "PYTHONHASHSEED": "0",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONWARNINGS": "ignore",
+    }
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(recipe),
+            capture_output=True,
+            encoding="utf-8",
+            env=environment,
+            timeout=_CHILD_DEADLINE_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(
+            f"{recipe['name']} did not generate {recipe['size']} items within {_CHILD_DEADLINE_S:.0f} s; lower size"
+        ) from error
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or len(lines) != recipe["size"]:
+        reason = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+        raise DataError(f"the generator {recipe['name']} failed in its own process: {reason}")
+    return map(json.loads, lines)
+
+
+def _child() -> None:
+    for entry in _entries(json.loads(sys.stdin.read())):
+        print(json.dumps(entry))
+
+
+@contextmanager
+def _fixed_randomness(key: str) -> Generator[None]:
+    state = random.getstate()
+    random.seed(key)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Its dependencies warn about invalid syntax and unclosed files, and one generator prints dots."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def package_version() -> str:
+    """Version of reasoning-gym, for the run's record: another version may generate other items."""
+    return importlib.metadata.version("reasoning-gym")

@@ -1,0 +1,80 @@
+"""The first five minutes: train the shipped demo recipe and tell what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from coterie import assemble
+from coterie.algo.statistics import paired_test
+from coterie.config.load import load
+from coterie.errors import RunError
+from coterie.runs.metrics import MetricsDB
+from coterie.train.observer import EvalResult, Observer
+from coterie.train.report import before_and_after
+
+
+def recipe(name: str) -> Path:
+    """A shipped recipe's config: in a checkout beside `src`, in an installed package inside it.
+
+    Raises:
+        RunError: there is no such recipe.
+    """
+    here = Path(__file__).resolve().parent
+    for root in (here.parent.parent / "recipes", here / "recipes"):
+        path = root / name / "config.toml"
+        if path.is_file():
+            return path
+    raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml beside the package")
+
+
+def run_demo(observer: Observer, *, seed: int, overrides: Sequence[str]) -> Path:
+    """Train, then say what was learned: accuracy before and after, three rollouts of each, and what to try next."""
+    config = load(["@", str(recipe("demo")), "--seed", str(seed), *overrides]).config
+    run = assemble.train(config, observer)
+    for line in summary(run):
+        observer.noted("demo", line)
+    return run
+
+
+def summary(run: Path) -> Iterator[str]:
+    """The demo's last words, a line each."""
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        evals = database.evals()
+        steps = sorted({result.step for result in evals})
+        for before in (result for result in evals if result.step == steps[0] and result.task != "all"):
+            after = next((r for r in evals if r.step == steps[-1] and r.task == before.task), None)
+            if after is not None and len(steps) > 1:
+                yield from _change(database, before, after)
+    for pair in before_and_after(run):
+        question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
+        yield f"asked   {question}   (answer: {pair.prompt.answer})"
+        yield f"  before  {_short(pair.before.completion)}"
+        yield f"  after   {_short(pair.after.completion)}"
+    yield f"look    coterie show {run}     the picture is {run / 'curve.png'}, the report {run / 'README.md'}"
+    yield f"talk    coterie chat {run}"
+    yield "next    coterie demo --seed 1 --steps 90        longer, another seed"
+    yield "        coterie train @ recipes/gsm-symbolic/config.toml     word problems, about an hour"
+
+
+def _change(database: MetricsDB, before: EvalResult, after: EvalResult) -> Iterator[str]:
+    one, other = (
+        {item.prompt_id: item.correct / item.samples for item in database.eval_items(result.step, result.task)}
+        for result in (before, after)
+    )
+    shared = sorted(one.keys() & other.keys())
+    test = paired_test([one[key] for key in shared], [other[key] for key in shared])
+    yield (
+        f"held-out {before.task}, {before.prompts} unseen items: {_interval(before)} before, {_interval(after)} after "
+        f"({100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], p = {test.p_value:.2g})"
+    )
+
+
+def _interval(result: EvalResult) -> str:
+    one = result.pass_at_1
+    return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
+def _short(text: str, width: int = 100) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,142 @@
+"""The reward functions that ship, and how a name becomes a function.
+
+The dict stands here and not in `coterie.assemble`, because a worker process reads it, and must not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from coterie.errors import ConfigError, RewardError
+
+BUILT_IN: dict[str, str] = {
+    "task": "coterie.rewards.task:task",
+    "exact": "coterie.rewards.text:exact",
+    "number": "coterie.rewards.number:number",
+    "math": "coterie.rewards.math:math",
+    "format": "coterie.rewards.text:format",
+    "length": "coterie.rewards.text:length",
+}
+"""What `rewards.parts.name` may name, beside `module:function`."""
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def target(name: str) -> str:
+    """`module:function` of a reward's name.
+
+    Raises:
+        ConfigError: the name is neither built in nor of the form `module:function`.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module, _, function = name.partition(":")
+    if module and function:
+        return name
+    near = get_close_matches(name, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
+    raise ConfigError(f"rewards.parts names {name!r}; expected one of {', '.join(BUILT_IN)}: {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A loaded reward function with its fixed parameters."""
+
+    name: str
+    function: Callable[..., Any]
+    params: Mapping[str, Any]
+    parameters: Mapping[str, inspect.Parameter] | None
+    """The function's own, or None where Python cannot see them."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes every column."""
+        return self.parameters is None or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+
+    @property
+    def settings(self) -> list[str]:
+        """Parameters that `params` may set. Those of a built-in function stand behind its `*`, out of the reach of a
+        data column that happens to have the same name."""
+        kinds = (inspect.Parameter.KEYWORD_ONLY,) if self.name in BUILT_IN else _NAMED
+        names = [name for name, parameter in (self.parameters or {}).items() if parameter.kind in kinds]
+        return [name for name in names if name not in ("prompts", "completions")]
+
+    def arguments(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of a call, out of all that is on offer.
+
+        Raises:
+            RewardError: the function needs a column that the prompts do not have.
+        """
+        hidden = self.settings if self.name in BUILT_IN else []
+        offered = {name: values for name, values in columns.items() if name not in hidden} | dict(self.params)
+        if self.open:
+            return offered
+        needed = {name: parameter for name, parameter in (self.parameters or {}).items() if parameter.kind in _NAMED}
+        for name, parameter in needed.items():
+            if name not in offered and parameter.default is parameter.empty:
+                raise RewardError(
+                    f"needs {name!r}, but the prompts only have {', '.join(sorted(columns))}: add the column to the "
+                    "data, set it in the part's params, or give the parameter a default",
+                    function=self.name,
+                )
+        return {name: offered[name] for name in needed if name in offered}
+
+
+def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = ()) -> Part:
+    """Import a reward function and check its parameters.
+
+    Args:
+        columns: names of the prompts' columns, for built-in functions that prepare for them.
+
+    Raises:
+        RewardError: it cannot be imported, cannot be called, or does not take one of the params.
+    """
+    module, _, path = target(name).partition(":")
+    try:
+        home = importlib.import_module(module)
+    except RewardError:
+        raise
+    except ImportError as error:
+        raise RewardError(
+            f"reward {name!r} cannot be imported: {error}; expected `module:function` with a module that is installed or "
+            "lies in the folder coterie was started in",
+            function=name,
+        ) from error
+    function: Any = home
+    for step in path.split("."):
+        if not hasattr(function, step):
+            near = get_close_matches(step, dir(function), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RewardError(f"reward {name!r}: {module} has no {step!r}{hint}", function=name)
+        function = getattr(function, step)
+    if not callable(function):
+        raise RewardError(f"reward {name!r} is a {type(function).__name__}; expected a function", function=name)
+    part = Part(name, function, dict(params), _parameters(function))
+    _check_params(part)
+    if name in BUILT_IN and hasattr(home, "prepare"):
+        home.prepare(columns)
+    return part
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_params(part: Part) -> None:
+    for name in part.params:
+        if name in ("prompts", "completions") or not (part.open or name in part.settings):
+            near = get_close_matches(name, part.settings, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RewardError(
+                f"reward {part.name!r} takes no param {name!r}; expected one of: "
+                f"{', '.join(part.settings) or 'none at all'}{hint}",
+                function=part.name,
+            )

@@ -1,0 +1,144 @@
+"""The process in which reward functions run: `python -m coterie.rewards.worker FD PARENT`.
+
+It reads requests and writes replies, one line of JSON each, on the inherited socket FD, so that nothing a function prints
+can damage them. PARENT is the process to die with, or 0. The functions may hang, crash or exit: whoever started this
+process kills its whole group at the deadline. No torch, unless a function imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import inspect
+import json
+import linecache
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from coterie.errors import CoterieError, RewardError
+from coterie.rewards.base import ContractError, check_values
+from coterie.rewards.registry import Part, load
+
+LONGEST_MESSAGE = 500
+"""Characters of an exception's own text that are reported."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main(channel: int, parent: int) -> None:
+    """Serve until the other end closes; then take the whole process group along."""
+    _settle(channel, parent)
+    own, home, parts = os.getpid(), os.getcwd(), []
+    with open(channel, "rb", closefd=False) as requests:
+        for line in requests:
+            request = json.loads(line)
+            if "load" in request:
+                parts, reply = _load(request)
+            else:
+                reply = run(parts[request["part"]], request["names"], request["rows"])
+            if os.getpid() != own:  # a function forked, and its child came back instead of exiting
+                os._exit(1)
+            _send(channel, reply)
+            with suppress(OSError):
+                os.chdir(home)
+    os.killpg(0, signal.SIGKILL)
+
+
+def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Call one reward function on some rows.
+
+    Returns:
+        `values` and, by row, `bad`; or `failed`, the cause, with `again`: whether scoring row by row can tell the
+        guilty from the innocent.
+    """
+    columns = {name: [row["columns"].get(name) for row in rows] for name in names}
+    prompts, completions = [row["prompt"] for row in rows], [row["completion"] for row in rows]
+    try:
+        arguments = part.arguments({**columns, "prompts": prompts, "completions": completions})
+    except RewardError as error:
+        return {"failed": str(error), "again": False}
+    try:
+        returned = _settled(part.function(**arguments))
+    except BaseException as error:
+        return {"failed": describe(error, part.function), "again": True}
+    try:
+        values, bad = check_values(returned, len(rows))
+    except ContractError as error:
+        # A single value for many rows would pass as the right number of values for each row alone.
+        return {"failed": str(error), "again": isinstance(returned, list | tuple) and len(returned) != 1}
+    return {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
+
+
+def describe(error: BaseException, function: Callable[..., Any]) -> str:
+    """`raised KeyError: 'x' (in my_rewards.py, line 12: return table[x])`: the deepest line in the function's own file."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "…"
+    if len(message) > LONGEST_MESSAGE:
+        message = message[:LONGEST_MESSAGE] + "…"
+    text = f"raised {type(error).__name__}" + (f": {message}" if message else "")
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    places = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)]
+    own = [place for place in places if code is not None and place[0] == code.co_filename] or places[1:]
+    if not own or isinstance(error, CoterieError):
+        return text
+    file, line = own[-1]
+    source = linecache.getline(file, line).strip()
+    return f"{text} (in {os.path.basename(file)}, line {line}{': ' if source else ''}{source})"
+
+
+def _settled(returned: object) -> object:
+    """The result itself, also of an async function."""
+    if not inspect.isawaitable(returned):
+        return returned
+
+    async def wait(awaitable: Awaitable[object]) -> object:
+        return await awaitable
+
+    return asyncio.run(wait(returned))
+
+
+def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
+    sys.path[:0] = [os.getcwd()]
+    sys.path += [folder for folder in request["path"] if folder not in sys.path]
+    parts = []
+    for spec in request["load"]:
+        try:
+            parts.append(load(spec["name"], spec["params"], request["names"]))
+        except CoterieError as error:
+            return [], {"failed": str(error), "function": spec["name"]}
+        except BaseException as error:
+            cause = f"reward {spec['name']!r} cannot be imported: its module {describe(error, load)}"
+            return [], {"failed": cause, "function": spec["name"]}
+    return parts, {"loaded": len(parts)}
+
+
+def _send(channel: int, reply: Mapping[str, Any]) -> None:
+    data = memoryview(json.dumps(reply).encode() + b"\n")
+    while data:
+        data = data[os.write(channel, data) :]
+
+
+def _settle(channel: int, parent: int) -> None:
+    """A modest, separate process: low priority, first choice of the out-of-memory killer, gone with its parent."""
+    faulthandler.enable()
+    # A forked child of a function must not keep the channel open when this process dies.
+    os.register_at_fork(after_in_child=lambda: os.close(channel))
+    with suppress(OSError):
+        os.nice(5)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

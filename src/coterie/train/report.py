@@ -1,0 +1,45 @@
+"""The README that a finished run leaves: gathers what `runs.report` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coterie import machine
+from coterie.errors import RunError
+from coterie.runs import rollouts
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.report import BeforeAfter, write_report
+from coterie.runs.rollouts import RolloutRecord
+from coterie.train.recorder import EVALS
+
+
+def report_run(run: RunDirectory) -> Path:
+    """Write the run's README.md and picture from what is recorded."""
+    with MetricsDB.reader(run.metrics) as database:
+        seconds = sum(value for _, value in database.series("time/step"))
+    return write_report(
+        run, machine=machine.facts(run.path).line(), seconds=seconds, samples=before_and_after(run.path)
+    )
+
+
+def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
+    """The first attempt at `count` held-out prompts, spread over the set, at the first and the last evaluation."""
+    folder = run / EVALS
+    steps = rollouts.steps(folder)
+    if len(steps) < 2:
+        return []
+    try:
+        before, after = (_first_attempts(rollouts.read_step(folder, step)) for step in (steps[0], steps[-1]))
+    except RunError:
+        return []  # damaged rollouts cost the examples, never the report
+    shared = [name for name in before if name in after]
+    chosen = shared[:: max(1, len(shared) // count)][:count]
+    return [
+        BeforeAfter(prompt=before[name].prompt, before=before[name].rollout, after=after[name].rollout)
+        for name in chosen
+    ]
+
+
+def _first_attempts(records: list[RolloutRecord]) -> dict[str, RolloutRecord]:
+    return {record.prompt.id: record for record in records if record.rollout.sample == 0}

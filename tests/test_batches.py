@@ -1,0 +1,148 @@
+"""Packing as property tests: whatever the rollouts, the packed row says the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coterie.batches import Batch, continuation, plan
+from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
+
+TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)
+
+
+def make(
+    name: str, prompt: list[int], completion: list[int], later: Sequence[tuple[list[int], list[int]]] = ()
+) -> Rollout:
+    turns = [turn(tuple(prompt), completion)]
+    for tool, said in later:
+        turns.append(turn(turns[-1].prompt_tokens + turns[-1].tokens + tuple(tool), said))
+    return Rollout(
+        id=name,
+        sample=0,
+        turns=tuple(turns),
+        completion="",
+        reward=1.0,
+        reward_parts={},
+        outcome=Outcome.OK,
+        context=Context(
+            prompt_id="q",
+            task="t",
+            difficulty=None,
+            version=0,
+            prompt_length=1,
+            completion_length=1,
+            stop_reason=StopReason.STOP,
+        ),
+    )
+
+
+def turn(prompt: tuple[int, ...], tokens: list[int]) -> Turn:
+    return Turn(
+        prompt_tokens=prompt,
+        tokens=tuple(tokens),
+        sampler_logprobs=tuple(-token / 10 for token in tokens),
+        temperature=1.0,
+        stop_reason=StopReason.STOP,
+        version=0,
+    )
+
+
+def credit(name: str, advantage: float) -> Credit:
+    return Credit(rollout_id=name, advantage=advantage, clip_low=0.2, clip_high=0.3)
+
+
+def sequences(batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
+    """rollout id → (its whole token sequence, its trained tokens), read off the packed row."""
+    found = {}
+    names = iter(batch.spans)
+    for segment in batch.segments:
+        prompt = batch.tokens[segment.start : segment.start + segment.prompt].tolist()
+        at = segment.start + segment.prompt
+        for length in segment.lengths:
+            name = next(names)
+            start, end = batch.spans[name]
+            assert batch.positions[at : at + length].tolist() == list(range(segment.prompt, segment.prompt + length))
+            whole = prompt + batch.tokens[at : at + length].tolist()
+            for source, target in zip(batch.sources[start:end], batch.targets[start:end], strict=True):
+                # The state that predicts a token sits right before it, or at the prompt's end for the first.
+                before = segment.start + segment.prompt - 1 if source < at else source
+                assert source == before
+                assert batch.tokens[at if source < at else source + 1] == target
+            found[name] = (whole, batch.targets[start:end].tolist())
+            at += length
+    return found
+
+
+ROLLOUTS = st.lists(
+    st.tuples(st.sampled_from([(5, 6), (7,), (5, 6, 7)]), TOKENS, st.lists(st.tuples(TOKENS, TOKENS), max_size=2)),
+    min_size=1,
+    max_size=9,
+)
+
+
+@settings(deadline=None)
+@given(shapes=ROLLOUTS, budget=st.integers(1, 80), normalize=st.sampled_from(["sequence", "token"]))
+def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: int, normalize: str) -> None:
+    rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
+    credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
+    batches = plan(rollouts, credits, normalize=normalize, token_budget=budget, skip_zero=False)  # ty: ignore[invalid-argument-type]
+    found = {name: value for batch in batches for name, value in sequences(batch).items()}
+    for rollout in rollouts:
+        last = rollout.turns[-1]
+        assert found[rollout.id][0] == list(last.prompt_tokens + last.tokens)
+        assert found[rollout.id][1] == [token for one in rollout.turns for token in one.tokens]
+    weights = np.concatenate([batch.weights for batch in batches])
+    assert weights.sum() == pytest.approx(1)
+    for batch in batches:
+        single = len(batch.spans) == 1
+        assert single or len(batch.tokens) <= budget
+
+
+def test_denominators_still_count_what_is_skipped() -> None:
+    rollouts = [make("a", [5], [6, 7]), make("b", [5], [6, 7, 8]), make("c", [9], [1] * 5)]
+    credits = [credit("a", 1.0), credit("b", -1.0), credit("c", 0.0)]
+    (batch,) = plan(rollouts, credits, normalize="token", token_budget=100, skip_zero=True)
+    assert list(batch.spans) == ["a", "b"]
+    assert batch.weights.tolist() == [1 / 10] * 5
+    (batch,) = plan(rollouts, credits, normalize="sequence", token_budget=100, skip_zero=True)
+    assert batch.weights.tolist() == [1 / 6] * 2 + [1 / 9] * 3
+
+
+def test_a_rollout_that_said_nothing_counts_nowhere() -> None:
+    rollouts = [make("a", [5], []), make("b", [5], [6, 7])]
+    (batch,) = plan(
+        rollouts, [credit("a", 1.0), credit("b", -1.0)], normalize="sequence", token_budget=9, skip_zero=True
+    )
+    assert list(batch.spans) == ["b"]
+    assert batch.weights.tolist() == [0.5, 0.5]
+
+
+def test_rollouts_without_credit_take_no_part() -> None:
+    assert plan([make("a", [5], [6])], [], normalize="token", token_budget=9, skip_zero=True) == []
+
+
+def test_the_prompt_is_packed_once_for_its_group() -> None:
+    rollouts = [make(name, [5, 6, 7], [8]) for name in "abc"]
+    (batch,) = plan(rollouts, [credit(n, 1.0) for n in "abc"], normalize="token", token_budget=99, skip_zero=True)
+    assert Counter(batch.tokens.tolist()) == {5: 1, 6: 1, 7: 1, 8: 3}
+
+
+def test_tool_tokens_carry_no_loss() -> None:
+    tokens, trained, logprobs = continuation(make("a", [5], [10, 20], [([1, 2], [30])]))
+    assert tokens.tolist() == [10, 20, 1, 2, 30]
+    assert trained.tolist() == [True, True, False, False, True]
+    assert logprobs.tolist() == [-1.0, -2.0, 0.0, 0.0, -3.0]
+
+
+def test_a_turn_that_rewrites_history_is_refused() -> None:
+    broken = make("a", [5], [6])
+    turns = (*broken.turns, turn((5, 7, 8), [9]))
+    rewritten = Rollout(**{name: getattr(broken, name) for name in broken.__slots__} | {"turns": turns})
+    with pytest.raises(ValueError, match="turn 1 of rollout a does not continue the tokens of the turn before"):
+        continuation(rewritten)

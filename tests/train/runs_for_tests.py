@@ -1,0 +1,94 @@
+"""A whole run in seconds: a tiny random model on disk, a task it can learn, settings for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny_tokenizer
+from tiny_models import tiny_model
+
+from coterie.config.schema import RunConfig
+from coterie.runs import rollouts
+
+REWARDS = '''
+def likes_a(prompts, completions, **columns):
+    """The share of the letter a: easy to learn, never all equal."""
+    return [text.count("a") / max(1, len(text)) for text in completions]
+'''
+TIMED = ("time/", "speed/")
+
+
+def make_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a tiny Llama and its tokenizer as any model folder."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", dtype=dtype, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=0, eos_token_id=2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_config(root: Path, **changed: Any) -> RunConfig:
+    """Settings for a run under `root`; `root` must be importable for the reward (a worker imports from its cwd)."""
+    (root / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
+    rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(12))
+    (root / "train.jsonl").write_text(rows, encoding="utf-8")
+    held = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(50, 54))
+    (root / "heldout.jsonl").write_text(held, encoding="utf-8")
+    model = root / "model"
+    if not model.is_dir():
+        make_model(model)
+    settings: dict[str, Any] = {
+        "runs": str(root / "runs"),
+        "name": "one",
+        "steps": 6,
+        "threads": 1,
+        "model": {"name": str(model)},
+        "data": {
+            "train": [{"type": "file", "path": str(root / "train.jsonl")}],
+            "heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}],
+        },
+        "sampling": {"max_tokens": 8},
+        "collect": {"prompts": 3, "group_size": 4, "slots": 5},
+        "rewards": {"parts": [{"name": "tiny_rewards:likes_a"}]},
+        "optim": {"lr": 1e-2},
+        "eval": {"samples": 2, "k": 2, "every": 3},
+        "checkpoint": {"every": 2, "keep": 2},
+    }
+    return RunConfig.model_validate(_merged(settings, changed))
+
+
+def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in extra.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
+def fingerprint(run: Path) -> dict[str, Any]:
+    """All that must repeat: metrics that are not times, evaluations, rollouts, and the last checkpoint's tensors."""
+    with sqlite3.connect(run / "metrics.sqlite") as database:
+        metrics = database.execute("SELECT step, name, value FROM metrics ORDER BY step, name").fetchall()
+        evals = database.execute("SELECT * FROM evals").fetchall()
+        items = database.execute("SELECT * FROM eval_items").fetchall()
+    database.close()
+    rows = {
+        (folder, step): [
+            (r.rollout, r.credit, r.logprobs) for r in rollouts.read_step(run / folder, step)
+        ]
+        for folder in ("rollouts", "evals")
+        for step in rollouts.steps(run / folder)
+    }
+    last = sorted((run / "checkpoints").glob("step_*"))[-1]
+    weights = {path.name: path.read_bytes() for path in sorted(last.rglob("*.safetensors"))}
+    return {
+        "metrics": [row for row in metrics if not row[1].startswith(TIMED)],
+        "evals": evals,
+        "items": items,
+        "rollouts": rows,
+        "checkpoint": last.name,
+        "weights": weights,
+    }

@@ -1,0 +1,302 @@
+"""Whole runs of a tiny model: it learns, it can be killed anywhere, it can be read, resumed, repeated and sampled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_for_tests import fingerprint, make_config
+
+from coterie import assemble
+from coterie.config.load import load
+from coterie.errors import CheckpointError, DataError, RewardError, RunError
+from coterie.runs.metrics import MetricsDB
+from coterie.train.observer import EvalResult, RunInfo, Silent
+from coterie.types import Prompt, Rollout
+
+
+class Watch(Silent):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.info: RunInfo | None = None
+        self.steps: list[dict[str, float]] = []
+        self.evals: list[EvalResult] = []
+        self.notes: list[tuple[str, str]] = []
+        self.message = ""
+
+    def started(self, info: RunInfo) -> None:
+        self.info = info
+
+    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        self.steps.append(dict(metrics))
+
+    def evaluated(self, results: Sequence[EvalResult]) -> None:
+        self.evals += results
+
+    def noted(self, kind: str, message: str) -> None:
+        self.notes.append((kind, message))
+
+    def finished(self, run: Path, message: str) -> None:
+        self.message = message
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8.0}])
+def test_it_learns_and_leaves_everything_behind(root: Path, lora: dict[str, Any] | None) -> None:
+    watch = Watch()
+    run = assemble.train(make_config(root, steps=25, model={"lora": lora}), watch)
+    rewards = [step["reward/mean"] for step in watch.steps]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+    assert {result.step for result in watch.evals} == {0, 3, 6, 9, 12, 15, 18, 21, 24, 25}
+    assert watch.message == f"25 steps done; everything is in {run}"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.toml", "metrics.sqlite", "rollouts", "evals", "checkpoints", "logs", "README.md"} <= names
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_000024", "step_000025"]
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        assert database.last_step() == 25
+        assert database.step_metrics(25)["ratio/max"] == 1.0
+
+
+def test_a_run_is_never_overwritten(root: Path) -> None:
+    config = make_config(root, steps=1)
+    assemble.train(config)
+    with pytest.raises(RunError, match="one"):
+        assemble.train(config)
+
+
+def test_the_stored_settings_repeat_the_run_to_the_bit(root: Path) -> None:
+    first = assemble.train(make_config(root))
+    again = assemble.train(load(["@", str(first / "config.toml"), "--name", "again"]).config)
+    assert fingerprint(again) == fingerprint(first)
+    other = assemble.train(make_config(root, name="other", seed=1))
+    assert fingerprint(other)["rollouts"] != fingerprint(first)["rollouts"]
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+from runs_for_tests import make_config
+from coterie import assemble
+from coterie.train import grpo
+point, nth = sys.argv[1], int(sys.argv[2])
+seen = 0
+def armed(owner, name, after):
+    inner = getattr(owner, name)
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == nth and not after:
+            os.kill(os.getpid(), 9)
+        result = inner(*args, **kwargs)
+        if seen == nth:
+            os.kill(os.getpid(), 9)
+        return result
+    setattr(owner, name, call)
+from coterie.engines.embedded import _Session
+from coterie.policy.optim import MasterAdamW
+from coterie.runs import checkpoint, durable, rollouts
+from coterie.runs.metrics import MetricsDB
+POINTS = {
+    "decode": (_Session, "_decode", False),
+    "optimizer": (MasterAdamW, "step", True),
+    "rollout-file": (rollouts, "write_step", True),
+    "metrics": (MetricsDB, "record", True),
+    "evaluation": (MetricsDB, "record_evals", False),
+    "fsync": (durable, "fsync", False),
+    "publish": (checkpoint, "publish_directory", True),
+    "prune": (checkpoint, "_prune", False),
+}
+armed(*POINTS[point])
+if sys.argv[3] == "train":
+    assemble.train(make_config(Path.cwd()))
+else:
+    assemble.resume("one")
+"""
+
+
+def killed(root: Path, point: str, nth: int, verb: str = "train") -> int:
+    """Run in a process of its own that kills itself at the nth pass of a point."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", CHILD, point, str(nth), verb, str(here), str(here.parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=120).returncode
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("golden")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        return fingerprint(assemble.train(make_config(root)))
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("decode", 30),
+        ("optimizer", 1),
+        ("optimizer", 5),
+        ("rollout-file", 4),
+        ("metrics", 3),
+        ("evaluation", 2),
+        ("fsync", 9),
+        ("publish", 1),
+        ("publish", 2),
+        ("prune", 2),
+    ],
+)
+def test_killed_anywhere_it_resumes_to_the_same_bits(
+    root: Path, golden: dict[str, Any], point: str, nth: int
+) -> None:
+    assert killed(root, point, nth) == -signal.SIGKILL
+    run = assemble.resume("one", runs=root / "runs")
+    assert fingerprint(run) == golden
+
+
+def test_killed_twice_the_second_time_while_resuming(root: Path, golden: dict[str, Any]) -> None:
+    assert killed(root, "optimizer", 4) == -signal.SIGKILL
+    assert killed(root, "metrics", 1, verb="resume") == -signal.SIGKILL
+    assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
+
+
+def test_resuming_a_finished_run_changes_nothing(root: Path, golden: dict[str, Any]) -> None:
+    run = assemble.train(make_config(root))
+    watch = Watch()
+    assemble.resume(run, watch)
+    assert watch.steps == []
+    assert fingerprint(run) == golden
+
+
+def test_one_interrupt_checkpoints_and_stops_and_resume_finishes(root: Path, golden: dict[str, Any]) -> None:
+    class Interrupt(Watch):
+        def stepped(self, step: int, *rest: Any) -> None:
+            super().stepped(step, *rest)
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    watch = Interrupt()
+    run = assemble.train(make_config(root), watch)
+    assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
+    assert ("stop", "SIGINT: finishing this step, then checkpoint and stop (again = stop now)") in watch.notes
+    assert fingerprint(assemble.resume(run))["weights"] == golden["weights"]
+
+
+def test_two_interrupts_stop_now(root: Path, golden: dict[str, Any]) -> None:
+    class Impatient(Watch):
+        def stepped(self, step: int, *rest: Any) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        assemble.train(make_config(root), Impatient())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
+
+
+def test_a_damaged_checkpoint_is_skipped_by_name(root: Path, golden: dict[str, Any]) -> None:
+    run = assemble.train(make_config(root))
+    path = run / "checkpoints" / "step_000006" / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(bytes(data))
+    watch = Watch()
+    assemble.resume(run, watch)
+    assert any(kind == "warning" and "step_000006" in text for kind, text in watch.notes)
+    assert fingerprint(run) == golden
+
+
+def test_other_settings_do_not_continue_a_run(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=2))
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    (run / "config.toml").write_text(config.replace("lr = 0.01", "lr = 0.02"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="made with other settings"):
+        assemble.resume(run)
+
+
+def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> None:
+    config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
+    (root / "bad_rewards.py").write_text(
+        "def broken(prompts, completions, **columns):\n    return [1 / 0 for _ in completions]\n", encoding="utf-8"
+    )
+    with pytest.raises(RewardError, match=r"rollouts ended in an error .*broken.*ZeroDivisionError"):
+        assemble.train(config)
+
+
+def test_bad_data_leaves_no_run_behind(root: Path) -> None:
+    config = make_config(root)
+    (root / "train.jsonl").write_text('{"prompt": null}\n', encoding="utf-8")
+    with pytest.raises(DataError):
+        assemble.train(config)
+    assert not (root / "runs" / "one").exists()
+
+
+def test_minibatches_and_kl_resume_too(root: Path) -> None:
+    extra: dict[str, Any] = {"optim": {"lr": 1e-2, "minibatches": 3, "epochs": 2}, "objective": {"kl_beta": 0.1}}
+    whole = fingerprint(assemble.train(make_config(root, name="whole", **extra)))
+    cut = assemble.train(make_config(root, name="cut", steps=6, **extra), _stop_at(2))
+    assert fingerprint(assemble.resume(cut))["weights"] == whole["weights"]
+
+
+def _stop_at(step_: int) -> Watch:
+    class Stop(Watch):
+        def stepped(self, step: int, *rest: Any) -> None:
+            if step == step_:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return Stop()
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+def test_what_a_run_learned_can_be_evaluated_sampled_and_talked_to(root: Path, lora: dict[str, Any] | None) -> None:
+    config = make_config(root, steps=2, model={"lora": lora})
+    watch = Watch()
+    run = assemble.train(config, watch)
+    results = assemble.evaluate(str(run), config)
+    assert [result.task for result in results] == ["heldout"]
+    drawn = list(assemble.sample(config, 3, str(run)))
+    assert len(drawn) == 3
+    assert all(rollout.reward is not None for _, rollout in drawn)
+    assert isinstance(assemble.chat(str(run)).reply("how many legs?"), str)
+
+
+def test_the_saved_model_opens_with_transformers_alone(root: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = assemble.train(make_config(root, steps=1))
+    folder = run / "checkpoints" / "step_000001" / "model"
+    assert "coterie" not in json.loads((folder / "config.json").read_text(encoding="utf-8")).values()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("how many", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_dry_run_and_validate_report_and_create_nothing(root: Path) -> None:
+    config = make_config(root)
+    report = assemble.dry_run(config)
+    subjects = [subject for _, subject, _ in report.lines]
+    assert {"data, train", "batch", "memory", "time"} <= set(subjects)
+    assert "3 prompts × 4 rollouts = 12 rollouts a step" in next(t for _, s, t in report.lines if s == "batch")
+    (root / "train.jsonl").write_text("not json\n", encoding="utf-8")
+    assert not assemble.validate(config).ok
+    assert not (root / "runs").exists()
