@@ -6,7 +6,7 @@ import hashlib
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
 
 def _load(sources: Sequence[Source], config: RunConfig, chat: Chat, *, exclude: Sequence[Prompt] = ()) -> PromptSet:
     if not sources:
-        return PromptSet(prompts=(), tokens={}, bad=(), excluded=0, repeated=0)
+        return PromptSet.empty()
     return prompts.load(sources, config.data, chat, exclude)
 
 
@@ -233,7 +233,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
         # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
         run.write_config(config.model_copy(update={"name": ""}).model_dump(mode="json"))
-        run.write_quarantine([asdict(row) for row in (*inputs.train.bad, *inputs.heldout.bad)])
+        run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
         return _go(config, observer, run, inputs, policy, fresh=True)
 
 
@@ -268,7 +268,7 @@ def _go(
             if not fresh:
                 _restore(trainer, recorder, run)
             observer.started(_info(config, run, inputs, policy, trainer.step + 1))
-            for warning in (*inputs.chat.notes, *inputs.train.notes, *inputs.heldout.notes):
+            for warning in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
                 recorder.note(trainer.step, "data", warning)
             with StopSignal(lambda message: observer.noted("stop", message)) as stop:
                 finished = trainer.run(stop)

@@ -81,8 +81,8 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
         tasks = sorted({prompt.task for prompt in found.prompts})
         text = f"{len(found.prompts)} prompts of {', '.join(tasks) or 'nothing'}"
-        report.add("warn" if found.bad else "ok", f"data, {name}", text)
-        for note in found.notes:
+        report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
+        for note in found.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
         report.add("warn", "data, held out", "none: the run will not know whether it learned; add [[data.heldout]]")
@@ -117,7 +117,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, policy: Poli
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
     size = policy.head.weight.element_size()
-    longest = max((len(ids) for ids in inputs.train.tokens.values()), default=0) + config.sampling.max_tokens
+    longest = max((len(ids) for ids in inputs.train.token_ids.values()), default=0) + config.sampling.max_tokens
     slots = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
     kv = 2 * layers * heads * head * slots * longest * size
     # About 34 values of the hidden width a token and layer are kept for the backward pass of a Llama-shaped block.
@@ -161,7 +161,7 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
     engine = assemble.ENGINES[config.collect.engine](policy, inputs.chat, config)
-    ids = next(iter(inputs.train.tokens.values()))
+    ids = next(iter(inputs.train.token_ids.values()))
     count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
     requests = [
         Request(key=SampleKey(seed=0, version=0, prompt="dry-run", sample=k), prompt_tokens=tuple(ids))

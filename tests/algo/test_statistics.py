@@ -75,9 +75,7 @@ def test_sign_flips_match_the_enumeration():
 
 def test_p_values_are_small_by_chance_about_5_times_in_100():
     rng = np.random.default_rng(3)
-    small = sum(
-        paired_test(rng.random(30), rng.random(30), seed, draws=400).p_value < 0.05 for seed in range(200)
-    )
+    small = sum(paired_test(rng.random(30), rng.random(30), seed, draws=400).p_value < 0.05 for seed in range(200))
     assert small <= 22
 
 

@@ -160,8 +160,9 @@ def test_killed_at_every_call(tmp_path):
 def die_at(k):
     calls = 0
     for name in ("fsync", "rename", "unlink", "rmdir"):
+        real = getattr(os, name)
 
-        def counted(*args, real=getattr(os, name), **kwargs):
+        def counted(*args, real=real, **kwargs):
             nonlocal calls
             calls += 1
             if calls == k:
@@ -181,7 +182,7 @@ def test_verified_before_pruning(tmp_path, monkeypatch):
         flip(final / "weights.safetensors")
 
     monkeypatch.setattr(checkpoint, "publish_directory", publish_and_damage)
-    with pytest.raises(CheckpointError, match="does not read back: .*weights.safetensors is damaged.*untouched"):
+    with pytest.raises(CheckpointError, match=r"does not read back: .*weights.safetensors is damaged.*untouched"):
         save(tmp_path, 2, keep=1)
     found = checkpoint.newest(tmp_path)
     assert found is not None

@@ -47,7 +47,7 @@ def test_bad_names(tmp_path, name):
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(RunError, match="cannot create a run in .*runs"):
+    with pytest.raises(RunError, match=r"cannot create a run in .*runs"):
         RunDirectory.create(tmp_path / "runs", "a", "x")
 
 
@@ -95,17 +95,22 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
     lock = Lock(tmp_path)
     reader, writer = os.pipe()
+    started, begin = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writer)
+        os.write(begin, b"!")
         os.read(reader, 1)  # lives until the parent closes its end
         os._exit(0)
     os.close(reader)
+    os.read(started, 1)
     assert lock_holder(tmp_path) == os.getpid()
     lock.release()
     assert lock_holder(tmp_path) is None
     Lock(tmp_path).release()
     os.close(writer)
+    os.close(started)
+    os.close(begin)
     os.waitpid(pid, 0)
 
 

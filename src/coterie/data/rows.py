@@ -149,8 +149,8 @@ def _importable(folder: str) -> Generator[None]:
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
-            raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not raw.strip():
+            raw = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+            if not raw:
                 continue
             try:
                 data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)

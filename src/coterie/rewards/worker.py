@@ -7,7 +7,6 @@ process kills its whole group at the deadline. No torch, unless a function impor
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import faulthandler
 import inspect
@@ -46,7 +45,8 @@ def main(channel: int, parent: int) -> None:
             _send(channel, reply)
             with suppress(OSError):
                 os.chdir(home)
-    os.killpg(0, signal.SIGKILL)
+    if os.getpgrp() == own:
+        os.killpg(own, signal.SIGKILL)
 
 
 def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
     try:
         returned = _settled(part.function(**arguments))
     except BaseException as error:
-        return {"failed": describe(error, part.function), "again": True}
+        return {"failed": describe(error, _file(part.function)), "again": True}
     try:
         values, bad = check_values(returned, len(rows))
     except ContractError as error:
@@ -74,8 +74,8 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
     return {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
 
 
-def describe(error: BaseException, function: Callable[..., Any]) -> str:
-    """`raised KeyError: 'x' (in my_rewards.py, line 12: return table[x])`: the deepest line in the function's own file."""
+def describe(error: BaseException, file: str | None) -> str:
+    """`raised KeyError: 'x' (in my_rewards.py, line 12: return table[x])`: the deepest line in `file`, or of all."""
     try:
         message = str(error)
     except Exception:
@@ -83,20 +83,28 @@ def describe(error: BaseException, function: Callable[..., Any]) -> str:
     if len(message) > LONGEST_MESSAGE:
         message = message[:LONGEST_MESSAGE] + "…"
     text = f"raised {type(error).__name__}" + (f": {message}" if message else "")
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    places = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)]
-    own = [place for place in places if code is not None and place[0] == code.co_filename] or places[1:]
-    if not own or isinstance(error, CoterieError):
+    places = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)][1:]
+    own = [place for place in places if place[0] == file] or places
+    if not own or isinstance(error, CoterieError):  # our own messages say all there is to say
         return text
-    file, line = own[-1]
-    source = linecache.getline(file, line).strip()
-    return f"{text} (in {os.path.basename(file)}, line {line}{': ' if source else ''}{source})"
+    name, line = own[-1]
+    source = linecache.getline(name, line).strip()
+    return f"{text} (in {os.path.basename(name)}, line {line}{': ' if source else ''}{source})"
+
+
+def _file(function: Callable[..., Any]) -> str | None:
+    """Where a function, or the class of a callable object, is written."""
+    plain = inspect.unwrap(function)
+    code = getattr(plain, "__code__", None) or getattr(getattr(type(plain), "__call__", None), "__code__", None)
+    return getattr(code, "co_filename", None)
 
 
 def _settled(returned: object) -> object:
     """The result itself, also of an async function."""
     if not inspect.isawaitable(returned):
         return returned
+
+    import asyncio  # half of the start-up time, and few functions are async
 
     async def wait(awaitable: Awaitable[object]) -> object:
         return await awaitable
@@ -114,7 +122,7 @@ def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
         except CoterieError as error:
             return [], {"failed": str(error), "function": spec["name"]}
         except BaseException as error:
-            cause = f"reward {spec['name']!r} cannot be imported: its module {describe(error, load)}"
+            cause = f"reward {spec['name']!r} cannot be imported: its module {describe(error, None)}"
             return [], {"failed": cause, "function": spec["name"]}
     return parts, {"loaded": len(parts)}
 

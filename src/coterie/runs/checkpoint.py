@@ -66,6 +66,7 @@ def save(
     final = root / f"step_{step:06d}"
     facts = {"kind": "checkpoint", "step": step, "run_id": run_id, "config_hash": config_hash}
     if final.exists() and _is_wanted(final, facts):
+        _prune(root, step, keep)
         return final
     tmp = root / f"{LEFTOVER}{final.name}-{os.getpid()}"
     try:

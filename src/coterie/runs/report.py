@@ -78,7 +78,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     ]
     sections = [
         f"# {run.path.resolve().name}",
-        f"`{_inline(str(model))}`, trained with GRPO (Group Relative Policy Optimization).",
+        f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
         "![Reward in training and held-out accuracy by step](curve.png)" if picture else _NO_PICTURE,
         "## Do it again\n\n" + _command(run, config),
@@ -170,6 +170,11 @@ def _inline(text: str) -> str:
     return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
 
 
+def _code(text: str) -> str:
+    """A code span that the text cannot end."""
+    return "`" + " ".join(safe_text(text).split()).replace("`", "'") + "`"
+
+
 def _command(run: RunDirectory, config: Mapping[str, Any]) -> str:
     # The name is taken by this very run, and runs are never overwritten.
     name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
@@ -204,7 +209,7 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
         return
     yield "## The same questions, before and after"
     for number, sample in enumerate(samples, 1):
-        answer = "" if sample.prompt.answer is None else f" (answer: `{_inline(sample.prompt.answer)}`)"
+        answer = "" if sample.prompt.answer is None else f" (answer: {_code(sample.prompt.answer)})"
         yield f"### {number}. {_inline(sample.prompt.task)}{answer}"
         yield _quoted(sample.prompt.messages[-1]["content"])
         for label, rollout in (("Before", sample.before), ("After", sample.after)):

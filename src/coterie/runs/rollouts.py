@@ -1,11 +1,17 @@
-"""Every rollout, one zstd Parquet file a step. Page checksums are written and checked: Parquet alone notices
-only truncation."""
+"""Every rollout, one zstd Parquet file a step.
+
+Parquet alone notices only truncation. Page checksums, which every reader can check, cover the data; page headers
+and the footer have none, so the file also carries the hash of its rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,11 +38,12 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
     path = folder / f"step_{step:06d}.parquet"
     if path.exists():
         raise RunError(f"{path} exists; a recorded step is never overwritten. A resume first calls truncate_after")
-    facts = {"coterie": FORMAT, "step": str(step)}
     try:
-        table = pa.Table.from_pylist([to_row(step, row) for row in rows], schema=schema().with_metadata(facts))
+        table = pa.Table.from_pylist([to_row(step, row) for row in rows], schema=schema())
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise RunError(f"the rollouts of step {step} do not fit their columns: {error}") from error
+    facts = {"coterie": FORMAT, "step": str(step), "sha256": _digest(table.to_pylist())}
+    table = table.replace_schema_metadata(facts)
     with replacing(path) as tmp:
         # Statistics are off: token ids have none worth having, and no checksum covers them.
         pq.write_table(
@@ -65,8 +72,8 @@ def read_step(folder: Path, step: int) -> list[RolloutRecord]:
             if facts.get(b"coterie") != FORMAT.encode() or facts.get(b"step") != str(step).encode():
                 raise ValueError(f"its header says {facts!r}, expected format {FORMAT} and step {step}")
             rows = file.read().to_pylist()
-        if any(row["step"] != step for row in rows):
-            raise ValueError("it holds rows of another step")
+        if facts.get(b"sha256") != _digest(rows).encode():
+            raise ValueError("its rows do not match the hash it carries")
         return [from_row(row) for row in rows]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise RunError(
@@ -91,6 +98,11 @@ def truncate_after(folder: Path, step: int) -> list[int]:
     if later:
         fsync(folder)
     return later
+
+
+def _digest(rows: list[dict[str, Any]]) -> str:
+    """Of the rows as they are read back, floats already rounded to their columns."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _span(numbers: list[int]) -> str:

@@ -1,0 +1,174 @@
+"""Scoring in worker processes that can be killed: a reward that hangs, crashes or cheats costs its own rows, no more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from coterie.config.schema import RewardsConfig
+from coterie.errors import ConfigError, RewardError
+from coterie.rewards.base import Score
+from coterie.rewards.process import LostError, Worker, wait_for_any
+from coterie.rewards.registry import target
+from coterie.rewards.round import Job, Round, column_names
+from coterie.types import Prompt
+
+LOAD_DEADLINE_S = 120.0
+"""Wall-clock limit of importing the reward functions, which may load a model; the deadline of a call begins after."""
+
+log = logging.getLogger(__name__)
+
+
+class Scorer:
+    """Scores completions with the configured reward parts.
+
+    Workers start with the first call, are replaced when they hang or die, and end with `close`, or by themselves when
+    this process ends. Not thread-safe.
+
+    Args:
+        config: parts with weights, the deadline of one call, the number of workers.
+        load_deadline_s: limit of importing the functions in a new worker.
+
+    Raises:
+        ConfigError: a part names no reward, or its params cannot be sent to a worker.
+    """
+
+    def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S) -> None:
+        self.config = config
+        self.load_deadline_s = load_deadline_s
+        for part in config.parts:
+            target(part.name)
+            try:
+                json.dumps(part.params)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"the params of reward {part.name!r} are no JSON ({error}); use text, numbers, lists and tables"
+                ) from error
+        self._workers: list[Worker] = []
+        self._jobs: dict[Worker, Job | None] = {}
+        """What each busy worker does; None = it imports the functions."""
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._workers]
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Score completion i as an answer to prompt i.
+
+        The parts see the rows in up to `workers` pieces. A piece that fails is scored again row by row, so a hanging row
+        costs its part at most `deadline_s` × (1 + 3) a worker: after three such rows the rest is given up.
+
+        Returns:
+            One score per row, in order; a row that could not be scored carries an error and no reward.
+
+        Raises:
+            RewardError: a reward function cannot be imported, or does not take its params.
+        """
+        if not completions and not prompts:
+            return []
+        scoring = Round(self.config.parts, prompts, completions, shares=self.config.workers)
+        names = scoring.names
+        try:
+            self._fill(names)
+            while True:
+                self._hand_out(scoring)
+                if not any(job is not None for job in self._jobs.values()) and not scoring.pending:
+                    return scoring.scores()
+                self._listen(scoring, names)
+        except BaseException:
+            self.close()  # what the workers still say would be taken for answers to the next question
+            raise
+
+    def start(self, prompts: Sequence[Prompt] = ()) -> None:
+        """Start the workers and wait until the functions are imported; `score` does the same when it is first called.
+
+        Raises:
+            RewardError: a reward function cannot be imported, or does not take its params.
+        """
+        names = column_names(prompts)
+        try:
+            self._fill(names)
+            while self._jobs:
+                self._listen(None, names)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every worker and all processes that reward functions started."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+        self._jobs.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self, names: Sequence[str]) -> None:
+        """Bring the pool to its full size; who died in peace since the last call is replaced without blame."""
+        for worker in [worker for worker in self._workers if worker.idle]:
+            try:
+                worker.advance()
+            except LostError:
+                self._workers.remove(worker)
+                worker.kill()
+        while len(self._workers) < self.config.workers:
+            worker = Worker()
+            self._workers.append(worker)
+            parts = [{"name": part.name, "params": part.params} for part in self.config.parts]
+            request = {"load": parts, "names": list(names), "path": [os.path.abspath(p) for p in sys.path if p]}
+            worker.ask(json.dumps(request), seconds=self.load_deadline_s)
+            self._jobs[worker] = None
+
+    def _hand_out(self, scoring: Round) -> None:
+        for worker in self._workers:
+            job = scoring.take() if worker.idle else None
+            if job is not None:
+                worker.ask(scoring.request(job), seconds=self.config.deadline_s)
+                self._jobs[worker] = job
+
+    def _listen(self, scoring: Round | None, names: Sequence[str]) -> None:
+        """Wait for a worker, or for the nearest deadline, and enter what became of its job."""
+        wait_for_any(self._workers, min(worker.deadline for worker in self._workers) - time.monotonic())
+        for worker in list(self._workers):
+            try:
+                reply = worker.advance()
+            except LostError as error:
+                self._replace(worker, str(error), scoring, names)
+                continue
+            if reply is None:
+                continue
+            if worker.last_words():
+                log.info("a reward function printed: %s", worker.last_words())
+            job = self._jobs.pop(worker)
+            if job is None and "failed" in reply:
+                raise RewardError(reply["failed"], function=reply["function"])
+            if job is not None and scoring is not None:
+                scoring.answered(job, reply)
+
+    def _replace(self, worker: Worker, cause: str, scoring: Round | None, names: Sequence[str]) -> None:
+        busy = worker in self._jobs
+        job = self._jobs.pop(worker, None)
+        self._workers.remove(worker)
+        worker.kill()
+        if busy and job is None:
+            functions = ", ".join(part.name for part in self.config.parts)
+            raise RewardError(
+                f"importing the rewards ({functions}) {cause}; look at what their modules do when they are imported",
+                function=functions,
+            )
+        if job is not None and scoring is not None:
+            scoring.lost(job, cause)
+        self._fill(names)

@@ -1,0 +1,189 @@
+"""One worker process, seen from the outside: started, asked, listened to, killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from coterie.errors import RewardError
+
+_CHUNK = 1 << 18
+_KEPT = 2000
+"""Bytes of what a function printed that are kept."""
+LONGEST_REPLY = 1 << 26
+"""Bytes; a longer reply is no reply."""
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",  # a reward that iterates over a set gives the same value in every process
+}
+
+
+class LostError(Exception):
+    """The worker is of no more use: it died, or said nothing before the deadline."""
+
+
+class Worker:
+    """A process that runs reward functions. It is asked one thing at a time and never trusted to answer."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Linux ends the worker when the *thread* that started it ends, so only the main thread may ask for that; an
+        # idle worker leaves at the end of its socket in any case.
+        main = threading.current_thread() is threading.main_thread()
+        command = [sys.executable, "-P", "-m", "coterie.rewards.worker", str(theirs.fileno())]
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(os.getpid() if main else 0)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=os.environ | _ENVIRONMENT,
+            )
+        except OSError as error:
+            ours.close()
+            raise RewardError(
+                f"cannot start a reward worker: {error}; lower rewards.workers or free memory", function="rewards"
+            ) from error
+        finally:
+            theirs.close()
+        assert self._process.stdout is not None
+        self._channel, self._output = ours, self._process.stdout
+        for end in (self._channel, self._output):
+            os.set_blocking(end.fileno(), False)
+        self._sending, self._received, self._printed = memoryview(b""), bytearray(), b""
+        self._seconds = 0.0
+        self.deadline = float("inf")
+        """Monotonic time at which the current question must be answered; infinite while idle."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def idle(self) -> bool:
+        return self.deadline == float("inf")
+
+    def ask(self, line: str, *, seconds: float) -> None:
+        """Begin to send one request; `advance` goes on with it. `seconds` of wall clock from now for the answer."""
+        self._sending = memoryview(line.encode() + b"\n")
+        self._printed = b""
+        self._seconds = seconds
+        self.deadline = time.monotonic() + seconds
+
+    def advance(self) -> dict[str, Any] | None:
+        """Move what can be moved without waiting; the reply when it is complete.
+
+        Raises:
+            LostError: with the cause.
+        """
+        self._drain()
+        self._send()
+        reply = self._receive()
+        if reply is None and time.monotonic() >= self.deadline:
+            raise LostError(f"did not return within {self._seconds:g} s and was killed")
+        if reply is not None:
+            self.deadline = float("inf")
+        return reply
+
+    def kill(self) -> None:
+        """End the process and all that it started. Only a child that made a session of its own gets away."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self._channel.close()
+        self._output.close()
+
+    def last_words(self) -> str:
+        """The last line that was printed since the last question."""
+        lines = self._printed.decode(errors="replace").strip().splitlines()
+        return lines[-1].strip()[-200:] if lines else ""
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Have a selector report when `advance` can do something."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._sending else 0)
+        selector.register(self._channel, events)
+        if not self._output.closed:
+            selector.register(self._output, selectors.EVENT_READ)
+
+    def _drain(self) -> None:
+        """Keep the end of what was printed; a full pipe would stop the function that prints."""
+        while not self._output.closed:
+            data = self._output.read(_CHUNK)
+            if data is None:
+                return
+            if not data:
+                self._output.close()  # the function closed it; the process may live on
+                return
+            self._printed = (self._printed + data)[-_KEPT:]
+            if len(data) < _CHUNK:
+                return
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError, ConnectionError):  # the receiving side tells what became of the process
+            while self._sending:
+                self._sending = self._sending[self._channel.send(self._sending) :]
+
+    def _receive(self) -> dict[str, Any] | None:
+        try:
+            data = self._channel.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise LostError(self._cause_of_death())
+        self._received += data
+        end = self._received.find(b"\n")
+        if end < 0:
+            if len(self._received) > LONGEST_REPLY:
+                raise LostError(f"returned more than {LONGEST_REPLY >> 20} MiB")
+            return None
+        line = bytes(self._received[:end])
+        self._received.clear()
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            raise LostError("wrote into the channel of its worker process")
+        return reply
+
+    def _cause_of_death(self) -> str:
+        """The channel ended, so the process is ending."""
+        try:
+            code = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return "closed the channel of its worker process"
+        self._drain()
+        words = self.last_words()
+        last = f"; it last printed {words!r}" if words else ""
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"ended its worker process by {name}{hint}{last}"
+        return f"ended its worker process with exit code {code}{last}"
+
+
+def wait_for_any(workers: Sequence[Worker], seconds: float) -> None:
+    """Sleep until a worker can be advanced, or for `seconds`."""
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            worker.register(selector)
+        selector.select(max(seconds, 0.0))

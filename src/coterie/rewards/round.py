@@ -1,0 +1,177 @@
+"""The book-keeping of one call of the scorer: what is still to be asked, and what is known. No processes here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.config.schema import RewardConfig
+from coterie.rewards.base import Score
+from coterie.types import Prompt
+
+MAX_LOST = 3
+"""Rows of one part that may hang or crash alone in one call of the scorer; the rest is given up unasked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of one reward function."""
+
+    part: int
+    rows: tuple[int, ...]
+
+
+class Round:
+    """Every part on every row. A call that fails as a whole is repeated row by row, so that only the guilty pay.
+
+    Args:
+        shares: into how many calls the rows of each part are cut at first, one a worker.
+    """
+
+    def __init__(
+        self, parts: Sequence[RewardConfig], prompts: Sequence[Prompt], completions: Sequence[str], *, shares: int
+    ) -> None:
+        self.parts = parts
+        self.prompts = prompts
+        self.names = column_names(prompts)
+        size = len(completions)
+        self._values: list[dict[int, float | None]] = [{} for _ in parts]
+        self._errors: list[dict[int, str]] = [{} for _ in parts]
+        self._lost = [0] * len(parts)
+        self._encoded = self._encode(completions)
+        sound = [row for row in range(size) if row in self._encoded]
+        chunks = [tuple(sound[k * len(sound) // shares : (k + 1) * len(sound) // shares]) for k in range(shares)]
+        self._queue = deque(Job(part, rows) for part in range(len(parts)) for rows in chunks if rows)
+
+    def take(self) -> Job | None:
+        """The next call to make; None when nothing is left to begin."""
+        while self._queue:
+            job = self._queue.popleft()
+            if len(job.rows) > 1 or self._lost[job.part] < MAX_LOST:
+                return job
+            self._blame(job, f"was not asked: {MAX_LOST} rows before this one hung or crashed it")
+        return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a call is still to be begun."""
+        return bool(self._queue)
+
+    def request(self, job: Job) -> str:
+        """The line to send for a job."""
+        rows = ",".join(self._encoded[row] for row in job.rows)
+        return f'{{"part":{job.part},"names":{json.dumps(self.names)},"rows":[{rows}]}}'
+
+    def answered(self, job: Job, reply: Mapping[str, Any]) -> None:
+        """Enter what a worker said."""
+        if "failed" in reply:
+            if reply["again"] and len(job.rows) > 1:
+                self._split(job)
+            else:
+                self._blame(job, reply["failed"])
+            return
+        for place, (row, value) in enumerate(zip(job.rows, reply["values"], strict=True)):
+            cause = reply["bad"].get(str(place))
+            if cause is None:
+                self._values[job.part][row] = value
+            else:
+                self._errors[job.part][row] = self._told(job.part, row, cause)
+
+    def lost(self, job: Job, cause: str) -> None:
+        """Enter that the worker hung or died over a job."""
+        if len(job.rows) > 1:
+            self._split(job)
+        else:
+            self._lost[job.part] += 1
+            self._blame(job, cause)
+
+    def scores(self) -> list[Score]:
+        """One per row, once nothing is left to do."""
+        return [self._score(row) for row in range(len(self.prompts))]
+
+    def _score(self, row: int) -> Score:
+        values = [found.get(row) for found in self._values]
+        labels = [part.key for part in self.parts]
+        parts = dict(zip(labels, values, strict=True))
+        errors = list(dict.fromkeys(found[row] for found in self._errors if row in found))
+        if errors:
+            return Score(reward=None, parts=parts, error="; ".join(errors))
+        applicable = [
+            part.weight * value
+            for part, value in zip(self.parts, values, strict=True)
+            if value is not None and part.weight != 0
+        ]
+        if not applicable:
+            return Score(reward=None, parts=parts, error=self._nothing_applies(row))
+        reward = math.fsum(applicable)
+        if not math.isfinite(reward):
+            error = f"row {row}{self._prompt(row)}: the weighted sum of {parts} is {reward}; lower the weights"
+            return Score(reward=None, parts=parts, error=error)
+        return Score(reward=reward, parts=parts, error=None)
+
+    def _nothing_applies(self, row: int) -> str:
+        names = ", ".join(part.key for part in self.parts)
+        return (
+            f"row {row}{self._prompt(row)}: no reward part applies (of {names}): every one with a weight returned None; "
+            "give the row a gold answer, or add a part that can judge it"
+        )
+
+    def _split(self, job: Job) -> None:
+        self._queue.extend(Job(job.part, (row,)) for row in job.rows)
+
+    def _blame(self, job: Job, cause: str) -> None:
+        for row in job.rows:
+            self._errors[job.part][row] = self._told(job.part, row, cause)
+
+    def _told(self, part: int, row: int, cause: str) -> str:
+        return f"reward {self.parts[part].name!r}, row {row}{self._prompt(row)}: {cause}"
+
+    def _prompt(self, row: int) -> str:
+        return f" (prompt {self.prompts[row].id})"
+
+    def _encode(self, completions: Sequence[str]) -> dict[int, str]:
+        """Each row as JSON; the rows of a group share their prompt's part. What is no JSON is an error of the row."""
+        known: dict[int, str | None] = {}
+        encoded: dict[int, str] = {}
+        for row, (prompt, completion) in enumerate(zip(self.prompts, completions, strict=True)):
+            if id(prompt) not in known:
+                known[id(prompt)] = _as_json(prompt)
+            text = known[id(prompt)]
+            if text is not None:
+                encoded[row] = f'{{"completion":{json.dumps(completion)},{text}}}'
+                continue
+            where = f"row {row}{self._prompt(row)}"
+            for part, errors in enumerate(self._errors):
+                errors[row] = f"reward {self.parts[part].name!r}, {where}: {_not_json(prompt)}"
+        return encoded
+
+
+def column_names(prompts: Sequence[Prompt]) -> list[str]:
+    """`answer`, `task` and every attribute that any of the prompts has."""
+    names = {"answer": None, "task": None}
+    for prompt in prompts:
+        names |= dict.fromkeys(prompt.attributes)
+    return [name for name in names if name not in ("prompts", "completions")]
+
+
+def _as_json(prompt: Prompt) -> str | None:
+    columns = {**prompt.attributes, "answer": prompt.answer, "task": prompt.task}
+    try:
+        return f'"prompt":{json.dumps(list(prompt.messages))},"columns":{json.dumps(columns)}'
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _not_json(prompt: Prompt) -> str:
+    def faults() -> Iterator[str]:
+        for name, value in prompt.attributes.items():
+            try:
+                json.dumps({name: value})
+            except (TypeError, ValueError, RecursionError) as error:
+                yield f"the column {name!r} is no JSON ({error}); convert it to text or numbers in the data source"
+
+    return next(faults(), "its messages are no JSON; expected role and content as text")

@@ -1,0 +1,411 @@
+"""Good rows become prompts, bad ones are quarantined with row and reason, and too many stop the load."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coterie.config.schema import (
+    AssetSource,
+    DataConfig,
+    FileSource,
+    HubSource,
+    PythonSource,
+    ReasoningGymSource,
+)
+from coterie.data import assets, tasks
+from coterie.data.chat import Chat
+from coterie.data.columns import BadRowError, read_columns
+from coterie.data.prompts import PromptSet, load
+from coterie.errors import AssetError, DataError
+from tiny import tiny_tokenizer
+
+CHAT = Chat(tiny_tokenizer())
+LENIENT = DataConfig(max_bad_share=1)
+
+
+def write(path: Path, *lines: object) -> str:
+    """A .jsonl file: strings and bytes are lines as they are, the rest becomes JSON."""
+    raw = [
+        line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+        for line in lines
+    ]
+    path.write_bytes(b"\n".join(raw) + b"\n")
+    return str(path)
+
+
+def of_lines(tmp_path: Path, *lines: object, config: DataConfig = LENIENT, **options: Any) -> PromptSet:
+    return load([FileSource(type="file", path=write(tmp_path / "q.jsonl", *lines), **options)], config, CHAT)
+
+
+def good(number: int = 1) -> dict[str, Any]:
+    return {"question": f"how many legs {number}", "answer": number}
+
+
+def reasons(found: PromptSet) -> dict[int, str]:
+    return {bad.row: bad.reason for bad in found.quarantined}
+
+
+def test_a_file_becomes_prompts_with_ids_answers_and_attributes(tmp_path: Path) -> None:
+    found = of_lines(
+        tmp_path,
+        {"question": "one and one?", "answer": "2", "difficulty": 1.5, "tags": ["sum", {"deep": None}]},
+        {"prompt": "two and two?", "answer": 4, "id": "second"},
+    )
+    first, second = found.prompts
+    assert (first.id, first.task, first.answer) == ("q/1", "q", "2")
+    assert first.messages == ({"role": "user", "content": "one and one?"},)
+    assert first.attributes == {"difficulty": 1.5, "tags": ["sum", {"deep": None}]}
+    assert (second.id, second.answer) == ("q/second", "4")
+    assert found.token_ids["q/1"] == tuple(CHAT.render(first.messages))
+    assert found.quarantined == () and found.warnings == []
+
+
+def test_system_comes_first_and_the_instruction_last(tmp_path: Path) -> None:
+    config = DataConfig(system="Be brief.")
+    found = of_lines(tmp_path, good(), config=config, instruction="Only the number.", task="legs")
+    (prompt,) = found.prompts
+    assert prompt.id == "legs/1"
+    assert prompt.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "how many legs 1\nOnly the number."},
+    )
+
+
+def test_a_rows_own_messages_and_system_message_stay(tmp_path: Path) -> None:
+    talk = [
+        {"role": "system", "content": "Own."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "legs?"},
+    ]
+    found = of_lines(tmp_path, {"prompt": talk, "answer": None}, config=DataConfig(system="Ours."), instruction="Now.")
+    (prompt,) = found.prompts
+    assert prompt.messages == (*talk[:3], {"role": "user", "content": "legs?\nNow."})
+    assert prompt.answer is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("5 * 2 = <<5*2=10>>10\n#### 10", "10"),
+        ("so\n#### $1,234.50", "1234.50"),
+        ("#### -3", "-3"),
+        ("#### 3 apples", "3 apples"),
+        ("  42 ", "42"),
+        ("1,234", "1,234"),
+        (7, "7"),
+        (7.0, "7"),
+        (2.5, "2.5"),
+        (-(10**30), str(-(10**30))),
+    ],
+)
+def test_gold_answers(answer: object, gold: str) -> None:
+    question = read_columns({"question": "?", "answer": answer})
+    assert question.answer == gold
+    worked = isinstance(answer, str) and "####" in answer
+    assert question.attributes == ({"worked_answer": answer} if worked else {})
+
+
+BAD_LINES: dict[str, tuple[object, str]] = {
+    "no prompt": ({"answer": "1"}, "has no prompt; expected text in `prompt` or `question`"),
+    "null prompt": ({"prompt": None}, "has no prompt"),
+    "null question": ({"question": None}, "has no question"),
+    "number as prompt": ({"prompt": 7}, "has a int as prompt, expected text or a list of messages: 7"),
+    "object as prompt": ({"prompt": {"a": 1}}, "has a dict as prompt"),
+    "empty prompt": ({"prompt": ""}, "has an empty prompt"),
+    "white prompt": ({"prompt": " \n\t "}, "has an empty prompt"),
+    "empty list": ({"prompt": []}, "has an empty list as prompt"),
+    "no message": ({"prompt": ["hi"]}, r"has a str at prompt\[0\], expected a message"),
+    "wrong role": (
+        {"prompt": [{"role": "robot", "content": "x"}]},
+        r"has the role 'robot' at prompt\[0\], expected system",
+    ),
+    "no role": ({"prompt": [{"content": "x"}]}, "has the role None"),
+    "picture": (
+        {"prompt": [{"role": "user", "content": [{"image": "a.png"}]}]},
+        "has a list as content .* expected text",
+    ),
+    "empty message": ({"prompt": [{"role": "user", "content": " "}]}, r"has an empty prompt\[0\]"),
+    "assistant last": (
+        {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        "ends in a message of the role 'assistant', expected 'user'",
+    ),
+    "late system": (
+        {
+            "prompt": [
+                {"role": "user", "content": "a"},
+                {"role": "system", "content": "b"},
+                {"role": "user", "content": "c"},
+            ]
+        },
+        r"has a system message at prompt\[1\]; it must come first",
+    ),
+    "empty answer": ({"prompt": "a", "answer": " "}, "has an empty answer"),
+    "list answer": ({"prompt": "a", "answer": ["1", "2"]}, "has a list as answer, expected text or a number"),
+    "bool answer": ({"prompt": "a", "answer": True}, "has a bool as answer"),
+    "NUL": ({"prompt": "a\x00b"}, "has a NUL character in prompt"),
+    "lone surrogate": ('{"prompt": "a\\ud800b"}', "has a lone surrogate or broken UTF-8 in prompt .character 1."),
+    "surrogate elsewhere": ('{"prompt": "a", "note": ["\\udfff"]}', "has a lone surrogate or broken UTF-8 in note"),
+    "NaN": ('{"prompt": "a", "answer": NaN}', "is no JSON: NaN is not a JSON number"),
+    "infinity": ('{"prompt": "a", "x": -Infinity}', "is no JSON: -Infinity is not a JSON number"),
+    "huge number": ('{"prompt": "a", "answer": 1e999}', "is no JSON: 1e999 is too large for a number"),
+    "endless integer": ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "is no JSON: Exceeds the limit"),
+    "cut off": ('{"prompt": "a', "is no JSON: Unterminated string"),
+    "not an object": ("[1, 2]", "is a JSON list, expected an object with columns"),
+    "latin-1": (b'{"prompt": "caf\xe9"}', "is not UTF-8 .byte 15 of the line."),
+    "deep": ('{"prompt": "a", "x": ' + "[" * 100 + "]" * 100 + "}", "is nested more than 64 deep in x"),
+    "deeper": ("[" * 200_000, "is nested too deeply|is no JSON"),
+    "long": ({"prompt": "many legs " * 600}, r"has \d+ prompt tokens, more than data.max_prompt_tokens = 1024"),
+    "bad id": ({"prompt": "a", "id": [1]}, r"has the id \[1\], expected text or an integer"),
+    "id with a newline": ({"prompt": "a", "id": "x\ny"}, "expected at most 200 printable characters"),
+    "same id": ({"prompt": "another", "id": "first"}, "has the id 'first' of an earlier row"),
+    "same prompt": ({"prompt": "how many legs 1", "answer": 9}, "asks the same as q/first"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_rows_are_quarantined_with_row_and_reason(name: str, tmp_path: Path) -> None:
+    line, reason = BAD_LINES[name]
+    found = of_lines(tmp_path, {**good(1), "id": "first"}, line, "", good(3))
+    assert [prompt.id for prompt in found.prompts] == ["q/first", "q/4"]
+    assert list(reasons(found)) == [2]
+    pytest.raises(BadRowError, _raise, found.quarantined[0].reason).match(reason)
+    assert found.warnings == [f"1 bad rows left out; first: {tmp_path / 'q.jsonl'} row 2 {reasons(found)[2]}"]
+
+
+def _raise(reason: str) -> None:
+    raise BadRowError(reason)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt", "question", "answer", "id", "x"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        ),
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_any_row_is_usable_or_refused_with_a_reason(row: dict[str, Any]) -> None:
+    try:
+        question = read_columns(row)
+    except BadRowError as error:
+        assert str(error)
+        return
+    assert question.messages[-1]["role"] == "user"
+    assert question.answer is None or question.answer.strip()
+    json.dumps(question.attributes, allow_nan=False).encode()
+
+
+def test_a_byte_order_mark_windows_lines_and_right_to_left_text_are_fine(tmp_path: Path) -> None:
+    found = of_lines(tmp_path, b'\xef\xbb\xbf{"prompt": "one"}\r', '{"prompt": "\u202eabc\x7f"}', "  ")
+    assert [prompt.messages[0]["content"] for prompt in found.prompts] == ["one", "\u202eabc\x7f"]
+
+
+def test_too_many_bad_rows_stop_the_load_and_name_the_first(tmp_path: Path) -> None:
+    lines = [good(0), *[{"prompt": ""}] * 7]
+    message = (
+        r"(?s)7 of 8 rows of .*q.jsonl are bad, more than data.max_bad_share = 0.05 allows.*row 2 has an empty.*2 more"
+    )
+    with pytest.raises(DataError, match=message):
+        of_lines(tmp_path, *lines, config=DataConfig())
+    assert len(of_lines(tmp_path, *lines).prompts) == 1
+
+
+def test_the_share_counts_each_source_by_itself(tmp_path: Path) -> None:
+    long = write(tmp_path / "long.jsonl", *map(good, range(40)))
+    short = write(tmp_path / "short.jsonl", {"prompt": "a"}, {"prompt": ""})
+    with pytest.raises(DataError, match="1 of 2 rows of .*short"):
+        load([FileSource(type="file", path=path) for path in (long, short)], DataConfig(), CHAT)
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no prompt is left of 1 sources: 1 rows were bad"):
+        of_lines(tmp_path, {"prompt": ""})
+    with pytest.raises(DataError, match="no prompt is left of 0 sources"):
+        load([], DataConfig(), CHAT)
+    with pytest.raises(DataError, match="q.jsonl has no rows"):
+        of_lines(tmp_path, "", "")
+
+
+def test_held_out_rows_that_are_trained_on_are_left_out(tmp_path: Path) -> None:
+    train = of_lines(tmp_path, good(1), good(2))
+    path = write(tmp_path / "h.jsonl", good(2), good(3), good(4))
+    held = load([FileSource(type="file", path=path)], DataConfig(), CHAT, exclude=train.prompts)
+    assert [prompt.id for prompt in held.prompts] == ["h/2", "h/3"]
+    assert held.excluded == 1 and held.warnings == ["1 held-out prompts left out that also occur in training"]
+    with pytest.raises(DataError, match="2 also occur in the excluded prompts; add sources or change their seed"):
+        load([FileSource(type="file", path=str(tmp_path / "q.jsonl"))], DataConfig(), CHAT, exclude=train.prompts)
+
+
+def test_two_sources_of_one_task_keep_their_ids_apart(tmp_path: Path) -> None:
+    one = FileSource(type="file", path=write(tmp_path / "a.jsonl", good(1)), task="legs")
+    two = FileSource(type="file", path=write(tmp_path / "b.jsonl", good(2)), task="legs")
+    found = load([one, two], DataConfig(), CHAT)
+    assert [prompt.id for prompt in found.prompts] == ["legs/1", "legs.2/1"]
+    held = load(
+        [FileSource(type="file", path=write(tmp_path / "c.jsonl", good(3)), task="legs")],
+        DataConfig(),
+        CHAT,
+        found.prompts,
+    )
+    assert [prompt.id for prompt in held.prompts] == ["legs.3/1"]
+    assert {prompt.task for prompt in (*found.prompts, *held.prompts)} == {"legs"}
+
+
+def test_limits(tmp_path: Path) -> None:
+    assert len(of_lines(tmp_path, *map(good, range(9)), limit=4).prompts) == 4
+    path = write(tmp_path / "l.jsonl", {"prompt": ""}, *map(good, range(9)))
+    found = load([FileSource(type="file", path=path)], LENIENT, CHAT, limit=3)
+    assert [prompt.id for prompt in found.prompts] == ["l/2", "l/3", "l/4"]
+
+
+def test_the_quarantine_file_holds_one_json_object_a_line(tmp_path: Path) -> None:
+    found = of_lines(tmp_path, good(), {"prompt": "\u202e", "answer": "\n"}, "{")
+    found.write_quarantine(tmp_path / "quarantine.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [2, 3]
+    assert lines[0] == found.quarantined[0].as_dict()
+    assert lines[0]["source"].endswith("q.jsonl") and lines[0]["reason"].startswith("has an empty answer")
+
+
+def test_an_empty_set_has_nothing() -> None:
+    assert PromptSet.empty().prompts == () and PromptSet.empty().warnings == []
+
+
+def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
+    template = (
+        "{% if 'cat' in messages[-1].content %}{{ raise_exception('no cats') }}{% endif %}{{ messages[-1].content }}"
+    )
+    chat = Chat(tiny_tokenizer(template=template))
+    path = write(tmp_path / "q.jsonl", {"prompt": "a cat"}, {"prompt": "a dog"})
+    found = load([FileSource(type="file", path=path)], LENIENT, chat)
+    assert reasons(found)[1].startswith(
+        "cannot be rendered: the model's chat template refuses these messages (user): no cats"
+    )
+
+
+# Other sources
+
+
+def test_generated_items_keep_seed_and_index_in_the_id_and_drop_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    def items(name: str, params: dict[str, Any], size: int, seed: int) -> Iterator[tasks.Item]:
+        for index in range(size):
+            yield tasks.Item(
+                index=index,
+                question=f"q{index // 2}",
+                answer=str(index),
+                attributes={"reasoning_gym": {"index": index}},
+            )
+
+    monkeypatch.setattr(tasks, "items", items)
+    source = ReasoningGymSource(type="reasoning_gym", name="leg_counting", size=6, seed=3)
+    found = load([source], DataConfig(), CHAT)
+    assert [prompt.id for prompt in found.prompts] == [f"leg_counting/3-{index}" for index in (0, 2, 4)]
+    assert found.prompts[1].attributes == {"reasoning_gym": {"index": 2}}
+    assert found.repeated == 3 and found.warnings == ["3 generated items left out that repeat an earlier one"]
+    assert len(load([source], DataConfig(), CHAT, limit=2).prompts) == 2
+
+
+def test_question_assets_are_read_and_models_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(write(tmp_path / "questions.jsonl", {**good(), "id": "gsm8k-test-0013"}))
+    monkeypatch.setattr(assets, "ensure", lambda name: path if name == "gsm8k-100" else tmp_path)
+    found = load([AssetSource(type="asset", name="gsm8k-100")], DataConfig(), CHAT)
+    assert found.prompts[0].id == "gsm8k-100/gsm8k-test-0013"
+    with pytest.raises(DataError, match="the asset 'smollm2-135m' is a model, not questions"):
+        load([AssetSource(type="asset", name="smollm2-135m")], DataConfig(), CHAT)
+
+
+def test_an_unknown_asset_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    with pytest.raises(AssetError, match="no asset 'gsm8k'; did you mean 'gsm8k-100'"):
+        load([AssetSource(type="asset", name="gsm8k")], DataConfig(), CHAT)
+
+
+def test_a_hub_source_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        DataError, match="'openai/gsm8k' needs the package datasets: install coterie with its `hub` extra"
+    ):
+        load([HubSource(type="hub", name="openai/gsm8k")], DataConfig(), CHAT)
+
+
+def test_a_hub_source_is_read_and_its_errors_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Datasets:
+        @staticmethod
+        def load_dataset(name: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, Any]]:
+            if split != "train":
+                raise ValueError(f'Unknown split "{split}".\nlong story')
+            return [{"question": "a", "answer": "b\n#### 4"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)  # ty: ignore[invalid-argument-type]
+    (prompt,) = load([HubSource(type="hub", name="openai/gsm8k", config="main")], DataConfig(), CHAT).prompts
+    assert (prompt.id, prompt.answer) == ("gsm8k/1", "4")
+    with pytest.raises(DataError, match=r"split 'tset'\) cannot be loaded: Unknown split \"tset\".; check the names"):
+        load([HubSource(type="hub", name="openai/gsm8k", split="tset")], DataConfig(), CHAT)
+
+
+MODULE = """
+def rows(count=2):
+    for index in range(count):
+        yield {"question": f"number {index}", "answer": index}
+def wrong(): return {"question": "a"}
+def mixed(): return [{"question": "a"}, 7]
+def fails(): raise RuntimeError("no network")
+def breaks():
+    yield {"question": "a"}
+    raise RuntimeError("half way")
+constant = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_questions.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_questions", raising=False)
+    return "my_questions"
+
+
+def of_python(target: str, config: DataConfig = LENIENT, **options: Any) -> PromptSet:
+    return load([PythonSource(type="python", target=target, **options)], config, CHAT)
+
+
+def test_your_own_function_in_the_working_folder(module: str, tmp_path: Path) -> None:
+    found = of_python(f"{module}:rows", params={"count": 5}, limit=3)
+    assert [(prompt.id, prompt.answer) for prompt in found.prompts] == [
+        ("rows/1", "0"),
+        ("rows/2", "1"),
+        ("rows/3", "2"),
+    ]
+    assert str(tmp_path) not in sys.path
+    assert reasons(of_python(f"{module}:mixed")) == {2: "is a int, expected a dict of columns"}
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "message"),
+    [
+        ("rows", {}, "'rows' is not of the form `module:function`"),
+        ("nowhere_at_all:rows", {}, "importing 'nowhere_at_all' raised ModuleNotFoundError: .* lie in the folder"),
+        ("my_questions:row", {}, "'my_questions' has no function 'row'"),
+        ("my_questions:constant", {}, "'my_questions' has no function 'constant'"),
+        ("my_questions:fails", {}, "my_questions:fails raised RuntimeError: no network; it was called with {}"),
+        ("my_questions:breaks", {}, "my_questions:breaks raised RuntimeError at row 2: half way"),
+        ("my_questions:wrong", {}, "my_questions:wrong returned a dict, expected an iterable of row dicts"),
+        ("my_questions:rows", {"cuont": 1}, "raised TypeError: .*cuont.*called with {'cuont': 1}"),
+    ],
+)
+def test_what_can_be_wrong_with_your_own_function(
+    module: str, target: str, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        of_python(target, params=params)

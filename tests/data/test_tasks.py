@@ -1,0 +1,179 @@
+"""reasoning-gym: every generator, scored by its own rules from JSON alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coterie.data import tasks
+from coterie.data.tagged import decode, encode
+from coterie.errors import DataError
+
+pytest.importorskip("numpy")
+
+
+def first(name: str, *, seed: int = 1, size: int = 2, **params: Any) -> tasks.Item:
+    return next(iter(tasks.items(name, params, size, seed)))
+
+
+def through_json(item: tasks.Item) -> dict[str, Any]:
+    return json.loads(json.dumps(item.attributes, allow_nan=False))
+
+
+def test_all_generators_are_there() -> None:
+    found = tasks.names()
+    assert len(found) >= 100
+    assert {"leg_counting", "chain_sum", "gsm_symbolic"} <= set(found)
+    assert set(found) >= tasks.HASH_ORDERED
+    assert tasks.package_version()
+
+
+SAMPLE = [
+    "leg_counting",
+    "chain_sum",
+    "gsm_symbolic",
+    "graph_color",
+    "knights_knaves",
+    "countdown",
+    "bf",
+    "tower_of_hanoi",
+]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_gold_answers_score_one_after_a_trip_through_json(name: str) -> None:
+    for item in tasks.items(name, {}, 2, 5):
+        if item.answer is not None:
+            assert tasks.score(through_json(item), f"So <answer>{item.answer}</answer>") == 1
+        assert tasks.score(through_json(item), "") < 1
+
+
+def test_equal_arguments_give_equal_items_and_leave_the_global_generator_alone() -> None:
+    random.seed(5)
+    before = random.getstate()
+    one = list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
+    assert random.getstate() == before
+    assert one == list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
+    assert one[:2] == list(tasks.items("chain_sum", {"max_terms": 3}, 2, 9)) or one[0].question
+    assert one[0].question != first("chain_sum", seed=10).question
+
+
+def test_a_fresh_process_scores_what_this_one_generated() -> None:
+    item = first("leg_counting")
+    code = "import json, sys; from coterie.data.tasks import score; print(score(json.load(sys.stdin), sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(item.answer)],
+        input=json.dumps(item.attributes),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "77"},
+    )
+    assert done.stdout.strip() == "1.0"
+
+
+def test_generators_that_follow_the_hash_seed_run_under_a_fixed_one() -> None:
+    item = first("ransom_note", seed=7)
+    code = "from coterie.data.tasks import items; print(next(iter(items('ransom_note', {}, 2, 7))).question)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+    assert done.stdout.strip() == item.question.strip()
+    assert tasks.score(item.attributes, str(item.answer)) == 1
+
+
+def test_partial_credit_is_kept_as_the_generator_gives_it() -> None:
+    item = first("chain_sum")
+    assert 0 < tasks.score(item.attributes, f"I think that it is {item.answer}, more or less") < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("leg_countin", {}, "no generator 'leg_countin'; the nearest of its 1[0-9]+ are leg_counting"),
+        ("zzzzzz", {}, "no generator 'zzzzzz'; the nearest"),
+        (
+            "leg_counting",
+            {"max_animal": 3},
+            "no parameter 'max_animal'; did you mean 'max_animals'. it has max_animals",
+        ),
+        ("leg_counting", {"seed": 3}, "no parameter 'seed'"),
+        ("leg_counting", {"max_animals": 0}, "refuses .*max_animals must be >= min_animals; its parameters are"),
+        ("leg_counting", {"max_animals": "x"}, "refuses {'max_animals': 'x'}: '>=' not supported"),
+        ("leg_counting", {"max_animals": 2.5}, "failed on item 0 with {'max_animals': 2.5}: .*check its parameters"),
+        ("composite", {}, "Must specify at least one dataset"),
+        ("composite", {"datasets": [3]}, "composite needs datasets = .* got 3"),
+    ],
+)
+def test_bad_recipes_are_refused(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(tasks.items(name, params, 1, 1))
+
+
+def test_a_composite_takes_tables_from_the_settings() -> None:
+    item = first("composite", datasets=[{"name": "leg_counting", "config": {"max_animals": 3}}, {"name": "chain_sum"}])
+    assert tasks.score(through_json(item), str(item.answer)) == 1
+
+
+def test_prompts_of_other_sources_have_no_scorer_of_their_own() -> None:
+    with pytest.raises(DataError, match="no 'reasoning_gym' attribute: .*use another reward, such as `number`"):
+        tasks.score({"difficulty": 3}, "4")
+
+
+def test_a_scorer_that_fails_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    item = first("chain_sum")
+    broken = {**item.attributes["reasoning_gym"], "entry": {"question": "?"}}
+    with pytest.raises(DataError, match="the scorer of chain_sum failed on '4': KeyError"):
+        tasks.score({"reasoning_gym": broken}, "4")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks._gym.cache_clear()
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(DataError, match="need the package reasoning-gym .*`train` extra"):
+        tasks.names()
+    monkeypatch.undo()
+    tasks._gym.cache_clear()
+
+
+HASHABLE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=5,
+)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HASHABLE, inner, max_size=3) | st.tuples(inner),
+    max_leaves=10,
+)
+
+
+@given(VALUES)
+def test_tagged_json_comes_back_as_the_same_value(value: Any) -> None:
+    def types(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {key: types(item) for key, item in inner.items()}
+        return type(inner), [types(item) for item in inner] if isinstance(inner, list | tuple) else None
+
+    back = decode(json.loads(json.dumps(encode(value))))
+    assert back == value
+    assert isinstance(value, set | frozenset) or types(back) == types(value) or "frozenset" in str(types(value))
+
+
+def test_numpy_values_become_plain_ones() -> None:
+    import numpy as np
+
+    assert encode({"a": np.int64(3), "b": np.array([[1.5]]), "c": np.str_("x")}) == {"a": 3, "b": [[1.5]], "c": "x"}
+    assert type(encode(np.str_("x"))) is str

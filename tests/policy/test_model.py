@@ -1,0 +1,114 @@
+"""Loading: safe, and only architectures whose numbers coterie reproduces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CONFIGS, SIZES, tiny_model, tiny_policy
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
+
+from coterie.batches import Segment
+from coterie.config.schema import LoraConfig, ModelConfig
+from coterie.errors import ModelError
+from coterie.policy.attention import PackedLayout
+from coterie.policy.model import Policy, load
+
+
+def read(folder: Path, **settings: object) -> Policy:
+    config = ModelConfig(name=str(folder), **settings)  # ty: ignore[invalid-argument-type]
+    return load(config, folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_logits_are_the_models_own(kind: str) -> None:
+    model, policy = tiny_model(kind), tiny_policy(kind)
+    prompt, one, other = [5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18, 19, 20, 21]
+    layout = PackedLayout([Segment(start=0, prompt=6, lengths=(3, 8))], torch.device("cpu"))
+    tokens = torch.tensor([prompt + one + other])
+    positions = torch.tensor([[*range(6), *range(6, 9), *range(6, 14)]])
+    logits = policy.head(policy.hidden(tokens, positions, layout))[0]
+    alone = [model(input_ids=torch.tensor([prompt + rest]), use_cache=False).logits[0] for rest in (one, other)]
+    torch.testing.assert_close(logits[:9], alone[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits[9:], alone[1][6:], atol=1e-6, rtol=1e-6)
+
+
+def test_saved_and_read_again_it_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    policy = read(folder)
+    policy.save(tmp_path / "copy")
+    again = read(tmp_path / "copy")
+    for name, parameter in policy.parameters().items():
+        assert torch.equal(parameter, again.parameters()[name])
+
+
+def test_an_adapter_folder_is_merged_into_its_base(folder: Path, tmp_path: Path) -> None:
+    policy = read(folder, lora=LoraConfig(rank=2, alpha=4))
+    assert all("lora" in name for name in policy.parameters())
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.add_(0.05)
+    policy.save(tmp_path / "adapter")
+    merged = read(tmp_path / "adapter")
+    layout = PackedLayout([Segment(start=0, prompt=4, lengths=())], torch.device("cpu"))
+    tokens, positions = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None]
+    torch.testing.assert_close(
+        merged.hidden(tokens, positions, layout), policy.hidden(tokens, positions, layout), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_pickled_weights_are_refused_with_the_remedy(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*convert them to safetensors"):
+        read(folder)
+
+
+def test_repository_code_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    facts = json.loads(path.read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ModelError, match="asks to run code from the model folder"):
+        read(folder)
+
+
+def test_a_folder_without_a_model_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        read(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"has no \*\.safetensors"):
+        read(tmp_path)
+
+
+def test_an_unknown_name_says_what_is_possible() -> None:
+    with pytest.raises(ModelError, match=r"cannot load the model 'no-such-folder'.*coterie assets ls"):
+        load(ModelConfig(name="x"), "no-such-folder", dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_capped_scores_are_refused() -> None:
+    config = Gemma2Config(**SIZES | {"query_pre_attn_scalar": 8})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(ModelError, match="caps its attention scores"):
+        Policy(model, name="gemma2")
+
+
+def test_an_architecture_without_pluggable_positions_is_refused_or_right() -> None:
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    try:
+        policy = Policy(model, name="gpt2")
+    except ModelError as error:
+        assert "GPT2LMHeadModel" in str(error)  # noqa: PT017
+        return
+    assert policy.context == 64
+
+
+def test_the_reference_needs_adapters() -> None:
+    with pytest.raises(ModelError, match="without_adapters needs LoRA"), tiny_policy().without_adapters():
+        pass

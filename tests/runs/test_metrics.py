@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import make_eval
+
+from coterie.errors import NonFiniteError, RunError
+from coterie.runs.metrics import Event, MetricsDB
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.sqlite"
+
+
+@pytest.fixture
+def db(path):
+    with MetricsDB(path) as database:
+        yield database
+
+
+def test_metrics(db):
+    assert db.last_step() is None
+    db.record(1, {"loss": 0.5, "reward/mean": 1})
+    db.record(2, {"loss": 0.25})
+    assert db.series("loss") == [(1, 0.5), (2, 0.25)]
+    assert db.series("absent") == []
+    assert db.step_metrics(1) == {"loss": 0.5, "reward/mean": 1.0}
+    assert (db.last_step(), db.names()) == (2, ["loss", "reward/mean"])
+
+
+@settings(max_examples=30)
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False))
+)
+def test_values_come_back_exactly(tmp_path_factory, metrics):
+    with MetricsDB(tmp_path_factory.mktemp("m") / "m.sqlite") as db:
+        db.record(1, metrics)
+        assert db.step_metrics(1) == metrics
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_metrics_are_named(db, value):
+    with pytest.raises(NonFiniteError, match="metric kl/ref of step 3 is"):
+        db.record(3, {"loss": 1.0, "kl/ref": value})
+    assert db.last_step() is None
+
+
+def test_no_numbers(db):
+    with pytest.raises(RunError, match="the metric loss of step 3 is 'x'; a metric is a number"):
+        db.record(3, {"loss": "x"})
+    with pytest.raises(RunError, match="cannot record step 3 in"):
+        db.record(3, {"\ud800": 1.0})
+
+
+def test_a_step_is_whole_or_absent(db):
+    result, items = make_eval(3, "legs", [1, 2])
+    bad = Event(step=3, kind="warning", message="", data={"x": float("nan")}, time=0.0)
+    with pytest.raises(RunError, match="Out of range"):
+        db.record(3, {"loss": 1.0}, evals=[result], items=items, events=[bad])
+    assert (db.last_step(), db.evals(), db.eval_items(3), db.events()) == (None, [], [], [])
+
+
+def test_a_step_is_recorded_once(db):
+    db.record(1, {"loss": 1.0})
+    with pytest.raises(RunError, match=r"recorded already .*truncate_after"):
+        db.record(1, {"new": 2.0, "loss": 1.0})
+    assert db.step_metrics(1) == {"loss": 1.0}
+
+
+def test_evals_come_back(db):
+    legs, items = make_eval(0, "legs", [0, 4, 2])
+    sums, more = make_eval(0, "sums", [1, 1])
+    later, _ = make_eval(5, "legs", [4, 4, 4])
+    db.record_evals([sums, legs], items + more)
+    db.record(5, {"loss": 1.0}, evals=[later])
+    assert db.evals() == [sums, legs, later]
+    assert db.evals("legs") == [legs, later]
+    assert db.eval_items(0, "legs") == items
+    assert db.eval_items(0) == items + more
+    with pytest.raises(RunError, match=r"belongs to one step, got results of \[0, 5\]"):
+        db.record_evals([legs, later])
+    with pytest.raises(RunError, match="belongs to one step, got results of none"):
+        db.record_evals([])
+    with pytest.raises(RunError, match="evaluation of step 5 is recorded with step 6"):
+        db.record(6, {}, evals=[later])
+
+
+def test_events(db):
+    db.event("warning", "lone \ud800", step=2, data={"row": [1, None]})
+    db.event("resume", "from step 1")
+    first, second = db.events()
+    assert (first.kind, first.message, first.step, first.data) == ("warning", "lone \\ud800", 2, {"row": [1, None]})
+    assert second.time >= first.time > 1e9
+    assert db.events("resume") == [second]
+
+
+def test_truncate_after(db):
+    for step in (1, 2, 3):
+        result, items = make_eval(step, "legs", [step])
+        db.record(step, {"loss": float(step)}, evals=[result], items=items)
+        db.event("checkpoint", "saved", step=step)
+    db.event("resume", "no step")
+    db.truncate_after(1)
+    assert db.series("loss") == [(1, 1.0)]
+    assert [result.step for result in db.evals()] == [1]
+    assert db.eval_items(3) == []
+    assert [event.kind for event in db.events()] == ["checkpoint", "resume"]
+    db.truncate_after(-1)
+    assert db.last_step() is None
+
+
+def test_a_reader_neither_waits_nor_writes(path, db):
+    db.record(1, {"loss": 1.0})
+    with MetricsDB.reader(path) as reader:
+        db._db.execute("BEGIN IMMEDIATE")
+        db._db.execute("INSERT INTO metrics VALUES (2, 'loss', 2.0)")
+        assert reader.series("loss") == [(1, 1.0)]
+        db._db.execute("COMMIT")
+        assert reader.last_step() == 2
+        db.record(3, {"loss": 3.0})
+        with pytest.raises(RunError, match="readonly"):
+            reader.record(4, {"loss": 4.0})
+
+
+def test_a_finished_run_is_one_file(path):
+    with MetricsDB(path) as db:
+        db.record(1, {"loss": 1.0})
+    assert os.listdir(path.parent) == ["metrics.sqlite"]
+    with MetricsDB.reader(path) as reader:
+        assert reader.last_step() == 1
+
+
+def test_a_killed_writer_loses_nothing_recorded(path):
+    code = (
+        "import os, sys; from pathlib import Path; from coterie.runs.metrics import MetricsDB\n"
+        "db = MetricsDB(Path(sys.argv[1])); db.record(1, {'loss': 1.0})\n"
+        "db._db.execute('BEGIN'); db._db.execute(\"INSERT INTO metrics VALUES (2, 'loss', 2.0)\")\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)])
+    with MetricsDB(path) as db:
+        assert db.series("loss") == [(1, 1.0)]
+        db.record(2, {"loss": 3.0})
+
+
+def test_no_file(path):
+    with pytest.raises(RunError, match=r"there is no .*metrics.sqlite"):
+        MetricsDB.reader(path)
+    with pytest.raises(RunError, match=r"cannot open .*metrics.sqlite: unable to open"):
+        MetricsDB(path.parent / "gone" / "metrics.sqlite")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_foreign_file(path, read_only):
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(RunError, match=r"cannot open .*metrics.sqlite: file is not a database"):
+        MetricsDB(path, read_only=read_only)
+
+
+def test_a_truncated_file(path):
+    with MetricsDB(path) as db:
+        for step in range(200):
+            db.record(step, {f"metric {number}": 1.0 for number in range(10)})
+    path.write_bytes(path.read_bytes()[:-9000])
+    with pytest.raises(RunError, match=r"metrics.sqlite"):
+        MetricsDB(path)
+
+
+def test_a_newer_format(path):
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(RunError, match="has format 99, this coterie reads up to 1"):
+        MetricsDB(path)

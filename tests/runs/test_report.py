@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import builtins
+import struct
+from dataclasses import replace
+
+import pytest
+from records import make_eval, make_prompt, make_rollout, make_run
+
+from coterie.errors import RunError
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.report import BeforeAfter, write_report
+from coterie.types import Outcome
+
+
+def test_result_with_its_intervals(tmp_path):
+    run = make_run(tmp_path, steps=40)
+    text = write_report(run, machine="2 cores", seconds=341.0).read_text()
+    assert "| legs | 6 × 4 | pass@1 | 16.7 % [" in text
+    assert "**+70.8** [+" in text
+    assert f"coterie train @ {run.config} --name demo-again" in text
+    assert "Steps: 40 of 40" in text
+    assert "5 min 41 s (900 tok/s in generate)" in text
+    assert "| optim.lr | 1e-06 |" in text
+    assert "| data.train.0.params.max_animals | 3 |" in text
+    assert "![" in text
+    width, height = struct.unpack(">II", run.curve.read_bytes()[16:24])
+    assert (width, height) == (1200, 930)
+
+
+def test_samples_stay_in_their_boxes(tmp_path):
+    prompt = replace(make_prompt(text="``` # not a heading"), answer="`|<b>\n# x")
+    before = replace(make_rollout(prompt, text="\x1b[31m````\n" + "x" * 3000), reward=0.0)
+    after = replace(make_rollout(prompt), reward=None, outcome=Outcome.ENV_ERROR)
+    run = make_run(tmp_path)
+    sample = BeforeAfter(prompt=prompt, before=before, after=after)
+    text = write_report(run, machine="m", seconds=4000, samples=[sample]).read_text()
+    assert "````text\n``` # not a heading\n````" in text
+    assert "`````text\n\\x1b[31m````\n" in text
+    assert "more characters)" in text
+    assert "(answer: `'|<b> # x`)" in text
+    assert "**After**, env_error, 2 tokens" in text
+    assert "1 h 06 min" in text
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    run = make_run(tmp_path)
+    assert "pip install matplotlib" in write_report(run, machine="m", seconds=1).read_text()
+    assert not run.curve.exists()
+
+
+@pytest.mark.parametrize("evals", [0, 1])
+def test_a_run_that_hardly_began(tmp_path, evals):
+    with RunDirectory.create(tmp_path, "", "x") as run:
+        run.write_config({"name": "", "steps": 9})
+        with MetricsDB(run.metrics) as database:
+            for _ in range(evals):
+                database.record_evals([make_eval(0, "le|gs $x$", [1, 2])[0]])
+                database.event("stop", "Ctrl-C")
+        text = write_report(run, machine="m", seconds=3).read_text()
+    assert "Steps: 0 of 9" in text
+    assert "--name" not in text
+    assert run.curve.exists() == bool(evals)
+    if evals:
+        assert "| le\\|gs $x$ | 2 × 4 | pass@1 | 37.5 % [" in text
+        assert "Out of the ordinary: 1 × stop." in text
+    else:
+        assert "No held-out evaluation was recorded." in text
+
+
+def test_many_steps_and_tasks(tmp_path):
+    with RunDirectory.create(tmp_path, "", "x") as run:
+        run.write_config({"steps": 50})
+        with MetricsDB(run.metrics) as database:
+            for step in range(0, 51, 25):
+                made = [make_eval(step, task, [step // 25, 1, 2]) for task in ("a", "b")]
+                pooled = replace(made[0][0], task="all", prompts=6)
+                database.record_evals([made[0][0], made[1][0], pooled], [item for _, items in made for item in items])
+            for step in range(1, 51):
+                database.record(step, {"reward/mean": step / 50})
+        text = write_report(run, machine="m", seconds=3).read_text()
+    pooled_row = next(line for line in text.splitlines() if line.startswith("| all | 6 × 4 | pass@1"))
+    assert "**+16.7**" in pooled_row
+    assert run.curve.stat().st_size > 10_000
+
+
+def test_time_runs_forward(tmp_path):
+    with pytest.raises(RunError, match="time does not run backwards"):
+        write_report(make_run(tmp_path), machine="m", seconds=-1)
