@@ -415,7 +415,9 @@ def chat(target: str, *, config: RunConfig | None = None) -> Any:
     policy = load_policy(config, source)
     sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=512)
     seed = int.from_bytes(os.urandom(4), "little")
-    return ChatSession(ENGINES["embedded"](policy, talk, config), talk, sampling, seed=seed)
+    return ChatSession(
+        ENGINES["embedded"](policy, talk, config), talk, sampling, context=policy.context, seed=seed
+    )
 
 
 def validate(config: RunConfig) -> Any:

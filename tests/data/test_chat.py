@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import jinja2.sandbox
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +197,7 @@ def test_templates_run_in_the_immutable_sandbox() -> None:
 
 def test_several_templates_without_a_default_are_refused() -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = {"tools": CHATML, "rag": CHATML}  # ty: ignore[invalid-assignment]
+    tokenizer.chat_template = {"tools": CHATML, "rag": CHATML}
     with pytest.raises(DataError, match=r"several chat templates \(rag, tools\) and none called `default`"):
         Chat(tokenizer)
 

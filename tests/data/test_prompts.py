@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_a_file_becomes_prompts_with_ids_answers_and_attributes(tmp_path: Path) 
     assert first.attributes == {"difficulty": 1.5, "tags": ["sum", {"deep": None}]}
     assert (second.id, second.answer) == ("q/second", "4")
     assert found.token_ids["q/1"] == tuple(CHAT.render(first.messages))
-    assert found.quarantined == () and found.warnings == []
+    assert found.quarantined == ()
+    assert found.warnings == []
 
 
 def test_system_comes_first_and_the_instruction_last(tmp_path: Path) -> None:
@@ -177,12 +179,8 @@ def test_bad_rows_are_quarantined_with_row_and_reason(name: str, tmp_path: Path)
     found = of_lines(tmp_path, {**good(1), "id": "first"}, line, "", good(3))
     assert [prompt.id for prompt in found.prompts] == ["q/first", "q/4"]
     assert list(reasons(found)) == [2]
-    pytest.raises(BadRowError, _raise, found.quarantined[0].reason).match(reason)
+    assert re.match(reason, found.quarantined[0].reason)
     assert found.warnings == [f"1 bad rows left out; first: {tmp_path / 'q.jsonl'} row 2 {reasons(found)[2]}"]
-
-
-def _raise(reason: str) -> None:
-    raise BadRowError(reason)
 
 
 @given(
@@ -198,8 +196,7 @@ def _raise(reason: str) -> None:
 def test_any_row_is_usable_or_refused_with_a_reason(row: dict[str, Any]) -> None:
     try:
         question = read_columns(row)
-    except BadRowError as error:
-        assert str(error)
+    except BadRowError:
         return
     assert question.messages[-1]["role"] == "user"
     assert question.answer is None or question.answer.strip()
@@ -224,7 +221,7 @@ def test_too_many_bad_rows_stop_the_load_and_name_the_first(tmp_path: Path) -> N
 def test_the_share_counts_each_source_by_itself(tmp_path: Path) -> None:
     long = write(tmp_path / "long.jsonl", *map(good, range(40)))
     short = write(tmp_path / "short.jsonl", {"prompt": "a"}, {"prompt": ""})
-    with pytest.raises(DataError, match="1 of 2 rows of .*short"):
+    with pytest.raises(DataError, match=r"1 of 2 rows of .*short"):
         load([FileSource(type="file", path=path) for path in (long, short)], DataConfig(), CHAT)
 
 
@@ -233,7 +230,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         of_lines(tmp_path, {"prompt": ""})
     with pytest.raises(DataError, match="no prompt is left of 0 sources"):
         load([], DataConfig(), CHAT)
-    with pytest.raises(DataError, match="q.jsonl has no rows"):
+    with pytest.raises(DataError, match=r"q.jsonl has no rows"):
         of_lines(tmp_path, "", "")
 
 
@@ -242,7 +239,8 @@ def test_held_out_rows_that_are_trained_on_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "h.jsonl", good(2), good(3), good(4))
     held = load([FileSource(type="file", path=path)], DataConfig(), CHAT, exclude=train.prompts)
     assert [prompt.id for prompt in held.prompts] == ["h/2", "h/3"]
-    assert held.excluded == 1 and held.warnings == ["1 held-out prompts left out that also occur in training"]
+    assert held.excluded == 1
+    assert held.warnings == ["1 held-out prompts left out that also occur in training"]
     with pytest.raises(DataError, match="2 also occur in the excluded prompts; add sources or change their seed"):
         load([FileSource(type="file", path=str(tmp_path / "q.jsonl"))], DataConfig(), CHAT, exclude=train.prompts)
 
@@ -275,11 +273,13 @@ def test_the_quarantine_file_holds_one_json_object_a_line(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [2, 3]
     assert lines[0] == found.quarantined[0].as_dict()
-    assert lines[0]["source"].endswith("q.jsonl") and lines[0]["reason"].startswith("has an empty answer")
+    assert lines[0]["source"].endswith("q.jsonl")
+    assert lines[0]["reason"].startswith("has an empty answer")
 
 
 def test_an_empty_set_has_nothing() -> None:
-    assert PromptSet.empty().prompts == () and PromptSet.empty().warnings == []
+    assert PromptSet.empty().prompts == ()
+    assert PromptSet.empty().warnings == []
 
 
 def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
@@ -312,7 +312,8 @@ def test_generated_items_keep_seed_and_index_in_the_id_and_drop_repeats(monkeypa
     found = load([source], DataConfig(), CHAT)
     assert [prompt.id for prompt in found.prompts] == [f"leg_counting/3-{index}" for index in (0, 2, 4)]
     assert found.prompts[1].attributes == {"reasoning_gym": {"index": 2}}
-    assert found.repeated == 3 and found.warnings == ["3 generated items left out that repeat an earlier one"]
+    assert found.repeated == 3
+    assert found.warnings == ["3 generated items left out that repeat an earlier one"]
     assert len(load([source], DataConfig(), CHAT, limit=2).prompts) == 2
 
 
@@ -347,7 +348,7 @@ def test_a_hub_source_is_read_and_its_errors_are_named(monkeypatch: pytest.Monke
                 raise ValueError(f'Unknown split "{split}".\nlong story')
             return [{"question": "a", "answer": "b\n#### 4"}]
 
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)  # ty: ignore[invalid-argument-type]
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
     (prompt,) = load([HubSource(type="hub", name="openai/gsm8k", config="main")], DataConfig(), CHAT).prompts
     assert (prompt.id, prompt.answer) == ("gsm8k/1", "4")
     with pytest.raises(DataError, match=r"split 'tset'\) cannot be loaded: Unknown split \"tset\".; check the names"):

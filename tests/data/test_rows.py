@@ -112,11 +112,12 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ends in '.gz', expected .jsonl, .csv, .parquet; unpack or convert"):
         rows(tmp_path / "q.jsonl.gz")
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(DataError, match="empty.csv is empty"):
+    with pytest.raises(DataError, match=r"empty.csv is empty"):
         rows(tmp_path / "empty.csv")
 
 
 def test_a_gzip_under_a_wrong_name_is_all_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 50))
     found = rows(tmp_path / "q.jsonl")
-    assert found and all(row.problem for row in found)
+    assert found
+    assert all(row.problem for row in found)

@@ -17,7 +17,11 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"__tuple__": [encode(item) for item in value]}
     if isinstance(value, set | frozenset):
-        return {"__set__": sorted((encode(item) for item in value), key=repr)}
+        return {
+            "__frozenset__" if isinstance(value, frozenset) else "__set__": sorted(
+                (encode(item) for item in value), key=repr
+            )
+        }
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
             return {str(key): encode(item) for key, item in value.items()}
@@ -37,6 +41,8 @@ def decode(value: Any) -> Any:
         return tuple(decode(value["__tuple__"]))
     if "__set__" in value:
         return set(decode(value["__set__"]))
+    if "__frozenset__" in value:
+        return frozenset(decode(value["__frozenset__"]))
     if "__pairs__" in value:
         return {decode(key): decode(item) for key, item in value["__pairs__"]}
     return {key: decode(item) for key, item in value.items()}

@@ -1,7 +1,7 @@
 """Mathematical answers: a cheap match first, then computer algebra by math-verify (needs the `train` extra).
 
-math-verify guards itself with `signal.alarm`, which raises outside the main thread and cannot stop C code. Its time-outs
-are switched off: this runs in a worker process that is killed at the deadline.
+math-verify guards itself with `signal.alarm`, which raises outside the main thread and cannot stop C code. Its
+time-outs are switched off: this runs in a worker process that is killed at the deadline.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def math(
         None if gold is None else float(_right(completion, gold, tolerance))
         for completion, gold in zip(completions, answer, strict=True)
     ]
+
+
+def prepare(_columns: Sequence[str]) -> None:
+    """Parse once before the first deadline starts to run: the grammar is built on first use."""
+    verify(_parse(r"\boxed{\frac{1}{2}}"), _parse(r"\boxed{2\sqrt{x}}"), timeout_seconds=None)
 
 
 def _right(completion: str, gold: str, tolerance: float | None) -> bool:

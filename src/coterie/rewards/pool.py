@@ -1,4 +1,4 @@
-"""Scoring in worker processes that can be killed: a reward that hangs, crashes or cheats costs its own rows, no more."""
+"""Scoring in worker processes that can be killed: a reward that hangs or crashes costs its own rows, no more."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Scorer:
                 raise ConfigError(
                     f"the params of reward {part.name!r} are no JSON ({error}); use text, numbers, lists and tables"
                 ) from error
+        self._folder = os.getcwd()
         self._workers: list[Worker] = []
         self._jobs: dict[Worker, Job | None] = {}
         """What each busy worker does; None = it imports the functions."""
@@ -62,8 +63,8 @@ class Scorer:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
-        The parts see the rows in up to `workers` pieces. A piece that fails is scored again row by row, so a hanging row
-        costs its part at most `deadline_s` × (1 + 3) a worker: after three such rows the rest is given up.
+        The parts see the rows in up to `workers` pieces. A piece that fails is scored again row by row: hanging rows
+        cost their part at most `deadline_s` × (1 + 3) a worker, for after three of them the rest is given up.
 
         Returns:
             One score per row, in order; a row that could not be scored carries an error and no reward.
@@ -125,7 +126,7 @@ class Scorer:
                 self._workers.remove(worker)
                 worker.kill()
         while len(self._workers) < self.config.workers:
-            worker = Worker()
+            worker = Worker(self._folder)
             self._workers.append(worker)
             parts = [{"name": part.name, "params": part.params} for part in self.config.parts]
             request = {"load": parts, "names": list(names), "path": [os.path.abspath(p) for p in sys.path if p]}

@@ -36,9 +36,16 @@ class LostError(Exception):
 
 
 class Worker:
-    """A process that runs reward functions. It is asked one thing at a time and never trusted to answer."""
+    """A process that runs reward functions. It is asked one thing at a time and never trusted to answer.
 
-    def __init__(self) -> None:
+    Args:
+        folder: working folder, where `module:function` is looked for first.
+
+    Raises:
+        RewardError: the system cannot start another process.
+    """
+
+    def __init__(self, folder: str) -> None:
         ours, theirs = socket.socketpair()
         # Linux ends the worker when the *thread* that started it ends, so only the main thread may ask for that; an
         # idle worker leaves at the end of its socket in any case.
@@ -51,6 +58,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
+                cwd=folder,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 env=os.environ | _ENVIRONMENT,
@@ -58,7 +66,7 @@ class Worker:
         except OSError as error:
             ours.close()
             raise RewardError(
-                f"cannot start a reward worker: {error}; lower rewards.workers or free memory", function="rewards"
+                f"cannot start a reward worker: {error}; lower rewards.workers, or free memory", function="rewards"
             ) from error
         finally:
             theirs.close()

@@ -103,8 +103,8 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = ()) -> P
         raise
     except ImportError as error:
         raise RewardError(
-            f"reward {name!r} cannot be imported: {error}; expected `module:function` with a module that is installed or "
-            "lies in the folder coterie was started in",
+            f"reward {name!r} cannot be imported: {error}; expected `module:function` with a module that is installed "
+            "or lies in the folder coterie was started in",
             function=name,
         ) from error
     function: Any = home

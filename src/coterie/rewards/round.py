@@ -116,8 +116,8 @@ class Round:
     def _nothing_applies(self, row: int) -> str:
         names = ", ".join(part.key for part in self.parts)
         return (
-            f"row {row}{self._prompt(row)}: no reward part applies (of {names}): every one with a weight returned None; "
-            "give the row a gold answer, or add a part that can judge it"
+            f"row {row}{self._prompt(row)}: no reward part applies (of {names}): every one with a weight returned "
+            "None; give the row a gold answer, or add a part that can judge it"
         )
 
     def _split(self, job: Job) -> None:

@@ -1,8 +1,8 @@
 """The process in which reward functions run: `python -m coterie.rewards.worker FD PARENT`.
 
-It reads requests and writes replies, one line of JSON each, on the inherited socket FD, so that nothing a function prints
-can damage them. PARENT is the process to die with, or 0. The functions may hang, crash or exit: whoever started this
-process kills its whole group at the deadline. No torch, unless a function imports it.
+It reads requests and writes replies, one line of JSON each, on the inherited socket FD, so that nothing a function
+prints can damage them. PARENT is the process to die with, or 0. The functions may hang, crash or exit: whoever started
+this process kills its whole group at the deadline. No torch, unless a function imports it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def describe(error: BaseException, file: str | None) -> str:
 def _file(function: Callable[..., Any]) -> str | None:
     """Where a function, or the class of a callable object, is written."""
     plain = inspect.unwrap(function)
-    code = getattr(plain, "__code__", None) or getattr(getattr(type(plain), "__call__", None), "__code__", None)
-    return getattr(code, "co_filename", None)
+    written = plain if hasattr(plain, "__code__") else vars(type(plain)).get("__call__")
+    return getattr(getattr(written, "__code__", None), "co_filename", None)
 
 
 def _settled(returned: object) -> object:
