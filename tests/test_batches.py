@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,6 @@ def test_tool_tokens_carry_no_loss() -> None:
 def test_a_turn_that_rewrites_history_is_refused() -> None:
     broken = make("a", [5], [6])
     turns = (*broken.turns, turn((5, 7, 8), [9]))
-    rewritten = Rollout(**{name: getattr(broken, name) for name in broken.__slots__} | {"turns": turns})
+    rewritten = replace(broken, turns=turns)
     with pytest.raises(ValueError, match="turn 1 of rollout a does not continue the tokens of the turn before"):
         continuation(rewritten)

@@ -31,21 +31,26 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-CONFIGS: dict[str, Any] = {
-    "llama": lambda **kw: LlamaConfig(**SIZES | kw),
-    "smollm": lambda **kw: LlamaConfig(
-        **SIZES | {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1} | kw,
-        tie_word_embeddings=True,
+
+def _llama(**sizes: Any) -> Any:
+    return LlamaConfig(**sizes)
+
+
+def _gemma3(**sizes: Any) -> Any:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return Gemma3TextConfig(**sizes, sliding_window=5, layer_types=kinds, query_pre_attn_scalar=8)
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (_llama, {}),
+    "smollm": (
+        _llama,
+        {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
-    "qwen2": lambda **kw: Qwen2Config(**SIZES | kw),
-    "qwen3": lambda **kw: Qwen3Config(**SIZES | kw),
-    "mistral-window": lambda **kw: MistralConfig(**SIZES | kw, sliding_window=5),
-    "gemma3": lambda **kw: Gemma3TextConfig(
-        **SIZES | kw,
-        sliding_window=5,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        query_pre_attn_scalar=8,
-    ),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {}),
+    "mistral-window": (MistralConfig, {"sliding_window": 5}),
+    "gemma3": (_gemma3, {}),
 }
 
 
@@ -55,7 +60,8 @@ def tiny_model(
     """A random model with transformers' own attention (sdpa stays in float64, eager does not); weights large enough
     that tokens differ."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind](**sizes), attn_implementation="sdpa")
+    make, fixed = KINDS[kind]
+    model = AutoModelForCausalLM.from_config(make(**SIZES | fixed | sizes), attn_implementation="sdpa")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -23,6 +23,7 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import CheckpointError, ConfigError, DataError, RunError
+from coterie.observer import EvalResult, Observer, RunInfo, Silent
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
@@ -31,7 +32,6 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import json_dumps
 from coterie.train.evaluation import Evaluator
 from coterie.train.grpo import Trainer
-from coterie.train.observer import EvalResult, Observer, RunInfo, Silent
 from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
@@ -140,6 +140,25 @@ def load_policy(config: RunConfig, source: str) -> Policy:
     return load(config.model, source, dtype=dtype_of(config, device), device=device)
 
 
+def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
+    """The model, checked against its tokenizer and the prompts before anything is sampled.
+
+    Raises:
+        ModelError: the tokenizer has ids that the model does not.
+        DataError: the longest prompt and completion do not fit the model's context.
+    """
+    policy = load_policy(config, inputs.source)
+    inputs.chat.check_vocabulary(policy.head.weight.shape[0])
+    for name, ids in (*inputs.train.token_ids.items(), *inputs.heldout.token_ids.items()):
+        if len(ids) + config.sampling.max_tokens > policy.context:
+            raise DataError(
+                f"prompt {name!r} has {len(ids)} tokens, which with sampling.max_tokens = {config.sampling.max_tokens} "
+                f"is more than the model's context of {policy.context}; lower data.max_prompt_tokens (longer rows are "
+                "then left out) or sampling.max_tokens"
+            )
+    return policy
+
+
 def _reference(config: RunConfig, source: str) -> Policy | None:
     """A frozen copy where the KL needs one that adapters cannot give."""
     if config.objective.kl_beta == 0 or config.model.lora is not None:
@@ -228,7 +247,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     observer = observer or Silent()
     use_threads(config)
     inputs = read_inputs(config, observer)
-    policy = load_policy(config, inputs.source)
+    policy = policy_for(config, inputs)
     stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
     with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
         # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
@@ -249,7 +268,7 @@ def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Pa
         config = RunConfig.model_validate(directory.read_config())
         use_threads(config)
         inputs = read_inputs(config, observer)
-        return _go(config, observer, directory, inputs, load_policy(config, inputs.source), fresh=False)
+        return _go(config, observer, directory, inputs, policy_for(config, inputs), fresh=False)
 
 
 def _go(
@@ -268,6 +287,7 @@ def _go(
             if not fresh:
                 _restore(trainer, recorder, run)
             observer.started(_info(config, run, inputs, policy, trainer.step + 1))
+            recorder.facts("versions", trainer.step, machine.versions() | {"chat template": inputs.chat.template_hash})
             for warning in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
                 recorder.note(trainer.step, "data", warning)
             with StopSignal(lambda message: observer.noted("stop", message)) as stop:
@@ -359,7 +379,7 @@ class Sampler:
 def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
-    policy = load_policy(config, inputs.source)
+    policy = policy_for(config, inputs)
     return Sampler(config=config, inputs=inputs, engine=ENGINES[config.collect.engine](policy, inputs.chat, config))
 
 
@@ -415,9 +435,7 @@ def chat(target: str, *, config: RunConfig | None = None) -> Any:
     policy = load_policy(config, source)
     sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=512)
     seed = int.from_bytes(os.urandom(4), "little")
-    return ChatSession(
-        ENGINES["embedded"](policy, talk, config), talk, sampling, context=policy.context, seed=seed
-    )
+    return ChatSession(ENGINES["embedded"](policy, talk, config), talk, sampling, context=policy.context, seed=seed)
 
 
 def validate(config: RunConfig) -> Any:

@@ -15,11 +15,11 @@ from coterie.batches import Batch, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.errors import CoterieError
+from coterie.observer import Silent
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
 from coterie.rewards.pool import Scorer
-from coterie.train.observer import Silent
 from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
@@ -68,7 +68,7 @@ def dry_run(config: RunConfig) -> Report:
         return report
     _data_lines(report, config, inputs)
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
-    policy = report.attempt("model", lambda: assemble.load_policy(config, inputs.source))
+    policy = report.attempt("model", lambda: assemble.policy_for(config, inputs))
     if policy is None:
         return report
     _batch_line(report, config)

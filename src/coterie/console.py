@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from coterie.observer import EvalResult, RunInfo
 from coterie.text import one_line, safe_text
-from coterie.train.observer import EvalResult, RunInfo
 from coterie.types import Prompt, Rollout
 
 ROWS = 12
@@ -131,8 +131,8 @@ class Watcher:
             self._progress = one_line(message, 200)
             self._live.update(self._picture())
             return
-        style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold"}.get(kind, "dim")
-        self._say(message if kind == "progress" else f"{kind}: {message}", style=style)
+        style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
+        self._say(message if kind in ("progress", "demo") else f"{kind}: {message}", style=style)
 
     def finished(self, run: Path, message: str) -> None:
         self._stop()

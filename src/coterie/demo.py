@@ -9,8 +9,8 @@ from coterie import assemble
 from coterie.algo.statistics import paired_test
 from coterie.config.load import load
 from coterie.errors import RunError
+from coterie.observer import EvalResult, Observer
 from coterie.runs.metrics import MetricsDB
-from coterie.train.observer import EvalResult, Observer
 from coterie.train.report import before_and_after
 
 

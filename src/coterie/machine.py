@@ -127,6 +127,13 @@ def plan(seen: Facts, accelerators: list[Gpu], threads: int = 0) -> list[str]:
     return lines
 
 
+def versions() -> dict[str, str]:
+    """Versions of what the numbers of a run depend on."""
+    names = ("coterie", "torch", "transformers", "tokenizers", "numpy", "peft", "reasoning-gym", "math-verify")
+    found = {name: _version(name) for name in names}
+    return {"python": platform.python_version()} | {name: text for name, text in found.items() if text}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,9 +42,9 @@ def test_adding_a_constant_to_all_rewards_changes_nothing(rewards: list[float], 
 
 
 @given(REWARDS, st.randoms())
-def test_order_does_not_matter_and_the_sum_is_zero(rewards: list[float], random: object) -> None:
+def test_order_does_not_matter_and_the_sum_is_zero(rewards: list[float], random: Random) -> None:
     order = list(range(len(rewards)))
-    random.shuffle(order)  # ty: ignore[unresolved-attribute]
+    random.shuffle(order)
     got = group_advantages([rewards[k] for k in order])
     np.testing.assert_allclose(got, group_advantages(rewards)[order], atol=1e-9)
     assert abs(got.sum()) < 1e-6

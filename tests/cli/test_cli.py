@@ -17,7 +17,7 @@ import coterie
 from coterie import machine
 from coterie.cli import main
 from coterie.errors import DataError
-from coterie.train.observer import EvalResult, Interval
+from coterie.observer import EvalResult, Interval
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from coterie.console import Watcher, duration, eval_line, number, sample_text, share
-from coterie.train.observer import EvalResult, Interval, Observer, RunInfo
+from coterie.observer import EvalResult, Interval, Observer, RunInfo
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
 INFO = RunInfo(

@@ -88,6 +88,11 @@ def test_another_process_scores_alike_and_generates_alike_in_spite_of_the_hash_s
     assert tasks.score(ordered.attributes, str(ordered.answer)) == 1
 
 
+def test_neighbouring_seeds_share_no_items() -> None:
+    one = {item.question for item in tasks.items("chain_sum", {}, 50, 0)}
+    assert not one & {item.question for item in tasks.items("chain_sum", {}, 50, 1)}
+
+
 def test_partial_credit_is_kept_as_the_generator_gives_it() -> None:
     item = first("chain_sum")
     assert 0 < tasks.score(item.attributes, f"I think that it is {item.answer}, more or less") < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
 from coterie.types import SampleKey, StopReason, Turn
-from tiny_models import CONFIGS, tiny_model, tiny_policy
+from tiny_models import KINDS, tiny_model, tiny_policy
 
 
 class Codec:
@@ -60,7 +61,7 @@ def by_hand(
 PROMPTS = [[5, 9, 4], [11, 3, 8, 40, 7, 21, 60, 2, 9], [70], [5, 9, 4, 12, 33]]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_crowded_batch_says_what_recomputation_by_hand_says(kind: str) -> None:
     sampling = Sampling(temperature=0.8, max_tokens=9)
     requests = [request(prompt, sample) for prompt in PROMPTS for sample in range(3)]
@@ -99,7 +100,7 @@ def test_same_request_same_tokens_and_every_counter_matters() -> None:
     policy = _shared_policy()
     sampling = Sampling(temperature=2.0, max_tokens=12)
 
-    def say(**changed: int) -> Turn:
+    def say(**changed: Any) -> Turn:
         one = engine(policy, stop_ids=())
         one.commit(changed.get("version", 0))
         return one.generate([request([5, 6], **changed)], sampling)[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, SIZES, tiny_model, tiny_policy
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from coterie.batches import Segment
@@ -15,6 +15,7 @@ from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy, load
+from tiny_models import KINDS, SIZES, tiny_model, tiny_policy
 
 
 def read(folder: Path, **settings: object) -> Policy:
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_logits_are_the_models_own(kind: str) -> None:
     model, policy = tiny_model(kind), tiny_policy(kind)
     prompt, one, other = [5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18, 19, 20, 21]
@@ -92,7 +93,8 @@ def test_an_unknown_name_says_what_is_possible() -> None:
 
 
 def test_capped_scores_are_refused() -> None:
-    config = Gemma2Config(**SIZES | {"query_pre_attn_scalar": 8})
+    sizes: Any = SIZES | {"query_pre_attn_scalar": 8}
+    config = Gemma2Config(**sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(ModelError, match="caps its attention scores"):
         Policy(model, name="gemma2")

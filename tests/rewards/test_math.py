@@ -55,13 +55,13 @@ def test_cases(pool):
     assert wrong == []
 
 
-def test_hostile_latex_ends_at_the_deadline():
+def test_hostile_latex_ends_at_the_deadline(pool):
     hostile = r"\boxed{9^{9^{9^{9}}} - 1}"
-    with Scorer(RewardsConfig(parts=[RewardConfig(name="math")], deadline_s=0.7)) as scorer:
-        scorer.start()
-        started = time.monotonic()
-        (found,) = scorer.score([prompt("x+1")], [hostile])
-        assert time.monotonic() - started < 1.5
+    pool.start()
+    pool.config = pool.config.model_copy(update={"deadline_s": 0.7})
+    started = time.monotonic()
+    (found,) = pool.score([prompt("x+1")], [hostile])
+    assert time.monotonic() - started < 1.5
     assert found.error is not None
     assert "did not return within 0.7 s and was killed" in found.error
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from coterie.algo.statistics import bootstrap_interval
 from coterie.config.schema import RunConfig
+from coterie.observer import EvalResult, Interval
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import EvalItem, MetricsDB
 from coterie.runs.rollouts import RolloutRecord
-from coterie.train.observer import EvalResult, Interval
 from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import tiny_tokenizer
-from tiny_models import tiny_model
 
 from coterie.config.schema import RunConfig
 from coterie.runs import rollouts
+from tiny import tiny_tokenizer
+from tiny_models import tiny_model
 
 REWARDS = '''
 def likes_a(prompts, completions, **columns):
@@ -76,9 +76,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
         items = database.execute("SELECT * FROM eval_items").fetchall()
     database.close()
     rows = {
-        (folder, step): [
-            (r.rollout, r.credit, r.logprobs) for r in rollouts.read_step(run / folder, step)
-        ]
+        (folder, step): [(r.rollout, r.credit, r.logprobs) for r in rollouts.read_step(run / folder, step)]
         for folder in ("rollouts", "evals")
         for step in rollouts.steps(run / folder)
     }

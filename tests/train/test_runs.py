@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from runs_for_tests import fingerprint, make_config
 from coterie import assemble
 from coterie.config.load import load
 from coterie.errors import CheckpointError, DataError, RewardError, RunError
+from coterie.observer import EvalResult, RunInfo, Silent
 from coterie.runs.metrics import MetricsDB
-from coterie.train.observer import EvalResult, RunInfo, Silent
 from coterie.types import Prompt, Rollout
 
 
@@ -47,6 +46,17 @@ class Watch(Silent):
 
     def finished(self, run: Path, message: str) -> None:
         self.message = message
+
+
+def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
+    """An observer that sends this process a signal after a step."""
+
+    class Stop(Watch):
+        def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+            for _ in range(times if step == at else 0):
+                os.kill(os.getpid(), number)
+
+    return Stop()
 
 
 @pytest.fixture
@@ -150,25 +160,26 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         os.chdir(before)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("point", "nth"),
     [
         ("decode", 30),
-        ("optimizer", 1),
         ("optimizer", 5),
         ("rollout-file", 4),
-        ("metrics", 3),
-        ("evaluation", 2),
-        ("fsync", 9),
         ("publish", 1),
-        ("publish", 2),
-        ("prune", 2),
+        pytest.param("optimizer", 1, marks=SLOW),
+        pytest.param("metrics", 3, marks=SLOW),
+        pytest.param("evaluation", 2, marks=SLOW),
+        pytest.param("fsync", 9, marks=SLOW),
+        pytest.param("publish", 2, marks=SLOW),
+        pytest.param("prune", 2, marks=SLOW),
     ],
 )
-def test_killed_anywhere_it_resumes_to_the_same_bits(
-    root: Path, golden: dict[str, Any], point: str, nth: int
-) -> None:
-    assert killed(root, point, nth) == -signal.SIGKILL
+def test_killed_anywhere_it_resumes_to_the_same_bits(root: Path, golden: dict[str, Any], point: str, nth: int) -> None:
+    assert killed(root, point, nth) == -signal.SIGKILL  # a point that is never reached would prove nothing
     run = assemble.resume("one", runs=root / "runs")
     assert fingerprint(run) == golden
 
@@ -188,13 +199,7 @@ def test_resuming_a_finished_run_changes_nothing(root: Path, golden: dict[str, A
 
 
 def test_one_interrupt_checkpoints_and_stops_and_resume_finishes(root: Path, golden: dict[str, Any]) -> None:
-    class Interrupt(Watch):
-        def stepped(self, step: int, *rest: Any) -> None:
-            super().stepped(step, *rest)
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    watch = Interrupt()
+    watch = stop_at(3, signal.SIGINT)
     run = assemble.train(make_config(root), watch)
     assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
     assert ("stop", "SIGINT: finishing this step, then checkpoint and stop (again = stop now)") in watch.notes
@@ -202,15 +207,8 @@ def test_one_interrupt_checkpoints_and_stops_and_resume_finishes(root: Path, gol
 
 
 def test_two_interrupts_stop_now(root: Path, golden: dict[str, Any]) -> None:
-    class Impatient(Watch):
-        def stepped(self, step: int, *rest: Any) -> None:
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
-
     with pytest.raises(KeyboardInterrupt):
-        assemble.train(make_config(root), Impatient())
+        assemble.train(make_config(root), stop_at(3, signal.SIGINT, times=2))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
 
@@ -255,17 +253,8 @@ def test_bad_data_leaves_no_run_behind(root: Path) -> None:
 def test_minibatches_and_kl_resume_too(root: Path) -> None:
     extra: dict[str, Any] = {"optim": {"lr": 1e-2, "minibatches": 3, "epochs": 2}, "objective": {"kl_beta": 0.1}}
     whole = fingerprint(assemble.train(make_config(root, name="whole", **extra)))
-    cut = assemble.train(make_config(root, name="cut", steps=6, **extra), _stop_at(2))
+    cut = assemble.train(make_config(root, name="cut", steps=6, **extra), stop_at(2, signal.SIGTERM))
     assert fingerprint(assemble.resume(cut))["weights"] == whole["weights"]
-
-
-def _stop_at(step_: int) -> Watch:
-    class Stop(Watch):
-        def stepped(self, step: int, *rest: Any) -> None:
-            if step == step_:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return Stop()
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
@@ -287,7 +276,8 @@ def test_the_saved_model_opens_with_transformers_alone(root: Path) -> None:
     run = assemble.train(make_config(root, steps=1))
     folder = run / "checkpoints" / "step_000001" / "model"
     assert "coterie" not in json.loads((folder / "config.json").read_text(encoding="utf-8")).values()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("how many", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from coterie.commands.common import JSON, cell, plain, print_json, print_mapping, print_table
-from coterie.train.observer import EvalResult, Interval
+from coterie.observer import EvalResult, Interval
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name under the runs' folder, or a path.")]

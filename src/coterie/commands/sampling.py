@@ -24,7 +24,7 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
     from coterie import assemble, console
-    from coterie.train.observer import Silent
+    from coterie.observer import Silent
 
     if json_:
         print_json(assemble.evaluate(target, loaded.config, Silent()))

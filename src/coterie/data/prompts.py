@@ -112,7 +112,7 @@ def load(
         limit: keep only the first good prompts of each source.
 
     Raises:
-        DataError: a source cannot be read, too large a share of its rows is bad, or no prompt is left.
+        DataError: a source cannot be read, too large a share of its rows is bad, or none of them is left.
         AssetError: a question asset cannot be fetched.
     """
     known = list(exclude)
@@ -123,11 +123,10 @@ def load(
         taken={prompt.id for prompt in known},
         limit=limit,
     )
+    if not sources:
+        raise DataError('there are no prompt sources; add a [[data.train]] table, e.g. type = "reasoning_gym"')
     for source in sources:
         _load_source(source, loading)
-    if not loading.prompts:
-        why = f"{len(loading.bad)} rows were bad, {loading.excluded} also occur in the excluded prompts"
-        raise DataError(f"no prompt is left of {len(sources)} sources: {why}; add sources or change their seed")
     return PromptSet(
         prompts=tuple(loading.prompts),
         token_ids=loading.tokens,
@@ -143,7 +142,7 @@ def _load_source(source: Source, loading: _Loading) -> None:
     bad: list[BadRow] = []
     ids: set[str] = set()
     fresh: list[tuple[str, Question, tuple[int, ...]]] = []
-    total = 0
+    total, excluded, repeated = 0, loading.excluded, loading.repeated
     for number, candidate in _questions(source):
         if generated and len(fresh) == loading.limit:
             break
@@ -170,6 +169,11 @@ def _load_source(source: Source, loading: _Loading) -> None:
         loading.asked.setdefault(tokens, f"{task}/{local}")
     _check_share(name, bad, total, loading.config.max_bad_share)
     loading.bad += bad
+    if not fresh:
+        raise DataError(
+            f"no prompt of {name} is left: {len(bad)} of {total} rows are bad, {loading.excluded - excluded} also "
+            f"occur in training, {loading.repeated - repeated} repeat another; for a generator change seed or params"
+        )
     _keep(source, task, fresh[: loading.limit], loading)
 
 

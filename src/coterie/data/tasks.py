@@ -69,6 +69,7 @@ def items(name: str, params: Mapping[str, Any], size: int, seed: int) -> Iterato
     Args:
         name: generator, e.g. `leg_counting`.
         params: the generator's own settings, e.g. {"max_animals": 3}.
+        seed: different seeds give different random streams; the number is not reasoning-gym's own seed.
 
     Raises:
         DataError: reasoning-gym is missing, the generator or a setting is unknown, or a setting is refused.
@@ -154,12 +155,17 @@ def _dataset(recipe: str) -> Any:
         params["datasets"] = [_part(part) for part in params.get("datasets", [])]
     try:
         with _fixed_randomness(f"{name}/{wanted['seed']}"), _quiet():
-            return _gym().create_dataset(name, size=wanted["size"], seed=wanted["seed"], **params)
+            return _gym().create_dataset(name, size=wanted["size"], seed=_stream(wanted["seed"]), **params)
     except Exception as error:  # its validation asserts, and its code trusts the types
         raise DataError(
             f"the generator {name} refuses {params}: {str(error) or type(error).__name__}; its parameters are "
             f"{', '.join(known) or 'none'}"
         ) from error
+
+
+def _stream(seed: int) -> int:
+    """reasoning-gym draws item i from seed + i, so its seeds 0 and 1 share all items but one; ours are far apart."""
+    return seed * 1_000_003 % 2**31
 
 
 def _part(spec: Any) -> Any:

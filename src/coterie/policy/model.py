@@ -163,8 +163,8 @@ def refuse_unsafe(folder: Path) -> None:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
         if pickled:
             raise ModelError(
-                f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when opened; convert them to "
-                "safetensors in a place you trust, e.g. `model.save_pretrained(folder, safe_serialization=True)`"
+                f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when opened; convert them "
+                "to safetensors in a place you trust, e.g. `model.save_pretrained(folder, safe_serialization=True)`"
             )
         raise ModelError(f"{folder} has no *.safetensors: expected the weights of a transformers model")
 

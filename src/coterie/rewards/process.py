@@ -22,6 +22,7 @@ _KEPT = 2000
 """Bytes of what a function printed that are kept."""
 LONGEST_REPLY = 1 << 26
 """Bytes; a longer reply is no reply."""
+_NO_PROCESS = "cannot start a reward worker: {}; lower rewards.workers, or free memory and file descriptors"
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -46,7 +47,10 @@ class Worker:
     """
 
     def __init__(self, folder: str) -> None:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise RewardError(_NO_PROCESS.format(error), function="rewards") from error
         # Linux ends the worker when the *thread* that started it ends, so only the main thread may ask for that; an
         # idle worker leaves at the end of its socket in any case.
         main = threading.current_thread() is threading.main_thread()
@@ -65,9 +69,7 @@ class Worker:
             )
         except OSError as error:
             ours.close()
-            raise RewardError(
-                f"cannot start a reward worker: {error}; lower rewards.workers, or free memory", function="rewards"
-            ) from error
+            raise RewardError(_NO_PROCESS.format(error), function="rewards") from error
         finally:
             theirs.close()
         assert self._process.stdout is not None

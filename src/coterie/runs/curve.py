@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from coterie.observer import EvalResult
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
 from coterie.runs.metrics import MetricsDB
-from coterie.train.observer import EvalResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from typing import Any
 
 from coterie.config.layers import flatten
 from coterie.errors import RunError
+from coterie.observer import EvalResult
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
 from coterie.runs.metrics import MetricsDB
-from coterie.train.observer import EvalResult
 
 REWARD_MEAN = "reward/mean"
 REWARD_STD = "reward/std"

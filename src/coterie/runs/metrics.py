@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from coterie.errors import NonFiniteError, RunError
+from coterie.observer import EvalResult, Interval
 from coterie.runs.durable import json_dumps, json_loads
-from coterie.train.observer import EvalResult, Interval
 
 VERSION = 1
 _SCHEMA = """

@@ -13,13 +13,13 @@ from coterie.algo.statistics import PairedTest, paired_test
 from coterie.config.layers import flatten
 from coterie.config.schema import RunConfig
 from coterie.errors import RunError
+from coterie.observer import EvalResult, Interval
 from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
 from coterie.runs.inspect import ends
 from coterie.runs.metrics import MetricsDB
 from coterie.text import safe_text
-from coterie.train.observer import EvalResult, Interval
 from coterie.types import Prompt, Rollout
 
 _CORE = (

@@ -12,8 +12,8 @@ from coterie.algo.streams import generator
 from coterie.collect import Collector, Experience
 from coterie.config.schema import EvalConfig
 from coterie.engines.base import Sampling
+from coterie.observer import EvalResult, Interval
 from coterie.runs.metrics import EvalItem
-from coterie.train.observer import EvalResult, Interval
 from coterie.types import Prompt, Rollout
 
 CORRECT = 1 - 1e-6

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from coterie.collect import Experience
+from coterie.observer import Observer
 from coterie.policy.learner import Learner
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
@@ -16,7 +17,6 @@ from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluation import Evaluation
-from coterie.train.observer import Observer
 from coterie.types import Credit, Prompt, Rollout
 
 EVALS = "evals"
@@ -109,6 +109,12 @@ class Recorder:
         self.db.event(kind, message, step)
         self.log.line(kind, message)
         self.observer.noted(kind, message)
+
+    def facts(self, kind: str, step: int, data: Mapping[str, str]) -> None:
+        """What a later reader needs to know about this attempt; recorded and logged, not told."""
+        text = ", ".join(f"{name} {value}" for name, value in data.items())
+        self.db.event(kind, text, step, data)
+        self.log.line(kind, text)
 
     def close(self) -> None:
         self.db.close()
