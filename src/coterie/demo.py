@@ -12,6 +12,7 @@ from coterie.errors import RunError
 from coterie.observer import EvalResult, Observer
 from coterie.runs.metrics import MetricsDB
 from coterie.train.report import before_and_after
+from coterie.types import Rollout
 
 
 def recipe(name: str) -> Path:
@@ -49,8 +50,8 @@ def summary(run: Path) -> Iterator[str]:
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
         yield f"asked   {question}   (answer: {pair.prompt.answer})"
-        yield f"  before  {_short(pair.before.completion)}"
-        yield f"  after   {_short(pair.after.completion)}"
+        yield f"  before  {_verdict(pair.before)}  {_short(pair.before.completion)}"
+        yield f"  after   {_verdict(pair.after)}  {_short(pair.after.completion)}"
     yield f"look    coterie show {run}     the picture is {run / 'curve.png'}, the report {run / 'README.md'}"
     yield f"talk    coterie chat {run}"
     yield "next    coterie demo --seed 1 --steps 90        longer, another seed"
@@ -73,6 +74,10 @@ def _change(database: MetricsDB, before: EvalResult, after: EvalResult) -> Itera
 def _interval(result: EvalResult) -> str:
     one = result.pass_at_1
     return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
+def _verdict(rollout: Rollout) -> str:
+    return "right" if (rollout.reward or 0.0) >= 1 else "wrong"
 
 
 def _short(text: str, width: int = 100) -> str:

@@ -1,0 +1,163 @@
+"""The pages keep their word: links resolve, files are named, numbers and names are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import doctest
+import importlib
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import PAGES, ROOT, Block, blocks, blocks_of, load_module, prose, section, write_files
+
+from coterie.data.assets import ASSETS
+from coterie.rewards import registry
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.rows import schema
+
+PACKAGE = ROOT / "src/coterie"
+LONGEST = {"README.md": 199, "reader_loop.py": 200}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST["README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_named_in_prose_exist(page: Path) -> None:
+    """`policy/learner.py` stands for a file of the package, `tests/…` for one of the repository."""
+    for name in re.findall(r"`([\w./-]+/[\w-]+\.(?:py|toml|md))`", prose(page)):
+        assert (ROOT / name).is_file() or (PACKAGE / name).is_file(), f"{page.name}: {name}"
+
+
+def tree() -> list[str]:
+    """Paths of the README's file tree, in order."""
+    (block,) = [block for block in blocks_of(ROOT / "README.md") if block.note == "tree"]
+    paths: list[str] = []
+    parent = ""
+    for line in block.text.splitlines():
+        name, _, meaning = line.strip().partition(" ")
+        indented = line.startswith(" ")
+        paths.append(parent + name if indented else name)
+        if not indented:
+            parent = name if name.endswith("/") else ""
+        assert meaning.strip() or name == "src/coterie/", f"{name} is not explained"
+    return paths
+
+
+def test_the_file_tree_is_true() -> None:
+    paths = tree()
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    own = [path for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    there = {f"src/coterie/{path.name}{'/' if path.is_dir() else ''}" for path in own}
+    assert there == {path for path in paths if path.startswith("src/coterie/") and path != "src/coterie/"}
+
+
+def test_imports_point_up_the_tree() -> None:
+    order = [path.removeprefix("src/coterie/").rstrip("/").removesuffix(".py") for path in tree()]
+    for file in PACKAGE.rglob("*.py"):
+        part = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("coterie"):
+                continue
+            module = node.module or ""
+            names = [alias.name for alias in node.names] if module == "coterie" else [module.split(".")[1]]
+            for name in names:
+                if name in order and part in order:
+                    assert order.index(name) <= order.index(part), f"{part} imports {name}, which stands below it"
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code = compile(block.text, str(block), "exec")
+    if block.note == "sketch":
+        loop = (PACKAGE / "train/grpo.py").read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.Call):
+                called = node.func
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+                assert f"{name}(" in loop, f"{block}: the loop calls no {name}"
+        return
+    if "runs/" in block.text:
+        MetricsDB(tmp_path / "runs/smollm2-135m-chain_sum-001/metrics.sqlite").close()
+    exec(code, {"__name__": "page"})
+
+
+def test_the_rewards_of_the_page_do_what_it_says() -> None:
+    (block,) = [block for block in blocks("python") if block.note == "my_rewards.py"]
+    page: dict[str, Any] = {}
+    exec(block.text, page)
+    assert page["ends_politely"](["9, thank you.", "9"], task=["", ""]) == [1.0, 0.0]
+    near = page["near"](["it is 7", "it is 12", "so", "7"], ["7", "7", "7", None], scale=10.0)
+    assert asyncio.run(near) == [1.0, 0.5, 0.0, None]
+
+
+def test_modules_with_examples() -> None:
+    """Every `>>>` in a docstring of the package is run."""
+    files = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
+    assert {"advantages", "losses", "kl", "statistics"} <= {file.stem for file in files}
+    for file in files:
+        name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+        result = doctest.testmod(importlib.import_module(name))
+        assert result.attempted > 0, name
+        assert result.failed == 0, name
+
+
+def test_the_reader_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "recipes/reader_loop.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST["reader_loop.py"]
+    curve = load_module(path).train()
+    assert curve[0] < 0.6
+    assert curve[-1] > 0.9
+    assert "reward" in capsys.readouterr().out
+
+
+def test_every_column_and_table_is_on_the_page(tmp_path: Path) -> None:
+    columns = section(ROOT / "docs/runs.md", "Rollouts")
+    named = set(re.findall(r"`([a-z_]+)`", "".join(line.split("|")[1] for line in columns.splitlines() if "|" in line)))
+    assert set(schema().names) == named
+    MetricsDB(tmp_path / "metrics.sqlite").close()
+    with sqlite3.connect(tmp_path / "metrics.sqlite") as database:
+        stored = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    database.close()
+    text = section(ROOT / "docs/runs.md", "Metrics")
+    assert stored == {name for name in stored if f"`{name}`" in text}
+
+
+def test_every_reward_and_its_params_are_on_the_page() -> None:
+    rows = {}
+    for line in section(ROOT / "docs/rewards.md", "Built in").splitlines():
+        cells = line.split("|")
+        if len(cells) == 5 and cells[1].strip().startswith("`"):
+            rows[cells[1].strip(" `")] = set(re.findall(r"`(\w+)`", cells[3]))
+    assert rows == {name: set(registry.load(name, {}).settings) for name in registry.BUILT_IN}
+
+
+def test_every_asset_is_on_the_page_with_its_licence() -> None:
+    table = section(ROOT / "docs/data.md", "Assets")
+    for name, asset in ASSETS.items():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
+        assert f"{asset.package} {asset.version}" in row
+        assert asset.licence in row
+        assert not asset.noncommercial or "not for commercial use" in row

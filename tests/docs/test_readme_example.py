@@ -1,0 +1,84 @@
+"""The README's own data and reward, trained for real on a tiny model; what that run holds is what the pages say."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import ROOT, section, write_files
+
+from coterie import assemble
+from coterie.config.load import load
+from coterie.config.schema import RunConfig
+from coterie.runs.metrics import MetricsDB
+from tiny import tiny_tokenizer
+from tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The finished run of `coterie train @ sorting.toml`, shortened."""
+    folder, before = tmp_path_factory.mktemp("example"), Path.cwd()
+    write_files(folder)
+    save_tiny_model(folder / "tiny")
+    os.chdir(folder)
+    try:
+        yield folder / assemble.train(settings())
+    finally:
+        os.chdir(before)
+
+
+def settings() -> RunConfig:
+    """With a KL and two optimizer steps, so that every metric there is appears."""
+    words = "--model.name tiny --threads 1 --steps 2 --objective.kl-beta 0.01 --optim.minibatches 2 --eval.every 1"
+    return load(["@", "sorting.toml", *words.split(), "--sampling.max-tokens", "4"], env={}).config
+
+
+def save_tiny_model(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=0, eos_token_id=2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_the_example_is_sound(run: Path) -> None:
+    lines = assemble.validate(settings()).lines
+    assert [text for level, _, text in lines if level == "fail"] == []
+    assert ("ok", "reward in_place", "gold answers score 1, garbage 0 (4 prompts)") in lines
+
+
+def test_the_run_leaves_what_the_pages_list(run: Path) -> None:
+    assert run.name == "tiny-words-001"
+    shown: set[str] = set()
+    for line in (ROOT / "docs/runs.md").read_text(encoding="utf-8").split("## Rollouts")[0].splitlines():
+        if line.startswith("| `"):
+            shown |= {name.split("/")[0] for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    left = {path.name for path in run.iterdir() if not path.name.startswith(".") and "sqlite-" not in path.name}
+    assert shown - left <= {"quarantine.jsonl"}
+    assert left <= shown
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(name in readme for name in left)
+    checkpoint = next((run / "checkpoints").glob("step_*"))
+    page = section(ROOT / "docs/runs.md", "Checkpoints")
+    assert all(path.name in page for path in checkpoint.iterdir())
+
+
+def test_every_metric_is_on_the_page(run: Path) -> None:
+    table = section(ROOT / "docs/runs.md", "Metrics")
+    named = set(re.findall(r"`([\w/…]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    groups = tuple(name.removesuffix("…") for name in named if name.endswith("…"))
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        seen = database.step_metrics(1) | database.step_metrics(2)
+    unnamed = {name for name in seen if name not in named and not name.startswith(groups)}
+    assert unnamed == set()
+    trained = {name for name in named if not name.endswith("…")}
+    assert trained - seen.keys() <= {"kl/ref"} | ({"loss", "grad_norm"} if "loss" not in seen else set())
+
+
+def test_every_event_of_a_run_can_be_read(run: Path) -> None:
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        kinds = {event.kind for event in database.events()}
+    assert {"versions", "checkpoint"} <= kinds
