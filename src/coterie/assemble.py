@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from coterie import machine
+from coterie.chatting import ChatSession
 from coterie.collect import Collector
+from coterie.config.load import load_file
 from coterie.config.schema import RunConfig, Source
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
@@ -37,10 +39,15 @@ from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
 from coterie.types import Prompt, Rollout
 
-ENGINES: dict[str, Callable[[Policy, Chat, RunConfig], Engine]] = {
-    "embedded": lambda policy, chat, config: EmbeddedEngine(policy, chat, slots=config.collect.slots),
+ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
+    "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
+        policy, chat, slots=config.collect.slots, capacity=capacity
+    ),
 }
 """What `collect.engine` may name."""
+
+STOP_TOKENS = 24
+"""The engine looks for stop strings in the last 32 tokens."""
 
 EVAL_STREAM = 1 << 40
 """Added to the seed of held-out samples: a training and a held-out prompt may share an id, never a random stream."""
@@ -70,7 +77,10 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     name = config.model.dtype
     if name == "auto":
-        native = device.type == "cuda" or machine.facts().native_bf16
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = machine.facts().native_bf16
         return torch.bfloat16 if native else torch.float32
     return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
 
@@ -96,6 +106,24 @@ class Inputs:
     train: PromptSet
     heldout: PromptSet
 
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All of them, training prompts first."""
+        return (*self.train.prompts, *self.heldout.prompts)
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        sets = (self.train.token_ids, self.heldout.token_ids)
+        return max((len(ids) for found in sets for ids in found.values()), default=0)
+
+    def digest(self) -> str:
+        """Names what the prompts say, as the model sees it, and what counts as right."""
+        held = hashlib.sha256(self.chat.template_hash.encode())
+        for found in (self.train, self.heldout):
+            for prompt in found.prompts:
+                held.update(json_dumps([prompt.id, list(found.token_ids[prompt.id]), prompt.answer]).encode())
+        return held.hexdigest()[:16]
+
 
 def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = True) -> Inputs:
     """Load the tokenizer and every prompt, rendered and checked.
@@ -111,33 +139,27 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
             f"data.train has {len(train.prompts)} usable prompts, fewer than the {config.collect.prompts} that one "
             'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
         )
-    heldout = _first(_load(config.data.heldout, config, chat, exclude=train.prompts), config.eval.limit)
+    heldout = _load(config.data.heldout, config, chat, exclude=train.prompts, limit=config.eval.limit)
     return Inputs(source=source, chat=chat, train=train, heldout=heldout)
 
 
-def _load(sources: Sequence[Source], config: RunConfig, chat: Chat, *, exclude: Sequence[Prompt] = ()) -> PromptSet:
+def _load(
+    sources: Sequence[Source],
+    config: RunConfig,
+    chat: Chat,
+    *,
+    exclude: Sequence[Prompt] = (),
+    limit: int | None = None,
+) -> PromptSet:
     if not sources:
         return PromptSet.empty()
-    return prompts.load(sources, config.data, chat, exclude)
-
-
-def _first(found: PromptSet, limit: int | None) -> PromptSet:
-    """The first `limit` prompts of each task."""
-    if limit is None:
-        return found
-    counts: dict[str, int] = {}
-    kept = []
-    for prompt in found.prompts:
-        counts[prompt.task] = counts.get(prompt.task, 0) + 1
-        if counts[prompt.task] <= limit:
-            kept.append(prompt)
-    return replace(found, prompts=tuple(kept))
+    return prompts.load(sources, config.data, chat, exclude, limit=limit)
 
 
 def load_policy(config: RunConfig, source: str) -> Policy:
     """The model to be trained or sampled."""
     device = device_of(config)
-    return load(config.model, source, dtype=dtype_of(config, device), device=device)
+    return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -147,6 +169,7 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
         ModelError: the tokenizer has ids that the model does not.
         DataError: the longest prompt and completion do not fit the model's context.
     """
+    _check_stops(config, inputs.chat)
     policy = load_policy(config, inputs.source)
     inputs.chat.check_vocabulary(policy.head.weight.shape[0])
     for name, ids in (*inputs.train.token_ids.items(), *inputs.heldout.token_ids.items()):
@@ -157,6 +180,34 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
                 "then left out) or sampling.max_tokens"
             )
     return policy
+
+
+def _check_stops(config: RunConfig, chat: Chat) -> None:
+    for stop in config.sampling.stop:
+        ids = chat.tokenizer(stop, add_special_tokens=False)["input_ids"]
+        if len(ids) > STOP_TOKENS or stop not in chat.decode(ids):
+            raise ConfigError(
+                f"sampling.stop holds {stop!r}, which can never match: a stop string is plain text of at most "
+                f"{STOP_TOKENS} tokens; the model's own end tokens always stop"
+            )
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Settings that sampling alone may have, but training may not.
+
+    Raises:
+        ConfigError: the sampler would not be the policy.
+    """
+    if config.sampling.top_p < 1 or config.sampling.top_k > 0:
+        raise ConfigError(
+            f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "
+            "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
+        )
+
+
+def _engine(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
+    capacity = inputs.longest() + config.sampling.max_tokens
+    return ENGINES[config.collect.engine](policy, inputs.chat, config, capacity)
 
 
 def _reference(config: RunConfig, source: str) -> Policy | None:
@@ -192,11 +243,14 @@ def _collector(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, *,
 
 
 def _evaluator(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
+    sampling = _sampling(config, config.eval.temperature)
+    # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
+    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts * config.collect.group_size)
     return Evaluator(
         _collector(config, engine, chat, scorer, seed=config.seed + EVAL_STREAM),
         heldout.prompts,
         config=config.eval,
-        sampling=_sampling(config, config.eval.temperature),
+        sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
         part=config.eval.part or config.rewards.labels()[0],
         seed=config.seed,
     )
@@ -211,13 +265,21 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 
 
 def _config_hash(config: RunConfig) -> str:
-    """Names the settings that decide the numbers; where the run lies and how long it goes on do not."""
-    held = config.model_dump(mode="json", exclude={"name", "runs", "steps"})
+    """Names the settings a checkpoint belongs to: not where the run lies, nor how long it goes on, so that a finished
+    run can be taken further (with a linear schedule, the rate then follows the new length)."""
+    held = _without_nulls(config.model_dump(mode="json", exclude={"name", "runs", "steps"}))
     return hashlib.sha256(json_dumps(held).encode()).hexdigest()[:16]
 
 
+def _without_nulls(value: Any) -> Any:
+    """TOML has no null: a stored run's settings come back without the keys that were None."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def _build(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
-    engine = ENGINES[config.collect.engine](policy, inputs.chat, config)
+    engine = _engine(config, inputs, policy)
     learner = Learner(
         policy,
         optim=config.optim,
@@ -245,15 +307,18 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
     observer = observer or Silent()
+    check_trainable(config)
     use_threads(config)
     inputs = read_inputs(config, observer)
-    policy = policy_for(config, inputs)
     stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
-    with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
-        # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
-        run.write_config(config.model_copy(update={"name": ""}).model_dump(mode="json"))
-        run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
-        return _go(config, observer, run, inputs, policy, fresh=True)
+    with Scorer(config.rewards) as scorer:
+        scorer.start(inputs.prompts)
+        policy = policy_for(config, inputs)
+        with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
+            # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
+            run.write_config(config.model_copy(update={"name": ""}).model_dump(mode="json"))
+            run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
+            return _go(config, observer, run, inputs, policy, scorer, fresh=True)
 
 
 def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Path("runs")) -> Path:
@@ -265,14 +330,23 @@ def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Pa
     """
     observer = observer or Silent()
     with RunDirectory.open(run, runs) as directory:
-        config = RunConfig.model_validate(directory.read_config())
+        config = load_file(directory.config).config
         use_threads(config)
         inputs = read_inputs(config, observer)
-        return _go(config, observer, directory, inputs, policy_for(config, inputs), fresh=False)
+        with Scorer(config.rewards) as scorer:
+            scorer.start(inputs.prompts)
+            return _go(config, observer, directory, inputs, policy_for(config, inputs), scorer, fresh=False)
 
 
 def _go(
-    config: RunConfig, observer: Observer, run: RunDirectory, inputs: Inputs, policy: Policy, *, fresh: bool
+    config: RunConfig,
+    observer: Observer,
+    run: RunDirectory,
+    inputs: Inputs,
+    policy: Policy,
+    scorer: Scorer,
+    *,
+    fresh: bool,
 ) -> Path:
     recorder = Recorder(
         run,
@@ -280,26 +354,48 @@ def _go(
         save_model=_save_model(policy, inputs.chat),
         keep=config.checkpoint.keep,
         config_hash=_config_hash(config),
+        data_hash=inputs.digest(),
     )
     try:
-        with Scorer(config.rewards) as scorer:
-            trainer = _build(config, inputs, scorer, recorder, policy)
-            if not fresh:
-                _restore(trainer, recorder, run)
-            observer.started(_info(config, run, inputs, policy, trainer.step + 1))
-            recorder.facts("versions", trainer.step, machine.versions() | {"chat template": inputs.chat.template_hash})
-            for warning in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
-                recorder.note(trainer.step, "data", warning)
-            with StopSignal(lambda message: observer.noted("stop", message)) as stop:
-                finished = trainer.run(stop)
+        trainer = _build(config, inputs, scorer, recorder, policy)
+        if not fresh:
+            _restore(trainer, recorder, run)
+        observer.started(_info(config, run, inputs, policy, trainer.step + 1))
+        _note_circumstances(recorder, trainer.step, inputs, policy)
+        with StopSignal(lambda message: observer.noted("stop", message)) as stop:
+            finished = trainer.run(stop)
+        if not finished:
+            recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
         report_run(run)
-    except BaseException:
+    except BaseException as error:
         recorder.log.line("error", traceback.format_exc())
+        recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
         raise
     finally:
         recorder.close()
     observer.finished(run.path, _last_words(run, trainer.step, config.steps, finished))
     return run.path
+
+
+def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
+    """Record what the numbers depend on beside the settings, and warn where it changed since the run was started."""
+    now = machine.versions() | {
+        "chat template": inputs.chat.template_hash,
+        "device": policy.device.type,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }
+    for name, before in recorder.last_facts("versions").items():
+        if now.get(name) != before:
+            recorder.note(
+                step,
+                "warning",
+                f"{name} was {before} when this run was last worked on and is {now.get(name)} now: from here on the "
+                "numbers are no longer those of an uninterrupted run",
+            )
+    recorder.facts("versions", step, now)
+    for note in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
+        recorder.note(step, "data", note)
 
 
 def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
@@ -308,16 +404,20 @@ def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
         recorder.forget_after(-1)
         recorder.note(None, "resume", "no checkpoint yet: starting over from step 0, with the same random draws")
         return
-    if found.config_hash != recorder.config_hash:
-        raise CheckpointError(
-            f"{found.path} was made with other settings than {run.config} holds now; restore that file, or start a new "
-            "run with `coterie train @ ...`"
-        )
+    for what, saved, now in (
+        ("settings", found.config_hash, recorder.config_hash),
+        ("prompts, answers or chat template", found.state["data_hash"], recorder.data_hash),
+    ):
+        if saved != now:
+            raise CheckpointError(
+                f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
+                "run with `coterie train @ ...`"
+            )
     for path, reason in found.skipped:
         recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
     trainer.learner.load(found.path, found.state["learner"])
-    trainer.restore(found.state)
     recorder.forget_after(found.step)
+    trainer.restore(found.state)
     recorder.note(found.step, "resume", f"continuing from {found.path.name}")
 
 
@@ -337,7 +437,7 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
 
 
 def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
-    if finished:
+    if finished or step >= steps:
         return f"{step} steps done; everything is in {run.path}"
     return f"stopped after step {step} of {steps}; continue with: coterie resume {run.path}"
 
@@ -380,14 +480,16 @@ def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Samp
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
     policy = policy_for(config, inputs)
-    return Sampler(config=config, inputs=inputs, engine=ENGINES[config.collect.engine](policy, inputs.chat, config))
+    return Sampler(config=config, inputs=inputs, engine=_engine(config, inputs, policy))
 
 
 def with_model(config: RunConfig, target: str | None) -> RunConfig:
     """The same settings for another model; None keeps the configured one."""
     if target is None:
         return config
-    model = config.model.model_copy(update={"name": model_of(target, Path(config.runs))})
+    name = model_of(target, Path(config.runs))
+    # A finished adapter is read as it is; a new one on top would be another model.
+    model = config.model.model_copy(update={"name": name, "lora": None})
     return config.model_copy(update={"model": model})
 
 
@@ -402,11 +504,21 @@ def evaluate(target: str | None, config: RunConfig, observer: Observer | None = 
     if not config.data.heldout:
         raise DataError("data.heldout is empty: add a [[data.heldout]] source, or evaluate a run that has one")
     ready = _sampler(config, observer, need_train=False)
+    step = _step_of(config.model.name)
+    ready.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
     with Scorer(config.rewards) as scorer:
+        scorer.start(ready.inputs.prompts)
         evaluator = _evaluator(config, ready.engine, ready.inputs.chat, scorer, ready.inputs.heldout)
-        results = list(evaluator.evaluate(0).results)
+        results = list(evaluator.evaluate(step).results)
     observer.evaluated(results)
     return results
+
+
+def _step_of(model: str) -> int:
+    """Training step of a checkpoint's model folder; 0 for any other model."""
+    folder = Path(model).parent
+    number = folder.name.removeprefix("step_")
+    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else 0
 
 
 def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator[tuple[Prompt, Rollout]]:
@@ -424,18 +536,38 @@ def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator
         yield found.prompt_of(rollout), rollout
 
 
-def chat(target: str, *, config: RunConfig | None = None) -> Any:
-    """A conversation with a run's or a model's policy: `.reply(text)`."""
-    from coterie.chatting import ChatSession
+def chat(
+    target: str, *, system: str | None = None, temperature: float = 0.7, max_tokens: int = 512, seed: int | None = None
+) -> ChatSession:
+    """A conversation with a run's or a model's policy: `.reply(text)`.
 
-    config = with_model(config or RunConfig(), target)
+    Args:
+        system: system message; None takes the one the run was trained with, if any.
+        seed: None takes a fresh one.
+    """
+    config = with_model(RunConfig(), target)
     use_threads(config)
     source = locate_model(config, Silent())
     talk = load_chat(source, config.model.revision)
     policy = load_policy(config, source)
-    sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=512)
-    seed = int.from_bytes(os.urandom(4), "little")
-    return ChatSession(ENGINES["embedded"](policy, talk, config), talk, sampling, context=policy.context, seed=seed)
+    engine = EmbeddedEngine(policy, talk, slots=1)
+    sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
+    return ChatSession(
+        engine,
+        talk,
+        sampling,
+        context=policy.context,
+        seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        system=_system_of(target) if system is None else system,
+    )
+
+
+def _system_of(target: str) -> str | None:
+    """The system message that a run was trained with."""
+    for path in (Path(target), Path("runs") / target):
+        if (path / "config.toml").is_file():
+            return load_file(path / "config.toml").config.data.system
+    return None
 
 
 def validate(config: RunConfig) -> Any:

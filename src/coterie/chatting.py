@@ -23,16 +23,19 @@ class ChatSession:
 
     Args:
         context: longest sequence of the model, in tokens; an answer gets what the conversation leaves.
+        system: first message of the conversation.
         seed: of the samples; two sessions with the same seed and the same questions give the same answers.
     """
 
-    def __init__(self, engine: Engine, talk: Talk, sampling: Sampling, *, context: int, seed: int) -> None:
+    def __init__(
+        self, engine: Engine, talk: Talk, sampling: Sampling, *, context: int, seed: int, system: str | None = None
+    ) -> None:
         self.engine = engine
         self.talk = talk
         self.sampling = sampling
         self.context = context
         self.seed = seed
-        self.messages: list[Message] = []
+        self.messages: list[Message] = [Message(role="system", content=system)] if system else []
 
     def reply(self, text: str) -> str:
         """Say `text`, return the answer; both become part of the conversation.

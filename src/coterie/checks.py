@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -20,7 +20,7 @@ from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
 from coterie.rewards.pool import Scorer
-from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, Turn
+from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
 GIB = 2**30
@@ -62,6 +62,7 @@ def validate(config: RunConfig) -> Report:
 def dry_run(config: RunConfig) -> Report:
     """All of `validate`, then the model: batch arithmetic, memory, and time measured on a small sample."""
     report = Report()
+    report.attempt("settings", lambda: assemble.check_trainable(config))
     assemble.use_threads(config)
     inputs = report.attempt("data", lambda: assemble.read_inputs(config, Silent()))
     if inputs is None:
@@ -90,8 +91,17 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
 
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     with Scorer(config.rewards) as scorer:
-        for level, subject, text in self_test(scorer, inputs.train.prompts or inputs.heldout.prompts).lines():
+        for level, subject, text in self_test(scorer, _spread(inputs.prompts, 32)).lines():
             report.add(level, subject, text)
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Some prompts of every task, held-out ones included."""
+    by_task: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    each = max(1, count // max(1, len(by_task)))
+    return [prompt for found in by_task.values() for prompt in found[:: max(1, len(found) // each)][:each]]
 
 
 def _batch_line(report: Report, config: RunConfig) -> None:
@@ -135,7 +145,6 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, policy: Poli
 def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy) -> None:
     """Sample one group for a few tokens and take one gradient of it; nothing is stepped."""
     turns, generate = _sample_a_little(config, inputs, policy)
-    started = time.perf_counter()
     learner = Learner(
         policy,
         optim=config.optim,
@@ -146,21 +155,25 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy
     (batch, *_) = _batches(turns, config)
     started = time.perf_counter()
     learner.gradient([batch])
-    update = time.perf_counter() - started
-    count = len(batch.targets)
-    tokens = config.collect.prompts * config.collect.group_size * config.sampling.max_tokens
-    step = tokens * (generate / count + update / count)
+    sampled = sum(len(turn.tokens) for turn in turns) / generate
+    trained = len(batch.targets) / (time.perf_counter() - started)
+    longest = config.sampling.max_tokens
+    tokens = config.collect.prompts * config.collect.group_size * longest
+    step = tokens * (1 / sampled + 1 / trained)
+    evals = 2 + (config.steps // config.eval.every if config.eval.every else 0)
+    evaluation = len(inputs.heldout.prompts) * config.eval.samples * longest / sampled
     report.add(
         "ok",
         "time",
-        f"at most about {step:.0f} s a step and {step * config.steps / 60:.0f} min in all, if every completion had "
-        f"sampling.max_tokens = {config.sampling.max_tokens} tokens and no group was skipped (measured on "
-        f"{count} tokens: {count / generate:.0f} tok/s sampled, {count / update:.0f} tok/s trained)",
+        f"at most about {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
+        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, if every completion had "
+        f"sampling.max_tokens = {longest} tokens and no group was skipped (measured: {sampled:.0f} tok/s sampled, "
+        f"{trained:.0f} tok/s trained)",
     )
 
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
-    engine = assemble.ENGINES[config.collect.engine](policy, inputs.chat, config)
+    engine = assemble.ENGINES[config.collect.engine](policy, inputs.chat, config, 0)
     ids = next(iter(inputs.train.token_ids.values()))
     count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
     requests = [

@@ -10,7 +10,7 @@ from typing import Protocol
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.envs.base import Environment, Episode
 from coterie.errors import RewardError
-from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, Turn
+from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, StopReason, Turn
 
 
 class Score(Protocol):
@@ -53,6 +53,11 @@ class Experience:
     def tokens(self) -> int:
         """Generated tokens."""
         return sum(rollout.context.completion_length for rollout in self.rollouts)
+
+    @property
+    def late(self) -> int:
+        """Completions that the deadline cut: they would end otherwise on a faster machine."""
+        return sum(rollout.stop_reason is StopReason.DEADLINE for rollout in self.rollouts)
 
     @property
     def errors(self) -> list[Rollout]:
@@ -151,8 +156,11 @@ def _ends(episode: Episode, completion: str) -> str | None:
 
 def _rollout(prompt: Prompt, sample: int, turn: Turn, completion: str, score: Score, env_error: str | None) -> Rollout:
     outcome = Outcome.TRUNCATED if turn.stop_reason.truncated else Outcome.OK
+    error = env_error or score.error
     if score.error is not None:
         outcome = Outcome.REWARD_ERROR
+    if turn.stop_reason is StopReason.DEADLINE and not turn.tokens:
+        outcome, error = Outcome.ENGINE_ERROR, "sampling.deadline_s passed before its first token"
     if env_error is not None:
         outcome = Outcome.ENV_ERROR
     difficulty = prompt.attributes.get("difficulty")
@@ -164,7 +172,7 @@ def _rollout(prompt: Prompt, sample: int, turn: Turn, completion: str, score: Sc
         reward=score.reward if outcome.usable else None,
         reward_parts=dict(score.parts),
         outcome=outcome,
-        error=env_error or score.error,
+        error=error,
         context=Context(
             prompt_id=prompt.id,
             task=prompt.task,

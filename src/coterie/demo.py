@@ -67,13 +67,17 @@ def _change(database: MetricsDB, before: EvalResult, after: EvalResult) -> Itera
     test = paired_test([one[key] for key in shared], [other[key] for key in shared])
     yield (
         f"held-out {before.task}, {before.prompts} unseen items: {_interval(before)} before, {_interval(after)} after "
-        f"({100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], p = {test.p_value:.2g})"
+        f"({100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], p {_p(test.p_value)})"
     )
 
 
 def _interval(result: EvalResult) -> str:
     one = result.pass_at_1
     return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _verdict(rollout: Rollout) -> str:

@@ -76,7 +76,7 @@ def test_imports_point_up_the_tree() -> None:
     order = [path.removeprefix("src/coterie/").rstrip("/").removesuffix(".py") for path in tree()]
     for file in PACKAGE.rglob("*.py"):
         part = file.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:  # imports inside functions may go anywhere
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("coterie"):
                 continue
             module = node.module or ""

@@ -148,7 +148,7 @@ class SamplingConfig(Section):
     """Keep the k likeliest tokens; 0 = off. Training needs 0."""
     max_tokens: int = Field(default=128, ge=1)
     """Longest completion, in tokens."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Strings that end a completion (kept in it), beside the model's own end tokens."""
     deadline_s: float = Field(default=600.0, gt=0)
     """Wall-clock limit of one generation call; what is unfinished then is truncated. Hitting it makes a
@@ -234,7 +234,7 @@ class OptimConfig(Section):
     lr: float = Field(default=1e-6, gt=0)
     """Learning rate after warm-up."""
     warmup: int = Field(default=0, ge=0)
-    """Steps of linear warm-up."""
+    """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "linear"] = "constant"
     """After warm-up: constant, or linear to zero at the last step."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -314,11 +314,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
-            raise ValueError(
-                f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k} cut the "
-                "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
-            )
         labels = self.rewards.labels()
         if self.eval.part and self.eval.part not in labels:
             raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")

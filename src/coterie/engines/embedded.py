@@ -55,13 +55,18 @@ class EmbeddedEngine:
 
     Args:
         slots: how many sequences are decoded at once.
+        capacity: longest prompt + completion to reserve memory for at once; grown when a call needs more. Reserving it
+            from the start keeps the memory's layout, and so every last bit, the same in a resumed run.
         version: policy version served at the start.
     """
 
-    def __init__(self, policy: Policy, codec: TextCodec, *, slots: int = 64, version: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, codec: TextCodec, *, slots: int = 64, capacity: int = 0, version: int = 0
+    ) -> None:
         self._policy = policy
         self._codec = codec
         self._slots = slots
+        self._capacity = capacity
         self._version = version
         self._pool: KVPool | None = None
 
@@ -97,10 +102,9 @@ class EmbeddedEngine:
 
     def _reserve(self, requests: Sequence[Request], sampling: Sampling) -> KVPool:
         longest = max((len(request.prompt_tokens) for request in requests), default=0) + sampling.max_tokens
-        slots = min(self._slots, max(len(requests), 1))
-        if self._pool is None or self._pool.capacity < longest or self._pool.slots < slots:
+        if self._pool is None or self._pool.capacity < longest:
             self._pool = None  # free the old memory first
-            self._pool = KVPool(slots, -(-longest // 64) * 64)
+            self._pool = KVPool(self._slots, -(-max(longest, self._capacity) // 64) * 64)
         return self._pool
 
 

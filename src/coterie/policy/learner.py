@@ -16,7 +16,7 @@ from torch import Tensor
 from coterie.algo.losses import LossInputs, LossOutputs, grpo_loss
 from coterie.batches import Batch
 from coterie.config.schema import ObjectiveConfig, OptimConfig
-from coterie.errors import CheckpointError, NonFiniteError
+from coterie.errors import CheckpointError, ModelError, NonFiniteError
 from coterie.policy.attention import PackedLayout
 from coterie.policy.logprobs import chunked_logprobs
 from coterie.policy.metrics import TokenMetrics
@@ -65,7 +65,13 @@ class Learner:
         self.total_steps = total_steps
         self.steps_taken = 0
         self.skipped_in_a_row = 0
-        self.optimizer = MasterAdamW(policy.parameters(), optim)
+        parameters = policy.parameters()
+        if not parameters:
+            raise ModelError(
+                f"{policy.name} is a finished adapter and has nothing to train; name its base model, with model.lora "
+                "for a new adapter"
+            )
+        self.optimizer = MasterAdamW(parameters, optim)
 
     def update(self, minibatches: Sequence[Sequence[Batch]]) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class TokenMetrics:
             "clip/high": outputs.clipped_high,
             "advantage/abs": inputs.advantages.abs(),
             # How far the learner's log-probs are from the sampler's: rounding, while both read the same weights.
-            "mismatch/kl": k3(inputs.old_logprobs, sampler_logprobs),
+            "mismatch/kl": k3(sampler_logprobs, inputs.old_logprobs),
             "mismatch/outside": (mismatch < 0.99) | (mismatch > 1.01),
         }
         if outputs.kl is not None:
@@ -39,8 +41,12 @@ class TokenMetrics:
         self.peaks["ratio/max"] = max(self.peaks.get("ratio/max", 0.0), float(outputs.ratio.max()))
 
     def summary(self) -> dict[str, float]:
-        """Means over tokens, maxima, and the loss as the sum it is; empty when nothing was trained."""
+        """Means over tokens, maxima, and the loss as the sum it is; empty when nothing was trained.
+
+        What is not finite is left out: the optimizer step refuses such a gradient and says so.
+        """
         if not self.count:
             return {}
         means = {name: value / self.count for name, value in self.sums.items() if name != "loss"}
-        return means | self.peaks | {"loss": self.sums["loss"], "tokens/trained": float(self.count)}
+        found = means | self.peaks | {"loss": self.sums["loss"], "tokens/trained": float(self.count)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}

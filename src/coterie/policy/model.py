@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -30,15 +31,21 @@ class Policy:
         name: what the user called it.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str, lora: LoraConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        lora: LoraConfig | None = None,
+        adapters: Any = None,
+        seed: int = 0,
+    ) -> None:
         attention.register()
         self.name = name
         self.model: Any = model.eval()
         _check_attention(self.model)
         self.model.set_attn_implementation(attention.NAME)
-        self.adapters: Any = None
-        if lora is not None:
-            self.adapters = _with_lora(self.model, lora)
+        self.adapters = adapters if lora is None else _with_lora(self.model, lora, seed)
         self.decoder: Any = self.model.get_decoder()
         self.head: nn.Linear = self.model.get_output_embeddings()
 
@@ -88,6 +95,8 @@ class Policy:
         (self.adapters or self.model).save_pretrained(folder, safe_serialization=True)
         if self.adapters is None:
             _forget_attention(folder / "config.json")
+        else:  # the base's end tokens, which a reader of the adapter alone would miss
+            self.model.generation_config.save_pretrained(folder)
 
 
 def _forget_attention(config: Path) -> None:
@@ -97,41 +106,70 @@ def _forget_attention(config: Path) -> None:
     config.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Policy:
-    """Load a model from a local folder or by transformers id.
+def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Policy:
+    """Load a model, or a finished adapter with its base, from a local folder or by transformers id.
+
+    Args:
+        seed: of a new adapter's first weights.
 
     Raises:
-        ModelError: pickle weights, code in the folder, no weights, or an architecture without pluggable attention.
+        ModelError: pickle weights, code in the folder, weights missing, or an architecture without pluggable attention.
     """
     folder = Path(source)
     if (folder / "adapter_config.json").is_file():
-        return Policy(_merged(folder, dtype, config).to(device), name=config.name, lora=config.lora)
+        if config.lora is not None:
+            raise ModelError(
+                f"{folder} is an adapter: a second one on top of it could not be saved on its own; train without "
+                "model.lora from a merged model, or from the base model"
+            )
+        model, adapters = _adapted(folder, dtype, config)
+        return Policy(model.to(device), name=config.name, adapters=adapters)
     if folder.is_dir():
         refuse_unsafe(folder)
-    return Policy(_pretrained(str(source), dtype, config.revision).to(device), name=config.name, lora=config.lora)
+    model = _pretrained(str(source), dtype, config.revision).to(device)
+    return Policy(model, name=config.name, lora=config.lora, seed=seed)
 
 
 def _pretrained(source: str, dtype: torch.dtype, revision: str | None) -> Any:
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="eager",
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"cannot load the model {source!r}: {str(error).splitlines()[0]}; expected an asset name "
             "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
         ) from error
+    model, facts = loaded
+    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in facts.get(kind, ()))
+    if absent:
+        raise ModelError(
+            f"the weights of {source!r} lack {len(absent)} tensors that the model needs, e.g. {absent[0]}: it would be "
+            "trained from random numbers there; fetch the model again"
+        )
+    _make_savable(model)
+    return model
 
 
-def _merged(folder: Path, dtype: torch.dtype, config: ModelConfig) -> Any:
-    """The base model of a PEFT adapter folder with the adapter merged in."""
+def _make_savable(model: Any) -> None:
+    """transformers loads generation settings that it later refuses to save, e.g. a temperature without do_sample."""
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+
+
+def _adapted(folder: Path, dtype: torch.dtype, config: ModelConfig) -> tuple[Any, Any]:
+    """The base model of a PEFT adapter folder with the adapter in place, as it was when it was trained."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base or not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -140,8 +178,8 @@ def _merged(folder: Path, dtype: torch.dtype, config: ModelConfig) -> Any:
         )
     if Path(base).is_dir():
         refuse_unsafe(Path(base))
-    peft = _peft()
-    return peft.PeftModel.from_pretrained(_pretrained(base, dtype, config.revision), str(folder)).merge_and_unload()
+    model = _pretrained(base, dtype, config.revision)
+    return model, _peft().PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
 
 
 def refuse_unsafe(folder: Path) -> None:
@@ -169,7 +207,7 @@ def refuse_unsafe(folder: Path) -> None:
         raise ModelError(f"{folder} has no *.safetensors: expected the weights of a transformers model")
 
 
-def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> Any:
+def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
     peft = _peft()
     settings = peft.LoraConfig(
         r=lora.rank,
@@ -178,7 +216,18 @@ def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> Any:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).eval()
+    heads = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    if isinstance(lora.targets, list) and heads & set(lora.targets):
+        raise ModelError(f"model.lora.targets = {lora.targets} names the head, which coterie trains only without LoRA")
+    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).eval()
+        except ValueError as error:
+            raise ModelError(
+                f"model.lora.targets = {lora.targets} does not fit this model: {str(error).splitlines()[0]}; use "
+                '"all-linear", or module names such as "q_proj"'
+            ) from error
 
 
 def _peft() -> Any:

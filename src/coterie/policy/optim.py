@@ -127,7 +127,8 @@ class MasterAdamW:
             master.copy_(saved)
             if f"exp_avg/{name}" in tensors:
                 self.optimizer.state[master] = {
-                    "step": tensors[f"step/{name}"].clone().reshape(()),
+                    # torch keeps the count beside the fused moments, in float32
+                    "step": tensors[f"step/{name}"].to(master.device, torch.float32).clone().reshape(()),
                     **{part: tensors[f"{part}/{name}"].to(master.device).clone() for part in _PARTS[1:]},
                 }
         self._publish()

@@ -12,6 +12,7 @@ from coterie.algo.streams import generator
 from coterie.collect import Collector, Experience
 from coterie.config.schema import EvalConfig
 from coterie.engines.base import Sampling
+from coterie.errors import DataError
 from coterie.observer import EvalResult, Interval
 from coterie.runs.metrics import EvalItem
 from coterie.types import Prompt, Rollout
@@ -61,30 +62,37 @@ class Evaluator:
 
         Raises:
             EngineError, RewardError: as collecting does.
+            DataError: the evaluated reward part applies to no held-out prompt.
         """
         if not self.prompts:
             return Evaluation(results=(), items=(), experience=None)
         found = self.collector.collect(self.prompts, samples=self.config.samples, sampling=self.sampling)
         by_task: dict[str, list[Rollout]] = {}
         for rollout in found.rollouts:
-            if rollout.outcome.usable:
-                by_task.setdefault(rollout.context.task, []).append(rollout)
-        items = [item for task, rollouts in by_task.items() for item in self._items(task, rollouts)]
-        results = [
-            self._result(step, task, [item for item in items if item.task == task], rollouts)
-            for task, rollouts in by_task.items()
-        ]
+            by_task.setdefault(rollout.context.task, []).append(rollout)
+        items = {task: self._items(task, rollouts) for task, rollouts in by_task.items()}
+        judged = {task: rollouts for task, rollouts in by_task.items() if items[task]}
+        if not judged:
+            raise DataError(
+                f"the reward part {self.part!r} applies to none of the {len(self.prompts)} held-out prompts; name "
+                "another in eval.part"
+            )
+        results = [self._result(step, task, items[task], rollouts) for task, rollouts in judged.items()]
+        everything = [item for task in judged for item in items[task]]
         if len(results) > 1:
-            pooled = [rollout for rollouts in by_task.values() for rollout in rollouts]
-            results.append(self._result(step, "all", items, pooled))
-        return Evaluation(results=tuple(results), items=tuple(items), experience=found)
+            pooled = [rollout for rollouts in judged.values() for rollout in rollouts]
+            results.append(self._result(step, "all", everything, pooled))
+        return Evaluation(results=tuple(results), items=tuple(everything), experience=found)
 
     def _items(self, task: str, rollouts: Sequence[Rollout]) -> list[EvalItem]:
+        """Correct attempts per prompt. An attempt that ended in an error counts as wrong; one that the part does not
+        apply to does not count at all."""
         counts: dict[str, list[int]] = {}
         for rollout in rollouts:
             value = rollout.reward_parts.get(self.part)
-            if value is not None:
-                counts.setdefault(rollout.context.prompt_id, []).append(int(value >= CORRECT))
+            if value is not None or not rollout.outcome.usable:
+                hit = rollout.outcome.usable and value is not None and value >= CORRECT
+                counts.setdefault(rollout.context.prompt_id, []).append(int(hit))
         return [
             EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits)) for name, hits in counts.items()
         ]

@@ -25,7 +25,7 @@ from coterie.engines.base import Engine, Sampling
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.train.evaluation import Evaluator
 from coterie.train.measures import step_metrics
-from coterie.train.recorder import Recorder
+from coterie.train.recorder import Recorder, late
 from coterie.train.stopping import StopSignal
 from coterie.types import Credit, Group, Rollout
 
@@ -46,19 +46,21 @@ class Trainer:
     """Steps done."""
     cursor: int = 0
     """Training prompts consumed."""
+    evaluated: int = -1
+    """The last step that was evaluated."""
+    saved: int = -1
+    """The last step that has a checkpoint."""
 
     def run(self, stop: StopSignal) -> bool:
         """Train up to `config.steps`; True when it got there, False when it was asked to stop before."""
-        if self.step == 0:
-            self.evaluate()
-        while self.step < self.config.steps and not stop.requested:
-            self.train_step()
-            done = self.step == self.config.steps
-            if done or self._due(self.config.eval.every):
+        while True:
+            if self._evaluation_due() and not stop.requested:
                 self.evaluate()
-            if done or stop.requested or self._due(self.config.checkpoint.every):
+            if self.step and (stop.requested or self._due(self.config.checkpoint.every)):
                 self.checkpoint()
-        return self.step == self.config.steps
+            if self._done() or stop.requested:
+                return self._done() and not self._evaluation_due()
+            self.train_step()
 
     def train_step(self) -> None:
         """One step: the four phases, then the record."""
@@ -121,8 +123,10 @@ class Trainer:
         report: UpdateReport,
         seconds: dict[str, float],
     ) -> None:
-        metrics = step_metrics(experience, groups, report, seconds)
+        metrics = step_metrics(experience, groups, report, seconds, part=self.evaluator.part)
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
+        if experience.late:
+            self.recorder.note(self.step, "warning", late(experience))
         if report.skipped:
             self.recorder.note(
                 self.step,
@@ -133,10 +137,13 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the held-out prompts with the weights as they are."""
         self.recorder.evaluation(self.step, self.evaluator.evaluate(self.step))
+        self.evaluated = self.step
 
     def checkpoint(self) -> None:
         """Make this step the one that a resume continues from."""
-        self.recorder.checkpoint(self.step, self.learner, self._state())
+        if self.saved != self.step:
+            self.recorder.checkpoint(self.step, self.learner, self._state())
+            self.saved = self.step
 
     def _state(self) -> dict[str, Any]:
         return {"step": self.step, "cursor": self.cursor, "version": self.engine.version}
@@ -144,7 +151,15 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state; the learner's tensors are loaded beside this."""
         self.step, self.cursor = int(state["step"]), int(state["cursor"])
+        self.saved = self.step
+        self.evaluated = self.step if self.recorder.has_evaluation(self.step) else -1
         self.engine.commit(int(state["version"]))
 
+    def _done(self) -> bool:
+        return self.step >= self.config.steps
+
     def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+        return self._done() or (every > 0 and self.step % every == 0)
+
+    def _evaluation_due(self) -> bool:
+        return self.evaluated != self.step and (self.step == 0 or self._due(self.config.eval.every))

@@ -8,16 +8,22 @@ import numpy as np
 
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
+from coterie.train.evaluation import CORRECT
 from coterie.types import Group
 
 
 def step_metrics(
-    experience: Experience, groups: Sequence[Group], report: UpdateReport, seconds: Mapping[str, float]
+    experience: Experience,
+    groups: Sequence[Group],
+    report: UpdateReport,
+    seconds: Mapping[str, float],
+    *,
+    part: str,
 ) -> dict[str, float]:
     """Named floats, all finite. `time/*` and `speed/*` depend on the machine; all others repeat bit for bit."""
     return {
         **_rewards(experience),
-        **_groups(groups),
+        **_groups(experience, groups, part),
         **_lengths(experience),
         **report.metrics,
         "tokens/generated": float(experience.tokens),
@@ -43,22 +49,22 @@ def _rewards(experience: Experience) -> dict[str, float]:
     return found | {f"reward/part/{label}": float(np.mean(values)) for label, values in parts.items()}
 
 
-def _groups(groups: Sequence[Group]) -> dict[str, float]:
-    """Shares of groups: `solved` all at the best reward of the step, `none` all at the worst, `mixed` the rest."""
+def _groups(experience: Experience, groups: Sequence[Group], part: str) -> dict[str, float]:
+    """Shares of groups: `solved` every member correct, `none` no member, `mixed` the rest.
+
+    Correct is what the evaluation calls correct. `zero_variance` is about the whole reward: such a group teaches
+    nothing.
+    """
     if not groups:
         return {}
-    best = max(max(group.rewards) for group in groups)
-    worst = min(min(group.rewards) for group in groups)
-    flat = [group for group in groups if group.zero_variance]
-    # Where every reward of the step is equal, nothing says whether that is good: count it as unsolved unless positive.
-    solved = sum(group.rewards[0] >= best - 1e-8 and (best > worst or best > 0) for group in flat)
-    none = sum(group.rewards[0] <= worst + 1e-8 for group in flat) if best > worst else len(flat) - solved
+    correct = {rollout.id: (rollout.reward_parts.get(part) or 0.0) >= CORRECT for rollout in experience.rollouts}
+    hits = [sum(correct[member] for member in group.members) / len(group.members) for group in groups]
     count = len(groups)
     return {
-        "groups/solved": solved / count,
-        "groups/none": none / count,
-        "groups/mixed": (count - len(flat)) / count,
-        "groups/zero_variance": len(flat) / count,
+        "groups/solved": sum(share == 1 for share in hits) / count,
+        "groups/none": sum(share == 0 for share in hits) / count,
+        "groups/mixed": sum(0 < share < 1 for share in hits) / count,
+        "groups/zero_variance": sum(group.zero_variance for group in groups) / count,
     }
 
 

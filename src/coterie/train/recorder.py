@@ -30,6 +30,7 @@ class Recorder:
         save_model: puts a model folder that transformers opens into the folder it is given.
         keep: checkpoints kept.
         config_hash: names the settings a checkpoint belongs to.
+        data_hash: names the prompts and the template it belongs to.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Recorder:
         save_model: Callable[[Path], None],
         keep: int,
         config_hash: str,
+        data_hash: str,
     ) -> None:
         self.run = run
         self.observer = observer
         self.save_model = save_model
         self.keep = keep
         self.config_hash = config_hash
+        self.data_hash = data_hash
         self.db = MetricsDB(run.metrics)
         self.log: RunLog = run.open_log()
         self.evals = run.path / EVALS
@@ -76,17 +79,29 @@ class Recorder:
         """One held-out evaluation with its rollouts."""
         if found.experience is None:
             return
+        # A kill between the two writes leaves the file alone: only the database says that an evaluation is whole.
+        rollouts.truncate_after(self.evals, step - 1)
         rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
         self.db.record_evals(found.results, found.items)
         for result in found.results:
             one = result.pass_at_1
             self.log.line("eval", f"{result.task} pass@1={one.value:.4f} [{one.low:.4f}, {one.high:.4f}]")
         self.observer.evaluated(found.results)
+        lost = len(found.experience.errors)
+        if lost:
+            first = found.experience.errors[0]
+            self.note(step, "warning", f"{lost} held-out attempts ended in an error and count as wrong: {first.error}")
+        if found.experience.late:
+            self.note(step, "warning", late(found.experience))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the held-out prompts were measured at this step."""
+        return any(result.step == step for result in self.db.evals())
 
     def checkpoint(self, step: int, learner: Learner, state: Mapping[str, Any]) -> None:
         """Everything a resume needs, verified before older ones go."""
         held: dict[str, Any] = dict(state)
-        held["learner"] = learner.counters()
+        held |= {"learner": learner.counters(), "data_hash": self.data_hash}
 
         def write(folder: Path) -> None:
             learner.save(folder)
@@ -106,9 +121,18 @@ class Recorder:
 
     def note(self, step: int | None, kind: str, message: str) -> None:
         """An event: recorded, logged and told."""
-        self.db.event(kind, message, step)
+        self.record_event(step, kind, message)
         self.log.line(kind, message)
         self.observer.noted(kind, message)
+
+    def record_event(self, step: int | None, kind: str, message: str) -> None:
+        """An event that the observer knows already."""
+        self.db.event(kind, message, step)
+
+    def last_facts(self, kind: str) -> dict[str, str]:
+        """The newest `facts` of a kind; empty when there are none."""
+        found = self.db.events(kind)
+        return {str(name): str(value) for name, value in found[-1].data.items()} if found else {}
 
     def facts(self, kind: str, step: int, data: Mapping[str, str]) -> None:
         """What a later reader needs to know about this attempt; recorded and logged, not told."""
@@ -136,6 +160,14 @@ class Recorder:
             )
             for rollout in experience.rollouts
         ]
+
+
+def late(experience: Experience) -> str:
+    """What to say when the deadline cut completions."""
+    return (
+        f"{experience.late} completions were cut by sampling.deadline_s: they depend on this machine's speed and will "
+        "not repeat; raise it"
+    )
 
 
 def _sample(experience: Experience) -> tuple[Prompt, Rollout] | None:
