@@ -114,3 +114,35 @@ def test_an_architecture_without_pluggable_positions_is_refused_or_right() -> No
 def test_the_reference_needs_adapters() -> None:
     with pytest.raises(ModelError, match="without_adapters needs LoRA"), tiny_policy().without_adapters():
         pass
+
+
+def test_missing_weights_are_never_made_up(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors .*layers\.1\.mlp\.up_proj\.weight.*random numbers"):
+        read(folder)
+
+
+def test_a_damaged_weight_file_is_named(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="cannot load the model"):
+        read(folder)
+
+
+def test_generation_settings_that_transformers_will_not_save_do_not_lose_a_checkpoint(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 3]}')
+    read(folder).save(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"] == [2, 3]
+
+
+def test_lora_targets_that_do_not_fit_are_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"does not fit this model.*all-linear"):
+        read(folder, lora=LoraConfig(targets=["nothing_like_this"]))
+    with pytest.raises(ModelError, match="names the head"):
+        read(folder, lora=LoraConfig(targets=["lm_head"]))

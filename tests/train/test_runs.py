@@ -16,7 +16,7 @@ from runs_for_tests import fingerprint, make_config
 
 from coterie import assemble
 from coterie.config.load import load
-from coterie.errors import CheckpointError, DataError, RewardError, RunError
+from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, RunError
 from coterie.observer import EvalResult, RunInfo, Silent
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Prompt, Rollout
@@ -291,3 +291,95 @@ def test_dry_run_and_validate_report_and_create_nothing(root: Path) -> None:
     (root / "train.jsonl").write_text("not json\n", encoding="utf-8")
     assert not assemble.validate(config).ok
     assert not (root / "runs").exists()
+
+
+def test_prompts_that_changed_do_not_continue_a_run(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=2))
+    rows = (root / "train.jsonl").read_text(encoding="utf-8")
+    (root / "train.jsonl").write_text(rows.replace('"answer": "3"', '"answer": "4"'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="made with other prompts, answers or chat template"):
+        assemble.resume(run)
+
+
+def test_another_thread_count_is_said_on_resume(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=4), stop_at(2, signal.SIGTERM))
+    with MetricsDB(run / "metrics.sqlite") as database:
+        facts = dict(database.events("versions")[-1].data)
+        database.event("versions", "made up", 2, facts | {"threads": "7"})
+    watch = Watch()
+    assemble.resume(run, watch)
+    assert any(kind == "warning" and "threads was 7" in text and "is 1 now" in text for kind, text in watch.notes)
+
+
+def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
+    watch = Watch()
+    config = make_config(root, steps=1, sampling={"deadline_s": 1e-9}, collect={"max_error_share": 1.0})
+    run = assemble.train(config, watch)
+    assert any("cut by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
+    assert any("count as wrong" in text for kind, text in watch.notes if kind == "warning")
+    assert "groups/mixed" not in watch.steps[0]
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        assert all(item.correct == 0 for item in database.eval_items(0))
+
+
+def test_an_evaluation_that_judges_nothing_is_refused(root: Path) -> None:
+    config = make_config(root, rewards={"parts": [{"name": "tiny_rewards:likes_a"}, {"name": "shy:never"}]})
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"part": "never"})})
+    (root / "shy.py").write_text("def never(prompts, completions):\n    return [None for _ in completions]\n")
+    with pytest.raises(DataError, match="'never' applies to none of the 4 held-out prompts"):
+        assemble.train(config)
+
+
+def test_a_reward_that_cannot_be_imported_leaves_no_run_behind(root: Path) -> None:
+    with pytest.raises(RewardError, match="no_such_module"):
+        assemble.train(make_config(root, rewards={"parts": [{"name": "no_such_module:reward"}]}))
+    assert not (root / "runs" / "one").exists()
+
+
+def test_a_cut_sampler_may_be_sampled_but_not_trained(root: Path) -> None:
+    config = make_config(root, sampling={"top_p": 0.5})
+    with pytest.raises(ConfigError, match=r"train with top_p = 1 and top_k = 0"):
+        assemble.train(config)
+    assert len(list(assemble.sample(config, 2))) == 2
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", "a" * 200])
+def test_stop_strings_that_never_match_are_refused(root: Path, stop: str) -> None:
+    with pytest.raises(ConfigError, match=r"can never match"):
+        assemble.train(make_config(root, sampling={"stop": [stop]}))
+
+
+def test_prompts_that_outgrow_the_context_are_refused_before_the_run(root: Path) -> None:
+    with pytest.raises(DataError, match=r"more than the model's context of 256; lower data\.max_prompt_tokens"):
+        assemble.train(make_config(root, sampling={"max_tokens": 250}))
+    assert not (root / "runs" / "one").exists()
+
+
+def test_evaluating_a_checkpoint_repeats_the_runs_own_number(root: Path) -> None:
+    watch = Watch()
+    config = make_config(root)
+    run = assemble.train(config, watch)
+    (again,) = assemble.evaluate(str(run), config)
+    assert again == watch.evals[-1]
+
+
+def test_a_longer_goal_continues_a_finished_run(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=2))
+    config = run / "config.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace("steps = 2", "steps = 4"), encoding="utf-8")
+    watch = Watch()
+    assemble.resume(run, watch)
+    assert len(watch.steps) == 2
+    assert watch.message.startswith("4 steps done")
+
+
+def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: Path) -> None:
+    lora: dict[str, Any] = {"lora": {"rank": 2, "alpha": 4.0}}
+    first = assemble.train(make_config(root, name="first", steps=2, model=lora))
+    again = assemble.train(make_config(root, name="again", steps=2, model=lora))
+    assert fingerprint(first)["weights"] == fingerprint(again)["weights"]
+    folder = assemble.model_of(str(first))
+    with pytest.raises(ModelError, match="a second one on top"):
+        assemble.train(make_config(root, name="second", model=lora | {"name": folder}))
+    with pytest.raises(ModelError, match="has nothing to train"):
+        assemble.train(make_config(root, name="third", model={"name": folder}))
