@@ -10,6 +10,7 @@ import typer
 
 from coterie import __version__
 from coterie.commands import assets, config, doctor, runs, sampling, training
+from coterie.commands.common import paint
 from coterie.errors import CoterieError
 from coterie.text import safe_text
 
@@ -53,8 +54,20 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         app(args=None if args is None else list(args), prog_name="coterie")
     except CoterieError as error:
-        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {safe_text(str(error))}", err=True)
+        typer.echo(f"{paint('error:', fg='red', bold=True)} {safe_text(str(error))}", err=True)
         return error.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        _let_go()
     return 0
+
+
+def _let_go() -> None:
+    """Flush standard output; when nobody reads it any more (`| head`), Python must not complain of that at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        from coterie.console import discard  # brings rich along
+
+        discard(sys.stdout)

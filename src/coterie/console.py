@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -73,12 +77,34 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
 """Heading → text of a step's metrics."""
 
 
+def discard(stream: IO[str]) -> None:
+    """Send a stream that nobody reads any more to nowhere, so that later writes and the flush at exit succeed."""
+    with suppress(OSError, ValueError):  # it has no file descriptor, or is closed
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+
+
+class Lasting(Console):
+    """A console whose reader may leave: what is printed after that is lost, and nothing else happens."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program here, and with it a training of hours because of a `| head`."""
+        self.quiet = True
+        discard(self.file)
+
+
 class Watcher:
-    """An Observer for people. A context manager: leaving it gives the terminal back, whatever happened."""
+    """An Observer for people. A context manager: leaving it gives the terminal back, whatever happened.
+
+    No callback raises because of the output: once that is gone, the training goes on unwatched.
+    """
 
     def __init__(self, console: Console | None = None, *, live: bool | None = None) -> None:
         """`live` is decided by the console when None: a terminal that can move the cursor."""
-        self.console = console or Console(highlight=False)
+        self.console = console or Lasting(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
         self._live: Live | None = None
         self._info: RunInfo | None = None
@@ -108,7 +134,8 @@ class Watcher:
         )
         if self.is_live:
             self._live = Live(self._picture(), console=self.console, refresh_per_second=4)
-            self._live.start()
+            with self._unharmed():
+                self._live.start()
 
     def stepped(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
         self._rows.append((step, dict(metrics)))
@@ -117,7 +144,7 @@ class Watcher:
         self._sample = sample or self._sample
         self._progress = ""
         if self._live is not None:
-            self._live.update(self._picture())
+            self._redraw(self._live)
             return
         values = "  ".join(f"{title} {show(metrics)}" for title, show in COLUMNS.items())
         self._say(f"step {step}/{self._last()}  {values}  ETA {duration(self._remaining(step))}")
@@ -129,7 +156,7 @@ class Watcher:
     def noted(self, kind: str, message: str) -> None:
         if kind == "progress" and self._live is not None:
             self._progress = one_line(message, 200)
-            self._live.update(self._picture())
+            self._redraw(self._live)
             return
         style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
         self._say(message if kind in ("progress", "demo") else f"{kind}: {message}", style=style)
@@ -144,12 +171,33 @@ class Watcher:
     def _stop(self) -> None:
         if self._live is not None:
             self._progress = ""
-            self._live.update(self._picture())
-            self._live.stop()
+            self._redraw(self._live)
+            with self._unharmed():
+                self._live.stop()
             self._live = None
 
     def _say(self, message: str, style: str = "") -> None:
-        self.console.print(Text(safe_text(message), style=style), soft_wrap=True)
+        with self._unharmed():
+            self.console.print(Text(safe_text(message), style=style), soft_wrap=True)
+
+    def _redraw(self, live: Live) -> None:
+        with self._unharmed():
+            live.update(self._picture())
+
+    @contextmanager
+    def _unharmed(self) -> Generator[None]:
+        """Outlive the output: a full disk behind `> log`, a terminal that hung up, a closed stream."""
+        try:
+            yield
+        except BlockingIOError:
+            return  # rich keeps the text for the next time
+        except (OSError, ValueError) as error:
+            file = self.console.file
+            if isinstance(error, UnicodeError) and isinstance(file, TextIOWrapper):
+                file.reconfigure(errors="backslashreplace")
+                return
+            self.console.quiet = True
+            discard(file)
 
     def _last(self) -> int | str:
         return self._info.steps if self._info is not None else "?"
@@ -216,4 +264,4 @@ def _clipped_text(text: str, lines: int, width: int = 400) -> str:
 
 def watcher() -> Watcher:
     """The observer for this process's standard output; NO_COLOR and a pipe are respected."""
-    return Watcher(Console(file=sys.stdout, highlight=False))
+    return Watcher(Lasting(file=sys.stdout, highlight=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import coterie
 from coterie import machine
 from coterie.cli import main
 from coterie.errors import DataError
 from coterie.observer import EvalResult, Interval
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import EvalItem, MetricsDB
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
 
@@ -95,7 +99,12 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         raise DataError(f"{run} has bad rows:\x1b[2J 7")
 
     fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
-    fake.chat = lambda target: Session()
+
+    def chat(target, *, system=None, temperature=0.7, max_tokens=512):
+        calls.append(("chat", (target, system, temperature, max_tokens)))
+        return Session()
+
+    fake.chat = chat
     fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
     fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
     fake.demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
@@ -178,6 +187,11 @@ def test_chat(assemble, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert main(["chat", "m"]) == 0
     assert capsys.readouterr().out == "you said hello\\x07\n"
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert main(["chat", "m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9"]) == 0
+    assert assemble == [("chat", ("m", None, 0.7, 512)), ("chat", ("m", "Be brief.", 0.0, 9))]
+    for wrong in (["--temperature", "-1"], ["--max-tokens", "0"]):
+        assert main(["chat", "m", *wrong]) == 2
 
 
 def test_bugs_keep_their_traceback(assemble, monkeypatch):
@@ -312,3 +326,63 @@ def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "gpus", broken)
     assert main(["doctor"]) == 0
     assert "torch cannot be loaded: libcudart.so.13" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["validate"], ["rollout", "--count", "1"], ["ls"], ["resume", "x"]])
+def test_no_color_is_obeyed_everywhere(words, assemble, two_runs, monkeypatch):
+    monkeypatch.setenv("COTERIE_HOME", str(two_runs))
+    monkeypatch.setattr(machine, "gpus", lambda: [])
+    words = [*words, "--runs", str(two_runs)] if words == ["ls"] else words
+    seen = []
+    for value in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", value)
+        with CliRunner().isolation(color=True) as (out, err, _):
+            main(words)
+            seen.append(out.getvalue() + err.getvalue())
+    assert b"\x1b[" in seen[0]
+    assert b"\x1b" not in seen[1]
+
+
+@pytest.fixture
+def measured(tmp_path) -> Path:
+    """Two runs of one setting but the learning rate, evaluated on the same prompts."""
+    for name, lr, right in (("one", 1e-6, [1, 2, 4, 0]), ("two", 2e-6, [4, 4, 4, 0])):
+        with RunDirectory.create(tmp_path, name, "x") as run:
+            run.write_config({"steps": 2, "optim": {"lr": lr}})
+            with MetricsDB(run.metrics) as database:
+                for step, correct in ((0, [0, 0, 1, 0]), (2, right)):
+                    result = EvalResult(
+                        step=step,
+                        task="t",
+                        prompts=4,
+                        samples=4,
+                        k=4,
+                        pass_at_1=interval(sum(correct) / 16),
+                        pass_at_k=interval(0.5),
+                        mean_length=2.0,
+                        truncated=0.0,
+                    )
+                    items = [
+                        EvalItem(task="t", prompt_id=f"t/{k}", correct=c, samples=4) for k, c in enumerate(correct)
+                    ]
+                    database.record_evals([result], items)
+    return tmp_path
+
+
+def test_show_tests_the_difference(measured, capsys):
+    assert main(["show", "one", "--runs", str(measured)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^paired\n  task t  pass@1 \+37\.5 points \[\+\d+\.\d, \+\d+\.\d\]  p 0\.\d+$", out, re.M)
+    assert main(["show", "one", "--runs", str(measured), "--json"]) == 0
+    test = json.loads(capsys.readouterr().out)["paired"]["t"]
+    assert test["difference"] == 0.375
+    assert set(test) == {"difference", "low", "high", "p_value"}
+
+
+def test_diff_tests_the_difference(measured, capsys):
+    assert main(["diff", "one", "two", "--runs", str(measured)]) == 0
+    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert table[0].split() == ["task", "pass@1", "p"]
+    assert table[1].startswith("t     +31.2 points [")
+    assert main(["diff", "two", "one", "--runs", str(measured), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["paired"]["t"]["difference"] == -0.3125

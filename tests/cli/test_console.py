@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from coterie.console import Watcher, duration, eval_line, number, sample_text, share
+from coterie.console import Lasting, Watcher, duration, eval_line, number, sample_text, share
 from coterie.observer import EvalResult, Interval, Observer, RunInfo
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
@@ -178,3 +180,72 @@ def test_eval_line():
 )
 def test_short_forms(text, expected):
     assert text == expected
+
+
+class Gone(io.StringIO):
+    """An output that fails from the third write on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.writes = error, 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        if self.writes > 2:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("I/O operation on closed file")])
+def test_a_run_outlives_its_output(error, live):
+    out = Gone(error)
+    with Watcher(Lasting(file=out, force_terminal=live, width=100), live=live) as watcher:
+        watcher.started(INFO)
+        for step in range(1, 4):
+            watcher.stepped(step, METRICS, sample())
+        watcher.evaluated([RESULT])
+        watcher.noted("warning", "slow")
+        watcher.finished(INFO.run, "done")
+    assert watcher.console.quiet
+    assert out.writes < 9
+
+
+def test_a_text_that_cannot_be_written_costs_no_other():
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    watcher = Watcher(Lasting(file=out, width=100), live=False)
+    watcher.noted("warning", "±")
+    watcher.noted("warning", "plain")
+    assert raw.getvalue() == b"warning: \\xb1\nwarning: plain\n"
+
+
+HEAD = """
+import sys
+from pathlib import Path
+from coterie import console
+from coterie.cli import app, main
+
+@app.command()
+def work():
+    with console.watcher() as watch:
+        for step in range(20000):
+            watch.noted("progress", f"step {step}")
+        watch.finished(Path("runs/x"), "done")
+    print("and printed", "x" * 100_000)
+    Path(sys.argv[1]).write_text("trained")
+
+sys.exit(main(["work"]))
+"""
+
+
+def test_a_reader_that_leaves_does_not_end_the_training(tmp_path):
+    command = [sys.executable, "-c", HEAD, str(tmp_path / "result")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as training:
+        assert training.stdout is not None
+        assert training.stderr is not None
+        assert training.stdout.readline() == b"step 0\n"
+        training.stdout.close()
+        assert training.stderr.read() == b""
+    assert training.returncode == 0
+    assert (tmp_path / "result").read_text() == "trained"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, read_columns
 from coterie.data.prompts import PromptSet, load
 from coterie.errors import DataError
+from coterie.types import Message
 from tiny import tiny_tokenizer
 
 CHAT = Chat(tiny_tokenizer())
@@ -287,3 +289,34 @@ def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None
     assert reasons(found)[1].startswith(
         "cannot be rendered: the model's chat template refuses these messages (user): no cats"
     )
+
+
+def test_a_whole_set_is_excluded_without_rendering_it_again(tmp_path: Path) -> None:
+    class Counting(Chat):
+        rendered = 0
+
+        def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+            self.rendered += 1
+            return super().render(messages, add_generation_prompt=add_generation_prompt)
+
+    train = of_lines(tmp_path, good(1), good(2))
+    source = FileSource(type="file", path=write(tmp_path / "h.jsonl", good(2), good(3)))
+    seen = []
+    for exclude in (train, train.prompts):
+        chat = Counting(tiny_tokenizer())
+        before = chat.rendered
+        held = load([source], DataConfig(), chat, exclude)
+        seen.append((chat.rendered - before, [prompt.id for prompt in held.prompts], held.excluded))
+    assert seen == [(2, ["h/2"], 1), (4, ["h/2"], 1)]
+    again = load([FileSource(type="file", path=write(tmp_path / "x.jsonl", good(9)), task="q")], LENIENT, CHAT, train)
+    assert [prompt.id for prompt in again.prompts] == ["q.2/1"]
+
+
+def test_no_task_is_named_like_the_pooled_result(tmp_path: Path) -> None:
+    said = "task name 'all', which is reserved for the result over all tasks"
+    with pytest.raises(DataError, match=said):
+        of_lines(tmp_path, good(), task="all")
+    with pytest.raises(DataError, match=said):
+        load([FileSource(type="file", path=write(tmp_path / "all.jsonl", good()))], DataConfig(), CHAT)
+    found = load([FileSource(type="file", path=str(tmp_path / "all.jsonl"), task="mine")], DataConfig(), CHAT)
+    assert found.prompts[0].task == "mine"

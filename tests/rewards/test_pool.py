@@ -390,3 +390,35 @@ def test_half_megabyte_rows():
 
 def test_lone_surrogates_survive():
     assert score("exact", ["\ud800"], [prompt(answer="\ud800")])[0].reward == 1.0
+
+
+def test_columns_of_the_whole_data_are_there_in_every_call():
+    with scorer("unruly:narrow", "unruly:counts") as pool:
+        pool.start([prompt("a", level=1), prompt("b", other=2)])
+        pool.start([prompt("h", shape="round")])
+        without, own = pool.score([prompt("b", other=2), prompt("c", level=3, new=1)], ["x", "y"])
+        (alone,) = pool.score([prompt("b", other=2)], ["x"])
+    assert without.parts == alone.parts | {"counts": 2.0}
+    assert own.parts["narrow"] == 3.0
+    assert alone.parts == {"narrow": None, "counts": 1.0}
+    assert alone.error is None
+
+
+def test_no_call_has_more_rows_than_its_deadline_can_stand():
+    with scorer("unruly:counts") as pool:
+        found = pool.score([prompt()] * 600, ["a"] * 600)
+    assert [one.reward for one in found] == [200.0] * 600
+
+
+def test_slow_rows_are_not_killed_because_there_are_many():
+    """Half a deadline for a piece, more than one for all of them."""
+    found = score("unruly:slow", ["a"] * 768, deadline_s=0.8)
+    assert [one.reward for one in found] == [1.0] * 768
+
+
+def test_a_function_that_always_hangs_is_given_up_before_every_piece_was_tried():
+    started = time.monotonic()
+    found = score("unruly:hangs", ["a"] * 2560, deadline_s=0.2)
+    assert time.monotonic() - started < 4 * 0.2 + 2.0
+    assert all(one.reward is None for one in found)
+    assert "was not asked: 3 rows before this one hung" in found[-1].error

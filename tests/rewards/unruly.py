@@ -75,6 +75,19 @@ def narrow(completions, level):
     return list(level)
 
 
+def counts(completions):
+    return [float(len(completions))] * len(completions)
+
+
+def slow(completions):
+    time.sleep(0.0015 * len(completions))
+    return [1.0] * len(completions)
+
+
+def hangs(completions):
+    time.sleep(3600)
+
+
 async def later(completions):
     await asyncio.sleep(0.001)
     return [float(len(c)) for c in completions]

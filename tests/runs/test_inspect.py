@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from records import make_record, make_run
+from records import make_eval, make_record, make_run
 
 from coterie.commands.common import plain
 from coterie.errors import RunError
 from coterie.runs import inspect
 from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import write_step
 
 
@@ -23,7 +24,50 @@ def test_summary(tmp_path):
     assert (seen.before[0].step, seen.after[0].step) == (0, 3)
     assert seen.metrics["reward/mean"] == 1.0
     assert (seen.events, seen.problem) == ({"checkpoint": 1}, None)
+    test = seen.paired["legs"]
+    assert test.difference == pytest.approx(0.875 - 1 / 6)
+    assert 0 < test.low < test.difference < test.high
+    assert test.p_value < 0.1
     json.dumps(plain(seen), allow_nan=False)
+
+
+def test_finished_is_evaluated_and_saved(tmp_path):
+    run = make_run(tmp_path, steps=3)
+    assert inspect.summary(run.path).state == "stopped"
+    (run.checkpoints / "step_000002").mkdir()
+    assert inspect.summary(run.path).state == "stopped"
+    (run.checkpoints / "step_000003").mkdir()
+    assert inspect.summary(run.path).state == "finished"
+    with MetricsDB(run.metrics) as database:
+        database.truncate_after(2)
+        database.record(3, {"reward/mean": 1.0})
+    assert inspect.summary(run.path).state == "stopped"
+
+
+def test_a_run_without_evaluations_finishes_too(tmp_path):
+    with RunDirectory.create(tmp_path, "a", "x") as run:
+        run.write_config({"steps": 2})
+        with MetricsDB(run.metrics) as database:
+            for step in (1, 2):
+                database.record(step, {"reward/mean": 0.5})
+    assert inspect.summary(run.path).state == "stopped"
+    (run.checkpoints / "step_000002").mkdir()
+    seen = inspect.summary(run.path)
+    assert (seen.state, seen.paired) == ("finished", {})
+    assert inspect.compare_runs(run.path, run.path) == {}
+
+
+def test_pairs_of_two_runs(tmp_path):
+    one, other = make_run(tmp_path, "a"), make_run(tmp_path, "b", steps=5)
+    with MetricsDB(other.metrics) as database:
+        result, items = make_eval(7, "legs", [4, 4, 4, 4, 4, 4, 0])
+        strange, _ = make_eval(7, "not in a", [1])
+        database.record_evals([result, strange], items)
+    (test,) = inspect.compare_runs(one.path, other.path).values()
+    assert test.difference == pytest.approx(0.125)  # without the seventh, which only one of them holds
+    assert inspect.compare_runs(other.path, one.path)["legs"].difference == pytest.approx(-0.125)
+    with pytest.raises(RunError, match="no run"):
+        inspect.compare_runs(one.path, tmp_path / "c")
 
 
 def test_a_running_and_a_stopped_run(tmp_path):

@@ -96,3 +96,29 @@ def test_many_steps_and_tasks(tmp_path):
 def test_time_runs_forward(tmp_path):
     with pytest.raises(RunError, match="time does not run backwards"):
         write_report(make_run(tmp_path), machine="m", seconds=-1)
+
+
+EXACT = "give the same tokens, bit for bit"
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "exact"),
+    [
+        ("auto", [], True),
+        ("auto", ["cpu"], True),
+        ("cpu", ["cuda", "cpu"], True),
+        ("auto", ["cpu", "cuda"], False),
+        ("auto", ["cuda:1"], False),
+        ("cuda:0", [], False),
+    ],
+)
+def test_only_a_run_on_a_cpu_is_promised_to_repeat(tmp_path, config, found, exact):
+    with RunDirectory.create(tmp_path, "", "x") as run:
+        run.write_config({"model": {"name": "m", "device": config}})
+        with MetricsDB(run.metrics) as database:
+            database.event("versions", "", data={"torch": "2"})
+            for device in found:
+                database.event("versions", "", data={"torch": "2", "device": device})
+    text = write_report(run, machine="m", seconds=1).read_text()
+    assert (EXACT in text) == exact
+    assert ("kernels there may differ in the last bits" in text) != exact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -75,6 +76,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def paint(text: str, **style: Any) -> str:
+    """`typer.style`, unless NO_COLOR asks for plain text (https://no-color.org: set, and not empty)."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
+
+
 def print_json(value: Any) -> None:
     """ASCII only, so that no text of a model's can reach the terminal raw."""
     typer.echo(json.dumps(plain(value), indent=2))
@@ -85,7 +91,7 @@ def print_report(report: Report) -> int:
     width = max((len(subject) for _, subject, _ in report.lines), default=0)
     colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for level, subject, text in report.lines:
-        mark = typer.style(f"{level:<4}", fg=colors.get(level))
+        mark = paint(f"{level:<4}", fg=colors.get(level))
         typer.echo(f"{mark}  {safe_text(subject):<{width}}  {safe_text(text)}")
     return 0 if report.ok else 1
 
@@ -97,7 +103,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(len(keys))]
     for index, row in enumerate(table):
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        typer.echo(typer.style(line, bold=True) if index == 0 else line)
+        typer.echo(paint(line, bold=True) if index == 0 else line)
 
 
 def print_mapping(table: Mapping[str, Any], indent: int = 0) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from coterie import __version__, machine
-from coterie.commands.common import JSON, plain, print_json
+from coterie.commands.common import JSON, paint, plain, print_json
 from coterie.text import safe_text
 
 
@@ -20,7 +20,7 @@ def doctor(json_: bool = JSON) -> None:
         print_json(seen)
         return
     for subject, text in lines(seen):
-        typer.echo(f"{typer.style(f'{subject:<10}', bold=True)} {safe_text(text)}")
+        typer.echo(f"{paint(f'{subject:<10}', bold=True)} {safe_text(text)}")
 
 
 def examine() -> dict[str, Any]:

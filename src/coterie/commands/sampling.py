@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, print_json, print_report, split_target
+from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, paint, print_json, print_report, split_target
 from coterie.errors import ConfigError
 from coterie.text import safe_text
 
@@ -63,18 +63,25 @@ def rollout(
             }
             typer.echo(json.dumps(record))
         else:
-            typer.secho(safe_text(one.id), bold=True)
+            typer.echo(paint(safe_text(one.id), bold=True))
             typer.echo(console.sample_text(prompt, one, lines=40) + "\n")
 
 
-def chat(target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")]) -> None:
+def chat(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")],
+    system: Annotated[
+        str | None, typer.Option(help="System message; a run's own data.system when left out.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Limit of one reply.")] = 512,
+) -> None:
     """Talk with a model or with a run's result.
 
     An empty line, /exit or Ctrl-D ends it.
     """
     from coterie import assemble
 
-    session = assemble.chat(target)
+    session = assemble.chat(target, system=system, temperature=temperature, max_tokens=max_tokens)
     while True:
         try:
             said = input("you> ").strip()

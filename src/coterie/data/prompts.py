@@ -23,6 +23,9 @@ from coterie.data.columns import BadRowError, Question, read_columns, with_instr
 from coterie.errors import DataError
 from coterie.types import Message, Prompt
 
+POOLED = "all"
+"""Task name of an evaluation's result over all tasks, which therefore no source may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
@@ -96,7 +99,7 @@ def load(
     sources: Sequence[Source],
     config: DataConfig,
     chat: Chat,
-    exclude: Iterable[Prompt] = (),
+    exclude: PromptSet | Iterable[Prompt] = (),
     *,
     limit: int | None = None,
 ) -> PromptSet:
@@ -108,18 +111,23 @@ def load(
     Args:
         sources: of `data.train` or `data.heldout`.
         config: for `system`, `max_prompt_tokens` and `max_bad_share`.
-        exclude: prompts that must not occur, such as the training prompts when held-out ones are loaded.
+        exclude: prompts that must not occur, e.g. those trained on; a set of the same `chat` is not rendered again.
         limit: keep only the first good prompts of each source.
 
     Raises:
-        DataError: a source cannot be read, too large a share of its rows is bad, or none of them is left.
+        DataError: a source cannot be read or has a reserved task name, too large a share of its rows is bad, or none
+            of them is left.
         AssetError: a question asset cannot be fetched.
     """
-    known = list(exclude)
+    if isinstance(exclude, PromptSet):
+        known, forbidden = exclude.prompts, frozenset(exclude.token_ids.values())
+    else:
+        known = tuple(exclude)
+        forbidden = frozenset(tuple(chat.render(prompt.messages)) for prompt in known)
     loading = _Loading(
         config=config,
         chat=chat,
-        forbidden=frozenset(tuple(chat.render(prompt.messages)) for prompt in known),
+        forbidden=forbidden,
         taken={prompt.id for prompt in known},
         limit=limit,
     )
@@ -138,6 +146,11 @@ def load(
 
 def _load_source(source: Source, loading: _Loading) -> None:
     name, task = _names(source)
+    if task == POOLED:
+        raise DataError(
+            f"{name} gives its prompts the task name {task!r}, which is reserved for the result over all tasks; give "
+            "the source another `task`, or rename the file or function"
+        )
     generated = isinstance(source, ReasoningGymSource)
     bad: list[BadRow] = []
     ids: set[str] = set()

@@ -51,6 +51,8 @@ class Scorer:
                     f"the params of reward {part.name!r} are no JSON ({error}); use text, numbers, lists and tables"
                 ) from error
         self._folder = os.getcwd()
+        self._known: dict[str, None] = {}
+        """Columns of all prompts that `start` was told of."""
         self._workers: list[Worker] = []
         self._jobs: dict[Worker, Job | None] = {}
         """What each busy worker does; None = it imports the functions."""
@@ -63,8 +65,11 @@ class Scorer:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
-        The parts see the rows in up to `workers` pieces. A piece that fails is scored again row by row: hanging rows
-        cost their part at most `deadline_s` × (1 + 3) a worker, for after three of them the rest is given up.
+        The parts see the rows in `workers` pieces, or more where one would have over 256 rows. A piece that fails is
+        scored again row by row, and after three rows that hang alone, all others like them are given up unasked: a
+        function that always hangs costs about `deadline_s` × (1 + 3) in all.
+
+        The columns are those of these prompts and of all that `start` was told of; a row without one has None there.
 
         Returns:
             One score per row, in order; a row that could not be scored carries an error and no reward.
@@ -74,7 +79,7 @@ class Scorer:
         """
         if not completions and not prompts:
             return []
-        scoring = Round(self.config.parts, prompts, completions, shares=self.config.workers)
+        scoring = Round(self.config.parts, prompts, completions, shares=self.config.workers, known=list(self._known))
         names = scoring.names
         try:
             self._fill(names)
@@ -90,10 +95,15 @@ class Scorer:
     def start(self, prompts: Sequence[Prompt] = ()) -> None:
         """Start the workers and wait until the functions are imported; `score` does the same when it is first called.
 
+        Args:
+            prompts: all that may be scored. Their columns are remembered, so that a function that requires a column
+                gets it also in a call whose prompts happen to lack it.
+
         Raises:
             RewardError: a reward function cannot be imported, or does not take its params.
         """
-        names = column_names(prompts)
+        self._known |= dict.fromkeys(column_names(prompts))
+        names = list(self._known)
         try:
             self._fill(names)
             while self._jobs:

@@ -15,6 +15,8 @@ from coterie.types import Prompt
 
 MAX_LOST = 3
 """Rows of one part that may hang or crash alone in one call of the scorer; the rest is given up unasked."""
+MAX_ROWS = 256
+"""Rows of one call of a reward function: the deadline is the call's, so it must not grow with the evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +31,29 @@ class Round:
     """Every part on every row. A call that fails as a whole is repeated row by row, so that only the guilty pay.
 
     Args:
-        shares: into how many calls the rows of each part are cut at first, one a worker.
+        shares: into how many calls the rows of each part are cut at least, one a worker; none has over `MAX_ROWS`.
+        known: columns that other prompts have; the rows of this call hold None there.
     """
 
     def __init__(
-        self, parts: Sequence[RewardConfig], prompts: Sequence[Prompt], completions: Sequence[str], *, shares: int
+        self,
+        parts: Sequence[RewardConfig],
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        shares: int,
+        known: Sequence[str] = (),
     ) -> None:
         self.parts = parts
         self.prompts = prompts
-        self.names = column_names(prompts)
+        self.names = list(dict.fromkeys((*known, *column_names(prompts))))
         size = len(completions)
         self._values: list[dict[int, float | None]] = [{} for _ in parts]
         self._errors: list[dict[int, str]] = [{} for _ in parts]
         self._lost = [0] * len(parts)
         self._encoded = self._encode(completions)
         sound = [row for row in range(size) if row in self._encoded]
+        shares = max(shares, math.ceil(len(sound) / MAX_ROWS))
         chunks = [tuple(sound[k * len(sound) // shares : (k + 1) * len(sound) // shares]) for k in range(shares)]
         self._queue = deque(Job(part, rows) for part in range(len(parts)) for rows in chunks if rows)
 
@@ -51,7 +61,8 @@ class Round:
         """The next call to make; None when nothing is left to begin."""
         while self._queue:
             job = self._queue.popleft()
-            if len(job.rows) > 1 or self._lost[job.part] < MAX_LOST:
+            whole = len(job.rows) > 1 and bool(self._values[job.part])
+            if whole or self._lost[job.part] < MAX_LOST:
                 return job
             self._blame(job, f"was not asked: {MAX_LOST} rows before this one hung or crashed it")
         return None
@@ -121,7 +132,8 @@ class Round:
         )
 
     def _split(self, job: Job) -> None:
-        self._queue.extend(Job(job.part, (row,)) for row in job.rows)
+        # First in the queue: a function that always hangs is given up before every piece has met its deadline.
+        self._queue.extendleft(Job(job.part, (row,)) for row in reversed(job.rows))
 
     def _blame(self, job: Job, cause: str) -> None:
         for row in job.rows:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coterie.algo.statistics import PairedTest, paired_test
 from coterie.config.layers import flatten
 from coterie.errors import RunError
 from coterie.observer import EvalResult
@@ -63,6 +64,8 @@ class RunSummary:
     """The first held-out evaluation, by task."""
     after: tuple[EvalResult, ...]
     """The last one, empty while there is only one."""
+    paired: Mapping[str, PairedTest]
+    """After minus before in pass@1 on the same prompts, by task."""
     metrics: Mapping[str, float]
     """Of the last step."""
     events: Mapping[str, int]
@@ -71,8 +74,11 @@ class RunSummary:
     """What could not be read, and why."""
 
 
-def summary(path: Path) -> RunSummary:
+def summary(path: Path, *, tests: bool = True) -> RunSummary:
     """All that a run's folder tells.
+
+    Args:
+        tests: fill in `paired`, which takes a moment.
 
     Raises:
         RunError: `path` is not a run. A damaged part of one is told in `problem` instead.
@@ -87,25 +93,27 @@ def summary(path: Path) -> RunSummary:
     seen = _Measured()
     if run.metrics.exists():
         try:
-            seen = _measured(run.metrics)
+            seen = _measured(run.metrics, tests)
         except RunError as error:
             problems.append(str(error))
     steps = config.get("steps")
     pid = lock_holder(run.path)
+    saved = checkpoint.steps(run.checkpoints)
     return RunSummary(
         name=run.path.resolve().name,
         path=run.path,
-        state=_state(bool(problems), pid, seen.step, steps),
+        state=_state(bool(problems), pid, _is_complete(seen, saved, steps)),
         pid=pid,
         model=config.get("model", {}).get("name"),
         tasks=_tasks(config),
         step=seen.step,
         steps=steps,
-        checkpoints=tuple(checkpoint.steps(run.checkpoints)),
+        checkpoints=tuple(saved),
         rollout_steps=len(rollouts.steps(run.rollouts)),
         size_mb=round(_size(run.path) / 1e6, 1),
         before=seen.before,
         after=seen.after,
+        paired=seen.paired,
         metrics=seen.metrics,
         events=seen.events,
         problem="; ".join(problems) or None,
@@ -116,7 +124,7 @@ def list_runs(root: Path) -> list[RunLine]:
     """All runs of a folder by name; a damaged one is listed as such. Empty when there is no such folder."""
     lines = []
     for config in sorted(root.glob("*/config.toml")):
-        one = summary(config.parent)
+        one = summary(config.parent, tests=False)
         lines.append(
             RunLine(
                 name=one.name,
@@ -165,10 +173,11 @@ class _Measured:
     metrics: Mapping[str, float] = field(default_factory=dict)
     before: tuple[EvalResult, ...] = ()
     after: tuple[EvalResult, ...] = ()
+    paired: Mapping[str, PairedTest] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
 
 
-def _measured(path: Path) -> _Measured:
+def _measured(path: Path, tests: bool = False) -> _Measured:
     with MetricsDB.reader(path) as database:
         step = database.last_step()
         before, after = ends(database)
@@ -176,7 +185,8 @@ def _measured(path: Path) -> _Measured:
         for event in database.events():
             events[event.kind] = events.get(event.kind, 0) + 1
         metrics = {} if step is None else database.step_metrics(step)
-    return _Measured(step=step, metrics=metrics, before=before, after=after, events=events)
+        paired = compare(database, before, database, after) if tests else {}
+    return _Measured(step=step, metrics=metrics, before=before, after=after, paired=paired, events=events)
 
 
 def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult, ...]]:
@@ -189,17 +199,67 @@ def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult,
     return before, tuple(result for result in results if result.step == last) if last != first else ()
 
 
+def compare(
+    one: MetricsDB, before: Sequence[EvalResult], other: MetricsDB, after: Sequence[EvalResult]
+) -> dict[str, PairedTest]:
+    """Difference in pass@1 of two evaluations, `after` minus `before`, by task, on the prompts that both hold.
+
+    A task is left out where the evaluations share no prompt, or a database did not record their items.
+    """
+    later = {result.task: result.step for result in after}
+    found = {}
+    for result in before:
+        if result.task not in later:
+            continue
+        first = _shares(one, result.step, result.task)
+        second = _shares(other, later[result.task], result.task)
+        shared = sorted(first.keys() & second.keys())
+        if shared:
+            found[result.task] = paired_test([first[key] for key in shared], [second[key] for key in shared])
+    return found
+
+
+def _shares(database: MetricsDB, step: int, task: str) -> dict[tuple[str, str], float]:
+    """Share of right attempts by (task, prompt)."""
+    items = database.eval_items(step, None if task == "all" else task)
+    return {(item.task, item.prompt_id): item.correct / item.samples for item in items}
+
+
+def compare_runs(one: Path, other: Path) -> dict[str, PairedTest]:
+    """Difference in pass@1 of two runs' last evaluations, other minus one, by task, on the prompts that both hold.
+
+    Prompts are the same when their ids are: compare runs on the same held-out data.
+
+    Raises:
+        RunError: one of them is not a run, or cannot be read.
+    """
+    files = [RunDirectory.at(path).metrics for path in (one, other)]
+    if not all(file.exists() for file in files):
+        return {}
+    with MetricsDB.reader(files[0]) as first, MetricsDB.reader(files[1]) as second:
+        (before, after), (earlier, later) = ends(first), ends(second)
+        return compare(first, after or before, second, later or earlier)
+
+
 def _pooled(results: tuple[EvalResult, ...]) -> float | None:
     pooled = [result for result in results if result.task == "all"] or list(results)
     return pooled[0].pass_at_1.value if len(pooled) == 1 else None
 
 
-def _state(damaged: bool, pid: int | None, step: int | None, steps: int | None) -> str:
+def _is_complete(seen: _Measured, saved: Sequence[int], steps: int | None) -> bool:
+    """All steps recorded, evaluated where the run evaluates at all, and saved: the last step ends with its checkpoint,
+    and a stop saves one without the evaluation."""
+    if steps is None or (seen.step or 0) < steps or max(saved, default=-1) < steps:
+        return False
+    return not seen.before or (seen.after or seen.before)[0].step >= steps
+
+
+def _state(damaged: bool, pid: int | None, complete: bool) -> str:
     if damaged:
         return "damaged"
     if pid is not None:
         return "running"
-    return "finished" if step is not None and steps is not None and step >= steps else "stopped"
+    return "finished" if complete else "stopped"
 
 
 def _tasks(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.algo.statistics import PairedTest, paired_test
+from coterie.algo.statistics import PairedTest
 from coterie.config.layers import flatten
 from coterie.config.schema import RunConfig
 from coterie.errors import RunError
@@ -17,8 +17,8 @@ from coterie.observer import EvalResult, Interval
 from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
-from coterie.runs.inspect import ends
-from coterie.runs.metrics import MetricsDB
+from coterie.runs.inspect import compare, ends
+from coterie.runs.metrics import Event, MetricsDB
 from coterie.text import safe_text
 from coterie.types import Prompt, Rollout
 
@@ -81,7 +81,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
         "![Reward in training and held-out accuracy by step](curve.png)" if picture else _NO_PICTURE,
-        "## Do it again\n\n" + _command(run, config),
+        "## Do it again\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
         "## Time and place\n\n" + "\n".join(facts),
         "## Settings that matter\n\n" + _settings(config),
         *_samples(samples),
@@ -91,6 +91,11 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
 
 
 _UNUSUAL = ("warning", "stop", "resume", "skipped_update", "error")
+_ON_CPU = "The same machine and number of threads give the same tokens, bit for bit."
+_ON_CUDA = (
+    "The draws are the same, but this run was on CUDA: kernels there may differ in the last bits from one time to the "
+    "next, and a token with them, so expect a similar run and not the same one."
+)
 _NO_PICTURE = (
     "There is no picture of the learning curve: matplotlib is not installed (`pip install matplotlib`), "
     "or no step was recorded. The numbers are in `metrics.sqlite`."
@@ -108,11 +113,12 @@ def _results(database: MetricsDB) -> str:
         ]
         return "\n".join((head, *rows)) + "\n\nIntervals are 95 % bootstrap intervals over prompts."
     later = {result.task: result for result in after}
+    tests = compare(database, before, database, after)
     rows = []
     for result in before:
         if result.task not in later:
             continue
-        test = _paired(database, result, later[result.task])
+        test = tests.get(result.task)
         for (name, one), (_, other) in zip(_both(result), _both(later[result.task]), strict=True):
             change = _change(one, other, test if name == "pass@1" else None)
             rows.append(_row(result.task, _size(result), name, _percent(one), _percent(other), *change))
@@ -130,19 +136,6 @@ def _results(database: MetricsDB) -> str:
 def _both(result: EvalResult) -> list[tuple[str, Interval]]:
     rows = [("pass@1", result.pass_at_1)]
     return rows if result.k == 1 else [*rows, (f"pass@{result.k}", result.pass_at_k)]
-
-
-def _paired(database: MetricsDB, before: EvalResult, after: EvalResult) -> PairedTest | None:
-    """On the prompts that both evaluations hold; None when their items were not recorded."""
-    task = None if before.task == "all" else before.task
-    one, other = (
-        {(item.task, item.prompt_id): item.correct / item.samples for item in database.eval_items(step, task)}
-        for step in (before.step, after.step)
-    )
-    shared = sorted(one.keys() & other.keys())
-    if not shared:
-        return None
-    return paired_test([one[key] for key in shared], [other[key] for key in shared])
 
 
 def _change(before: Interval, after: Interval, test: PairedTest | None) -> tuple[str, str]:
@@ -175,14 +168,21 @@ def _code(text: str) -> str:
     return "`" + " ".join(safe_text(text).split()).replace("`", "'") + "`"
 
 
-def _command(run: RunDirectory, config: Mapping[str, Any]) -> str:
+def _was_on_cuda(config: Mapping[str, Any], events: Sequence[Event]) -> bool:
+    """As the settings ask, or as the last start of the run found with `device = "auto"`."""
+    starts = [event.data for event in events if event.kind == "versions"]
+    devices = [config.get("model", {}).get("device", ""), starts[-1].get("device", "") if starts else ""]
+    return any(str(device).startswith("cuda") for device in devices)
+
+
+def _command(run: RunDirectory, config: Mapping[str, Any], *, on_cuda: bool) -> str:
     # The name is taken by this very run, and runs are never overwritten.
     name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
     return (
         f"```sh\ncoterie train @ {shlex.quote(run.config.as_posix())}{name}\n```\n\n"
-        "The same machine and number of threads give the same tokens, bit for bit. "
-        f"`coterie show {run.path.as_posix()}` says more; `coterie chat {run.path.as_posix()}` talks to "
-        "the result."
+        f"{_ON_CUDA if on_cuda else _ON_CPU} "
+        f"`coterie show {run.path.as_posix()}` says more; `coterie chat {run.path.as_posix()}` talks "
+        "to the result."
     )
 
 

@@ -1,0 +1,136 @@
+"""Collecting on the scripted engine: whole groups, honest outcomes, and errors that never become rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from coterie.algo.groups import by_key, by_prompt
+from coterie.collect import Collector, Experience
+from coterie.engines.base import Request, Sampling
+from coterie.engines.scripted import ScriptedEngine
+from coterie.envs.base import Episode
+from coterie.envs.single_turn import SingleTurn
+from coterie.errors import RewardError
+from coterie.policy.learner import UpdateReport
+from coterie.rewards.base import Score
+from coterie.train.measures import step_metrics
+from coterie.types import Message, Outcome, Prompt
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=3)
+
+
+class Letters:
+    """Token k is the k-th letter."""
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        return [ord(letter) % 26 for letter in messages[-1]["content"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in ids)
+
+
+class Marks:
+    """1 for a completion that starts with the answer; `?` makes it an error."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    def _one(self, prompt: Prompt, text: str) -> Score:
+        if prompt.answer == "?":
+            return Score(reward=None, parts={}, error="marks raised ValueError: no idea")
+        value = float(text.startswith(prompt.answer or ""))
+        return Score(reward=value, parts={"marks": value}, error=None)
+
+
+def prompt(name: str, answer: str = "b") -> Prompt:
+    return Prompt(id=name, messages=(Message(role="user", content=name),), answer=answer, task="t")
+
+
+def collector(environment: object = None, *, share: float = 1.0) -> Collector:
+    """Sample k of a prompt says the letter k, k times."""
+    return Collector(
+        engine=ScriptedEngine(lambda request: [request.key.sample] * request.key.sample),
+        environment=environment or SingleTurn(),  # ty: ignore[invalid-argument-type]
+        chat=Letters(),
+        scorer=Marks(),
+        seed=3,
+        max_error_share=share,
+    )
+
+
+def by_id(found: Experience) -> dict[str, Outcome]:
+    return {rollout.id: rollout.outcome for rollout in found.rollouts}
+
+
+def test_every_attempt_is_stamped_and_scored() -> None:
+    found = collector().collect([prompt("p"), prompt("q", "c")], samples=5, sampling=SAMPLING)
+    assert [rollout.reward for rollout in found.rollouts] == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert by_id(found)["p#4@0"] is Outcome.TRUNCATED
+    last = found.rollouts[-1]
+    assert (last.context.prompt_id, last.context.completion_length, last.context.version) == ("q", 3, 0)
+    assert found.prompt_of(last).id == "q"
+    assert found.tokens == 2 * (0 + 1 + 2 + 3 + 3)
+
+
+def test_a_prompt_drawn_twice_is_one_larger_group() -> None:
+    found = collector().collect([prompt("p"), prompt("p")], samples=2, sampling=SAMPLING)
+    (group,) = by_prompt(found.rollouts)
+    assert group.members == ("p#0@0", "p#1@0", "p#2@0", "p#3@0")
+
+
+def test_a_reward_error_enters_no_group() -> None:
+    found = collector().collect([prompt("p"), prompt("q", "?")], samples=2, sampling=SAMPLING)
+    assert set(by_id(found).values()) == {Outcome.OK, Outcome.REWARD_ERROR}
+    assert [group.key for group in by_prompt(found.rollouts)] == ["p@0"]
+    assert all(rollout.reward is None for rollout in found.errors)
+
+
+def test_too_many_errors_end_the_run_with_the_first_cause() -> None:
+    with pytest.raises(RewardError, match=r"2 of 4 .*max_error_share = 0\.1.*q#0@0: marks raised ValueError: no idea"):
+        collector(share=0.1).collect([prompt("p"), prompt("q", "?")], samples=2, sampling=SAMPLING)
+
+
+def test_an_environment_that_raises_is_no_reward() -> None:
+    class Broken:
+        def episode(self, prompt: Prompt) -> Episode:
+            yield prompt.messages
+            raise RuntimeError("the tool is gone")
+
+    found = collector(Broken()).collect([prompt("p")], samples=1, sampling=SAMPLING)
+    assert found.rollouts[0].outcome is Outcome.ENV_ERROR
+    assert found.rollouts[0].error == "the environment raised RuntimeError: the tool is gone"
+
+
+def test_an_environment_that_wants_more_turns_is_refused_by_name() -> None:
+    class Chatty:
+        def episode(self, prompt: Prompt) -> Episode:
+            yield prompt.messages
+            yield prompt.messages
+
+    found = collector(Chatty()).collect([prompt("p")], samples=1, sampling=SAMPLING)
+    assert "only single-turn episodes" in (found.rollouts[0].error or "")
+
+
+def test_groups_of_another_scale_are_a_key_away() -> None:
+    found = collector().collect([prompt("p"), prompt("q")], samples=2, sampling=SAMPLING)
+    (group,) = by_key(found.rollouts, "task", lambda context: context.task)
+    assert (group.scale, len(group.members)) == ("task", 4)
+
+
+def test_solved_means_correct_and_not_just_equal() -> None:
+    engine_says = {"p": [1], "q": [2], "r": [1]}
+
+    def script(request: Request) -> list[int]:
+        return [2] if request.key.prompt == "r" and request.key.sample else engine_says[request.key.prompt]
+
+    one = collector()
+    one.engine = ScriptedEngine(script)
+    found = one.collect([prompt("p"), prompt("q"), prompt("r")], samples=2, sampling=SAMPLING)
+    report = UpdateReport(metrics={}, logprobs={}, skipped=0)
+    seconds = {"step": 1.0, "collect": 1.0, "update": 1.0}
+    metrics = step_metrics(found, by_prompt(found.rollouts), report, seconds, part="marks")
+    shares = {name: metrics[f"groups/{name}"] for name in ("solved", "none", "mixed", "zero_variance")}
+    assert shares == pytest.approx({"solved": 1 / 3, "none": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
+    assert metrics["reward/mean"] == metrics["reward/part/marks"] == 0.5
