@@ -18,7 +18,7 @@ LAYERS = [
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},
     {"train"},
-    {"assemble", "chatting", "checks", "demo"},
+    {"assemble", "parts", "chatting", "checks", "demo"},
     {"console", "commands", "cli", "__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}

@@ -1,12 +1,12 @@
-"""The only place that turns settings into objects: one visible dict per seam, and the verbs built from the parts."""
+"""The verbs: train, resume, evaluate, sample, chat. Each reads its inputs, has its parts made, and runs them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,246 +14,38 @@ import torch
 
 from coterie import machine
 from coterie.chatting import ChatSession
-from coterie.collect import Collector
 from coterie.config.load import load_file
-from coterie.config.schema import RunConfig, Source
-from coterie.data import assets, prompts
+from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
-from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.envs.single_turn import SingleTurn
-from coterie.errors import CheckpointError, ConfigError, DataError, RunError
+from coterie.errors import CheckpointError, DataError, RunError
 from coterie.observer import EvalResult, Observer, RunInfo, Silent
-from coterie.policy.learner import Learner
-from coterie.policy.model import Policy, load
+from coterie.parts import (
+    Inputs,
+    check_trainable,
+    collector_for,
+    engine_for,
+    evaluator_for,
+    load_policy,
+    locate_model,
+    policy_for,
+    read_inputs,
+    sampling_for,
+    trainer_for,
+    use_threads,
+)
+from coterie.policy.model import Policy
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import json_dumps
-from coterie.train.evaluation import Evaluator
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
 from coterie.types import Prompt, Rollout
-
-ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
-    "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, slots=config.collect.slots, capacity=capacity
-    ),
-}
-"""What `collect.engine` may name."""
-
-STOP_TOKENS = 24
-"""The engine looks for stop strings in the last 32 tokens."""
-
-EVAL_STREAM = 1 << 40
-"""Added to the seed of held-out samples: a training and a held-out prompt may share an id, never a random stream."""
-
-
-def use_threads(config: RunConfig) -> int:
-    """Set the number of threads of the maths; returns it."""
-    count = config.threads or machine.cores()
-    torch.set_num_threads(count)
-    return count
-
-
-def device_of(config: RunConfig) -> torch.device:
-    """`auto` is the first accelerator, else the CPU."""
-    name = config.model.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device = {name!r}, but torch sees no CUDA device here; use auto or cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"model.device = {name!r}; expected auto, cpu, cuda or cuda:N") from error
-
-
-def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
-    name = config.model.dtype
-    if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = machine.facts().native_bf16
-        return torch.bfloat16 if native else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
-
-
-def locate_model(config: RunConfig, observer: Observer) -> str:
-    """Folder of an asset (fetched if need be), or the local folder or transformers id as it is.
-
-    Raises:
-        AssetError: the asset cannot be had.
-    """
-    name = config.model.name
-    if name in assets.ASSETS and not Path(name).is_dir():
-        return str(assets.ensure(name, progress=lambda message: observer.noted("progress", message)))
-    return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What is read before anything is written: bad input leaves nothing behind."""
-
-    source: str
-    chat: Chat
-    train: PromptSet
-    heldout: PromptSet
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """All of them, training prompts first."""
-        return (*self.train.prompts, *self.heldout.prompts)
-
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        sets = (self.train.token_ids, self.heldout.token_ids)
-        return max((len(ids) for found in sets for ids in found.values()), default=0)
-
-    def digest(self) -> str:
-        """Names what the prompts say, as the model sees it, and what counts as right."""
-        held = hashlib.sha256(self.chat.template_hash.encode())
-        for found in (self.train, self.heldout):
-            for prompt in found.prompts:
-                held.update(json_dumps([prompt.id, list(found.token_ids[prompt.id]), prompt.answer]).encode())
-        return held.hexdigest()[:16]
-
-
-def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = True) -> Inputs:
-    """Load the tokenizer and every prompt, rendered and checked.
-
-    Raises:
-        DataError: no training prompts, or too many bad rows.
-    """
-    source = locate_model(config, observer)
-    chat = load_chat(source, config.model.revision)
-    train = _load(config.data.train, config, chat)
-    if need_train and len(train.prompts) < config.collect.prompts:
-        raise DataError(
-            f"data.train has {len(train.prompts)} usable prompts, fewer than the {config.collect.prompts} that one "
-            'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
-        )
-    heldout = _load(config.data.heldout, config, chat, exclude=train.prompts, limit=config.eval.limit)
-    return Inputs(source=source, chat=chat, train=train, heldout=heldout)
-
-
-def _load(
-    sources: Sequence[Source],
-    config: RunConfig,
-    chat: Chat,
-    *,
-    exclude: Sequence[Prompt] = (),
-    limit: int | None = None,
-) -> PromptSet:
-    if not sources:
-        return PromptSet.empty()
-    return prompts.load(sources, config.data, chat, exclude, limit=limit)
-
-
-def load_policy(config: RunConfig, source: str) -> Policy:
-    """The model to be trained or sampled."""
-    device = device_of(config)
-    return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
-
-
-def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
-    """The model, checked against its tokenizer and the prompts before anything is sampled.
-
-    Raises:
-        ModelError: the tokenizer has ids that the model does not.
-        DataError: the longest prompt and completion do not fit the model's context.
-    """
-    _check_stops(config, inputs.chat)
-    policy = load_policy(config, inputs.source)
-    inputs.chat.check_vocabulary(policy.head.weight.shape[0])
-    for name, ids in (*inputs.train.token_ids.items(), *inputs.heldout.token_ids.items()):
-        if len(ids) + config.sampling.max_tokens > policy.context:
-            raise DataError(
-                f"prompt {name!r} has {len(ids)} tokens, which with sampling.max_tokens = {config.sampling.max_tokens} "
-                f"is more than the model's context of {policy.context}; lower data.max_prompt_tokens (longer rows are "
-                "then left out) or sampling.max_tokens"
-            )
-    return policy
-
-
-def _check_stops(config: RunConfig, chat: Chat) -> None:
-    for stop in config.sampling.stop:
-        ids = chat.tokenizer(stop, add_special_tokens=False)["input_ids"]
-        if len(ids) > STOP_TOKENS or stop not in chat.decode(ids):
-            raise ConfigError(
-                f"sampling.stop holds {stop!r}, which can never match: a stop string is plain text of at most "
-                f"{STOP_TOKENS} tokens; the model's own end tokens always stop"
-            )
-
-
-def check_trainable(config: RunConfig) -> None:
-    """Settings that sampling alone may have, but training may not.
-
-    Raises:
-        ConfigError: the sampler would not be the policy.
-    """
-    if config.sampling.top_p < 1 or config.sampling.top_k > 0:
-        raise ConfigError(
-            f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "
-            "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
-        )
-
-
-def _engine(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    capacity = inputs.longest() + config.sampling.max_tokens
-    return ENGINES[config.collect.engine](policy, inputs.chat, config, capacity)
-
-
-def _reference(config: RunConfig, source: str) -> Policy | None:
-    """A frozen copy where the KL needs one that adapters cannot give."""
-    if config.objective.kl_beta == 0 or config.model.lora is not None:
-        return None
-    reference = load_policy(config, source)
-    reference.model.requires_grad_(False)
-    return reference
-
-
-def _sampling(config: RunConfig, temperature: float) -> Sampling:
-    settings = config.sampling
-    return Sampling(
-        temperature=temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        max_tokens=settings.max_tokens,
-        stop=tuple(settings.stop),
-        deadline_s=settings.deadline_s,
-    )
-
-
-def _collector(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, *, seed: int) -> Collector:
-    return Collector(
-        engine=engine,
-        environment=SingleTurn(),
-        chat=chat,
-        scorer=scorer,
-        seed=seed,
-        max_error_share=config.collect.max_error_share,
-    )
-
-
-def _evaluator(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
-    sampling = _sampling(config, config.eval.temperature)
-    # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
-    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts * config.collect.group_size)
-    return Evaluator(
-        _collector(config, engine, chat, scorer, seed=config.seed + EVAL_STREAM),
-        heldout.prompts,
-        config=config.eval,
-        sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
-        part=config.eval.part or config.rewards.labels()[0],
-        seed=config.seed,
-    )
 
 
 def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
@@ -276,28 +68,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _build(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
-    engine = _engine(config, inputs, policy)
-    learner = Learner(
-        policy,
-        optim=config.optim,
-        objective=config.objective,
-        temperature=config.sampling.temperature,
-        total_steps=config.steps * config.optim.minibatches * config.optim.epochs,
-        reference=_reference(config, inputs.source),
-    )
-    return Trainer(
-        config=config,
-        order=PromptOrder(inputs.train.prompts, seed=config.seed),
-        collector=_collector(config, engine, inputs.chat, scorer, seed=config.seed),
-        engine=engine,
-        learner=learner,
-        evaluator=_evaluator(config, engine, inputs.chat, scorer, inputs.heldout),
-        recorder=recorder,
-        sampling=_sampling(config, config.sampling.temperature),
-    )
 
 
 def train(config: RunConfig, observer: Observer | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
@@ -357,7 +127,7 @@ def _go(
         data_hash=inputs.digest(),
     )
     try:
-        trainer = _build(config, inputs, scorer, recorder, policy)
+        trainer = trainer_for(config, inputs, scorer, recorder, policy)
         if not fresh:
             _restore(trainer, recorder, run)
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
@@ -480,7 +250,7 @@ def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Samp
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
     policy = policy_for(config, inputs)
-    return Sampler(config=config, inputs=inputs, engine=_engine(config, inputs, policy))
+    return Sampler(config=config, inputs=inputs, engine=engine_for(config, inputs, policy))
 
 
 def with_model(config: RunConfig, target: str | None) -> RunConfig:
@@ -508,7 +278,7 @@ def evaluate(target: str | None, config: RunConfig, observer: Observer | None = 
     ready.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
     with Scorer(config.rewards) as scorer:
         scorer.start(ready.inputs.prompts)
-        evaluator = _evaluator(config, ready.engine, ready.inputs.chat, scorer, ready.inputs.heldout)
+        evaluator = evaluator_for(config, ready.engine, ready.inputs.chat, scorer, ready.inputs.heldout)
         results = list(evaluator.evaluate(step).results)
     observer.evaluated(results)
     return results
@@ -529,9 +299,9 @@ def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")
     with Scorer(config.rewards) as scorer:
-        collector = _collector(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
+        collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
         drawn = order.draw(0, count)
-        found = collector.collect(drawn, samples=1, sampling=_sampling(config, config.sampling.temperature))
+        found = collector.collect(drawn, samples=1, sampling=sampling_for(config, config.sampling.temperature))
     for rollout in found.rollouts:
         yield found.prompt_of(rollout), rollout
 

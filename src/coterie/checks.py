@@ -9,13 +9,13 @@ from typing import Literal, TypeVar
 
 import torch
 
-from coterie import assemble, machine
-from coterie.assemble import Inputs
+from coterie import machine, parts
 from coterie.batches import Batch, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.errors import CoterieError
 from coterie.observer import Silent
+from coterie.parts import Inputs
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
@@ -52,7 +52,7 @@ class Report:
 def validate(config: RunConfig) -> Report:
     """Data and rewards: every prompt rendered, gold answers scored, garbage scored. Loads no weights."""
     report = Report()
-    inputs = report.attempt("data", lambda: assemble.read_inputs(config, Silent()))
+    inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
@@ -62,14 +62,14 @@ def validate(config: RunConfig) -> Report:
 def dry_run(config: RunConfig) -> Report:
     """All of `validate`, then the model: batch arithmetic, memory, and time measured on a small sample."""
     report = Report()
-    report.attempt("settings", lambda: assemble.check_trainable(config))
-    assemble.use_threads(config)
-    inputs = report.attempt("data", lambda: assemble.read_inputs(config, Silent()))
+    report.attempt("settings", lambda: parts.check_trainable(config))
+    parts.use_threads(config)
+    inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is None:
         return report
     _data_lines(report, config, inputs)
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
-    policy = report.attempt("model", lambda: assemble.policy_for(config, inputs))
+    policy = report.attempt("model", lambda: parts.policy_for(config, inputs))
     if policy is None:
         return report
     _batch_line(report, config)
@@ -173,7 +173,7 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy
 
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
-    engine = assemble.ENGINES[config.collect.engine](policy, inputs.chat, config, 0)
+    engine = parts.ENGINES[config.collect.engine](policy, inputs.chat, config, 0)
     ids = next(iter(inputs.train.token_ids.values()))
     count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
     requests = [

@@ -1,6 +1,6 @@
 """The reward functions that ship, and how a name becomes a function.
 
-The dict stands here and not in `coterie.assemble`, because a worker process reads it, and must not import torch.
+The dict stands here and not in `coterie.parts`, because a worker process reads it, and must not import torch.
 """
 
 from __future__ import annotations
