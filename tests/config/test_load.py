@@ -220,7 +220,7 @@ def test_resolved_settings_reproduce(toml):
             "rewards.parts has no item 5 (from --rewards.parts.5.name): it has 1 item(s)",
         ),
         (["--eval.k", "9"], "eval.samples, which is 4 (eval.k from --eval.k; eval.samples from default)"),
-        (["--sampling.top_k", "5"], "sampling.top_k from --sampling.top_k"),
+        (["--optim.minibatches", "100"], "optim.minibatches from --optim.minibatches"),
         (["--steps"], "--steps needs a value; the command line ends"),
         (["--steps", "--seed", "1"], "--steps needs a value; the command line goes on with --seed"),
         (["@"], "@ needs a file"),
