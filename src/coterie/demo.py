@@ -55,7 +55,7 @@ def summary(run: Path) -> Iterator[str]:
     yield f"look    coterie show {run}     the picture is {run / 'curve.png'}, the report {run / 'README.md'}"
     yield f"talk    coterie chat {run}"
     yield "next    coterie demo --seed 1 --steps 90        longer, another seed"
-    yield "        coterie train @ recipes/gsm-symbolic/config.toml     word problems, about an hour"
+    yield "        coterie train @ recipes/gsm-symbolic/config.toml     word problems, a long run"
 
 
 def _change(database: MetricsDB, before: EvalResult, after: EvalResult) -> Iterator[str]:
