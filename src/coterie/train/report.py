@@ -24,7 +24,7 @@ def report_run(run: RunDirectory) -> Path:
 
 
 def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
-    """The first attempt at `count` held-out prompts, spread over the set, at the first and the last evaluation."""
+    """The first attempt at `count` held-out prompts of the first task, at the first and the last evaluation."""
     folder = run / EVALS
     steps = rollouts.steps(folder)
     if len(steps) < 2:
@@ -34,7 +34,9 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     except RunError:
         return []  # damaged rollouts cost the examples, never the report
     shared = [name for name in before if name in after]
-    chosen = shared[:: max(1, len(shared) // count)][:count]
+    main = [name for name in shared if before[name].prompt.task == before[shared[0]].prompt.task]
+    # Places fixed beforehand, so that nobody picks the nice ones.
+    chosen = dict.fromkeys(main[len(main) * (k + 1) // (count + 1)] for k in range(count) if main)
     return [
         BeforeAfter(prompt=before[name].prompt, before=before[name].rollout, after=after[name].rollout)
         for name in chosen
