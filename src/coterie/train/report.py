@@ -11,6 +11,7 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.report import BeforeAfter, write_report
 from coterie.runs.rollouts import RolloutRecord
+from coterie.train.evaluation import CORRECT
 from coterie.train.recorder import EVALS
 
 
@@ -24,7 +25,8 @@ def report_run(run: RunDirectory) -> Path:
 
 
 def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
-    """The first attempt at `count` held-out prompts of the first task, at the first and the last evaluation."""
+    """First attempts at held-out prompts of the first task, at the first and the last evaluation: the first prompt that
+    turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste."""
     folder = run / EVALS
     steps = rollouts.steps(folder)
     if len(steps) < 2:
@@ -35,12 +37,19 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
         return []  # damaged rollouts cost the examples, never the report
     shared = [name for name in before if name in after]
     main = [name for name in shared if before[name].prompt.task == before[shared[0]].prompt.task]
-    # Places fixed beforehand, so that nobody picks the nice ones.
-    chosen = dict.fromkeys(main[len(main) * (k + 1) // (count + 1)] for k in range(count) if main)
+    firsts: dict[tuple[bool, bool], str] = {}
+    for name in main:  # the first of each kind: turned right, stayed wrong, stayed right, turned wrong
+        firsts.setdefault((_right(before[name]), _right(after[name])), name)
+    kinds = [(False, True), (False, False), (True, True), (True, False)]
+    chosen = [firsts[kind] for kind in kinds if kind in firsts][:count]
     return [
         BeforeAfter(prompt=before[name].prompt, before=before[name].rollout, after=after[name].rollout)
         for name in chosen
     ]
+
+
+def _right(record: RolloutRecord) -> bool:
+    return (record.rollout.reward or 0.0) >= CORRECT
 
 
 def _first_attempts(records: list[RolloutRecord]) -> dict[str, RolloutRecord]:
