@@ -51,7 +51,7 @@ from coterie.types import Prompt, Rollout
 def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         policy.save(folder)
-        chat.tokenizer.save_pretrained(folder)
+        chat.save(folder)
 
     return save
 

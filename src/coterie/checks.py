@@ -127,9 +127,8 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, policy: Poli
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
     size = policy.head.weight.element_size()
-    longest = max((len(ids) for ids in inputs.train.token_ids.values()), default=0) + config.sampling.max_tokens
-    slots = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
-    kv = 2 * layers * heads * head * slots * longest * size
+    longest = inputs.longest() + config.sampling.max_tokens
+    kv = 2 * layers * heads * head * config.collect.slots * longest * size  # the engine reserves all of it at once
     # About 34 values of the hidden width a token and layer are kept for the backward pass of a Llama-shaped block.
     row = max(config.optim.token_budget, longest)
     activations = 34 * layers * width * size * min(row, config.collect.prompts * config.collect.group_size * longest)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coterie import assemble
-from coterie.algo.statistics import paired_test
+from coterie.algo.statistics import PairedTest
 from coterie.config.load import load
 from coterie.errors import RunError
 from coterie.observer import EvalResult, Observer
+from coterie.runs.inspect import compare, ends
 from coterie.runs.metrics import MetricsDB
-from coterie.train.report import before_and_after
+from coterie.train.report import before_and_after, is_right
 from coterie.types import Rollout
 
 
@@ -41,12 +42,12 @@ def run_demo(observer: Observer, *, seed: int, overrides: Sequence[str]) -> Path
 def summary(run: Path) -> Iterator[str]:
     """The demo's last words, a line each."""
     with MetricsDB.reader(run / "metrics.sqlite") as database:
-        evals = database.evals()
-        steps = sorted({result.step for result in evals})
-        for before in (result for result in evals if result.step == steps[0] and result.task != "all"):
-            after = next((r for r in evals if r.step == steps[-1] and r.task == before.task), None)
-            if after is not None and len(steps) > 1:
-                yield from _change(database, before, after)
+        before, after = ends(database)
+        tests = compare(database, before, database, after)
+        later = {result.task: result for result in after}
+        for result in before:
+            if result.task in tests and result.task != "all":
+                yield _change(result, later[result.task], tests[result.task])
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
         yield f"asked   {question}   (answer: {pair.prompt.answer})"
@@ -58,14 +59,8 @@ def summary(run: Path) -> Iterator[str]:
     yield "        coterie train @ recipes/gsm-symbolic/config.toml     word problems, a long run"
 
 
-def _change(database: MetricsDB, before: EvalResult, after: EvalResult) -> Iterator[str]:
-    one, other = (
-        {item.prompt_id: item.correct / item.samples for item in database.eval_items(result.step, result.task)}
-        for result in (before, after)
-    )
-    shared = sorted(one.keys() & other.keys())
-    test = paired_test([one[key] for key in shared], [other[key] for key in shared])
-    yield (
+def _change(before: EvalResult, after: EvalResult, test: PairedTest) -> str:
+    return (
         f"held-out {before.task}, {before.prompts} unseen items: {_interval(before)} before, {_interval(after)} after "
         f"({100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], p {_p(test.p_value)})"
     )
@@ -81,7 +76,7 @@ def _p(value: float) -> str:
 
 
 def _verdict(rollout: Rollout) -> str:
-    return "right" if (rollout.reward or 0.0) >= 1 else "wrong"
+    return "right" if is_right(rollout) else "wrong"
 
 
 def _short(text: str, width: int = 100) -> str:

@@ -13,6 +13,7 @@ from coterie.runs.report import BeforeAfter, write_report
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluation import CORRECT
 from coterie.train.recorder import EVALS
+from coterie.types import Rollout
 
 
 def report_run(run: RunDirectory) -> Path:
@@ -39,7 +40,7 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     main = [name for name in shared if before[name].prompt.task == before[shared[0]].prompt.task]
     firsts: dict[tuple[bool, bool], str] = {}
     for name in main:  # the first of each kind: turned right, stayed wrong, stayed right, turned wrong
-        firsts.setdefault((_right(before[name]), _right(after[name])), name)
+        firsts.setdefault((is_right(before[name].rollout), is_right(after[name].rollout)), name)
     kinds = [(False, True), (False, False), (True, True), (True, False)]
     chosen = [firsts[kind] for kind in kinds if kind in firsts][:count]
     return [
@@ -48,8 +49,9 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     ]
 
 
-def _right(record: RolloutRecord) -> bool:
-    return (record.rollout.reward or 0.0) >= CORRECT
+def is_right(rollout: Rollout) -> bool:
+    """Whether a recorded attempt earned the full reward of 1."""
+    return (rollout.reward or 0.0) >= CORRECT
 
 
 def _first_attempts(records: list[RolloutRecord]) -> dict[str, RolloutRecord]:
