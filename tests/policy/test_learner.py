@@ -22,11 +22,13 @@ from tiny_models import KINDS, tiny_model, tiny_policy
 TEMPERATURE = 0.7
 
 
-def rollouts(*, seed: int = 0, prompts: int = 3, size: int = 3, two_turns: bool = False) -> list[Rollout]:
+def rollouts(
+    *, seed: int = 0, prompts: int = 3, size: int = 3, shortest: int = 2, two_turns: bool = False
+) -> list[Rollout]:
     rng = np.random.default_rng(seed)
     made = []
     for p in range(prompts):
-        prompt = tuple(int(x) for x in rng.integers(3, 97, rng.integers(2, 9)))
+        prompt = tuple(int(x) for x in rng.integers(3, 97, rng.integers(shortest, shortest + 7)))
         for s in range(size):
             turns = [turn(rng, prompt)]
             if two_turns:
@@ -156,6 +158,12 @@ def test_packed_gradient_equals_the_naive_one(kind: str, normalize: Any) -> None
         gradient(learner(tiny_policy(kind)), items, normalize=normalize),
         naive_gradient(kind, items, normalize),
     )
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma3"])
+def test_long_prompts_take_the_causal_kernel_and_give_the_same_gradient(kind: str) -> None:
+    items = rollouts(seed=1, prompts=2, size=2, shortest=130)
+    assert_same(gradient(learner(tiny_policy(kind)), items), naive_gradient(kind, items, "sequence"))
 
 
 @pytest.mark.parametrize("budget", [1, 25, 60, 10_000])

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 512
+_CACHED = 1 << 18
+"""Logits worked on at once on a CPU: 1 MB in float32."""
 
 
 def filter_logits(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -31,7 +33,8 @@ def filter_logits(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling of one token a row, with its log-probability under the distribution sampled from.
 
-    The cumulative sum is taken in two levels (blocks, then inside one block), which reads the vocabulary once.
+    The cumulative sum is taken in two levels (blocks, then inside one block), which reads the vocabulary once; on a
+    CPU a few rows at a time, which stay in its cache through all passes. No row's result depends on the others.
 
     Args:
         logits: [N, V] any float dtype.
@@ -40,15 +43,26 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
     Returns:
         tokens [N] int64 and log-probabilities [N] float32 (float64 for float64 logits).
     """
+    rows = max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else logits.shape[0]
+    parts = [
+        _sample(some, draws, temperature, top_k, top_p)
+        for some, draws in zip(logits.split(rows), uniform.split(rows), strict=True)
+    ]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scaled = filter_logits(logits.to(precision) / temperature, top_k, top_p)
+    scaled = filter_logits(logits.to(precision, copy=True).div_(temperature), top_k, top_p)
     rows, size = scaled.shape
     blocks = -(-size // _BLOCK)
-    weights = torch.exp(scaled - scaled.amax(-1, keepdim=True))
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
     if blocks * _BLOCK != size:
         weights = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - size))
     weights = weights.view(rows, blocks, _BLOCK)
-    cumulative = weights.sum(-1, dtype=torch.float64).cumsum(-1)  # [N, blocks]
+    # Sums of 512 in float32 (pairwise, so good to 1e-6), sums of blocks in float64.
+    cumulative = weights.sum(-1).double().cumsum(-1)  # [N, blocks]
     total = cumulative[:, -1]
     target = uniform * total
     block = torch.searchsorted(cumulative, target[:, None], right=True).clamp_(max=blocks - 1)

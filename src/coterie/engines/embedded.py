@@ -21,6 +21,7 @@ from coterie.engines.base import Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
+from coterie.policy.prepack import prepacked
 from coterie.types import StopReason, Turn
 
 _PREFILL_TOKENS = 4096
@@ -83,7 +84,10 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
         self._check(requests, sampling)
-        return _Session(self._policy, self._codec, self._reserve(requests, sampling), requests, sampling).run()
+        session = _Session(self._policy, self._codec, self._reserve(requests, sampling), requests, sampling)
+        rows = min(self._slots, len(requests))
+        with prepacked(self._policy.model, rows=rows, tokens=len(requests) * sampling.max_tokens):
+            return session.run()
 
     def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         for request in requests:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coterie.policy.attention import additive, masked_attention, may_attend
+from coterie.policy.attention import additive, causal_attention, masked_attention, may_attend
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,21 +52,13 @@ class PrefillLayout:
         ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
         self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         self.kept = [PromptKV() for _ in lengths]
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
         for where, kept in zip(self.slices, self.kept, strict=True):
             kept.keys[layer], kept.values[layer] = key[0, :, where], value[0, :, where]
-            mask = self._mask(where.stop - where.start, window, query)
-            pieces.append(masked_attention(query[:, :, where], key[:, :, where], value[:, :, where], mask, scale))
+            pieces.append(causal_attention(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
         return torch.cat(pieces, dim=2)
-
-    def _mask(self, length: int, window: int | None, like: Tensor) -> Tensor:
-        if (length, window) not in self._masks:
-            steps = torch.arange(length, device=like.device)
-            self._masks[length, window] = additive(may_attend(steps, steps, window), like.dtype)[None, None]
-        return self._masks[length, window]
 
 
 class DecodeLayout:
