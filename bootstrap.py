@@ -5,6 +5,7 @@
     python3 bootstrap.py test [ARGS]     the tests; --slow adds the minutes-long ones, the rest goes to pytest
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
     python3 bootstrap.py run ARGS        any command of coterie, e.g. run doctor
+    python3 bootstrap.py bench [ARGS]    speed and memory beside TRL and vLLM; --quick takes minutes, all cases hours
 
 Needs Python 3.11 or newer, and a network (or pip's find-links) the first time.
 COTERIE_NO_UV=1 installs with pip alone.
@@ -27,8 +28,14 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "coterie-stamp.json"
-EXTRAS = {"demo": {"train"}, "run": {"train"}, "test": {"train", "dev"}, "check": {"train", "dev"}}
-LINTED = ["src", "tests", "bootstrap.py", "recipes"]
+EXTRAS = {
+    "demo": {"train"},
+    "run": {"train"},
+    "bench": {"train"},
+    "test": {"train", "dev"},
+    "check": {"train", "dev"},
+}
+LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +57,8 @@ def main(argv: list[str]) -> int:
     if verb == "run":
         return run_program(["-m", "coterie", *rest])
     os.chdir(ROOT)
+    if verb == "bench":
+        return run_program(["-m", "coterie", "bench", *rest])
     return (check() if verb == "check" else 0) or run_program(test_command(rest, gpu))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.batches import Batch, continuation, plan
+from coterie.batches import Batch, continuation, halves, largest, plan
 from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)
@@ -102,7 +102,7 @@ def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: in
     assert weights.sum() == pytest.approx(1)
     for batch in batches:
         single = len(batch.spans) == 1
-        assert single or len(batch.tokens) <= budget
+        assert single or len(batch.tokens) <= max(budget, 2 * max(segment.prompt for segment in batch.segments))
 
 
 def test_denominators_still_count_what_is_skipped() -> None:
@@ -147,3 +147,48 @@ def test_a_turn_that_rewrites_history_is_refused() -> None:
     rewritten = replace(broken, turns=turns)
     with pytest.raises(ValueError, match="turn 1 of rollout a does not continue the tokens of the turn before"):
         continuation(rewritten)
+
+
+@settings(deadline=None)
+@given(shapes=ROLLOUTS)
+def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
+    rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
+    credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
+    (whole,) = plan(rollouts, credits, normalize="sequence", token_budget=10_000, skip_zero=False)
+    parts = [whole]
+    while any(len(part.spans) > 1 for part in parts):
+        parts = [half for part in parts for half in (halves(part) if len(part.spans) > 1 else (part,))]
+    found = {name: value for part in parts for name, value in sequences(part).items()}
+    assert found == sequences(whole)
+    for values in ("targets", "advantages", "clip_low", "clip_high", "weights", "sampler_logprobs"):
+        assert np.array_equal(np.concatenate([getattr(part, values) for part in parts]), getattr(whole, values))
+    with pytest.raises(ValueError, match="cannot be cut"):
+        halves(parts[0])
+
+
+def test_a_row_is_cut_near_its_middle() -> None:
+    rollouts = [make("a", [5], [6] * 9), make("b", [5], [6] * 2), make("c", [9], [1] * 8), make("d", [9], [1] * 3)]
+    (whole,) = plan(rollouts, [credit(n, 1.0) for n in "abcd"], normalize="token", token_budget=99, skip_zero=False)
+    one, other = halves(whole)
+    assert (list(one.spans), list(other.spans)) == (["a", "b"], ["c", "d"])
+    first, second = halves(one)
+    assert (first.tokens.tolist(), second.tokens.tolist()) == ([5] + [6] * 9, [5, 6, 6])
+
+
+@given(prompt=st.integers(1, 20), completion=st.integers(1, 9), group=st.integers(2, 5), budget=st.integers(1, 120))
+def test_the_largest_row_is_as_large_as_any_that_plan_makes(
+    prompt: int, completion: int, group: int, budget: int
+) -> None:
+    rollouts = [make(f"{p}{k}", [p] * prompt, [1] * completion) for p in range(3) for k in range(group)]
+    credits = [credit(rollout.id, 1.0) for rollout in rollouts]
+    made = plan(rollouts, credits, normalize="sequence", token_budget=budget, skip_zero=False)
+    row = largest(prompt=prompt, completion=completion, prompts=3, group_size=group, token_budget=budget)
+    assert len(row.tokens) == max(len(batch.tokens) for batch in made)
+    assert sequences(row)
+
+
+def test_a_long_prompt_is_not_repeated_for_every_rollout() -> None:
+    prompt = list(range(1, 21))
+    rollouts = [make(name, prompt, [7, 8, 9]) for name in "abcdefgh"]
+    batches = plan(rollouts, [credit(n, 1.0) for n in "abcdefgh"], normalize="token", token_budget=10, skip_zero=False)
+    assert [len(batch.tokens) for batch in batches] == [20 + 6 * 3, 20 + 2 * 3]

@@ -14,15 +14,16 @@ import coterie
 ROOT = Path(coterie.__file__).parent
 LAYERS = [
     {"text", "types", "errors", "observer"},
-    {"config", "algo", "batches", "machine"},
+    {"config", "algo", "batches", "machine", "threads"},
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},
     {"train"},
     {"assemble", "parts", "chatting", "checks", "demo"},
+    {"bench"},
     {"console", "commands", "cli", "__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}
-LIGHT = ["cli", "config.load", "config.show", "machine", "console", "types", "batches", "observer"]
+LIGHT = ["cli", "threads", "config.load", "config.show", "machine", "console", "types", "batches", "observer"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

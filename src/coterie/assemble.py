@@ -14,6 +14,7 @@ import torch
 
 from coterie import machine
 from coterie.chatting import ChatSession
+from coterie.checks import preflight
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat, load_chat
@@ -132,6 +133,8 @@ def _go(
             _restore(trainer, recorder, run)
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
+        if trainer.step < config.steps:
+            recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
         with StopSignal(lambda message: observer.noted("stop", message)) as stop:
             finished = trainer.run(stop)
         if not finished:

@@ -9,7 +9,7 @@ Axis letters: T tokens of the packed row, N trained tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -106,7 +106,8 @@ def plan(
         rollouts: the step's rollouts; those without credit or without trained tokens take no part.
         credits: one per usable rollout.
         normalize: which global denominator; see `ObjectiveConfig`.
-        token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own.
+        token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
+            group is not cut below twice its prompt.
         skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
             gradient (kl_beta = 0), because the denominator still counts them.
     """
@@ -137,15 +138,20 @@ def _sequences(
 
 
 def _units(sequences: Sequence[_Sequence], budget: int) -> Iterator[list[_Sequence]]:
-    """Sequences that share a prompt, cut where they exceed the budget (the prompt is then repeated)."""
+    """Sequences that share a prompt, cut where they exceed the budget (the prompt is then repeated).
+
+    A long prompt raises the budget to twice its own length: it has to be run in any case, and running it again for
+    every other rollout would cost far more than it saves.
+    """
     by_prompt: dict[tuple[int, ...], list[_Sequence]] = {}
     for item in sequences:
         by_prompt.setdefault(item.prompt, []).append(item)
     for prompt, items in by_prompt.items():
         unit: list[_Sequence] = []
         size = len(prompt)
+        limit = max(budget, 2 * size)
         for item in items:
-            if unit and size + len(item.tokens) > budget:
+            if unit and size + len(item.tokens) > limit:
                 yield unit
                 unit, size = [], len(prompt)
             unit.append(item)
@@ -210,3 +216,86 @@ def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
         weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
         spans=spans,
     )
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Cut a packed row in two where the parts come closest to the same length; a prompt cut through is in both.
+
+    Weights stay as they are, so the parts' losses and gradients add up to the whole's.
+
+    Raises:
+        ValueError: a single rollout cannot be cut.
+    """
+    if len(batch.spans) < 2:
+        raise ValueError(f"a packed row of {len(batch.spans)} rollouts cannot be cut in two; expected at least 2")
+    ends = np.concatenate([segment.start + segment.prompt + np.cumsum(segment.lengths) for segment in batch.segments])
+    cut = 1 + int(np.argmin(np.abs(ends[:-1] - len(batch.tokens) / 2)))
+    return _select(batch, 0, cut), _select(batch, cut, len(batch.spans))
+
+
+def _select(batch: Batch, first: int, last: int) -> Batch:
+    """The rollouts first..last-1 of a packed row, in its order."""
+    pieces: list[np.ndarray] = []  # where in the old row the new row's tokens are
+    segments: list[Segment] = []
+    seen = cursor = 0
+    for segment in batch.segments:
+        here = range(max(first - seen, 0), min(last - seen, len(segment.lengths)))
+        seen += len(segment.lengths)
+        if not here:
+            continue
+        lengths = tuple(segment.lengths[k] for k in here)
+        begin = segment.start + segment.prompt + sum(segment.lengths[: here.start])
+        pieces.append(np.arange(segment.start, segment.start + segment.prompt))
+        pieces.append(np.arange(begin, begin + sum(lengths)))
+        segments.append(Segment(start=cursor, prompt=segment.prompt, lengths=lengths))
+        cursor += segment.prompt + sum(lengths)
+    where = np.concatenate(pieces)
+    names = list(batch.spans)[first:last]
+    low, high = batch.spans[names[0]][0], batch.spans[names[-1]][1]
+    part = slice(low, high)
+    return replace(
+        batch,
+        tokens=batch.tokens[where],
+        positions=batch.positions[where],
+        segments=tuple(segments),
+        sources=np.searchsorted(where, batch.sources[part]),
+        targets=batch.targets[part],
+        sampler_logprobs=batch.sampler_logprobs[part],
+        advantages=batch.advantages[part],
+        clip_low=batch.clip_low[part],
+        clip_high=batch.clip_high[part],
+        weights=batch.weights[part],
+        spans={name: (batch.spans[name][0] - low, batch.spans[name][1] - low) for name in names},
+    )
+
+
+def largest(*, prompt: int, completion: int, prompts: int, group_size: int, token_budget: int) -> Batch:
+    """The largest packed row that `plan` can make of a step's rollouts, with made-up tokens and credit.
+
+    Args:
+        prompt: tokens of the longest prompt.
+        completion: tokens of the longest completion.
+        prompts: groups of a step.
+        group_size: rollouts of a group.
+        token_budget: most tokens of a packed row.
+    """
+    everyone = prompts * group_size
+    units: list[list[_Sequence]] = []
+    for group in range(prompts):
+        items = [
+            _Sequence(
+                rollout_id=f"{group}#{member}",
+                prompt=(0,) * prompt,
+                tokens=np.zeros(completion, dtype=np.int64),
+                trained=np.ones(completion, dtype=bool),
+                logprobs=np.zeros(completion),
+                credit=Credit(
+                    rollout_id=f"{group}#{member}", advantage=1.0 - 2 * (member % 2), clip_low=0.2, clip_high=0.2
+                ),
+                weight=1 / (everyone * completion),
+            )
+            for member in range(group_size)
+        ]
+        units += _units(items, token_budget)
+    rows = list(_fill(units, token_budget))
+    return _pack(max(rows, key=lambda row: sum(map(_size, row))))

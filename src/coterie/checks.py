@@ -10,13 +10,15 @@ from typing import Literal, TypeVar
 import torch
 
 from coterie import machine, parts
-from coterie.batches import Batch, plan
+from coterie.batches import Batch, largest, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.errors import CoterieError
 from coterie.observer import Silent
 from coterie.parts import Inputs
+from coterie.policy import memory
 from coterie.policy.learner import Learner
+from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
 from coterie.rewards.pool import Scorer
@@ -73,9 +75,22 @@ def dry_run(config: RunConfig) -> Report:
     if policy is None:
         return report
     _batch_line(report, config)
-    _memory_line(report, config, inputs, policy)
-    report.attempt("time", lambda: _time_line(report, config, inputs, policy))
+    learner = report.attempt("settings", lambda: _learner(config, policy))
+    if learner is not None:
+        report.attempt("memory", lambda: _memory_line(report, config, inputs, learner))
+        report.attempt("time", lambda: _time_line(report, config, inputs, learner))
     return report
+
+
+def _learner(config: RunConfig, policy: Policy) -> Learner:
+    """One that measures: without a reference."""
+    return Learner(
+        policy,
+        optim=config.optim,
+        objective=config.objective.model_copy(update={"kl_beta": 0.0}),
+        temperature=config.sampling.temperature,
+        total_steps=1,
+    )
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
@@ -116,41 +131,42 @@ def _batch_line(report: Report, config: RunConfig) -> None:
     )
 
 
-def _memory_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy) -> None:
-    """What is counted: weights, masters, moments and gradient of what is trained, KV memory, activations of one row."""
-    trained = sum(parameter.numel() for parameter in policy.parameters().values())
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    weights *= 2 if config.objective.kl_beta > 0 and config.model.lora is None else 1
-    optimizer = trained * (16 if policy.dtype == torch.bfloat16 else 12)
-    shape = policy.model.config.get_text_config()
-    layers, width = shape.num_hidden_layers, shape.hidden_size
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
-    size = policy.head.weight.element_size()
+def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryReport:
+    """Run the largest packed row that the settings allow once, without a step; see `coterie.policy.memory`.
+
+    Raises:
+        DoesNotFitError: not even one rollout fits.
+    """
+    row = largest(
+        prompt=inputs.longest(),
+        completion=config.sampling.max_tokens,
+        prompts=config.collect.prompts,
+        group_size=config.collect.group_size,
+        token_budget=config.optim.token_budget,
+    )
     longest = inputs.longest() + config.sampling.max_tokens
-    kv = 2 * layers * heads * head * config.collect.slots * longest * size  # the engine reserves all of it at once
-    # About 34 values of the hidden width a token and layer are kept for the backward pass of a Llama-shaped block.
-    row = max(config.optim.token_budget, longest)
-    activations = 34 * layers * width * size * min(row, config.collect.prompts * config.collect.group_size * longest)
-    total = weights + optimizer + kv + activations
-    free = machine.facts().memory_free if policy.device.type == "cpu" else torch.cuda.mem_get_info(policy.device)[0]
-    text = (
-        f"about {total / GIB:.1f} GiB at most: weights {weights / GIB:.1f}, optimizer {optimizer / GIB:.1f}, sampling "
-        f"{kv / GIB:.1f}, update {activations / GIB:.1f}; {free / GIB:.1f} GiB are free"
-    )
-    report.add("ok" if total < free else "warn", "memory", text)
+    return memory.preflight(learner, row, sampling=memory.sampling_bytes(learner.policy, config.collect.slots, longest))
 
 
-def _time_line(report: Report, config: RunConfig, inputs: Inputs, policy: Policy) -> None:
+def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
+    found = preflight(config, inputs, learner)
+    device = learner.policy.device
+    extra, text = 0, found.line()
+    if config.objective.kl_beta > 0 and config.model.lora is None:
+        extra = found.weights
+        text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
+    # Free is what is left while this process holds its part already.
+    if device.type == "cpu":
+        free = machine.facts().memory_free + memory.resident()
+    else:
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    text += f"; {free / GIB:.1f} GiB can be had"
+    report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
+
+
+def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
     """Sample one group for a few tokens and take one gradient of it; nothing is stepped."""
-    turns, generate = _sample_a_little(config, inputs, policy)
-    learner = Learner(
-        policy,
-        optim=config.optim,
-        objective=config.objective.model_copy(update={"kl_beta": 0.0}),
-        temperature=config.sampling.temperature,
-        total_steps=1,
-    )
+    turns, generate = _sample_a_little(config, inputs, learner.policy)
     (batch, *_) = _batches(turns, config)
     started = time.perf_counter()
     learner.gradient([batch])

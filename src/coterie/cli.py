@@ -8,8 +8,8 @@ from io import TextIOWrapper
 
 import typer
 
-from coterie import __version__
-from coterie.commands import assets, config, doctor, runs, sampling, training
+from coterie import __version__, threads
+from coterie.commands import assets, bench, config, doctor, runs, sampling, training
 from coterie.commands.common import paint
 from coterie.errors import CoterieError
 from coterie.text import safe_text
@@ -39,7 +39,7 @@ def root(
     """Options that stand before the verb."""
 
 
-for noun in (training, sampling, runs, assets, config, doctor):
+for noun in (training, sampling, runs, assets, config, doctor, bench):
     noun.register(app)
 
 
@@ -48,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
     """
+    threads.prepare()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training

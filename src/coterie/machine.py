@@ -76,7 +76,7 @@ def facts(folder: Path | str = ".") -> Facts:
 
 
 def cores(cpuinfo: str | None = None) -> int:
-    """Physical cores that this process may use; at least 1. `threads = 0` means this many."""
+    """Physical cores that this process may use; at least 1."""
     allowed = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     physical = _physical(_read("/proc/cpuinfo") if cpuinfo is None else cpuinfo, allowed)
     physical = physical or int(_command("sysctl", "-n", "hw.physicalcpu") or 0) or len(allowed)
@@ -110,15 +110,15 @@ def sandboxes() -> dict[str, str | None]:
     return {"bwrap": shutil.which("bwrap"), "wasmtime": _version("wasmtime") or shutil.which("wasmtime")}
 
 
-def plan(seen: Facts, accelerators: list[Gpu], threads: int = 0) -> list[str]:
-    """What coterie will do here, in plain words."""
+def plan(seen: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
+    """What coterie will do here, in plain words; `threads` is `coterie.threads.Choice.line`."""
     lines = []
     if accelerators:
         lines.append(f"device: cuda:0, {accelerators[0].name}; numbers: bfloat16, master weights float32")
     else:
         number = "bfloat16 (this CPU multiplies it natively)" if seen.native_bf16 else "float32 (no native bfloat16)"
         lines.append(f"device: cpu; numbers: {number}, master weights float32")
-    lines.append(f"threads: {threads or seen.cores}, one per physical core" if not threads else f"threads: {threads}")
+    lines.append(f"threads: {threads}")
     lines.append("engine: embedded (samples in this process, from the learner's own weights)")
     if seen.memory_free < 4 * GIB:
         lines.append("memory: under 4 GiB free; full training of the 135M model needs about 3, so close other programs")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from coterie import machine
+from coterie import machine, threads
 from coterie.collect import Collector
 from coterie.config.schema import RunConfig, Source
 from coterie.data import assets, prompts
@@ -46,7 +46,7 @@ EVAL_STREAM = 1 << 40
 
 def use_threads(config: RunConfig) -> int:
     """Set the number of threads of the maths; returns it."""
-    count = config.threads or machine.cores()
+    count = threads.count(config.threads)
     torch.set_num_threads(count)
     return count
 

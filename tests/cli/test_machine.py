@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coterie import machine
+from coterie.commands import doctor
 from coterie.machine import GIB, Facts, Gpu
 
 TWO_SOCKETS = "\n\n".join(
@@ -59,13 +60,13 @@ def test_flags_and_name():
     [(("avx2",), "float32 (no native bfloat16)"), (("avx512_bf16",), "bfloat16 (this CPU")],
 )
 def test_plan_for_a_cpu(flags, words):
-    first, threads, *_ = machine.plan(facts(flags=flags), [])
+    first, threads, *_ = machine.plan(facts(flags=flags), [], "2 of 2, because")
     assert words in first
-    assert threads == "threads: 2, one per physical core"
+    assert threads == "threads: 2 of 2, because"
 
 
 def test_plan_for_a_gpu_and_for_little_room():
-    lines = machine.plan(facts(memory_free=GIB, disk_free=GIB), [Gpu(name="H100", memory=80 * GIB)], threads=3)
+    lines = machine.plan(facts(memory_free=GIB, disk_free=GIB), [Gpu(name="H100", memory=80 * GIB)], "3")
     assert lines[0].startswith("device: cuda:0, H100")
     assert lines[1] == "threads: 3"
     assert any(line.startswith("memory: under 4 GiB") for line in lines)
@@ -76,3 +77,14 @@ def test_extras_come_from_the_package():
     extras = machine.extras()
     assert {"train", "dev", "gpu", "hub"} <= set(extras)
     assert extras["dev"]["pytest"]
+
+
+def test_the_doctor_says_how_many_threads_and_why(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setattr(machine, "gpus", list)
+    seen = doctor.examine()
+    assert seen["threads"]["count"] == 1
+    (line,) = [text for _, text in doctor.lines(seen) if text.startswith("threads: ")]
+    assert line.startswith("threads: 1 of ")
+    assert "wait policy OMP_WAIT_POLICY=passive, because the environment says so" in line

@@ -264,3 +264,9 @@ def test_nothing_to_train_is_no_step() -> None:
     report = learner(tiny_policy()).update([[]])
     assert report.logprobs == {}
     assert report.metrics == {"lr": 0.01, "grad_norm": 0.0}
+
+
+def test_flex_attention_gives_the_same_gradient() -> None:
+    items = rollouts(seed=3)
+    want = gradient(learner(tiny_policy()), items)
+    assert_same(gradient(learner(tiny_policy(), attention="flex"), items), want)

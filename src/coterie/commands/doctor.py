@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from coterie import __version__, machine
+from coterie import __version__, machine, threads
 from coterie.commands.common import JSON, paint, plain, print_json
 from coterie.text import safe_text
 
@@ -27,7 +27,7 @@ def examine() -> dict[str, Any]:
     """Everything the doctor looks at, as JSON-able data. Imports torch."""
     from coterie.data import assets
 
-    facts = machine.facts()
+    facts, chosen = machine.facts(), threads.choice()
     try:
         accelerators, trouble = machine.gpus(), None
     except (ImportError, OSError, RuntimeError) as error:
@@ -40,7 +40,8 @@ def examine() -> dict[str, Any]:
         "extras": machine.extras(),
         "sandboxes": machine.sandboxes(),
         "assets": [plain(one) for one in assets.ls()],
-        "plan": machine.plan(facts, accelerators),
+        "threads": asdict(chosen),
+        "plan": machine.plan(facts, accelerators, chosen.line()),
     }
 
 

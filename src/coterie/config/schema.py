@@ -194,7 +194,8 @@ class RewardsConfig(Section):
     parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """The parts of the reward."""
     deadline_s: float = Field(default=30.0, gt=0)
-    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors."""
+    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors. On Linux, time in
+    which it only waits for a processor is not counted, up to ten times the limit."""
     workers: int = Field(default=1, ge=1)
     """Worker processes."""
 
@@ -251,8 +252,21 @@ class OptimConfig(Section):
     """Optimizer steps per collected batch; above 1 the old log-probs are scored first."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a collected batch."""
-    token_budget: int = Field(default=4096, ge=1)
-    """Tokens per micro-batch. Changes memory, never the gradient (beyond rounding)."""
+    token_budget: int = Field(default=1024, ge=1)
+    """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
+    (beyond rounding)."""
+    state: Literal["float32", "8bit"] = "float32"
+    """The two moments: float32 (float64 under float64), or 8 bits each in blocks of 256 (needs the `8bit` extra)."""
+    checkpointing: bool = False
+    """Keep one state a layer and compute the rest again in the backward pass: less memory, about a third more work, the
+    same gradient."""
+    offload: bool = False
+    """Keep activations in main memory between the passes; GPU only."""
+    attention: Literal["auto", "flex", "sdpa"] = "auto"
+    """Kernel of the update: flex is one block-sparse FlexAttention call a layer, sdpa one plain call a prompt and a
+    group. The same numbers up to rounding; auto takes flex on CUDA."""
+    compile_layers: bool = False
+    """Compile each decoder layer with torch.compile for the update (a minute at the start; for GPUs)."""
     max_skipped: int = Field(default=3, ge=0)
     """Stop after this many consecutive updates with a non-finite gradient."""
 
@@ -301,7 +315,7 @@ class RunConfig(Section):
     steps: int = Field(default=50, ge=1)
     """Training steps: collect, group, credit, update."""
     threads: int = Field(default=0, ge=0)
-    """Threads of the maths; 0 = one per physical core."""
+    """Threads of the maths; 0 = OMP_NUM_THREADS, else what was measured to be best (`coterie doctor` says why)."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)

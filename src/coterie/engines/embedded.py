@@ -19,7 +19,9 @@ from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV
+from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
+from coterie.policy.compile import eager
 from coterie.policy.model import Policy
 from coterie.policy.prepack import prepacked
 from coterie.types import StopReason, Turn
@@ -56,8 +58,8 @@ class EmbeddedEngine:
 
     Args:
         slots: how many sequences are decoded at once.
-        capacity: longest prompt + completion to reserve memory for at once; grown when a call needs more. Reserving it
-            from the start keeps the memory's layout, and so every last bit, the same in a resumed run.
+        capacity: longest prompt + completion to reserve memory for; grown when a call needs more. Naming it from the
+            start keeps the memory's layout, and so every last bit, the same in a resumed run.
         version: policy version served at the start.
     """
 
@@ -70,6 +72,7 @@ class EmbeddedEngine:
         self._capacity = capacity
         self._version = version
         self._pool: KVPool | None = None
+        self._decoder: StaticDecoder | None = None  # CUDA graphs, kept as long as the pool
 
     @property
     def version(self) -> int:
@@ -79,15 +82,23 @@ class EmbeddedEngine:
         self._version = version
 
     def close(self) -> None:
-        self._pool = None
+        self._pool = self._decoder = None
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
         self._check(requests, sampling)
-        session = _Session(self._policy, self._codec, self._reserve(requests, sampling), requests, sampling)
+        pool = self._reserve(requests, sampling)
+        session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder)
         rows = min(self._slots, len(requests))
-        with prepacked(self._policy.model, rows=rows, tokens=len(requests) * sampling.max_tokens):
-            return session.run()
+        try:
+            with (
+                eager(self._policy),
+                prepacked(self._policy.model, rows=rows, tokens=len(requests) * sampling.max_tokens),
+            ):
+                return session.run()
+        finally:
+            if self._decoder is None:
+                self._pool = None  # the update needs the memory; graphs would be captured anew
 
     def _check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         for request in requests:
@@ -107,8 +118,11 @@ class EmbeddedEngine:
     def _reserve(self, requests: Sequence[Request], sampling: Sampling) -> KVPool:
         longest = max((len(request.prompt_tokens) for request in requests), default=0) + sampling.max_tokens
         if self._pool is None or self._pool.capacity < longest:
-            self._pool = None  # free the old memory first
-            self._pool = KVPool(self._slots, -(-max(longest, self._capacity) // 64) * 64)
+            self.close()  # free the old memory first
+            self._capacity = max(longest, self._capacity)
+            self._pool = KVPool(self._slots, -(-self._capacity // 64) * 64)
+            if self._policy.device.type == "cuda":
+                self._decoder = StaticDecoder(self._policy, self._pool)
         return self._pool
 
 
@@ -116,9 +130,16 @@ class _Session:
     """One `generate` call: which rows are live, who waits, what is done."""
 
     def __init__(
-        self, policy: Policy, codec: TextCodec, pool: KVPool, requests: Sequence[Request], sampling: Sampling
+        self,
+        policy: Policy,
+        codec: TextCodec,
+        pool: KVPool,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        decoder: StaticDecoder | None = None,
     ) -> None:
         self.policy, self.codec, self.pool, self.sampling = policy, codec, pool, sampling
+        self.decoder = decoder
         self.waiting = list(enumerate(requests))[::-1]  # popped from the end
         self.remaining: dict[tuple[int, ...], int] = {}
         for request in requests:
@@ -177,6 +198,9 @@ class _Session:
                 self.prefilled[prompt] = _Prefilled(kv=kept, logits=logits[row])
 
     def _decode(self) -> None:
+        if self.decoder is not None:
+            self._decode_graph(self.decoder)
+            return
         device = self.policy.device
         positions = torch.tensor([row.position for row in self.live], device=device)
         layout = DecodeLayout(self.pool, positions, max(row.position for row in self.live))
@@ -185,11 +209,20 @@ class _Session:
         self._extend(self.live, self.policy.head(hidden[:, 0]))
         self._retire()
 
+    def _decode_graph(self, decoder: StaticDecoder) -> None:
+        draws = [row.uniforms[len(row.tokens)] for row in self.live]
+        newest, positions = [row.tokens[-1] for row in self.live], [row.position for row in self.live]
+        self._append(self.live, *decoder.sample(newest, positions, draws, self.sampling))
+        self._retire()
+
     def _extend(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Sample one token a row and decide who is finished."""
         limits = self.sampling
         draws = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
-        tokens, logprobs = sample(logits, draws, limits.temperature, limits.top_k, limits.top_p)
+        self._append(rows, *sample(logits, draws, limits.temperature, limits.top_k, limits.top_p))
+
+    def _append(self, rows: Sequence[_Row], tokens: Tensor, logprobs: Tensor) -> None:
+        limits = self.sampling
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if not logprob > float("-inf"):
                 raise EngineError(

@@ -17,7 +17,10 @@ from coterie.algo.losses import LossInputs, LossOutputs, grpo_loss
 from coterie.batches import Batch
 from coterie.config.schema import ObjectiveConfig, OptimConfig
 from coterie.errors import CheckpointError, ModelError, NonFiniteError
-from coterie.policy.attention import PackedLayout
+from coterie.policy.activations import arrange, saving
+from coterie.policy.compile import compile_layers
+from coterie.policy.fitting import Fitting
+from coterie.policy.kernel import choose_kernel, packed_layout, pad_row
 from coterie.policy.logprobs import chunked_logprobs
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
@@ -35,6 +38,8 @@ class UpdateReport:
     """rollout id → [N] the learner's log-probs of its trained tokens before the first optimizer step."""
     skipped: int
     """Optimizer steps not taken because the gradient was not finite."""
+    splits: int = 0
+    """How often a packed batch was cut in two because memory was refused."""
 
 
 class Learner:
@@ -71,7 +76,12 @@ class Learner:
                 f"{policy.name} is a finished adapter and has nothing to train; name its base model, with model.lora "
                 "for a new adapter"
             )
+        arrange(policy.model, policy.device, optim)
+        self.kernel = choose_kernel(policy, optim.attention)
+        if optim.compile_layers:
+            compile_layers(policy)
         self.optimizer = MasterAdamW(parameters, optim)
+        self.fitting, self.scoring = Fitting(), Fitting()  # a pass without gradient fits where one with does not
 
     def update(self, minibatches: Sequence[Sequence[Batch]]) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.
@@ -83,6 +93,7 @@ class Learner:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
         metrics = TokenMetrics()
+        before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
         old: dict[int, Tensor] = {}
         if len(minibatches) > 1:
@@ -102,7 +113,8 @@ class Learner:
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
-        return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped)
+        splits = self.fitting.splits + self.scoring.splits - before_splits
+        return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
 
     def _step(self) -> tuple[float, float]:
         """One optimizer step, refused when the gradient is not finite."""
@@ -118,8 +130,24 @@ class Learner:
         return rate, norm
 
     def _backward(self, batch: Batch, old: Tensor | None, metrics: TokenMetrics) -> Tensor:
-        """Add this batch's part of the gradient; returns the detached log-probs [N]."""
-        logprobs, entropy = self._logprobs(self.policy, batch, entropy=True)
+        """Add this batch's part of the gradient, cut where memory asks for it; returns the detached log-probs [N]."""
+
+        def attempt(part: Batch, done: set[str]) -> tuple[LossOutputs, LossInputs, Tensor, Batch]:
+            start = batch.spans[next(iter(part.spans))][0]
+            known = None if old is None else old[start : start + len(part.targets)]
+            return *self._backward_part(part, known, done), part
+
+        parts = self.fitting.run(batch, attempt)
+        for outputs, inputs, entropy, part in parts:
+            metrics.add(outputs, inputs, entropy, self._tensor(part.sampler_logprobs, inputs.old_logprobs))
+        return torch.cat([inputs.old_logprobs for _, inputs, _, _ in parts])
+
+    def _backward_part(
+        self, batch: Batch, old: Tensor | None, done: set[str]
+    ) -> tuple[LossOutputs, LossInputs, Tensor]:
+        """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
+        with saving(self.policy.model.parameters(), self.config):
+            logprobs, entropy = self._logprobs(self.policy, batch, entropy=True)
         held = logprobs.detach()
         inputs = LossInputs(
             logprobs=logprobs,
@@ -131,9 +159,9 @@ class Learner:
             weights=self._tensor(batch.weights, held),
         )
         outputs: LossOutputs = grpo_loss(inputs, kl_beta=self.objective.kl_beta)
-        outputs.loss.backward()
-        metrics.add(outputs, inputs, entropy, self._tensor(batch.sampler_logprobs, held))
-        return held if old is None else old
+        with self.optimizer.gradients.attempt(done):
+            outputs.loss.backward()
+        return outputs, inputs, entropy
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
@@ -144,7 +172,8 @@ class Learner:
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         """[N] log-probs of the trained tokens under the present weights."""
-        return self._logprobs(self.policy, batch, entropy=False)[0]
+        parts = self.scoring.run(batch, lambda part, _: self._logprobs(self.policy, part, entropy=False)[0])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor:
@@ -155,10 +184,10 @@ class Learner:
 
     def _logprobs(self, policy: Policy, batch: Batch, *, entropy: bool) -> tuple[Tensor, Tensor]:
         device = policy.device
-        layout = PackedLayout(batch.segments, device)
+        layout = packed_layout(batch.segments, device, self.kernel)
         tokens = torch.from_numpy(batch.tokens).to(device)[None]
         positions = torch.from_numpy(batch.positions).to(device)[None]
-        hidden = policy.hidden(tokens, positions, layout)[0]
+        hidden = policy.hidden(*pad_row(tokens, positions, layout), layout)[0]
         states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
         targets = torch.from_numpy(batch.targets).to(device)
         head = policy.head
@@ -177,7 +206,11 @@ class Learner:
 
     def counters(self) -> dict[str, int]:
         """The part of the state that is not tensors, for the checkpoint's JSON."""
-        return {"steps_taken": self.steps_taken, "skipped_in_a_row": self.skipped_in_a_row}
+        return {
+            "steps_taken": self.steps_taken,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "row_limit": self.fitting.limit or 0,
+        }
 
     def load(self, folder: Path, counters: Mapping[str, int]) -> None:
         """Restore what `save` wrote.
@@ -192,3 +225,4 @@ class Learner:
         self.optimizer.load(tensors)
         self.steps_taken = counters["steps_taken"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
+        self.fitting.limit = counters.get("row_limit") or self.fitting.limit

@@ -1,21 +1,28 @@
-"""AdamW on full-precision master weights beside the compute copy.
+"""AdamW on full-precision master weights behind the compute copy.
 
 At learning rates near 1e-6 a bfloat16 weight rounds most updates away, so the optimizer steps float32 masters and the
 compute copy (which sampler and learner share) is their rounding. Gradients of all micro-batches are summed in float32.
+
+The step works through one piece of one tensor at a time, so that neither a whole float32 master of a bfloat16 weight
+nor a second copy of a gradient ever exists, and frees each gradient as it goes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coterie.config.schema import OptimConfig
 from coterie.errors import CheckpointError
+from coterie.policy.gradients import GradientSum, precision
+from coterie.policy.masters import join, pieces, split
+from coterie.policy.moments import BlockMoments, FullMoments, Moments, kind_of
 
-_PARTS = ("master", "exp_avg", "exp_avg_sq")
+STATES: dict[str, type[FullMoments] | type[BlockMoments]] = {"float32": FullMoments, "8bit": BlockMoments}
+"""What `optim.state` may name."""
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -27,108 +34,99 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 
 
 class MasterAdamW:
-    """AdamW over `parameters`; their `.grad` is collected as soon as autograd has it, and freed."""
+    """AdamW over `parameters`, whose gradients it collects in `gradients`.
+
+    Raises:
+        ConfigError: `optim.state` cannot be had for these parameters.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
         self.config = config
         self.parameters = dict(parameters)
-        self.masters = {name: self._master(parameter) for name, parameter in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            list(self.masters.values()),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        for name, parameter in self.parameters.items():
-            if parameter is not self.masters[name]:
-                parameter.register_post_accumulate_grad_hook(self._collector(self.masters[name]))
+        self.gradients = GradientSum(self.parameters)
+        self.low = {
+            name: torch.zeros(parameter.numel(), dtype=torch.int16, device=parameter.device)
+            for name, parameter in self.parameters.items()
+            if parameter.dtype == torch.bfloat16
+        }
+        facts = {name: (p.numel(), precision(p.dtype), p.device) for name, p in self.parameters.items()}
+        self.moments: Moments = STATES[config.state](facts, config)
 
-    @staticmethod
-    def _master(parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.dtype in (torch.float32, torch.float64):
-            return parameter
-        return nn.Parameter(parameter.detach().float())
-
-    @staticmethod
-    def _collector(master: nn.Parameter) -> Any:
-        def collect(parameter: Tensor) -> None:
-            grad = parameter.grad
-            parameter.grad = None
-            if grad is None:
-                return
-            if master.grad is None:
-                master.grad = grad.to(master.dtype)
-            else:
-                master.grad += grad
-
-        return collect
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """Name → master weights in the parameter's shape; new memory for bfloat16 weights."""
+        return {
+            name: join(_flat(p), self.low[name]).view(p.shape) if name in self.low else p.detach()
+            for name, p in self.parameters.items()
+        }
 
     def take_gradients(self) -> dict[str, Tensor]:
         """The summed gradient by name, in master precision; it is gone afterwards."""
-        grads = {name: master.grad for name, master in self.masters.items() if master.grad is not None}
-        self.optimizer.zero_grad(set_to_none=True)
-        return grads
+        return self.gradients.take()
 
+    @torch.no_grad()
     def step(self, rate: float) -> float:
         """Clip and step at this learning rate; the gradient is cleared either way.
 
         Returns:
             The gradient norm before clipping. If it is not finite, the step was not taken.
         """
-        grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        if not grads:
-            return 0.0
-        norm = torch.nn.utils.get_total_norm(grads)
-        value = float(norm)
-        if torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.max_grad_norm, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self._publish()
-        self.optimizer.zero_grad(set_to_none=True)
-        return value
+        norm = self.gradients.norm()
+        if math.isfinite(norm):
+            scale = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
+            for name in list(self.gradients.sums):
+                self._step(name, self.gradients.sums.pop(name), scale, rate)
+        self.gradients.drop()
+        return norm
 
-    @torch.no_grad()
-    def _publish(self) -> None:
-        """Round the masters into the compute copy."""
-        pairs = [(self.parameters[n], m) for n, m in self.masters.items() if self.parameters[n] is not m]
-        if pairs:
-            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+    def _step(self, name: str, grad: Tensor, scale: float, rate: float) -> None:
+        weights, flat = _flat(self.parameters[name]), grad.reshape(-1)
+        low = self.low.get(name)
+        self.moments.advance(name)
+        for part in pieces(weights.numel(), weights.device):
+            one = flat[part].to(precision(flat.dtype)).mul_(scale)
+            if low is None:
+                self.moments.step(name, part, weights[part], one, rate)
+            else:
+                master = join(weights[part], low[part])
+                self.moments.step(name, part, master, one, rate)
+                split(master, weights[part], low[part])
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as flat named tensors for safetensors."""
-        tensors = {f"master/{name}": master.detach() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            held = self.optimizer.state.get(master, {})
-            for part in _PARTS[1:]:
-                if part in held:
-                    tensors[f"{part}/{name}"] = held[part]
-            if "step" in held:
-                tensors[f"step/{name}"] = torch.as_tensor(held["step"]).detach().clone().reshape(1)
-        return tensors
+        return {
+            **{f"weight/{name}": parameter.detach() for name, parameter in self.parameters.items()},
+            **{f"low/{name}": low for name, low in self.low.items()},
+            **self.moments.state(),
+        }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore `state()`.
 
         Raises:
-            CheckpointError: a tensor is missing or of another shape.
+            CheckpointError: a tensor is missing or of another shape or number format, or the moments are of another
+                `optim.state`.
         """
-        for name, master in self.masters.items():
-            saved = tensors.get(f"master/{name}")
-            if saved is None or saved.shape != master.shape:
-                found = "nothing" if saved is None else tuple(saved.shape)
+        if kind_of(tensors) != self.moments.kind:
+            raise CheckpointError(
+                f'the checkpoint was made with optim.state = "{kind_of(tensors)}", the settings say '
+                f'"{self.moments.kind}"; put optim.state back, or start a new run'
+            )
+        for name, parameter in self.parameters.items():
+            saved = tensors.get(f"weight/{name}")
+            if saved is None or (saved.shape, saved.dtype) != (parameter.shape, parameter.dtype):
+                found = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
                 raise CheckpointError(
-                    f"the checkpoint has {found} for {name}, expected {tuple(master.shape)}: it is of another model"
+                    f"the checkpoint has {found} for {name}, expected {tuple(parameter.shape)} {parameter.dtype}: it "
+                    "is of another model, or of another version of coterie"
                 )
-            master.copy_(saved)
-            if f"exp_avg/{name}" in tensors:
-                self.optimizer.state[master] = {
-                    # torch keeps the count beside the fused moments, in float32
-                    "step": tensors[f"step/{name}"].to(master.device, torch.float32).clone().reshape(()),
-                    **{part: tensors[f"{part}/{name}"].to(master.device).clone() for part in _PARTS[1:]},
-                }
-        self._publish()
+            parameter.copy_(saved)
+            if name in self.low:
+                self.low[name].copy_(tensors[f"low/{name}"])
+        self.moments.load(tensors)
+
+
+def _flat(parameter: Tensor) -> Tensor:
+    """The parameter's own memory as [n]."""
+    return parameter.detach().view(-1)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from coterie.errors import RewardError
@@ -22,11 +23,18 @@ _KEPT = 2000
 """Bytes of what a function printed that are kept."""
 LONGEST_REPLY = 1 << 26
 """Bytes; a longer reply is no reply."""
+PATIENCE = 10.0
+"""A deadline moves by the time in which the worker waited for a processor, up to so many times its length."""
+_LOOK = 0.1
+"""Share of a deadline after which a worker that may be waiting at this moment is looked at again."""
 _NO_PROCESS = "cannot start a reward worker: {}; lower rewards.workers, or free memory and file descriptors"
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",  # a reward that iterates over a set gives the same value in every process
 }
@@ -34,6 +42,18 @@ _ENVIRONMENT = {
 
 class LostError(Exception):
     """The worker is of no more use: it died, or said nothing before the deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Processor:
+    """How a worker fared with the processors so far (man 5 proc: /proc/PID/schedstat and stat)."""
+
+    ran: float = 0.0
+    """Seconds."""
+    waited: float = 0.0
+    """Seconds ready to run without running, in waits that are over."""
+    ready: bool = False
+    """It runs or waits for a processor now; it does not sleep."""
 
 
 class Worker:
@@ -54,6 +74,8 @@ class Worker:
         # Linux ends the worker when the *thread* that started it ends, so only the main thread may ask for that; an
         # idle worker leaves at the end of its socket in any case.
         main = threading.current_thread() is threading.main_thread()
+        # A group of its own, to be killed as one, but no session: Linux shares the processors out between sessions
+        # first (man 7 sched, "The autogroup feature"), and a low priority means nothing to another session's threads.
         command = [sys.executable, "-P", "-m", "coterie.rewards.worker", str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
@@ -64,7 +86,7 @@ class Worker:
                 bufsize=0,
                 cwd=folder,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
+                process_group=0,
                 env=os.environ | _ENVIRONMENT,
             )
         except OSError as error:
@@ -77,7 +99,8 @@ class Worker:
         for end in (self._channel, self._output):
             os.set_blocking(end.fileno(), False)
         self._sending, self._received, self._printed = memoryview(b""), bytearray(), b""
-        self._seconds = 0.0
+        self._seconds = self._asked = 0.0
+        self._start = self._seen = _Processor()
         self.deadline = float("inf")
         """Monotonic time at which the current question must be answered; infinite while idle."""
 
@@ -90,11 +113,13 @@ class Worker:
         return self.deadline == float("inf")
 
     def ask(self, line: str, *, seconds: float) -> None:
-        """Begin to send one request; `advance` goes on with it. `seconds` of wall clock from now for the answer."""
+        """Begin to send one request; `advance` goes on with it. `seconds` of wall clock from now for the answer, not
+        counting time in which the worker could run but the maths has the processors (known on Linux only)."""
         self._sending = memoryview(line.encode() + b"\n")
         self._printed = b""
-        self._seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self._seconds, self._asked, self._start = seconds, time.monotonic(), self._processor()
+        self._seen = self._start
+        self.deadline = self._asked + seconds
 
     def advance(self) -> dict[str, Any] | None:
         """Move what can be moved without waiting; the reply when it is complete.
@@ -105,7 +130,7 @@ class Worker:
         self._drain()
         self._send()
         reply = self._receive()
-        if reply is None and time.monotonic() >= self.deadline:
+        if reply is None and time.monotonic() >= self.deadline and not self._starved():
             raise LostError(f"did not return within {self._seconds:g} s and was killed")
         if reply is not None:
             self.deadline = float("inf")
@@ -131,6 +156,30 @@ class Worker:
         selector.register(self._channel, events)
         if not self._output.closed:
             selector.register(self._output, selectors.EVENT_READ)
+
+    def _starved(self) -> bool:
+        """Move the deadline by what the worker waited for a processor since it was asked; whether it lies ahead now.
+
+        Without this a priority low enough to leave the maths alone would turn slow rewards into errors.
+        """
+        before, self._seen = self._seen, self._processor()
+        allowed = self._seconds + self._seen.waited - self._start.waited
+        # The count lacks the wait that still lasts: who is ready, and did not run since the last look, is in one.
+        if self._seen.ready and (before is self._start or self._seen.ran == before.ran):
+            allowed = max(allowed, time.monotonic() - self._asked + _LOOK * self._seconds)
+        self.deadline = self._asked + min(allowed, (1 + PATIENCE) * self._seconds)
+        return time.monotonic() < self.deadline
+
+    def _processor(self) -> _Processor:
+        """What the system tells of the worker's time; nothing where it does not."""
+        try:
+            with open(f"/proc/{self._process.pid}/schedstat") as counters:  # ns run, ns waited, turns
+                ran, waited, _ = map(int, counters.read().split())
+            with open(f"/proc/{self._process.pid}/stat") as facts:  # pid (name) state …
+                ready = facts.read().rpartition(")")[2].split()[0] == "R"
+        except (OSError, IndexError, ValueError):
+            return _Processor()
+        return _Processor(ran=ran / 1e9, waited=waited / 1e9, ready=ready)
 
     def _drain(self) -> None:
         """Keep the end of what was printed; a full pipe would stop the function that prints."""

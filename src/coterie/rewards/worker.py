@@ -26,6 +26,8 @@ from coterie.rewards.registry import Part, load
 
 LONGEST_MESSAGE = 500
 """Characters of an exception's own text that are reported."""
+LOWEST = 19
+"""Niceness of a worker: the lowest priority."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,6 +40,7 @@ def main(channel: int, parent: int) -> None:
             request = json.loads(line)
             if "load" in request:
                 parts, reply = _load(request)
+                stand_back()  # not before: beside a busy program the imports alone would take a minute
             else:
                 reply = run(parts[request["part"]], request["names"], request["rows"])
             if os.getpid() != own:  # a function forked, and its child came back instead of exiting
@@ -134,18 +137,29 @@ def _send(channel: int, reply: Mapping[str, Any]) -> None:
 
 
 def _settle(channel: int, parent: int) -> None:
-    """A modest, separate process: low priority, first choice of the out-of-memory killer, gone with its parent."""
+    """A modest, separate process: first choice of the out-of-memory killer, gone with its parent."""
     faulthandler.enable()
     # A forked child of a function must not keep the channel open when this process dies.
     os.register_at_fork(after_in_child=lambda: os.close(channel))
-    with suppress(OSError):
-        os.nice(5)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def stand_back() -> None:
+    """Leave the processors to the maths, whose threads wait for the slowest of them at every operation.
+
+    Nice 19 still gets a seventieth of a core that another thread uses, and all of an idle one; SCHED_IDLE would get a
+    fifth of that beside threads that spin. SCHED_BATCH: waking up does not interrupt who runs. Children inherit both.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, 0, LOWEST)  # of the group: also of threads and children that an import started
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 if __name__ == "__main__":

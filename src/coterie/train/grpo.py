@@ -127,6 +127,9 @@ class Trainer:
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
         if experience.late:
             self.recorder.note(self.step, "warning", late(experience))
+        if report.splits:
+            message = f"{report.splits} packed rows were cut in two: their memory was refused"
+            self.recorder.note(self.step, "memory", message)
         if report.skipped:
             self.recorder.note(
                 self.step,

@@ -1,0 +1,134 @@
+"""Peak memory of one process per configuration: token budget × checkpointing × optimizer state.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --budgets 1024 --states float32 8bit
+
+Each row loads the model, samples a few tokens of every slot and makes two updates of rows at the full token budget, in
+a fresh process. Memory, not time: it may run beside other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from typing import Any
+
+MIB = 2**20
+PHASES = ("loaded", "learner", "sampling", "backward", "step", "peak")
+
+
+def main() -> None:
+    options = _options()
+    if options.one:
+        print(json.dumps(measure(options)))
+        return
+    print("| token budget | checkpointing | state | " + " | ".join(f"{phase}, MiB" for phase in PHASES) + " |")
+    print("| --: | --- | --- |" + " --: |" * len(PHASES), flush=True)
+    for budget, checkpointing, state in itertools.product(options.budgets, options.checkpointing, options.states):
+        words = ["--budgets", str(budget), "--checkpointing", checkpointing, "--states", state]
+        for name in ("model", "prompts", "group_size", "prompt_tokens", "max_tokens", "threads", "lora"):
+            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        seen = subprocess.run([sys.executable, __file__, "--one", *words], capture_output=True, text=True)
+        if seen.returncode:
+            cells = ["failed: " + (seen.stderr.strip().splitlines() or ["killed"])[-1]]
+        else:
+            found = json.loads(seen.stdout.splitlines()[-1])
+            cells = [f"{found[phase]:.0f}" for phase in PHASES]
+        print(f"| {budget} | {checkpointing} | {state} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--checkpointing", nargs="+", choices=["no", "yes"], default=["no", "yes"])
+    parser.add_argument("--states", nargs="+", choices=["float32", "8bit"], default=["float32"])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains all weights")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Highest resident memory of each phase in MiB, `peak` the highest of all; the process is used up."""
+    from coterie import parts
+    from coterie.batches import largest
+    from coterie.config.schema import RunConfig
+    from coterie.observer import Silent
+    from coterie.policy import memory
+    from coterie.policy.learner import Learner
+
+    config = RunConfig.model_validate(
+        {
+            "threads": options.threads,
+            "model": {"name": options.model, "lora": {"rank": options.lora} if options.lora else None},
+            "sampling": {"max_tokens": options.max_tokens},
+            "collect": {"prompts": options.prompts, "group_size": options.group_size},
+            "optim": {
+                "token_budget": options.budgets[0],
+                "checkpointing": options.checkpointing[0] == "yes",
+                "state": options.states[0],
+            },
+        }
+    )
+    parts.use_threads(config)
+    source = parts.locate_model(config, Silent())
+    policy = parts.load_policy(config, source)
+    found: dict[str, float] = {}
+
+    def mark(phase: str) -> None:
+        found[phase] = memory.peak(policy.device) / MIB
+        memory.reset_peak(policy.device)
+
+    mark("loaded")
+    learner = Learner(policy, optim=config.optim, objective=config.objective, temperature=1.0, total_steps=2)
+    mark("learner")
+    _sample(config, source, policy, options)
+    mark("sampling")
+    batch = largest(
+        prompt=options.prompt_tokens,
+        completion=options.max_tokens,
+        prompts=options.prompts,
+        group_size=options.group_size,
+        token_budget=config.optim.token_budget,
+    )
+    learner.gradient([batch, batch])  # two: the second adds to the sum of the first
+    mark("backward")
+    learner.update([[batch]])
+    mark("step")
+    return found | {"peak": max(found.values())}
+
+
+def _sample(config: Any, source: str, policy: Any, options: argparse.Namespace) -> None:
+    """Reserve what the engine reserves for full-length completions, and sample a few tokens of each."""
+    from coterie import parts
+    from coterie.data.chat import load_chat
+    from coterie.engines.base import Request, Sampling
+    from coterie.types import SampleKey
+
+    capacity = options.prompt_tokens + options.max_tokens
+    engine = parts.ENGINES[config.collect.engine](policy, load_chat(source, None), config, capacity)
+    requests = [
+        Request(
+            key=SampleKey(seed=0, version=0, prompt=str(prompt), sample=sample),
+            prompt_tokens=tuple(range(10 + prompt, 10 + prompt + options.prompt_tokens)),
+        )
+        for prompt in range(options.prompts)
+        for sample in range(options.group_size)
+    ]
+    _KEPT.append(engine)  # its memory stays reserved, as in a run
+    engine.generate(requests, Sampling(temperature=1.0, max_tokens=min(4, options.max_tokens)))
+
+
+_KEPT: list[Any] = []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a step costs here, beside what the same step costs elsewhere."""

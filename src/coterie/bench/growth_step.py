@@ -1,0 +1,146 @@
+"""A synthetic step of known lengths: random prompts, completions that all run to the limit, advantages of ±1.
+
+What is measured is the engine and the learner that train; only what is said does not matter here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coterie import batches, machine, parts
+from coterie.batches import Batch
+from coterie.config.schema import ObjectiveConfig, OptimConfig, RunConfig
+from coterie.data import assets
+from coterie.engines.base import Request, Sampling
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.policy.learner import Learner
+from coterie.policy.model import Policy
+from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, Turn
+
+MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a step consists of."""
+
+    prompts: int
+    group_size: int
+    prompt: int
+    """Tokens of each prompt."""
+    completion: int
+    """Tokens of each completion."""
+
+    @property
+    def rollouts(self) -> int:
+        return self.prompts * self.group_size
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled."""
+        return self.rollouts * self.completion
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that have to be processed: each prompt once, and every completion."""
+        return self.prompts * self.prompt + self.generated
+
+
+class Endless:
+    """A codec without end tokens: every completion runs to its limit."""
+
+    stop_ids: frozenset[int] = frozenset()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+
+def load_policy(name: str = MODEL, dtype: str = "auto") -> Policy:
+    """The asset (fetched if need be) or model folder `name`, on the CPU."""
+    config = RunConfig.model_validate({"model": {"name": name, "dtype": dtype, "device": "cpu"}})
+    local = name not in assets.ASSETS or Path(name).is_dir()
+    return parts.load_policy(config, name if local else str(assets.ensure(name)))
+
+
+def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:
+    return EmbeddedEngine(policy, Endless(), slots=slots, capacity=sizes.prompt + sizes.completion)
+
+
+def learner_for(policy: Policy) -> Learner:
+    """With the default settings of a run."""
+    return Learner(policy, optim=OptimConfig(), objective=ObjectiveConfig(), temperature=1.0, total_steps=1000)
+
+
+def sampling(tokens: int) -> Sampling:
+    return Sampling(temperature=1.0, max_tokens=tokens, deadline_s=3600.0)
+
+
+def requests(sizes: Sizes, vocabulary: int) -> list[Request]:
+    """`group_size` requests of each of `prompts` random prompts, the same at every call."""
+    words = np.random.default_rng(0).integers(3, vocabulary, (sizes.prompts, sizes.prompt))
+    return [
+        Request(
+            key=SampleKey(seed=0, version=0, prompt=f"synthetic/{index}", sample=sample),
+            prompt_tokens=tuple(row.tolist()),
+        )
+        for index, row in enumerate(words)
+        for sample in range(sizes.group_size)
+    ]
+
+
+def packed(
+    asked: Sequence[Request], turns: Sequence[Turn], token_budget: int = OptimConfig().token_budget
+) -> list[Batch]:
+    """The micro-batches of one update in which every rollout has a gradient."""
+    rollouts = [_rollout(request, turn) for request, turn in zip(asked, turns, strict=True)]
+    credits = [
+        Credit(rollout_id=rollout.id, advantage=1.0 if rollout.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
+        for rollout in rollouts
+    ]
+    return batches.plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
+
+
+def _rollout(request: Request, turn: Turn) -> Rollout:
+    key = request.key
+    context = Context(
+        prompt_id=key.prompt,
+        task="synthetic",
+        difficulty=None,
+        version=turn.version,
+        prompt_length=len(turn.prompt_tokens),
+        completion_length=len(turn.tokens),
+        stop_reason=turn.stop_reason,
+    )
+    return Rollout(
+        id=f"{key.prompt}#{key.sample}@{key.version}",
+        sample=key.sample,
+        turns=(turn,),
+        completion="",
+        reward=float(key.sample % 2),
+        reward_parts={},
+        outcome=Outcome.OK,
+        context=context,
+    )
+
+
+def use_threads() -> int:
+    """As a run does; returns the number."""
+    return parts.use_threads(RunConfig())
+
+
+def heading(title: str) -> list[str]:
+    """Markdown: what was measured where, and whether anything else was running."""
+    busy = os.getloadavg()[0]
+    return [
+        f"# {title}",
+        "",
+        f"{machine.facts().line()}; torch {torch.__version__}, {torch.get_num_threads()} threads; load average at the "
+        f"start {busy:.1f}" + (": other programs were running, so these figures are too low" if busy > 0.5 else ""),
+        "",
+    ]

@@ -1,0 +1,150 @@
+"""Shared-prefix packing in one FlexAttention call: what the learner runs on a GPU.
+
+`PackedLayout` calls attention once per prompt and once per group; here the whole packed row is one block-sparse call.
+Every token sees at most two runs of the row: a run of its prompt, and a run that ends at itself. Three numbers per
+token therefore say everything, sliding window included:
+
+    prompt_from, prompt_to    the prompt's tokens it sees (empty for a token of the prompt)
+    own_from                  first token it sees of its own prompt or continuation; the last one is itself
+
+The block mask follows from them by counting, without ever writing the [T, T] mask down.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from coterie.batches import Segment
+
+BLOCK = 128
+"""Tokens in a block of the mask, and what packed rows are padded to: then one compiled kernel serves every length."""
+
+
+class FlexLayout:
+    """Shared-prefix packing through FlexAttention; the same numbers as `PackedLayout`, up to rounding.
+
+    Args:
+        windows: whose masks are built at once; others are built at the first layer that asks. Where layers are
+            compiled, all of them belong here.
+        attention: called as `flex_attention`; None takes the compiled kernel on CUDA, the dense reference elsewhere.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        device: torch.device,
+        *,
+        windows: Sequence[int | None] = (),
+        attention: Callable[..., Any] | None = None,
+    ) -> None:
+        self.segments = segments
+        self.device = device
+        # At least two blocks: the compiler treats a size of one as another program.
+        self.size = max(2, -(-max((_end(segment) for segment in segments), default=0) // BLOCK)) * BLOCK
+        self._attention = attention or (compiled() if device.type == "cuda" else dense)
+        self._masks = {window: block_mask(segments, self.size, window, device) for window in windows}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        length = query.shape[2]
+        if length < self.size:
+            query, key, value = (F.pad(tensor, (0, 0, 0, self.size - length)) for tensor in (query, key, value))
+        out = self._attention(query, key, value, block_mask=self.mask(window), scale=scale, enable_gqa=True)
+        return out[:, :, :length]
+
+    def mask(self, window: int | None) -> BlockMask:
+        """Built once, used by all layers."""
+        if window not in self._masks:
+            self._masks[window] = block_mask(self.segments, self.size, window, self.device)
+        return self._masks[window]
+
+
+def _end(segment: Segment) -> int:
+    return segment.start + segment.prompt + sum(segment.lengths)
+
+
+def intervals(segments: Sequence[Segment], size: int, window: int | None) -> np.ndarray:
+    """[3, size] int32: prompt_from, prompt_to and own_from of every token; what pads the row sees nothing."""
+    index = np.arange(size)
+    found = np.stack([np.zeros(size, int), np.zeros(size, int), index + 1])
+    reach = size + 1 if window is None else window
+    for segment in segments:
+        first = segment.start + segment.prompt
+        runs = [(segment.start, segment.prompt), *_runs(first, segment.lengths)]
+        for number, (start, length) in enumerate(runs):
+            part = slice(start, start + length)
+            found[2, part] = np.maximum(start, index[part] - reach + 1)
+            if number:  # distance to the prompt's end is counted by position: the continuations between do not exist
+                nearest = first + index[part] - start - reach + 1
+                found[0, part] = np.clip(nearest, segment.start, first)
+                found[1, part] = first
+    return found.astype(np.int32)
+
+
+def _runs(first: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, length) of each continuation."""
+    ends = np.cumsum([first, *lengths])
+    return [(int(end - length), length) for end, length in zip(ends[1:], lengths, strict=True)]
+
+
+def block_mask(segments: Sequence[Segment], size: int, window: int | None, device: torch.device) -> BlockMask:
+    """The block-sparse mask of a packed row of `size` tokens, a multiple of `BLOCK`."""
+    found = torch.from_numpy(intervals(segments, size, window)).to(device)
+    prompt_from, prompt_to, own_from = found.unbind(0)
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ((k >= prompt_from[q]) & (k < prompt_to[q])) | ((k >= own_from[q]) & (k <= q))
+
+    count = _overlaps(prompt_from, prompt_to, own_from)
+    full = count == BLOCK * BLOCK
+    some = (count > 0) & ~full
+    return BlockMask.from_kv_blocks(
+        *_listed(some), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(size, size)
+    )
+
+
+def _overlaps(prompt_from: Tensor, prompt_to: Tensor, own_from: Tensor) -> Tensor:
+    """[blocks of queries, blocks of keys]: how many of the BLOCK² pairs may attend."""
+    size = prompt_from.numel()
+    start = torch.arange(0, size, BLOCK, device=prompt_from.device)
+    after = torch.arange(1, size + 1, device=prompt_from.device)[:, None]
+
+    def covered(low: Tensor, high: Tensor) -> Tensor:  # [T, blocks of keys]
+        return (torch.minimum(high, start + BLOCK) - torch.maximum(low, start)).clamp(min=0)
+
+    seen = covered(prompt_from[:, None], prompt_to[:, None]) + covered(own_from[:, None], after)
+    return seen.view(-1, BLOCK, start.numel()).sum(1)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row of blocks visits, and which first; [1, 1, Q] and [1, 1, Q, K] int32."""
+    order = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
+
+
+@functools.cache
+def compiled() -> Callable[..., Any]:
+    """FlexAttention as one fused kernel, compiled at its first call and once more when a second length turns up."""
+    return torch.compile(flex_attention)
+
+
+def _unchanged(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return score
+
+
+def dense(
+    query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float, enable_gqa: bool = True
+) -> Tensor:
+    """FlexAttention's own dense reference: all scores in memory, any device, with a gradient.
+
+    The public `flex_attention` refuses gradients on a CPU (torch 2.13), although the operator beneath it has them.
+    """
+    return flex_attention_op(query, key, value, _unchanged, block_mask.as_tuple(), scale, {})[0]

@@ -1,0 +1,199 @@
+"""Threads: the environment that is set and left alone, what is recommended, and the programs of the measurement."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from coterie import machine, threads
+from coterie.bench import threads as bench
+from coterie.bench.threads import QUIET, Cell, Load
+from coterie.errors import CoterieError
+from coterie.threads import Default
+
+PROBE = {"layers": 1, "vocabulary": 97, "hidden": 64, "prompts": 1, "group_size": 2, "prompt": 4, "completion": 2}
+SPINS = {"GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a process that has not loaded torch, on Linux with four cores, where little spinning was measured best."""
+    monkeypatch.setattr(threads, "_done", False)
+    monkeypatch.setattr(threads, "_set", {})
+    monkeypatch.setattr(threads, "_gnu_openmp", lambda: True)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(
+        threads,
+        "DEFAULTS",
+        (
+            Default(cores=2, spare=0, waiting="passive", because="of two"),
+            Default(cores=64, spare=1, waiting="spin-1000", because="it was measured"),
+        ),
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+
+def test_prepare_sets_the_measured_policy_once(fresh):
+    environ = {"HOME": "/"}
+    threads.prepare(environ)
+    assert environ == {"HOME": "/"} | SPINS
+    chosen = threads.choice(0, environ)
+    assert (chosen.count, chosen.cores, chosen.source) == (3, 4, "measured")
+    assert chosen.line() == (
+        "3 of 4 physical cores, wait policy spin-1000 (GOMP_SPINCOUNT=1000), because it was measured"
+    )
+    threads.prepare(environ)
+    assert environ == {"HOME": "/"} | SPINS
+    assert threads.choice(0, environ) == chosen
+    assert threads.clean_environment(environ) == {"HOME": "/"}
+
+
+@pytest.mark.parametrize("mine", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}])
+def test_prepare_never_overrides_the_user(fresh, mine):
+    environ = dict(mine)
+    threads.prepare(environ)
+    assert environ == mine
+    chosen = threads.choice(0, environ)
+    assert chosen.source == "environment"
+    assert "=".join(next(iter(mine.items()))) in chosen.line()
+    assert threads.clean_environment(environ) == mine
+
+
+def test_prepare_after_torch_changes_nothing_and_says_so(fresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", object())
+    environ: dict[str, str] = {}
+    threads.prepare(environ)
+    assert environ == {}
+    chosen = threads.choice(0, environ)
+    assert (chosen.source, chosen.waiting) == ("late", "default")
+    assert "coterie.threads.prepare() was not called before" in chosen.line()
+
+
+def test_another_openmp_is_left_alone(fresh, monkeypatch):
+    monkeypatch.setattr(threads, "_gnu_openmp", lambda: False)
+    environ: dict[str, str] = {}
+    threads.prepare(environ)
+    assert environ == {}
+    assert threads.choice(0, environ).source == "runtime"
+
+
+@pytest.mark.parametrize(
+    ("configured", "environ", "number", "words"),
+    [
+        (0, {}, 3, "it was measured"),
+        (2, {}, 2, "the setting `threads` gives the number"),
+        (2, {"OMP_NUM_THREADS": "1"}, 2, "the setting `threads` gives the number"),
+        (0, {"OMP_NUM_THREADS": "1"}, 1, "OMP_NUM_THREADS gives the number"),
+        (0, {"OMP_NUM_THREADS": " 2,1"}, 2, "OMP_NUM_THREADS gives the number"),
+        (0, {"OMP_NUM_THREADS": "many"}, 3, "it was measured"),
+    ],
+)
+def test_who_decides_the_number(fresh, configured, environ, number, words):
+    assert threads.count(configured, environ) == number
+    threads.prepare(environ)
+    assert threads.choice(configured, environ).line().endswith(words)
+
+
+def test_one_core_is_never_spared(fresh, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    monkeypatch.setattr(threads, "DEFAULTS", (Default(cores=8, spare=1, waiting="default", because="x"),))
+    assert threads.count(0, {}) == 1
+
+
+def test_the_shipped_defaults_fit_every_machine():
+    assert all(default.waiting in threads.WAITING for default in threads.DEFAULTS)
+    assert [default.cores for default in threads.DEFAULTS] == sorted(default.cores for default in threads.DEFAULTS)
+    assert threads.DEFAULTS[-1].cores >= 1024
+
+
+def test_openmp_hears_what_prepare_sets():
+    """In a process of its own: libgomp prints what it was told when torch loads it."""
+    if sys.platform != "linux":
+        pytest.skip("GNU OpenMP is what torch brings on Linux")
+    code = (
+        "from coterie import threads; from coterie.threads import Default; "
+        "threads.DEFAULTS = (Default(cores=1 << 16, spare=0, waiting='spin-1000', because='x'),); "
+        "threads.prepare(); import torch; assert threads.choice().source == 'measured'"
+    )
+    env = threads.clean_environment() | {"OMP_DISPLAY_ENV": "verbose"}
+    env = {name: value for name, value in env.items() if name not in threads.VARIABLES}
+    seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert seen.returncode == 0, seen.stderr
+    assert "GOMP_SPINCOUNT = '1000'" in seen.stderr
+
+
+def cell(number, waiting, load, decode, update=1.0):
+    return Cell(threads=number, waiting=waiting, load=load, decode=decode, update=update, others=None)
+
+
+def test_the_fastest_when_quiet_wins_unless_another_is_as_fast_and_better_beside_others():
+    cells = [
+        cell(2, "default", QUIET, 100.0),
+        cell(2, "default", "busy", 20.0),
+        cell(2, "passive", QUIET, 98.0),
+        cell(2, "passive", "busy", 50.0),
+        cell(1, "passive", QUIET, 60.0),
+        cell(1, "passive", "busy", 60.0),
+    ]
+    assert bench.recommend(cells) == (2, "passive")
+    assert bench.recommend([*cells, cell(2, "spin-1000", QUIET, 200.0), cell(2, "spin-1000", "busy", 1.0)]) == (
+        2,
+        "spin-1000",
+    )
+    assert bench.slowed(cells[3], cells) == pytest.approx(1 - 50 / 98)
+
+
+def test_numbers_of_threads_to_try():
+    assert bench.counts(1) == [1]
+    assert bench.counts(2) == [1, 2]
+    assert bench.counts(12) == [1, 2, 3, 4, 8, 11, 12]
+
+
+def test_a_measurement_beside_each_kind_of_program():
+    situations = {
+        QUIET: None,
+        "busy": Load(kind="busy", count=1, nice=19),
+        "workers": Load(kind="workers", count=1),
+    }
+    cells = bench.measure(1, "passive", situations, 1, PROBE)
+    assert [one.load for one in cells] == list(situations)
+    assert all(one.decode > 0 < one.update for one in cells)
+    assert cells[0].others is None
+    assert all(one.others is not None and one.others >= 0 for one in cells[1:])
+
+
+def test_a_program_that_cannot_start():
+    with (
+        pytest.raises(CoterieError, match="ended with code 1"),
+        bench._program(["coterie.bench.absent"], os.environ),
+    ):
+        pytest.fail("there is no such program")
+
+
+def test_run_writes_table_and_record(tmp_path, monkeypatch, capsys):
+    def measured(number, waiting, situations, rounds):
+        worse = {name: 100.0 - 5 * index for index, name in enumerate(situations)}
+        return [cell(number, waiting, name, number * decode) for name, decode in worse.items()]
+
+    monkeypatch.setattr(machine, "cores", lambda *_: 2)
+    monkeypatch.setattr(bench, "measure", measured)
+    bench.run(tmp_path / "out", True)
+    printed = capsys.readouterr().out
+    assert "| 2 | spin-1000 |" in printed
+    assert "Best here: 2 of 2 threads, wait policy default" in printed
+    assert "2 reward workers, all busy, slow decoding by 15%; aim at most 10%: missed." in printed
+    assert (tmp_path / "out" / "threads.md").read_text() in printed
+    record = json.loads((tmp_path / "out" / "threads.json").read_text())
+    assert record["cores"] == 2
+    assert len(record["cells"]) == 2 * 3 * len(bench.loads(2))
+
+
+def test_the_environment_of_this_process_is_left_alone():
+    before = dict(os.environ)
+    threads.choice()
+    threads.clean_environment()
+    assert dict(os.environ) == before

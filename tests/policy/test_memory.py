@@ -1,0 +1,316 @@
+"""Memory may be refused at any moment: the gradient comes out the same; what saves memory does not change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_learner import assert_same, credits_of, learner, rollouts
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from coterie.batches import Batch, halves, largest, plan
+from coterie.config.schema import LoraConfig, OptimConfig
+from coterie.errors import ConfigError, DoesNotFitError
+from coterie.policy import activations, memory
+from coterie.policy.activations import Offload, arrange
+from coterie.policy.fitting import Fitting, is_out_of_memory
+from coterie.policy.learner import Learner
+from tiny_models import tiny_policy
+
+REFUSED = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+def packed(seed: int = 1, **sizes: Any) -> list[Batch]:
+    items = rollouts(seed=seed, **sizes)
+    return plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=False)
+
+
+class Refuse(TorchDispatchMode):
+    """Memory is refused at the n-th operation, of the forward or the backward pass; later ones go through."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError(REFUSED)
+        return func(*args, **kwargs or {})
+
+
+def refusing(one: Learner, *moments: int) -> None:
+    """The learner's k-th attempt at a part is refused memory at operation `moments[k]` (0: never)."""
+    inner, left, modes = one._backward_part, list(moments), []
+
+    def attempt(*args: Any) -> Any:
+        modes.append(Refuse(left.pop(0) if left else 0))
+        with modes[-1]:
+            return inner(*args)
+
+    one._backward_part = attempt  # ty: ignore[invalid-assignment]
+
+
+@pytest.fixture(autouse=True)
+def quick_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage takes longer than a tiny gradient."""
+    monkeypatch.setattr("coterie.policy.fitting.release", lambda: None)
+
+
+def operations(batch: Batch) -> int:
+    """How many operations a forward and backward pass of the tiny learner takes."""
+    one, count = small(), Refuse(0)
+    with count:
+        one._backward_part(batch, None, set())
+    return -count.left
+
+
+def small() -> Learner:
+    return learner(tiny_policy(num_hidden_layers=1))
+
+
+def test_memory_refused_anywhere_leaves_the_same_gradient() -> None:
+    (batch,) = packed(prompts=2, size=2)
+    want = small().gradient([batch, batch])
+    total = operations(batch)
+    assert total > 200
+    one = small()
+    part = one._backward_part
+    for moment in range(1, total + 1, 2):
+        one.fitting, one._backward_part = Fitting(), part
+        refusing(one, 0, moment)  # the second batch, when the sum holds the first one's gradient already
+        assert_same(one.gradient([batch, batch]), want)
+        assert one.fitting.splits == 1, moment
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_refused_again_and_again(seed: int) -> None:
+    (batch,) = packed(prompts=4, size=8)
+    want = small().gradient([batch])
+    moments = np.random.default_rng(seed).integers(1, operations(batch), 4).tolist()
+    one = small()
+    refusing(one, *moments)
+    assert_same(one.gradient([batch]), want)
+    assert one.fitting.splits >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["smollm", "gemma3"])
+def test_no_part_is_counted_twice_where_the_head_is_tied(kind: str, dtype: torch.dtype) -> None:
+    (batch,) = packed()
+    want = learner(tiny_policy(kind, dtype=dtype)).gradient([batch])
+    for moment in (1, 40, 150, 300, 400, 450):
+        one = learner(tiny_policy(kind, dtype=dtype))
+        refusing(one, moment)
+        got = one.gradient([batch])
+        for name, grad in want.items():
+            error = float((got[name] - grad).norm() / grad.norm().clamp(min=1e-9))
+            assert error < (3e-6 if dtype == torch.float32 else 0.05), (name, moment)
+
+
+def test_with_minibatches_a_kl_and_an_adapter_nothing_else_changes() -> None:
+    batches = packed(seed=4)
+    lora = LoraConfig(rank=2, alpha=4)
+
+    def made() -> Learner:
+        return learner(tiny_policy(lora=lora), beta=0.2)
+
+    want, one = made(), made()
+    report = want.update([batches, batches])
+    refusing(one, 300, 0, 0, 250)
+    got = one.update([batches, batches])
+    assert report.splits == 0
+    assert got.splits == 2  # once in each minibatch; the second one's batch is cut in advance as well
+    assert got.metrics == pytest.approx(report.metrics, rel=1e-6, abs=1e-9)
+    for name, values in report.logprobs.items():
+        np.testing.assert_allclose(got.logprobs[name], values, rtol=1e-6)
+    for name, parameter in want.policy.parameters().items():
+        moved, meant = one.policy.parameters()[name].detach(), parameter.detach()
+        assert float((moved - meant).norm() / meant.norm()) < 1e-4
+
+
+def test_scoring_is_cut_too() -> None:
+    (batch,) = packed()
+    one = small()
+    want = one.score(batch)
+    inner, first = one._logprobs, [True]
+
+    def logprobs(*args: Any, **kwargs: Any) -> Any:
+        if first.pop() if first else False:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return inner(*args, **kwargs)
+
+    one._logprobs = logprobs
+    assert torch.allclose(one.score(batch), want, rtol=1e-12)
+    assert one.scoring.splits == 1
+    assert one.fitting.limit is None
+
+
+def test_a_smaller_row_is_remembered() -> None:
+    (batch,) = packed()
+    fitting, seen = Fitting(), []
+
+    def attempt(part: Batch, done: set[str]) -> int:
+        seen.append(len(part.tokens))
+        if len(part.tokens) > 30:
+            raise MemoryError
+        return len(part.targets)
+
+    assert sum(fitting.run(batch, attempt)) == len(batch.targets)
+    assert fitting.limit is not None
+    assert fitting.limit <= 30
+    splits, seen[:] = fitting.splits, []
+    fitting.run(batch, attempt)
+    assert max(seen) <= 30
+    assert fitting.splits == splits
+
+
+def test_a_rollout_that_does_not_fit_is_named_with_the_remedy() -> None:
+    (batch,) = packed()
+
+    def attempt(part: Batch, done: set[str]) -> None:
+        raise RuntimeError(REFUSED)
+
+    with pytest.raises(DoesNotFitError, match=r"a single rollout of \d+ tokens .*can't allocate.*optim\.checkpointing"):
+        Fitting().run(batch, attempt)
+
+
+def test_other_errors_pass() -> None:
+    def attempt(part: Batch, done: set[str]) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Fitting().run(packed()[0], attempt)
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+
+
+def test_a_refused_allocation_looks_as_expected() -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_halves_train_the_same_rollouts() -> None:
+    (batch,) = packed(prompts=4, size=3)
+    one, other = halves(batch)
+    assert [*one.spans, *other.spans] == list(batch.spans)
+    assert one.weights.sum() + other.weights.sum() == pytest.approx(batch.weights.sum())
+    assert abs(len(one.tokens) - len(other.tokens)) < len(batch.tokens) / 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4)])
+def test_checkpointing_gives_the_same_gradient_to_the_bit(kind: str, lora: LoraConfig | None) -> None:
+    (batch,) = packed()
+    calls = 0
+    one = learner(tiny_policy(kind, lora=lora), checkpointing=True)
+    layer = one.policy.model.get_decoder().layers[0].mlp
+    layer.register_forward_pre_hook(lambda *_: count())
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    got, want = one.gradient([batch]), learner(tiny_policy(kind, lora=lora)).gradient([batch])
+    assert calls == 2  # once forward, once more in the backward pass
+    for name, grad in want.items():
+        assert torch.equal(got[name], grad), name
+    one.score(batch)
+    assert calls == 3
+
+
+def test_checkpointing_keeps_less() -> None:
+    (batch,) = packed()
+
+    def kept(**optim: Any) -> int:
+        one, total = learner(tiny_policy(), **optim), 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            one._logprobs(one.policy, batch, entropy=True)
+        return total
+
+    assert kept(checkpointing=True) < kept() / 3
+
+
+def test_memory_refused_while_recomputing() -> None:
+    (batch,) = packed()
+    want = small().gradient([batch])
+    for moment in range(5, 500, 23):
+        one = learner(tiny_policy(num_hidden_layers=1), checkpointing=True)
+        refusing(one, moment)
+        assert_same(one.gradient([batch]), want)
+
+
+def test_offload_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"model\.device is cpu; use optim\.checkpointing"):
+        learner(tiny_policy(), offload=True)
+
+
+def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.Tensor] = []
+    plain: Callable[[torch.Tensor], torch.Tensor] = activations._to_main_memory
+    monkeypatch.setattr(activations, "_SMALL", 16)
+    monkeypatch.setattr(activations, "_to_main_memory", lambda tensor: moved.append(tensor) or plain(tensor))
+    (batch,) = packed()
+    one = learner(tiny_policy())
+    held = {parameter.untyped_storage().data_ptr() for parameter in one.policy.model.parameters()}
+    with Offload(one.policy.model.parameters()):
+        logprobs, _ = one._logprobs(one.policy, batch, entropy=True)
+    logprobs.sum().backward()
+    assert moved
+    assert not held & {tensor.untyped_storage().data_ptr() for tensor in moved}
+    got = one.optimizer.take_gradients()
+    other = learner(tiny_policy())
+    other._logprobs(other.policy, batch, entropy=True)[0].sum().backward()
+    for name, grad in other.optimizer.take_gradients().items():
+        assert torch.equal(got[name], grad)
+
+
+def test_models_without_marked_layers_are_refused() -> None:
+    with pytest.raises(Exception, match=r"use optim\.checkpointing = false"):
+        arrange(torch.nn.Linear(2, 2), torch.device("cpu"), OptimConfig(checkpointing=True))
+
+
+@pytest.mark.parametrize("budget", [40, 100, 1000])
+def test_the_preflight_tries_the_largest_row_and_changes_nothing(budget: int) -> None:
+    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, token_budget=budget)
+    items = [(len(segment.lengths), segment.prompt) for segment in batch.segments]
+    assert len(batch.tokens) <= budget
+    assert len(batch.tokens) == sum(prompt + 5 * count for count, prompt in items)
+    assert len(batch.tokens) + 7 + 4 * 5 > min(budget, 3 * (7 + 4 * 5))
+    one = small()
+    before = {name: tensor.clone() for name, tensor in one.optimizer.state().items()}
+    state = torch.get_rng_state()
+    report = memory.preflight(one, batch, sampling=1 << 30)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in one.optimizer.state().items())
+    assert not one.optimizer.gradients.sums
+    assert report.tokens == len(batch.tokens)
+    assert report.gradient == report.weights == sum(p.numel() * 8 for p in one.policy.parameters().values())
+    assert report.optimizer >= 2 * report.weights
+    assert report.total > 1 << 30
+    assert "GiB at most" in report.line()
+
+
+def test_a_preflight_that_does_not_fit_cuts_the_run_before_it_starts() -> None:
+    one = small()
+    refusing(one, 100)
+    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, token_budget=100)
+    report = memory.preflight(one, batch, sampling=0)
+    assert report.limit is not None
+    assert f"rows are cut to {report.limit}" in report.line()
+    assert one.update([packed()]).splits == 0
+
+
+def test_what_sampling_reserves_is_what_the_engine_takes() -> None:
+    policy = tiny_policy(dtype=torch.float32)
+    assert memory.sampling_bytes(policy, slots=5, longest=70) == 2 * 3 * 2 * 8 * 5 * 128 * 4
