@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import coterie
-from coterie import threads as threads_policy
+from coterie import threads as thread_policy
 from coterie.bench.wire import STOP
 from coterie.errors import CoterieError
 
@@ -33,11 +33,9 @@ def command_for(python: Path | str, module: str) -> list[str]:
 
 def surroundings(threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables of every worker: the same threads, no accelerator, no network."""
-    env = {
-        name: value
-        for name, value in threads_policy.clean_environment().items()
-        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
-    }
+    env = thread_policy.clean_environment()
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        env.pop(name, None)
     env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     return env | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **(extra or {})}
 
