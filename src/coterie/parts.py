@@ -22,6 +22,7 @@ from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
 from coterie.observer import Observer
 from coterie.policy.learner import Learner
+from coterie.policy.memory import keep_freed
 from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
@@ -45,9 +46,10 @@ EVAL_STREAM = 1 << 40
 
 
 def use_threads(config: RunConfig) -> int:
-    """Set the number of threads of the maths; returns it."""
+    """Set the number of threads of the maths, and how memory is kept; returns the number."""
     count = threads.count(config.threads)
     torch.set_num_threads(count)
+    keep_freed()
     return count
 
 

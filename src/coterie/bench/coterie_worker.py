@@ -19,6 +19,7 @@ from coterie.data.chat import load_chat
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.policy.learner import Learner
+from coterie.policy.memory import keep_freed
 from coterie.policy.model import load
 from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, StopReason, Turn
 
@@ -30,6 +31,7 @@ class Side:
 
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(setup["threads"])
+        keep_freed()
         self.case = setup["case"]
         self.prompts = [tuple(ids) for ids in setup["prompts"]]
         self.chat = load_chat(setup["model"], None)

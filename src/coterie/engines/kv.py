@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coterie.policy.attention import additive, causal_attention, masked_attention, may_attend
+from coterie.policy.attention import additive, causal_attention, fold_mask, masked_attention, may_attend
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,12 +77,12 @@ class DecodeLayout:
         keys[self.rows, :, self.positions] = key[:, :, 0]
         values[self.rows, :, self.positions] = value[:, :, 0]
         held = slice(0, self.length)
-        mask = self._mask(window, query)
+        mask = self._mask(window, query, key)
         return masked_attention(query, keys[:count, :, held], values[:count, :, held], mask, scale)
 
-    def _mask(self, window: int | None, like: Tensor) -> Tensor:
+    def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in self._masks:
-            keys = torch.arange(self.length, device=like.device)
+            keys = torch.arange(self.length, device=query.device)
             allowed = may_attend(self.positions[:, None], keys, window)
-            self._masks[window] = additive(allowed, like.dtype)[:, None]
+            self._masks[window] = fold_mask(additive(allowed, query.dtype)[:, None], query, key)
         return self._masks[window]

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from coterie.batches import Segment
 from coterie.errors import ModelError
+from coterie.policy.small_attention import LONGEST, small_attention
 
 NAME = "coterie"
 
@@ -74,6 +75,11 @@ def fold(query: Tensor, key_heads: int) -> Tensor:
     return query.reshape(batch, key_heads, (heads // key_heads) * length, size)
 
 
+def fold_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """[B, 1, T, S] → [B, 1, R·T, S], for the folded queries of `query` [.., H, .., ..] and `key` [.., K, .., ..]."""
+    return mask.repeat(1, 1, query.shape[1] // key.shape[1], 1)
+
+
 def unfold(out: Tensor, heads: int) -> Tensor:
     """[B, K, R·T, D] → [B, H, T, D]."""
     batch, _, _, size = out.shape
@@ -81,11 +87,11 @@ def unfold(out: Tensor, heads: int) -> Tensor:
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Grouped-query attention with an additive mask [B or 1, 1, T, S] in the query's dtype."""
-    heads, key_heads = query.shape[1], key.shape[1]
-    folded = mask.repeat(1, 1, heads // key_heads, 1)
-    out = F.scaled_dot_product_attention(fold(query, key_heads), key, value, attn_mask=folded, scale=scale)
-    return unfold(out, heads)
+    """Grouped-query attention with an additive mask in the query's dtype: [B or 1, 1, R·T, S], see `fold_mask`."""
+    heads, folded = query.shape[1], fold(query, key.shape[1])
+    if query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST:
+        return unfold(small_attention(folded, key, value, mask, scale), heads)
+    return unfold(F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale), heads)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
@@ -96,7 +102,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, wi
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared, scale=scale)
     steps = torch.arange(length, device=query.device)
-    mask = additive(may_attend(steps, steps, window), query.dtype)[None, None]
+    mask = fold_mask(additive(may_attend(steps, steps, window), query.dtype)[None, None], query, key)
     return masked_attention(query, key, value, mask, scale)
 
 
@@ -178,14 +184,15 @@ class PackedLayout:
             prefix = tensor[:, :, block.prompt].expand(count, -1, -1, -1)
             return torch.cat([prefix, rows(tensor)], dim=2)
 
-        mask = self._mask(block, window, query)
+        mask = self._mask(block, window, query, key)
         out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale)
         flat_out = out.transpose(0, 1).reshape(query.shape[1], count * longest, query.shape[3])
         return flat_out.index_select(1, block.rows)[None]
 
-    def _mask(self, block: _Block, window: int | None, like: Tensor) -> Tensor:
+    def _mask(self, block: _Block, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in block.masks:
             size = block.prompt.stop - block.prompt.start
-            keys = torch.arange(size + block.index.shape[1], device=like.device)
-            block.masks[window] = additive(may_attend(keys[size:], keys, window), like.dtype)[None, None]
+            keys = torch.arange(size + block.index.shape[1], device=query.device)
+            mask = additive(may_attend(keys[size:], keys, window), query.dtype)[None, None]
+            block.masks[window] = fold_mask(mask, query, key)
         return block.masks[window]

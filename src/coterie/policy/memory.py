@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
@@ -17,12 +18,22 @@ from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 
 GIB = 2**30
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _STATUS = Path("/proc/self/status")
 
 
 def resident() -> int:
     """Bytes of main memory that this process holds now; 0 where the system does not say."""
     return _status("VmRSS")
+
+
+def keep_freed() -> None:
+    """Have glibc keep what is freed for the next tensor instead of handing it back at once: an update otherwise spends
+    a tenth of its time on the page faults of memory that it had a moment before. Does nothing elsewhere."""
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if allocator is not None:
+        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            allocator(parameter, 1 << 30)
 
 
 def reset_peak(device: torch.device) -> None:
