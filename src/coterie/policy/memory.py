@@ -32,8 +32,8 @@ def keep_freed() -> None:
     a tenth of its time on the page faults of memory that it had a moment before. Does nothing elsewhere."""
     allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if allocator is not None:
-        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            allocator(parameter, 1 << 30)
+        allocator(_TRIM_THRESHOLD, 1 << 30)
+        allocator(_MMAP_THRESHOLD, 1 << 25)  # larger ones on their own: kept, they would break memory into pieces
 
 
 def reset_peak(device: torch.device) -> None:
