@@ -122,3 +122,7 @@ def test_run_writes_tables_and_record(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "out" / "roofline.json").read_text())
     assert [one["phase"]["name"] for one in record["phases"]] == ["prefill", "decode", "update", "optimizer step"]
     assert record["phases"][2]["of_ceiling"] > 0
+
+
+def test_products_with_packed_weights_are_products() -> None:
+    assert part_of("mkldnn::_linear_pointwise", [[64, 576]], 49152, training=False) == "linear"

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 PARTS = ("linear", "attention", "norm, rope, elementwise", "head", "sampling", "optimizer", "other")
 """`head` is all that has the vocabulary's size, softmax and log-probs included, under training; when generating,
 `head` is the product alone and `sampling` the rest. `other` is Python, dispatch, indexing and what has no part."""
-_PRODUCTS = re.compile(r"::(mm|addmm|linear|matmul|mkldnn_linear|_?mkldnn_\w*linear\w*|mv|addmv)$")
+_PRODUCTS = re.compile(r"::(mm|addmm|linear|matmul|mkldnn_linear|_?mkldnn_\w*linear\w*|_linear_pointwise|mv|addmv)$")
 _ATTENTION = re.compile(
     r"scaled_dot_product|_flash_attention|flex|::(bmm|baddbmm|_softmax\w*|index_put_|_index_put_impl_)$"
 )
