@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from coterie.batches import plan
 from coterie.bench import rewards as rule
+from coterie.bench.rollouts import rollout
 from coterie.bench.wire import STOP, Wire, peak_memory, versions
 from coterie.config.schema import LoraConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from coterie.data.chat import load_chat
@@ -21,7 +22,7 @@ from coterie.engines.embedded import EmbeddedEngine
 from coterie.policy.learner import Learner
 from coterie.policy.memory import keep_freed
 from coterie.policy.model import load
-from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, StopReason, Turn
+from coterie.types import Credit, Rollout, SampleKey, StopReason, Turn
 
 CLIP = 0.2
 
@@ -132,7 +133,7 @@ class Side:
         size = self.case["group_size"]
         flat = values.reshape(-1)
         return [
-            _rollout(f"p{index // size}", index % size, turn, float(flat[index]), self.chat.decode(turn.tokens))
+            rollout(f"p{index // size}", index % size, turn, float(flat[index]), self.chat.decode(turn.tokens))
             for index, turn in enumerate(turns)
         ]
 
@@ -176,28 +177,6 @@ class Side:
         Path(question["path"]).unlink(missing_ok=True)
         save_file(found, question["path"])
         return {}
-
-
-def _rollout(prompt: str, sample: int, turn: Turn, reward: float, completion: str) -> Rollout:
-    context = Context(
-        prompt_id=prompt,
-        task="bench",
-        difficulty=None,
-        version=turn.version,
-        prompt_length=len(turn.prompt_tokens),
-        completion_length=len(turn.tokens),
-        stop_reason=turn.stop_reason,
-    )
-    return Rollout(
-        id=f"{prompt}#{sample}@{turn.version}",
-        sample=sample,
-        turns=(turn,),
-        completion=completion,
-        reward=reward,
-        reward_parts={"bench": reward},
-        outcome=Outcome.OK,
-        context=context,
-    )
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ import torch
 
 from coterie import batches, machine, parts
 from coterie.batches import Batch
+from coterie.bench.rollouts import rollout
 from coterie.config.schema import ObjectiveConfig, OptimConfig, RunConfig
 from coterie.data import assets
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
-from coterie.types import Context, Credit, Outcome, Rollout, SampleKey, Turn
+from coterie.types import Credit, SampleKey, Turn
 
 MODEL = "smollm2-135m"
 
@@ -98,35 +99,15 @@ def packed(
     asked: Sequence[Request], turns: Sequence[Turn], token_budget: int = OptimConfig().token_budget
 ) -> list[Batch]:
     """The micro-batches of one update in which every rollout has a gradient."""
-    rollouts = [_rollout(request, turn) for request, turn in zip(asked, turns, strict=True)]
+    keys = [request.key for request in asked]
+    rollouts = [
+        rollout(key.prompt, key.sample, turn, float(key.sample % 2)) for key, turn in zip(keys, turns, strict=True)
+    ]
     credits = [
-        Credit(rollout_id=rollout.id, advantage=1.0 if rollout.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
-        for rollout in rollouts
+        Credit(rollout_id=one.id, advantage=1.0 if one.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
+        for one in rollouts
     ]
     return batches.plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
-
-
-def _rollout(request: Request, turn: Turn) -> Rollout:
-    key = request.key
-    context = Context(
-        prompt_id=key.prompt,
-        task="synthetic",
-        difficulty=None,
-        version=turn.version,
-        prompt_length=len(turn.prompt_tokens),
-        completion_length=len(turn.tokens),
-        stop_reason=turn.stop_reason,
-    )
-    return Rollout(
-        id=f"{key.prompt}#{key.sample}@{key.version}",
-        sample=key.sample,
-        turns=(turn,),
-        completion="",
-        reward=float(key.sample % 2),
-        reward_parts={},
-        outcome=Outcome.OK,
-        context=context,
-    )
 
 
 def use_threads() -> int:
