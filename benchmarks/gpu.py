@@ -255,34 +255,12 @@ def requests_of(work: Work, version: int) -> list[Any]:
 
 
 def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float) -> list[Any]:
-    from coterie.types import Context, Outcome, Rollout
+    from coterie.bench.rollouts import rollout
 
-    made = []
-    for request, turn in zip(requests, turns, strict=True):
-        key = request.key
-        reward = reward_of(turn.prompt_tokens, turn.tokens, zero_share)
-        context = Context(
-            prompt_id=key.prompt,
-            task="",
-            difficulty=None,
-            version=key.version,
-            prompt_length=len(turn.prompt_tokens),
-            completion_length=len(turn.tokens),
-            stop_reason=turn.stop_reason,
-        )
-        made.append(
-            Rollout(
-                id=f"{key.prompt}#{key.sample}@{key.version}",
-                sample=key.sample,
-                turns=(turn,),
-                completion="",
-                reward=reward,
-                reward_parts={"r": reward},
-                outcome=Outcome.OK,
-                context=context,
-            )
-        )
-    return made
+    return [
+        rollout(key.prompt, key.sample, turn, reward_of(turn.prompt_tokens, turn.tokens, zero_share))
+        for key, turn in zip((request.key for request in requests), turns, strict=True)
+    ]
 
 
 def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -> list[Any]:
@@ -315,22 +293,15 @@ def update_flops(work: Work, batches: Sequence[Any]) -> float:
 # --- what is measured ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Pool:
+def random_pool(policy: Any, slots: int, capacity: int) -> Any:
     """Keys and values of rows that hold random sequences."""
-
-    slots: int
-    capacity: int
-    keys: dict[int, Any] = field(default_factory=dict)
-    values: dict[int, Any] = field(default_factory=dict)
-
-
-def random_pool(policy: Any, slots: int, capacity: int) -> Pool:
     import torch
+
+    from coterie.engines.kv import KVPool
 
     config = policy.model.config
     size = config.hidden_size // config.num_attention_heads
-    pool = Pool(slots, capacity)
+    pool = KVPool(slots, capacity)
     generator = torch.Generator(policy.device).manual_seed(0)
     shape = (slots, config.num_key_value_heads, capacity, size)
     for layer in range(config.num_hidden_layers):
@@ -343,10 +314,11 @@ def bench_decode(report: Report, work: Work, policy: Any) -> None:
     """One decode step at full slots and half the longest span: captured against eager and the memory's limit."""
     import torch
 
+    from coterie.engines.kv import reserved
     from coterie.engines.static import EagerRunner, StaticDecoder
 
     slots = work.prompts * work.group
-    capacity = -(-(work.prompt_tokens + work.max_tokens) // 64) * 64
+    capacity = reserved(work.prompt_tokens + work.max_tokens)
     at = work.prompt_tokens + work.max_tokens // 2
     tokens, positions = list(range(3, 3 + slots)), [at] * slots
     graph = StaticDecoder(policy, random_pool(policy, slots, capacity))

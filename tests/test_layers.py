@@ -18,7 +18,7 @@ LAYERS = [
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},
     {"train"},
-    {"assemble", "parts", "chatting", "checks", "demo"},
+    {"assemble", "parts", "chatting", "checks", "demo", "one_off"},
     {"bench"},
     {"console", "commands", "cli", "__main__"},
 ]

@@ -1,39 +1,28 @@
-"""The verbs: train, resume, evaluate, sample, chat. Each reads its inputs, has its parts made, and runs them."""
+"""The verbs, in one place for the program and for scripts. Here are those of a run: train and resume."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from coterie import machine
-from coterie.chatting import ChatSession
-from coterie.checks import preflight
+from coterie.checks import dry_run, preflight, validate
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
-from coterie.data.chat import Chat, load_chat
-from coterie.data.order import PromptOrder
-from coterie.engines.base import Engine, Sampling
-from coterie.engines.embedded import EmbeddedEngine
-from coterie.errors import CheckpointError, DataError, RunError
-from coterie.observer import EvalResult, Observer, RunInfo, Silent
+from coterie.data.chat import Chat
+from coterie.errors import CheckpointError
+from coterie.observer import Observer, RunInfo, Silent
+from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
     Inputs,
     check_trainable,
-    collector_for,
-    engine_for,
-    evaluator_for,
-    load_policy,
-    locate_model,
     policy_for,
     read_inputs,
-    sampling_for,
     trainer_for,
     use_threads,
 )
@@ -46,7 +35,8 @@ from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
-from coterie.types import Prompt, Rollout
+
+__all__ = ["chat", "demo", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
 
 
 def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
@@ -217,144 +207,6 @@ def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str
 
 def _safe_name(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in text).strip("-.") or "run"
-
-
-def model_of(target: str, runs: Path = Path("runs")) -> str:
-    """The model folder behind a run (its newest verified checkpoint), a checkpoint folder, a model folder, an asset
-    name or a transformers id.
-
-    Raises:
-        RunError: the run has no checkpoint yet.
-    """
-    folder = Path(target)
-    if (folder / "model" / "config.json").is_file() or (folder / "model" / "adapter_config.json").is_file():
-        return str(folder / "model")
-    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return target
-    for path in (folder, runs / target):
-        if (path / "config.toml").is_file():
-            found = checkpoint.newest(path / "checkpoints")
-            if found is None:
-                raise RunError(f"{path} has no checkpoint yet; resume it until it has, or name its model instead")
-            return str(found.path / "model")
-    return target
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """A model that can be sampled and scored, without a run."""
-
-    config: RunConfig
-    inputs: Inputs
-    engine: Engine
-
-
-def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
-    use_threads(config)
-    inputs = read_inputs(config, observer, need_train=need_train)
-    policy = policy_for(config, inputs)
-    return Sampler(config=config, inputs=inputs, engine=engine_for(config, inputs, policy))
-
-
-def with_model(config: RunConfig, target: str | None) -> RunConfig:
-    """The same settings for another model; None keeps the configured one."""
-    if target is None:
-        return config
-    name = model_of(target, Path(config.runs))
-    # A finished adapter is read as it is; a new one on top would be another model.
-    model = config.model.model_copy(update={"name": name, "lora": None})
-    return config.model_copy(update={"model": model})
-
-
-def evaluate(target: str | None, config: RunConfig, observer: Observer | None = None) -> list[EvalResult]:
-    """Held-out accuracy of a run, checkpoint or model on `data.heldout`.
-
-    Raises:
-        DataError: no held-out prompts are configured.
-    """
-    observer = observer or Silent()
-    config = with_model(config, target)
-    if not config.data.heldout:
-        raise DataError("data.heldout is empty: add a [[data.heldout]] source, or evaluate a run that has one")
-    ready = _sampler(config, observer, need_train=False)
-    step = _step_of(config.model.name)
-    ready.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
-    with Scorer(config.rewards) as scorer:
-        scorer.start(ready.inputs.prompts)
-        evaluator = evaluator_for(config, ready.engine, ready.inputs.chat, scorer, ready.inputs.heldout)
-        results = list(evaluator.evaluate(step).results)
-    observer.evaluated(results)
-    return results
-
-
-def _step_of(model: str) -> int:
-    """Training step of a checkpoint's model folder; 0 for any other model."""
-    folder = Path(model).parent
-    number = folder.name.removeprefix("step_")
-    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else 0
-
-
-def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator[tuple[Prompt, Rollout]]:
-    """Sample and score one rollout of each of `count` training prompts, without training."""
-    config = with_model(config, target)
-    ready = _sampler(config, Silent(), need_train=False)
-    order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
-    if not order.prompts:
-        raise DataError("data.train is empty: add a [[data.train]] source to sample from")
-    with Scorer(config.rewards) as scorer:
-        collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
-        drawn = order.draw(0, count)
-        found = collector.collect(drawn, samples=1, sampling=sampling_for(config, config.sampling.temperature))
-    for rollout in found.rollouts:
-        yield found.prompt_of(rollout), rollout
-
-
-def chat(
-    target: str, *, system: str | None = None, temperature: float = 0.7, max_tokens: int = 512, seed: int | None = None
-) -> ChatSession:
-    """A conversation with a run's or a model's policy: `.reply(text)`.
-
-    Args:
-        system: system message; None takes the one the run was trained with, if any.
-        seed: None takes a fresh one.
-    """
-    config = with_model(RunConfig(), target)
-    use_threads(config)
-    source = locate_model(config, Silent())
-    talk = load_chat(source, config.model.revision)
-    policy = load_policy(config, source)
-    engine = EmbeddedEngine(policy, talk, slots=1)
-    sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
-    return ChatSession(
-        engine,
-        talk,
-        sampling,
-        context=policy.context,
-        seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
-        system=_system_of(target) if system is None else system,
-    )
-
-
-def _system_of(target: str) -> str | None:
-    """The system message that a run was trained with."""
-    for path in (Path(target), Path("runs") / target):
-        if (path / "config.toml").is_file():
-            return load_file(path / "config.toml").config.data.system
-    return None
-
-
-def validate(config: RunConfig) -> Any:
-    """Check data and rewards through the real path, without a model's weights."""
-    from coterie.checks import validate as check
-
-    return check(config)
-
-
-def dry_run(config: RunConfig) -> Any:
-    """Check everything that `train` needs, measure a little, and train nothing."""
-    from coterie.checks import dry_run as check
-
-    return check(config)
 
 
 def demo(observer: Observer, *, seed: int = 0, overrides: tuple[str, ...] | list[str] = ()) -> Path:

@@ -13,6 +13,7 @@ from coterie import machine, parts
 from coterie.batches import Batch, largest, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
+from coterie.engines.kv import reserved
 from coterie.errors import CoterieError
 from coterie.observer import Silent
 from coterie.parts import Inputs
@@ -145,7 +146,8 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
         token_budget=config.optim.token_budget,
     )
     longest = inputs.longest() + config.sampling.max_tokens
-    return memory.preflight(learner, row, sampling=memory.sampling_bytes(learner.policy, config.collect.slots, longest))
+    sampling = config.collect.slots * reserved(longest) * learner.policy.cache_bytes()
+    return memory.preflight(learner, row, sampling=sampling)
 
 
 def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
@@ -157,7 +159,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
     # Free is what is left while this process holds its part already.
     if device.type == "cpu":
-        free = machine.facts().memory_free + memory.resident()
+        free = machine.facts().memory_free + machine.resident()
     else:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     text += f"; {free / GIB:.1f} GiB can be had"

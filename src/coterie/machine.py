@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -125,6 +126,26 @@ def plan(seen: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
     if seen.disk_free < 5 * GIB:
         lines.append("disk: under 5 GiB free; a run with checkpoints takes 1 to 4")
     return lines
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds now; 0 where the system does not say."""
+    return _status("VmRSS")
+
+
+def peak_resident() -> int:
+    """Most bytes of main memory that this process ever held."""
+    if held := _status("VmHWM"):
+        return held
+    import resource  # not on Windows
+
+    # The second choice: on Linux it counts what the parent held before exec.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def versions() -> dict[str, str]:

@@ -21,8 +21,8 @@ from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
 from coterie.observer import Observer
+from coterie.policy.allocator import keep_freed
 from coterie.policy.learner import Learner
-from coterie.policy.memory import keep_freed
 from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.kv import KVPool
 from coterie.engines.static import StaticDecoder, length_bucket, row_bucket
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
@@ -22,18 +22,10 @@ from coterie.types import SampleKey
 from tiny_models import KINDS, tiny_model, tiny_policy
 
 
-@dataclass
-class Pool:
-    slots: int
-    capacity: int
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-
-
-def pool_for(policy: Policy, slots: int, capacity: int = 128) -> Pool:
+def pool_for(policy: Policy, slots: int, capacity: int = 128) -> KVPool:
     config = policy.model.config.get_text_config()
     shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
-    made = Pool(slots, capacity)
+    made = KVPool(slots, capacity)
     for layer in range(config.num_hidden_layers):
         made.keys[layer] = torch.zeros(shape, dtype=policy.dtype)
         made.values[layer] = torch.zeros(shape, dtype=policy.dtype)

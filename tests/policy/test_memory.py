@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coterie.batches import Batch, halves, largest, plan
 from coterie.config.schema import LoraConfig, OptimConfig
+from coterie.engines.kv import reserved
 from coterie.errors import ConfigError, DoesNotFitError
 from coterie.policy import activations, memory
 from coterie.policy.activations import Offload, arrange
@@ -313,4 +314,4 @@ def test_a_preflight_that_does_not_fit_cuts_the_run_before_it_starts() -> None:
 
 def test_what_sampling_reserves_is_what_the_engine_takes() -> None:
     policy = tiny_policy(dtype=torch.float32)
-    assert memory.sampling_bytes(policy, slots=5, longest=70) == 2 * 3 * 2 * 8 * 5 * 128 * 4
+    assert 5 * reserved(70) * policy.cache_bytes() == 2 * 3 * 2 * 8 * 5 * 128 * 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coterie.algo.precision import at_least_float32
+
 _BLOCK = 512
 _CACHED = 1 << 18
 """Logits worked on at once on a CPU: 1 MB in float32."""
@@ -53,7 +55,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
 
 
 def _sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    precision = at_least_float32(logits.dtype)
     scaled = filter_logits(logits.to(precision, copy=True).div_(temperature), top_k, top_p)
     rows, size = scaled.shape
     blocks = -(-size // _BLOCK)

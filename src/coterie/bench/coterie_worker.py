@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from coterie.batches import plan
 from coterie.bench import rewards as rule
 from coterie.bench.rollouts import rollout
-from coterie.bench.wire import STOP, Wire, peak_memory, versions
+from coterie.bench.wire import STOP, Wire, versions
 from coterie.config.schema import LoraConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from coterie.data.chat import load_chat
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.machine import peak_resident
+from coterie.policy.allocator import keep_freed
 from coterie.policy.learner import Learner
-from coterie.policy.memory import keep_freed
 from coterie.policy.model import load
 from coterie.types import Credit, Rollout, SampleKey, StopReason, Turn
 
@@ -96,7 +97,8 @@ class Side:
         started = time.perf_counter()
         found = self.turns()
         generated = time.perf_counter()
-        trained = self.learn(self.rollouts(found, np.array(question["rewards"])), np.array(question["rewards"]))
+        values = np.array(question["rewards"])
+        trained = self.learn(self.rollouts(found, values), values)
         ended = time.perf_counter()
         self.next_version()
         return {
@@ -105,7 +107,7 @@ class Side:
             "step_s": ended - started,
             "rollouts": [list(turn.tokens) for turn in found],
             "trained_tokens": trained,
-            "peak": peak_memory(),
+            "peak": peak_resident(),
         }
 
     def update(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Side:
         values = np.array(question["rewards"])
         started = time.perf_counter()
         trained = self.learn(self.rollouts(self.given(question["rollouts"]), values), values)
-        return {"update_s": time.perf_counter() - started, "trained_tokens": trained, "peak": peak_memory()}
+        return {"update_s": time.perf_counter() - started, "trained_tokens": trained, "peak": peak_resident()}
 
     def given(self, rollouts: Sequence[Sequence[int]]) -> list[Turn]:
         size = self.case["group_size"]

@@ -58,35 +58,28 @@ def curves(quick: bool) -> tuple[Curve, ...]:
     lengths, completions = (64, 256, 1024, 2048)[:many], ((8, 16, 32) if quick else (16, 64, 128, 256))
     wide = replace(base, prompt=256)
     return (
-        Curve(
-            name="rollouts",
-            title="rollouts per step (prompts × 8)",
-            axis="rollouts",
-            sizes=tuple(replace(base, prompts=n) for n in prompts),
-            xs=tuple(n * base.group_size for n in prompts),
+        _curve("rollouts", "rollouts per step (prompts × 8)", "rollouts", base, "prompts", prompts, each=8),
+            "rollouts", "rollouts per step (prompts × 8)", "rollouts", base, "prompts", prompts, each=base.group_size
         ),
-        Curve(
-            name="group_size",
-            title="group size, 4 prompts of 256 tokens",
-            axis="rollouts per prompt",
-            sizes=tuple(replace(wide, group_size=n) for n in groups),
-            xs=groups,
-        ),
-        Curve(
-            name="prompt_length",
-            title="prompt length, 4 prompts × 8 rollouts",
-            axis="tokens per prompt",
-            sizes=tuple(replace(base, prompt=n) for n in lengths),
-            xs=lengths,
-        ),
-        Curve(
-            name="completion_length",
-            title="completion length, 4 prompts × 8 rollouts",
-            axis="tokens per completion",
-            sizes=tuple(replace(base, completion=n) for n in completions),
-            xs=completions,
+        _curve("group_size", "group size, 4 prompts of 256 tokens", "rollouts per prompt", wide, "group_size", groups),
+        _curve("prompt_length", "prompt length, 4 prompts × 8 rollouts", "tokens per prompt", base, "prompt", lengths),
+        _curve(
+            "completion_length",
+            "completion length, 4 prompts × 8 rollouts",
+            "tokens per completion",
+            base,
+            "completion",
+            completions,
         ),
     )
+
+
+def _curve(
+    name: str, title: str, axis: str, start: Sizes, growing: str, values: tuple[int, ...], *, each: int = 1
+) -> Curve:
+    """The sizes in which the field `growing` of `start` takes each value; the axis counts `each` for one of it."""
+    sizes = tuple(replace(start, **{growing: value}) for value in values)
+    return Curve(name=name, title=title, axis=axis, sizes=sizes, xs=tuple(each * value for value in values))
 
 
 def ideal(points: Sequence[Point], measured: str) -> list[float]:

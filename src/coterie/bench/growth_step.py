@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from coterie import batches, machine, parts
 from coterie.batches import Batch
 from coterie.bench.rollouts import rollout
 from coterie.config.schema import ObjectiveConfig, OptimConfig, RunConfig
-from coterie.data import assets
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.observer import Silent
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.types import Credit, SampleKey, Turn
@@ -65,8 +64,7 @@ class Endless:
 def load_policy(name: str = MODEL, dtype: str = "auto") -> Policy:
     """The asset (fetched if need be) or model folder `name`, on the CPU."""
     config = RunConfig.model_validate({"model": {"name": name, "dtype": dtype, "device": "cpu"}})
-    local = name not in assets.ASSETS or Path(name).is_dir()
-    return parts.load_policy(config, name if local else str(assets.ensure(name)))
+    return parts.load_policy(config, parts.locate_model(config, Silent()))
 
 
 def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:

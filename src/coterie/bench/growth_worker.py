@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import gc
 import json
-import re
-import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from coterie import threads
+from coterie import machine, threads
 
 
 def main(words: dict[str, Any]) -> dict[str, float]:
@@ -42,7 +39,7 @@ def main(words: dict[str, Any]) -> dict[str, float]:
         started = time.perf_counter()
         turns = engine.generate(asked, step.sampling(sizes.completion))
         generated = time.perf_counter()
-        peak = peak_memory()
+        peak = machine.peak_resident()
         engine.close()
         between = time.perf_counter()
         learner.update([step.packed(asked, turns)])
@@ -54,19 +51,8 @@ def main(words: dict[str, Any]) -> dict[str, float]:
 
     once(step.Sizes(prompts=1, group_size=2, prompt=4, completion=2))
     gc.collect()
-    loaded = peak_memory()
-    return once(sizes) | {"loaded": loaded, "peak": peak_memory()}
-
-
-def peak_memory() -> int:
-    """Most bytes that this process ever had in memory. (`ru_maxrss` would count the parent's, from before exec.)"""
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found.group(1)) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    loaded = machine.peak_resident()
+    return once(sizes) | {"loaded": loaded, "peak": machine.peak_resident()}
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def _policy(layers: int, vocabulary: int, hidden: int) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from coterie import machine
+    from coterie import parts
+    from coterie.config.schema import RunConfig
     from coterie.policy.model import Policy
 
     config = LlamaConfig(
@@ -78,7 +79,7 @@ def _policy(layers: int, vocabulary: int, hidden: int) -> Any:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if machine.facts().native_bf16 else torch.float32
+    dtype = parts.dtype_of(RunConfig(), torch.device("cpu"))
     return Policy(LlamaForCausalLM(config).to(dtype), name="probe")
 
 

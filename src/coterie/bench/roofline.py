@@ -14,6 +14,7 @@ from coterie.bench import roof_profile
 from coterie.bench.growth_step import MODEL, Sizes, heading, load_policy, use_threads
 from coterie.bench.roof_ceilings import Shapes, Stack, bandwidth, square
 from coterie.bench.roof_phases import Bench, Phase, measure
+from coterie.policy.logprobs import CHUNK
 from coterie.policy.model import Policy
 
 ROWS = (1, 8, 32, 64, 128, 512)
@@ -21,8 +22,6 @@ REFERENCE_ROWS = 64
 """Row count of the ceiling that the aims are stated against."""
 AIMS = {"decode": 0.60, "update": 0.70}
 """Share of the ceiling at `REFERENCE_ROWS`."""
-HEAD_CHUNK = 256
-"""Rows of the head's ceiling under training, as `policy.logprobs` cuts them."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -103,18 +102,15 @@ def _floor(phase: Phase, body: Stack, head: Stack) -> float | None:
     if not phase.passes:
         return None
     training = phase.passes > 1
-    head_rows = min(phase.head_rows, HEAD_CHUNK if training else phase.rows)
+    head_rows = min(phase.head_rows, CHUNK if training else phase.rows)
     one, two = (body.train, head.train) if training else (body.forward, head.forward)
     return one(phase.rows) * phase.tokens / phase.rows + two(head_rows) * phase.head_rows / head_rows
 
 
 def _bytes_floor(policy: Policy, shapes: Shapes, sizes: Sizes, known: Ceilings) -> float:
     """Each decode step reads every matrix once, and of every row the keys and values of half its completion."""
-    config = policy.model.config.get_text_config()
     width = policy.head.weight.element_size()
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * width
-    held = sizes.rollouts * (sizes.prompt + sizes.completion / 2) * token
+    held = sizes.rollouts * (sizes.prompt + sizes.completion / 2) * policy.cache_bytes()
     return (sizes.completion - 1) * ((shapes.body_size + shapes.head_size) * width + held) / known.memory["read"]
 
 

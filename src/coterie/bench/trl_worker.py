@@ -14,7 +14,8 @@ import tempfile
 import time
 from typing import Any
 
-from coterie.bench.wire import STOP, Wire, peak_memory, versions
+from coterie.bench.wire import STOP, Wire, versions
+from coterie.machine import peak_resident
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl: Any = importlib.import_module("trl")
@@ -168,7 +169,7 @@ class Side(transformers.TrainerCallback):
             self.answer |= {"step_s": seconds, "update_s": seconds - self.answer["generate_s"]}
         elif kind == "update":
             self.answer |= {"update_s": seconds}
-        self.wire.answer(self.answer | {"advantages": given, "peak": peak_memory()})
+        self.wire.answer(self.answer | {"advantages": given, "peak": peak_resident()})
 
     def _trained(self) -> dict[str, Any]:
         """Trained parameters under the names of the bare model."""

@@ -6,7 +6,8 @@ import importlib
 import time
 from typing import Any
 
-from coterie.bench.wire import STOP, Wire, peak_memory, versions
+from coterie.bench.wire import STOP, Wire, versions
+from coterie.machine import peak_resident
 
 
 class Side:
@@ -40,7 +41,7 @@ class Side:
         found = self.llm.generate(self.prompts, limits, use_tqdm=False)
         seconds = time.perf_counter() - started
         rollouts = [list(output.token_ids) for request in found for output in request.outputs]
-        return {"generate_s": seconds, "rollouts": rollouts, "peak": peak_memory()}
+        return {"generate_s": seconds, "rollouts": rollouts, "peak": peak_resident()}
 
 
 def main() -> None:

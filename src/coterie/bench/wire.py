@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any, TextIO
 
 STOP = "stop"
@@ -38,19 +37,6 @@ class Wire:
     def fail(self, error: BaseException) -> None:
         text = " ".join(str(error).split())
         self.answer({"error": f"{type(error).__name__}: {text[:1000]}"})
-
-
-def peak_memory() -> int:
-    """Most bytes of memory that this process ever held (VmHWM; elsewhere what getrusage says)."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        import resource  # not on Windows
-
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return held if sys.platform == "darwin" else held * 1024
 
 
 def versions(*packages: str) -> dict[str, str]:

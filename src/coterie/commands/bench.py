@@ -26,7 +26,7 @@ def bench(
     trl_tuned: Annotated[
         bool, typer.Option("--trl-tuned", help="TRL without gradient checkpointing, and its weights in the dtype.")
     ] = False,
-    math_threads: Annotated[int, typer.Option(min=0, help="Threads of every side; 0 = one per physical core.")] = 0,
+    math_threads: Annotated[int, typer.Option(min=0, help="Threads of every side; 0 lets coterie choose.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, plot.png and logs.")] = Path(
         "bench-results"

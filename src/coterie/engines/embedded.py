@@ -18,7 +18,7 @@ from torch import Tensor
 from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling, TextCodec
-from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV
+from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
 from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
 from coterie.policy.compile import eager
@@ -120,7 +120,7 @@ class EmbeddedEngine:
         if self._pool is None or self._pool.capacity < longest:
             self.close()  # free the old memory first
             self._capacity = max(longest, self._capacity)
-            self._pool = KVPool(self._slots, -(-self._capacity // 64) * 64)
+            self._pool = KVPool(self._slots, reserved(self._capacity))
             if self._policy.device.type == "cuda":
                 self._decoder = StaticDecoder(self._policy, self._pool)
         return self._pool
@@ -203,7 +203,7 @@ class _Session:
             return
         device = self.policy.device
         positions = torch.tensor([row.position for row in self.live], device=device)
-        layout = DecodeLayout(self.pool, positions, max(row.position for row in self.live))
+        layout = DecodeLayout(self.pool, positions, max(row.position for row in self.live) + 1)
         tokens = torch.tensor([row.tokens[-1] for row in self.live], device=device)
         hidden = self.policy.hidden(tokens[:, None], positions[:, None], layout)
         self._extend(self.live, self.policy.head(hidden[:, 0]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coterie.policy.attention import additive, causal_attention, fold_mask, masked_attention, may_attend
+from coterie.policy.attention import CausalAttention, additive, fold_mask, masked_attention, may_attend
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,6 +17,11 @@ class PromptKV:
 
     keys: dict[int, Tensor] = field(default_factory=dict)  # layer → [K, P, D]
     values: dict[int, Tensor] = field(default_factory=dict)
+
+
+def reserved(length: int) -> int:
+    """Tokens reserved for a sequence of up to `length`: a multiple of 64."""
+    return -(-length // 64) * 64
 
 
 class KVPool:
@@ -52,22 +57,23 @@ class PrefillLayout:
         ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
         self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         self.kept = [PromptKV() for _ in lengths]
+        self._causal = CausalAttention()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
         for where, kept in zip(self.slices, self.kept, strict=True):
             kept.keys[layer], kept.values[layer] = key[0, :, where], value[0, :, where]
-            pieces.append(causal_attention(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
+            pieces.append(self._causal(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
         return torch.cat(pieces, dim=2)
 
 
 class DecodeLayout:
     """One new token a row: write its key and value, attend to everything the row holds."""
 
-    def __init__(self, pool: KVPool, positions: Tensor, longest: int) -> None:
+    def __init__(self, pool: KVPool, positions: Tensor, length: int) -> None:
         self.pool = pool
         self.positions = positions  # [n] where the new token goes
-        self.length = longest + 1
+        self.length = length  # of each row that is attended to
         self.rows = torch.arange(positions.numel(), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
 

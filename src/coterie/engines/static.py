@@ -12,11 +12,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.engines.base import Sampling
+from coterie.engines.kv import DecodeLayout, KVPool
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
 
@@ -24,15 +24,6 @@ T = TypeVar("T")
 
 _STEP = 64
 """Attended lengths are multiples of this, so that the rows of a mask stay aligned for the GPU's kernels."""
-
-
-class Pool(Protocol):
-    """The keys and values of the rows being decoded; rows from the number in use on are free."""
-
-    slots: int
-    capacity: int
-    keys: dict[int, Tensor]  # layer → [slots, K, capacity, D]
-    values: dict[int, Tensor]
 
 
 class Runner(Protocol):
@@ -105,40 +96,6 @@ def length_bucket(length: int, capacity: int) -> int:
     return min(-(-length // step) * step, capacity)
 
 
-class StaticLayout:
-    """One new token a row at static shapes: write its key and value, attend to the first `length` of its row."""
-
-    def __init__(self, pool: Pool, positions: Tensor, length: int) -> None:
-        self.pool = pool
-        self.positions = positions  # [B]
-        self.length = length
-        self.rows = torch.arange(positions.numel(), device=positions.device)
-        self._masks: dict[int | None, Tensor] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        batch, heads, _, size = query.shape
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[self.rows, :, self.positions] = key[:, :, 0]
-        values[self.rows, :, self.positions] = value[:, :, 0]
-        held = slice(0, self.length)
-        # Queries that share a key head become rows of one product: keys and values are read once.
-        folded = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
-        mask = self._mask(window, query.dtype)
-        out = F.scaled_dot_product_attention(
-            folded, keys[:batch, :, held], values[:batch, :, held], attn_mask=mask, scale=scale
-        )
-        return out.reshape(batch, heads, 1, size)
-
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, length], additive."""
-        if window not in self._masks:
-            distance = self.positions[:, None] - torch.arange(self.length, device=self.positions.device)
-            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self._masks[window] = zeros.masked_fill_(hidden, float("-inf"))[:, None, None]
-        return self._masks[window]
-
-
 class StaticDecoder:
     """Decodes one token for each of the rows 0..n-1 of a pool.
 
@@ -150,7 +107,7 @@ class StaticDecoder:
         runner: None takes CUDA graphs on CUDA and plain calls elsewhere.
     """
 
-    def __init__(self, policy: Policy, pool: Pool, runner: Runner | None = None) -> None:
+    def __init__(self, policy: Policy, pool: KVPool, runner: Runner | None = None) -> None:
         device = policy.device
         self.policy = policy
         self.pool = pool
@@ -228,6 +185,6 @@ class StaticDecoder:
 
     def _logits(self, rows: int, length: int) -> Tensor:
         positions = self._positions[:rows]
-        layout = StaticLayout(self.pool, positions, length)
+        layout = DecodeLayout(self.pool, positions, length)
         hidden = self.policy.hidden(self._tokens[:rows, None], positions[:, None], layout)
         return self.policy.head(hidden[:, 0])

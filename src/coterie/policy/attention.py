@@ -26,7 +26,8 @@ from coterie.policy.small_attention import LONGEST, small_attention
 NAME = "coterie"
 
 _SHORT = 128
-"""Up to this length one folded product with a mask is faster than a causal kernel that takes heads one by one."""
+"""Up to this length one folded product with a mask is at least as fast as a causal kernel that takes heads one by
+one."""
 
 
 class Layout(Protocol):
@@ -94,16 +95,23 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     return unfold(F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale), heads)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """Grouped-query attention of one sequence [1, H, T, D] to itself, optionally within a sliding window."""
-    length = query.shape[2]
-    if length > _SHORT and (window is None or length <= window):
-        # The kernel skips the half that is masked; with an explicit mask it computes all of it.
-        shared = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared, scale=scale)
-    steps = torch.arange(length, device=query.device)
-    mask = fold_mask(additive(may_attend(steps, steps, window), query.dtype)[None, None], query, key)
-    return masked_attention(query, key, value, mask, scale)
+class CausalAttention:
+    """Grouped-query attention of sequences [1, H, T, D] to themselves; keeps its masks for the layers that follow."""
+
+    def __init__(self) -> None:
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        length = query.shape[2]
+        if length > _SHORT and (window is None or length <= window):
+            # The kernel skips the half that is masked; with an explicit mask it computes all of it.
+            shared = query.shape[1] != key.shape[1]
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared, scale=scale)
+        if (length, window) not in self._masks:
+            steps = torch.arange(length, device=query.device)
+            mask = additive(may_attend(steps, steps, window), query.dtype)[None, None]
+            self._masks[length, window] = fold_mask(mask, query, key)
+        return masked_attention(query, key, value, self._masks[length, window], scale)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,6 +146,7 @@ class PackedLayout:
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.blocks = [self._block(segment, device) for segment in segments]
+        self._causal = CausalAttention()
 
     @staticmethod
     def _block(segment: Segment, device: torch.device) -> _Block:
@@ -159,16 +168,11 @@ class PackedLayout:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
         for block in self.blocks:
-            pieces.append(self._prompt(block, query, key, value, scale, window))
+            where = block.prompt
+            pieces.append(self._causal(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
             if block.index.numel():
                 pieces.append(self._continuations(block, query, key, value, scale, window))
         return torch.cat(pieces, dim=2)
-
-    def _prompt(
-        self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
-        where = block.prompt
-        return causal_attention(query[:, :, where], key[:, :, where], value[:, :, where], scale, window)
 
     def _continuations(
         self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +9,7 @@ import torch
 
 from coterie.batches import Batch, halves
 from coterie.errors import DoesNotFitError
+from coterie.policy.allocator import release
 
 T = TypeVar("T")
 
@@ -29,21 +27,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
-
-
-def release() -> None:
-    """Give freed memory back: to the device, and on Linux to the system."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim()
-
-
-def trim() -> None:
-    """Give freed main memory back to the system, on Linux with glibc (musl does so itself)."""
-    function = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if function is not None:
-        function(0)
 
 
 class Fitting:

@@ -8,12 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from coterie.algo.precision import at_least_float32
 from coterie.policy.masters import pieces
-
-
-def precision(dtype: torch.dtype) -> torch.dtype:
-    """What gradients are summed and masters are kept in: at least float32."""
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 class GradientSum:
@@ -38,7 +34,7 @@ class GradientSum:
             if grad is None or (self._done is not None and name in self._done):
                 return
             held = self.sums.get(name)
-            exact = precision(parameter.dtype)
+            exact = at_least_float32(parameter.dtype)
             if held is None:
                 self.sums[name] = grad
             elif held.dtype == exact:
@@ -74,7 +70,7 @@ class GradientSum:
 
     def take(self) -> dict[str, Tensor]:
         """The sum by name, in master precision; it is gone afterwards."""
-        found = {name: grad.to(precision(grad.dtype)) for name, grad in self.sums.items()}
+        found = {name: grad.to(at_least_float32(grad.dtype)) for name, grad in self.sums.items()}
         self.drop()
         return found
 
@@ -85,7 +81,7 @@ class GradientSum:
 
 def _norm(grad: Tensor) -> Tensor:
     """L2 norm of one gradient; piece by piece where better precision takes a copy."""
-    if grad.dtype == precision(grad.dtype):
+    if grad.dtype == at_least_float32(grad.dtype):
         return torch.linalg.vector_norm(grad)
     flat = grad.reshape(-1)
     parts = [torch.linalg.vector_norm(flat[part].float()) for part in pieces(flat.numel(), flat.device)]

@@ -42,7 +42,7 @@ def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
         raise ModelError(f"the attention kernel is {wanted!r}; expected one of {', '.join(KERNELS)}")
     if wanted == "sdpa":
         return Kernel(name="sdpa", reason="asked for")
-    obstacle = _obstacle(policy.device, policy.dtype, head_size(policy))
+    obstacle = _obstacle(policy.device, policy.dtype, policy.head_size)
     windows = tuple(dict.fromkeys((None, getattr(policy.model.config.get_text_config(), "sliding_window", None))))
     if wanted == "auto":
         if policy.device.type != "cuda":
@@ -53,12 +53,6 @@ def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
     if obstacle:
         raise ModelError(f"FlexAttention cannot run here: {obstacle}; use sdpa or auto")
     return Kernel(name="flex", reason="asked for", windows=windows)
-
-
-def head_size(policy: Policy) -> int:
-    """Numbers in one attention head."""
-    config = policy.model.config.get_text_config()
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype, size: int) -> str:

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.algo.precision import at_least_float32
+
 CHUNK = 512
 """Rows of one matrix product with the head: 512 × 49,152 bfloat16 logits are 50 MB."""
 
 _BLOCK = 1 << 19
 """Logits taken to full precision at once on a CPU: 2 MB stay in its cache through the passes of the softmax."""
-
-
-def _precision(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
@@ -33,7 +31,7 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """A copy in full precision, over the temperature."""
-    copy = logits.to(_precision(logits.dtype), copy=True)
+    copy = logits.to(at_least_float32(logits.dtype), copy=True)
     return copy if temperature == 1 else copy.div_(temperature)
 
 
@@ -77,7 +75,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(rows, weight, bias)
             found += [_statistics(logits[part], target[part], temperature, entropy) for part in _blocks(logits)]
-        empty = hidden.new_zeros(0, dtype=_precision(hidden.dtype))
+        empty = hidden.new_zeros(0, dtype=at_least_float32(hidden.dtype))
         logprobs, norms, entropies = (
             (torch.cat(column) for column in zip(*found, strict=True)) if found else (empty,) * 3
         )

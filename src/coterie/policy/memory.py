@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
-import resource
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from coterie import machine
 from coterie.batches import Batch
-from coterie.policy.fitting import release
+from coterie.policy.allocator import release
 from coterie.policy.learner import Learner
-from coterie.policy.model import Policy
 
 GIB = 2**30
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_STATUS = Path("/proc/self/status")
-
-
-def resident() -> int:
-    """Bytes of main memory that this process holds now; 0 where the system does not say."""
-    return _status("VmRSS")
-
-
-def keep_freed() -> None:
-    """Have glibc keep what is freed for the next tensor instead of handing it back at once: an update otherwise spends
-    a tenth of its time on the page faults of memory that it had a moment before. Does nothing elsewhere."""
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if allocator is not None:
-        allocator(_TRIM_THRESHOLD, 1 << 30)
-        allocator(_MMAP_THRESHOLD, 1 << 25)  # larger ones on their own: kept, they would break memory into pieces
 
 
 def reset_peak(device: torch.device) -> None:
@@ -49,25 +29,7 @@ def peak(device: torch.device) -> int:
     """Bytes at the high-water mark: of the process on a CPU, of torch's tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # getrusage's mark is inherited from the parent process on Linux, so it comes second.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status(key: str) -> int:
-    with suppress(OSError):
-        found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
-
-
-def sampling_bytes(policy: Policy, slots: int, longest: int) -> int:
-    """Bytes of keys and values that the embedded engine reserves for `slots` sequences of `longest` tokens."""
-    shape = policy.model.config.get_text_config()
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    values = 2 * shape.num_hidden_layers * heads * size * slots * (-(-longest // 64) * 64)
-    return values * policy.head.weight.element_size()
+    return machine.peak_resident()
 
 
 def optimizer_bytes(learner: Learner) -> int:
@@ -119,7 +81,7 @@ def preflight(learner: Learner, batch: Batch, *, sampling: int) -> MemoryReport:
     device = learner.policy.device
     release()
     reset_peak(device)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else machine.resident()
     grads = learner.gradient([batch])
     gradient = sum(grad.numel() * grad.element_size() for grad in grads.values())
     high = peak(device)

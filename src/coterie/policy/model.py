@@ -62,6 +62,18 @@ class Policy:
         """Longest sequence the model was made for, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
 
+    @property
+    def head_size(self) -> int:
+        """Numbers in one attention head."""
+        shape = self.model.config.get_text_config()
+        return int(getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads)
+
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        shape = self.model.config.get_text_config()
+        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+        return 2 * shape.num_hidden_layers * heads * self.head_size * self.head.weight.element_size()
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, each tensor once."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

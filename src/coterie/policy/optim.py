@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from coterie.algo.precision import at_least_float32
 from coterie.config.schema import OptimConfig
 from coterie.errors import CheckpointError
-from coterie.policy.gradients import GradientSum, precision
+from coterie.policy.gradients import GradientSum
 from coterie.policy.masters import join, pieces, split
 from coterie.policy.moments import BlockMoments, FullMoments, Moments, kind_of
 
@@ -49,7 +50,7 @@ class MasterAdamW:
             for name, parameter in self.parameters.items()
             if parameter.dtype == torch.bfloat16
         }
-        facts = {name: (p.numel(), precision(p.dtype), p.device) for name, p in self.parameters.items()}
+        facts = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
         self.moments: Moments = STATES[config.state](facts, config)
 
     @property
@@ -84,7 +85,7 @@ class MasterAdamW:
         low = self.low.get(name)
         self.moments.advance(name)
         for part in pieces(weights.numel(), weights.device):
-            one = flat[part].to(precision(flat.dtype)).mul_(scale)
+            one = flat[part].to(at_least_float32(flat.dtype)).mul_(scale)
             if low is None:
                 self.moments.step(name, part, weights[part], one, rate)
             else:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.algo.precision import at_least_float32
+
 LONGEST = 384
 """Keys up to which it is faster than the fused kernel, and its probabilities small beside the other activations."""
 
@@ -18,7 +20,7 @@ LONGEST = 384
 class _SmallAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        precision = torch.float64 if query.dtype == torch.float64 else torch.float32
+        precision = at_least_float32(query.dtype)
         # Scores in full precision: rounded to bfloat16, a score of 10 would be off by 2 % of its probability.
         scores = (query.to(precision) * scale) @ key.to(precision).transpose(-1, -2)
         weights = torch.softmax(scores.add_(mask), -1).to(query.dtype)
@@ -33,9 +35,7 @@ class _SmallAttention(torch.autograd.Function):
         value_grad = weights.transpose(-1, -2) @ grad
         weights_grad = (grad @ value.transpose(-1, -2)).mul_(weights)
         # d score = w · (d w - Σ w · d w)
-        total = weights_grad.sum(
-            -1, keepdim=True, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32
-        )
+        total = weights_grad.sum(-1, keepdim=True, dtype=at_least_float32(grad.dtype))
         scores_grad = torch.addcmul(weights_grad, weights, total.to(grad.dtype), value=-1).mul_(ctx.scale)
         return scores_grad @ key, scores_grad.transpose(-1, -2) @ query, value_grad, None, None
 
