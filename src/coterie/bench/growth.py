@@ -59,8 +59,6 @@ def curves(quick: bool) -> tuple[Curve, ...]:
     wide = replace(base, prompt=256)
     return (
         _curve("rollouts", "rollouts per step (prompts × 8)", "rollouts", base, "prompts", prompts, each=8),
-            "rollouts", "rollouts per step (prompts × 8)", "rollouts", base, "prompts", prompts, each=base.group_size
-        ),
         _curve("group_size", "group size, 4 prompts of 256 tokens", "rollouts per prompt", wide, "group_size", groups),
         _curve("prompt_length", "prompt length, 4 prompts × 8 rollouts", "tokens per prompt", base, "prompt", lengths),
         _curve(
