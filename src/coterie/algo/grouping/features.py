@@ -1,0 +1,173 @@
+"""What of a prompt can be known before anyone tries it: its meaning, its complexity, its task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import log1p
+from typing import Literal
+
+import numpy as np
+
+from coterie.algo.grouping.state import Floats, State
+from coterie.algo.streams import generator
+
+Signal = Literal["semantic", "complexity", "task"]
+
+COMPLEXITY = ("log length", "log digits", "log operators", "log numbers", "log steps", "log tools")
+"""Names of `complexity`'s features; logarithms are of 1 + count."""
+
+LIMIT = 4.0
+"""Standardised features are clipped here: one absurd prompt must not steer the linear scale."""
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_OPERATOR = re.compile(r"[+*/=<>^%×÷≤≥]|(?<=[\w)\s])[-−](?=[\w(\s])")
+_STEP = re.compile(r"[.?!;](?:\s|$)|\n|\bthen\b|\bafter\b|\bif\b", re.IGNORECASE)
+
+
+def complexity(text: str, tools: int = 0) -> Floats:
+    """[6] complexity of a prompt text, see COMPLEXITY.
+
+    Args:
+        text: the prompt as the policy reads it; length in characters.
+        tools: number of tools the prompt offers or needs.
+
+    >>> complexity("What is 12 + 3?").round(2).tolist()
+    [2.77, 1.39, 0.69, 1.1, 0.69, 0.0]
+    """
+    counts = (
+        len(text),
+        sum(character.isdigit() for character in text),
+        len(_OPERATOR.findall(text)),
+        len(_NUMBER.findall(text)),
+        len(_STEP.findall(text)),
+        tools,
+    )
+    return np.array([log1p(count) for count in counts])
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One feature: its name, the signal it belongs to, and how to get back from standardised to plain units."""
+
+    name: str
+    signal: Signal
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduction:
+    """An embedding in few dimensions: a fixed linear map, fitted once so that coordinates mean the same for ever."""
+
+    centre: Floats
+    """[E]"""
+    matrix: Floats
+    """[E, D], D at most 16 by default."""
+
+    @classmethod
+    def fit(
+        cls, embeddings: Floats, *, dims: int = 16, method: Literal["pca", "random"] = "pca", seed: int = 0
+    ) -> Reduction:
+        """By the leading principal directions, or by a random projection (Johnson-Lindenstrauss) drawn from the seed.
+
+        Args:
+            embeddings: [P, E] of the prompts at hand; prompts only, no rewards.
+        """
+        if embeddings.ndim != 2 or not len(embeddings) or not np.isfinite(embeddings).all():
+            raise ValueError(f"embeddings have shape {embeddings.shape}; expected finite numbers [prompts, width]")
+        centre, width = embeddings.mean(axis=0), embeddings.shape[1]
+        dims = min(dims, width)
+        if method == "random":
+            return cls(centre, generator("embedding", seed, width).standard_normal((width, dims)) / np.sqrt(dims))
+        centred = embeddings - centre
+        # The [E, E] covariance is enough, however many prompts there are.
+        values, vectors = np.linalg.eigh(centred.T @ centred)
+        leading = vectors[:, np.argsort(-values, kind="stable")[:dims]]
+        # A principal direction has no sign of its own; fix it, so that the same prompts give the same coordinates.
+        leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(dims)])
+        return cls(centre, leading)
+
+    def apply(self, embeddings: Floats) -> Floats:
+        """[P, D] from [P, E]."""
+        return (embeddings - self.centre) @ self.matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMap:
+    """From what is known of a prompt to one standardised row. Fitted once; saved with the run."""
+
+    columns: tuple[Column, ...]
+    tasks: tuple[str, ...]
+    reduction: Reduction | None
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        *,
+        tasks: Sequence[str] | None = None,
+        tools: Sequence[int] | None = None,
+        embeddings: Floats | None = None,
+        dims: int = 16,
+        method: Literal["pca", "random"] = "pca",
+        seed: int = 0,
+    ) -> FeatureMap:
+        """Fit on the prompts at hand: [P] texts, [P] task names, [P] tool counts, [P, E] embeddings."""
+        reduction = None if embeddings is None else Reduction.fit(embeddings, dims=dims, method=method, seed=seed)
+        known = tuple(sorted(set(tasks))) if tasks is not None else ()
+        bare = cls((), known if len(known) > 1 else (), reduction)
+        raw = bare._raw(texts, tasks, tools, embeddings)
+        width = raw.shape[1] - len(COMPLEXITY) - len(bare.tasks)
+        names: list[tuple[str, Signal]] = [(name, "complexity") for name in COMPLEXITY]
+        names += [(f"task={name}", "task") for name in bare.tasks]
+        names += [(f"meaning {i + 1}", "semantic") for i in range(width)]
+        mean, std = raw.mean(axis=0), raw.std(axis=0)
+        if width:
+            # One scale for the whole embedding: distances between meanings must survive.
+            std[-width:] = np.sqrt((std[-width:] ** 2).mean())
+        std = np.where(std > 1e-9, std, 1.0)
+        columns = tuple(
+            Column(name, signal, float(m), float(s)) for (name, signal), m, s in zip(names, mean, std, strict=True)
+        )
+        return cls(columns, bare.tasks, reduction)
+
+    def apply(
+        self,
+        texts: Sequence[str],
+        *,
+        tasks: Sequence[str] | None = None,
+        tools: Sequence[int] | None = None,
+        embeddings: Floats | None = None,
+    ) -> Floats:
+        """[P, F] standardised rows, clipped to ±4. A task never seen is none of the known ones."""
+        if (embeddings is None) != (self.reduction is None):
+            raise ValueError("features were fitted with embeddings and applied without, or the reverse; pass the same")
+        raw = self._raw(texts, tasks, tools, embeddings)
+        mean = np.array([column.mean for column in self.columns])
+        std = np.array([column.std for column in self.columns])
+        return np.clip((raw - mean) / std, -LIMIT, LIMIT)
+
+    def _raw(
+        self, texts: Sequence[str], tasks: Sequence[str] | None, tools: Sequence[int] | None, embeddings: Floats | None
+    ) -> Floats:
+        counts = [0] * len(texts) if tools is None else tools
+        parts = [np.array([complexity(text, n) for text, n in zip(texts, counts, strict=True)])]
+        if self.tasks:
+            named = [""] * len(texts) if tasks is None else tasks
+            parts.append(np.array([[float(name == task) for task in self.tasks] for name in named]))
+        if self.reduction is not None and embeddings is not None:
+            parts.append(self.reduction.apply(embeddings))
+        return np.hstack(parts)
+
+    def state(self) -> State:
+        own = self.reduction
+        arrays = {} if own is None else {"centre": own.centre, "matrix": own.matrix}
+        return arrays, {"columns": [asdict(column) for column in self.columns], "tasks": list(self.tasks)}
+
+    @classmethod
+    def load(cls, state: State) -> FeatureMap:
+        arrays, json = state
+        reduction = Reduction(arrays["centre"], arrays["matrix"]) if arrays else None
+        return cls(tuple(Column(**column) for column in json["columns"]), tuple(json["tasks"]), reduction)

@@ -1,0 +1,293 @@
+"""The object that puts the parts together: baselines that never see their own rollout, and what a step teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from coterie.algo.grouping.features import Column
+from coterie.algo.grouping.hierarchy import Hierarchy, Prediction
+from coterie.algo.grouping.history import PromptBook, Step, Window
+from coterie.algo.grouping.lessons import Explanation, Lesson
+from coterie.algo.grouping.presets import Settings, experts_of
+from coterie.algo.grouping.rollouts import Groups, Rollouts, gather
+from coterie.algo.grouping.shrink import batch_mean, group_mean, james_stein, sibling_mean
+from coterie.algo.grouping.stack import Stack, buckets
+from coterie.algo.grouping.state import Floats, State, join, pick
+from coterie.algo.grouping.tracker import Tracker
+
+STATE_VERSION = 1
+LEAST_SCALE = 0.05
+"""Least advantage scale c, in reward ranges."""
+LEAST_WEIGHT = 0.01
+"""Weights are floored at this share of their mean in history: peaked policies underflow to 0 / 0."""
+_STATELESS = {"group": group_mean, "rloo": sibling_mean, "global": batch_mean, "js2": james_stein}
+
+
+class GroupAwareBaseline:
+    """One estimator for one reward (or one part of it): predict, use, observe.
+
+    `predict` reads history and the other rollouts, never the rollout it is for (presets that are `exact`); `observe`
+    learns from the same rollouts afterwards. Advantages are (reward - baseline) / scale with a scale from history.
+
+    Args:
+        columns: the features' columns (`FeatureMap.columns`).
+        preset: a row of PRESETS.
+        settings: every number; `settings.without(name)` is an ablation.
+        seed: of the honest halves.
+        reward, reference: names of what the statistics belong to, see `adopt`.
+    """
+
+    def __init__(
+        self,
+        columns: tuple[Column, ...] = (),
+        *,
+        preset: str = "heb-stack",
+        settings: Settings | None = None,
+        seed: int = 0,
+        reward: str = "",
+        reference: str = "",
+    ) -> None:
+        self.given = Settings() if settings is None else settings
+        self.settings = self.given.in_effect()
+        start = experts_of(preset, self.settings.scales)
+        self.preset, self.experts, self.columns = preset, tuple(start), columns
+        self.versions = {"reward": reward, "reference": reference}
+        self.book, self.window = PromptBook(), Window(self.settings.window)
+        self.hierarchies = {name: self._hierarchy(name, seed) for name in self.experts if name.startswith("heb")}
+        forgets = "temporal" in self.settings.signals
+        self.trackers = {
+            name: Tracker(self.settings.tracker_half_life if forgets else None, 0.875 if forgets else 1.0)
+            for name in self.experts
+            if name == "tracker"
+        }
+        self.stack = Stack(np.array(list(start.values())), keep=self.settings.keep_gram)
+        self.range: tuple[float, float] | None = self.settings.bounds
+        # Running sums with forgetting: [squared error, rollouts], [weight, rollouts], [weighted reward, weight].
+        self.sums = np.zeros((3, 2))
+        self.steps = 0
+        self._last: tuple[Rollouts, Groups, Floats, dict[str, Prediction]] | None = None
+
+    def _hierarchy(self, name: str, seed: int) -> Hierarchy:
+        settings = self.settings
+        for scale in {"heb": (), "heb-notree": ("tree",), "heb-nofeatures": ("tree", "linear")}[name]:
+            settings = settings.without(scale)
+        return Hierarchy(self.columns, settings, self.book, self.window, seed)
+
+    # predict
+
+    @property
+    def scale(self) -> float:
+        """c: root mean squared error of the baseline in history, in reward units; half the range before that."""
+        if self.settings.unit_scale:
+            return 1.0
+        low, high = self.range or (0.0, 1.0)
+        squares, count = self.sums[0]
+        spread = (squares + 0.25) / (count + 1.0)
+        return (high - low) * max(float(np.sqrt(spread)), LEAST_SCALE)
+
+    def predict(self, rollouts: Rollouts) -> Floats:
+        """[B] baseline of each rollout, in reward units; NaN where the rollout failed. Changes nothing."""
+        return self.explain(rollouts).baselines
+
+    def advantages(self, rollouts: Rollouts) -> Floats:
+        """[B] (reward - baseline) / scale; 0 where the rollout failed."""
+        return np.nan_to_num((rollouts.rewards - self.predict(rollouts)) / self.scale)
+
+    def explain(self, rollouts: Rollouts) -> Explanation:
+        """The baselines with what each expert and each scale said. Changes nothing."""
+        groups, experts, predictions = self._predictions(rollouts)
+        combined = self.stack.combine(experts, buckets(groups))
+        low, high = self.range or (0.0, 1.0)
+
+        def spread_out(values: Floats, origin: float) -> Floats:
+            out = np.full(groups.keep.size, np.nan)
+            out[groups.keep] = origin + (high - low) * values
+            return out
+
+        parts = predictions["heb"].parts if "heb" in predictions else {}
+        return Explanation(
+            spread_out(combined, low),
+            {name: spread_out(own, low) for name, own in zip(self.experts, experts, strict=True)},
+            self.stack.weights.copy(),
+            {name: spread_out(part, low if name == "root" else 0.0) for name, part in parts.items()},
+        )
+
+    def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats]:
+        """[P] expected reward and [P] its variance from history alone, before sampling: for allocation and dispatch.
+
+        Presets without a hierarchy expect what their tracker says, or the running mean, with a variance of .03 ranges².
+        """
+        low, high = self.range or (0.0, 1.0)
+        rows = np.array([self.book.rows.get(name, -1) for name in prompts], dtype=np.int64)
+        for hierarchy in self.hierarchies.values():
+            mean, var = hierarchy.expect(rows, features, time)
+            break
+        else:
+            mean, var = np.full(len(prompts), self._known), np.full(len(prompts), 0.03)
+            for tracker in self.trackers.values():
+                once = Rollouts(prompts=prompts, rewards=np.full(len(prompts), low), features=features, time=time)
+                mean = tracker.predict(self._gather(once))
+        mean = np.clip(mean, 0.0, 1.0) if self.settings.bounds is not None else mean
+        return low + (high - low) * mean, (high - low) ** 2 * var
+
+    @property
+    def _known(self) -> float:
+        total, count = self.sums[2]
+        return float(total / count) if count > 0 else 0.5
+
+    def _gather(self, rollouts: Rollouts) -> Groups:
+        low, high = self.range or (0.0, 1.0)
+        if self.settings.bounds is not None:
+            outside = rollouts.rewards[(rollouts.rewards < low - 1e-9) | (rollouts.rewards > high + 1e-9)]
+            if outside.size:
+                raise ValueError(f"reward {outside[0]} lies outside bounds {(low, high)}; widen bounds or pass None")
+        weights = np.ones(rollouts.rewards.size)
+        total, count = self.sums[1]
+        if self.settings.weighted and rollouts.weights is not None and count > 0:
+            # The mean comes from history: this step's mean would let a rollout's own tokens into its baseline.
+            weights = np.maximum(rollouts.weights / (total / count), LEAST_WEIGHT)
+        return gather(rollouts, (rollouts.rewards - low) / (high - low), weights, self.book.rows, self._known)
+
+    def _predictions(self, rollouts: Rollouts) -> tuple[Groups, Floats, dict[str, Prediction]]:
+        """Groups, [K, N] what each expert says, and the hierarchies' predictions; remembered for `observe`."""
+        if self._last is not None and self._last[0] is rollouts:
+            return self._last[1:]
+        if rollouts.features.shape[1] != len(self.columns):
+            raise ValueError(
+                f"rollouts have {rollouts.features.shape[1]} features; expected {len(self.columns)} columns"
+            )
+        groups = self._gather(rollouts)
+        if not groups.of.size:
+            return groups, np.zeros((len(self.experts), 0)), {}
+        predictions = {name: hierarchy.predict(groups) for name, hierarchy in self.hierarchies.items()}
+        said = [
+            predictions[name].baseline
+            if name in predictions
+            else self.trackers[name].predict(groups)
+            if name in self.trackers
+            else _STATELESS[name](groups)
+            for name in self.experts
+        ]
+        self._last = rollouts, groups, np.stack(said), predictions
+        return self._last[1:]
+
+    # learn
+
+    def observe(self, rollouts: Rollouts) -> Lesson:
+        """Learn from rollouts whose advantages have been used. A step without a usable rollout teaches nothing."""
+        groups, experts, predictions = self._predictions(rollouts)
+        self._last = None
+        if not groups.of.size:
+            return Lesson({}, 0.0, 0.0, 0, {}, None)
+        bucket = buckets(groups)
+        combined = self.stack.combine(experts, bucket)
+        lesson = self._lesson(groups, experts, combined, predictions)
+        self.stack.observe(experts, groups.rewards, groups.weights, bucket)
+        rows = self.book.enter(groups)
+        for name, hierarchy in self.hierarchies.items():
+            hierarchy.observe(groups, predictions[name], rows)
+        for tracker in self.trackers.values():
+            tracker.observe(groups, rows)
+        self.window.steps.append(Step(rows, groups.mean, groups.evidence, groups.time))
+        self._sum_up(rollouts, groups, combined)
+        self.steps += 1
+        redrawn = [hierarchy.refit() for hierarchy in self.hierarchies.values() if hierarchy.due]
+        return replace(lesson, redrawn=redrawn[0] if redrawn else None)
+
+    def _lesson(self, groups: Groups, experts: Floats, combined: Floats, predictions: dict[str, Prediction]) -> Lesson:
+        error = groups.rewards - combined
+        errors = {
+            name: float(((own - groups.rewards) ** 2).mean()) for name, own in zip(self.experts, experts, strict=True)
+        }
+        parts = predictions["heb"].parts if "heb" in predictions else {}
+        return Lesson(
+            errors | {"combined": float((error**2).mean())},
+            float((groups.weights * error**2).mean()),
+            float(error.mean()),
+            int(error.size),
+            {name: float(np.abs(part).mean()) for name, part in parts.items()},
+            None,
+        )
+
+    def _sum_up(self, rollouts: Rollouts, groups: Groups, combined: Floats) -> None:
+        kept = rollouts.weights[groups.keep] if rollouts.weights is not None else np.ones(groups.of.size)
+        count = float(groups.of.size)
+        sums = [
+            (((groups.rewards - combined) ** 2).sum(), count),
+            (kept.sum(), count),
+            (groups.weights @ groups.rewards, groups.weights.sum()),
+        ]
+        self.sums = self.settings.keep_scale * self.sums + np.array(sums)
+        if self.range is None:
+            # Unbounded rewards: four standard deviations of the first step are one range, for ever after.
+            centre, spread = float(groups.rewards.mean()), max(float(groups.rewards.std()), 1e-6)
+            self.range = centre - 2 * spread, centre + 2 * spread
+            self._restart()
+
+    def _restart(self) -> None:
+        """What was learned in other units is dropped; rows of prompts stay."""
+        seed = next(iter(self.hierarchies.values())).seed if self.hierarchies else 0
+        self.window.steps.clear()
+        self.hierarchies = {name: self._hierarchy(name, seed) for name in self.hierarchies}
+        self.trackers = {name: Tracker(tracker.half_life, tracker.rho) for name, tracker in self.trackers.items()}
+        self.stack = Stack(self.stack.start, keep=self.settings.keep_gram)
+        self.sums[0], self.sums[2] = 0.0, 0.0
+
+    # state
+
+    def widen(self, factor: float = 10.0) -> None:
+        """The reward function or the reference changed: what is known stays, with `factor` times its variance."""
+        self._last = None
+        for part in (*self.hierarchies.values(), *self.trackers.values(), self.stack):
+            part.widen(factor)
+        self.sums[0] /= factor
+
+    def adopt(self, *, reward: str, reference: str) -> bool:
+        """Continue under these versions; widens, and says so, if either is another than before."""
+        versions = {"reward": reward, "reference": reference}
+        changed = versions != self.versions
+        if changed:
+            self.widen()
+        self.versions = versions
+        return changed
+
+    def state(self) -> State:
+        """Arrays and JSON from which `load` continues bit by bit."""
+        own: dict[str, Any] = {
+            "version": STATE_VERSION,
+            "preset": self.preset,
+            "settings": self.given.fingerprint(),
+            "versions": self.versions,
+            "range": None if self.range is None else list(self.range),
+            "steps": self.steps,
+        }
+        return join(
+            own=({"sums": self.sums.copy()}, own),
+            book=self.book.state(),
+            window=self.window.state(),
+            stack=self.stack.state(),
+            **{name: part.state() for name, part in (self.hierarchies | self.trackers).items()},
+        )
+
+    def load(self, state: State) -> None:
+        """Continue from a state.
+
+        Raises:
+            ValueError: the state was saved by another format, preset or settings.
+        """
+        arrays, json = pick(state, "own")
+        mine = {"version": STATE_VERSION, "preset": self.preset, "settings": self.given.fingerprint()}
+        different = [key for key, value in mine.items() if json.get(key) != value]
+        if different:
+            raise ValueError(f"the state was saved with another {' and '.join(different)}; start anew or restore them")
+        self._last = None
+        self.sums, self.steps, self.versions = arrays["sums"].copy(), json["steps"], dict(json["versions"])
+        self.range = None if json["range"] is None else (json["range"][0], json["range"][1])
+        self.book.load(pick(state, "book"))
+        self.window.load(pick(state, "window"))
+        self.stack.load(pick(state, "stack"))
+        for name, part in (self.hierarchies | self.trackers).items():
+            part.load(pick(state, name))

@@ -1,0 +1,112 @@
+"""What is remembered of each prompt, and the clock by which it fades."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coterie.algo.grouping.calibration import Ratio
+from coterie.algo.grouping.state import Floats, Ints, State, join, pick
+
+NATS_PER_STEP = 0.06 / (120 * np.log(2))
+"""Policy movement that ages memory by one unit: SPO's half-life of .06 nats (2509.13232) laid on the half-life of the
+default prompt memory, 120 units · ln 2."""
+
+_TABLE = ("mean", "var", "time", "residual", "weight")
+
+
+class PolicyClock:
+    """Policy time: evidence fades by how far the policy moved, not by how many updates were made.
+
+    Unit: one step of a policy that moves `nats_per_step` a step, so that all memories are given in steps.
+    """
+
+    def __init__(self, nats_per_step: float = NATS_PER_STEP) -> None:
+        if nats_per_step <= 0:
+            raise ValueError(f"nats_per_step is {nats_per_step}; expected more than 0")
+        self.nats_per_step, self.now = nats_per_step, 0.0
+
+    def advance(self, moved: float) -> float:
+        """After an update: `moved` is the mean per-token |new - old log-prob|, nats. Returns the time now."""
+        if not (np.isfinite(moved) and moved >= 0):
+            raise ValueError(f"moved is {moved}; expected a mean |log-prob change| of at least 0")
+        self.now += moved / self.nats_per_step
+        return self.now
+
+    def state(self) -> State:
+        return {}, {"now": self.now}
+
+    def load(self, state: State) -> None:
+        self.now = state[1]["now"]
+
+
+class PromptMemory:
+    """d_p: how each prompt differs from what its features say, as an AR(1) process seen at its visits only.
+
+    Five numbers a prompt. A prompt not visited for `memory` time units has faded by 1/e towards its region.
+    """
+
+    def __init__(self, memory: float, keep: float) -> None:
+        self.memory = memory
+        self.tau = Ratio(0.03, 20.0, keep, 0.003, 0.12)
+        self.mean, self.var, self.time, self.residual, self.weight = (np.zeros(0) for _ in range(5))
+
+    def grow(self, rows: int) -> None:
+        """Room for `rows` prompts; doubles, so that growing costs O(1) a prompt."""
+        if rows > self.mean.size:
+            more = max(rows, 2 * self.mean.size) - self.mean.size
+            self.mean, self.residual, self.weight = (
+                np.pad(array, (0, more)) for array in (self.mean, self.residual, self.weight)
+            )
+            self.var = np.pad(self.var, (0, more), constant_values=-1.0)
+            self.time = np.pad(self.time, (0, more), constant_values=-np.inf)
+
+    def seen(self, rows: Ints) -> np.ndarray:
+        """[P] bool: the prompt has been visited."""
+        inside = (rows >= 0) & (rows < self.var.size)
+        return inside & (self.var[np.where(inside, rows, 0)] >= 0 if self.var.size else inside)
+
+    def prior(self, rows: Ints, time: float) -> tuple[Floats, Floats]:
+        """[P] mean and [P] variance of d_p at `time`, before this visit."""
+        seen, tau = self.seen(rows), self.tau.value
+        at = rows[seen]
+        fade = self._fade(at, time)
+        mean, var = np.zeros(rows.size), np.full(rows.size, tau)
+        mean[seen] = fade * self.mean[at]
+        var[seen] = fade**2 * self.var[at] + (1.0 - fade**2) * tau
+        return mean, var
+
+    def learn_tau(self, rows: Ints, residual: Floats, weight: Floats, time: float) -> None:
+        """Residuals of two visits share no noise: their mean product, undecayed, is the lasting variance of prompts."""
+        seen = self.seen(rows)
+        at = rows[seen]
+        weight = weight[seen] * self.weight[at]
+        self.tau.add(float(weight @ (residual[seen] * self.residual[at])), float(weight @ self._fade(at, time)))
+
+    def store(self, rows: Ints, mean: Floats, var: Floats, residual: Floats, weight: Floats, time: float) -> None:
+        """The posterior after a visit; the residual y - h.a as predicted before it; the mean weight of its rollouts."""
+        self.mean[rows], self.var[rows], self.time[rows] = mean, var, time
+        self.residual[rows], self.weight[rows] = residual, weight
+
+    def rebase(self, rows: Ints, change: Floats) -> None:
+        """Regions were redrawn: what is known well keeps its absolute value. `change` [P] is f_old - f_new."""
+        trust = np.clip(1.0 - self.var[rows] / self.tau.value, 0.0, 1.0)
+        self.mean[rows] += trust * change
+        self.residual[rows] += change
+
+    def widen(self, factor: float) -> None:
+        """Known less well than before, but never less well than a prompt that was never seen."""
+        seen = self.var >= 0
+        self.var[seen] = np.minimum(factor * self.var[seen], self.tau.value)
+
+    def _fade(self, rows: Ints, time: float) -> Floats:
+        return np.exp(-np.maximum(time - self.time[rows], 0.0) / self.memory)
+
+    def state(self) -> State:
+        own = {name: getattr(self, name).copy() for name in _TABLE}
+        return join(table=(own, {}), tau=self.tau.state())
+
+    def load(self, state: State) -> None:
+        table = pick(state, "table")[0]
+        for name in _TABLE:
+            setattr(self, name, table[name].copy())
+        self.tau.load(pick(state, "tau"))

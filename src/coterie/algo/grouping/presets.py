@@ -1,0 +1,161 @@
+"""Presets as rows of one table, and every number that the estimator uses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from typing import Any, Literal
+
+Scale = Literal["siblings", "batch", "prompt", "tree", "linear", "root"]
+SCALES: frozenset[Scale] = frozenset({"siblings", "batch", "prompt", "tree", "linear", "root"})
+"""siblings: the other rollouts of the prompt. batch: the other prompts of this step. prompt: what is remembered of the
+prompt. tree: its region. linear: prompts near it in feature space. root: all prompts."""
+
+SIGNALS = frozenset({"semantic", "complexity", "task", "reward", "temporal"})
+"""semantic, complexity, task: columns of the features. reward: boundaries drawn where rewards differ (off: regions are
+cut at medians of features). temporal: forgetting (off: evidence never fades)."""
+
+Expert = Literal["group", "rloo", "global", "tracker", "js2", "heb", "heb-notree", "heb-nofeatures"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One row: which experts, and what may be claimed of them."""
+
+    experts: tuple[Expert, ...]
+    exact: bool
+    """No baseline depends on its own rollout, so the expected gradient is the true one."""
+    start: tuple[float, ...] = ()
+    """Weights of the experts before anything is learned; equal if empty."""
+    note: str = ""
+
+
+PRESETS: dict[str, Preset] = {
+    "prompt": Preset(experts=("group",), exact=False, note="plain GRPO: the group mean, own reward included"),
+    "rloo": Preset(experts=("rloo",), exact=True, note="the other rollouts of the prompt"),
+    "global": Preset(experts=("global",), exact=True, note="all other rollouts of the step"),
+    "tracker": Preset(experts=("tracker",), exact=True, note="SPO: the prompt's own history"),
+    "js2": Preset(experts=("js2",), exact=True, note="siblings and step, James-Stein"),
+    "heb": Preset(experts=("heb",), exact=True, note="every scale, one model"),
+    "heb-stack": Preset(
+        experts=("heb", "heb-notree", "heb-nofeatures", "tracker", "js2", "rloo"),
+        # The full model leads until errors say otherwise; equal weights would give the noisiest expert a sixth.
+        start=(0.5, 0.15, 0.1, 0.1, 0.1, 0.05),
+        exact=True,
+        note="every scale, six models weighted by what their errors cost",
+    ),
+}
+
+
+LIVES_ON: dict[Expert, frozenset[Scale]] = {
+    "group": frozenset({"siblings"}),
+    "rloo": frozenset({"siblings"}),
+    "global": frozenset({"batch"}),
+    "js2": frozenset({"siblings", "batch"}),
+    "tracker": frozenset({"prompt"}),
+}
+"""Scales without which an expert has nothing to say. The hierarchical experts do with what is left."""
+
+
+def experts_of(preset: str, scales: frozenset[Scale]) -> dict[Expert, float]:
+    """The preset's experts that these scales leave, with their first weights, which add up to 1.
+
+    Raises:
+        ValueError: there is no such preset, or nothing is left of it.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; expected one of {sorted(PRESETS)}")
+    row = PRESETS[preset]
+    start = row.start or (1.0,) * len(row.experts)
+    left = {
+        name: weight
+        for name, weight in zip(row.experts, start, strict=True)
+        if LIVES_ON.get(name, frozenset()) <= scales
+    }
+    if not left:
+        needed = sorted(frozenset().union(*(LIVES_ON[name] for name in row.experts)))
+        raise ValueError(f"preset {preset!r} lives on {needed}, of which some are left out; choose another preset")
+    total = sum(left.values())
+    return {name: weight / total for name, weight in left.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every number, in units of a reward range of 1 and of steps; the defaults were chosen in simulation."""
+
+    scales: frozenset[Scale] = SCALES
+    signals: frozenset[str] = SIGNALS
+    use_batch: bool = True
+    """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    """Smallest and largest reward; None measures the range on the first step and does not clip."""
+    memory: float = 40.0
+    """e-folding time of regions and linear weights, steps."""
+    prompt_memory: float = 120.0
+    """e-folding time of what is special to a prompt, steps."""
+    root_variance: float = 0.08
+    root_walk: float = 5e-4
+    """Variance that the overall mean gains per step."""
+    linear_variance: float = 0.02
+    """Prior variance of the linear scale's contribution."""
+    max_leaves: int = 48
+    min_weight: float = 40.0
+    window: int = 60
+    """Steps that the tree looks back."""
+    refit_every: int = 10
+    refit_first: tuple[int, ...] = (1, 3, 6)
+    keep_gram: float = 0.98
+    keep_kappa: float = 0.97
+    keep_tau: float = 0.99
+    keep_scale: float = 0.98
+    unit_scale: bool = False
+    """True leaves advantages undivided, c = 1."""
+    tracker_half_life: float | None = None
+    """Half-life of SPO's tracker in units of the clock; None decays by .875 a visit."""
+    weighted: bool = True
+    """Use the rollouts' weights (score norms); False minimises squared error instead of gradient variance."""
+
+    def __post_init__(self) -> None:
+        if self.scales - SCALES or self.signals - SIGNALS:
+            wrong = sorted((self.scales - SCALES) | (self.signals - SIGNALS))
+            raise ValueError(f"unknown scale or signal {wrong}; expected of {sorted(SCALES)} and {sorted(SIGNALS)}")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds are {self.bounds}; expected the smallest reward before the largest")
+
+    def without(self, name: str) -> Settings:
+        """The ablation: these settings without one scale or signal.
+
+        >>> sorted(Settings().without("tree").scales)
+        ['batch', 'linear', 'prompt', 'root', 'siblings']
+        """
+        if name not in SCALES | SIGNALS:
+            raise ValueError(f"nothing is called {name!r}; expected one of {sorted(SCALES | SIGNALS)}")
+        return replace(
+            self,
+            scales=frozenset(scale for scale in self.scales if scale != name),
+            signals=frozenset(signal for signal in self.signals if signal != name),
+        )
+
+    def in_effect(self) -> Settings:
+        """What follows from the switches: without the temporal signal nothing fades, `use_batch` is a scale."""
+        own = self if self.use_batch else replace(self, scales=self.scales - {"batch"})
+        if "temporal" in self.signals:
+            return own
+        return replace(
+            own,
+            memory=inf,
+            prompt_memory=inf,
+            root_walk=0.0,
+            keep_gram=1.0,
+            keep_kappa=1.0,
+            keep_tau=1.0,
+            keep_scale=1.0,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As JSON, to tell whether a state was saved under the same settings."""
+        plain = asdict(self)
+        return {
+            key: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+            for key, value in plain.items()
+        }

@@ -1,0 +1,91 @@
+"""The tree of regions as plain rows, for printing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.algo.grouping.growth import Visits
+from coterie.algo.grouping.heb import GroupAwareBaseline
+from coterie.algo.grouping.state import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One node of the tree over the window of recent steps."""
+
+    node: int
+    parent: int
+    """-1 for the root."""
+    depth: int
+    leaf: bool
+    rule: str
+    """In words and plain units."""
+    prompts: int
+    """Distinct prompts visited in the window."""
+    rollouts: float
+    """Evidence in the window, faded by age."""
+    success: float
+    """Mean reward, reward units; NaN where nothing was seen."""
+    spread: float
+    """Standard deviation between prompts' mean rewards, sampling noise included."""
+    drift: float
+    """Mean reward in the newer half of the window less that in the older; 0 where a half is empty."""
+    offset: float
+    """What the model adds for this node, reward units."""
+    examples: tuple[str, ...]
+    """Ids of its most recently visited prompts."""
+
+
+def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
+    """Every node of the tree, root first, parents before children. Empty for a preset without a tree."""
+    hierarchy = baseline.hierarchies.get("heb")
+    if hierarchy is None or not baseline.window.steps:
+        return []
+    tree, book, steps = hierarchy.tree, baseline.book, baseline.window.steps
+    low, high = baseline.range or (0.0, 1.0)
+    visits = baseline.window.visits(book.features, steps[-1].time, hierarchy.settings.memory)
+    inside = tree.membership[tree.locate(visits.features)] > 0
+    when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
+    names = list(book.rows)
+    return [
+        Region(
+            node=node,
+            parent=int(tree.parent[node]),
+            depth=int(tree.depth[node]),
+            leaf=bool(tree.feature[node] < 0),
+            rule=tree.rule(node, baseline.columns),
+            rollouts=float(visits.weight[inside[:, node]].sum()),
+            offset=(high - low) * float(hierarchy.belief.mean[node]),
+            **_facts(visits, inside[:, node], when, len(steps), (low, high)),
+            examples=tuple(names[row] for row in _latest(visits.prompt[inside[:, node]], examples)),
+        )
+        for node in range(tree.feature.size)
+    ]
+
+
+def _facts(visits: Visits, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:
+    low, high = bounds
+    weight, mean = visits.weight[here], visits.mean[here]
+    if not weight.size:
+        return {"prompts": 0, "success": float("nan"), "spread": 0.0, "drift": 0.0}
+    _, index = np.unique(visits.prompt[here], return_inverse=True)
+    by_prompt = np.bincount(index, weight * mean) / np.maximum(np.bincount(index, weight), 1e-12)
+    newer = when[here] >= steps / 2
+    drift = _mean(weight[newer], mean[newer]) - _mean(weight[~newer], mean[~newer])
+    return {
+        "prompts": int(by_prompt.size),
+        "success": low + (high - low) * _mean(weight, mean),
+        "spread": (high - low) * float(by_prompt.std()),
+        "drift": 0.0 if np.isnan(drift) else (high - low) * drift,
+    }
+
+
+def _mean(weight: Floats, values: Floats) -> float:
+    return float(weight @ values / weight.sum()) if weight.size and weight.sum() > 0 else float("nan")
+
+
+def _latest(rows: Ints, count: int) -> list[int]:
+    """The last distinct rows, newest first."""
+    return list(dict.fromkeys(int(row) for row in rows[::-1]))[:count]

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coterie.algo.grouping.growth import TAU_HIGH, TAU_LOW, Visits, grow
+from coterie.algo.grouping.heb import GroupAwareBaseline
+from coterie.algo.grouping.presets import Settings
+from coterie.algo.grouping.summary import regions
+from coterie.algo.grouping.tree import Tree
+from grouping_worlds import COLUMNS, features, step, trained
+
+ALL = np.arange(4)
+
+
+def visits(success, count: int = 4000, seed: int = 0) -> Visits:
+    rng = np.random.default_rng([seed, 1])
+    table = features(count, seed)
+    return Visits(table, (rng.random(count) < success(table)).astype(float), np.ones(count), np.arange(count))
+
+
+def two_steps(table: np.ndarray) -> np.ndarray:
+    return np.where(table[:, 0] > 0.5, 0.9, np.where(table[:, 3] > 0, 0.6, 0.2))
+
+
+def test_boundaries_are_drawn_where_rewards_differ():
+    tree, levels = grow(visits(two_steps), ALL, np.random.default_rng(0))
+    assert tree.feature[0] == 0
+    assert tree.threshold[0] == pytest.approx(0.5, abs=0.1)
+    below = int(tree.left[0])
+    assert tree.feature[below] == 3
+    assert ((levels[1:] >= TAU_LOW) & (levels[1:] <= TAU_HIGH)).all()
+    assert levels[1] > 0.02
+
+
+def test_pure_noise_makes_no_regions():
+    sizes = [
+        grow(visits(lambda t: np.full(len(t), 0.5), seed=s), ALL, np.random.default_rng(s))[0].leaves.size
+        for s in range(5)
+    ]
+    assert np.mean(sizes) <= 4
+
+
+def test_leaves_are_few_and_hold_enough():
+    data = visits(lambda t: 1 / (1 + np.exp(-3 * np.sin(3 * t[:, 0]) - 2 * t[:, 1] * t[:, 2])), count=20000)
+    tree, _ = grow(data, ALL, np.random.default_rng(0), max_leaves=12, min_weight=200.0)
+    assert 6 <= tree.leaves.size <= 12
+    assert np.bincount(tree.locate(data.features))[tree.leaves].min() >= 150
+    small, _ = grow(visits(two_steps, count=70), ALL, np.random.default_rng(0))
+    assert small.leaves.size <= 2
+
+
+def test_a_boundary_stays_while_it_serves_and_goes_when_rewards_change():
+    old, _ = grow(visits(two_steps, seed=1), ALL, np.random.default_rng(1))
+    again, _ = grow(visits(two_steps, seed=2), ALL, np.random.default_rng(2), previous=old)
+    assert again.feature[0] == old.feature[0]
+    assert again.threshold[0] == old.threshold[0]
+    moved, _ = grow(visits(lambda t: np.where(t[:, 1] > 0, 0.9, 0.1)), ALL, np.random.default_rng(3), previous=old)
+    assert moved.feature[0] == 1
+    gone, _ = grow(visits(lambda t: np.full(len(t), 0.5)), ALL, np.random.default_rng(4), previous=old)
+    assert gone.leaves.size < old.leaves.size
+
+
+def test_without_the_reward_signal_boundaries_ignore_rewards():
+    one, _ = grow(visits(two_steps), ALL, np.random.default_rng(0), boundaries="spread", max_leaves=8)
+    flipped = visits(two_steps)
+    other, _ = grow(
+        Visits(flipped.features, 1 - flipped.mean, flipped.weight, flipped.prompt),
+        ALL,
+        np.random.default_rng(0),
+        boundaries="spread",
+        max_leaves=8,
+    )
+    assert one.leaves.size == 8
+    assert (one.feature == other.feature).all()
+    assert (one.threshold == other.threshold).all()
+
+
+def test_features_of_a_signal_that_is_off_are_never_split_on():
+    tree, _ = grow(visits(two_steps), np.array([1, 2]), np.random.default_rng(0))
+    assert set(tree.feature.tolist()) <= {-1, 1, 2}
+
+
+def test_every_row_lies_in_one_leaf_and_below_its_ancestors():
+    tree, _ = grow(visits(two_steps), ALL, np.random.default_rng(0))
+    leaves = tree.locate(features(500, 9))
+    assert set(leaves.tolist()) <= set(tree.leaves.tolist())
+    assert (tree.membership.sum(axis=1) == tree.depth + 1).all()
+    np.testing.assert_array_equal(tree.membership[tree.leaves][:, tree.leaves], np.eye(tree.leaves.size))
+
+
+def test_merging_keeps_what_lies_elsewhere():
+    tree = Tree.stump().split(0, 0, 0.0).split(1, 1, 1.0).split(2, 2, -1.0).split(3, 3, 0.0)
+    merged = tree.merge({1})
+    assert merged.leaves.size == 3
+    assert merged.rule(2, COLUMNS) == "meaning 1 > 0"
+    rows = features(300)
+    np.testing.assert_array_equal(merged.locate(rows) == 1, rows[:, 0] <= 0)
+    assert tree.merge(set()).feature.tolist() == tree.feature.tolist()
+
+
+def test_rules_are_words_in_plain_units():
+    tree = Tree.stump().split(0, 2, 1.0).split(2, 2, 3.0).split(3, 3, 0.0)
+    assert tree.rule(0, COLUMNS) == "all prompts"
+    assert tree.rule(1, COLUMNS) == "log digits ≤ 2"
+    assert tree.rule(5, COLUMNS) == "2 < log digits ≤ 3 and task is not sums"
+    assert tree.rule(6, COLUMNS) == "2 < log digits ≤ 3 and task is sums"
+    assert tree.rule(4, COLUMNS) == "log digits > 3"
+
+
+def test_the_summary_tells_what_each_region_is():
+    rng, table = np.random.default_rng(0), features(200)
+    table[:, 1:3] = 0.0
+    baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=Settings(weighted=False))
+    lessons = [baseline.observe(step(rng, table, prompts=100, size=4, time=float(t))) for t in range(11)]
+    assert any(lesson.redrawn and lesson.redrawn.split for lesson in lessons)
+    rows = regions(baseline)
+    assert rows[0].rule == "all prompts"
+    assert rows[0].parent == -1
+    assert all(row.parent < row.node for row in rows)
+    leaves = [row for row in rows if row.leaf]
+    assert len(leaves) >= 2
+    assert sum(row.prompts for row in leaves) == rows[0].prompts == len(baseline.book.rows)
+    assert sum(row.rollouts for row in leaves) == pytest.approx(rows[0].rollouts)
+    easy = max(rows, key=lambda row: row.success)
+    assert "meaning 1 >" in easy.rule
+    assert all(name in baseline.book.rows and len(row.examples) <= 3 for row in rows for name in row.examples)
+    assert regions(trained("tracker")[0]) == []
