@@ -1,26 +1,83 @@
-"""doctor: what this machine has, and what coterie will therefore do."""
+"""doctor: what this machine has, and what coterie will therefore do; or what is wrong with a run."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coterie import __version__, machine, threads
 from coterie.commands.common import JSON, paint, plain, print_json
+from coterie.commands.runs import Root
 from coterie.text import safe_text
 
+if TYPE_CHECKING:
+    from coterie.runs.health import Diagnosis  # brings numpy along
 
-def doctor(json_: bool = JSON) -> None:
-    """What this machine has, and what follows."""
+WIDTH = 110
+COLORS = {"serious": "red", "warning": "yellow", "note": "cyan"}
+Patient = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name under the runs' folder, or a path.")]
+
+
+def doctor(run: Patient = None, root: Root = Path("runs"), json_: bool = JSON) -> None:
+    """What this machine has; or, with RUN, what is wrong with a run.
+
+    Exit code 1 when a finding about a run is serious, 0 otherwise. docs/diagnostics.md explains every metric and rule.
+    """
+    if run is not None:
+        _examine_run(run, root, json_)
+        return
     seen = examine()
     if json_:
         print_json(seen)
         return
     for subject, text in lines(seen):
         typer.echo(f"{paint(f'{subject:<10}', bold=True)} {safe_text(text)}")
+
+
+def _examine_run(run: str, root: Path, json_: bool) -> None:
+    from coterie.runs.directory import find
+    from coterie.runs.health import diagnose
+
+    found = diagnose(find(run, root))
+    if json_:
+        print_json(found)
+    else:
+        for line in run_lines(found):
+            typer.echo(line)
+    raise typer.Exit(1 if found.serious else 0)
+
+
+def run_lines(found: Diagnosis) -> Iterator[str]:
+    """The diagnosis as a person reads it."""
+    color = "red" if found.serious else "yellow" if found.verdict.startswith("worth") else "green"
+    yield paint(safe_text(f"{found.run}: {found.verdict}"), fg=color, bold=True)
+    if found.ended:
+        yield from _folded("ended", found.ended)
+    for finding in found.findings:
+        yield ""
+        yield f"{paint(finding.severity, fg=COLORS[finding.severity], bold=True)}: {safe_text(finding.title)}"
+        for evidence in finding.evidence:
+            yield from _folded("seen", evidence.text)
+        yield from _folded("means", finding.meaning)
+        yield from _folded("do", finding.action)
+        yield from _folded("rule", finding.rule)
+    if found.quiet:
+        yield ""
+        yield from _folded("asked and found in order", ", ".join(found.quiet))
+    if found.unjudged:
+        yield ""
+        yield "could not be judged:"
+        for one in found.unjudged:
+            yield from _folded(one.rule, f"{one.asks} {one.reason}")
+
+
+def _folded(label: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{label}: {safe_text(text)}", WIDTH, initial_indent="  ", subsequent_indent="      ")
 
 
 def examine() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The metrics of one step, from what was collected and what the update did."""
+"""The metrics of one step, from what was collected and what the update did.
+
+`docs/diagnostics.md` explains every name.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import numpy as np
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
 from coterie.train.evaluation import CORRECT
-from coterie.types import Group
+from coterie.train.texts import text_measures
+from coterie.types import Credit, Group, Rollout
+
+Metrics = dict[str, float]
 
 
 def step_metrics(
@@ -19,15 +25,31 @@ def step_metrics(
     seconds: Mapping[str, float],
     *,
     part: str,
-) -> dict[str, float]:
-    """Named floats, all finite. `time/*` and `speed/*` depend on the machine; all others repeat bit for bit."""
+    credits: Sequence[Credit] = (),
+    version: int | None = None,
+) -> Metrics:
+    """Named floats, all finite. `time/*`, `speed/*` and `memory/*` depend on the machine; others repeat bit for bit.
+
+    Args:
+        part: label of the reward part that says what is correct.
+        credits: of the rollouts that are trained on.
+        version: of the policy that the update started from; None where staleness means nothing.
+    """
+    usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
+    correct = {rollout.id: is_correct(rollout, part) for rollout in experience.rollouts}
     return {
-        **_rewards(experience),
-        **_groups(experience, groups, part),
-        **_lengths(experience),
+        **_rewards(experience.rollouts),
+        **_groups(groups, correct),
+        **_advantages(credits),
+        **_lengths(experience.rollouts, usable, correct),
+        **_surprisal(usable, correct),
+        **_staleness(usable, version),
+        **text_measures(usable, groups),
         **report.metrics,
+        "updates/skipped": float(report.skipped),
         "tokens/generated": float(experience.tokens),
         "errors": float(len(experience.errors)),
+        "late": float(experience.late),
         **{f"time/{name}": value for name, value in seconds.items()},
         "time/generate": experience.generate_seconds,
         "time/reward": experience.reward_seconds,
@@ -36,43 +58,105 @@ def step_metrics(
     }
 
 
-def _rewards(experience: Experience) -> dict[str, float]:
-    rewards = [rollout.reward for rollout in experience.rollouts if rollout.reward is not None]
+def is_correct(rollout: Rollout, part: str) -> bool:
+    """Correct is what the evaluation calls correct."""
+    return (rollout.reward_parts.get(part) or 0.0) >= CORRECT
+
+
+def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
+    """Of all rollouts, and of each task among them."""
+    tasks: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        tasks.setdefault(rollout.context.task, []).append(rollout)
+    found = _rewards_of(rollouts, "reward")
+    for task, members in tasks.items():
+        found |= _rewards_of(members, f"reward/task/{task}")
+    return found
+
+
+def _rewards_of(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     if not rewards:
         return {}
-    found = {"reward/mean": float(np.mean(rewards)), "reward/std": float(np.std(rewards))}
     parts: dict[str, list[float]] = {}
-    for rollout in experience.rollouts:
+    for rollout in rollouts:
         for label, value in rollout.reward_parts.items():
             if value is not None:
                 parts.setdefault(label, []).append(value)
-    return found | {f"reward/part/{label}": float(np.mean(values)) for label, values in parts.items()}
+    found = {f"{prefix}/mean": float(np.mean(rewards)), f"{prefix}/std": float(np.std(rewards))}
+    return found | {f"{prefix}/part/{label}": float(np.mean(values)) for label, values in parts.items()}
 
 
-def _groups(experience: Experience, groups: Sequence[Group], part: str) -> dict[str, float]:
+def _groups(groups: Sequence[Group], correct: Mapping[str, bool]) -> Metrics:
     """Shares of groups: `solved` every member correct, `none` no member, `mixed` the rest.
 
-    Correct is what the evaluation calls correct. `zero_variance` is about the whole reward: such a group teaches
-    nothing.
+    `zero_variance` is about the whole reward: such a group teaches nothing.
     """
     if not groups:
+        return {"groups/effective": 0.0}
+    hits = np.array([np.mean([correct[member] for member in group.members]) for group in groups])
+    same = np.array([group.zero_variance for group in groups])
+    return {
+        "groups/solved": float(np.mean(hits == 1)),
+        "groups/none": float(np.mean(hits == 0)),
+        "groups/mixed": float(np.mean((hits > 0) & (hits < 1))),
+        "groups/zero_variance": float(np.mean(same)),
+        "groups/zero_variance_solved": float(np.mean(same & (hits == 1))),
+        "groups/zero_variance_none": float(np.mean(same & (hits == 0))),
+        "groups/std": float(np.mean([np.std(group.rewards) for group in groups])),
+        "groups/effective": float(np.sum(~same)),
+    }
+
+
+def _advantages(credits: Sequence[Credit]) -> Metrics:
+    """Over rollouts; a rollout with an advantage per token counts as positive by their mean."""
+    if not credits:
         return {}
-    correct = {rollout.id: (rollout.reward_parts.get(part) or 0.0) >= CORRECT for rollout in experience.rollouts}
-    hits = [sum(correct[member] for member in group.members) / len(group.members) for group in groups]
-    count = len(groups)
+    values = [np.atleast_1d(np.asarray(credit.advantage, dtype=np.float64)) for credit in credits]
+    means = np.array([value.mean() if value.size else 0.0 for value in values])
     return {
-        "groups/solved": sum(share == 1 for share in hits) / count,
-        "groups/none": sum(share == 0 for share in hits) / count,
-        "groups/mixed": sum(0 < share < 1 for share in hits) / count,
-        "groups/zero_variance": sum(group.zero_variance for group in groups) / count,
+        "advantage/max": float(max(np.abs(value).max(initial=0.0) for value in values)),
+        "advantage/positive": float(np.mean(means > 0)),
     }
 
 
-def _lengths(experience: Experience) -> dict[str, float]:
-    lengths = [rollout.context.completion_length for rollout in experience.rollouts]
-    cut = [rollout.stop_reason.truncated for rollout in experience.rollouts]
-    return {
+def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
+    lengths = [rollout.context.completion_length for rollout in rollouts]
+    found = {
         "length/mean": float(np.mean(lengths)),
+        "length/p95": float(np.percentile(lengths, 95)),
         "length/max": float(np.max(lengths)),
-        "truncated": float(np.mean(cut)),
+        "truncated": float(np.mean([rollout.stop_reason.truncated for rollout in rollouts])),
     }
+    kinds = {
+        "correct": [rollout for rollout in usable if correct[rollout.id]],
+        "wrong": [rollout for rollout in usable if not correct[rollout.id]],
+        "terminated": [rollout for rollout in rollouts if not rollout.stop_reason.truncated],
+    }
+    return found | {
+        f"length/{kind}": float(np.mean([rollout.context.completion_length for rollout in members]))
+        for kind, members in kinds.items()
+        if members
+    }
+
+
+def _surprisal(usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
+    """Mean of -log p of the sampled tokens, in nats: what entropy is on average, without another pass of the model."""
+    found: Metrics = {}
+    for kind, wanted in (("correct", True), ("wrong", False)):
+        logprobs = [
+            np.asarray(turn.sampler_logprobs)
+            for rollout in usable
+            if correct[rollout.id] is wanted
+            for turn in rollout.turns
+        ]
+        joined = np.concatenate(logprobs) if logprobs else np.empty(0)
+        if joined.size:
+            found[f"surprisal/{kind}"] = float(-joined.mean())
+    return found
+
+
+def _staleness(usable: Sequence[Rollout], version: int | None) -> Metrics:
+    """How many versions older than the learner the policy was that sampled; 0 on-policy."""
+    lags = [] if version is None else [version - turn.version for rollout in usable for turn in rollout.turns]
+    return {"staleness/mean": float(np.mean(lags)), "staleness/max": float(np.max(lags))} if lags else {}

@@ -1,0 +1,229 @@
+"""Each rule on series made by hand: it speaks beyond its border, and not at it."""
+
+from __future__ import annotations
+
+import pytest
+from records_by_hand import evaluation, findings, paired_by_hand, record
+
+from coterie.diagnosis.findings import Record, Severity
+from coterie.diagnosis.rules import RULES, examine
+
+UP = [0.1] * 10 + [0.5] * 10
+FLAT = [0.3, 0.31] * 10
+NOISE = [0.29, 0.31] * 10
+FORMAT = {"rewards": {"parts": [{"name": "number"}, {"name": "format"}]}}
+EVALS = [evaluation(0, 0.3, 0.5), evaluation(20, 0.3, 0.5)]
+SPIKE = [1.0] * 5
+
+SPEAKS: list[tuple[str, Severity, Record]] = [
+    ("ratio", Severity.SERIOUS, record({"ratio/mean": [1.0, 1.0011]})),
+    (
+        "ratio",
+        Severity.WARNING,
+        record({"ratio/mean": [1, 0.949, 0.949, 0.949]}, config={"optim": {"minibatches": 2, "epochs": 1}}),
+    ),
+    ("clip_share", Severity.WARNING, record({"clip/low": [0.11] * 3, "clip/high": [0.1] * 3})),
+    (
+        "clip_share",
+        Severity.WARNING,
+        record({"clip/low": [0.21] * 3, "clip/high": [0.2] * 3}, config={"objective": {"ratio": "sequence"}}),
+    ),
+    ("dual_clip", Severity.WARNING, record({"clip/dual": [0.011] * 3})),
+    ("kl_step", Severity.SERIOUS, record({"kl/old": [0.051] * 3})),
+    ("kl_step", Severity.WARNING, record({"kl/old": [0.051] * 3 + [0.01]})),
+    ("kl_jump", Severity.WARNING, record({"kl/ref": [0.02] * 5 + [0.101]})),
+    ("entropy_low", Severity.SERIOUS, record({"entropy": [0.9] * 5 + [0.0899] * 5})),
+    ("entropy_low", Severity.WARNING, record({"entropy": [0.2] * 5 + [0.099] * 5})),
+    ("entropy_low", Severity.WARNING, record({"entropy": [0.9] * 10 + [0.05] * 10, "reward/mean": UP})),
+    ("entropy_low", Severity.NOTE, record({"entropy": [0.9] * 5 + [0.05] * 5, "groups/solved": [0.81] * 10})),
+    ("entropy_rise", Severity.SERIOUS, record({"entropy": [1.0] * 10 + [1.51] * 10, "reward/mean": UP[::-1]})),
+    ("grad_spike", Severity.WARNING, record({"grad_norm": [*SPIKE, 10.1]})),
+    ("skipped_updates", Severity.SERIOUS, record({"updates/skipped": [0] * 7 + [1] * 3})),
+    ("skipped_updates", Severity.WARNING, record({"updates/skipped": [0] * 39 + [1]})),
+    ("advantage_max", Severity.WARNING, record({"advantage/max": [5.01]})),
+    ("critic", Severity.WARNING, record({"critic/explained_variance": [0.1] + [-0.01] * 10})),
+    ("mismatch_kl", Severity.SERIOUS, record({"mismatch/kl": [0.011] * 3})),
+    ("mismatch_cut", Severity.WARNING, record({"mismatch/masked": [0.051] * 3})),
+    ("mismatch_cut", Severity.WARNING, record({"mismatch/truncated": [0.051] * 3})),
+    ("mismatch_ess", Severity.WARNING, record({"mismatch/ess": [0.49] * 3})),
+    ("mismatch_ess_sequence", Severity.WARNING, record({"mismatch/ess_sequence": [0.49] * 3})),
+    ("zero_variance", Severity.WARNING, record({"groups/zero_variance": [0.61] * 10})),
+    ("zero_variance", Severity.SERIOUS, record({"groups/zero_variance": [0.95] * 10})),
+    ("zero_variance", Severity.NOTE, record({"groups/zero_variance": [1.0] * 10, "groups/solved": [0.81] * 10})),
+    ("effective_groups", Severity.WARNING, record({"groups/effective": [1.9] * 10})),
+    ("reward_unmoved", Severity.WARNING, record({"reward/mean": NOISE})),
+    ("reward_unmoved", Severity.SERIOUS, record({"reward/mean": [0.3] * 20})),
+    ("reward_fell", Severity.SERIOUS, record({"reward/mean": UP[::-1]})),
+    ("truncated", Severity.WARNING, record({"truncated": [0.051] * 3})),
+    ("truncated", Severity.SERIOUS, record({"truncated": [0.51] * 3})),
+    ("wrong_longer", Severity.WARNING, record({"length/wrong": [20] * 5 + [26] * 5, "length/correct": [20] * 10})),
+    (
+        "length_drift",
+        Severity.WARNING,
+        record({"length/mean": [20] * 5 + [41] * 5, "reward/mean": [0.3] * 10}),
+    ),
+    (
+        "heldout_flat",
+        Severity.WARNING,
+        record({"reward/mean": UP}, evals=EVALS, paired={"legs": paired_by_hand(0.02, 0.02)}),
+    ),
+    (
+        "heldout_flat",
+        Severity.SERIOUS,
+        record({"reward/mean": UP}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.02)}),
+    ),
+    (
+        "format_full",
+        Severity.WARNING,
+        record({"reward/part/format": [0.95] * 20, "reward/part/number": FLAT}, config=FORMAT),
+    ),
+    ("repetition", Severity.WARNING, record({"repetition/mean": [0.1] * 5 + [0.31] * 5})),
+    ("repetition", Severity.SERIOUS, record({"repetition/mean": [0.1] * 5 + [0.61] * 5})),
+    ("copied_prompt", Severity.WARNING, record({"copied/mean": [0.1] * 5 + [0.51] * 5})),
+    ("no_reasoning", Severity.WARNING, record({"think/empty": [0.0] * 5 + [0.21] * 5})),
+    (
+        "kl_without_gain",
+        Severity.WARNING,
+        record({"kl/ref": [0.01] * 10 + [0.12] * 10, "reward/mean": FLAT}),
+    ),
+    ("heldout_lost", Severity.SERIOUS, record({}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
+    ("heldout_unsure", Severity.NOTE, record({}, evals=EVALS, paired={"legs": paired_by_hand(0.04, 0.04)})),
+    ("sharpened", Severity.WARNING, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.5)])),
+    ("sharpened", Severity.NOTE, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.59)])),
+    ("errors", Severity.WARNING, record({"errors": [0, 1]})),
+    ("errors", Severity.SERIOUS, record({"errors": [0, 1]}, config={"collect": {"prompts": 2, "group_size": 4}})),
+    ("late", Severity.WARNING, record({"late": [0, 1]})),
+    ("slower", Severity.NOTE, record({"speed/generate": [150.1] * 5 + [100] * 5})),
+    ("stale", Severity.WARNING, record({"staleness/max": [0, 2]})),
+]
+QUIET: list[tuple[str, Record]] = [
+    ("ratio", record({"ratio/mean": [1.0, 1.0009]})),
+    ("ratio", record({"ratio/mean": [1, 0.951] * 5}, config={"optim": {"minibatches": 2, "epochs": 1}})),
+    ("ratio", record({"ratio/mean": [1.04] * 5, "staleness/mean": [0.5] * 5})),
+    ("clip_share", record({"clip/low": [0.1] * 3, "clip/high": [0.1] * 3})),
+    (
+        "clip_share",
+        record({"clip/low": [0.2] * 3, "clip/high": [0.2] * 3}, config={"objective": {"ratio": "sequence"}}),
+    ),
+    ("clip_share", record({"clip/low": [0.3, 0.3, 0, 0.3, 0.3], "clip/high": [0.0] * 5})),
+    ("dual_clip", record({"clip/dual": [0.01] * 3})),
+    ("kl_step", record({"kl/old": [0.05] * 3})),
+    ("kl_jump", record({"kl/ref": [0.02] * 5 + [0.1]})),
+    ("kl_jump", record({"kl/ref": [0.001] * 5 + [0.05]})),
+    ("entropy_low", record({"entropy": [0.9] * 5 + [0.1] * 5})),
+    ("entropy_rise", record({"entropy": [1.0] * 10 + [1.5] * 10, "reward/mean": UP[::-1]})),
+    ("entropy_rise", record({"entropy": [1.0] * 10 + [2.0] * 10, "reward/mean": FLAT})),
+    ("grad_spike", record({"grad_norm": [*SPIKE, 10.0]})),
+    ("skipped_updates", record({"updates/skipped": [0.0]})),
+    ("advantage_max", record({"advantage/max": [5.0]})),
+    ("critic", record({"critic/explained_variance": [-0.5] * 20 + [0.0]})),
+    ("mismatch_kl", record({"mismatch/kl": [0.01] * 3})),
+    ("mismatch_cut", record({"mismatch/masked": [0.05] * 3})),
+    ("mismatch_ess", record({"mismatch/ess": [0.5] * 3})),
+    ("mismatch_ess_sequence", record({"mismatch/ess_sequence": [0.5] * 3})),
+    ("zero_variance", record({"groups/zero_variance": [0.6] * 10})),
+    ("zero_variance", record({"groups/zero_variance": [0.9] * 9 + [0.5] + [0.9] * 9})),
+    ("effective_groups", record({"groups/effective": [2.0] * 10})),
+    ("effective_groups", record({"groups/effective": [1.0] * 10}, config={"collect": {"prompts": 1}})),
+    ("reward_unmoved", record({"reward/mean": UP})),
+    ("reward_unmoved", record({"reward/mean": [1.0] * 20, "groups/solved": [1.0] * 20})),
+    ("reward_fell", record({"reward/mean": NOISE})),
+    ("truncated", record({"truncated": [0.05] * 3})),
+    ("truncated", record({"truncated": [0.9] * 5 + [0.0] * 10})),
+    ("wrong_longer", record({"length/wrong": [20] * 5 + [25] * 5, "length/correct": [20] * 10})),
+    ("wrong_longer", record({"length/wrong": [20] * 5 + [40] * 5, "length/correct": [20] * 5 + [40] * 5})),
+    ("length_drift", record({"length/mean": [20] * 5 + [40] * 5, "reward/mean": [0.3] * 10})),
+    ("length_drift", record({"length/mean": [20] * 10 + [60] * 10, "reward/mean": UP})),
+    ("heldout_flat", record({"reward/mean": UP}, evals=EVALS, paired={"legs": paired_by_hand(0.05, 0.04)})),
+    ("heldout_flat", record({"reward/mean": FLAT}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
+    ("format_full", record({"reward/part/format": [0.94] * 20, "reward/part/number": FLAT}, config=FORMAT)),
+    ("format_full", record({"reward/part/format": [1.0] * 20, "reward/part/number": UP}, config=FORMAT)),
+    ("repetition", record({"repetition/mean": [0.1] * 5 + [0.3] * 5})),
+    ("repetition", record({"repetition/mean": [0.5] * 10})),
+    ("copied_prompt", record({"copied/mean": [0.1] * 5 + [0.5] * 5})),
+    ("no_reasoning", record({"think/empty": [0.0] * 5 + [0.2] * 5})),
+    ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.1099] * 10, "reward/mean": FLAT})),
+    ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.5] * 10, "reward/mean": UP})),
+    ("heldout_lost", record({}, evals=EVALS, paired={"legs": paired_by_hand(-0.04, 0.04)})),
+    ("heldout_unsure", record({}, evals=EVALS, paired={"legs": paired_by_hand(0.04, 0.03)})),
+    ("sharpened", record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.6)])),
+    ("sharpened", record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.35, 0.5)])),
+    ("errors", record({"errors": [0.0]})),
+    ("late", record({"late": [0.0]})),
+    ("slower", record({"speed/generate": [150] * 5 + [100] * 5})),
+    ("stale", record({"staleness/max": [1, 1]})),
+]
+
+
+@pytest.mark.parametrize(("rule", "severity", "made"), SPEAKS, ids=[f"{s[0]}-{s[1]}" for s in SPEAKS])
+def test_it_speaks_beyond_its_border(rule: str, severity: Severity, made: Record) -> None:
+    finding = findings(made)[rule]
+    assert finding.severity is severity
+    assert finding.evidence
+    assert all(evidence.text and evidence.steps[0] <= evidence.steps[1] for evidence in finding.evidence)
+    assert finding.title.endswith((".", ".;"))
+    assert finding.meaning
+    assert finding.action
+
+
+@pytest.mark.parametrize(("rule", "made"), QUIET, ids=[name for name, _ in QUIET])
+def test_it_is_quiet_at_its_border(rule: str, made: Record) -> None:
+    assert rule in examine(made).quiet
+
+
+def test_every_rule_is_tried_on_both_sides() -> None:
+    names = [rule.name for rule in RULES]
+    assert len(set(names)) == len(names)
+    assert {name for name, *_ in SPEAKS} == {name for name, _ in QUIET} == set(names)
+
+
+def test_a_rule_without_its_metric_does_not_speak_and_says_so() -> None:
+    found = examine(record({}))
+    assert not found.findings
+    assert not found.quiet
+    assert not found.healthy
+    assert {one.rule for one in found.unjudged} == {rule.name for rule in RULES}
+    reasons = {one.rule: one.reason for one in examine(record({"kl/ref": [0.1]})).unjudged}
+    assert reasons["kl_jump"] == "needs 6 steps with kl/ref, there is 1"
+    assert reasons["mismatch_cut"] == "none of mismatch/masked, mismatch/truncated was recorded"
+    assert reasons["heldout_lost"] == "needs 2 held-out evaluations, there are 0"
+
+
+def test_the_most_severe_comes_first() -> None:
+    made = record({"truncated": [0.1] * 3, "mismatch/kl": [0.5] * 3, "speed/generate": [9] * 5 + [1] * 5})
+    assert [finding.severity for finding in examine(made).findings] == ["serious", "warning", "note"]
+
+
+def test_evidence_says_where_how_often_and_how_bad() -> None:
+    found = findings(record({"mismatch/kl": [0.001, 0.02, 0.03, 0.02, 0.001]}))["mismatch_kl"]
+    (evidence,) = found.evidence
+    assert evidence.text == "mismatch/kl above 0.01 in 3 of 5 steps, steps 2 to 4; worst 0.03 at step 3"
+    assert (evidence.metric, evidence.value, evidence.threshold, evidence.steps) == ("mismatch/kl", 0.03, 0.01, (2, 4))
+
+
+def test_the_advice_knows_the_run() -> None:
+    cut = {"truncated": [0.4] * 10, "length/terminated": [50.0] * 10}
+    action = findings(record(cut, config={"sampling": {"max_tokens": 64}}))["truncated"].action
+    assert "from 64 to about 128" in action
+    assert "take 50 tokens" in action
+    assert "No completion ends by itself" in findings(record({"truncated": [1.0] * 10}))["truncated"].action
+    assert "No completion" not in findings(record({"truncated": [0.9] * 10}))["truncated"].action
+    hard = {"groups/zero_variance": [0.9] * 10, "groups/solved": [0.1] * 10, "groups/none": [0.8] * 10}
+    assert "easier prompts" in findings(record(hard))["zero_variance"].action
+    easy = hard | {"groups/solved": [0.7] * 10, "groups/none": [0.2] * 10}
+    assert "harder prompts" in findings(record(easy))["zero_variance"].action
+
+
+def test_a_good_run_is_healthy() -> None:
+    good = {
+        "reward/mean": UP,
+        "ratio/mean": [1.0] * 20,
+        "entropy": [1.0] * 10 + [0.6] * 10,
+        "truncated": [0.01] * 20,
+        "groups/zero_variance": [0.3] * 20,
+        "errors": [0.0] * 20,
+    }
+    found = examine(record(good, evals=EVALS, paired={"legs": paired_by_hand(0.2, 0.05)}))
+    assert found.healthy
+    assert not found.serious
+    assert not found.findings

@@ -1,0 +1,186 @@
+"""The measures of a step, on rollouts made by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from coterie.algo.groups import by_prompt
+from coterie.collect import Experience
+from coterie.policy.learner import UpdateReport
+from coterie.train.measures import step_metrics
+from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
+
+
+def rollout(
+    prompt: str,
+    sample: int,
+    *,
+    reward: float | None,
+    tokens: Sequence[int] = (1, 2, 3),
+    text: str = "4",
+    task: str = "sum",
+    cut: bool = False,
+    parts: dict[str, float | None] | None = None,
+    logprob: float = -0.5,
+    version: int = 7,
+) -> Rollout:
+    stop = StopReason.LENGTH if cut else StopReason.STOP
+    turn = Turn(
+        prompt_tokens=tuple(range(100, 120)),
+        tokens=tuple(tokens),
+        sampler_logprobs=(logprob,) * len(tokens),
+        temperature=1.0,
+        stop_reason=stop,
+        version=version,
+    )
+    context = Context(
+        prompt_id=prompt,
+        task=task,
+        difficulty=None,
+        version=version,
+        prompt_length=20,
+        completion_length=len(tokens),
+        stop_reason=stop,
+    )
+    return Rollout(
+        id=f"{prompt}#{sample}@{version}",
+        sample=sample,
+        turns=(turn,),
+        completion=text,
+        reward=reward,
+        reward_parts=parts if parts is not None else {"number": reward},
+        outcome=Outcome.REWARD_ERROR if reward is None else Outcome.OK,
+        context=context,
+    )
+
+
+def credit(name: str, advantage: float) -> Credit:
+    return Credit(rollout_id=name, advantage=advantage, clip_low=0.2, clip_high=0.2)
+
+
+def measured(
+    rollouts: Sequence[Rollout],
+    *,
+    groups: Sequence[Group] | None = None,
+    credits: Sequence[Credit] = (),
+    version: int | None = 7,
+    skipped: int = 0,
+) -> dict[str, float]:
+    names = dict.fromkeys(one.context.prompt_id for one in rollouts)
+    prompts = tuple(
+        Prompt(id=name, messages=(Message(role="user", content="?"),), answer="4", task="sum") for name in names
+    )
+    experience = Experience(prompts=prompts, rollouts=tuple(rollouts), generate_seconds=2.0, reward_seconds=1.0)
+    report = UpdateReport(metrics={"tokens/trained": 6.0}, logprobs={}, skipped=skipped, splits=0)
+    found = step_metrics(
+        experience,
+        by_prompt(rollouts) if groups is None else groups,
+        report,
+        {"update": 3.0},
+        part="number",
+        credits=credits,
+        version=version,
+    )
+    assert all(math.isfinite(value) for value in found.values())
+    return found
+
+
+def test_rewards_by_task_and_part() -> None:
+    found = measured(
+        [
+            rollout("a", 0, reward=1.0, parts={"number": 1.0, "style": 0.5}),
+            rollout("a", 1, reward=0.0, parts={"number": 0.0, "style": None}),
+            rollout("b", 0, reward=0.5, task="legs"),
+            rollout("b", 1, reward=None, task="legs", parts={}),
+        ]
+    )
+    assert found["reward/mean"] == 0.5
+    assert found["reward/part/style"] == 0.5
+    assert (found["reward/task/sum/mean"], found["reward/task/sum/std"]) == (0.5, 0.5)
+    assert found["reward/task/sum/part/number"] == 0.5
+    assert (found["reward/task/legs/mean"], found["errors"]) == (0.5, 1.0)
+
+
+def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
+    found = measured(
+        [
+            *(rollout("right", k, reward=1.0) for k in range(2)),
+            *(rollout("wrong", k, reward=0.0) for k in range(2)),
+            *(rollout("mixed", k, reward=float(k)) for k in range(2)),
+            *(rollout("styled", k, reward=1 + 0.5 * k, parts={"number": 1.0}) for k in range(2)),
+        ]
+    )
+    assert (found["groups/solved"], found["groups/none"], found["groups/mixed"]) == (0.5, 0.25, 0.25)
+    assert found["groups/zero_variance"] == 0.5
+    assert (found["groups/zero_variance_solved"], found["groups/zero_variance_none"]) == (0.25, 0.25)
+    assert found["groups/std"] == (0 + 0 + 0.5 + 0.25) / 4
+    assert found["groups/effective"] == 2
+
+
+def test_lengths_are_split_by_right_and_wrong_and_by_ending() -> None:
+    found = measured(
+        [
+            rollout("a", 0, reward=1.0, tokens=range(10)),
+            rollout("a", 1, reward=0.0, tokens=range(20)),
+            rollout("a", 2, reward=0.0, tokens=range(30), cut=True),
+        ]
+    )
+    assert (found["length/mean"], found["length/max"], found["length/p95"]) == (20, 30, 29)
+    assert (found["length/correct"], found["length/wrong"], found["length/terminated"]) == (10, 25, 15)
+    assert found["truncated"] == pytest.approx(1 / 3)
+
+
+def test_what_nobody_did_is_absent() -> None:
+    found = measured([rollout("a", k, reward=0.0, cut=True) for k in range(2)])
+    assert not {"length/correct", "length/terminated", "surprisal/correct", "think/empty", "advantage/max"} & set(found)
+
+
+def test_surprisal_and_staleness() -> None:
+    rollouts = [
+        rollout("a", 0, reward=1.0, tokens=(1, 2), logprob=-0.25),
+        rollout("a", 1, reward=0.0, tokens=(1,), logprob=-2.0),
+        rollout("a", 2, reward=0.0, tokens=(1, 2, 3), logprob=-1.0),
+    ]
+    found = measured(rollouts, version=9)
+    assert (found["surprisal/correct"], found["surprisal/wrong"]) == (0.25, 1.25)
+    assert (found["staleness/mean"], found["staleness/max"]) == (2, 2)
+    assert "staleness/max" not in measured(rollouts, version=None)
+
+
+def test_advantages_of_rollouts_and_of_tokens() -> None:
+    rollouts = [rollout("a", k, reward=float(k)) for k in range(4)]
+    credits = [credit(one.id, value) for one, value in zip(rollouts, (-3.0, 1.0, 1.0, 1.0), strict=True)]
+    found = measured(rollouts, credits=credits)
+    assert (found["advantage/max"], found["advantage/positive"]) == (3.0, 0.75)
+
+
+def test_texts() -> None:
+    asked = tuple(range(100, 110))
+    found = measured(
+        [
+            rollout("a", 0, reward=1.0, tokens=[5] * 12, text="it is \\boxed{4}"),
+            rollout("a", 1, reward=0.0, tokens=asked, text="<answer> 4 </answer>"),
+            rollout("b", 0, reward=1.0, text="5"),
+            rollout("b", 1, reward=0.0, text="6"),
+        ]
+    )
+    assert found["repetition/mean"] == pytest.approx(0.9 / 4)
+    assert found["copied/mean"] == pytest.approx(1 / 4)
+    assert found["answers/distinct"] == 1.5
+
+
+def test_answers_without_reasoning_are_counted_where_a_layout_is_asked_for() -> None:
+    texts = ["<think>2 + 2</think> 4", "<think> \n</think> 4", "4", "<think>so</think>"]
+    rollouts = [
+        rollout("a", k, reward=1.0, text=text, parts={"number": 1.0, "format": 1.0}) for k, text in enumerate(texts)
+    ]
+    assert measured(rollouts)["think/empty"] == 0.5
+
+
+def test_skipped_updates_and_a_step_without_groups() -> None:
+    found = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
+    assert (found["updates/skipped"], found["groups/effective"], found["errors"]) == (2, 0, 2)
+    assert "groups/solved" not in found
