@@ -236,7 +236,10 @@ def test_parts_without_weight_do_not_count():
 
 def test_missing_column_is_named():
     (found,) = score("unruly:narrow", ["a"], [prompt(difficulty=3)])
-    assert "needs 'level', but the prompts only have answer, completions, difficulty, prompts, task" in found.error
+    assert (
+        "needs 'level', but the prompts only have answer, completion_length, completions, difficulty, prompts, task"
+        in found.error
+    )
 
 
 def test_built_in_settings_are_out_of_reach_of_columns():

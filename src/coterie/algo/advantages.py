@@ -1,55 +1,225 @@
-"""From groups to credit: how much better was each rollout than the attempts it is compared with?"""
+"""From groups to credit: how much better was each rollout than the attempts it is compared with?
+
+rewards - baseline  →  / scale  →  (to every token, with token rewards)  →  whiten  →  + step rewards
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from coterie.types import Credit, Group
+from coterie.algo.baselines import BASELINES, Baseline, Scored
+from coterie.algo.returns import returns_to_go, whiten
+from coterie.algo.scales import SCALES
+from coterie.algo.steps import step_advantages
+from coterie.types import Credit, Group, Rollout
 
-EPSILON = 1e-6
-"""Added to the standard deviation, as verl does; DeepSeekMath does not say."""
+ALONE = ("batch_mean", "none")
+"""Baselines of which a member can have one without another member of its group."""
 
 
-def group_advantages(rewards: Sequence[float] | np.ndarray, *, scale: bool = True) -> np.ndarray:
-    """Group-relative advantage, DeepSeekMath §4.1.2: (r - mean) / std with the sample standard deviation (ddof = 1).
-
-    Args:
-        rewards: [G] at least two.
-        scale: False leaves out the division (Dr. GRPO).
-
-    Returns:
-        [G] float64; exactly zero where all rewards are equal.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageRule:
+    """The choices of an estimator.
 
     Raises:
-        ValueError: fewer than two rewards: one attempt has nobody to be compared with.
-
-    >>> group_advantages([1, 0, 0, 1]).round(3).tolist()
-    [0.866, -0.866, -0.866, 0.866]
-    >>> group_advantages([1, 0, 0, 0], scale=False).tolist()
-    [0.75, -0.25, -0.25, -0.25]
+        ValueError: a name that is not known.
     """
-    values = np.asarray(rewards, dtype=np.float64)
-    if values.size < 2:
-        raise ValueError(f"a group of {values.size} has no baseline; expected at least 2 rollouts a prompt")
-    centred = values - values.mean()
-    spread = values.std(ddof=1)
-    if np.ptp(values) < 1e-8:
-        return np.zeros_like(values)
-    return centred / (spread + EPSILON) if scale else centred
+
+    baseline: str | Baseline = "group_mean"
+    """What is subtracted: a name in `BASELINES`, or a function of that type."""
+    scale: str = "group_std"
+    """What is divided by: a name in `SCALES`."""
+    whiten: Literal["none", "samples", "tokens"] = "none"
+    """Subtract the batch's mean and divide by its standard deviation, over rollouts or over trained tokens."""
+    per_part: bool = False
+    """Estimate each reward part by itself and add up with the parts' weights (GDPO, arXiv 2601.05242; published with
+    whiten = samples); otherwise the weighted sum of the parts is estimated."""
+    step_weight: float = 0.0
+    """Weight of the step rewards' advantage beside the outcome's."""
+    gamma: float = 1.0
+    """Discount per trained token from the last one backwards; 1 in everything published for language models."""
+
+    def __post_init__(self) -> None:
+        known = (("baseline", BASELINES), ("scale", SCALES), ("whiten", ("none", "samples", "tokens")))
+        for name, names in known:
+            value = getattr(self, name)
+            if not callable(value) and value not in names:
+                raise ValueError(f"{name} = {value!r}; expected one of {', '.join(names)}")
 
 
-def credit_groups(groups: Iterable[Group], *, scale: bool, clip_low: float, clip_high: float) -> list[Credit]:
-    """One credit per member of each group; the clip bounds travel with it as data."""
+def credit(
+    groups: Sequence[Group],
+    rollouts: Mapping[str, Rollout],
+    rule: AdvantageRule,
+    *,
+    clip_low: float,
+    clip_high: float,
+    part_weights: Mapping[str, float] | None = None,
+    step_weights: Mapping[str, float] | None = None,
+    token_rewards: Mapping[str, np.ndarray] | None = None,
+) -> list[Credit]:
+    """One credit per member of each group, in their order; the clip bounds travel with it as data.
+
+    Args:
+        groups: of the whole collected batch: baselines, scales and whitening over the batch mean all of it.
+        rollouts: by id; parts, steps and token counts are read from here.
+        part_weights: weight of each reward part by its label, for `per_part`.
+        step_weights: weight of each step function by its label; 1 for those not named.
+        token_rewards: [C] per rollout id, rewards of single tokens beside the outcome's, such as `kl_in_reward`; a
+            token's advantage then is the sum of what follows, as in REINFORCE++.
+
+    Raises:
+        ValueError: the rule is not defined for these groups, or token rewards do not fit the tokens.
+    """
+    members = [rollouts[name] for group in groups for name in group.members]
+    if not members:
+        return []
+    lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
+    outcome = outcome_advantages(groups, rollouts, rule, part_weights=part_weights)
+    scales = [group.scale for group in groups for _ in group.members]
+    steps = _steps(groups, rollouts, rule, step_weights)
+    if token_rewards is None and rule.gamma == 1:
+        if rule.whiten != "none":
+            outcome = whiten(outcome, lengths if rule.whiten == "tokens" else np.ones_like(lengths))
+        pieces = [np.full(max(int(length), 1), value) for length, value in zip(lengths, outcome, strict=True)]
+    else:
+        pieces = _per_token(members, outcome, rule, token_rewards or {})
     return [
-        Credit(
-            rollout_id=member,
-            advantage=float(advantage),
-            clip_low=clip_low,
-            clip_high=clip_high,
-            contributions={group.scale: float(advantage)},
-        )
-        for group in groups
-        for member, advantage in zip(group.members, group_advantages(group.rewards, scale=scale), strict=True)
+        _credit(rollout, piece, step, scale, clip_low, clip_high)
+        for rollout, piece, step, scale in zip(members, pieces, steps, scales, strict=True)
     ]
+
+
+def outcome_advantages(
+    groups: Sequence[Group],
+    rollouts: Mapping[str, Rollout],
+    rule: AdvantageRule,
+    *,
+    part_weights: Mapping[str, float] | None = None,
+) -> np.ndarray:
+    """(reward - baseline) / scale of every member of every group, before whitening: [B], never NaN.
+
+    A zero-variance group gives exactly 0 under the group baselines. A member to which a part does not apply gets 0 of
+    it (`per_part`), and does not enter the others' baseline.
+
+    Raises:
+        ValueError: as `credit`.
+
+    >>> from types import SimpleNamespace as Attempt  # all that is read of a rollout
+    >>> four = {name: Attempt(trained_tokens=3, context=None) for name in "abcd"}
+    >>> group = Group(scale="prompt", key="q", members=tuple("abcd"), rewards=(1, 0, 0, 1))
+    >>> outcome_advantages([group], four, AdvantageRule()).round(3).tolist()
+    [0.866, -0.866, -0.866, 0.866]
+    """
+    if not rule.per_part:
+        return _estimate([np.array(group.rewards, dtype=np.float64) for group in groups], groups, rollouts, rule)
+    if not part_weights:
+        raise ValueError("per_part needs part_weights: the weight of each reward part by its label")
+    total = np.zeros(sum(len(group.members) for group in groups))
+    for label, weight in part_weights.items():
+        if weight == 0:
+            continue
+        parts = [[rollouts[name].reward_parts.get(label) for name in group.members] for group in groups]
+        values = [np.array([np.nan if v is None else v for v in row], dtype=np.float64) for row in parts]
+        total += weight * _estimate(values, groups, rollouts, rule)
+    return total
+
+
+def _estimate(
+    rewards: Sequence[np.ndarray], groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule
+) -> np.ndarray:
+    """[B] centred and scaled; 0 where the reward is NaN (not applicable)."""
+    scored: list[Scored] = []
+    masks: list[np.ndarray] = []
+    for group, values in zip(groups, rewards, strict=True):
+        mask = np.isfinite(values)
+        if mask.sum() == 1 < len(values) and rule.baseline in BASELINES and rule.baseline not in ALONE:
+            mask[:] = False  # the only one that the part applies to has nobody to be compared with
+        masks.append(mask)
+        members = [rollouts[name] for name, there in zip(group.members, mask, strict=True) if there]
+        if members:
+            lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
+            contexts = tuple(rollout.context for rollout in members)
+            scored.append(Scored(rewards=values[mask], lengths=lengths, contexts=contexts))
+    out = np.zeros(sum(len(mask) for mask in masks))
+    if scored:
+        function = BASELINES[rule.baseline] if isinstance(rule.baseline, str) else rule.baseline
+        found = zip(scored, function(scored), SCALES[rule.scale](scored), strict=True)
+        out[np.concatenate(masks)] = np.concatenate([(one.rewards - base) / size for one, base, size in found])
+    return out
+
+
+def _per_token(
+    members: Sequence[Rollout], outcome: np.ndarray, rule: AdvantageRule, token_rewards: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """The outcome as reward of the last token, the token rewards added, summed up from the end, whitened: [C] each."""
+    pieces = []
+    for rollout, value in zip(members, outcome, strict=True):
+        length = max(rollout.trained_tokens, 1)
+        extra = token_rewards.get(rollout.id)
+        if extra is not None and len(extra) != rollout.trained_tokens:
+            raise ValueError(
+                f"rollout {rollout.id} has {rollout.trained_tokens} trained tokens, but {len(extra)} token rewards"
+            )
+        given = np.zeros(length)
+        given[: 0 if extra is None else len(extra)] = 0.0 if extra is None else extra
+        given[-1] += value
+        pieces.append(returns_to_go(given, rule.gamma))
+    if rule.whiten == "none":
+        return pieces
+    weights = [
+        np.full(len(piece), (1.0 if rule.whiten == "tokens" else 1 / len(piece)) if rollout.trained_tokens else 0.0)
+        for rollout, piece in zip(members, pieces, strict=True)
+    ]
+    flat = whiten(np.concatenate(pieces), np.concatenate(weights))
+    return np.split(flat, np.cumsum([len(piece) for piece in pieces])[:-1])
+
+
+def _steps(
+    groups: Sequence[Group],
+    rollouts: Mapping[str, Rollout],
+    rule: AdvantageRule,
+    weights: Mapping[str, float] | None,
+) -> list[np.ndarray | None]:
+    """[C] of every member, weighted; None where no step trains it."""
+    out: list[np.ndarray | None] = []
+    for group in groups:
+        members = [rollouts[name] for name in group.members]
+        if rule.step_weight == 0:
+            out += [None] * len(members)
+            continue
+        lengths = [rollout.trained_tokens for rollout in members]
+        found = step_advantages([rollout.step_rewards for rollout in members], lengths, weights=weights)
+        out += [rule.step_weight * one if one.any() else None for one in found]
+    return out
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _share(values: np.ndarray) -> float:
+    """The mean over the tokens, without rounding where they are all the same."""
+    return float(values[0] if _constant(values) else values.mean())
+
+
+def _credit(
+    rollout: Rollout, outcome: np.ndarray, steps: np.ndarray | None, scale: str, clip_low: float, clip_high: float
+) -> Credit:
+    total = outcome if steps is None else outcome + steps
+    if not np.isfinite(total).all():
+        raise ValueError(f"the advantage of rollout {rollout.id} is not finite; check the baseline function")
+    contributions = {scale: _share(outcome)}
+    if steps is not None:
+        contributions["steps"] = _share(steps)
+    return Credit(
+        rollout_id=rollout.id,
+        advantage=_share(total) if _constant(total) else tuple(total.tolist()),
+        clip_low=clip_low,
+        clip_high=clip_high,
+        contributions=contributions,
+    )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 Values = Sequence[float | None]
+Steps = Sequence[tuple[int, float]]
+"""(end, value) of each step of a completion: `completion[:end]` ends with the step."""
+
+LENGTH = "completion_length"
+"""Column of the completions' token counts: the one fact of a rollout that its text does not tell."""
 
 LIMIT = 1e12
 """Largest magnitude of a reward. Beyond it the spread of a group drowns in rounding: always a bug, never a signal."""
@@ -25,6 +30,7 @@ class Reward(Protocol):
     - `completions`: list of n strings, the decoded text of the model. TRL gives message lists here for
       conversational prompts; a function written for those reads `completion[0]["content"]` and must read
       `completion` instead.
+    - `completion_length`: list of n token counts (over all turns, end-of-turn tokens included); None where unknown.
     - `answer`, `task`: lists of n gold answers (None where there is none) and task names.
     - every attribute of the prompts: a list of n values, None where a row lacks it.
     - the `params` of the configuration: as they stand, for all rows.
@@ -39,6 +45,19 @@ class Reward(Protocol):
     ) -> Values | Awaitable[Values]: ...
 
 
+class StepReward(Protocol):
+    """Judges the steps of completions; called as a `Reward` is, with the same columns, and under the same deadline.
+
+    Returns a list of exactly n items: for each completion the list of its steps, in the order in which they end, or
+    None = not applicable to this row. A step is a pair: the end, an offset in characters, 1 … len(completion), greater
+    than that of the step before; and its value, a finite number, True or False.
+    """
+
+    def __call__(
+        self, prompts: list[list[dict[str, str]]], completions: list[str], **columns: Any
+    ) -> Sequence[Steps | None] | Awaitable[Sequence[Steps | None]]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """What the scorer says of one completion."""
@@ -49,6 +68,8 @@ class Score:
     """Unweighted value of each part by its label; None = not applicable, or failed."""
     error: str | None
     """Function, row and cause of each part that failed; None when all is well."""
+    steps: Mapping[str, Steps] = field(default_factory=dict)
+    """Unweighted steps by the step function's label; without those that do not apply. Empty when there is an error."""
 
 
 class ContractError(Exception):
@@ -64,14 +85,7 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
     Raises:
         ContractError: it is no list, or not one value per row.
     """
-    if not isinstance(returned, list | tuple):
-        remedy = "call .tolist() on it" if hasattr(returned, "tolist") else "return one value per completion"
-        raise ContractError(f"returned {_named(returned)}; expected a list of {rows} values: {remedy}")
-    if len(returned) != rows:
-        raise ContractError(
-            f"returned {len(returned)} values for {rows} completions; expected exactly one each: "
-            "return None for a row that it cannot judge"
-        )
+    returned = _listed(returned, rows)
     values: list[float | None] = []
     bad: dict[int, str] = {}
     for row, value in enumerate(returned):
@@ -81,6 +95,61 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
         # Adding zero turns -0.0 into 0.0, so that equal rewards have equal bits.
         values.append(None if value is None or cause else float(value) + 0.0)
     return values, bad
+
+
+def check_steps(
+    returned: object, completions: Sequence[str]
+) -> tuple[list[list[tuple[int, float]] | None], dict[int, str]]:
+    """Hold what a step function returned against the contract.
+
+    Returns:
+        The steps of each row, and for each row whose steps are unusable the cause.
+
+    Raises:
+        ContractError: it is no list, or not one item per row.
+    """
+    steps: list[list[tuple[int, float]] | None] = []
+    bad: dict[int, str] = {}
+    for row, (found, completion) in enumerate(zip(_listed(returned, len(completions)), completions, strict=True)):
+        cause = None if found is None else _step_fault(found, len(completion))
+        if cause is not None:
+            bad[row] = cause
+        steps.append(None if found is None or cause else [(int(end), float(value) + 0.0) for end, value in found])
+    return steps, bad
+
+
+def _step_fault(found: object, length: int) -> str | None:
+    if not isinstance(found, list | tuple):
+        return f"returned {_named(found)} for a completion; expected its list of steps, or None"
+    before = 0
+    for step in found:
+        if not isinstance(step, list | tuple) or len(step) != 2:
+            return f"returned {_named(step)} as a step; expected (end, value)"
+        end, value = step
+        if not isinstance(end, Integral) or isinstance(end, bool):
+            return f"returned a step that ends at {_named(end)}; expected an offset in characters, a whole number"
+        if not before < end <= length:
+            return (
+                f"returned a step that ends at character {end}; expected {before + 1} … {length}: steps end one after "
+                "the other, within the completion"
+            )
+        cause = "returned None for a step; leave the step out" if value is None else _fault(value)
+        if cause is not None:
+            return cause
+        before = int(end)
+    return None
+
+
+def _listed(returned: object, rows: int) -> Sequence[Any]:
+    if not isinstance(returned, list | tuple):
+        remedy = "call .tolist() on it" if hasattr(returned, "tolist") else "return one value per completion"
+        raise ContractError(f"returned {_named(returned)}; expected a list of {rows} values: {remedy}")
+    if len(returned) != rows:
+        raise ContractError(
+            f"returned {len(returned)} values for {rows} completions; expected exactly one each: "
+            "return None for a row that it cannot judge"
+        )
+    return returned
 
 
 def _fault(value: object) -> str | None:

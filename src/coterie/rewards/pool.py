@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from coterie.config.schema import RewardsConfig
+from coterie.config.schema import RewardsConfig, StepRewardConfig
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards.base import Score
 from coterie.rewards.process import LostError, Worker, wait_for_any
@@ -42,8 +42,9 @@ class Scorer:
     def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S) -> None:
         self.config = config
         self.load_deadline_s = load_deadline_s
-        for part in config.parts:
-            target(part.name)
+        self._parts = (*config.parts, *config.steps)
+        for part in self._parts:
+            target(part.name, steps=isinstance(part, StepRewardConfig))
             try:
                 json.dumps(part.params)
             except (TypeError, ValueError) as error:
@@ -62,12 +63,17 @@ class Scorer:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
         The parts see the rows in `workers` pieces, or more where one would have over 256 rows. A piece that fails is
         scored again row by row, and after three rows that hang alone, all others like them are given up unasked: a
         function that always hangs costs about `deadline_s` × (1 + 3) in all.
+
+        Args:
+            lengths: tokens of each completion, the column `completion_length`; None where they are not known.
 
         The columns are those of these prompts and of all that `start` was told of; a row without one has None there.
 
@@ -79,7 +85,14 @@ class Scorer:
         """
         if not completions and not prompts:
             return []
-        scoring = Round(self.config.parts, prompts, completions, shares=self.config.workers, known=list(self._known))
+        scoring = Round(
+            self._parts,
+            prompts,
+            completions,
+            shares=self.config.workers,
+            known=list(self._known),
+            lengths=lengths,
+        )
         names = scoring.names
         try:
             self._fill(names)
@@ -138,7 +151,10 @@ class Scorer:
         while len(self._workers) < self.config.workers:
             worker = Worker(self._folder)
             self._workers.append(worker)
-            parts = [{"name": part.name, "params": part.params} for part in self.config.parts]
+            parts = [
+                {"name": part.name, "params": part.params, "steps": isinstance(part, StepRewardConfig)}
+                for part in self._parts
+            ]
             request = {"load": parts, "names": list(names), "path": [os.path.abspath(p) for p in sys.path if p]}
             worker.ask(json.dumps(request), seconds=self.load_deadline_s)
             self._jobs[worker] = None
@@ -175,7 +191,7 @@ class Scorer:
         self._workers.remove(worker)
         worker.kill()
         if busy and job is None:
-            functions = ", ".join(part.name for part in self.config.parts)
+            functions = ", ".join(part.name for part in self._parts)
             raise RewardError(
                 f"importing the rewards ({functions}) {cause}; look at what their modules do when they are imported",
                 function=functions,

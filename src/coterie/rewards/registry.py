@@ -21,26 +21,36 @@ BUILT_IN: dict[str, str] = {
     "math": "coterie.rewards.math:math",
     "format": "coterie.rewards.text:format",
     "length": "coterie.rewards.text:length",
+    "overlong": "coterie.rewards.overlong:overlong",
+    "language": "coterie.rewards.language:language",
 }
 """What `rewards.parts.name` may name, beside `module:function`."""
+
+STEPS: dict[str, str] = {
+    "arithmetic": "coterie.rewards.arithmetic:arithmetic",
+    "stages": "coterie.rewards.stages:stages",
+}
+"""What `rewards.steps.name` may name, beside `module:function`."""
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def target(name: str) -> str:
-    """`module:function` of a reward's name.
+def target(name: str, *, steps: bool = False) -> str:
+    """`module:function` of a reward's name, or of a step reward's.
 
     Raises:
         ConfigError: the name is neither built in nor of the form `module:function`.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+    known = STEPS if steps else BUILT_IN
+    if name in known:
+        return known[name]
     module, _, function = name.partition(":")
     if module and function:
         return name
-    near = get_close_matches(name, BUILT_IN, n=1)
+    near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
-    raise ConfigError(f"rewards.parts names {name!r}; expected one of {', '.join(BUILT_IN)}: {hint}")
+    where = "rewards.steps" if steps else "rewards.parts"
+    raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(known)}: {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,12 @@ class Part:
     params: Mapping[str, Any]
     parameters: Mapping[str, inspect.Parameter] | None
     """The function's own, or None where Python cannot see them."""
+    steps: bool = False
+    """It rewards steps of a completion."""
+
+    @property
+    def built_in(self) -> bool:
+        return self.name in (STEPS if self.steps else BUILT_IN)
 
     @property
     def open(self) -> bool:
@@ -62,7 +78,7 @@ class Part:
     def settings(self) -> list[str]:
         """Parameters that `params` may set. Those of a built-in function stand behind its `*`, out of the reach of a
         data column that happens to have the same name."""
-        kinds = (inspect.Parameter.KEYWORD_ONLY,) if self.name in BUILT_IN else _NAMED
+        kinds = (inspect.Parameter.KEYWORD_ONLY,) if self.built_in else _NAMED
         names = [name for name, parameter in (self.parameters or {}).items() if parameter.kind in kinds]
         return [name for name in names if name not in ("prompts", "completions")]
 
@@ -72,7 +88,7 @@ class Part:
         Raises:
             RewardError: the function needs a column that the prompts do not have.
         """
-        hidden = self.settings if self.name in BUILT_IN else []
+        hidden = self.settings if self.built_in else []
         offered = {name: values for name, values in columns.items() if name not in hidden} | dict(self.params)
         if self.open:
             return offered
@@ -87,16 +103,17 @@ class Part:
         return {name: offered[name] for name in needed if name in offered}
 
 
-def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = ()) -> Part:
+def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, steps: bool = False) -> Part:
     """Import a reward function and check its parameters.
 
     Args:
         columns: names of the prompts' columns, for built-in functions that prepare for them.
+        steps: it is a step reward.
 
     Raises:
         RewardError: it cannot be imported, cannot be called, or does not take one of the params.
     """
-    module, _, path = target(name).partition(":")
+    module, _, path = target(name, steps=steps).partition(":")
     try:
         home = importlib.import_module(module)
     except RewardError:
@@ -116,9 +133,9 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = ()) -> P
         function = getattr(function, step)
     if not callable(function):
         raise RewardError(f"reward {name!r} is a {type(function).__name__}; expected a function", function=name)
-    part = Part(name, function, dict(params), _parameters(function))
+    part = Part(name, function, dict(params), _parameters(function), steps)
     _check_params(part)
-    if name in BUILT_IN and hasattr(home, "prepare"):
+    if part.built_in and hasattr(home, "prepare"):
         home.prepare(columns)
     return part
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.config.schema import RewardConfig
-from coterie.rewards.base import Score
+from coterie.config.schema import RewardConfig, StepRewardConfig
+from coterie.rewards.base import LENGTH, Score
 from coterie.types import Prompt
 
 MAX_LOST = 3
@@ -33,6 +33,7 @@ class Round:
     Args:
         shares: into how many calls the rows of each part are cut at least, one a worker; none has over `MAX_ROWS`.
         known: columns that other prompts have; the rows of this call hold None there.
+        lengths: tokens of each completion.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Round:
         *,
         shares: int,
         known: Sequence[str] = (),
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.parts = parts
         self.prompts = prompts
-        self.names = list(dict.fromkeys((*known, *column_names(prompts))))
+        self.names = list(dict.fromkeys((LENGTH, *known, *column_names(prompts))))
+        self.lengths: Sequence[int | None] = [None] * len(completions) if lengths is None else lengths
         size = len(completions)
-        self._values: list[dict[int, float | None]] = [{} for _ in parts]
+        self._values: list[dict[int, Any]] = [{} for _ in parts]
         self._errors: list[dict[int, str]] = [{} for _ in parts]
         self._lost = [0] * len(parts)
         self._encoded = self._encode(completions)
@@ -106,26 +109,24 @@ class Round:
 
     def _score(self, row: int) -> Score:
         values = [found.get(row) for found in self._values]
-        labels = [part.key for part in self.parts]
-        parts = dict(zip(labels, values, strict=True))
+        judged = list(zip(self.parts, values, strict=True))
+        steps = {part.key: value for part, value in judged if isinstance(part, StepRewardConfig) and value is not None}
+        judged = [(part, value) for part, value in judged if not isinstance(part, StepRewardConfig)]
+        parts = {part.key: value for part, value in judged}
         errors = list(dict.fromkeys(found[row] for found in self._errors if row in found))
         if errors:
             return Score(reward=None, parts=parts, error="; ".join(errors))
-        applicable = [
-            part.weight * value
-            for part, value in zip(self.parts, values, strict=True)
-            if value is not None and part.weight != 0
-        ]
+        applicable = [part.weight * value for part, value in judged if value is not None and part.weight != 0]
         if not applicable:
             return Score(reward=None, parts=parts, error=self._nothing_applies(row))
         reward = math.fsum(applicable)
         if not math.isfinite(reward):
             error = f"row {row}{self._prompt(row)}: the weighted sum of {parts} is {reward}; lower the weights"
             return Score(reward=None, parts=parts, error=error)
-        return Score(reward=reward, parts=parts, error=None)
+        return Score(reward=reward, parts=parts, error=None, steps=_ends(steps))
 
     def _nothing_applies(self, row: int) -> str:
-        names = ", ".join(part.key for part in self.parts)
+        names = ", ".join(part.key for part in self.parts if not isinstance(part, StepRewardConfig))
         return (
             f"row {row}{self._prompt(row)}: no reward part applies (of {names}): every one with a weight returned "
             "None; give the row a gold answer, or add a part that can judge it"
@@ -154,7 +155,8 @@ class Round:
                 known[id(prompt)] = _as_json(prompt)
             text = known[id(prompt)]
             if text is not None:
-                encoded[row] = f'{{"completion":{json.dumps(completion)},{text}}}'
+                length = json.dumps(self.lengths[row])
+                encoded[row] = f'{{"completion":{json.dumps(completion)},"length":{length},{text}}}'
                 continue
             where = f"row {row}{self._prompt(row)}"
             for part, errors in enumerate(self._errors):
@@ -167,7 +169,11 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
     names = {"answer": None, "task": None}
     for prompt in prompts:
         names |= dict.fromkeys(prompt.attributes)
-    return [name for name in names if name not in ("prompts", "completions")]
+    return [name for name in names if name not in ("prompts", "completions", LENGTH)]
+
+
+def _ends(steps: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[tuple[int, float], ...]]:
+    return {label: tuple((int(end), value) for end, value in found) for label, found in steps.items()}
 
 
 def _as_json(prompt: Prompt) -> str | None:

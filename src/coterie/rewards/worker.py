@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from coterie.errors import CoterieError, RewardError
-from coterie.rewards.base import ContractError, check_values
+from coterie.rewards.base import LENGTH, ContractError, check_steps, check_values
 from coterie.rewards.registry import Part, load
 
 LONGEST_MESSAGE = 500
@@ -60,6 +60,7 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
         guilty from the innocent.
     """
     columns = {name: [row["columns"].get(name) for row in rows] for name in names}
+    columns[LENGTH] = [row["length"] for row in rows]
     prompts, completions = [row["prompt"] for row in rows], [row["completion"] for row in rows]
     try:
         arguments = part.arguments({**columns, "prompts": prompts, "completions": completions})
@@ -70,7 +71,10 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
     except BaseException as error:
         return {"failed": describe(error, _file(part.function)), "again": True}
     try:
-        values, bad = check_values(returned, len(rows))
+        if part.steps:
+            values, bad = check_steps(returned, completions)
+        else:
+            values, bad = check_values(returned, len(rows))
     except ContractError as error:
         # A single value for many rows would pass as the right number of values for each row alone.
         return {"failed": str(error), "again": isinstance(returned, list | tuple) and len(returned) != 1}
@@ -121,7 +125,7 @@ def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
     parts = []
     for spec in request["load"]:
         try:
-            parts.append(load(spec["name"], spec["params"], request["names"]))
+            parts.append(load(spec["name"], spec["params"], request["names"], steps=spec["steps"]))
         except CoterieError as error:
             return [], {"failed": str(error), "function": spec["name"]}
         except BaseException as error:

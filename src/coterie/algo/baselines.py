@@ -1,0 +1,118 @@
+"""What a rollout's reward is compared with. A baseline that its own reward cannot move leaves the gradient unbiased.
+
+Axis letters: G members of a group (ragged), B rollouts of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.algo.js2 import js2
+from coterie.algo.leave_one_out import others
+from coterie.types import Context
+
+ZERO_VARIANCE = 1e-8
+"""Rewards of a group that differ by less are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """A group as estimators see it: only rollouts that have a reward."""
+
+    rewards: np.ndarray
+    """[G] float64, finite."""
+    lengths: np.ndarray
+    """[G] float64, trained tokens."""
+    contexts: tuple[Context, ...] = ()
+    """[G], for baselines that know more than the batch; empty where there are none."""
+
+    @property
+    def zero_variance(self) -> bool:
+        return self.rewards.size > 0 and float(np.ptp(self.rewards)) < ZERO_VARIANCE
+
+
+Baseline = Callable[[Sequence[Scored]], list[np.ndarray]]
+"""Groups of the batch → the baseline of each member, [G] per group. Raises ValueError where it is not defined."""
+
+
+def _in_group(one: Callable[[Scored], np.ndarray]) -> Baseline:
+    """A baseline that looks at one group at a time. In a zero-variance group it is the reward, so nothing is learned
+    from rounding."""
+
+    def every(groups: Sequence[Scored]) -> list[np.ndarray]:
+        for group in groups:
+            if group.rewards.size < 2:
+                raise ValueError(
+                    f"a group of {group.rewards.size} has no baseline; expected at least 2 rollouts a prompt, or a "
+                    "baseline over the batch"
+                )
+        return [group.rewards.copy() if group.zero_variance else one(group) for group in groups]
+
+    every.__doc__ = one.__doc__
+    return every
+
+
+def _group_mean(group: Scored) -> np.ndarray:
+    """Mean of the group, own reward included (DeepSeekMath §4.1.2): the gradient shrinks by (1 - 1/G)."""
+    return np.full_like(group.rewards, group.rewards.mean())
+
+
+def _leave_one_out(group: Scored) -> np.ndarray:
+    """Mean of the group's other members (RLOO, arXiv 2402.14740): unbiased."""
+    return others(group.rewards) / (group.rewards.size - 1)
+
+
+def _length_weighted(group: Scored) -> np.ndarray:
+    """OPO (arXiv 2505.23585) without the own rollout: sum of L_j r_j over sum of L_j, j ≠ i. The squared score
+    function grows about as the length L, so this is near the baseline of least variance; unbiased."""
+    weight = others(group.lengths)
+    plain = _leave_one_out(group)
+    return np.divide(others(group.lengths * group.rewards), weight, out=plain, where=weight > 0)
+
+
+def _runner_up(group: Scored) -> np.ndarray:
+    """pass@k training of arXiv 2503.19595: only the best attempt gets r_max - r_second, all others 0; two attempts
+    that tie get 0. The baseline of attempt i is what the best of G would have been without it, up to the constant
+    that makes the others 0, so the gradient (summed over the group) is that of E[max of G]."""
+    baseline = group.rewards.copy()
+    second, best = np.argsort(group.rewards, kind="stable")[-2:]
+    baseline[best] = group.rewards[second]
+    return baseline
+
+
+def _batch_mean(groups: Sequence[Scored]) -> list[np.ndarray]:
+    """Mean of all other rollouts of the batch: unbiased, also for groups of one. REINFORCE++ itself subtracts the mean
+    over tokens, own ones included: that is baseline = "none" with whiten = "tokens"."""
+    rewards = np.concatenate([group.rewards for group in groups])
+    if rewards.size < 2:
+        raise ValueError(f"a batch of {rewards.size} rollouts has no baseline; expected at least 2")
+    baseline = others(rewards) / (rewards.size - 1)
+    if float(np.ptp(rewards)) < ZERO_VARIANCE:
+        baseline = rewards
+    return np.split(baseline, np.cumsum([group.rewards.size for group in groups])[:-1])
+
+
+def _none(groups: Sequence[Scored]) -> list[np.ndarray]:
+    """Zero: plain REINFORCE."""
+    return [np.zeros_like(group.rewards) for group in groups]
+
+
+def _js2(groups: Sequence[Scored]) -> list[np.ndarray]:
+    return js2([group.rewards for group in groups])
+
+
+_js2.__doc__ = js2.__doc__
+
+BASELINES: dict[str, Baseline] = {
+    "group_mean": _in_group(_group_mean),
+    "leave_one_out": _in_group(_leave_one_out),
+    "length_weighted": _in_group(_length_weighted),
+    "runner_up": _in_group(_runner_up),
+    "batch_mean": _batch_mean,
+    "js2": _js2,
+    "none": _none,
+}
+"""What `AdvantageRule.baseline` may name, beside a function of its own."""

@@ -1,0 +1,135 @@
+"""Generalised advantage estimation (arXiv 1506.02438) over the tokens that the policy sampled.
+
+Arrays are compact, [C]: what the environment said between turns is absent, which is the same as carrying the running
+sums through it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.algo.returns import whiten as whitened
+from coterie.types import Credit, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaeRule:
+    """The choices of PPO's credit.
+
+    Raises:
+        ValueError: a value out of bounds.
+    """
+
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """Lambda of the policy's advantages: 1 trusts only rewards, 0 only the critic."""
+    critic_lam: float | None = None
+    """Lambda of the critic's targets; None takes `lam`. VC-PPO (arXiv 2503.01491) decouples them with 1."""
+    length_alpha: float | None = None
+    """Set to let the policy's lambda grow with the length, 1 - 1 / (alpha C), as VAPO does (arXiv 2504.05118, alpha =
+    0.05); `lam` is not used then."""
+    whiten: bool = True
+    """Whiten advantages over all trained tokens of the batch; the targets never are."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "lam", "critic_lam"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} = {value}; expected 0 … 1")
+        if self.length_alpha is not None and not self.length_alpha > 0:
+            raise ValueError(f"length_alpha = {self.length_alpha}; expected more than 0")
+
+    def policy_lam(self, length: int) -> float:
+        """Lambda for a rollout of `length` trained tokens."""
+        if self.length_alpha is None:
+            return self.lam
+        return max(0.0, 1 - 1 / (self.length_alpha * length)) if length else 0.0
+
+
+def gae(rewards: np.ndarray, values: np.ndarray, *, gamma: float = 1.0, lam: float = 0.95) -> np.ndarray:
+    """[C], [C] → [C]: A_t = delta_t + gamma lam A_(t+1), delta_t = r_t + gamma V_(t+1) - V_t; after the end V = 0.
+
+    Raises:
+        ValueError: as many values as rewards are expected.
+
+    >>> gae(np.array([0, 0, 1.0]), np.array([0.5, 0.6, 0.8]), lam=0.95).round(4).tolist()
+    [0.4705, 0.39, 0.2]
+    """
+    rewards, values = np.asarray(rewards, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if rewards.shape != values.shape:
+        raise ValueError(f"{rewards.size} token rewards and {values.size} values; expected one value per trained token")
+    deltas = rewards + gamma * np.append(values[1:], 0.0) - values if values.size else values
+    out, running = np.empty_like(deltas), 0.0
+    for t in range(len(deltas) - 1, -1, -1):
+        running = deltas[t] + gamma * lam * running
+        out[t] = running
+    return out
+
+
+def credit_with_critic(
+    rollouts: Sequence[Rollout],
+    values: Mapping[str, np.ndarray],
+    rule: GaeRule,
+    *,
+    clip_low: float,
+    clip_high: float,
+    token_rewards: Mapping[str, np.ndarray] | None = None,
+) -> list[Credit]:
+    """PPO's credit: an advantage, a target and the critic's value for every trained token.
+
+    The rollout's reward is that of its last token; targets are the raw advantages plus the values, and only then are
+    advantages whitened.
+
+    Args:
+        rollouts: of the batch, each with a reward; those without trained tokens get no credit.
+        values: [C] per rollout id, the critic's at the start of the update.
+        token_rewards: [C] per rollout id, beside the outcome's; see `kl_in_reward`.
+
+    Raises:
+        ValueError: a rollout has no reward, or not one value per trained token.
+    """
+    trained = [rollout for rollout in rollouts if rollout.trained_tokens]
+    advantages, targets = [], []
+    for rollout in trained:
+        given = np.zeros(rollout.trained_tokens)
+        if token_rewards is not None and rollout.id in token_rewards:
+            given = given + token_rewards[rollout.id]
+        if rollout.reward is None:
+            raise ValueError(f"rollout {rollout.id} is {rollout.outcome} and has no reward; leave it out")
+        given[-1] += rollout.reward
+        said = np.asarray(values[rollout.id], dtype=np.float64)
+        lam = rule.policy_lam(len(given))
+        advantages.append(gae(given, said, gamma=rule.gamma, lam=lam))
+        critic_lam = rule.lam if rule.critic_lam is None else rule.critic_lam
+        raw = advantages[-1] if critic_lam == lam else gae(given, said, gamma=rule.gamma, lam=critic_lam)
+        targets.append(raw + said)
+    if rule.whiten and trained:
+        flat = np.concatenate(advantages)
+        cuts = np.cumsum([len(one) for one in advantages])[:-1]
+        advantages = np.split(whitened(flat, np.ones_like(flat)), cuts)
+    return [
+        Credit(
+            rollout_id=rollout.id,
+            advantage=tuple(advantage.tolist()),
+            clip_low=clip_low,
+            clip_high=clip_high,
+            contributions={"critic": float(advantage.mean())},
+            returns=tuple(target.tolist()),
+            values=tuple(np.asarray(values[rollout.id], dtype=np.float64).tolist()),
+        )
+        for rollout, advantage, target in zip(trained, advantages, targets, strict=True)
+    ]
+
+
+def explained_variance(returns: np.ndarray, values: np.ndarray) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant, below 0 for one that harms.
+
+    0 where the returns do not vary.
+    """
+    returns, values = np.asarray(returns, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    whole = float(returns.var()) if returns.size else 0.0
+    return 1 - float((returns - values).var()) / whole if whole > 1e-12 else 0.0

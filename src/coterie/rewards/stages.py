@@ -1,0 +1,42 @@
+"""Step rewards for the layout of a completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def stages(completions: Sequence[str], *, tags: Sequence[str] = ("think", "answer")) -> list[list[tuple[int, float]]]:
+    """One step per required stage `<tag>…</tag>`: 1 where it stands once, after the end of all stages before it in
+    `tags`, else 0.
+
+    A stage ends with its last closing tag. A stage that is missing or never closed is a step of value 0 at the end of
+    the completion. Steps that end at the same place are one, with the lower value.
+
+    Args:
+        tags: names of the stages in their order, without brackets.
+
+    Raises:
+        ValueError: no tags, or one that is no name, or twice.
+    """
+    if not tags or isinstance(tags, str) or len(set(tags)) != len(tags):
+        raise ValueError(f"tags = {tags!r}; expected a list of different names")
+    for tag in tags:
+        if not re.fullmatch(r"[\w-]+", tag):
+            raise ValueError(f"tags holds {tag!r}; expected a name without brackets")
+    return [_steps(completion, tags) for completion in completions]
+
+
+def _steps(completion: str, tags: Sequence[str]) -> list[tuple[int, float]]:
+    found: dict[int, float] = {}
+    before = 0  # where the stages so far end; beyond the text once one of them is missing
+    for tag in tags:
+        opens = [match.start() for match in re.finditer(f"<{tag}>", completion)]
+        closes = [match.end() for match in re.finditer(f"</{tag}>", completion)]
+        complete = bool(opens) and bool(closes) and opens[0] < closes[-1]
+        end = closes[-1] if complete else len(completion)
+        right = complete and len(opens) == len(closes) == 1 and opens[0] >= before
+        before = max(before, end) if complete else len(completion) + 1
+        if end > 0:
+            found[end] = min(found.get(end, 1.0), float(right))
+    return sorted(found.items())
