@@ -1,131 +1,167 @@
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from coterie.algo.kl import k1, k2, k3
-from coterie.algo.losses import LossInputs, clipped_surrogate, grpo_loss
+import loss_reference
+from coterie.algo.kl import KL_ESTIMATORS
+from coterie.algo.losses import LossInputs, policy_loss
+from coterie.algo.mismatch import CORRECTIONS
+from coterie.algo.objective import Objective
+from coterie.algo.surrogates import SURROGATES
+from loss_parts import gradient, leaf, number, one_rollout, step, take, uncorrected
 
 
-def inputs(**changed: Any) -> LossInputs:
-    n = len(changed["logprobs"])
-    same = torch.full((n,), 0.2, dtype=torch.float64)
-    held: dict[str, Any] = {
-        "old_logprobs": changed["logprobs"].detach(),
-        "reference_logprobs": None,
-        "advantages": torch.ones(n, dtype=torch.float64),
-        "clip_low": same,
-        "clip_high": same,
-        "weights": torch.full((n,), 1 / n, dtype=torch.float64),
+def equation_3(inputs: LossInputs, beta: float) -> Tensor:
+    """DeepSeekMath, eqs. 3 and 4, in the order of operations in which coterie has always taken them."""
+    ratio = torch.exp((inputs.logprobs - inputs.old_logprobs).clamp(-20, 20))
+    low, high = 1 - inputs.clip_low, 1 + inputs.clip_high
+    clipped = torch.maximum(torch.minimum(ratio, high), low)
+    per_token = -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
+    if beta:
+        assert inputs.reference_logprobs is not None
+        away = (inputs.reference_logprobs - inputs.logprobs).clamp(-20, 20)
+        per_token = per_token + beta * (torch.exp(away) - away - 1)
+    return (per_token * inputs.weights).sum()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_defaults_are_bitwise_grpo(beta, dtype):
+    inputs = replace(step(5, token_advantages=True), policy_mask=None)
+    changed: dict[str, Any] = {
+        name: getattr(inputs, name).to(dtype)
+        for name in ("old_logprobs", "sampler_logprobs", "reference_logprobs", "advantages", "clip_low", "clip_high")
     }
-    return LossInputs(**held | changed)
+    now = inputs.logprobs.detach().to(dtype).requires_grad_()
+    inputs = replace(inputs, logprobs=now, weights=inputs.weights.to(dtype), **changed)
+    out = policy_loss(inputs, Objective(kl_beta=beta, correction="none"))
+    want = equation_3(inputs, beta)
+    assert torch.equal(out.loss, want)
+    assert torch.equal(gradient(out.loss, now), gradient(want, now))
 
 
-def leaf(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+GRID: list[dict[str, Any]] = [
+    *({"surrogate": name, "ratio": level} for name, row in SURROGATES.items() for level in row.levels),
+    {"dual_clip": 1.5},
+    {"ratio_cap": 1.6},
+    {"dual_clip": 1.7, "ratio_cap": 1.6, "ratio": "sequence"},
+    {"soft_positive": 2.0, "soft_negative": 0.5, "surrogate": "soft"},
+    {"off_policy_mask": 0.05},
+    *({"kl_beta": 0.3, "kl_estimator": name} for name in KL_ESTIMATORS),
+    {"kl_beta": 0.3, "kl_estimator": "k3_unbiased", "ratio": "sequence"},
+    {"entropy_bonus": 0.2},
+    *({"correction": mode, "correction_low": 0.8, "correction_high": 1.3} for mode in CORRECTIONS),
+    {"correction": "token_truncate", "veto": 0.75},
+    {"surrogate": "gamma", "correction": "token_truncate", "correction_high": 1.3},
+    {"surrogate": "gamma", "correction": "token_mask", "correction_low": 0.8, "correction_high": 1.3},
+    {
+        "surrogate": "soft",
+        "ratio": "sequence",
+        "kl_beta": 0.1,
+        "correction": "token_mask",
+        "entropy_bonus": 0.1,
+        "off_policy_mask": 0.1,
+    },
+]
+
+
+@pytest.mark.parametrize("choices", GRID, ids=lambda choices: "-".join(str(v) for v in choices.values()))
+@pytest.mark.parametrize("token_advantages", [False, True], ids=["rollout", "token"])
+def test_value_and_gradient_against_numpy(choices, token_advantages):
+    objective = uncorrected(**choices)
+    clip: dict[str, Any] = {"clip_low": 0.1, "clip_high": 0.15} if objective.surrogate == "kl" else {}
+    for seed in (1, 2):
+        inputs = step(seed, token_advantages=token_advantages, **clip)
+        data = loss_reference.arrays(inputs)
+        out = policy_loss(inputs, objective)
+        now = data["logprobs"]
+        assert now is not None
+        assert out.loss.item() == pytest.approx(loss_reference.loss(now, now, data, objective), rel=1e-9)
+        found = gradient(out.loss, inputs.logprobs).tolist()
+        assert found == pytest.approx(loss_reference.gradient(data, objective).tolist(), abs=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "high", "want", "flat"),
-    [
-        (1.5, 1, 0.2, 1.2, True),
-        (1.5, 1, 0.28, 1.28, True),
-        (1.25, 1, 0.2, 1.2, True),
-        (1.25, 1, 0.28, 1.25, False),
-        (0.5, 1, 0.2, 0.5, False),
-        (1.5, -1, 0.2, -1.5, False),
-        (0.5, -1, 0.2, -0.8, True),
-        (8.0, -1, 0.2, -8.0, False),
-    ],
+    ("surrogate", "ratio"),
+    [*itertools.product(("min", "none", "soft"), ("token", "sequence")), ("geometric", "token")],
 )
-def test_the_clip_table(ratio: float, advantage: float, high: float, want: float, flat: bool) -> None:
-    held = leaf(ratio)
-    value = clipped_surrogate(held, torch.tensor([advantage], dtype=torch.float64), 0.2, high)
-    value.sum().backward()
-    assert value.item() == pytest.approx(want)
-    assert held.grad is not None
-    assert (held.grad.item() == 0) is flat
+def test_finite_differences_of_the_whole_loss(surrogate, ratio):
+    fixed = step(2)
+
+    def loss(now: Tensor) -> Tensor:
+        objective = Objective(surrogate=surrogate, ratio=ratio, kl_beta=0.3, kl_estimator="k3_unbiased")
+        return policy_loss(replace(fixed, logprobs=now), objective).loss
+
+    assert torch.autograd.gradcheck(loss, (fixed.logprobs,))
 
 
-def test_clip_flags_count_only_tokens_whose_gradient_is_zero() -> None:
-    now = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5], dtype=torch.float64)).requires_grad_()
-    out = grpo_loss(
-        inputs(
-            logprobs=now,
-            old_logprobs=torch.zeros(4, dtype=torch.float64),
-            advantages=torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64),
-        ),
-        kl_beta=0,
-    )
-    out.loss.backward()
-    assert out.clipped_high.tolist() == [True, False, False, False]
-    assert out.clipped_low.tolist() == [False, False, False, True]
-    assert now.grad is not None
-    assert (now.grad == 0).tolist() == [True, False, False, True]
+def test_the_terms_add_up_to_the_loss():
+    inputs = step(4)
+    out = policy_loss(inputs, Objective(kl_beta=0.1, entropy_bonus=0.2))
+    assert set(out.terms) == {"policy", "kl", "entropy"}
+    assert sum(term.item() for term in out.terms.values()) == pytest.approx(out.loss.item())
+    assert not any(term.requires_grad for term in out.terms.values())
 
 
-def test_on_policy_the_gradient_is_the_policy_gradient() -> None:
-    now = leaf(-0.3, -1.2, -2.0)
-    advantages = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    out = grpo_loss(inputs(logprobs=now, advantages=advantages, weights=weights), kl_beta=0)
-    out.loss.backward()
-    assert out.ratio.tolist() == [1, 1, 1]
-    assert now.grad is not None
-    torch.testing.assert_close(now.grad, -advantages * weights)
+def test_what_the_metrics_read_is_detached():
+    out = policy_loss(step(4), Objective(kl_beta=0.1))
+    held = [out.ratio, *out.kl.values(), out.correction.weight]
+    assert not any(tensor.requires_grad for tensor in held)
 
 
-def test_kl_needs_a_reference() -> None:
-    with pytest.raises(ValueError, match=r"kl_beta = 0\.1 needs reference log-probs"):
-        grpo_loss(inputs(logprobs=leaf(-1.0)), kl_beta=0.1)
+@pytest.mark.parametrize("choices", GRID, ids=lambda choices: "-".join(str(v) for v in choices.values()))
+def test_a_step_without_a_kept_token_has_no_nan(choices):
+    inputs = step(4)
+    inputs = replace(inputs, policy_mask=torch.zeros(len(inputs.weights), dtype=torch.bool))
+    out = policy_loss(inputs, uncorrected(**choices))
+    assert torch.isfinite(out.loss)
+    assert out.terms["policy"].item() == 0
+    assert torch.isfinite(gradient(out.loss, inputs.logprobs)).all()
+    assert not (out.clipped_low | out.clipped_high | out.clipped_dual).any()
 
 
-def test_finite_differences_of_the_whole_loss() -> None:
-    now = leaf(-0.3, -1.2, -2.0, -0.9)
-    fixed = inputs(
-        logprobs=now,
-        old_logprobs=torch.tensor([-0.35, -1.0, -2.1, -0.9], dtype=torch.float64),
-        reference_logprobs=torch.tensor([-0.5, -1.5, -1.0, -0.9], dtype=torch.float64),
-        advantages=torch.tensor([1.0, -1.0, 0.5, -2.0], dtype=torch.float64),
-    )
-
-    def loss(values: Tensor) -> Tensor:
-        from dataclasses import replace
-
-        return grpo_loss(replace(fixed, logprobs=values), kl_beta=0.3).loss
-
-    assert torch.autograd.gradcheck(loss, (now,))
+def test_no_tokens_at_all_are_no_loss():
+    inputs = take(step(), torch.zeros(0, dtype=torch.int64))
+    for name in SURROGATES:
+        out = policy_loss(inputs, Objective(surrogate=name, kl_beta=0.1, entropy_bonus=0.1))
+        assert out.loss.item() == 0
 
 
-def test_huge_log_ratios_stay_finite() -> None:
-    out = grpo_loss(
-        inputs(
-            logprobs=leaf(0.0),
-            old_logprobs=torch.tensor([-900.0], dtype=torch.float64),
-            advantages=-torch.ones(1),
-        ),
-        kl_beta=0,
-    )
+def test_huge_log_ratios_stay_finite():
+    out = policy_loss(one_rollout(logprobs=leaf(0.0), old_logprobs=number(-900.0), advantages=number(-1)), Objective())
     assert torch.isfinite(out.loss)
 
 
-@pytest.mark.parametrize(("x", "want"), [(0.693147, (0.693, 0.240, 0.193)), (-0.693147, (-0.693, 0.240, 0.307))])
-def test_kl_estimators_worked_numbers(x: float, want: tuple[float, ...]) -> None:
-    now, ref = torch.tensor([x], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    assert [f(now, ref).item() for f in (k1, k2, k3)] == pytest.approx(want, abs=1e-3)
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"kl_beta": 0.1}, r"kl_beta = 0\.1 needs reference log-probs"),
+        ({"kl_estimator": "k4"}, "kl_estimator = 'k4' is unknown"),
+    ],
+)
+def test_what_is_missing_is_told(choices, message):
+    with pytest.raises(ValueError, match=message):
+        policy_loss(one_rollout(logprobs=leaf(-1.0)), Objective(**choices))
 
 
-def test_gradient_of_k3_in_the_loss_is_policy_minus_reference() -> None:
-    """Exact enumeration of a 3-way softmax: the expected gradient of k3 is π - π_ref, not that of KL(π‖π_ref)."""
-    pi = torch.tensor([0.4123, 0.2501, 0.3376], dtype=torch.float64)
-    ref = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-    logits = pi.log().requires_grad_()
-    logprobs = torch.log_softmax(logits, 0)
-    (logprobs.detach().exp() * k3(logprobs, ref.log())).sum().backward()
-    assert logits.grad is not None
-    torch.testing.assert_close(
-        logits.grad, torch.tensor([0.2123, -0.2499, 0.0376], dtype=torch.float64), atol=2e-4, rtol=0
-    )
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"dual_clip": 1.0}, r"dual_clip = 1\.0 must be above 1"),
+        ({"ratio_cap": 0.5}, r"ratio_cap = 0\.5 must be above 1"),
+        ({"soft_positive": 0}, "soft_positive = 0 must be above 0"),
+        ({"kl_beta": -0.1}, r"kl_beta = -0\.1 must not be negative"),
+        ({"veto": math.nan}, "veto = nan must not be negative"),
+        ({"surrogate": "soft", "dual_clip": 3.0}, "dual_clip bounds the surrogate 'min' only"),
+    ],
+)
+def test_choices_outside_their_range_are_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**choices)

@@ -1,37 +1,59 @@
-"""The objective of GRPO as a pure function of token tensors. Record in, record out; no model, no config.
+"""The objective as a pure function of token tensors. Record in, record out; no model, no config.
 
-Every tensor is [N]: one entry per trained token of the whole optimizer step or of any part of it. The loss is a *sum*
-in which each token carries its share of one global denominator (`weights`), so cutting the same tokens into one or
-eight micro-batches adds up to the same loss and gradient.
+Every tensor is [N]: one entry per trained token of the whole optimizer step or of any part of it that holds whole
+rollouts. The loss is a *sum* in which each token carries its share of one global denominator (`weights`), so cutting
+the same rollouts into one or eight parts adds up to the same loss and gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from coterie.algo.kl import LIMIT, k3
+from coterie.algo.entropy import entropy_term
+from coterie.algo.kl import KL_ESTIMATORS, k1, k2, k3
+from coterie.algo.mismatch import Correction, correct
+from coterie.algo.objective import Objective
+from coterie.algo.opsm import off_policy_keep
+from coterie.algo.ratio import LIMIT, importance_ratio, log_ratio
+from coterie.algo.segments import segment_any
+from coterie.algo.surrogates import SurrogateRow, surrogate_row
+from coterie.algo.token_view import Surrogate, TokenView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """What one part of the batch hands to the loss; all [N]."""
+    """What one part of the optimizer step hands to the loss; all [N]."""
 
     logprobs: Tensor
     """log π_θ, with gradient."""
     old_logprobs: Tensor
     """log π at the start of the update, detached. Equal to `logprobs` on the first step, so the ratio is exactly 1."""
-    reference_logprobs: Tensor | None
-    """log π_ref of the frozen reference; None when kl_beta = 0."""
+    sampler_logprobs: Tensor
+    """log π as the sampler reported it."""
+    reference_logprobs: Tensor | None = None
+    """log π_ref; None without a reference."""
     advantages: Tensor
     clip_low: Tensor
     """Offset below 1."""
     clip_high: Tensor
     """Offset above 1."""
     weights: Tensor
-    """Share of the global denominator: 1/(rollouts · tokens of the rollout), or 1/(all tokens)."""
+    """Share of the global denominator (see `normalizers`). Exactly 0 takes a token out of *everything*, sums over its
+    rollout included, whatever its other numbers are."""
+    rollout: Tensor
+    """int64: index of the token's rollout inside this part, 0 … R-1; a rollout's tokens are side by side."""
+    policy_mask: Tensor | None = None
+    """bool: tokens whose policy term and entropy count (top-entropy mask, truncated rollouts left out); None = all.
+    The KL is not masked, and a ratio of the whole rollout still covers all its tokens (as in TRL)."""
+    entropy: Tensor | None = None
+    """nats, with gradient; needed for an entropy bonus only."""
+    entropy_weights: Tensor | None = None
+    """Share of each token in the mean entropy that the bonus pays for; None takes `weights`. 1 / (all tokens that
+    count) makes it a mean over tokens whatever the normalisation, as in TRL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,51 +62,182 @@ class LossOutputs:
 
     loss: Tensor
     """Scalar sum, with gradient."""
+    terms: Mapping[str, Tensor]
+    """What the loss is the sum of: "policy", "kl", "entropy"; scalars, detached."""
     ratio: Tensor
+    """Of `Objective.ratio`; 1 where the token takes no part in it."""
+    active: Tensor
+    """bool: the policy term counts: not masked, not dropped by the correction or the off-policy mask."""
     clipped_low: Tensor
-    """bool: the gradient is zero because the ratio fell below the bound while the advantage is negative."""
+    """bool: the policy gradient of this token is really zero, because of the bound below. So the next two."""
     clipped_high: Tensor
-    """bool: the gradient is zero because the ratio passed the bound while the advantage is positive."""
-    kl: Tensor | None
-    """k3 against the reference."""
+    """bool: because of the bound above, with a positive advantage."""
+    clipped_dual: Tensor
+    """bool: because of a bound above with a negative advantage (dual clip, ratio cap, or the clamp at e²⁰)."""
+    kl: Mapping[str, Tensor]
+    """k1, k2 and k3 against the reference, whichever is in the loss; empty without a reference."""
+    correction: Correction
+    """Mismatch weight, and what it kept."""
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
-    """min(ρA, clip(ρ, 1 - low, 1 + high)·A), DeepSeekMath eq. 3: what is maximised, per token.
+def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
+    """Negative objective: Σ_t weight_t·(-w_t·surrogate_t + β·KL_t) - c·mean entropy.
 
-    >>> one = torch.tensor
-    >>> clipped_surrogate(one([1.5, 0.5, 1.5, 0.5]), one([1.0, 1.0, -1.0, -1.0]), 0.2, 0.2).tolist()
-    [1.2000000476837158, 0.5, -1.5, -0.800000011920929]
-    """
-    low = 1 - torch.as_tensor(clip_low, dtype=ratio.dtype, device=ratio.device)
-    high = 1 + torch.as_tensor(clip_high, dtype=ratio.dtype, device=ratio.device)
-    clipped = torch.maximum(torch.minimum(ratio, high), low)
-    return torch.minimum(ratio * advantages, clipped * advantages)
-
-
-def grpo_loss(inputs: LossInputs, *, kl_beta: float) -> LossOutputs:
-    """Negative GRPO objective (DeepSeekMath eq. 3; DeepSeek-R1 eq. 1 read per token).
+    Tokens without a part in a term are replaced *before* anything is computed from them, so that their values, finite
+    or not, can change neither the loss nor a gradient.
 
     Args:
         inputs: see `LossInputs`.
-        kl_beta: weight of the k3 KL inside the loss.
+        objective: see `Objective`; the defaults, with correction "none", are DeepSeekMath's eq. 3.
 
     Raises:
-        ValueError: kl_beta > 0 without reference log-probs.
+        ValueError: an unknown name, choices that do not fit each other, or a term without its inputs.
     """
-    ratio = torch.exp((inputs.logprobs - inputs.old_logprobs).clamp(-LIMIT, LIMIT))
-    per_token = -clipped_surrogate(ratio, inputs.advantages, inputs.clip_low, inputs.clip_high)
-    kl = None
-    if kl_beta > 0:
-        if inputs.reference_logprobs is None:
-            raise ValueError(f"kl_beta = {kl_beta} needs reference log-probs; got none")
-        kl = k3(inputs.logprobs, inputs.reference_logprobs)
-        per_token = per_token + kl_beta * kl
-    held = ratio.detach()
-    return LossOutputs(
-        loss=(per_token * inputs.weights).sum(),
-        ratio=held,
-        clipped_low=(held < 1 - inputs.clip_low) & (inputs.advantages < 0),
-        clipped_high=(held > 1 + inputs.clip_high) & (inputs.advantages > 0),
-        kl=None if kl is None else kl.detach(),
+    _check(inputs, objective)
+    row = surrogate_row(objective.surrogate)
+    valid = inputs.weights != 0
+    chosen = valid if inputs.policy_mask is None else valid & inputs.policy_mask
+    inputs = _without(inputs, valid)
+    correction = correct(
+        inputs.old_logprobs,
+        inputs.sampler_logprobs,
+        inputs.rollout,
+        valid,
+        mode=objective.correction,
+        low=objective.correction_low,
+        high=objective.correction_high,
+        veto=objective.veto,
     )
+    active = chosen & correction.kept
+    if objective.off_policy_mask is not None:
+        active = active & off_policy_keep(
+            inputs.logprobs,
+            inputs.sampler_logprobs,
+            inputs.advantages,
+            inputs.rollout,
+            valid,
+            objective.off_policy_mask,
+        )
+    # What is summed over a rollout needs all its tokens; else a masked one is left out from the start.
+    alone = row.per_token and objective.ratio == "token"
+    view = _view(inputs, objective, correction, chosen if alone else valid)
+    surrogate = row.function(view)
+    value = surrogate.value if row.corrects else surrogate.value * correction.weight
+    per_token = torch.where(active, -value, 0.0)
+    terms = {"policy": (per_token.detach() * inputs.weights).sum()}
+    kl = {}
+    if inputs.reference_logprobs is not None:
+        kl = _divergences(inputs.logprobs.detach(), inputs.reference_logprobs)
+        if objective.kl_beta > 0:
+            penalty = objective.kl_beta * _kl_penalty(inputs, inputs.reference_logprobs, objective)
+            per_token = per_token + penalty
+            terms["kl"] = (penalty.detach() * inputs.weights).sum()
+    loss = (per_token * inputs.weights).sum()
+    if objective.entropy_bonus and inputs.entropy is not None:
+        shares = inputs.weights if inputs.entropy_weights is None else inputs.entropy_weights
+        bonus = -objective.entropy_bonus * entropy_term(inputs.entropy, shares, chosen)
+        loss = loss + bonus
+        terms["entropy"] = bonus.detach()
+    low, high, dual = _clipped(surrogate, view, active, row)
+    return LossOutputs(
+        loss=loss,
+        terms=terms,
+        ratio=view.ratio.detach(),
+        active=active,
+        clipped_low=low,
+        clipped_high=high,
+        clipped_dual=dual,
+        kl=kl,
+        correction=correction,
+    )
+
+
+def check_choices(objective: Objective) -> None:
+    """Whether the choices fit each other.
+
+    Raises:
+        ValueError: an unknown name, or a ratio that the surrogate does not take.
+    """
+    row = surrogate_row(objective.surrogate)
+    if objective.ratio not in row.levels:
+        raise ValueError(
+            f"ratio = {objective.ratio!r} does not fit the surrogate {objective.surrogate!r}; expected one of "
+            f"{list(row.levels)}"
+        )
+    if objective.surrogate == "gamma" and not objective.correction.startswith(("none", "token")):
+        raise ValueError(
+            f"correction = {objective.correction!r} does not fit the surrogate 'gamma', which weighs rollouts itself; "
+            "expected none or a token mode"
+        )
+    if objective.kl_estimator not in KL_ESTIMATORS:
+        raise ValueError(f"kl_estimator = {objective.kl_estimator!r} is unknown; expected one of {list(KL_ESTIMATORS)}")
+
+
+def _check(inputs: LossInputs, objective: Objective) -> None:
+    check_choices(objective)
+    if objective.kl_beta > 0 and inputs.reference_logprobs is None:
+        raise ValueError(f"kl_beta = {objective.kl_beta} needs reference log-probs; got none")
+    if objective.entropy_bonus and inputs.entropy is None:
+        raise ValueError(f"entropy_bonus = {objective.entropy_bonus} needs entropies with gradient; got none")
+
+
+def _without(inputs: LossInputs, valid: Tensor) -> LossInputs:
+    """Every number of a token that is not valid becomes 0."""
+    reference = inputs.reference_logprobs
+    return replace(
+        inputs,
+        logprobs=torch.where(valid, inputs.logprobs, 0.0),
+        old_logprobs=torch.where(valid, inputs.old_logprobs, 0.0),
+        sampler_logprobs=torch.where(valid, inputs.sampler_logprobs, 0.0),
+        reference_logprobs=None if reference is None else torch.where(valid, reference, 0.0),
+        advantages=torch.where(valid, inputs.advantages, 0.0),
+    )
+
+
+def _view(inputs: LossInputs, objective: Objective, correction: Correction, counted: Tensor) -> TokenView:
+    logprobs = torch.where(counted, inputs.logprobs, 0.0)
+    old = torch.where(counted, inputs.old_logprobs, 0.0)
+    logs = log_ratio(logprobs, old)
+    return TokenView(
+        logprobs=logprobs,
+        old_logprobs=old,
+        log_ratios=logs,
+        ratio=importance_ratio(objective.ratio, logs, logprobs, inputs.rollout, counted),
+        advantages=torch.where(counted, inputs.advantages, 0.0),
+        clip_low=inputs.clip_low,
+        clip_high=inputs.clip_high,
+        rollout=inputs.rollout,
+        counted=counted,
+        log_correction=correction.log_total,
+        objective=objective,
+    )
+
+
+def _divergences(logprobs: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    return {"k1": k1(logprobs, reference), "k2": k2(logprobs, reference), "k3": k3(logprobs, reference)}
+
+
+def _kl_penalty(inputs: LossInputs, reference: Tensor, objective: Objective) -> Tensor:
+    ratio = torch.exp(log_ratio(inputs.logprobs, inputs.old_logprobs))
+    return KL_ESTIMATORS[objective.kl_estimator].function(inputs.logprobs, reference, ratio)
+
+
+def _clipped(surrogate: Surrogate, view: TokenView, active: Tensor, row: SurrogateRow) -> tuple[Tensor, Tensor, Tensor]:
+    """The surrogate's flags, and the clamp of the log-ratio where the gradient has to pass it."""
+    none = torch.zeros_like(active)
+    low, high, dual = (
+        none if flag is None else flag & active
+        for flag in (surrogate.clipped_low, surrogate.clipped_high, surrogate.clipped_dual)
+    )
+    if view.objective.ratio == "sequence":
+        # One ratio for all: a token stands still only where no token of its rollout moves it.
+        moves = active & (view.advantages != 0) & ~(low | high | dual)
+        still = ~segment_any(moves, view.rollout)
+        low, high, dual = low & still, high & still, dual & still
+    if row.through_ratio and view.objective.ratio != "sequence_token":
+        raw = (view.logprobs - view.old_logprobs).detach()
+        low = low | (active & (raw < -LIMIT) & (view.advantages != 0))
+        beyond = active & (raw > LIMIT)
+        high = high | (beyond & (view.advantages > 0))
+        dual = dual | (beyond & (view.advantages < 0))
+    return low, high, dual

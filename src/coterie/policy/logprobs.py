@@ -1,13 +1,15 @@
 """Log-probabilities at trained positions only, in chunks, so that full logits never exist.
 
-The head is recomputed in the backward pass: for one row, d logp(y) / d z = onehot(y) - softmax(z), with z the logits
-over the temperature. Logits are taken to float32 before the softmax (float64 stays float64), a cache-sized block of
-rows at a time, since on a CPU these passes over the vocabulary otherwise cost more than the matrix products.
+The head is recomputed in the backward pass. For one row, with z the logits over the temperature and p = softmax(z):
+d log p(y) / d z = onehot(y) - p, and d H / d z = -p·(log p + H) for the entropy H = -Σ p·log p. Logits are taken to
+float32 before the softmax (float64 stays float64), a cache-sized block of rows at a time, since on a CPU these passes
+over the vocabulary otherwise cost more than the matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +37,32 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return copy if temperature == 1 else copy.div_(temperature)
 
 
-def _statistics(logits: Tensor, target: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each target, log of the softmax's denominator and entropy, all [rows]."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked for beside the log-probabilities; each costs a pass over the vocabulary."""
+
+    entropy: bool = False
+    entropy_gradient: bool = False
+    """The entropies carry a gradient; implies `entropy`."""
+    score_norm: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """All [N], float32 (float64 for float64 input); zeros where not asked for."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    """nats."""
+    score_norms: Tensor
+    """1 - 2·p(y) + Σ_v p(v)²: squared norm of d log p(y) / d z, a proxy of how much a token moves the policy; detached
+    (the energy of optimal token baselines, verl's OTB)."""
+
+
+def _statistics(
+    logits: Tensor, target: Tensor, temperature: float, wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probability of each target, log of the softmax's denominator, entropy and score norm, all [rows]."""
     scaled = _scaled(logits, temperature)
     peak = scaled.amax(-1, keepdim=True)
     picked = scaled.gather(1, target[:, None])
@@ -45,17 +71,37 @@ def _statistics(logits: Tensor, target: Tensor, temperature: float, entropy: boo
     total = weights.sum(-1, keepdim=True)
     norm = peak + total.log()
     logprob = (picked - norm)[:, 0]
-    if not entropy:
-        return logprob, norm[:, 0], torch.zeros_like(logprob)
-    # H = log Σe - Σ e·z / Σe, on shifted logits
-    return logprob, norm[:, 0], (total.log() - weights.mul_(shifted).sum(-1, keepdim=True) / total)[:, 0]
+    entropy = score_norm = torch.zeros_like(logprob)
+    if wanted.score_norm:
+        # Σp² = exp(logsumexp(2z) - 2·logsumexp(z)), on shifted logits
+        squares = torch.linalg.vecdot(weights, weights) / total[:, 0].square()
+        score_norm = 1 - 2 * logprob.exp() + squares
+    if wanted.entropy or wanted.entropy_gradient:
+        # H = log Σe - Σ e·z / Σe, on shifted logits
+        entropy = (total.log() - weights.mul_(shifted).sum(-1, keepdim=True) / total)[:, 0]
+    return logprob, norm[:, 0], entropy, score_norm
 
 
-def _to_gradient(logits: Tensor, target: Tensor, norm: Tensor, grad: Tensor, temperature: float) -> None:
-    """Overwrite logits [rows, V] with the gradient that reaches them: (onehot - softmax) · grad / temperature."""
-    delta = _scaled(logits, temperature).sub_(norm[:, None]).exp_()
+def _to_gradient(
+    logits: Tensor,
+    target: Tensor,
+    norm: Tensor,
+    grad: Tensor,
+    temperature: float,
+    entropy: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Overwrite logits [rows, V] with the gradient that reaches them: (onehot - p) · grad / temperature.
+
+    With `entropy`, the entropies [rows] and their gradient, plus -p·(log p + H) · gradient / temperature.
+    """
+    delta = _scaled(logits, temperature).sub_(norm[:, None])
     scale = grad / temperature
-    delta.mul_(-scale[:, None])
+    if entropy is None:
+        delta.exp_().mul_(-scale[:, None])
+    else:
+        value, entropy_grad = entropy[0][:, None], (entropy[1] / temperature)[:, None]
+        weights = delta.exp()
+        delta.add_(value).mul_(-entropy_grad).sub_(scale[:, None]).mul_(weights)
     delta[torch.arange(target.numel(), device=target.device), target] += scale
     logits.copy_(delta)
 
@@ -69,25 +115,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        entropy: bool,
-    ) -> tuple[Tensor, Tensor]:
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        wanted: Wanted,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found: list[tuple[Tensor, ...]] = []
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(rows, weight, bias)
-            found += [_statistics(logits[part], target[part], temperature, entropy) for part in _blocks(logits)]
+            found += [_statistics(logits[part], target[part], temperature, wanted) for part in _blocks(logits)]
         empty = hidden.new_zeros(0, dtype=at_least_float32(hidden.dtype))
-        logprobs, norms, entropies = (
-            (torch.cat(column) for column in zip(*found, strict=True)) if found else (empty,) * 3
+        columns = (
+            [torch.cat(column) for column in zip(*found, strict=True)] if found else [empty.clone() for _ in range(4)]
         )
-        ctx.save_for_backward(hidden, weight, targets, norms)
+        logprobs, norms, entropies, score_norms = columns
+        ctx.save_for_backward(hidden, weight, targets, norms, entropies if wanted.entropy_gradient else None)
         ctx.bias, ctx.temperature = bias, temperature
-        ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(*([score_norms] if wanted.entropy_gradient else [entropies, score_norms]))
+        return logprobs, entropies, score_norms
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, norms = ctx.saved_tensors
-        grad, bias = grads[0], ctx.bias
+        hidden, weight, targets, norms, entropies = ctx.saved_tensors
+        grad, entropy_grad, bias = grads[0], grads[1], ctx.bias
         # Sums over chunks in full precision: many small terms would vanish in bfloat16.
         weight_grad = torch.zeros_like(weight, dtype=norms.dtype) if ctx.needs_input_grad[1] else None
         bias_grad = torch.zeros_like(bias, dtype=norms.dtype) if bias is not None and ctx.needs_input_grad[2] else None
@@ -97,7 +144,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
             for block in _blocks(logits):
                 rows = slice(start + block.start, min(start + block.stop, part.stop))
-                _to_gradient(logits[block], targets[rows], norms[rows], grad[rows], ctx.temperature)
+                both = None if entropies is None else (entropies[rows], entropy_grad[rows])
+                _to_gradient(logits[block], targets[rows], norms[rows], grad[rows], ctx.temperature, both)
             hidden_grad[part] = logits @ weight
             if weight_grad is not None:
                 weight_grad += logits.T @ hidden[part]
@@ -106,6 +154,28 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight_out = None if weight_grad is None else weight_grad.to(weight.dtype)
         bias_out = None if bias_grad is None else bias_grad.to(bias.dtype)
         return hidden_grad, weight_out, bias_out, None, None, None
+
+
+def chunked_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float,
+    wanted: Wanted,
+) -> TokenScores:
+    """Log-probability of each target, and what else is wanted of its distribution, in one pass over the head.
+
+    Args:
+        hidden: [N, D] the states that predict the targets.
+        weight: [V, D] of the head; bias [V] or None.
+        targets: [N] int64.
+        temperature: divides the logits.
+        wanted: see `Wanted`.
+    """
+    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, wanted)
+    return TokenScores(logprobs=logprobs, entropies=entropies, score_norms=norms)
 
 
 def chunked_logprobs(
@@ -124,9 +194,10 @@ def chunked_logprobs(
         weight: [V, D] of the head; bias [V] or None.
         targets: [N] int64.
         temperature: divides the logits.
-        entropy: also return the entropies (no gradient flows through them); else zeros.
+        entropy: also return the entropies (no gradient flows through them; see `chunked_scores`); else zeros.
 
     Returns:
         log-probabilities [N] and entropies [N], float32 (float64 for float64 input).
     """
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, entropy)
+    scores = chunked_scores(hidden, weight, bias, targets, temperature=temperature, wanted=Wanted(entropy=entropy))
+    return scores.logprobs, scores.entropies

@@ -1,0 +1,69 @@
+"""How much each token of a rollout weighs: one share of one global denominator. NumPy only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Normalize = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
+
+NORMALIZERS: dict[str, tuple[str, str]] = {
+    "sequence": ("1 / (R·L_i)", "GRPO, DeepSeekMath 2402.03300, eq. 3: mean over tokens, then over rollouts"),
+    "token": ("1 / Σ_j L_j", "DAPO 2503.14476, §3.3: mean over all tokens of the step"),
+    "constant": ("1 / (R·L_max)", "Dr. GRPO 2503.20783: no length in it, so the gradient is unbiased"),
+    "sequence_sum": ("1 / R", "REINFORCE and RLOO; with the sequence ratio, LUSPO's loss"),
+    "prompt": ("1 / (P·Σ_{j of the same prompt} L_j)", "ScaleRL 2510.13786: token mean in a prompt, mean of prompts"),
+}
+"""how → (weight of each token of rollout i, source). R rollouts and P prompts that have a trained token at all."""
+
+
+def token_weights(
+    lengths: ArrayLike, prompts: ArrayLike, how: Normalize, *, max_tokens: int = 0
+) -> NDArray[np.float64]:
+    """The weight that every token of each rollout carries in the sum that is the loss.
+
+    Args:
+        lengths: [R] trained tokens of each rollout of the whole optimizer step. A rollout without any is left out of
+            every denominator and gets weight 0.
+        prompts: [R] int: which prompt each rollout answers; read by "prompt" only.
+        how: see `NORMALIZERS`.
+        max_tokens: L_max of "constant".
+
+    Returns:
+        [R] float64.
+
+    Raises:
+        ValueError: unknown `how`, shapes that differ, a negative length, "constant" without max_tokens.
+
+    >>> token_weights([2, 8], [0, 0], "sequence").tolist()
+    [0.25, 0.0625]
+    >>> token_weights([2, 8], [0, 0], "constant", max_tokens=10).tolist()
+    [0.05, 0.05]
+    """
+    count = np.asarray(lengths, dtype=np.int64)
+    owner = np.asarray(prompts, dtype=np.int64)
+    if count.ndim != 1 or count.shape != owner.shape:
+        raise ValueError(f"lengths and prompts must both be [R], got shapes {count.shape} and {owner.shape}")
+    if (count < 0).any():
+        raise ValueError(f"lengths[{int(np.argmin(count))}] = {count.min()} is negative")
+    used = count > 0
+    rollouts = int(used.sum())
+    if how == "sequence":
+        per_token = rollouts * count
+    elif how == "token":
+        per_token = np.full_like(count, count.sum())
+    elif how == "constant":
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens = {max_tokens}; 'constant' needs the most tokens a rollout may have")
+        per_token = np.full_like(count, rollouts * max_tokens)
+    elif how == "sequence_sum":
+        per_token = np.full_like(count, rollouts)
+    elif how == "prompt":
+        _, index = np.unique(owner, return_inverse=True)
+        totals = np.bincount(index, weights=count, minlength=1).astype(np.int64)
+        per_token = int((totals > 0).sum()) * totals[index]
+    else:
+        raise ValueError(f"how = {how!r} is unknown; expected one of {list(NORMALIZERS)}")
+    return np.where(used, 1.0 / np.where(used, per_token, 1), 0.0)

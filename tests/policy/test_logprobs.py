@@ -1,0 +1,140 @@
+"""Chunked scores against full logits and autograd, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from coterie.policy import logprobs as module
+from coterie.policy.logprobs import TokenScores, Wanted, chunked_logprobs, chunked_scores
+
+TEMPERATURE = 0.7
+EVERYTHING = Wanted(entropy_gradient=True, score_norm=True)
+
+
+@pytest.fixture(autouse=True)
+def _many_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "_BLOCK", 22)
+
+
+def parts(rows: int = 7, *, bias: bool = True, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    maker = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return (2 * torch.randn(*shape, generator=maker, dtype=torch.float64)).to(dtype).requires_grad_()
+
+    return draw(rows, 5), draw(11, 5), draw(11) if bias else None, torch.randint(11, (rows,), generator=maker)
+
+
+def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
+    logs = torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias) / TEMPERATURE, -1)
+    chances = logs.exp()
+    picked = logs.gather(1, targets[:, None])[:, 0]
+    return TokenScores(
+        logprobs=picked,
+        entropies=-(chances * logs).sum(-1),
+        score_norms=(torch.nn.functional.one_hot(targets, 11) - chances).square().sum(-1),
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_of_both_outputs_are_those_of_full_logits(bias):
+    hidden, weight, offset, targets = parts(bias=bias)
+    leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
+    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    want = full(hidden, weight, offset, targets)
+    for name in ("logprobs", "entropies", "score_norms"):
+        torch.testing.assert_close(getattr(found, name), getattr(want, name))
+    pull = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for first, second in ((pull[0], pull[1]), (0 * pull[0], pull[1]), (pull[0], 0 * pull[1])):
+        grads = [
+            torch.autograd.grad(
+                (first * one.logprobs + second * one.entropies).sum(), leaves, retain_graph=True, allow_unused=True
+            )
+            for one in (found, want)
+        ]
+        for got, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_a_loss_of_entropies_alone_has_their_gradient():
+    hidden, weight, offset, targets = parts()
+    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    grads = [
+        torch.autograd.grad(one.entropies.sum(), hidden)[0] for one in (found, full(hidden, weight, offset, targets))
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_finite_differences():
+    hidden, weight, offset, targets = parts(3)
+
+    def scores(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        found = chunked_scores(*leaves, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+        return found.logprobs, found.entropies
+
+    assert torch.autograd.gradcheck(scores, (hidden, weight, offset))
+
+
+def test_unless_asked_entropies_have_no_gradient_and_nothing_more_is_computed():
+    hidden, weight, offset, targets = parts()
+    logprobs, entropies = chunked_logprobs(hidden, weight, offset, targets, temperature=TEMPERATURE, entropy=True)
+    want = full(hidden, weight, offset, targets)
+    assert not entropies.requires_grad
+    torch.testing.assert_close(entropies, want.entropies)
+    torch.testing.assert_close(
+        torch.autograd.grad(logprobs.sum(), hidden)[0], torch.autograd.grad(want.logprobs.sum(), hidden)[0]
+    )
+    bare = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=Wanted())
+    assert bare.entropies.tolist() == bare.score_norms.tolist() == [0] * 7
+    with_norm = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    assert not with_norm.score_norms.requires_grad
+
+
+def test_log_probs_do_not_depend_on_what_else_is_asked_for():
+    hidden, weight, offset, targets = parts(dtype=torch.float32)
+    found = [
+        chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=wanted)
+        for wanted in (Wanted(), Wanted(entropy=True), EVERYTHING)
+    ]
+    grads = [torch.autograd.grad(one.logprobs.sum(), hidden)[0] for one in found]
+    assert all(torch.equal(found[0].logprobs, other.logprobs) for other in found)
+    assert torch.equal(grads[0], grads[1])
+    torch.testing.assert_close(grads[0], grads[2])
+
+
+def test_score_norms_of_sure_and_even_tokens():
+    weight = torch.tensor([[60.0], [0.0], [0.0]], dtype=torch.float64)
+    found = chunked_scores(
+        torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64),
+        weight,
+        None,
+        torch.tensor([0, 1, 2]),
+        temperature=1.0,
+        wanted=Wanted(score_norm=True),
+    )
+    assert found.score_norms.tolist() == pytest.approx([0, 1 - 2 / 3 + 1 / 3, 2], abs=1e-12)
+
+
+def test_bfloat16_states_give_float32_scores_and_finite_gradients():
+    hidden, weight, offset, targets = parts(dtype=torch.bfloat16)
+    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    assert {found.logprobs.dtype, found.entropies.dtype, found.score_norms.dtype} == {torch.float32}
+    (found.logprobs.sum() + found.entropies.sum()).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.bfloat16
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_no_tokens_give_no_scores():
+    hidden, weight, offset, _ = parts(0)
+    found = chunked_scores(
+        hidden, weight, offset, torch.zeros(0, dtype=torch.int64), temperature=1.0, wanted=EVERYTHING
+    )
+    assert found.logprobs.shape == found.entropies.shape == (0,)
+    (found.logprobs.sum() + found.entropies.sum()).backward()
+    assert weight.grad.abs().sum() == 0
