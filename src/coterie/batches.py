@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
+from coterie.algo.normalizers import Normalize, token_weights
 from coterie.types import Credit, Rollout
 
 
@@ -50,6 +50,12 @@ class Batch:
     clip_high: np.ndarray
     weights: np.ndarray
     """[N] float64: share of the optimizer step's global denominator."""
+    rollout: np.ndarray
+    """[N] int64: which of the row's rollouts the token is of, from 0."""
+    values: np.ndarray | None = None
+    """[N] float64: what the critic said before the update; None without one."""
+    returns: np.ndarray | None = None
+    """[N] float64: what it should have said."""
     spans: Mapping[str, tuple[int, int]]
     """rollout id → its trained tokens' half-open range in the [N] arrays."""
 
@@ -96,9 +102,10 @@ def plan(
     rollouts: Sequence[Rollout],
     credits: Sequence[Credit],
     *,
-    normalize: Literal["sequence", "token"],
+    normalize: Normalize,
     token_budget: int,
     skip_zero: bool,
+    max_tokens: int = 0,
 ) -> list[Batch]:
     """Packed batches of one optimizer step.
 
@@ -109,20 +116,24 @@ def plan(
         token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
             group is not cut below twice its prompt.
         skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
-            gradient (kl_beta = 0), because the denominator still counts them.
+            gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
+        max_tokens: the constant that `normalize = "constant"` divides by.
     """
     by_id = {credit.rollout_id: credit for credit in credits}
-    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize)
-    kept = [item for item in sequences if not (skip_zero and item.credit.advantage == 0.0)]
+    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
+    kept = [item for item in sequences if not (skip_zero and item.credit.silent)]
     return [_pack(units) for units in _fill(list(_units(kept, token_budget)), token_budget)]
 
 
 def _sequences(
-    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Literal["sequence", "token"]
+    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Normalize, max_tokens: int
 ) -> list[_Sequence]:
     parts = [(rollout, *continuation(rollout)) for rollout in rollouts]
     parts = [part for part in parts if part[2].any()]
-    total = sum(int(trained.sum()) for _, _, trained, _ in parts)
+    lengths = np.array([trained.sum() for _, _, trained, _ in parts], dtype=np.int64)
+    prompts: dict[str, int] = {}
+    groups = [prompts.setdefault(rollout.context.prompt_id, len(prompts)) for rollout, *_ in parts]
+    weights = token_weights(lengths, groups, normalize, max_tokens=max_tokens)
     return [
         _Sequence(
             rollout_id=rollout.id,
@@ -130,11 +141,22 @@ def _sequences(
             tokens=tokens,
             trained=trained,
             logprobs=logprobs,
-            credit=credits[rollout.id],
-            weight=1 / total if normalize == "token" else 1 / (len(parts) * int(trained.sum())),
+            credit=_checked(credits[rollout.id], int(trained.sum())),
+            weight=float(weight),
         )
-        for rollout, tokens, trained, logprobs in parts
+        for (rollout, tokens, trained, logprobs), weight in zip(parts, weights, strict=True)
     ]
+
+
+def _checked(credit: Credit, count: int) -> Credit:
+    """Credit per token has one number for each trained token."""
+    for name in ("advantage", "values", "returns"):
+        found = getattr(credit, name)
+        if isinstance(found, tuple) and len(found) != count:
+            raise ValueError(
+                f"the credit of rollout {credit.rollout_id} has {len(found)} {name} for {count} trained tokens"
+            )
+    return credit
 
 
 def _units(sequences: Sequence[_Sequence], budget: int) -> Iterator[list[_Sequence]]:
@@ -201,7 +223,9 @@ def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
     items = [item for unit in units for item in unit]
 
     def spread(value: str) -> np.ndarray:
-        return np.concatenate([np.full(item.trained.sum(), getattr(item.credit, value)) for item in items])
+        return np.concatenate([np.broadcast_to(getattr(item.credit, value), item.trained.sum()) for item in items])
+
+    judged = all(item.credit.returns is not None for item in items)
 
     return Batch(
         tokens=np.concatenate(tokens),
@@ -214,6 +238,9 @@ def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
         clip_low=spread("clip_low"),
         clip_high=spread("clip_high"),
         weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
+        rollout=np.repeat(np.arange(len(items)), [item.trained.sum() for item in items]),
+        values=spread("values") if judged else None,
+        returns=spread("returns") if judged else None,
         spans=spans,
     )
 
@@ -265,6 +292,9 @@ def _select(batch: Batch, first: int, last: int) -> Batch:
         clip_low=batch.clip_low[part],
         clip_high=batch.clip_high[part],
         weights=batch.weights[part],
+        rollout=batch.rollout[part] - first,
+        values=None if batch.values is None else batch.values[part],
+        returns=None if batch.returns is None else batch.returns[part],
         spans={name: (batch.spans[name][0] - low, batch.spans[name][1] - low) for name in names},
     )
 

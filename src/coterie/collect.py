@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.quorum import Quorum
 from coterie.envs.base import Environment, Episode
 from coterie.errors import RewardError
-from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, StopReason, Turn
+from coterie.rewards.boundaries import token_ends
+from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, StepReward, StopReason, Turn
 
 
 class Score(Protocol):
@@ -22,10 +24,14 @@ class Score(Protocol):
     def parts(self) -> Mapping[str, float | None]: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def steps(self) -> Mapping[str, Sequence[tuple[int, float]]]: ...
 
 
 class Scorer(Protocol):
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[Score]: ...
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> Sequence[Score]: ...
 
 
 class Renderer(Protocol):
@@ -45,6 +51,10 @@ class Experience:
     """By prompt, then by sample."""
     generate_seconds: float
     reward_seconds: float
+    abandoned: tuple[Prompt, ...] = ()
+    """Prompts whose attempts were not waited for; they have no rollouts here."""
+    abandoned_tokens: int = 0
+    """Tokens that had been generated for those."""
 
     def prompt_of(self, rollout: Rollout) -> Prompt:
         return next(prompt for prompt in self.prompts if prompt.id == rollout.context.prompt_id)
@@ -89,8 +99,12 @@ class Collector:
         self.seed = seed
         self.max_error_share = max_error_share
 
-    def collect(self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling) -> Experience:
+    def collect(
+        self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling, quorum: Quorum | None = None
+    ) -> Experience:
         """`samples` rollouts of each prompt; a prompt that was drawn twice gets twice as many, as one group.
+
+        With a quorum, sampling stops as soon as enough prompts are whole; the others are given back unjudged.
 
         Raises:
             EngineError: sampling failed; nothing is scored then.
@@ -102,25 +116,47 @@ class Collector:
             counts[prompt.id] = counts.get(prompt.id, 0) + samples
         attempts = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
         started = time.perf_counter()
-        turns, episodes = self._sample(attempts, sampling)
+        turns, episodes = self._sample(attempts, sampling, quorum)
         sampled = time.perf_counter()
+        left = {
+            prompt.id
+            for (prompt, _), turn in zip(attempts, turns, strict=True)
+            if turn.stop_reason is StopReason.ABANDONED
+        }
+        kept = [k for k, (prompt, _) in enumerate(attempts) if prompt.id not in left]
+        wasted = sum(len(turn.tokens) for turn in turns) - sum(len(turns[k].tokens) for k in kept)
+        attempts, turns = [attempts[k] for k in kept], [turns[k] for k in kept]
+        episodes = [episodes[k] for k in kept]
         completions = [self.chat.decode(turn.tokens) for turn in turns]
-        scores = self.scorer.score([prompt for prompt, _ in attempts], completions)
+        lengths = [len(turn.tokens) for turn in turns]
+        scores = self.scorer.score([prompt for prompt, _ in attempts], completions, lengths=lengths)
         rollouts = tuple(
-            _rollout(prompt, sample, turn, completion, score, _ends(episode, completion))
+            _rollout(
+                prompt,
+                sample,
+                turn,
+                completion,
+                score,
+                _ends(episode, completion),
+                self._steps(turn, completion, score),
+            )
             for (prompt, sample), turn, completion, score, episode in zip(
                 attempts, turns, completions, scores, episodes, strict=True
             )
         )
         self._check(rollouts)
         return Experience(
-            prompts=tuple(distinct.values()),
+            prompts=tuple(prompt for prompt in distinct.values() if prompt.id not in left),
             rollouts=rollouts,
             generate_seconds=sampled - started,
             reward_seconds=time.perf_counter() - sampled,
+            abandoned=tuple(prompt for prompt in distinct.values() if prompt.id in left),
+            abandoned_tokens=wasted,
         )
 
-    def _sample(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling) -> tuple[list[Turn], list[Episode]]:
+    def _sample(
+        self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None
+    ) -> tuple[list[Turn], list[Episode]]:
         rendered: dict[str, tuple[int, ...]] = {}
         requests, episodes = [], []
         for prompt, sample in attempts:
@@ -131,7 +167,20 @@ class Collector:
             key = SampleKey(seed=self.seed, version=self.engine.version, prompt=prompt.id, sample=sample)
             requests.append(Request(key=key, prompt_tokens=rendered[prompt.id]))
             episodes.append(episode)
-        return self.engine.generate(requests, sampling), episodes
+        return self.engine.generate(requests, sampling, quorum), episodes
+
+    def _steps(self, turn: Turn, completion: str, score: Score) -> tuple[StepReward, ...]:
+        """The steps' ends in tokens instead of characters."""
+        if not any(score.steps.values()):
+            return ()
+        ends = sorted({end for steps in score.steps.values() for end, _ in steps})
+        tokens = dict(zip(ends, token_ends([turn.tokens], ends, self.chat.decode), strict=True))
+        found = [
+            StepReward(end=tokens[end], value=value, label=label)
+            for label, steps in score.steps.items()
+            for end, value in steps
+        ]
+        return tuple(sorted(found, key=lambda step: step.end))
 
     def _check(self, rollouts: Sequence[Rollout]) -> None:
         failed = [rollout for rollout in rollouts if not rollout.outcome.usable]
@@ -154,7 +203,15 @@ def _ends(episode: Episode, completion: str) -> str | None:
     return "the environment asked for another turn, but only single-turn episodes are collected"
 
 
-def _rollout(prompt: Prompt, sample: int, turn: Turn, completion: str, score: Score, env_error: str | None) -> Rollout:
+def _rollout(
+    prompt: Prompt,
+    sample: int,
+    turn: Turn,
+    completion: str,
+    score: Score,
+    env_error: str | None,
+    steps: tuple[StepReward, ...],
+) -> Rollout:
     outcome = Outcome.TRUNCATED if turn.stop_reason.truncated else Outcome.OK
     error = env_error or score.error
     if score.error is not None:
@@ -171,6 +228,7 @@ def _rollout(prompt: Prompt, sample: int, turn: Turn, completion: str, score: Sc
         completion=completion,
         reward=score.reward if outcome.usable else None,
         reward_parts=dict(score.parts),
+        step_rewards=steps if outcome.usable else (),
         outcome=outcome,
         error=error,
         context=Context(

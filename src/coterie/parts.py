@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +21,17 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
+from coterie.learning import coefficients_for, judge_for, learner_for, objective_for, terms_for
 from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
-from coterie.policy.learner import Learner
+from coterie.policy.embedding import embed_prompts
 from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
+from coterie.train.credit import Judge
 from coterie.train.evaluation import Evaluator
+from coterie.train.gathering import Gatherer
+from coterie.train.grouping import GroupAwareJudge, PromptFeatures
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.types import Prompt
@@ -189,8 +194,10 @@ def check_trainable(config: RunConfig) -> None:
     """Settings that sampling alone may have, but training may not.
 
     Raises:
-        ConfigError: the sampler would not be the policy.
+        ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
+    objective_for(config)
+    judge_for(config)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
         raise ConfigError(
             f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "
@@ -201,15 +208,6 @@ def check_trainable(config: RunConfig) -> None:
 def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
     capacity = inputs.longest() + config.sampling.max_tokens
     return ENGINES[config.collect.engine](policy, inputs.chat, config, capacity)
-
-
-def _reference(config: RunConfig, source: str) -> Policy | None:
-    """A frozen copy where the KL needs one that adapters cannot give."""
-    if config.objective.kl_beta == 0 or config.model.lora is not None:
-        return None
-    reference = load_policy(config, source)
-    reference.model.requires_grad_(False)
-    return reference
 
 
 def sampling_for(config: RunConfig, temperature: float) -> Sampling:
@@ -249,23 +247,48 @@ def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
     )
 
 
+def _judge(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
+    """Who gives credit; a group-aware one also knows what the prompts are."""
+    if config.grouping.preset == "prompt":
+        return judge_for(config)
+    features = PromptFeatures(
+        inputs.train.prompts,
+        inputs.train.token_ids,
+        functools.partial(embed_prompts, policy) if config.grouping.embedding == "policy" else None,
+        dimensions=config.grouping.dimensions,
+        seed=config.seed,
+    )
+    return GroupAwareJudge(
+        config.grouping,
+        terms=terms_for(config),
+        features=features,
+        part_weights={part.key: part.weight for part in config.rewards.parts},
+        seed=config.seed,
+        reward=json_dumps(config.rewards.model_dump(mode="json")["parts"]),
+        reference=str(config.model.name),
+    )
+
+
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
     engine = engine_for(config, inputs, policy)
-    learner = Learner(
-        policy,
-        optim=config.optim,
-        objective=config.objective,
-        temperature=config.sampling.temperature,
-        total_steps=config.steps * config.optim.minibatches * config.optim.epochs,
-        reference=_reference(config, inputs.source),
+    evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
+    judge = _judge(config, inputs, policy)
+    gatherer = Gatherer(
+        collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
+        PromptOrder(inputs.train.prompts, seed=config.seed),
+        config=config.collect,
+        sampling=sampling_for(config, config.sampling.temperature),
+        correct=evaluator.is_correct,
+        chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
+        candidates=config.grouping.candidates,
     )
     return Trainer(
         config=config,
-        order=PromptOrder(inputs.train.prompts, seed=config.seed),
-        collector=collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
+        gatherer=gatherer,
+        judge=judge,
         engine=engine,
-        learner=learner,
-        evaluator=evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout),
+        learner=learner_for(config, policy, lambda: load_policy(config, inputs.source)),
+        coefficients=coefficients_for(config),
+        evaluator=evaluator,
         recorder=recorder,
-        sampling=sampling_for(config, config.sampling.temperature),
     )

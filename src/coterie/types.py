@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Message(TypedDict):
@@ -25,6 +28,7 @@ class StopReason(StrEnum):
     STOP = "stop"  # an end-of-turn token, or a stop string
     LENGTH = "length"  # the token limit
     DEADLINE = "deadline"  # the wall-clock limit
+    ABANDONED = "abandoned"  # enough other prompts were whole
 
     @property
     def truncated(self) -> bool:
@@ -116,6 +120,18 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepReward:
+    """What one step of reasoning is worth."""
+
+    end: int
+    """Index of the step's last token among the rollout's own tokens, all turns laid end to end."""
+    value: float
+    """Unweighted."""
+    label: str = ""
+    """Of the step function that said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One attempt at a prompt."""
 
@@ -129,7 +145,8 @@ class Rollout:
     """Weighted sum of the applicable parts; None when the outcome is an error."""
     reward_parts: Mapping[str, float | None]
     """Unweighted value of each named part; None = not applicable to this row."""
-    step_rewards: tuple[float, ...] = ()
+    step_rewards: tuple[StepReward, ...] = ()
+    """By the token at which they end; several may end at the same."""
     outcome: Outcome
     error: str | None = None
     context: Context
@@ -137,6 +154,11 @@ class Rollout:
     @property
     def stop_reason(self) -> StopReason:
         return self.turns[-1].stop_reason
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the policy sampled, over all turns."""
+        return sum(len(turn.tokens) for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +184,34 @@ class Credit:
     """What one rollout earned relative to its groups."""
 
     rollout_id: str
-    advantage: float
+    advantage: float | tuple[float, ...]
+    """One number for all trained tokens of the rollout, or one for each of them, [C]."""
     clip_low: float
     """Offset below 1 of the ratio's trust interval."""
     clip_high: float
     """Offset above 1."""
+    values: tuple[float, ...] | None = None
+    """[C] what a critic expected before the update; None without one."""
+    returns: tuple[float, ...] | None = None
+    """[C] what the critic should have said; None without one."""
     contributions: Mapping[str, float] = field(default_factory=dict)
-    """Share of the advantage by scale name."""
+    """Share of the advantage by scale name (mean over the tokens), and `steps` for that of the step rewards."""
+
+    @property
+    def silent(self) -> bool:
+        """The advantage is exactly zero, so the policy's gradient is."""
+        return not (any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutScores:
+    """What the learner says of one rollout's trained tokens before the update; all [C] float64."""
+
+    logprobs: np.ndarray
+    reference: np.ndarray | None = None
+    """log π_ref; None without a KL."""
+    entropy: np.ndarray | None = None
+    values: np.ndarray | None = None
+    """The critic's; None without one."""
+    score_norms: np.ndarray | None = None
+    """1 - 2π + Σπ², how much each token moves the policy; None where nobody asked."""

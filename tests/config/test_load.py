@@ -89,16 +89,16 @@ def test_folder_stands_for_its_config(toml, tmp_path):
 @pytest.mark.parametrize(
     ("words", "value"),
     [
-        (["--objective.scale-advantage"], True),
-        (["--objective.scale-advantage", "false"], False),
-        (["--objective.scale-advantage=off"], False),
-        (["--no-objective.scale-advantage"], False),
-        (["--objective.no-scale-advantage", "--steps", "3"], False),
-        (["--no-objective.scale-advantage", "--objective.scale-advantage"], True),
+        (["--objective.mask-truncated"], True),
+        (["--objective.mask-truncated", "false"], False),
+        (["--objective.mask-truncated=off"], False),
+        (["--no-objective.mask-truncated"], False),
+        (["--objective.no-mask-truncated", "--steps", "3"], False),
+        (["--no-objective.mask-truncated", "--objective.mask-truncated"], True),
     ],
 )
 def test_booleans(words, value):
-    assert at(*words).config.objective.scale_advantage is value
+    assert at(*words).config.objective.mask_truncated is value
 
 
 def test_text_is_read_by_the_type_of_the_field():
@@ -193,7 +193,7 @@ def test_resolved_settings_reproduce(toml):
             ["--model.dtype", "bf16"],
             "expected one of auto, bfloat16, float32, float64; did you mean 'bfloat16'?",
         ),
-        (["--objective.scale-advantage=maybe"], "expected true or false"),
+        (["--objective.mask-truncated=maybe"], "expected true or false"),
         (["--sampling.stop", "x"], "sampling.stop = 'x' (from --sampling.stop): expected a list"),
         (["--sampling.stop", "[1]"], "expected text"),
         (["--optim", "3"], "optim = '3' (from --optim): expected a table"),
@@ -249,7 +249,7 @@ def test_bad_words(words, message):
         (b"optim.lr = '1e-6'", "optim.lr = '1e-6' (from "),
         (b"optim.lr = '1e-6'", "expected a number; write it without quotes"),
         (b"steps = 3.0", "steps = 3.0 (from "),
-        (b"objective.scale_advantage = 1", "expected true or false"),
+        (b"objective.mask_truncated = 1", "expected true or false"),
         (b"name = 2026-01-01", "a date is not expected here; quote it"),
         (b"optim.lr = inf", "expected a finite number"),
         (b"[optimm]\nlr = 1", "unknown setting optimm (from "),

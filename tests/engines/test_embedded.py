@@ -118,8 +118,9 @@ def test_memory_is_reused_between_calls_without_leaking_old_rows() -> None:
 
 
 def test_sampler_logprobs_are_the_learners_own() -> None:
+    from coterie.algo.objective import Objective
     from coterie.batches import plan
-    from coterie.config.schema import ObjectiveConfig, OptimConfig
+    from coterie.config.schema import OptimConfig
     from coterie.policy.learner import Learner
     from coterie.types import Context, Credit, Outcome, Rollout
 
@@ -152,9 +153,11 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
             )
         )
         credits.append(Credit(rollout_id=name, advantage=1.0, clip_low=0.2, clip_high=0.2))
-    learner = Learner(policy, optim=OptimConfig(), objective=ObjectiveConfig(), temperature=0.6, total_steps=1)
+    learner = Learner(policy, optim=OptimConfig(), objective=Objective(), temperature=0.6, total_steps=1)
     (batch,) = plan(rollouts, credits, normalize="token", token_budget=10_000, skip_zero=False)
-    np.testing.assert_allclose(learner.score(batch).numpy(), batch.sampler_logprobs, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([one.logprobs for one in learner.score([batch]).values()]), batch.sampler_logprobs, atol=1e-6
+    )
 
 
 def test_top_k_and_top_p_report_the_renormalised_distribution() -> None:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.algo.advantages import credit_groups
+from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.groups import by_prompt
+from coterie.algo.objective import Objective
 from coterie.batches import plan
-from coterie.config.schema import LoraConfig, ObjectiveConfig, OptimConfig
+from coterie.config.schema import LoraConfig, OptimConfig, ReferenceConfig
 from coterie.errors import NonFiniteError
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
+from coterie.policy.reference import Reference
 from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
 from tiny_models import KINDS, tiny_model, tiny_policy
 
@@ -75,7 +77,8 @@ def rollout(prompt_id: str, sample: int, turns: tuple[Turn, ...], reward: float)
 
 
 def credits_of(items: list[Rollout]) -> list[Credit]:
-    return credit_groups(by_prompt(items), scale=True, clip_low=0.2, clip_high=0.3)
+    by_id = {item.id: item for item in items}
+    return credit(by_prompt(items), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.3)
 
 
 def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = None, **optim: Any) -> Learner:
@@ -84,10 +87,10 @@ def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = Non
     return Learner(
         policy,
         optim=settings,
-        objective=ObjectiveConfig(kl_beta=beta),
+        objective=Objective(kl_beta=beta, correction="none"),
         temperature=TEMPERATURE,
         total_steps=10,
-        reference=reference,
+        reference=Reference(policy, reference, ReferenceConfig()) if beta else None,
     )
 
 
@@ -114,7 +117,7 @@ def naive_loss(
 
         now = logp(model)
         ratio = torch.exp(now - now.detach())
-        a = advantages[item.id]
+        a = torch.tensor(advantages[item.id], dtype=torch.float64)
         per_token = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a)
         if beta:
             with torch.no_grad():

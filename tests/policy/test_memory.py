@@ -18,7 +18,8 @@ from coterie.errors import ConfigError, DoesNotFitError
 from coterie.policy import activations, memory
 from coterie.policy.activations import Offload, arrange
 from coterie.policy.fitting import Fitting, is_out_of_memory
-from coterie.policy.learner import Learner
+from coterie.policy.learner import Known, Learner
+from coterie.policy.logprobs import Wanted
 from tiny_models import tiny_policy
 
 REFUSED = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
@@ -65,7 +66,7 @@ def operations(batch: Batch) -> int:
     """How many operations a forward and backward pass of the tiny learner takes."""
     one, count = small(), Refuse(0)
     with count:
-        one._backward_part(batch, None, set())
+        one._backward_part(batch, Known(), set())
     return -count.left
 
 
@@ -136,16 +137,19 @@ def test_with_minibatches_a_kl_and_an_adapter_nothing_else_changes() -> None:
 def test_scoring_is_cut_too() -> None:
     (batch,) = packed()
     one = small()
-    want = one.score(batch)
-    inner, first = one._logprobs, [True]
+    want = one.score([batch])
+    inner, first = one.passes.forward, [True]
 
-    def logprobs(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         if first.pop() if first else False:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(*args, **kwargs)
 
-    one._logprobs = logprobs
-    assert torch.allclose(one.score(batch), want, rtol=1e-12)
+    one.passes.forward = forward
+    got = one.score([batch])
+    assert got.keys() == want.keys()
+    for name, scores in want.items():
+        np.testing.assert_allclose(got[name].logprobs, scores.logprobs, rtol=1e-12)
     assert one.scoring.splits == 1
     assert one.fitting.limit is None
 
@@ -220,7 +224,7 @@ def test_checkpointing_gives_the_same_gradient_to_the_bit(kind: str, lora: LoraC
     assert calls == 2  # once forward, once more in the backward pass
     for name, grad in want.items():
         assert torch.equal(got[name], grad), name
-    one.score(batch)
+    one.score([batch])
     assert calls == 3
 
 
@@ -236,7 +240,7 @@ def test_checkpointing_keeps_less() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            one._logprobs(one.policy, batch, entropy=True)
+            one.passes.forward(one.policy, batch, Wanted(entropy=True))
         return total
 
     assert kept(checkpointing=True) < kept() / 3
@@ -265,13 +269,13 @@ def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.Mo
     one = learner(tiny_policy())
     held = {parameter.untyped_storage().data_ptr() for parameter in one.policy.model.parameters()}
     with Offload(one.policy.model.parameters()):
-        logprobs, _ = one._logprobs(one.policy, batch, entropy=True)
-    logprobs.sum().backward()
+        _, said = one.passes.forward(one.policy, batch, Wanted(entropy=True))
+    said.logprobs.sum().backward()
     assert moved
     assert not held & {tensor.untyped_storage().data_ptr() for tensor in moved}
     got = one.optimizer.take_gradients()
     other = learner(tiny_policy())
-    other._logprobs(other.policy, batch, entropy=True)[0].sum().backward()
+    other.passes.forward(other.policy, batch, Wanted(entropy=True))[1].logprobs.sum().backward()
     for name, grad in other.optimizer.take_gradients().items():
         assert torch.equal(got[name], grad)
 

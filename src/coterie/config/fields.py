@@ -21,12 +21,17 @@ MISSING: Any = object()
 # What the same thing is called in TRL, verl and prime-rl: only ever used to suggest our name.
 FOREIGN = {
     "learning_rate": "optim.lr",
+    "lr": "optim.lr",
     "num_generations": "collect.group_size",
     "rollouts_per_example": "collect.group_size",
     "max_completion_length": "sampling.max_tokens",
     "max_new_tokens": "sampling.max_tokens",
     "max_prompt_length": "data.max_prompt_tokens",
     "beta": "objective.kl_beta",
+    "scale_advantage": "advantage.scale",
+    "loss_type": "algorithm",
+    "adv_estimator": "algorithm",
+    "delta": "objective.ratio_cap",
     "epsilon": "objective.clip_low",
     "epsilon_high": "objective.clip_high",
     "batch_size": "collect.prompts",

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from coterie.config import problems
+from coterie.config.algorithms import find
 from coterie.config.fields import MISSING, child, kind_at, nearest, nullable, parse_text
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
@@ -109,12 +110,24 @@ class Layers:
             below = parent[part] = default if isinstance(default, list) else {}
         return below
 
+    def _fill_in(self) -> None:
+        """Put the method's settings where nothing else was said."""
+        name = self.data.get("algorithm", "grpo")
+        for key, value in find(name).settings.items():
+            path = tuple(key.split("."))
+            parent: Any = self.data
+            for part in path[:-1]:
+                parent = parent.setdefault(part, {}) if isinstance(parent, dict) else None
+            if isinstance(parent, dict) and path[-1] not in parent:
+                self.put(path, value, f"algorithm {name}")
+
     def validate(self) -> Loaded:
         """Check against the schema.
 
         Raises:
             ConfigError: one line for each problem: key, value, source, what was expected.
         """
+        self._fill_in()
         try:
             # JSON mode is strict about types (text is no number) yet takes tables for sections.
             text = problems.to_json(self.data)

@@ -1,6 +1,6 @@
 """Layers of settings: defaults < files, left to right < environment < flags, left to right.
 
-    coterie train @ base.toml @ mine.toml --optim.lr 1e-5 steps=50 --no-objective.scale-advantage
+    coterie train @ base.toml @ mine.toml --optim.lr 1e-5 steps=50 --no-objective.mask-truncated
 
 Tables merge deeply, lists replace. Every value remembers where it came from.
 """

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Strict on purpose: an unknown key is an error, never a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+from coterie.config.algorithms import find
+from coterie.config.grouping import GroupingConfig
+from coterie.config.objective import (
+    AdvantageConfig,
+    CriticConfig,
+    MismatchConfig,
+    ObjectiveConfig,
+    ReferenceConfig,
+)
+from coterie.config.section import Section
 
 
 class LoraConfig(Section):
@@ -160,21 +165,29 @@ class CollectConfig(Section):
 
     prompts: int = Field(default=8, ge=1)
     """Prompts drawn per step."""
-    group_size: int = Field(default=8, ge=2)
-    """Rollouts per prompt. A batch is prompts × group_size rollouts."""
+    group_size: int = Field(default=8, ge=1)
+    """Rollouts per prompt. A batch is prompts × group_size rollouts. A group of one has no baseline of its own."""
     engine: Literal["embedded"] = "embedded"
     """What samples: `embedded` reads the learner's weights in place."""
     slots: int = Field(default=64, ge=1)
     """Sequences decoded at once; finished ones are replaced at once."""
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
+    refill: bool = False
+    """Replace groups whose attempts are all right or all wrong by other prompts (DAPO's dynamic sampling)."""
+    refill_limit: int = Field(default=10, ge=1)
+    """How many times a step may sample, the first time included."""
+    oversample: float = Field(default=1.0, ge=1)
+    """Sample this many times the prompts, and stop when enough groups are whole; the others come first in the next
+    step, and are then waited for."""
 
 
 class RewardConfig(Section):
     """One named part of the reward."""
 
     name: str
-    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, or `module:function`."""
+    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`, or
+    `module:function`."""
     weight: float = 1.0
     """Factor in the sum."""
     label: str | None = None
@@ -188,11 +201,22 @@ class RewardConfig(Section):
         return self.label or self.name.split(":")[-1]
 
 
+class StepRewardConfig(RewardConfig):
+    """One function that rewards single steps of a completion."""
+
+    name: str
+    """`arithmetic`, `stages`, or `module:function`."""
+    weight: float = 1.0
+    """Factor of its normalised scores beside those of other step functions; 0 records and trains nothing."""
+
+
 class RewardsConfig(Section):
     """How rollouts are scored: by functions in worker processes that can be killed."""
 
     parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """The parts of the reward."""
+    steps: list[StepRewardConfig] = Field(default_factory=list)
+    """Functions that reward single steps of a completion."""
     deadline_s: float = Field(default=30.0, gt=0)
     """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors. On Linux, time in
     which it only waits for a processor is not counted, up to ten times the limit."""
@@ -203,30 +227,19 @@ class RewardsConfig(Section):
     def _distinct(self) -> RewardsConfig:
         if not self.parts:
             raise ValueError("rewards.parts is empty: a run needs at least one reward part")
-        labels = self.labels()
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"rewards.parts has several parts called {twice[0]!r}; give each its own label")
+        for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ValueError(f"rewards.{section} has several parts called {twice[0]!r}; give each its own label")
         return self
 
     def labels(self) -> list[str]:
         """Names of the parts, in order."""
         return [part.key for part in self.parts]
 
-
-class ObjectiveConfig(Section):
-    """The clipped objective of GRPO (DeepSeekMath eq. 3, DeepSeek-R1 eq. 1)."""
-
-    clip_low: float = Field(default=0.2, gt=0)
-    """The ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """The ratio is clipped above at 1 + clip_high."""
-    kl_beta: float = Field(default=0.0, ge=0)
-    """Weight of the k3 KL to the frozen reference; 0 needs no reference model."""
-    scale_advantage: bool = True
-    """Divide by the group's standard deviation, as GRPO does; false gives the mean-only form of Dr. GRPO."""
-    normalize: Literal["sequence", "token"] = "sequence"
-    """sequence: mean over a rollout's tokens, then over rollouts (GRPO); token: mean over all tokens (DAPO)."""
+    def step_weights(self) -> dict[str, float]:
+        """Weight of each step function by its label."""
+        return {step.key: step.weight for step in self.steps}
 
 
 class OptimConfig(Section):
@@ -303,6 +316,33 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints are kept."""
 
 
+class StopRuleConfig(Section):
+    """One reason to end a run early; `docs/diagnostics.md` has the table of rules."""
+
+    name: str
+    """The rule, e.g. entropy_below, kl_above, reward_drop or non_finite; above and below watch any metric."""
+    metric: str = ""
+    """Name of the metric, for `above` and `below` only."""
+    threshold: float | None = None
+    """Where it becomes bad; the rule's own default when left out."""
+    patience: int | None = Field(default=None, ge=1)
+    """Steps in a row that must be bad; the rule's own default when left out."""
+
+    @model_validator(mode="after")
+    def _known(self) -> StopRuleConfig:
+        from coterie.diagnosis.stopping import StopRule  # brings numpy along
+
+        StopRule.of(self.name, metric=self.metric, threshold=self.threshold, patience=self.patience)
+        return self
+
+
+class StopConfig(Section):
+    """When to end a run that goes wrong; its last good checkpoint is kept."""
+
+    rules: list[StopRuleConfig] = Field(default_factory=list)
+    """Each is asked after every step; none by default."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -312,6 +352,8 @@ class RunConfig(Section):
     """Folder that holds all runs."""
     seed: int = Field(default=0, ge=0)
     """Every random draw derives from it."""
+    algorithm: str = "grpo"
+    """A published method: a row of settings that lies under yours (`coterie algo ls`)."""
     steps: int = Field(default=50, ge=1)
     """Training steps: collect, group, credit, update."""
     threads: int = Field(default=0, ge=0)
@@ -322,18 +364,76 @@ class RunConfig(Section):
     collect: CollectConfig = Field(default_factory=CollectConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
+    mismatch: MismatchConfig = Field(default_factory=MismatchConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
+    grouping: GroupingConfig = Field(default_factory=GroupingConfig)
+    critic: CriticConfig | None = None
+    """Set to learn a value of each token (PPO); leave out for GRPO."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    stop: StopConfig = Field(default_factory=StopConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        self._check_algorithm()
         labels = self.rewards.labels()
         if self.eval.part and self.eval.part not in labels:
             raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
+        self._check_groups()
         if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
             raise ValueError(
                 f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
                 f"{self.collect.prompts} prompts × {self.collect.group_size} rollouts"
             )
         return self
+
+    def _check_algorithm(self) -> None:
+        """Settings that were put together by hand must not carry a method's name without its row."""
+        for key in find(self.algorithm).settings:
+            section, _, name = key.partition(".")
+            table = getattr(self, section)
+            given = section in self.model_fields_set if table is None else name in table.model_fields_set
+            if not given:
+                raise ValueError(
+                    f"algorithm = {self.algorithm!r} sets {key}, which is missing: put the settings through "
+                    "coterie.config.algorithms.filled first"
+                )
+
+    def _check_groups(self) -> None:
+        """A baseline made of the group needs a group, a renewed reference one that is used."""
+        alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
+        alone = alone or self.grouping.preset in ("global", "tracker", "heb", "heb-stack")
+        if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
+            raise ValueError(
+                f"collect.group_size = {self.collect.group_size} leaves nobody to compare with; "
+                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts a prompt'
+            )
+        if self.reference.every and self.objective.kl_beta == 0:
+            raise ValueError("reference.every needs objective.kl_beta > 0: without a KL there is no reference")
+        if self.reference.every and self.model.lora is not None:
+            raise ValueError(
+                "reference.every needs all weights to be trained: the reference of an adapter is the model without "
+                "it; set reference.every = 0, or leave out model.lora"
+            )
+        if self.critic is not None and self.advantage.step_weight:
+            raise ValueError("advantage.step_weight has no part in a critic's advantages; leave out critic")
+        if self.grouping.preset != "prompt":
+            self._check_grouping()
+
+    def _check_grouping(self) -> None:
+        """A baseline of its own leaves no room for another, and a count of rollouts has to work out."""
+        if self.critic is not None or self.advantage != AdvantageConfig():
+            raise ValueError(
+                f'grouping.preset = "{self.grouping.preset}" has a baseline and a scale of its own; leave out critic '
+                "and the settings of advantage"
+            )
+        grouping, size = self.grouping, self.collect.group_size
+        if grouping.allocate and not grouping.least <= size <= grouping.most:
+            raise ValueError(
+                f"grouping.least = {grouping.least} and most = {grouping.most} must have collect.group_size = {size}, "
+                "the mean, between them"
+            )
+        if grouping.allocate and (self.collect.refill or self.collect.oversample > 1):
+            raise ValueError("grouping.allocate chooses the prompts; leave out collect.refill and collect.oversample")

@@ -31,7 +31,7 @@ Settings come from files, the environment and flags; later wins, files and flags
   @ FILE.toml          a file (a folder stands for its config.toml); --config FILE.toml is the same
   COTERIE_OPTIM__LR    an environment variable; a double underscore is the dot
   --optim.lr 1e-5      a flag; --optim.lr=1e-5 and optim.lr=1e-5 are the same
-  --objective.scale-advantage, --no-objective.scale-advantage      true or false
+  --objective.mask-truncated, --no-objective.mask-truncated      true or false
   --data.train.0.size 50                one item of a list (from 0)
   --sampling.stop '["\\n\\n"]'            lists and tables as JSON; none is no value
 """
@@ -79,7 +79,9 @@ def help_for_settings(width: int = 100) -> str:
         lines.append(title + (f"  with type = {json.dumps(tag)}; [data.heldout.N] takes the same" if tag else ""))
         for setting in group:
             default = "required" if setting.default is MISSING else f"default {inline(setting.default)}"
-            lines.append(f"  --{setting.key.replace('.*.', '.N.').replace('_', '-')}   {setting.expected}; {default}")
+            head = f"  --{setting.key.replace('.*.', '.N.').replace('_', '-')}   {setting.expected}; {default}"
+            wide = textwrap.wrap(head, width, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
+            lines += [head] if len(head) <= width else wide
             lines += textwrap.wrap(setting.description, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return "\n".join(lines)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from coterie.types import SampleKey, Turn
+
+if TYPE_CHECKING:
+    from coterie.engines.quorum import Quorum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,9 @@ class Engine(Protocol):
         """Policy version that the engine serves."""
         ...
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
-        """One turn per request, in the order of the requests.
+    def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
+        """One turn per request, in the order of the requests; with a quorum, turns that were not waited for end as
+        `StopReason.ABANDONED`.
 
         Raises:
             EngineError: a request does not fit the model's context, asks for another version than is served, or the

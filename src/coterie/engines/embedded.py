@@ -19,6 +19,7 @@ from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
+from coterie.engines.quorum import Attendance, Quorum
 from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
 from coterie.policy.compile import eager
@@ -85,10 +86,10 @@ class EmbeddedEngine:
         self._pool = self._decoder = None
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
         self._check(requests, sampling)
         pool = self._reserve(requests, sampling)
-        session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder)
+        session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
         rows = min(self._slots, len(requests))
         try:
             with (
@@ -137,9 +138,11 @@ class _Session:
         requests: Sequence[Request],
         sampling: Sampling,
         decoder: StaticDecoder | None = None,
+        quorum: Quorum | None = None,
     ) -> None:
         self.policy, self.codec, self.pool, self.sampling = policy, codec, pool, sampling
         self.decoder = decoder
+        self.attendance = Attendance(quorum, requests)
         self.waiting = list(enumerate(requests))[::-1]  # popped from the end
         self.remaining: dict[tuple[int, ...], int] = {}
         for request in requests:
@@ -151,8 +154,11 @@ class _Session:
 
     def run(self) -> list[Turn]:
         while self.waiting or self.live:
+            if self.attendance.reached:
+                self._give_up(StopReason.ABANDONED)
+                break
             if time.monotonic() > self.deadline:
-                self._give_up()
+                self._give_up(StopReason.DEADLINE)
                 break
             if self.waiting and len(self.live) < self.pool.slots:
                 self._admit()
@@ -266,12 +272,14 @@ class _Session:
             tokens=tuple(row.tokens),
             sampler_logprobs=tuple(row.logprobs),
             temperature=self.sampling.temperature,
-            stop_reason=row.reason or StopReason.DEADLINE,
+            stop_reason=row.reason or StopReason.LENGTH,
             version=row.request.key.version,
         )
+        self.attendance.finished(row.request)
 
-    def _give_up(self) -> None:
-        """The deadline passed: what is unfinished is truncated where it stands."""
+    def _give_up(self, reason: StopReason) -> None:
+        """What is unfinished is truncated where it stands."""
         waiting = [_Row(index=index, request=request, uniforms=np.empty(0)) for index, request in self.waiting]
         for row in (*self.live, *waiting):
+            row.reason = reason
             self._finish(row)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from coterie.engines.base import Request, Sampling
+from coterie.engines.quorum import Attendance, Quorum
 from coterie.errors import EngineError
 from coterie.types import StopReason, Turn
 
@@ -30,8 +32,15 @@ class ScriptedEngine:
     def version(self) -> int:
         return self._version
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Turn]:
-        return [self._turn(request, sampling) for request in requests]
+    def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
+        """As if all requests ran side by side, a token of each at a time: with a quorum, the longest are abandoned."""
+        turns = [self._turn(request, sampling) for request in requests]
+        attendance = Attendance(quorum, requests)
+        for index in sorted(range(len(turns)), key=lambda k: len(turns[k].tokens)):
+            if attendance.reached:
+                turns[index] = replace(turns[index], stop_reason=StopReason.ABANDONED)
+            attendance.finished(requests[index])
+        return turns
 
     def _turn(self, request: Request, sampling: Sampling) -> Turn:
         if request.key.version != self._version:

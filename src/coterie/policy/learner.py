@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coterie.algo.losses import LossInputs, LossOutputs, grpo_loss
+from coterie.algo.entropy import top_entropy_threshold
+from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
+from coterie.algo.objective import Objective
 from coterie.batches import Batch
-from coterie.config.schema import ObjectiveConfig, OptimConfig
+from coterie.config.schema import OptimConfig
 from coterie.errors import CheckpointError, ModelError, NonFiniteError
 from coterie.policy.activations import arrange, saving
 from coterie.policy.compile import compile_layers
+from coterie.policy.critic import Critic, ValueMetrics
 from coterie.policy.fitting import Fitting
-from coterie.policy.kernel import choose_kernel, packed_layout, pad_row
-from coterie.policy.logprobs import chunked_logprobs
+from coterie.policy.kernel import choose_kernel
+from coterie.policy.logprobs import TokenScores, Wanted
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
+from coterie.policy.passes import Passes
+from coterie.policy.reference import Reference
+from coterie.types import RolloutScores
 
 STATE_FILE = "optimizer.safetensors"
+
+Scores = Mapping[str, RolloutScores]
+"""rollout id → what was said of its tokens before the update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +52,43 @@ class UpdateReport:
     """How often a packed batch was cut in two because memory was refused."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """What is known of the tokens of one optimizer step before its passes."""
+
+    scores: Scores | None = None
+    moved: bool = False
+    """The policy has changed since the scores were taken. Until then its own log-probs are the old ones, so that the
+    first ratio is exactly 1, whatever another pass's rounding is."""
+    threshold: float = -math.inf
+    """Entropy that a token needs for its policy term to count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """One forward and backward pass, as the metrics need it."""
+
+    inputs: LossInputs
+    outputs: LossOutputs
+    entropy: Tensor
+    values: Tensor | None
+    value_loss: Tensor | None
+    batch: Batch
+
+
 class Learner:
     """Owns the weights and the optimizer.
 
     Args:
         policy: trained in place.
-        reference: frozen copy for the KL; None uses the policy with its adapters off (LoRA), or no KL at all.
+        objective: what is maximised; may be replaced between updates (an adapted coefficient).
+        reference: for the KL; None when there is none.
+        critic: for PPO; None for GRPO.
         temperature: of the sampler; the learner divides the logits by it too.
         total_steps: optimizer steps of the whole run, for the schedule.
+        entropy_share: share of tokens, those of highest entropy in an optimizer step, whose policy term counts.
+        score_norm: scores say how much each token moves the policy.
+        warmup: optimizer steps in which only the critic learns.
     """
 
     def __init__(
@@ -57,17 +96,25 @@ class Learner:
         policy: Policy,
         *,
         optim: OptimConfig,
-        objective: ObjectiveConfig,
+        objective: Objective,
         temperature: float,
         total_steps: int,
-        reference: Policy | None = None,
+        reference: Reference | None = None,
+        critic: Critic | None = None,
+        entropy_share: float = 1.0,
+        score_norm: bool = False,
+        warmup: int = 0,
     ) -> None:
         self.policy = policy
         self.reference = reference
+        self.critic = critic
         self.config = optim
         self.objective = objective
         self.temperature = temperature
         self.total_steps = total_steps
+        self.entropy_share = entropy_share
+        self.score_norm = score_norm
+        self.warmup = warmup
         self.steps_taken = 0
         self.skipped_in_a_row = 0
         parameters = policy.parameters()
@@ -77,50 +124,68 @@ class Learner:
                 "for a new adapter"
             )
         arrange(policy.model, policy.device, optim)
-        self.kernel = choose_kernel(policy, optim.attention)
+        kernel = choose_kernel(policy, optim.attention)
         if optim.compile_layers:
             compile_layers(policy)
+        self.passes = Passes(policy, kernel, temperature=temperature, reference=reference, critic=critic)
         self.optimizer = MasterAdamW(parameters, optim)
         self.fitting, self.scoring = Fitting(), Fitting()  # a pass without gradient fits where one with does not
 
-    def update(self, minibatches: Sequence[Sequence[Batch]]) -> UpdateReport:
+    def update(self, minibatches: Sequence[Sequence[Batch]], scores: Scores | None = None) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.
 
         With a single minibatch the policy that sampled is the policy that learns, so the ratio is exactly 1 and no
-        scoring pass is made; with more, old log-probs are scored before the first step.
+        scoring pass is made; with more, or where tokens are chosen by their entropy, the batches are scored before
+        the first step, unless `scores` has it already.
 
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
-        metrics = TokenMetrics()
+        metrics, judged = TokenMetrics(), ValueMetrics()
         before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
-        old: dict[int, Tensor] = {}
-        if len(minibatches) > 1:
+        if scores is None and (len(minibatches) > 1 or self.entropy_share < 1):
             distinct = {id(batch): batch for minibatch in minibatches for batch in minibatch}
-            old = {key: self.score(batch) for key, batch in distinct.items()}
+            scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
-        for minibatch in minibatches:
+        for number, minibatch in enumerate(minibatches):
+            known = Known(scores=scores, moved=number > 0, threshold=self._threshold(minibatch, scores))
             for batch in minibatch:
-                before = self._backward(batch, old.get(id(batch)), metrics)
-                for rollout_id, (start, end) in batch.spans.items():
-                    logprobs.setdefault(rollout_id, before[start:end].numpy(force=True))
+                for part in self._backward(batch, known):
+                    metrics.add(part.outputs, part.inputs, part.entropy)
+                    if part.values is not None and part.value_loss is not None:
+                        judged.add(part.batch, part.values, part.value_loss)
+                    _keep(logprobs, part)
             rate, norm = self._step()
             rates.append(rate)
             norms.append(norm)
             skipped += not math.isfinite(norm)
-        report = metrics.summary() | {"lr": rates[-1] if rates else 0.0}
+        report = {**metrics.summary(), **judged.summary(), "lr": rates[-1] if rates else 0.0}
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
         splits = self.fitting.splits + self.scoring.splits - before_splits
         return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
 
+    def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
+        """The entropy that a token of this optimizer step needs to count."""
+        if self.entropy_share == 1 or scores is None:
+            return -math.inf
+        found = [scores[name].entropy for batch in batches for name in batch.spans]
+        entropies = np.concatenate([entropy for entropy in found if entropy is not None] or [np.zeros(0)])
+        return top_entropy_threshold(torch.from_numpy(entropies), self.entropy_share)
+
     def _step(self) -> tuple[float, float]:
         """One optimizer step, refused when the gradient is not finite."""
         self.steps_taken += 1
         rate = learning_rate(self.config, self.steps_taken, self.total_steps)
-        norm = self.optimizer.step(rate)
+        norm = 0.0 if self.critic is None else self.critic.step(self.steps_taken)
+        if self._warming:
+            self.optimizer.gradients.drop()
+        elif math.isfinite(norm):
+            norm = self.optimizer.step(rate)
+        else:
+            self.optimizer.gradients.drop()
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
         if self.skipped_in_a_row > self.config.max_skipped:
             raise NonFiniteError(
@@ -129,90 +194,124 @@ class Learner:
             )
         return rate, norm
 
-    def _backward(self, batch: Batch, old: Tensor | None, metrics: TokenMetrics) -> Tensor:
-        """Add this batch's part of the gradient, cut where memory asks for it; returns the detached log-probs [N]."""
+    @property
+    def _warming(self) -> bool:
+        """The critic learns alone: in optimizer steps 1 to `warmup`."""
+        return self.critic is not None and self.steps_taken <= self.warmup
 
-        def attempt(part: Batch, done: set[str]) -> tuple[LossOutputs, LossInputs, Tensor, Batch]:
-            start = batch.spans[next(iter(part.spans))][0]
-            known = None if old is None else old[start : start + len(part.targets)]
-            return *self._backward_part(part, known, done), part
+    def _backward(self, batch: Batch, known: Known) -> list[_Part]:
+        """Add this batch's part of the gradient, cut where memory asks for it."""
+        return self.fitting.run(batch, lambda part, done: self._backward_part(part, known, done))
 
-        parts = self.fitting.run(batch, attempt)
-        for outputs, inputs, entropy, part in parts:
-            metrics.add(outputs, inputs, entropy, self._tensor(part.sampler_logprobs, inputs.old_logprobs))
-        return torch.cat([inputs.old_logprobs for _, inputs, _, _ in parts])
-
-    def _backward_part(
-        self, batch: Batch, old: Tensor | None, done: set[str]
-    ) -> tuple[LossOutputs, LossInputs, Tensor]:
+    def _backward_part(self, batch: Batch, known: Known, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         with saving(self.policy.model.parameters(), self.config):
-            logprobs, entropy = self._logprobs(self.policy, batch, entropy=True)
-        held = logprobs.detach()
-        inputs = LossInputs(
-            logprobs=logprobs,
-            old_logprobs=held if old is None else old,
-            reference_logprobs=self._reference_logprobs(batch) if self.objective.kl_beta > 0 else None,
+            states, said = self.passes.forward(self.policy, batch, self._wanted)
+        inputs = self._inputs(batch, said, known)
+        outputs = policy_loss(inputs, self.objective)
+        loss, values, value_loss = outputs.loss, None, None
+        if self.critic is not None:
+            value_loss, values = self.critic.loss(batch, states, inputs.weights)
+            loss = value_loss if self.steps_taken < self.warmup else loss + value_loss
+        with ExitStack() as stack:
+            stack.enter_context(self.optimizer.gradients.attempt(done))
+            if self.critic is not None:
+                stack.enter_context(self.critic.optimizer.gradients.attempt(done))
+            loss.backward()
+        return _Part(
+            inputs=inputs,
+            outputs=outputs,
+            entropy=said.entropies.detach(),
+            values=values,
+            value_loss=value_loss,
+            batch=batch,
+        )
+
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
+
+    def _inputs(self, batch: Batch, said: TokenScores, known: Known) -> LossInputs:
+        held, scores = said.logprobs.detach(), known.scores
+        old, reference = held, None
+        if scores is not None and known.moved:
+            old = self._gather(batch, scores, "logprobs", held)
+        if self.objective.kl_beta > 0:
+            if scores is not None and all(scores[name].reference is not None for name in batch.spans):
+                reference = self._gather(batch, scores, "reference", held)
+            else:
+                reference = self.passes.reference_logprobs(batch)
+        return LossInputs(
+            logprobs=said.logprobs,
+            old_logprobs=old,
+            sampler_logprobs=self._tensor(batch.sampler_logprobs, held),
+            reference_logprobs=reference,
             advantages=self._tensor(batch.advantages, held),
             clip_low=self._tensor(batch.clip_low, held),
             clip_high=self._tensor(batch.clip_high, held),
             weights=self._tensor(batch.weights, held),
+            rollout=torch.from_numpy(batch.rollout).to(held.device),
+            entropy=said.entropies,
+            policy_mask=self._important(batch, known, held),
         )
-        outputs: LossOutputs = grpo_loss(inputs, kl_beta=self.objective.kl_beta)
-        with self.optimizer.gradients.attempt(done):
-            outputs.loss.backward()
-        return outputs, inputs, entropy
+
+    def _important(self, batch: Batch, known: Known, like: Tensor) -> Tensor | None:
+        """[N] bool: tokens whose policy term counts; None = all."""
+        if known.scores is None or known.threshold == -math.inf:
+            return None
+        return self._gather(batch, known.scores, "entropy", like) >= known.threshold
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
         for batch in batches:
-            self._backward(batch, None, TokenMetrics())
+            self._backward(batch, Known())
+        if self.critic is not None:
+            self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()
 
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Tensor:
-        """[N] log-probs of the trained tokens under the present weights."""
-        parts = self.scoring.run(batch, lambda part, _: self._logprobs(self.policy, part, entropy=False)[0])
-        return torch.cat(parts)
+    def score(self, batches: Sequence[Batch]) -> dict[str, RolloutScores]:
+        """What the present weights say of every trained token, with all that credit and update may ask for."""
+        entropy = self.entropy_share < 1
+        found: dict[str, RolloutScores] = {}
 
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: Batch) -> Tensor:
-        if self.reference is not None:
-            return self._logprobs(self.reference, batch, entropy=False)[0]
-        with self.policy.without_adapters():
-            return self._logprobs(self.policy, batch, entropy=False)[0]
+        def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
+            return self.passes.score(part, entropy=entropy, score_norm=self.score_norm)
 
-    def _logprobs(self, policy: Policy, batch: Batch, *, entropy: bool) -> tuple[Tensor, Tensor]:
-        device = policy.device
-        layout = packed_layout(batch.segments, device, self.kernel)
-        tokens = torch.from_numpy(batch.tokens).to(device)[None]
-        positions = torch.from_numpy(batch.positions).to(device)[None]
-        hidden = policy.hidden(*pad_row(tokens, positions, layout), layout)[0]
-        states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
-        targets = torch.from_numpy(batch.targets).to(device)
-        head = policy.head
-        return chunked_logprobs(states, head.weight, head.bias, targets, temperature=self.temperature, entropy=entropy)
+        for batch in batches:
+            for part in self.scoring.run(batch, attempt):
+                found |= part
+        return found
 
     @staticmethod
     def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-        return torch.from_numpy(values).to(device=like.device, dtype=like.dtype)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device=like.device, dtype=like.dtype)
+
+    def _gather(self, batch: Batch, scores: Scores, name: str, like: Tensor) -> Tensor:
+        """[N] one column of the scores in the order of the batch's tokens."""
+        return self._tensor(np.concatenate([getattr(scores[rollout], name) for rollout in batch.spans]), like)
 
     def save(self, folder: Path) -> None:
-        """Write the optimizer and its masters into `folder`."""
+        """Write the optimizer and its masters into `folder`, and what else is not in the model."""
         save_file(
             {name: tensor.contiguous() for name, tensor in self.optimizer.state().items()},
             folder / STATE_FILE,
         )
+        if self.critic is not None:
+            self.critic.save(folder)
+        if self.reference is not None:
+            self.reference.save(folder)
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, float]:
         """The part of the state that is not tensors, for the checkpoint's JSON."""
         return {
             "steps_taken": self.steps_taken,
             "skipped_in_a_row": self.skipped_in_a_row,
             "row_limit": self.fitting.limit or 0,
+            "kl_beta": self.objective.kl_beta,
+            "entropy_bonus": self.objective.entropy_bonus,
         }
 
-    def load(self, folder: Path, counters: Mapping[str, int]) -> None:
+    def load(self, folder: Path, counters: Mapping[str, float]) -> None:
         """Restore what `save` wrote.
 
         Raises:
@@ -223,6 +322,17 @@ class Learner:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {folder / STATE_FILE}: {error}") from error
         self.optimizer.load(tensors)
-        self.steps_taken = counters["steps_taken"]
-        self.skipped_in_a_row = counters["skipped_in_a_row"]
-        self.fitting.limit = counters.get("row_limit") or self.fitting.limit
+        if self.critic is not None:
+            self.critic.load(folder)
+        if self.reference is not None:
+            self.reference.load(folder)
+        self.steps_taken = int(counters["steps_taken"])
+        self.skipped_in_a_row = int(counters["skipped_in_a_row"])
+        self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
+        held = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
+        self.objective = replace(self.objective, **held)
+
+
+def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:
+    for rollout_id, (low, high) in part.batch.spans.items():
+        logprobs.setdefault(rollout_id, part.inputs.old_logprobs[low:high].numpy(force=True))

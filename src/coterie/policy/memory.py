@@ -34,8 +34,9 @@ def peak(device: torch.device) -> int:
 
 def optimizer_bytes(learner: Learner) -> int:
     """Bytes of the optimizer's state beside the weights."""
-    state = learner.optimizer.state()
-    return sum(t.numel() * t.element_size() for name, t in state.items() if not name.startswith("weight/"))
+    optimizers = [learner.optimizer] + ([learner.critic.optimizer] if learner.critic is not None else [])
+    states = [item for optimizer in optimizers for item in optimizer.state().items()]
+    return sum(t.numel() * t.element_size() for name, t in states if not name.startswith("weight/"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

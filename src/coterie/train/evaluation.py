@@ -57,6 +57,11 @@ class Evaluator:
         self.part = part
         self.seed = seed
 
+    def is_correct(self, rollout: Rollout) -> bool:
+        """Whether the evaluated reward part calls this rollout right."""
+        value = rollout.reward_parts.get(self.part)
+        return rollout.outcome.usable and value is not None and value >= CORRECT
+
     def evaluate(self, step: int) -> Evaluation:
         """Evaluate the weights as they are.
 
@@ -91,8 +96,7 @@ class Evaluator:
         for rollout in rollouts:
             value = rollout.reward_parts.get(self.part)
             if value is not None or not rollout.outcome.usable:
-                hit = rollout.outcome.usable and value is not None and value >= CORRECT
-                counts.setdefault(rollout.context.prompt_id, []).append(int(hit))
+                counts.setdefault(rollout.context.prompt_id, []).append(int(self.is_correct(rollout)))
         return [
             EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits)) for name, hits in counts.items()
         ]

@@ -1,33 +1,33 @@
-"""The GRPO loop: collect → group → credit → update, then record, evaluate, checkpoint.
+"""The loop: collect → group → credit → update, then record, evaluate, checkpoint.
 
 for step:                                   README of the whole method
     prompts  → rollouts                     collect   (engine, environment, rewards)
     rollouts → groups                       group     (attempts at the same prompt)
-    groups   → advantages                   credit    (reward relative to the group)
+    groups   → advantages                   credit    (reward relative to the group, or to a critic: PPO)
     advantages → new weights                update    (clipped objective, KL to the reference)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.algo.advantages import credit_groups
-from coterie.algo.groups import by_prompt
 from coterie.algo.streams import generator
 from coterie.batches import Batch, plan
-from coterie.collect import Collector, Experience
 from coterie.config.schema import RunConfig
-from coterie.data.order import PromptOrder
-from coterie.engines.base import Engine, Sampling
+from coterie.engines.base import Engine
 from coterie.policy.learner import Learner, UpdateReport
+from coterie.policy.memory import peak
+from coterie.train.coefficients import Coefficients
+from coterie.train.credit import Judge
 from coterie.train.evaluation import Evaluator
+from coterie.train.gathering import Gathered, Gatherer
 from coterie.train.measures import step_metrics
 from coterie.train.recorder import Recorder, late
 from coterie.train.stopping import StopSignal
-from coterie.types import Credit, Group, Rollout
+from coterie.types import Credit, Group, Rollout, RolloutScores
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,24 +35,30 @@ class Trainer:
     """The parts of a run, put together by `assemble`, and the loop over them."""
 
     config: RunConfig
-    order: PromptOrder
-    collector: Collector
+    gatherer: Gatherer
+    judge: Judge
     engine: Engine
     learner: Learner
+    coefficients: Coefficients
     evaluator: Evaluator
     recorder: Recorder
-    sampling: Sampling
     step: int = 0
     """Steps done."""
     cursor: int = 0
     """Training prompts consumed."""
+    waiting: tuple[str, ...] = ()
+    """Prompts that were drawn and come first in the next step."""
     evaluated: int = -1
     """The last step that was evaluated."""
     saved: int = -1
     """The last step that has a checkpoint."""
 
     def run(self, stop: StopSignal) -> bool:
-        """Train up to `config.steps`; True when it got there, False when it was asked to stop before."""
+        """Train up to `config.steps`; True when it got there, False when it was asked to stop before.
+
+        Raises:
+            CollapseError: a stop rule of `config.stop` fired.
+        """
         while True:
             if self._evaluation_due() and not stop.requested:
                 self.evaluate()
@@ -61,41 +67,42 @@ class Trainer:
             if self._done() or stop.requested:
                 return self._done() and not self._evaluation_due()
             self.train_step()
+            self.recorder.obey_stop_rules(self.step)
 
     def train_step(self) -> None:
         """One step: the four phases, then the record."""
         started = time.perf_counter()
-        size = self.config.collect.group_size
-        prompts = self.order.draw(self.cursor, self.config.collect.prompts)
-        experience = self.collector.collect(prompts, samples=size, sampling=self.sampling)
-        groups = self._whole(by_prompt(experience.rollouts), experience)
-        objective = self.config.objective
-        credits = credit_groups(
-            groups,
-            scale=objective.scale_advantage,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-        )
+        gathered = self.gatherer.gather(self.cursor, self.waiting)
+        rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
-        report = self.learner.update(self._minibatches(experience.rollouts, credits))
+        scores = self._score(gathered.groups, rollouts) if self.judge.needs_scores else None
+        credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
+        report = self.learner.update(self._minibatches(rollouts, credits), scores)
         updated = time.perf_counter()
         self.step += 1
-        self.cursor += len(prompts)
+        self.cursor, self.waiting = gathered.cursor, gathered.waiting
         self.engine.commit(self.step)
+        adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
-        self._record(experience, groups, credits, report, seconds)
+        self._record(gathered, credits, report, seconds, adapted)
 
-    def _whole(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
-        """Groups of which no member ended in an error: failures correlate with length and task, so leaving out only
-        the failed members would bias the baseline. A group is whole or takes no part."""
-        broken = {f"{rollout.context.prompt_id}@{rollout.context.version}" for rollout in experience.errors}
-        return [group for group in groups if group.key not in broken and len(group.members) >= 2]
+    def _score(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> dict[str, RolloutScores]:
+        """What the learner says of every member's tokens, before credit is given."""
+        members = [name for group in groups for name in group.members]
+        nothing = [Credit(rollout_id=name, advantage=0.0, clip_low=0.0, clip_high=0.0) for name in members]
+        return self.learner.score(self._plan([rollouts[name] for name in members], nothing, skip_zero=False))
 
-    def _minibatches(self, rollouts: Sequence[Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
+    def _trained(self, credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
+        """Without those of rollouts that were cut off, where the settings say so."""
+        if not self.config.objective.mask_truncated:
+            return list(credits)
+        return [credit for credit in credits if not rollouts[credit.rollout_id].stop_reason.truncated]
+
+    def _minibatches(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
         """The packed batches of each optimizer step; several steps split the rollouts at random, as R1 does."""
         optim = self.config.optim
         known = {credit.rollout_id for credit in credits}
-        usable = [rollout for rollout in rollouts if rollout.id in known]
+        usable = [rollout for name, rollout in rollouts.items() if name in known]
         plans = []
         for epoch in range(optim.epochs):
             if optim.minibatches == 1:
@@ -103,28 +110,53 @@ class Trainer:
             else:
                 order = generator("minibatch", self.config.seed, self.step, epoch).permutation(len(usable))
                 parts = [[usable[k] for k in order[part :: optim.minibatches]] for part in range(optim.minibatches)]
-            plans += [self._plan(part, credits) for part in parts]
+            plans += [self._plan(part, credits, skip_zero=self._only_advantages()) for part in parts]
         return plans
 
-    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit]) -> list[Batch]:
+    def _only_advantages(self) -> bool:
+        """Whether a rollout without advantage has no gradient at all."""
+        objective = self.config.objective
+        in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
+        entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
+        return not (in_loss or entropy or self.config.critic is not None)
+
+    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit], *, skip_zero: bool) -> list[Batch]:
         return plan(
             rollouts,
             credits,
             normalize=self.config.objective.normalize,
             token_budget=self.config.optim.token_budget,
-            skip_zero=self.config.objective.kl_beta == 0,
+            skip_zero=skip_zero,
+            max_tokens=self.config.sampling.max_tokens,
         )
 
     def _record(
         self,
-        experience: Experience,
-        groups: Sequence[Group],
+        gathered: Gathered,
         credits: Sequence[Credit],
         report: UpdateReport,
         seconds: dict[str, float],
+        adapted: Mapping[str, float],
     ) -> None:
-        metrics = step_metrics(experience, groups, report, seconds, part=self.evaluator.part)
+        experience = gathered.experience
+        metrics = step_metrics(
+            experience,
+            gathered.groups,
+            report,
+            seconds,
+            part=self.evaluator.part,
+            credits=credits,
+            version=self.step - 1,
+        )
+        metrics |= {
+            **gathered.metrics,
+            **self.judge.metrics(),
+            **adapted,
+            "memory/peak": float(peak(self.learner.policy.device)),
+        }
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
+        for text in self.judge.news():
+            self.recorder.record_event(self.step, "groups", text)
         if experience.late:
             self.recorder.note(self.step, "warning", late(experience))
         if report.splits:
@@ -145,15 +177,25 @@ class Trainer:
     def checkpoint(self) -> None:
         """Make this step the one that a resume continues from."""
         if self.saved != self.step:
-            self.recorder.checkpoint(self.step, self.learner, self._state())
+            self.recorder.checkpoint(
+                self.step, [self.learner.save, self.judge.save], self.learner.counters(), self._state()
+            )
             self.saved = self.step
 
     def _state(self) -> dict[str, Any]:
-        return {"step": self.step, "cursor": self.cursor, "version": self.engine.version}
+        return {
+            "step": self.step,
+            "cursor": self.cursor,
+            "waiting": list(self.waiting),
+            "version": self.engine.version,
+            "coefficients": self.coefficients.state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state; the learner's tensors are loaded beside this."""
         self.step, self.cursor = int(state["step"]), int(state["cursor"])
+        self.waiting = tuple(state["waiting"])
+        self.coefficients.restore(state["coefficients"])
         self.saved = self.step
         self.evaluated = self.step if self.recorder.has_evaluation(self.step) else -1
         self.engine.commit(int(state["version"]))

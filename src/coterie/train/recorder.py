@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from coterie.collect import Experience
+from coterie.diagnosis.stopping import StopRule
+from coterie.errors import CollapseError
 from coterie.observer import Observer
-from coterie.policy.learner import Learner
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
+from coterie.runs.inspect import COLLAPSE
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluation import Evaluation
+from coterie.train.guard import Guard
 from coterie.types import Credit, Prompt, Rollout
 
 EVALS = "evals"
@@ -31,6 +34,7 @@ class Recorder:
         keep: checkpoints kept.
         config_hash: names the settings a checkpoint belongs to.
         data_hash: names the prompts and the template it belongs to.
+        stops: rules that may end the run.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Recorder:
         keep: int,
         config_hash: str,
         data_hash: str,
+        stops: Sequence[StopRule] = (),
     ) -> None:
         self.run = run
         self.observer = observer
@@ -50,6 +55,7 @@ class Recorder:
         self.config_hash = config_hash
         self.data_hash = data_hash
         self.db = MetricsDB(run.metrics)
+        self.guard = Guard(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
         self.evals = run.path / EVALS
         self.evals.mkdir(exist_ok=True)
@@ -98,13 +104,25 @@ class Recorder:
         """Whether the held-out prompts were measured at this step."""
         return any(result.step == step for result in self.db.evals())
 
-    def checkpoint(self, step: int, learner: Learner, state: Mapping[str, Any]) -> None:
-        """Everything a resume needs, verified before older ones go."""
+    def checkpoint(
+        self,
+        step: int,
+        parts: Sequence[Callable[[Path], None]],
+        counters: Mapping[str, float],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Everything a resume needs, verified before older ones go.
+
+        Args:
+            parts: each writes its files into the folder it is given.
+            counters: the learner's.
+        """
         held: dict[str, Any] = dict(state)
-        held |= {"learner": learner.counters(), "data_hash": self.data_hash}
+        held |= {"learner": dict(counters), "data_hash": self.data_hash}
 
         def write(folder: Path) -> None:
-            learner.save(folder)
+            for part in parts:
+                part(folder)
             (folder / "model").mkdir()
             self.save_model(folder / "model")
 
@@ -116,8 +134,26 @@ class Recorder:
             keep=self.keep,
             run_id=self.run.name,
             config_hash=self.config_hash,
+            spare=self.guard.good_checkpoint(step),
         )
         self.note(step, "checkpoint", f"saved {path.name}")
+
+    def obey_stop_rules(self, step: int) -> None:
+        """End a run that collapses: keep the last good checkpoint, drop later ones, say why.
+
+        Raises:
+            CollapseError: a rule fired.
+        """
+        for warning in self.guard.idle(step):
+            self.note(step, "warning", warning)
+        collapse = self.guard.check(step)
+        if collapse is None:
+            return
+        dropped = [] if collapse.good is None else checkpoint.remove_after(self.run.checkpoints, collapse.good)
+        message = collapse.message(self.run.path, dropped)
+        self.db.event(COLLAPSE, message, step, {"rule": collapse.verdict.rule.name, "good": collapse.good})
+        self.log.line(COLLAPSE, message)
+        raise CollapseError(message)
 
     def note(self, step: int | None, kind: str, message: str) -> None:
         """An event: recorded, logged and told."""

@@ -1,0 +1,318 @@
+"""Published methods as rows of settings. A row lies under the user's own settings; whatever it leaves out is GRPO's.
+
+Learning rates, batch sizes and rewards belong to a recipe and are no part of a row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from coterie.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coterie.config.schema import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One published method."""
+
+    title: str
+    formula: str
+    """What is maximised, in plain characters: ρ the ratio, A the advantage, r the reward, L tokens of a completion."""
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted key → value."""
+    note: str = ""
+    """Where this row differs from the paper, or what else the paper used."""
+
+
+_PLAIN = {"advantage.scale": "none", "objective.normalize": "sequence_sum", "objective.surrogate": "none"}
+_K1_REWARD = {"objective.kl_place": "reward", "objective.kl_estimator": "k1", "objective.kl_beta": 0.01}
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "grpo": Algorithm(
+        title="Group Relative Policy Optimization",
+        formula="mean_i mean_t min(ρA, clip(ρ, 1 ± 0.2)A),  A = (r - mean r) / std r over the group",
+        source="DeepSeekMath, arXiv 2402.03300, eq. 3",
+        note="The paper adds β = 0.04 of the k3 KL (`deepseekmath`); without it no reference model is needed.",
+    ),
+    "deepseekmath": Algorithm(
+        title="GRPO as in DeepSeekMath",
+        formula="GRPO - 0.04 · k3(π, π_ref)",
+        source="DeepSeekMath, arXiv 2402.03300, eq. 3-4 and §4.2",
+        settings={"objective.kl_beta": 0.04},
+        note="Learning rate 1e-6, 64 rollouts a prompt, one update a batch.",
+    ),
+    "r1": Algorithm(
+        title="GRPO as in DeepSeek-R1",
+        formula="GRPO with clip(ρ, -9, 11) - 0.001 · k3(π, π_ref), reference renewed every 400 steps, 16 minibatches",
+        source="DeepSeek-R1, Nature 2025, Methods",
+        settings={
+            "objective.clip_low": 10.0,
+            "objective.clip_high": 10.0,
+            "objective.kl_beta": 0.001,
+            "reference.every": 400,
+            "optim.minibatches": 16,
+        },
+        note="Learning rate 3e-6, 32 prompts × 16 rollouts, temperature 1. Its eq. 1 is read per token. An adapter's "
+        "reference cannot be renewed: set reference.every = 0 with model.lora.",
+    ),
+    "dr_grpo": Algorithm(
+        title="Dr. GRPO (GRPO done right)",
+        formula="(1/N) Σ_i (1/L_max) Σ_t min(ρA, clip(ρ)A),  A = r - mean r",
+        source="arXiv 2503.20783",
+        settings={"advantage.scale": "none", "objective.normalize": "constant"},
+    ),
+    "dapo": Algorithm(
+        title="DAPO (decoupled clip and dynamic sampling)",
+        formula="(1/Σ L) Σ_i Σ_t min(ρA, clip(ρ, 0.8, 1.28)A), groups without variance replaced",
+        source="arXiv 2503.14476",
+        settings={
+            "objective.clip_high": 0.28,
+            "objective.normalize": "token",
+            "collect.refill": True,
+        },
+        note="Missing groups are drawn again one for one, at most collect.refill_limit times; the paper draws whole "
+        "batches and stops with an error. Variance is judged by the evaluated part of the reward. Its punishment of "
+        'long completions is a part of the reward: [[rewards.parts]] name = "overlong".',
+    ),
+    "rloo": Algorithm(
+        title="REINFORCE leave-one-out",
+        formula="(1/N) Σ_i Σ_t ρA,  A = r_i - mean of the other r",
+        source="arXiv 2402.14740",
+        settings={**_PLAIN, "advantage.baseline": "leave_one_out"},
+        note='The paper puts a k1 KL into the reward: objective.kl_place = "reward", kl_estimator = "k1", kl_beta.',
+    ),
+    "reinforce++": Algorithm(
+        title="REINFORCE++",
+        formula="(1/Σ L) Σ_i Σ_t min(ρA, clip(ρ)A),  A = whitened over all tokens of r - β Σ_{s ≥ t} k1_s",
+        source="arXiv 2501.03262; β of OpenRLHF",
+        settings={
+            **_K1_REWARD,
+            "advantage.baseline": "none",
+            "advantage.scale": "none",
+            "advantage.whiten": "tokens",
+            "objective.normalize": "token",
+        },
+    ),
+    "reinforce++-baseline": Algorithm(
+        title="REINFORCE++ with the group's mean as baseline",
+        formula="(1/Σ L) Σ_i Σ_t min(ρA, clip(ρ)A) - 0.01 · k2,  A = whitened over all tokens of r - mean r",
+        source="arXiv 2501.03262",
+        settings={
+            "advantage.scale": "none",
+            "advantage.whiten": "tokens",
+            "objective.normalize": "token",
+            "objective.kl_estimator": "k2",
+            "objective.kl_beta": 0.01,
+        },
+    ),
+    "gspo": Algorithm(
+        title="Group Sequence Policy Optimization",
+        formula="mean_i min(sA, clip(s, 1 - 3e-4, 1 + 4e-4)A),  s = exp(mean_t log ρ)",
+        source="arXiv 2507.18071",
+        settings={"objective.ratio": "sequence", "objective.clip_low": 3e-4, "objective.clip_high": 4e-4},
+        note="The paper takes 4 minibatches a batch: optim.minibatches = 4.",
+    ),
+    "gspo-token": Algorithm(
+        title="GSPO with the gradient of each token",
+        formula="mean_i mean_t min(sA_t, clip(s)A_t),  s_t = sg[s] π_t / sg[π_t]",
+        source="arXiv 2507.18071, §4.3",
+        settings={"objective.ratio": "sequence_token", "objective.clip_low": 3e-4, "objective.clip_high": 4e-4},
+        note="The same gradient as gspo while a completion has one advantage.",
+    ),
+    "luspo": Algorithm(
+        title="Length-unbiased sequence policy optimization",
+        formula="(1/N) Σ_i L_i · min(sA, clip(s, 1 - 2e-3, 1 + 2.5e-3)A)",
+        source="arXiv 2602.05261; bounds of TRL",
+        settings={
+            "objective.ratio": "sequence",
+            "objective.normalize": "sequence_sum",
+            "objective.clip_low": 2e-3,
+            "objective.clip_high": 2.5e-3,
+        },
+    ),
+    "gmpo": Algorithm(
+        title="Geometric-mean policy optimization",
+        formula="mean_i A · exp(mean_t clipped log ρ),  log ρ clipped at ± 0.4 on the side that A pushes to",
+        source="arXiv 2507.20673",
+        settings={"objective.surrogate": "geometric", "objective.clip_low": 0.4, "objective.clip_high": 0.4},
+    ),
+    "cispo": Algorithm(
+        title="CISPO (clipped importance weights)",
+        formula="(1/Σ L) Σ sg[min(ρ, 5)] A log π",
+        source="MiniMax-M1, arXiv 2506.13585; bound of ScaleRL",
+        settings={
+            "objective.surrogate": "detached",
+            "objective.clip_low": 1.0,
+            "objective.clip_high": 4.0,
+            "objective.normalize": "token",
+        },
+    ),
+    "sapo": Algorithm(
+        title="Soft adaptive policy optimization",
+        formula="mean_i mean_t A (4/τ) sigmoid(τ(ρ - 1)),  τ = 1 for A > 0, else 1.05",
+        source="arXiv 2511.20347",
+        settings={"objective.surrogate": "soft"},
+    ),
+    "vespo": Algorithm(
+        title="Variational sequence-level soft policy optimization",
+        formula="(1/Σ L) Σ sg[φ(W)] A log π,  φ = e^λ W^k e^(-λW),  (k, λ) = (2, 3) for A ≥ 0, else (3, 2)",
+        source="arXiv 2602.10693; constants of TRL",
+        settings={"objective.surrogate": "gamma", "objective.normalize": "token"},
+    ),
+    "dppo": Algorithm(
+        title="Divergence PPO, total variation",
+        formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.2 too far",
+        source="arXiv 2602.04879",
+        settings={"objective.surrogate": "tv", "objective.normalize": "token"},
+        note='The bounds are differences of probabilities. surrogate = "kl" bounds the divergence instead.',
+    ),
+    "gdpo": Algorithm(
+        title="Group reward-decoupled normalisation",
+        formula="GRPO with A = normalised over the batch of Σ_n w_n (r_n - mean r_n) / std r_n",
+        source="arXiv 2601.05242",
+        settings={"advantage.per_part": True, "advantage.whiten": "samples"},
+    ),
+    "opo": Algorithm(
+        title="On-policy optimal baseline",
+        formula="(1/N) Σ_i Σ_t ρA,  A = r_i - Σ L_j r_j / Σ L_j over the others",
+        source="arXiv 2505.23585",
+        settings={**_PLAIN, "advantage.baseline": "length_weighted"},
+        note="The paper's mean contains the rollout itself; leaving it out keeps the gradient unbiased.",
+    ),
+    "bnpo": Algorithm(
+        title="Beta normalisation policy optimization",
+        formula="GRPO with A = (r - mean r) / f(mean r),  f a Beta density fitted to the batch's group means",
+        source="arXiv 2506.02864",
+        settings={"advantage.scale": "beta"},
+        note="For rewards of 0 and 1. TRL's loss type of this name is another thing: token means of a micro-batch.",
+    ),
+    "maxrl": Algorithm(
+        title="Maximum-likelihood reinforcement learning",
+        formula="GRPO with A = (r - mean r) / mean r",
+        source="arXiv 2602.02710",
+        settings={"advantage.scale": "group_mean"},
+    ),
+    "pass_at_k": Algorithm(
+        title="Pass@k training",
+        formula="GRPO with A = (best r - second best r) / std r for the best rollout, 0 for the others",
+        source="arXiv 2503.19595",
+        settings={"advantage.baseline": "runner_up"},
+    ),
+    "js2": Algorithm(
+        title="Shrinkage baseline",
+        formula="(1/N) Σ_i Σ_t ρA,  A = r_i - ((1 - λ) mean of the other attempts + λ mean of the other prompts)",
+        source="arXiv 2511.03710",
+        settings={**_PLAIN, "advantage.baseline": "js2"},
+    ),
+    "lite_ppo": Algorithm(
+        title="Lite PPO",
+        formula="(1/Σ L) Σ min(ρA, clip(ρ)A),  A = (r - mean of the group) / std of the batch",
+        source="arXiv 2508.08221",
+        settings={"advantage.scale": "batch_std", "objective.normalize": "token"},
+    ),
+    "scalerl": Algorithm(
+        title="ScaleRL's objective",
+        formula="mean over prompts of the token mean of sg[min(ρ, 5)] A log π,  A = (r - mean) / std of the batch",
+        source="arXiv 2510.13786",
+        settings={
+            "objective.surrogate": "detached",
+            "objective.clip_low": 1.0,
+            "objective.clip_high": 4.0,
+            "objective.normalize": "prompt",
+            "advantage.scale": "batch_std",
+        },
+    ),
+    "intellect2": Algorithm(
+        title="GRPO with a two-sided bound",
+        formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A)",
+        source="INTELLECT-2, arXiv 2505.07291",
+        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token"},
+    ),
+    "deepseek_v32": Algorithm(
+        title="GRPO as in DeepSeek-V3.2",
+        formula="GRPO - 0.001 · ρ k3, without completions that have A < 0 and have become unlikely",
+        source="DeepSeek-V3.2, arXiv 2512.02556; threshold suggested by TRL",
+        settings={
+            "objective.kl_beta": 0.001,
+            "objective.kl_estimator": "k3_unbiased",
+            "objective.off_policy_mask": 0.5,
+        },
+    ),
+    "entropy_minority": Algorithm(
+        title="GRPO on the tokens of highest entropy",
+        formula="DAPO's clip and denominator over the fifth of the tokens with the highest entropy",
+        source="arXiv 2506.01939",
+        settings={
+            "objective.entropy_share": 0.2,
+            "objective.clip_high": 0.28,
+            "objective.normalize": "token",
+        },
+    ),
+    "ppo": Algorithm(
+        title="Proximal Policy Optimization with a learned critic",
+        formula="(1/Σ L) Σ min(ρA, clip(ρ)A) - c (V - R)²,  A = generalised advantage estimation, whitened",
+        source="arXiv 1707.06347 and 1506.02438",
+        settings={"critic.kind": "head", "advantage.whiten": "tokens", "objective.normalize": "token"},
+    ),
+}
+"""Name → method, what `algorithm` may name."""
+
+
+def find(name: object) -> Algorithm:
+    """The method of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(name, str) and name in ALGORITHMS:
+        return ALGORITHMS[name]
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), ALGORITHMS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{hint}")
+
+
+def filled(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with the row of their `algorithm` under them, for `RunConfig.model_validate`.
+
+    >>> filled({"algorithm": "lite_ppo", "objective": {"clip_low": 0.1}})["objective"]
+    {'clip_low': 0.1, 'normalize': 'token'}
+
+    Raises:
+        ConfigError: there is no such algorithm.
+    """
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    for key, value in find(found.get("algorithm", "grpo")).settings.items():
+        section, _, name = key.partition(".")
+        table = found.setdefault(section, {})
+        if table is not None:
+            table.setdefault(name, value)
+    return found
+
+
+def stored(config: RunConfig) -> dict[str, Any]:
+    """The settings as a file that loads to the same.
+
+    A file cannot hold a None, and what it leaves out would be filled by the method's row or the default: where those
+    have a value, the text `none` stands.
+    """
+    under = filled({"algorithm": config.algorithm})
+    return _explicit(config.model_dump(mode="json"), type(config)().model_dump(mode="json"), under)
+
+
+def _explicit(data: Mapping[str, Any], default: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        below, above = default.get(key), row.get(key)
+        if value is None and (below is not None or above is not None):
+            found[key] = "none"
+        elif isinstance(value, Mapping) and (isinstance(below, Mapping) or isinstance(above, Mapping)):
+            found[key] = _explicit(value, below or {}, above or {})
+        else:
+            found[key] = value
+    return found

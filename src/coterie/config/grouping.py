@@ -1,0 +1,74 @@
+"""The settings of group-aware credit: which groups a rollout is compared with, and what is remembered of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from coterie.config.section import Section
+
+Part = Literal[
+    "siblings", "batch", "prompt", "tree", "linear", "root", "semantic", "complexity", "task", "reward", "temporal"
+]
+
+
+class GroupingConfig(Section):
+    """Baselines from groups at several scales: siblings, step, the prompt's past, regions of similar prompts, all."""
+
+    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack"] = "prompt"
+    """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
+    heb, every scale in one model; heb-stack, several of these, weighted by what their errors cost."""
+    without: list[Part] = Field(default_factory=list)
+    """Scales (siblings, batch, prompt, tree, linear, root) and signals (semantic, complexity, task, reward, temporal)
+    to leave out: an ablation."""
+    weights: Literal["score_norm", "length", "none"] = "length"
+    """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
+    of the mean: its score norm (needs a scoring pass), its length, or all alike."""
+    embedding: Literal["policy", "none"] = "policy"
+    """Similarity of prompts: the mean of the policy's own last hidden states, or none."""
+    dimensions: int = Field(default=16, ge=1)
+    """Principal directions kept of the embedding."""
+    memory: float = Field(default=40.0, gt=0)
+    """Steps in which what is known of a region fades to 1/e."""
+    prompt_memory: float = Field(default=120.0, gt=0)
+    """Steps in which what is special to a prompt fades to 1/e."""
+    max_leaves: int = Field(default=48, ge=1)
+    """Most regions."""
+    min_weight: float = Field(default=40.0, gt=0)
+    """Rollouts that a region needs."""
+    refit_every: int = Field(default=10, ge=1)
+    """Steps between two drawings of the regions' boundaries (more often at the start)."""
+    rewards: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default_factory=lambda: [0.0, 1.0]
+    )
+    """Smallest and largest reward; none measures the range on the first step."""
+    unit_scale: bool = False
+    """Leave advantages undivided; else they are divided by the root mean squared error of the past."""
+    per_part: bool = False
+    """One model for each part of the reward; their advantages are added with the parts' weights."""
+    allocate: bool = False
+    """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
+    candidates: int = Field(default=4, ge=1)
+    """Prompts looked at for each one drawn."""
+    least: int = Field(default=1, ge=1)
+    """Fewest rollouts of a drawn prompt."""
+    most: int = Field(default=8, ge=1)
+    """Most rollouts of a drawn prompt."""
+    review: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the drawn prompts from regions that are solved, so that they stay so."""
+    uniform: bool = False
+    """Weigh advantages so that the objective stays the mean over all prompts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GroupingConfig:
+        if self.rewards is not None and self.rewards[0] >= self.rewards[1]:
+            raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
+        if self.least > self.most:
+            raise ValueError(f"least = {self.least} must not be above most = {self.most}")
+        if self.allocate and self.preset in ("prompt", "rloo", "global", "js2"):
+            raise ValueError(
+                f"allocate = true needs a preset that expects something of a prompt, tracker, heb or heb-stack; it is "
+                f'"{self.preset}"'
+            )
+        return self

@@ -1,0 +1,180 @@
+"""The settings of the objective: what is maximised, relative to what, and how far one update may go.
+
+Each setting is one choice; a published method is a row of them in `coterie.config.algorithms`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from coterie.config.section import FUNCTION, Section
+
+UserFunction = Annotated[str, Field(pattern=FUNCTION)]
+
+
+class ObjectiveConfig(Section):
+    """The surrogate that is maximised, its trust region, its denominator, and the KL and entropy terms."""
+
+    ratio: Literal["token", "sequence", "sequence_token"] = "token"
+    """What is compared with the policy that started the update: each token (PPO, GRPO), the geometric mean over the
+    completion (GSPO), or that mean with each token's own gradient (GSPO-token)."""
+    surrogate: Literal["min", "none", "detached", "soft", "geometric", "tv", "kl", "gamma"] | UserFunction = "min"
+    """What bounds the step: min(ρA, clip(ρ)A); none (ρA); detached, the clipped ratio as a constant weight (CISPO);
+    soft, a sigmoid gate (SAPO); geometric, the clipped geometric mean (GMPO); tv or kl, a mask by the change of the
+    token's probability (DPPO); gamma, a smooth weight of the whole completion's ratio (VESPO); or `module:function`."""
+    clip_low: float = Field(default=0.2, gt=0)
+    """Lower bound: 1 - clip_low of the ratio (min, detached; 1 or more is no bound), e^-clip_low (geometric), or the
+    allowed fall of a probability (tv) and the allowed divergence (kl)."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """Upper bound, in the same units."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """For negative advantages, the ratio counts at most this much (dual-clip PPO); none = no bound."""
+    ratio_cap: float | None = Field(default=None, gt=1)
+    """The ratio never counts more than this, for either sign (INTELLECT-2's delta); larger than 1 + clip_high."""
+    soft_positive: float = Field(default=1.0, gt=0)
+    """Temperature of the soft gate for positive advantages."""
+    soft_negative: float = Field(default=1.05, gt=0)
+    """Temperature of the soft gate for negative advantages."""
+    off_policy_mask: float | None = Field(default=None, gt=0)
+    """Leave out completions with a negative advantage whose tokens have become less likely than when sampled by more
+    than this, in nats a token (DeepSeek-V3.2)."""
+    normalize: Literal["sequence", "token", "constant", "sequence_sum", "prompt"] = "sequence"
+    """Denominator: sequence, mean over a rollout's tokens, then over rollouts (GRPO); token, mean over all tokens
+    (DAPO); constant, sum over tokens / sampling.max_tokens (Dr. GRPO); sequence_sum, sum over tokens, mean over
+    rollouts (REINFORCE, RLOO); prompt, mean over the tokens of a prompt, then over prompts (ScaleRL)."""
+    kl_beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference; 0 needs no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"] = "k3"
+    """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 has a
+    gradient in the reward only."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """Where the KL counts: a term of the loss, or a penalty on each token's reward (k1), before the advantage."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Adapt kl_beta so that the KL to the reference, in nats a token, stays near this; none = constant."""
+    kl_horizon: float = Field(default=10_000, gt=0)
+    """Rollouts over which the adaptation acts."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Weight of the policy's entropy, added to what is maximised."""
+    entropy_target: float | None = Field(default=None, gt=0)
+    """Adapt entropy_bonus in steps of 0.005 while the entropy is below this, in nats a token; none = constant."""
+    entropy_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of tokens, those of highest entropy in an optimizer step, whose policy gradient counts; 0.2 in the paper
+    on high-entropy minority tokens."""
+    mask_truncated: bool = False
+    """Leave rollouts that hit the token limit out of the update (they still count in their group)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of your own surrogate."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ObjectiveConfig:
+        if self.ratio_cap is not None and self.ratio_cap <= 1 + self.clip_high:
+            raise ValueError(
+                f"ratio_cap = {self.ratio_cap} must be larger than 1 + clip_high = {1 + self.clip_high}, which "
+                "bounds the ratio already"
+            )
+        if self.kl_place == "reward" and self.kl_estimator != "k1":
+            raise ValueError(
+                f'kl_place = "reward" needs kl_estimator = "k1": as a reward, {self.kl_estimator} has a wrong gradient'
+            )
+        if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
+            raise ValueError('kl_estimator = "k1" has no gradient in the loss; set kl_place = "reward", or use k3')
+        if self.kl_target is not None and (self.kl_beta == 0 or self.kl_place == "reward"):
+            raise ValueError(
+                'kl_target adapts the KL in the loss: it needs kl_place = "loss" and a kl_beta to start from, e.g. '
+                f'0.01; they are "{self.kl_place}" and {self.kl_beta}'
+            )
+        return self
+
+
+class AdvantageConfig(Section):
+    """What a rollout's reward is compared with."""
+
+    baseline: (
+        Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "runner_up", "js2", "none"]
+        | UserFunction
+    ) = "group_mean"
+    """Subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the others'
+    mean weighted by length (OPO), the second best for the best and nothing for the rest (pass@k), the group's mean
+    shrunk towards the other groups' (js2), nothing, or `module:function`."""
+    scale: Literal["group_std", "batch_std", "group_mean", "beta", "none"] = "group_std"
+    """Divided by: the group's standard deviation (GRPO), the batch's, the group's mean (MaxRL), a Beta density
+    (BNPO), or nothing (Dr. GRPO)."""
+    whiten: Literal["none", "samples", "tokens"] = "none"
+    """Shift and scale the advantages of the whole batch to mean 0 and deviation 1, over rollouts or over tokens."""
+    per_part: bool = False
+    """Estimate each part of the reward on its own, then add (GDPO)."""
+    step_weight: float = Field(default=0.0, ge=0)
+    """Weight of the advantages of reasoning steps (process supervision), beside the answer's."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of your own baseline."""
+
+
+class MismatchConfig(Section):
+    """What is done where the sampler's and the learner's probabilities of the same token differ."""
+
+    correction: Literal[
+        "none",
+        "token_truncate",
+        "token_clip",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+        "geometric_mask",
+    ] = "token_truncate"
+    """Weight by learner/sampler: per token cut at `high` (TIS), cut at both ends, or zero outside (IcePop); the same
+    for the whole completion; or only drop completions whose geometric mean is outside."""
+    low: float = Field(default=0.0, ge=0)
+    """Lower bound of the weight."""
+    high: float = Field(default=2.0, gt=0)
+    """Upper bound of the weight."""
+    veto: float | None = Field(default=None, gt=0, lt=1)
+    """Drop a completion when any of its tokens has a weight below this."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MismatchConfig:
+        if self.low >= self.high:
+            raise ValueError(f"mismatch.low = {self.low} must be smaller than mismatch.high = {self.high}")
+        return self
+
+
+class ReferenceConfig(Section):
+    """The policy that the KL is taken to: the one at the start, unless it is renewed."""
+
+    every: int = Field(default=0, ge=0)
+    """Renew the reference every so many steps (DeepSeek-R1: 400); 0 = never."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """When it is renewed: this share of the policy, the rest of the old reference (TR-DPO: 0.6); none = a copy."""
+
+    @model_validator(mode="after")
+    def _renewed(self) -> ReferenceConfig:
+        if self.ema is not None and not self.every:
+            raise ValueError("reference.ema needs reference.every: how many steps lie between two renewals")
+        return self
+
+
+class CriticConfig(Section):
+    """A learned value of each token as the baseline: PPO. Leave it out for GRPO."""
+
+    kind: Literal["head", "model"] = "head"
+    """head: one linear layer on the policy's last hidden states, which it also trains; model: a copy of the policy's
+    decoder of its own."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Learning rate of the critic's own weights; warm-up and schedule are those of `optim`."""
+    coefficient: float = Field(default=0.5, gt=0)
+    """Weight of the value loss."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount a token."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation, for the policy."""
+    value_lam: float = Field(default=1.0, ge=0, le=1)
+    """λ of the critic's targets; 1 = the return itself (VC-PPO)."""
+    length_alpha: float | None = Field(default=None, gt=0)
+    """Let λ grow with the completion, 1 - 1/(length_alpha · tokens), instead of `lam` (VAPO: 0.05)."""
+    clip: float | None = Field(default=None, gt=0)
+    """Clip the value's change in one update to this, as PPO's code does; it slows the critic. none = off."""
+    warmup: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns."""
+    bounded: bool = False
+    """Read the value as a probability, and train it with cross-entropy: for rewards between 0 and 1."""

@@ -1,0 +1,140 @@
+"""A learned value of each token, for PPO: what reward is still to come, judged from the state that predicts it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coterie.algo.precision import at_least_float32
+from coterie.algo.value_loss import binary_value_loss, squared_value_loss
+from coterie.batches import Batch
+from coterie.config.schema import CriticConfig, OptimConfig
+from coterie.errors import CheckpointError
+from coterie.policy.kernel import choose_kernel, packed_layout, pad_row
+from coterie.policy.model import Policy
+from coterie.policy.optim import MasterAdamW, learning_rate
+
+FILE = "critic.safetensors"
+
+
+class Critic:
+    """One linear layer on the hidden states of the policy, or of a decoder of its own.
+
+    It starts at zero, so that the first advantages are the rewards themselves.
+
+    Args:
+        policy: whose hidden states are read.
+        trunk: a decoder of its own (`kind = "model"`); None shares the policy's and trains it too.
+        total_steps: optimizer steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self, policy: Policy, trunk: Policy | None, *, config: CriticConfig, optim: OptimConfig, total_steps: int
+    ) -> None:
+        self.config = config
+        self.trunk = trunk
+        self.total_steps = total_steps
+        self.optim = optim.model_copy(update={"lr": config.lr})
+        exact = at_least_float32(policy.dtype)
+        self.head = nn.Linear(policy.head.in_features, 1, dtype=exact, device=policy.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        parameters = {f"critic/head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        if trunk is not None:
+            if trunk.head.weight is not trunk.model.get_input_embeddings().weight:
+                trunk.head.requires_grad_(False)  # the decoder's states are read before it
+            self.kernel = choose_kernel(trunk, optim.attention)
+            parameters |= {f"critic/{name}": parameter for name, parameter in trunk.parameters().items()}
+        self.optimizer = MasterAdamW(parameters, self.optim)
+
+    def values(self, batch: Batch, states: Tensor) -> Tensor:
+        """[N] the value before each trained token; with `bounded`, a probability.
+
+        Args:
+            batch: the packed row.
+            states: [N, D] the policy's hidden states that predict the trained tokens.
+        """
+        logits = self._logits(batch, states)
+        return torch.sigmoid(logits) if self.config.bounded else logits
+
+    def loss(self, batch: Batch, states: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The value loss of this part, weighted and summed, and the values [N], detached."""
+        logits = self._logits(batch, states)
+        values = torch.sigmoid(logits) if self.config.bounded else logits
+        if batch.returns is None or batch.values is None:
+            return logits.sum() * 0.0, values.detach()  # a pre-flight pass has no targets
+        targets = torch.from_numpy(batch.returns).to(values)
+        old = torch.from_numpy(batch.values).to(values)
+        if self.config.bounded:
+            found = binary_value_loss(logits, targets, weights.to(values))
+        else:
+            found = squared_value_loss(values, targets, weights.to(values), old_values=old, clip=self.config.clip)
+        return self.config.coefficient * found.loss, values.detach()
+
+    def _logits(self, batch: Batch, states: Tensor) -> Tensor:
+        if self.trunk is not None:
+            device = self.trunk.device
+            layout = packed_layout(batch.segments, device, self.kernel)
+            tokens = torch.from_numpy(batch.tokens).to(device)[None]
+            positions = torch.from_numpy(batch.positions).to(device)[None]
+            hidden = self.trunk.hidden(*pad_row(tokens, positions, layout), layout)[0]
+            states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
+        return self.head(states.to(self.head.weight.dtype))[:, 0]
+
+    def step(self, count: int) -> float:
+        """Optimizer step `count` (from 1); returns the gradient norm, and takes no step where that is not finite."""
+        return self.optimizer.step(learning_rate(self.optim, count, self.total_steps))
+
+    def save(self, folder: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in self.optimizer.state().items()}, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            CheckpointError: the file does not open, or is of another critic.
+        """
+        try:
+            tensors = load_file(folder / FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {folder / FILE}: {error}") from error
+        self.optimizer.load(tensors)
+
+
+class ValueMetrics:
+    """How well the critic foresees its targets, as sums over the packed batches of one update."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums = dict.fromkeys(("value", "return", "return2", "error", "error2", "loss"), 0.0)
+
+    def add(self, batch: Batch, values: Tensor, loss: Tensor) -> None:
+        """Add one part; `values` [N] are those before the step."""
+        if batch.returns is None:
+            return
+        targets = torch.from_numpy(batch.returns)
+        said = values.detach().double().cpu()
+        error = targets - said
+        self.count += len(targets)
+        for name, found in (("value", said), ("return", targets), ("error", error)):
+            self.sums[name] += float(found.sum())
+        self.sums["return2"] += float(targets.square().sum())
+        self.sums["error2"] += float(error.square().sum())
+        self.sums["loss"] += float(loss.detach())
+
+    def summary(self) -> Mapping[str, float]:
+        """Mean value, loss, and explained variance 1 - Var(R - V)/Var(R); empty without a critic."""
+        if not self.count:
+            return {}
+        mean = {name: total / self.count for name, total in self.sums.items() if name != "loss"}
+        spread = mean["return2"] - mean["return"] ** 2
+        found = {"critic/value": mean["value"], "critic/loss": self.sums["loss"]}
+        if spread > 1e-12:
+            found["critic/explained_variance"] = 1 - (mean["error2"] - mean["error"] ** 2) / spread
+        return {name: value for name, value in found.items() if math.isfinite(value)}

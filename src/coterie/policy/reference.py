@@ -1,0 +1,67 @@
+"""The policy that the KL is taken to: frozen, unless the run renews it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from coterie.config.schema import ReferenceConfig
+from coterie.errors import CheckpointError
+from coterie.policy.model import Policy
+
+FILE = "reference.safetensors"
+
+
+class Reference:
+    """A frozen copy of the policy, or, for an adapter, the policy without it.
+
+    Args:
+        policy: the one that is trained.
+        copy: frozen weights; None takes the policy with its adapters off.
+        config: when it is renewed, and how.
+    """
+
+    def __init__(self, policy: Policy, copy: Policy | None, config: ReferenceConfig) -> None:
+        self.policy = policy
+        self.copy = copy
+        self.config = config
+
+    def due(self, step: int) -> bool:
+        """Whether the reference is renewed after this training step."""
+        return bool(self.config.every) and step % self.config.every == 0
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Copy the policy, or move towards it: ref ← ema·π + (1 - ema)·ref (TR-DPO, arXiv 2404.09656)."""
+        if self.copy is None:
+            return
+        now = dict(self.policy.model.named_parameters())
+        for name, parameter in self.copy.model.named_parameters():
+            if self.config.ema is None:
+                parameter.copy_(now[name])
+            else:
+                parameter.lerp_(now[name].to(parameter.dtype), self.config.ema)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, where they are not simply those of the start."""
+        if self.copy is not None and self.config.every:
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self.copy.model.named_parameters()}
+            save_file(tensors, folder / FILE)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            CheckpointError: the checkpoint lacks it.
+        """
+        if self.copy is None or not self.config.every:
+            return
+        try:
+            tensors = load_file(folder / FILE)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {folder / FILE}: {error}") from error
+        for name, parameter in self.copy.model.named_parameters():
+            parameter.copy_(tensors[name])
