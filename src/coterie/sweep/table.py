@@ -1,0 +1,64 @@
+"""A sweep's results side by side, as a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from coterie.algo.statistics import Estimate, t_interval
+from coterie.sweep.result import CellResult
+
+GIB = 1 << 30
+
+NOTE = (
+    "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "
+    "all steps. Collapsed: did not finish, or the last tenth of the steps has less than half of the reward of the best "
+    "tenth."
+)
+
+
+def by_setting(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """The results of all seeds of each setting, in order of appearance."""
+    found: dict[str, list[CellResult]] = {}
+    for one in results:
+        found.setdefault(one.cell.label, []).append(one)
+    return found
+
+
+def over_seeds(results: Sequence[CellResult], value: Callable[[CellResult], float | None]) -> Estimate | None:
+    """Mean and interval of what the seeds have; None where none has it."""
+    values = [found for one in results if (found := value(one)) is not None and found == found]
+    return t_interval(values) if values else None
+
+
+def markdown(results: Sequence[CellResult]) -> str:
+    """The table, and below it what its columns mean."""
+    lines = [
+        "| setting | seeds | held-out before → after, % | reward, area | s/step | peak GiB | collapsed |",
+        "| --- | --: | --- | --- | --: | --: | --: |",
+        *(_row(label, found) for label, found in by_setting(results).items()),
+    ]
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
+
+
+def _row(label: str, found: Sequence[CellResult]) -> str:
+    whole = [one for one in found if not one.failed]
+    before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
+    seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
+    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {_interval(after, 100)}"
+    cells = [
+        f"`{label}`",
+        str(len(found)),
+        change,
+        _interval(over_seeds(whole, lambda one: one.area), 1, 3),
+        "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
+        "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
+        f"{sum(one.collapsed for one in found)}/{len(found)}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _interval(found: Estimate | None, factor: float, digits: int = 1) -> str:
+    if found is None:
+        return "–"
+    value, low, high = (f"{factor * number:.{digits}f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"

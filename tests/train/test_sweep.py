@@ -1,0 +1,92 @@
+"""A sweep runs every combination once, goes on where it was, and says what came out, failures included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs_for_tests import make_config
+
+from coterie.cli import main
+from coterie.errors import ConfigError
+from coterie.sweep.grid import Cell, cells, parse_arms, parse_seeds, parse_vary
+from coterie.sweep.result import CellResult
+from coterie.sweep.table import markdown
+
+
+def test_every_combination_has_a_name_of_its_own() -> None:
+    arms = parse_arms(["grpo: algorithm=grpo", "own critic: algorithm=ppo critic.kind=model"])
+    found = cells(parse_vary(["optim.lr=1e-5, 2e-5"]), parse_seeds("0-1,7"), arms)
+    assert len(found) == 3 * 2 * 2
+    assert [one.seed for one in found[:4]] == [0, 0, 0, 0]
+    assert len({one.name for one in found}) == len(found)
+    assert found[2].name == "own_critic--lr-1e-5--seed-0"
+    assert found[2].words() == ["algorithm=ppo", "critic.kind=model", "optim.lr=1e-5", "seed=0"]
+
+
+@pytest.mark.parametrize("word", ["optim.lr", "=1", "optim.lr=", "seed=1,2"])
+def test_what_is_no_variation_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="--vary"):
+        parse_vary([word])
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2"])
+def test_what_is_no_seed_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("word", ["nothing", ": a=1", "x: a"])
+def test_what_is_no_arm_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="--arm"):
+        parse_arms([word])
+
+
+def result(rewards: list[float], *, seed: int = 0, failed: bool = False) -> CellResult:
+    return CellResult(
+        cell=Cell(arm="a", seed=seed),
+        steps=len(rewards),
+        rewards=tuple(rewards),
+        before=0.1,
+        after=0.2 + seed / 10,
+        seconds=2.0,
+        peak=float(1 << 30),
+        failed=failed,
+    )
+
+
+def test_a_run_that_loses_half_of_its_reward_has_collapsed() -> None:
+    rising = np.linspace(0.1, 0.8, 40).tolist()
+    assert not result(rising).collapsed
+    assert result([*rising, *[0.3] * 10]).collapsed
+    assert not result([*rising, *[0.5] * 10]).collapsed
+    assert result(rising, failed=True).collapsed
+
+
+def test_the_table_has_means_with_intervals_and_counts_collapses() -> None:
+    table = markdown([result([0.5] * 10, seed=0), result([0.5] * 10, seed=1), result([0.5], seed=2, failed=True)])
+    assert "| `a` | 3 | 10.0 → 25.0 [-38.5, 88.5] | 0.500 [0.500, 0.500] | 2.00 ± 0.00 | 1.00 ± 0.00 | 1/3 |" in table
+
+
+def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from coterie.config.algorithms import stored
+    from coterie.config.toml import dumps
+
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path, steps=2, eval={"every": 0}, name="")
+    (tmp_path / "base.toml").write_text(dumps(stored(config)), encoding="utf-8")
+    words = ["sweep", "@", "base.toml", "--vary", "optim.lr=1e-3,1e-2", "--seeds", "0-1", "--out", "out"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "`optim.lr=1e-3` | 2 |" in table
+    assert (tmp_path / "out" / "sweep.png").is_file()
+    rows = json.loads((tmp_path / "out" / "sweep-results.json").read_text())
+    assert [(row["seed"], row["setting"]) for row in rows] == [
+        (seed, f"optim.lr={rate}") for seed in (0, 1) for rate in ("1e-3", "1e-2")
+    ]
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+    assert main([*words, "--steps", "3"]) == 1
+    assert "other settings" in capsys.readouterr().err
