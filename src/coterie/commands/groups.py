@@ -1,0 +1,54 @@
+"""groups: the regions that a run compares its rollouts in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coterie.commands.common import JSON, cell, print_json
+from coterie.commands.runs import Root, Run
+from coterie.text import safe_text
+
+
+def groups(
+    run: Run,
+    root: Root = Path("runs"),
+    step: Annotated[int | None, typer.Option(help="Checkpoint to look at; the newest when left out.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw prompts by similarity and success into this PNG.")] = None,
+    json_: bool = JSON,
+) -> None:
+    """Print the regions of a group-aware run.
+
+    The tree with its rules in words, sizes, success, drift, examples, and how it moved.
+    """
+    from coterie.errors import RunError
+    from coterie.train.regions import draw, read
+
+    found = read(Path(run), root, step)
+    if plot is not None and not draw(plot, found):
+        raise RunError(
+            f"{plot} was not drawn: it needs matplotlib (pip install 'coterie[train]') and a step with prompts"
+        )
+    if json_:
+        print_json(found.plain())
+        return
+    typer.echo(f"{found.run}, step {found.step}: {found.summary()}\n")
+    for region in found.regions:
+        start = "  " * region.depth
+        typer.echo(
+            f"{start}{safe_text(region.rule)}: success {cell(region.success)} ({region.drift:+.2f} over the window), "
+            f"spread {cell(region.spread)}, {region.prompts} prompts"
+        )
+        if region.leaf and region.examples:
+            typer.echo(f"{start}  e.g. {safe_text(', '.join(region.examples))}")
+    if found.moved:
+        typer.echo("\nhow it moved")
+    for at, what in found.moved:
+        typer.echo(f"  step {at}: {safe_text(what)}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb to the program."""
+    app.command()(groups)

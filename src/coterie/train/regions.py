@@ -1,0 +1,153 @@
+"""The regions of a group-aware run, read from a checkpoint: for people, for programs, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.algo.grouping.heb import GroupAwareBaseline
+from coterie.algo.grouping.summary import Region, regions
+from coterie.config.load import load_file
+from coterie.errors import RunError
+from coterie.runs import checkpoint
+from coterie.runs.directory import find
+from coterie.runs.metrics import MetricsDB
+from coterie.train.credit import Terms
+from coterie.train.grouping import FACTS, GroupAwareJudge, PromptFeatures
+
+EVENT = "groups"
+"""Kind of the events that say how boundaries moved."""
+PANELS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunGroups:
+    """What a run's estimator knew after a step."""
+
+    run: str
+    step: int
+    preset: str
+    model: GroupAwareBaseline
+    regions: tuple[Region, ...]
+    moved: tuple[tuple[int, str], ...]
+    """(step, what was split or merged), oldest first."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        weights = self.model.stack.weights.mean(axis=0)
+        return {
+            "run": self.run,
+            "step": self.step,
+            "preset": self.preset,
+            "experts": {name: float(w) for name, w in zip(self.model.experts, weights, strict=True)},
+            "unit": self.model.scale,
+            "regions": [asdict(region) for region in self.regions],
+            "moved": [{"step": step, "what": what} for step, what in self.moved],
+        }
+
+    def summary(self) -> str:
+        """One line."""
+        leaves = sum(region.leaf for region in self.regions)
+        weights = zip(self.model.experts, self.model.stack.weights.mean(axis=0), strict=True)
+        experts = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights)
+        return f"{self.preset}, {leaves} regions of {len(self.model.book.rows)} prompts seen; experts {experts}"
+
+
+def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
+    """The groups of a run at a checkpoint, the newest by default.
+
+    Raises:
+        RunError: no such run or checkpoint, or one without groups.
+        CheckpointError: the checkpoint does not verify.
+    """
+    path = find(run, root)
+    config = load_file(path / "config.toml").config
+    if config.grouping.preset == "prompt":
+        raise RunError(
+            f'{path} compares attempts at the same prompt only (grouping.preset = "prompt"): it has no regions; train '
+            'with grouping.preset = "heb-stack"'
+        )
+    folder, at = _checkpoint(path, step)
+    features = PromptFeatures((), {}, None, dimensions=config.grouping.dimensions, seed=config.seed)
+    judge = GroupAwareJudge(
+        config.grouping,
+        terms=Terms(clip_low=0.0, clip_high=0.0),
+        features=features,
+        part_weights={part.key: part.weight for part in config.rewards.parts},
+        seed=config.seed,
+    )
+    judge.load(folder)
+    model = next(iter(judge.models.values()))
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        moved = [(event.step or 0, event.message) for event in database.events(EVENT) if (event.step or 0) <= at]
+    return RunGroups(
+        run=path.name,
+        step=at,
+        preset=config.grouping.preset,
+        model=model,
+        regions=tuple(regions(model)),
+        moved=tuple(moved),
+    )
+
+
+def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
+    found = checkpoint.newest(path / "checkpoints")
+    if step is None and found is not None and (found.path / FACTS).is_file():
+        return found.path, found.step
+    folder = path / "checkpoints" / f"step_{step or 0:06d}"
+    if not (folder / FACTS).is_file():
+        there = ", ".join(sorted(one.parent.name for one in path.glob(f"checkpoints/*/{FACTS}"))) or "none"
+        raise RunError(f"{path} has no checkpoint with groups at step {step}; those that there are: {there}")
+    return folder, step or 0
+
+
+def draw(file: Path, found: RunGroups) -> bool:
+    """Prompts in feature space, coloured by how well they were solved, in thirds of the window; False without
+    matplotlib, or when nothing was seen."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    steps = list(found.model.window.steps)
+    if not steps:
+        return False
+    points = _plane(found.model)
+    figure = Figure(figsize=(11, 3.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, PANELS, sharex=True, sharey=True)
+    low, high = found.model.range or (0.0, 1.0)
+    shade = None
+    for axis, part in zip(axes, np.array_split(np.arange(len(steps)), PANELS), strict=True):
+        seen = [steps[index] for index in part]
+        axis.scatter(points[:, 0], points[:, 1], s=4, color="#DDDDDD")
+        if seen:
+            rows = np.concatenate([one.rows for one in seen])
+            mean = low + (high - low) * np.concatenate([one.mean for one in seen])
+            shade = axis.scatter(
+                points[rows, 0], points[rows, 1], c=mean, s=18, cmap="viridis", vmin=low, vmax=high, linewidths=0
+            )
+            first, last = found.step - len(steps) + part[0] + 1, found.step - len(steps) + part[-1] + 1
+            axis.set_title(f"steps {first} to {last}", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].set_ylabel("prompts by similarity (two principal directions)")
+    if shade is not None:
+        figure.colorbar(shade, ax=axes, label="mean reward", shrink=0.9)
+    figure.savefig(file)
+    return True
+
+
+def _plane(model: GroupAwareBaseline) -> np.ndarray:
+    """[prompts, 2] the features' two leading principal directions, those of meaning where there are any."""
+    names: Sequence[int] = [i for i, column in enumerate(model.columns) if column.signal == "semantic"]
+    features = model.book.features[: len(model.book.rows)]
+    chosen = features[:, names] if len(names) > 1 else features
+    centred = chosen - chosen.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ directions[:2].T
+    return np.pad(plane, ((0, 0), (0, max(0, 2 - plane.shape[1]))))
