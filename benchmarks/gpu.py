@@ -264,11 +264,12 @@ def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float
 
 
 def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -> list[Any]:
-    from coterie.algo.advantages import credit_groups
+    from coterie.algo.advantages import AdvantageRule, credit
     from coterie.algo.groups import by_prompt
     from coterie.batches import plan
 
-    credits = credit_groups(by_prompt(rollouts), scale=True, clip_low=0.2, clip_high=0.2)
+    by_id = {rollout.id: rollout for rollout in rollouts}
+    credits = credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
     return plan(rollouts, credits, normalize="token", token_budget=work.budget, skip_zero=skip_zero)
 
 
@@ -417,12 +418,11 @@ def bench_kernels(report: Report, work: Work, policy: Any, batches: Sequence[Any
 
 
 def learner_of(policy: Any) -> Any:
-    from coterie.config.schema import ObjectiveConfig, OptimConfig
+    from coterie.algo.objective import Objective
+    from coterie.config.schema import OptimConfig
     from coterie.policy.learner import Learner
 
-    return Learner(
-        policy, optim=OptimConfig(lr=1e-6), objective=ObjectiveConfig(kl_beta=0.0), temperature=1.0, total_steps=1000
-    )
+    return Learner(policy, optim=OptimConfig(lr=1e-6), objective=Objective(), temperature=1.0, total_steps=1000)
 
 
 def bench_update(report: Report, work: Work, learner: Any, batches: Sequence[Any]) -> None:

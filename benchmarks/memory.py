@@ -61,6 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from coterie import parts
     from coterie.batches import largest
     from coterie.config.schema import RunConfig
+    from coterie.learning import objective_for
     from coterie.observer import Silent
     from coterie.policy import memory
     from coterie.policy.learner import Learner
@@ -88,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         memory.reset_peak(policy.device)
 
     mark("loaded")
-    learner = Learner(policy, optim=config.optim, objective=config.objective, temperature=1.0, total_steps=2)
+    learner = Learner(policy, optim=config.optim, objective=objective_for(config), temperature=1.0, total_steps=2)
     mark("learner")
     _sample(config, source, policy, options)
     mark("sampling")

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import torch
 
-from coterie.algo.advantages import credit_groups
+from coterie.algo import advantages
+from coterie.algo.advantages import AdvantageRule
 from coterie.algo.groups import by_prompt
-from coterie.algo.losses import LossInputs, grpo_loss
+from coterie.algo.losses import LossInputs, policy_loss
+from coterie.algo.objective import Objective
 from coterie.algo.sampling import sample
 from coterie.algo.streams import generator, uniforms
 from coterie.engines.base import Request, Sampling
@@ -122,26 +124,28 @@ def credit(rollouts: list[Rollout]) -> list[Credit]:
 
     No critic: (reward - mean of the group) / standard deviation of the group. Where all are equal, nobody learns.
     """
-    return credit_groups(by_prompt(rollouts), scale=True, clip_low=0.2, clip_high=0.2)
+    by_id = {rollout.id: rollout for rollout in rollouts}
+    return advantages.credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
 
 
 def update(logits: torch.Tensor, rollouts: list[Rollout], credits: list[Credit]) -> float:
     """Phase 4: one gradient step on the clipped objective; returns the loss."""
-    advantages = {one.rollout_id: one.advantage for one in credits}
+    earned = {one.rollout_id: one.advantage for one in credits}
     ways = torch.tensor([rollout.turns[0].tokens[0] for rollout in rollouts])
     logprobs = torch.log_softmax(logits, -1)[ways]  # log π(way), with gradient
     count = len(rollouts)
-    outputs = grpo_loss(
+    outputs = policy_loss(
         LossInputs(
             logprobs=logprobs,
             old_logprobs=logprobs.detach(),  # one step per batch: the ratio is 1, its gradient is not 0
-            reference_logprobs=None,
-            advantages=torch.tensor([advantages[rollout.id] for rollout in rollouts]),
+            sampler_logprobs=torch.tensor([rollout.turns[0].sampler_logprobs[0] for rollout in rollouts]),
+            advantages=torch.tensor([earned[rollout.id] for rollout in rollouts]),
             clip_low=torch.full((count,), 0.2),
             clip_high=torch.full((count,), 0.2),
             weights=torch.full((count,), 1 / count),  # one global denominator
+            rollout=torch.arange(count),  # one token each
         ),
-        kl_beta=0.0,
+        Objective(correction="none"),
     )
     (gradient,) = torch.autograd.grad(outputs.loss, logits)
     with torch.no_grad():

@@ -34,7 +34,9 @@ class Letters:
 class Marks:
     """1 for a completion that starts with the answer; `?` makes it an error."""
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
     def _one(self, prompt: Prompt, text: str) -> Score:

@@ -14,12 +14,12 @@ import coterie
 ROOT = Path(coterie.__file__).parent
 LAYERS = [
     {"text", "types", "errors", "observer"},
-    {"config", "algo", "batches", "machine", "threads"},
+    {"config", "algo", "diagnosis", "batches", "machine", "threads"},
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},
     {"train"},
-    {"assemble", "parts", "chatting", "checks", "demo", "one_off"},
-    {"bench"},
+    {"assemble", "parts", "learning", "chatting", "checks", "demo", "one_off"},
+    {"bench", "sweep"},
     {"console", "commands", "cli", "__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}

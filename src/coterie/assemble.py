@@ -12,10 +12,11 @@ import torch
 
 from coterie import machine
 from coterie.checks import dry_run, preflight, validate
+from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
-from coterie.errors import CheckpointError
+from coterie.errors import CheckpointError, CollapseError
 from coterie.observer import Observer, RunInfo, Silent
 from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
@@ -32,6 +33,7 @@ from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import json_dumps
 from coterie.train.grpo import Trainer
+from coterie.train.guard import refuse_to_repeat, stop_rules, why_it_ended
 from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
@@ -49,8 +51,9 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 
 def _config_hash(config: RunConfig) -> str:
     """Names the settings a checkpoint belongs to: not where the run lies, nor how long it goes on, so that a finished
-    run can be taken further (with a linear schedule, the rate then follows the new length)."""
-    held = _without_nulls(config.model_dump(mode="json", exclude={"name", "runs", "steps"}))
+    run can be taken further (with a linear schedule, the rate then follows the new length); nor when a stop rule would
+    end it, so that one can be relaxed."""
+    held = _without_nulls(config.model_dump(mode="json", exclude={"name", "runs", "steps", "stop"}))
     return hashlib.sha256(json_dumps(held).encode()).hexdigest()[:16]
 
 
@@ -77,7 +80,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
         policy = policy_for(config, inputs)
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
-            run.write_config(config.model_copy(update={"name": ""}).model_dump(mode="json"))
+            run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
             return _go(config, observer, run, inputs, policy, scorer, fresh=True)
 
@@ -86,12 +89,13 @@ def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Pa
     """Continue a run from its newest verified checkpoint to its target step, bit for bit as if never interrupted.
 
     Raises:
-        RunError: no such run, or another process uses it.
+        RunError: no such run, another process uses it, or a stop rule ended it and would do so again.
         CheckpointError: there are checkpoints, but none verifies.
     """
     observer = observer or Silent()
     with RunDirectory.open(run, runs) as directory:
         config = load_file(directory.config).config
+        refuse_to_repeat(directory, stop_rules(config.stop))
         use_threads(config)
         inputs = read_inputs(config, observer)
         with Scorer(config.rewards) as scorer:
@@ -116,6 +120,7 @@ def _go(
         keep=config.checkpoint.keep,
         config_hash=_config_hash(config),
         data_hash=inputs.digest(),
+        stops=stop_rules(config.stop),
     )
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
@@ -130,6 +135,9 @@ def _go(
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
         report_run(run)
+    except CollapseError:
+        report_run(run)
+        raise
     except BaseException as error:
         recorder.log.line("error", traceback.format_exc())
         recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
@@ -163,9 +171,11 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
 
 def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
     found = checkpoint.newest(run.checkpoints)
+    ended = why_it_ended(recorder.db)
     if found is None:
         recorder.forget_after(-1)
-        recorder.note(None, "resume", "no checkpoint yet: starting over from step 0, with the same random draws")
+        text = "no checkpoint yet: starting over from step 0, with the same random draws"
+        recorder.note(None, "resume", f"{ended}{text}")
         return
     for what, saved, now in (
         ("settings", found.config_hash, recorder.config_hash),
@@ -179,9 +189,10 @@ def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
     for path, reason in found.skipped:
         recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
     trainer.learner.load(found.path, found.state["learner"])
+    trainer.judge.load(found.path)
     recorder.forget_after(found.step)
     trainer.restore(found.state)
-    recorder.note(found.step, "resume", f"continuing from {found.path.name}")
+    recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
 
 
 def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:

@@ -11,10 +11,11 @@ import torch
 
 from coterie import machine, parts
 from coterie.batches import Batch, largest, plan
-from coterie.config.schema import RunConfig
+from coterie.config.schema import ReferenceConfig, RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved
 from coterie.errors import CoterieError
+from coterie.learning import learner_for
 from coterie.observer import Silent
 from coterie.parts import Inputs
 from coterie.policy import memory
@@ -76,22 +77,21 @@ def dry_run(config: RunConfig) -> Report:
     if policy is None:
         return report
     _batch_line(report, config)
-    learner = report.attempt("settings", lambda: _learner(config, policy))
+    learner = report.attempt("settings", lambda: _learner(config, inputs, policy))
     if learner is not None:
         report.attempt("memory", lambda: _memory_line(report, config, inputs, learner))
         report.attempt("time", lambda: _time_line(report, config, inputs, learner))
     return report
 
 
-def _learner(config: RunConfig, policy: Policy) -> Learner:
-    """One that measures: without a reference."""
-    return Learner(
-        policy,
-        optim=config.optim,
-        objective=config.objective.model_copy(update={"kl_beta": 0.0}),
-        temperature=config.sampling.temperature,
-        total_steps=1,
-    )
+def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
+    """One that measures: without a KL, whose reference is counted beside."""
+    without = {
+        "objective": config.objective.model_copy(update={"kl_beta": 0.0}),
+        "reference": ReferenceConfig(),
+    }
+    plain = config.model_copy(update=without)
+    return learner_for(plain, policy, lambda: parts.load_policy(config, inputs.source))
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:

@@ -252,8 +252,17 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
             f"completion {_clipped_text(rollout.completion, lines)}",
             f"answer     {_clipped_text(prompt.answer or ABSENT, 1)}",
             f"reward     {number(rollout.reward, 2)} ({safe_text(parts or 'no parts')}); {safe_text(ending)}",
+            *([f"steps      {_clipped_text(_steps(rollout), 1)}"] if rollout.step_rewards else []),
         ]
     )
+
+
+def _steps(rollout: Rollout) -> str:
+    """`arithmetic 1 @ 12, 0 @ 30`: value and last token of each step, by step function."""
+    labels: dict[str, list[str]] = {}
+    for step in rollout.step_rewards:
+        labels.setdefault(step.label, []).append(f"{number(step.value, 2)} @ {step.end}")
+    return "; ".join(f"{label} {', '.join(steps)}" for label, steps in labels.items())
 
 
 def _clipped_text(text: str, lines: int, width: int = 400) -> str:

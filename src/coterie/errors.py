@@ -10,7 +10,8 @@ CoterieError
 ├── DoesNotFitError    memory does not hold even one rollout's update
 ├── NonFiniteError     a loss or gradient was NaN or infinite
 ├── CheckpointError    no checkpoint verifies, or one belongs to another run
-└── RunError           a run directory cannot be created, found or resumed
+├── RunError           a run directory cannot be created, found or resumed
+└── CollapseError      a stop rule ended the run (exit code 3)
 """
 
 
@@ -68,3 +69,7 @@ class CheckpointError(CoterieError):
 
 class RunError(CoterieError):
     pass
+
+
+class CollapseError(CoterieError):
+    exit_code = 3

@@ -115,9 +115,9 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
 
 
 def test_train_hands_over_settings_and_sources(assemble, capsys):
-    assert main(["train", "--optim.lr", "1e-4", "steps=3", "--no-objective.scale-advantage"]) == 0
+    assert main(["train", "--optim.lr", "1e-4", "steps=3", "--no-objective.mask-truncated"]) == 0
     [(_, (config, provenance))] = assemble
-    assert (config.optim.lr, config.steps, config.objective.scale_advantage) == (1e-4, 3, False)
+    assert (config.optim.lr, config.steps, config.objective.mask_truncated) == (1e-4, 3, False)
     assert provenance["optim.lr"] == "--optim.lr"
     out = capsys.readouterr().out
     assert "warning: slow" in out
@@ -225,7 +225,7 @@ def test_config_verbs(capsys, tmp_path):
     [
         (["--version"], 0, f"coterie {coterie.__version__}"),
         (["--help"], 0, "Commands:"),
-        (["train", "--help"], 0, "--collect.group-size   whole number >= 2; default 8"),
+        (["train", "--help"], 0, "--collect.group-size   whole number >= 1; default 8"),
         (["train", "--help"], 0, "--dry-run"),
         (["eval", "--help"], 0, "[RUN_OR_MODEL]"),
         ([], 2, "Usage: coterie"),

@@ -85,3 +85,20 @@ def write_files(folder: Path) -> None:
         (run / "checkpoints").mkdir(parents=True)
         recipe = {"chain_sum": "demo", "gsm_symbolic": "gsm-symbolic"}[task]
         (run / "config.toml").write_text((ROOT / f"recipes/{recipe}/config.toml").read_text())
+
+
+DIAGNOSTICS = ROOT / "docs/diagnostics.md"
+METRIC_TABLES = ("Reward", "Advantage and objective", "Update", "Sampler against learner", "Text", "Machine")
+
+
+def rows(page: Path, title: str) -> list[list[str]]:
+    """Cells of a section's table, without its head."""
+    lines = [line for line in section(page, title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def is_documented(metric: str) -> bool:
+    """A metric is explained by its name, or by one that ends in … and stands for all that begin so."""
+    cells = [cells[0] for title in METRIC_TABLES for cells in rows(DIAGNOSTICS, title)]
+    named = re.findall(r"`([^`]+)`", " ".join(cells))
+    return any(metric == name or (name.endswith("…") and metric.startswith(name[:-1])) for name in named)

@@ -116,7 +116,7 @@ def test_the_rewards_of_the_page_do_what_it_says() -> None:
 def test_modules_with_examples() -> None:
     """Every `>>>` in a docstring of the package is run."""
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
-    assert {"advantages", "losses", "kl", "statistics"} <= {file.stem for file in files}
+    assert {"advantages", "surrogates", "kl", "statistics"} <= {file.stem for file in files}
     for file in files:
         name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
         result = doctest.testmod(importlib.import_module(name))
@@ -152,6 +152,22 @@ def test_every_reward_and_its_params_are_on_the_page() -> None:
         if len(cells) == 5 and cells[1].strip().startswith("`"):
             rows[cells[1].strip(" `")] = set(re.findall(r"`(\w+)`", cells[3]))
     assert rows == {name: set(registry.load(name, {}).settings) for name in registry.BUILT_IN}
+
+
+def test_every_step_function_and_its_params_are_on_the_page() -> None:
+    rows = {}
+    for line in section(ROOT / "docs/rewards.md", "Step rewards").splitlines():
+        cells = line.split("|")
+        if len(cells) == 6 and cells[1].strip().startswith("`"):
+            rows[cells[1].strip(" `")] = set(re.findall(r"`(\w+)`", cells[4]))
+    assert rows == {name: set(registry.load(name, {}, steps=True).settings) for name in registry.STEPS}
+
+
+def test_the_steps_of_the_page_do_what_it_says() -> None:
+    (block,) = [block for block in blocks("python") if block.note == "my_steps.py"]
+    page: dict[str, Any] = {}
+    exec(block.text, page)
+    assert page["short_sentences"](["one. and two more.", "none"], most=2) == [[(4, True), (18, False)], []]
 
 
 def test_every_asset_is_on_the_page_with_its_licence() -> None:

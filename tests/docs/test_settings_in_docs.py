@@ -14,6 +14,8 @@ from pages import PAGES, ROOT, Block, blocks, load_module, section, write_files
 from coterie.cli import app
 from coterie.commands.common import split_target
 from coterie.commands.sampling import settings_of
+from coterie.config.fields import bare, is_section
+from coterie.config.functions import user_function
 from coterie.config.load import load
 from coterie.config.schema import ReasoningGymSource, RunConfig, Source
 from coterie.data import assets, tasks
@@ -42,6 +44,11 @@ def check_names(config: RunConfig) -> None:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)
         assert registry.target(part.name)
+    for target in (config.objective.surrogate, config.advantage.baseline):
+        if ":" in target:
+            user_function(target)
+    for step in config.rewards.steps:
+        registry.load(step.name, step.params, steps=True)
     for source in sources(config):
         if source.type == "asset":
             assert source.name in assets.ASSETS
@@ -133,7 +140,7 @@ def test_every_section_is_on_the_page() -> None:
     text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     table = section(ROOT / "docs/configuration.md", "Sections")
     for name, field in RunConfig.model_fields.items():
-        plain = not hasattr(field.annotation, "model_fields")
+        plain = not is_section(bare(field.annotation))
         assert (f"`{name}`" if plain else f"`[{name}]`") in table, name
     assert "COTERIE_" in text
 

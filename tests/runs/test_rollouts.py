@@ -13,13 +13,14 @@ from records import make_prompt, make_record, make_rollout
 
 from coterie.errors import RunError
 from coterie.runs.rollouts import RolloutRecord, read_step, steps, truncate_after, write_step
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
 
 TEXT = st.text(max_size=12)
 """Lone surrogates excluded: a completion with one is read back escaped."""
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
 LOGPROB = st.floats(-50, 0, width=32)
 REAL = st.floats(-1e6, 1e6)
+STEP = st.builds(StepReward, end=st.integers(0, 2**31 - 1), value=REAL, label=TEXT)
 JSON = st.dictionaries(TEXT, st.none() | st.integers() | TEXT | REAL | st.lists(REAL, max_size=2), max_size=3)
 
 
@@ -71,12 +72,14 @@ def records(draw):
         completion=draw(TEXT),
         reward=draw(st.none() | REAL),
         reward_parts=draw(st.dictionaries(TEXT, st.none() | REAL, max_size=3)),
-        step_rewards=tuple(draw(st.lists(REAL, max_size=3))),
+        step_rewards=tuple(draw(st.lists(STEP, max_size=3))),
         outcome=draw(st.sampled_from(Outcome)),
         error=draw(st.none() | TEXT),
         context=context,
     )
-    numbers = {name: draw(REAL) for name in ("advantage", "clip_low", "clip_high")}
+    numbers = {name: draw(REAL) for name in ("clip_low", "clip_high")}
+    reals = st.lists(REAL, max_size=3).map(tuple)
+    numbers |= {"advantage": draw(REAL | reals), "returns": draw(st.none() | reals), "values": draw(st.none() | reals)}
     shares = draw(st.dictionaries(TEXT, REAL, max_size=2))
     credit = draw(st.none() | st.just(Credit(rollout_id=rollout.id, contributions=shares, **numbers)))
     logprobs = draw(st.none() | st.just(tuple(draw(LOGPROB) for _ in range(sampled))))

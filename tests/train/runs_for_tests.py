@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def likes_a(prompts, completions, **columns):
     """The share of the letter a: easy to learn, never all equal."""
     return [text.count("a") / max(1, len(text)) for text in completions]
 '''
-TIMED = ("time/", "speed/")
+TIMED = ("time/", "speed/", "memory/")
 
 
 def make_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -58,6 +59,11 @@ def make_config(root: Path, **changed: Any) -> RunConfig:
         "checkpoint": {"every": 2, "keep": 2},
     }
     return RunConfig.model_validate(_merged(settings, changed))
+
+
+def importable(root: Path) -> str:
+    """PYTHONPATH with which a reward's worker finds what lies in `root`, and this very package."""
+    return os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

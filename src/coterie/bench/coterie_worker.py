@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from coterie.algo.objective import Objective
 from coterie.batches import plan
 from coterie.bench import rewards as rule
 from coterie.bench.rollouts import rollout
 from coterie.bench.wire import STOP, Wire, versions
-from coterie.config.schema import LoraConfig, ModelConfig, ObjectiveConfig, OptimConfig
+from coterie.config.schema import LoraConfig, ModelConfig, OptimConfig, ReferenceConfig
 from coterie.data.chat import load_chat
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
@@ -23,6 +25,7 @@ from coterie.machine import peak_resident
 from coterie.policy.allocator import keep_freed
 from coterie.policy.learner import Learner
 from coterie.policy.model import load
+from coterie.policy.reference import Reference
 from coterie.types import Credit, Rollout, SampleKey, StopReason, Turn
 
 CLIP = 0.2
@@ -44,11 +47,12 @@ class Side:
         cpu = torch.device("cpu")
         self.policy = load(ModelConfig(lora=lora), setup["model"], dtype=dtype, device=cpu)
         reference = None
-        if self.case["kl_beta"] > 0 and not rank:
-            reference = load(ModelConfig(), setup["model"], dtype=dtype, device=cpu)
-            reference.model.requires_grad_(False)
+        if self.case["kl_beta"] > 0:
+            frozen = None if rank else load(ModelConfig(), setup["model"], dtype=dtype, device=cpu)
+            reference = Reference(self.policy, frozen, ReferenceConfig())
         self.optim = OptimConfig()
-        self.objective = ObjectiveConfig(clip_low=CLIP, clip_high=CLIP, kl_beta=self.case["kl_beta"])
+        # Without the correction of rounding between sampler and learner, which the other side does not make either.
+        self.objective = Objective(kl_beta=self.case["kl_beta"], correction="none")
         self.learner = Learner(
             self.policy,
             optim=self.optim,
@@ -62,7 +66,7 @@ class Side:
         self.engine = EmbeddedEngine(self.policy, self.chat, slots=slots, capacity=longest)
 
     def facts(self) -> dict[str, Any]:
-        settings = {"optim": self.optim.model_dump(), "objective": self.objective.model_dump()}
+        settings = {"optim": self.optim.model_dump(), "objective": asdict(self.objective)}
         return {
             "versions": versions("coterie", "torch", "transformers", "peft"),
             "settings": settings | {"dtype": str(self.policy.dtype), "threads": torch.get_num_threads()},

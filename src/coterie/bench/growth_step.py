@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from coterie import batches, machine, parts
+from coterie.algo.objective import Objective
 from coterie.batches import Batch
 from coterie.bench.rollouts import rollout
-from coterie.config.schema import ObjectiveConfig, OptimConfig, RunConfig
+from coterie.config.schema import OptimConfig, RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.observer import Silent
@@ -73,7 +74,7 @@ def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:
 
 def learner_for(policy: Policy) -> Learner:
     """With the default settings of a run."""
-    return Learner(policy, optim=OptimConfig(), objective=ObjectiveConfig(), temperature=1.0, total_steps=1000)
+    return Learner(policy, optim=OptimConfig(), objective=Objective(), temperature=1.0, total_steps=1000)
 
 
 def sampling(tokens: int) -> Sampling:

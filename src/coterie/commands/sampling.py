@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, paint, print_json, print_report, split_target
+from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, paint, plain, print_json, print_report, split_target
 from coterie.errors import ConfigError
 from coterie.text import safe_text
 
@@ -58,6 +58,7 @@ def rollout(
                 "completion": one.completion,
                 "reward": one.reward,
                 "reward_parts": dict(one.reward_parts),
+                "step_rewards": [plain(step) for step in one.step_rewards],
                 "outcome": one.outcome.value,
                 "error": one.error,
             }

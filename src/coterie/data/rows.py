@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import math
-import os
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from coterie.errors import DataError
+from coterie.config.functions import user_function
+from coterie.errors import ConfigError, DataError
 
 _MOST = 5_000_000
 _LONGEST_CELL = 1 << 26
@@ -120,30 +117,10 @@ def _from_mappings(rows: Iterable[Any], source: str) -> Iterator[Row]:
 
 
 def _load(target: str) -> Callable[..., Any]:
-    module_name, _, name = target.partition(":")
-    if not module_name or not name:
-        raise DataError(f"{target!r} is not of the form `module:function`, e.g. `my_data:questions`")
     try:
-        with _importable(os.getcwd()):
-            module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module runs on import
-        raise DataError(
-            f"{target!r}: importing {module_name!r} raised {type(error).__name__}: {error}; it must be installed or "
-            "lie in the folder you start coterie from"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise DataError(f"{target!r}: {module_name!r} has no function {name!r}")
-    return function
-
-
-@contextmanager
-def _importable(folder: str) -> Generator[None]:
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+        return user_function(target)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

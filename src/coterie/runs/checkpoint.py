@@ -48,6 +48,7 @@ def save(
     keep: int,
     run_id: str,
     config_hash: str,
+    spare: int | None = None,
 ) -> Path:
     """Write, publish and re-read one checkpoint; only then delete all but the `keep` newest up to it.
 
@@ -57,6 +58,7 @@ def save(
         root: the run's `checkpoints` folder.
         write: puts the learner's files into the empty folder it is given.
         state: strict JSON, kept as `state.json` beside them.
+        spare: step of a checkpoint that stays in any case.
 
     Raises:
         CheckpointError: it could not be written, or does not read back. Older checkpoints are untouched then.
@@ -66,7 +68,7 @@ def save(
     final = root / f"step_{step:06d}"
     facts = {"kind": "checkpoint", "step": step, "run_id": run_id, "config_hash": config_hash}
     if final.exists() and _is_wanted(final, facts):
-        _prune(root, step, keep)
+        _prune(root, step, keep, spare)
         return final
     tmp = root / f"{LEFTOVER}{final.name}-{os.getpid()}"
     try:
@@ -89,7 +91,7 @@ def save(
             f"the checkpoint just written does not read back: {error}. Older checkpoints are untouched; "
             "check the disk before going on"
         ) from error
-    _prune(root, step, keep)
+    _prune(root, step, keep, spare)
     return final
 
 
@@ -181,10 +183,19 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def _prune(root: Path, step: int, keep: int) -> None:
+def remove_after(root: Path, step: int) -> list[int]:
+    """Delete the checkpoints of later steps; returns those steps."""
+    later = [number for number in steps(root) if number > step]
+    for number in later:
+        _remove(_path(root, number))
+    return later
+
+
+def _prune(root: Path, step: int, keep: int, spare: int | None) -> None:
     # Later steps are left over from before a walk back; they are replaced when training reaches them again.
     for old in [s for s in steps(root) if s <= step][:-keep]:
-        _remove(_path(root, old))
+        if old != spare:
+            _remove(_path(root, old))
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,8 @@ from coterie.runs.metrics import MetricsDB
 
 REWARD_MEAN = "reward/mean"
 REWARD_STD = "reward/std"
+COLLAPSE = "collapse"
+"""Kind of the event that tells which stop rule ended a run; a resume forgets it with the steps it makes again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,7 @@ class RunLine:
 
     name: str
     state: str
-    """running, finished, stopped, or damaged."""
+    """running, finished, stopped, collapsed (a stop rule ended it), or damaged."""
     step: int | None
     steps: int | None
     """As configured."""
@@ -102,7 +104,7 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     return RunSummary(
         name=run.path.resolve().name,
         path=run.path,
-        state=_state(bool(problems), pid, _is_complete(seen, saved, steps)),
+        state=_state(bool(problems), pid, COLLAPSE in seen.events, _is_complete(seen, saved, steps)),
         pid=pid,
         model=config.get("model", {}).get("name"),
         tasks=_tasks(config),
@@ -254,11 +256,13 @@ def _is_complete(seen: _Measured, saved: Sequence[int], steps: int | None) -> bo
     return not seen.before or (seen.after or seen.before)[0].step >= steps
 
 
-def _state(damaged: bool, pid: int | None, complete: bool) -> str:
+def _state(damaged: bool, pid: int | None, collapsed: bool, complete: bool) -> str:
     if damaged:
         return "damaged"
     if pid is not None:
         return "running"
+    if collapsed:
+        return "collapsed"
     return "finished" if complete else "stopped"
 
 

@@ -17,6 +17,7 @@ from coterie.observer import EvalResult, Interval
 from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
+from coterie.runs.health import health_lines
 from coterie.runs.inspect import compare, ends
 from coterie.runs.metrics import Event, MetricsDB
 from coterie.text import safe_text
@@ -80,6 +81,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"# {run.path.resolve().name}",
         f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
+        "## Health\n\n" + "\n".join(health_lines(run.path)),
         "![Reward in training and held-out accuracy by step](curve.png)" if picture else _NO_PICTURE,
         "## Do it again\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
         "## Time and place\n\n" + "\n".join(facts),
@@ -90,7 +92,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     return run.readme
 
 
-_UNUSUAL = ("warning", "stop", "resume", "skipped_update", "error")
+_UNUSUAL = ("warning", "stop", "resume", "skipped_update", "error", "collapse")
 _ON_CPU = "The same machine and number of threads give the same tokens, bit for bit."
 _ON_CUDA = (
     "The draws are the same, but this run was on CUDA: kernels there may differ in the last bits from one time to the "

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from coterie.errors import RunError
 from coterie.runs.durable import json_dumps, json_loads
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,11 @@ def schema() -> pa.Schema:
             ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version
             ("reward", real),
             ("reward_parts", text),  # JSON
-            ("step_rewards", pa.list_(real)),
-            ("advantage", real),
+            ("step_rewards", pa.list_(pa.struct([("end", pa.int32()), ("value", real), ("label", text)]))),
+            ("advantage", real),  # the mean where tokens have their own
+            ("token_advantages", pa.list_(real)),  # of the tokens under the loss mask; null where all have the same
+            ("returns", pa.list_(real)),  # of the same tokens; null without a critic
+            ("values", pa.list_(real)),
             ("clip_low", real),
             ("clip_high", real),
             ("contributions", text),  # JSON
@@ -116,10 +119,10 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
         **_tokens(record),
         "reward": rollout.reward,
         "reward_parts": as_json("reward_parts", dict(rollout.reward_parts)),
-        "step_rewards": rollout.step_rewards,
-        "advantage": credit.advantage if credit else None,
-        "clip_low": credit.clip_low if credit else None,
-        "clip_high": credit.clip_high if credit else None,
+        "step_rewards": [
+            {"end": step.end, "value": step.value, "label": _utf8(step.label)} for step in rollout.step_rewards
+        ],
+        **_credit_columns(credit),
         "contributions": as_json("contributions", dict(credit.contributions)) if credit else None,
         "outcome": str(rollout.outcome),
         "error": _utf8(rollout.error),
@@ -131,6 +134,20 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
         "embedding": _utf8(context.embedding),
         "attributes": as_json("context attributes", dict(context.attributes)),
         "seconds": record.seconds,
+    }
+
+
+def _credit_columns(credit: Credit | None) -> dict[str, Any]:
+    if credit is None:
+        return dict.fromkeys(("advantage", "token_advantages", "returns", "values", "clip_low", "clip_high"))
+    own = credit.advantage if isinstance(credit.advantage, tuple) else None
+    return {
+        "advantage": credit.advantage if own is None else sum(own) / max(len(own), 1),
+        "token_advantages": own,
+        "returns": credit.returns,
+        "values": credit.values,
+        "clip_low": credit.clip_low,
+        "clip_high": credit.clip_high,
     }
 
 
@@ -208,7 +225,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
         completion=row["completion"],
         reward=row["reward"],
         reward_parts=json_loads(row["reward_parts"]),
-        step_rewards=tuple(row["step_rewards"]),
+        step_rewards=tuple(StepReward(**step) for step in row["step_rewards"]),
         outcome=Outcome(row["outcome"]),
         error=row["error"],
         context=context,
@@ -239,10 +256,12 @@ def _credit(row: dict[str, Any]) -> Credit | None:
         return None
     return Credit(
         rollout_id=row["rollout_id"],
-        advantage=row["advantage"],
+        advantage=row["advantage"] if row["token_advantages"] is None else tuple(row["token_advantages"]),
         clip_low=row["clip_low"],
         clip_high=row["clip_high"],
         contributions=json_loads(row["contributions"]),
+        returns=None if row["returns"] is None else tuple(row["returns"]),
+        values=None if row["values"] is None else tuple(row["values"]),
     )
 
 
