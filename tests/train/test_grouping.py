@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
 
 from coterie import assemble
+from coterie.cli import main
 from coterie.config.schema import RunConfig
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
@@ -81,6 +83,30 @@ def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
         rows = rollouts.read_step(run / "rollouts", step)
         assert len(rows) == 3 * 4
         assert len({row.prompt.id for row in rows}) == 3
+
+
+def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = assemble.train(config_for(root, "heb-stack", steps=6, eval={"every": 0}))
+    assert main(["groups", str(run), "--plot", "regions.png"]) == 0
+    text = capsys.readouterr().out
+    assert "heb-stack" in text
+    assert "12 prompts" in text
+    assert (root / "regions.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["groups", str(run), "--json", "--step", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 4
+    assert found["regions"][0]["parent"] == -1
+    assert sum(found["experts"].values()) == pytest.approx(1)
+    assert main(["groups", str(run), "--step", "3"]) == 1
+    assert "those that there are: step_000004, step_000006" in capsys.readouterr().err
+
+
+def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = assemble.train(make_config(root, steps=1, eval={"every": 0}))
+    assert main(["groups", str(run)]) == 1
+    assert 'grouping.preset = "prompt"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

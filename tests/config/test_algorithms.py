@@ -1,0 +1,116 @@
+"""Published methods as rows: they lie under what the user says, and a stored run says all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coterie.cli import main
+from coterie.config.algorithms import ALGORITHMS, filled, stored
+from coterie.config.fields import settings
+from coterie.config.load import load, load_file
+from coterie.config.schema import RunConfig
+from coterie.config.toml import dumps
+from coterie.errors import ConfigError
+from coterie.learning import judge_for, objective_for
+
+PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_row_loads_and_its_choices_fit_each_other(name: str) -> None:
+    loaded = load([f"algorithm={name}"], env={})
+    objective_for(loaded.config)
+    judge_for(loaded.config)
+    for key, value in ALGORITHMS[name].settings.items():
+        assert key in settings()
+        assert loaded.provenance[key] == f"algorithm {name}"
+        found: object = loaded.config
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_stored_run_loads_to_the_same_settings(name: str, tmp_path: Path) -> None:
+    for more in ((), ("critic=none",), ("grouping.rewards=none",)):
+        config = load([f"algorithm={name}", *more], env={}).config
+        file = tmp_path / "config.toml"
+        file.write_text(dumps(stored(config)), encoding="utf-8")
+        assert load_file(file).config == config
+
+
+def test_ones_own_settings_lie_over_the_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('algorithm = "dapo"\n[objective]\nclip_high = 0.3\n', encoding="utf-8")
+    loaded = load(["@", str(file), "--objective.normalize", "sequence"], env={})
+    objective = loaded.config.objective
+    assert (objective.clip_high, objective.normalize, loaded.config.collect.refill) == (0.3, "sequence", True)
+    assert load(["@", str(file), "algorithm=grpo"], env={}).config.collect.refill is False
+
+
+def test_a_row_that_was_not_applied_is_refused() -> None:
+    with pytest.raises(ValueError, match="filled first"):
+        RunConfig.model_validate({"algorithm": "dapo"})
+    assert RunConfig.model_validate(filled({"algorithm": "dapo"})).collect.refill
+
+
+def test_an_unknown_method_is_named_with_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean dr_grpo\?"):
+        load(["algorithm=dr-grpo"], env={})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["objective.ratio_cap=1.1"], "larger than 1 \\+ clip_high"),
+        (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "no gradient in the loss"),
+        (["objective.kl_place=reward", "objective.kl_beta=0.1"], 'needs kl_estimator = "k1"'),
+        (["objective.kl_target=0.1"], "needs"),
+        (["mismatch.low=3"], "must be smaller"),
+        (["reference.ema=0.5"], "needs reference.every"),
+        (["reference.every=5"], "objective.kl_beta > 0"),
+        (["collect.group_size=1"], "at least 2 rollouts"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(words, env={})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["objective.dual_clip=3", "objective.surrogate=soft"], "dual_clip"),
+        (["objective.surrogate=geometric", "objective.ratio=sequence"], "does not fit the surrogate"),
+        (["objective.surrogate=gamma", "mismatch.correction=sequence_mask"], "does not fit the surrogate 'gamma'"),
+        (["objective.surrogate=nowhere:here"], "importing 'nowhere'"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_before_a_model_is_loaded(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        objective_for(load(words, env={}).config)
+
+
+def test_the_verbs_show_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["algo", "ls"]) == 0
+    listed = capsys.readouterr().out
+    for name, one in ALGORITHMS.items():
+        assert name in listed
+        assert main(["algo", "show", name]) == 0
+        text = capsys.readouterr().out
+        assert one.formula in text
+        assert all(key in text for key in one.settings)
+    assert main(["algo", "show", "gspo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["objective.ratio"] == "sequence"
+    assert main(["algo", "show", "grpoo"]) == 2
+
+
+def test_the_page_names_every_choice() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    sections = ("objective.", "advantage.", "mismatch.", "reference.")
+    for key in settings():
+        if key.startswith(sections) and not key.endswith(".params"):
+            assert f"`{key}`" in text or f"`{key.partition('.')[2]}`" in text, key

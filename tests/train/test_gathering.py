@@ -1,0 +1,173 @@
+"""Filling a step: groups that say nothing are replaced, stragglers come first next time, and nothing is drawn twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from coterie.collect import Collector
+from coterie.config.schema import CollectConfig
+from coterie.data.order import PromptOrder
+from coterie.engines.base import Request, Sampling
+from coterie.engines.scripted import ScriptedEngine
+from coterie.envs.single_turn import SingleTurn
+from coterie.rewards.base import Score
+from coterie.train.gathering import Gathered, Gatherer
+from coterie.types import Message, Prompt, Rollout
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=50)
+
+
+class Plain:
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        return [int(messages[-1]["content"]) + 1]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+class Says:
+    """Right when the last token is 1; a completion that ends with 9 is an error."""
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> list[Score]:
+        return [self._one(text) for text in completions]
+
+    def _one(self, text: str) -> Score:
+        if text.endswith("9"):
+            return Score(reward=None, parts={"right": None}, error="broken")
+        value = float(text.endswith("1"))
+        return Score(reward=value, parts={"right": value}, error=None)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(id=f"p{k}", messages=(Message(role="user", content=str(k)),), answer=None, task="t")
+        for k in range(count)
+    ]
+
+
+def right(rollout: Rollout) -> bool:
+    return rollout.reward_parts["right"] == 1.0
+
+
+def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: Any) -> Gatherer:
+    """`script` maps (number of the prompt, sample) to the tokens that are said."""
+
+    def says(request: Request) -> Sequence[int]:
+        return script(int(request.key.prompt[1:]), request.key.sample)
+
+    held = {"prompts": 4, "group_size": 2} | collect
+    return Gatherer(
+        Collector(
+            engine=ScriptedEngine(says),
+            environment=SingleTurn(),
+            chat=Plain(),
+            scorer=Says(),
+            seed=0,
+            max_error_share=1.0,
+        ),
+        PromptOrder(prompts(count), seed=0),
+        config=CollectConfig(**held),
+        sampling=SAMPLING,
+        correct=right,
+        chooser=chooser,
+        candidates=2,
+    )
+
+
+def members(found: Gathered) -> set[str]:
+    return {group.members[0].partition("#")[0] for group in found.groups}
+
+
+def test_without_refill_a_step_takes_what_it_gets() -> None:
+    found = gatherer(lambda prompt, sample: [1]).gather(0)
+    assert len(found.groups) == 4
+    assert found.cursor == 4
+    assert found.metrics == {}
+
+
+def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
+    one = gatherer(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
+    found = one.gather(0)
+    assert len(found.groups) == 4
+    assert all(int(name[1:]) % 2 == 0 for name in members(found))
+    drawn = [rollout.context.prompt_id for rollout in found.experience.rollouts]
+    assert len(drawn) == 2 * len(set(drawn)), "no prompt is sampled twice in a step: its draws would be the same"
+    assert found.metrics["refill/dropped"] == len(set(drawn)) - 4
+    assert found.cursor == len(set(drawn))
+
+
+def test_refill_ends_at_its_limit_and_when_all_prompts_were_tried() -> None:
+    assert gatherer(lambda prompt, sample: [0], refill=True, refill_limit=2).gather(0).metrics["refill/rounds"] == 2
+    found = gatherer(lambda prompt, sample: [0], count=6, refill=True, refill_limit=50).gather(0)
+    assert found.groups == []
+    assert len({rollout.context.prompt_id for rollout in found.experience.rollouts}) == 6
+
+
+def test_a_group_with_an_error_takes_no_part() -> None:
+    one = gatherer(lambda prompt, sample: [9 if (prompt, sample) == (3, 1) else sample], count=4)
+    found = one.gather(0)
+    assert members(found) == {"p0", "p1", "p2"}
+
+
+def test_stragglers_are_put_back_and_waited_for() -> None:
+    slow = 7
+    one = gatherer(lambda prompt, sample: [sample] * (40 if prompt == slow else 2), oversample=1.5)
+    cursor, waiting, seen = 0, (), []
+    for _ in range(2):
+        found = one.gather(cursor, waiting)
+        assert len(found.groups) >= 4
+        seen.append((members(found), found.waiting))
+        cursor, waiting = found.cursor, found.waiting
+        if f"p{slow}" in waiting:
+            break
+    assert f"p{slow}" in waiting
+    abandoned = found.metrics["oversample/abandoned"]
+    assert abandoned == len(waiting)
+    after = one.gather(cursor, waiting)
+    assert set(waiting) <= members(after), "who was left once is not left again"
+
+
+def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
+    def script(prompt: int, sample: int) -> list[int]:
+        return [(prompt * 7 + sample) % 2] * (prompt + 1)
+
+    for settings in ({"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}):
+        one, two = gatherer(script, **settings), gatherer(script, **settings)
+        first = one.gather(0)
+        again = two.gather(first.cursor, first.waiting)
+        straight = one.gather(first.cursor, first.waiting)
+        assert [group.members for group in again.groups] == [group.members for group in straight.groups]
+        assert (again.cursor, again.waiting) == (straight.cursor, straight.waiting)
+
+
+class Picks:
+    """The last of the candidates, with all the rollouts that are left over."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+
+    def choose(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> tuple[list[Prompt], list[int]]:
+        self.offered = [one.id for one in candidates]
+        chosen = list(candidates)[-prompts:]
+        return chosen, [1] * (prompts - 1) + [rollouts - prompts + 1]
+
+
+def test_a_chooser_decides_which_prompts_and_how_often() -> None:
+    chooser = Picks()
+    found = gatherer(lambda prompt, sample: [sample % 2], chooser=chooser).gather(0)
+    assert len(chooser.offered) == 8
+    assert found.cursor == 8
+    assert sorted(len(group.members) for group in found.groups) == [1, 1, 1, 5]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_small_data_never_runs_in_circles(limit: int) -> None:
+    found = gatherer(lambda prompt, sample: [sample], count=4, oversample=3.0, refill=True, refill_limit=limit).gather(
+        0
+    )
+    assert len(found.groups) == 4
