@@ -32,6 +32,7 @@ from coterie.train.credit import Judge
 from coterie.train.evaluation import Evaluator
 from coterie.train.gathering import Gatherer
 from coterie.train.grouping import GroupAwareJudge, PromptFeatures
+from coterie.train.grouping import check as check_grouping
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.types import Prompt
@@ -197,7 +198,10 @@ def check_trainable(config: RunConfig) -> None:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
     objective_for(config)
-    judge_for(config)
+    if config.grouping.preset == "prompt":
+        judge_for(config)
+    else:
+        check_grouping(config.grouping)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
         raise ConfigError(
             f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "

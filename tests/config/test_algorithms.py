@@ -51,6 +51,21 @@ def test_ones_own_settings_lie_over_the_row(tmp_path: Path) -> None:
     assert load(["@", str(file), "algorithm=grpo"], env={}).config.collect.refill is False
 
 
+def test_a_method_on_top_of_a_stored_run_is_that_method(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for old in ("grpo", "dapo", "ppo"):
+        file.write_text(dumps(stored(load([f"algorithm={old}"], env={}).config)), encoding="utf-8")
+        for new in ("grpo", "dr_grpo", "cispo", "ppo"):
+            found = load(["@", str(file), f"--algorithm={new}"], env={}).config
+            assert found == load([f"algorithm={new}"], env={}).config, (old, new)
+
+
+def test_flags_lie_over_the_row_in_any_order() -> None:
+    for words in (["objective.clip_high=0.5", "algorithm=dapo"], ["algorithm=dapo", "objective.clip_high=0.5"]):
+        assert load(words, env={}).config.objective.clip_high == 0.5
+    assert load(["algorithm=dapo"], env={"COTERIE_OBJECTIVE__CLIP_HIGH": "0.5"}).config.objective.clip_high == 0.5
+
+
 def test_a_row_that_was_not_applied_is_refused() -> None:
     with pytest.raises(ValueError, match="filled first"):
         RunConfig.model_validate({"algorithm": "dapo"})
@@ -73,6 +88,10 @@ def test_an_unknown_method_is_named_with_its_neighbour() -> None:
         (["reference.ema=0.5"], "needs reference.every"),
         (["reference.every=5"], "objective.kl_beta > 0"),
         (["collect.group_size=1"], "at least 2 rollouts"),
+        (["algorithm=reinforce++", "collect.refill=true"], "biases a baseline"),
+        (["grouping.preset=heb", "collect.refill=true"], "biases a baseline"),
+        (["algorithm=ppo", "advantage.scale=batch_std"], "with a critic"),
+        (["grouping.preset=heb", "rewards.parts.0.weight=2"], r"grouping.rewards = \[0, 2\]"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:

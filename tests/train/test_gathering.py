@@ -60,7 +60,7 @@ def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: An
     def says(request: Request) -> Sequence[int]:
         return script(int(request.key.prompt[1:]), request.key.sample)
 
-    held = {"prompts": 4, "group_size": 2} | collect
+    held: dict[str, Any] = {"prompts": 4, "group_size": 2} | collect
     return Gatherer(
         Collector(
             engine=ScriptedEngine(says),
@@ -136,7 +136,8 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
     def script(prompt: int, sample: int) -> list[int]:
         return [(prompt * 7 + sample) % 2] * (prompt + 1)
 
-    for settings in ({"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}):
+    kinds: list[dict[str, Any]] = [{"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}]
+    for settings in kinds:
         one, two = gatherer(script, **settings), gatherer(script, **settings)
         first = one.gather(0)
         again = two.gather(first.cursor, first.waiting)

@@ -44,7 +44,7 @@ def test_what_is_no_arm_is_refused(word: str) -> None:
         parse_arms([word])
 
 
-def result(rewards: list[float], *, seed: int = 0, failed: bool = False) -> CellResult:
+def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResult:
     return CellResult(
         cell=Cell(arm="a", seed=seed),
         steps=len(rewards),
@@ -53,7 +53,7 @@ def result(rewards: list[float], *, seed: int = 0, failed: bool = False) -> Cell
         after=0.2 + seed / 10,
         seconds=2.0,
         peak=float(1 << 30),
-        failed=failed,
+        error=error,
     )
 
 
@@ -62,11 +62,13 @@ def test_a_run_that_loses_half_of_its_reward_has_collapsed() -> None:
     assert not result(rising).collapsed
     assert result([*rising, *[0.3] * 10]).collapsed
     assert not result([*rising, *[0.5] * 10]).collapsed
-    assert result(rising, failed=True).collapsed
+    assert result(rising, error="NonFiniteError: the gradient").collapsed
+    assert not result(rising, error="RunError: the disk is full").collapsed
 
 
 def test_the_table_has_means_with_intervals_and_counts_collapses() -> None:
-    table = markdown([result([0.5] * 10, seed=0), result([0.5] * 10, seed=1), result([0.5], seed=2, failed=True)])
+    lost = result([0.5], seed=2, error="CollapseError: entropy")
+    table = markdown([result([0.5] * 10, seed=0), result([0.5] * 10, seed=1), lost])
     assert "| `a` | 3 | 10.0 → 25.0 [-38.5, 88.5] | 0.500 [0.500, 0.500] | 2.00 ± 0.00 | 1.00 ± 0.00 | 1/3 |" in table
 
 
@@ -89,4 +91,8 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main(words) == 0
     assert capsys.readouterr().out.count("done before") == 4
     assert main([*words, "--steps", "3"]) == 1
+    assert "other settings" in capsys.readouterr().err
+    arm = ["sweep", "@", "base.toml", "--seeds", "0", "--out", "out", "--arm"]
+    assert main([*arm, "x: optim.beta1=0.8"]) == 0
+    assert main([*arm, "x: optim.beta1=0.7"]) == 1
     assert "other settings" in capsys.readouterr().err

@@ -51,6 +51,11 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], json_: bool = JSO
     typer.echo(f"source     {one.source}")
     if one.note:
         typer.echo(textwrap.fill(one.note, 108, initial_indent="note       ", subsequent_indent=" " * 11))
+    if one.off_policy:
+        typer.echo(
+            "matters    ratio, surrogate and bounds act once the policy has moved within a batch: with\n"
+            "           optim.minibatches = 1 and optim.epochs = 1 every ratio is exactly 1"
+        )
     typer.echo("\nsettings" + ("" if one.settings else ": all defaults"))
     known = settings()
     for key, value in one.settings.items():

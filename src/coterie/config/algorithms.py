@@ -29,6 +29,13 @@ class Algorithm:
     note: str = ""
     """Where this row differs from the paper, or what else the paper used."""
 
+    @property
+    def off_policy(self) -> bool:
+        """Its ratio, surrogate or bounds matter only once the policy has moved within a batch: with a single optimizer
+        step a batch every ratio is exactly 1."""
+        bounds = ("ratio", "surrogate", "clip_low", "clip_high", "ratio_cap", "dual_clip")
+        return any(key == f"objective.{name}" for key in self.settings for name in bounds)
+
 
 _PLAIN = {"advantage.scale": "none", "objective.normalize": "sequence_sum", "objective.surrogate": "none"}
 _K1_REWARD = {"objective.kl_place": "reward", "objective.kl_estimator": "k1", "objective.kl_beta": 0.01}
@@ -115,14 +122,23 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Group Sequence Policy Optimization",
         formula="mean_i min(sA, clip(s, 1 - 3e-4, 1 + 4e-4)A),  s = exp(mean_t log ρ)",
         source="arXiv 2507.18071",
-        settings={"objective.ratio": "sequence", "objective.clip_low": 3e-4, "objective.clip_high": 4e-4},
-        note="The paper takes 4 minibatches a batch: optim.minibatches = 4.",
+        settings={
+            "objective.ratio": "sequence",
+            "objective.clip_low": 3e-4,
+            "objective.clip_high": 4e-4,
+            "optim.minibatches": 4,
+        },
     ),
     "gspo-token": Algorithm(
         title="GSPO with the gradient of each token",
         formula="mean_i mean_t min(sA_t, clip(s)A_t),  s_t = sg[s] π_t / sg[π_t]",
         source="arXiv 2507.18071, §4.3",
-        settings={"objective.ratio": "sequence_token", "objective.clip_low": 3e-4, "objective.clip_high": 4e-4},
+        settings={
+            "objective.ratio": "sequence_token",
+            "objective.clip_low": 3e-4,
+            "objective.clip_high": 4e-4,
+            "optim.minibatches": 4,
+        },
         note="The same gradient as gspo while a completion has one advantage.",
     ),
     "luspo": Algorithm(
@@ -256,9 +272,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "ppo": Algorithm(
         title="Proximal Policy Optimization with a learned critic",
-        formula="(1/Σ L) Σ min(ρA, clip(ρ)A) - c (V - R)²,  A = generalised advantage estimation, whitened",
+        formula="(1/Σ L) Σ min(ρA, clip(ρ)A) - c/2 (V - R)²,  A = generalised advantage estimation, whitened",
         source="arXiv 1707.06347 and 1506.02438",
-        settings={"critic.kind": "head", "advantage.whiten": "tokens", "objective.normalize": "token"},
+        settings={
+            "critic.kind": "head",
+            "critic.value_lam": 0.95,
+            "advantage.whiten": "tokens",
+            "objective.normalize": "token",
+        },
+        note="c is critic.coefficient. Clipping the value's change, as PPO's code does, is critic.clip. A decoder of "
+        'its own, as in most of the literature on language models, is critic.kind = "model".',
     ),
 }
 """Name → method, what `algorithm` may name."""

@@ -43,8 +43,8 @@ class Layers:
         self.sources: dict[tuple[str, ...], str] = {}
 
     def merge(self, table: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> None:
-        """Lay a table over what is there; lists replace."""
-        for key, value in table.items():
+        """Lay a table over what is there; lists replace. A method comes first, so that the table lies over its row."""
+        for key, value in sorted(table.items(), key=lambda item: bool(path) or item[0] != "algorithm"):
             self.put((*path, key), value, source)
 
     def put(self, path: tuple[str, ...], value: Any, source: str) -> None:
@@ -54,6 +54,8 @@ class Layers:
         key: Any = int(path[-1]) if isinstance(parent, list) else path[-1]
         if value in ("none", "None") and nullable(kind_at(path, self.data)):
             value = None
+        if path == ("algorithm",):
+            self._switch(value)
         if isinstance(value, dict) and isinstance(child(parent, path[-1]), dict):
             self.merge(value, source, path)
             return
@@ -110,16 +112,30 @@ class Layers:
             below = parent[part] = default if isinstance(default, list) else {}
         return below
 
-    def _fill_in(self) -> None:
-        """Put the method's settings where nothing else was said."""
-        name = self.data.get("algorithm", "grpo")
+    def _switch(self, name: object) -> None:
+        """Lay a method's row here: over what was said before, under what follows. What the row of the method before
+        had set goes back to the defaults, whoever wrote it down: a stored run has it all in its file."""
+        before = self.data.get("algorithm")
+        for key in find(before).settings if before is not None else ():
+            path = tuple(key.split("."))
+            # A section that is there or not (a critic) goes as a whole: its presence is the setting.
+            self._drop(path[:1] if nullable(kind_at(path[:1])) else path)
         for key, value in find(name).settings.items():
             path = tuple(key.split("."))
             parent: Any = self.data
             for part in path[:-1]:
-                parent = parent.setdefault(part, {}) if isinstance(parent, dict) else None
-            if isinstance(parent, dict) and path[-1] not in parent:
-                self.put(path, value, f"algorithm {name}")
+                if not isinstance(parent.get(part), dict):
+                    parent[part] = {}
+                parent = parent[part]
+            self.put(path, value, f"algorithm {name}")
+
+    def _drop(self, path: tuple[str, ...]) -> None:
+        parent: Any = self.data
+        for part in path[:-1]:
+            parent = child(parent, part)
+        if isinstance(parent, dict) and path[-1] in parent:
+            del parent[path[-1]]
+            self._forget(path)
 
     def validate(self) -> Loaded:
         """Check against the schema.
@@ -127,7 +143,6 @@ class Layers:
         Raises:
             ConfigError: one line for each problem: key, value, source, what was expected.
         """
-        self._fill_in()
         try:
             # JSON mode is strict about types (text is no number) yet takes tables for sections.
             text = problems.to_json(self.data)

@@ -37,7 +37,9 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
     layers = Layers()
     for file in files:
         layers.merge(read_toml(file), str(file))
-    for assignment in (*from_environment(os.environ if env is None else env), *flags):
+    # A method first: flags may stand in any order, and lie over its row.
+    said = [*from_environment(os.environ if env is None else env), *flags]
+    for assignment in sorted(said, key=lambda one: one.path != ("algorithm",)):
         layers.assign(assignment)
     return layers.validate()
 

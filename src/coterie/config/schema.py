@@ -178,8 +178,8 @@ class CollectConfig(Section):
     refill_limit: int = Field(default=10, ge=1)
     """How many times a step may sample, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
-    """Sample this many times the prompts, and stop when enough groups are whole; the others come first in the next
-    step, and are then waited for."""
+    """Sample this many times the prompts, and stop when enough groups are whole; the other prompts are asked anew in
+    the next step, and are then waited for. Faster, but it favours short completions."""
 
 
 class RewardConfig(Section):
@@ -417,10 +417,26 @@ class RunConfig(Section):
                 "reference.every needs all weights to be trained: the reference of an adapter is the model without "
                 "it; set reference.every = 0, or leave out model.lora"
             )
-        if self.critic is not None and self.advantage.step_weight:
-            raise ValueError("advantage.step_weight has no part in a critic's advantages; leave out critic")
+        if self.critic is not None:
+            self._check_critic(self.critic)
+        outside = self.critic is not None or self.grouping.preset not in ("prompt", "rloo")
+        if self.collect.refill and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
+            raise ValueError(
+                "collect.refill keeps groups by their outcome, which biases a baseline that is not the group's own; "
+                "set collect.refill = false"
+            )
         if self.grouping.preset != "prompt":
             self._check_grouping()
+
+    def _check_critic(self, critic: CriticConfig) -> None:
+        """A critic is the baseline; nothing of another one is taken silently."""
+        own = self.advantage.model_copy(update={"whiten": "none"})
+        if own != AdvantageConfig() or self.advantage.whiten == "samples":
+            raise ValueError(
+                'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies'
+            )
+        if critic.bounded and critic.clip is not None:
+            raise ValueError("critic.clip bounds a squared error; with critic.bounded = true leave it out")
 
     def _check_grouping(self) -> None:
         """A baseline of its own leaves no room for another, and a count of rollouts has to work out."""
@@ -435,5 +451,26 @@ class RunConfig(Section):
                 f"grouping.least = {grouping.least} and most = {grouping.most} must have collect.group_size = {size}, "
                 "the mean, between them"
             )
+        if grouping.uniform and self.objective.normalize == "prompt":
+            raise ValueError('grouping.uniform weighs rollouts; objective.normalize = "prompt" would undo it')
+        self._check_bounds(grouping)
         if grouping.allocate and (self.collect.refill or self.collect.oversample > 1):
             raise ValueError("grouping.allocate chooses the prompts; leave out collect.refill and collect.oversample")
+
+    def _check_bounds(self, grouping: GroupingConfig) -> None:
+        """Rewards of the shipped parts lie within 0 and 1, and `overlong` within -1 and 0: a sum outside of what
+        `grouping.rewards` says would end the run at the first such rollout."""
+        if grouping.rewards is None:
+            return
+        sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.parts]
+        weights = [1.0 if grouping.per_part else part.weight for part in self.rewards.parts]
+        ends = [(weight * low, weight * high) for weight, (low, high) in zip(weights, sizes, strict=True)]
+        if grouping.per_part:
+            low, high = min(min(pair) for pair in ends), max(max(pair) for pair in ends)
+        else:
+            low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
+        if low < grouping.rewards[0] - 1e-9 or high > grouping.rewards[1] + 1e-9:
+            raise ValueError(
+                f"the reward may lie between {low:g} and {high:g}, beyond grouping.rewards = {grouping.rewards}; set "
+                f"grouping.rewards = [{low:g}, {high:g}], or none to measure it"
+            )

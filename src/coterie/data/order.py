@@ -14,6 +14,7 @@ class PromptOrder:
     def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
         self.prompts = list(prompts)
         self.seed = seed
+        self._known: dict[int, list[int]] = {}
 
     def draw(self, cursor: int, count: int) -> list[Prompt]:
         """The prompts number `cursor` … `cursor + count - 1` of the endless stream."""
@@ -22,4 +23,7 @@ class PromptOrder:
         return [self.prompts[epochs[at // size][at % size]] for at in range(cursor, cursor + count)]
 
     def _permutation(self, epoch: int) -> list[int]:
-        return generator("order", self.seed, epoch).permutation(len(self.prompts)).tolist()
+        if epoch not in self._known:
+            drawn = generator("order", self.seed, epoch).permutation(len(self.prompts)).tolist()
+            self._known = {**{old: order for old, order in self._known.items() if old == epoch - 1}, epoch: drawn}
+        return self._known[epoch]

@@ -16,6 +16,7 @@ from coterie.algo.value_loss import binary_value_loss, squared_value_loss
 from coterie.batches import Batch
 from coterie.config.schema import CriticConfig, OptimConfig
 from coterie.errors import CheckpointError
+from coterie.policy.activations import arrange, saving
 from coterie.policy.kernel import choose_kernel, packed_layout, pad_row
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
@@ -49,6 +50,7 @@ class Critic:
         if trunk is not None:
             if trunk.head.weight is not trunk.model.get_input_embeddings().weight:
                 trunk.head.requires_grad_(False)  # the decoder's states are read before it
+            arrange(trunk.model, trunk.device, optim)
             self.kernel = choose_kernel(trunk, optim.attention)
             parameters |= {f"critic/{name}": parameter for name, parameter in trunk.parameters().items()}
         self.optimizer = MasterAdamW(parameters, self.optim)
@@ -83,7 +85,8 @@ class Critic:
             layout = packed_layout(batch.segments, device, self.kernel)
             tokens = torch.from_numpy(batch.tokens).to(device)[None]
             positions = torch.from_numpy(batch.positions).to(device)[None]
-            hidden = self.trunk.hidden(*pad_row(tokens, positions, layout), layout)[0]
+            with saving(self.trunk.model.parameters(), self.optim):
+                hidden = self.trunk.hidden(*pad_row(tokens, positions, layout), layout)[0]
             states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
         return self.head(states.to(self.head.weight.dtype))[:, 0]
 

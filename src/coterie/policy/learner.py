@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coterie.algo.entropy import top_entropy_threshold
+from coterie.algo.entropy import top_entropy_mask, top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches import Batch
@@ -62,6 +62,8 @@ class Known:
     first ratio is exactly 1, whatever another pass's rounding is."""
     threshold: float = -math.inf
     """Entropy that a token needs for its policy term to count."""
+    tokens: int = 0
+    """Trained tokens of the whole optimizer step: an entropy bonus is for their mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,7 +151,12 @@ class Learner:
             scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
         for number, minibatch in enumerate(minibatches):
-            known = Known(scores=scores, moved=number > 0, threshold=self._threshold(minibatch, scores))
+            known = Known(
+                scores=scores,
+                moved=number > 0,
+                threshold=self._threshold(minibatch, scores),
+                tokens=sum(len(batch.targets) for batch in minibatch),
+            )
             for batch in minibatch:
                 for part in self._backward(batch, known):
                     metrics.add(part.outputs, part.inputs, part.entropy)
@@ -178,14 +185,9 @@ class Learner:
     def _step(self) -> tuple[float, float]:
         """One optimizer step, refused when the gradient is not finite."""
         self.steps_taken += 1
-        rate = learning_rate(self.config, self.steps_taken, self.total_steps)
-        norm = 0.0 if self.critic is None else self.critic.step(self.steps_taken)
-        if self._warming:
-            self.optimizer.gradients.drop()
-        elif math.isfinite(norm):
-            norm = self.optimizer.step(rate)
-        else:
-            self.optimizer.gradients.drop()
+        done, total = self.steps_taken - self.warmup, self.total_steps - self.warmup
+        rate = learning_rate(self.config, max(1, done), max(1, total))
+        norm = self.optimizer.step(rate) if self.critic is None else self._step_both(self.critic, rate)
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
         if self.skipped_in_a_row > self.config.max_skipped:
             raise NonFiniteError(
@@ -193,6 +195,19 @@ class Learner:
                 f"optim.max_skipped = {self.config.max_skipped}); the weights are still those before; lower optim.lr"
             )
         return rate, norm
+
+    def _step_both(self, critic: Critic, rate: float) -> float:
+        """Policy and critic, neither without the other; the policy's gradient norm, or what is not finite."""
+        norms = self.optimizer.gradients.norm(), critic.optimizer.gradients.norm()
+        if not math.isfinite(sum(norms)):
+            self.optimizer.gradients.drop()
+            critic.optimizer.gradients.drop()
+            return sum(norms)
+        critic.step(self.steps_taken)
+        if self._warming:
+            self.optimizer.gradients.drop()
+            return norms[0]
+        return self.optimizer.step(rate)
 
     @property
     def _warming(self) -> bool:
@@ -236,11 +251,10 @@ class Learner:
         old, reference = held, None
         if scores is not None and known.moved:
             old = self._gather(batch, scores, "logprobs", held)
-        if self.objective.kl_beta > 0:
-            if scores is not None and all(scores[name].reference is not None for name in batch.spans):
-                reference = self._gather(batch, scores, "reference", held)
-            else:
-                reference = self.passes.reference_logprobs(batch)
+        if scores is not None and all(scores[name].reference is not None for name in batch.spans):
+            reference = self._gather(batch, scores, "reference", held)  # measured even where the KL is in the reward
+        elif self.objective.kl_beta > 0:
+            reference = self.passes.reference_logprobs(batch)
         return LossInputs(
             logprobs=said.logprobs,
             old_logprobs=old,
@@ -253,13 +267,14 @@ class Learner:
             rollout=torch.from_numpy(batch.rollout).to(held.device),
             entropy=said.entropies,
             policy_mask=self._important(batch, known, held),
+            entropy_weights=torch.full_like(held, 1 / known.tokens) if known.tokens else None,
         )
 
     def _important(self, batch: Batch, known: Known, like: Tensor) -> Tensor | None:
         """[N] bool: tokens whose policy term counts; None = all."""
         if known.scores is None or known.threshold == -math.inf:
             return None
-        return self._gather(batch, known.scores, "entropy", like) >= known.threshold
+        return top_entropy_mask(self._gather(batch, known.scores, "entropy", like), known.threshold)
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
@@ -307,6 +322,7 @@ class Learner:
             "steps_taken": self.steps_taken,
             "skipped_in_a_row": self.skipped_in_a_row,
             "row_limit": self.fitting.limit or 0,
+            "score_limit": self.scoring.limit or 0,
             "kl_beta": self.objective.kl_beta,
             "entropy_bonus": self.objective.entropy_bonus,
         }
@@ -329,6 +345,7 @@ class Learner:
         self.steps_taken = int(counters["steps_taken"])
         self.skipped_in_a_row = int(counters["skipped_in_a_row"])
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
+        self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
         held = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
         self.objective = replace(self.objective, **held)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from coterie.algo.precision import at_least_float32
 from coterie.config.schema import ReferenceConfig
 from coterie.errors import CheckpointError
 from coterie.policy.model import Policy
@@ -27,6 +29,11 @@ class Reference:
         self.policy = policy
         self.copy = copy
         self.config = config
+        self.exact: dict[str, Tensor] = {}
+        if copy is not None and config.ema is not None:
+            # A bfloat16 weight would round small moves away.
+            named = copy.model.named_parameters()
+            self.exact = {name: one.detach().to(at_least_float32(one.dtype), copy=True) for name, one in named}
 
     def due(self, step: int) -> bool:
         """Whether the reference is renewed after this training step."""
@@ -42,13 +49,13 @@ class Reference:
             if self.config.ema is None:
                 parameter.copy_(now[name])
             else:
-                parameter.lerp_(now[name].to(parameter.dtype), self.config.ema)
+                parameter.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.ema))
 
     def save(self, folder: Path) -> None:
         """Write the weights, where they are not simply those of the start."""
         if self.copy is not None and self.config.every:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self.copy.model.named_parameters()}
-            save_file(tensors, folder / FILE)
+            held = self.exact or dict(self.copy.model.named_parameters())
+            save_file({name: tensor.detach().contiguous() for name, tensor in held.items()}, folder / FILE)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -65,3 +72,5 @@ class Reference:
             raise CheckpointError(f"cannot read {folder / FILE}: {error}") from error
         for name, parameter in self.copy.model.named_parameters():
             parameter.copy_(tensors[name])
+            if self.exact:
+                self.exact[name].copy_(tensors[name])

@@ -55,12 +55,12 @@ def _plain(axis: Any) -> None:
 def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     for index, (label, found) in enumerate(settings.items()):
         color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
-        length = min((len(one.rewards) for one in found if not one.failed), default=0)
+        length = min((len(one.rewards) for one in found if not one.error), default=0)
         if not length:
             continue
         width = min(SMOOTH, length)
         kernel = np.ones(width) / width
-        smooth = [np.convolve(one.rewards[:length], kernel, "valid") for one in found if not one.failed]
+        smooth = [np.convolve(one.rewards[:length], kernel, "valid") for one in found if not one.error]
         points = [t_interval(column) for column in np.array(smooth).T]
         steps = np.arange(width, length + 1)
         axis.plot(steps, [point.value for point in points], style, color=color, label=f"{label} (n = {len(smooth)})")

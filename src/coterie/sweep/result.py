@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from coterie.observer import EvalResult
 from coterie.runs.inspect import ends
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
-from coterie.sweep.run import FAILED, folder
+from coterie.sweep.run import DONE, FAILED, folder
 
 WINDOW = 10
 """A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
+DIVERGED = ("NonFiniteError", "CollapseError")
+"""Errors that end a run because of what it learned; another one (a full disk) says nothing about the setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +39,8 @@ class CellResult:
     """Median of a step."""
     peak: float | None
     """Highest resident bytes."""
-    failed: bool
-    """It did not finish its steps."""
+    error: str
+    """Why it did not finish its steps; empty when it did."""
 
     @property
     def area(self) -> float:
@@ -46,9 +49,9 @@ class CellResult:
 
     @property
     def collapsed(self) -> bool:
-        """It failed, or lost half of the reward that it once had."""
-        if self.failed or not self.rewards:
-            return True
+        """It diverged, or lost half of the reward that it once had."""
+        if self.error or not self.rewards:
+            return self.error.startswith(DIVERGED)
         width = max(1, len(self.rewards) // WINDOW)
         means = np.convolve(self.rewards, np.ones(width) / width, "valid")
         return bool(means[-1] < COLLAPSED * means.max())
@@ -60,8 +63,9 @@ class CellResult:
 
 
 def read(out: Path, cells: Sequence[Cell]) -> list[CellResult]:
-    """The results of the cells that have been run, in their order."""
-    return [_read(cell, folder(out, cell)) for cell in cells if (folder(out, cell) / "metrics.sqlite").is_file()]
+    """The results of the cells that have ended, in their order."""
+    ended = [cell for cell in cells if any((folder(out, cell) / name).is_file() for name in (DONE, FAILED))]
+    return [_read(cell, folder(out, cell)) for cell in ended]
 
 
 def _read(cell: Cell, path: Path) -> CellResult:
@@ -79,7 +83,7 @@ def _read(cell: Cell, path: Path) -> CellResult:
         after=_pooled(last),
         seconds=float(np.median(seconds)) if seconds else float("nan"),
         peak=max(peaks) if peaks else None,
-        failed=(path / FAILED).is_file(),
+        error=json.loads((path / FAILED).read_text(encoding="utf-8"))["error"] if (path / FAILED).is_file() else "",
     )
 
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from coterie.config.load import load, load_file
 from coterie.errors import RunError
 from coterie.runs.durable import json_dumps, write_file
+from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
 
 RUNS = "runs"
@@ -33,49 +35,67 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> Non
         out: folder of the sweep.
 
     Raises:
-        RunError: the folder holds another sweep.
+        RunError: the folder holds a run of this name with other settings, a run could not start, or it was interrupted.
     """
-    _claim(out, words)
+    (out / LOGS).mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(cells, start=1):
         path = folder(out, cell)
         title = f"[{number}/{len(cells)}] {cell.label} seed {cell.seed}"
+        steps = _check_same(cell, words, path)
         if (path / DONE).is_file() or (path / FAILED).is_file():
             say(f"{title}: done before")
             continue
-        say(f"{title}: {'resumes' if path.is_dir() else 'starts'}; log in {_log(out, cell)}")
+        say(f"{title}: {'goes on' if path.is_dir() else 'starts'}; log in {_log(out, cell)}")
         started = time.monotonic()
-        code = _run_one(cell, words, out)
-        record = {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
-        if code < 0 or code == 130:
-            raise RunError(f"{title} was ended by signal {abs(code)}; the same command goes on with it")
-        if path.is_dir():
-            write_file(path / (DONE if code == 0 else FAILED), json_dumps(record).encode())
-        else:
+        code, interrupted = _run_one(cell, words, out)
+        seconds = round(time.monotonic() - started, 1)
+        if not (path / "metrics.sqlite").is_file():
             raise RunError(f"{title} could not start:\n{_log(out, cell).read_text(encoding='utf-8')[-2000:]}")
-        say(f"{title}: {'done' if code == 0 else f'ended with exit code {code}'} after {record['seconds']} s")
+        last, error = _ending(path)
+        if code == 0 and last == steps:
+            write_file(path / DONE, json_dumps({"seconds": seconds}).encode())
+            say(f"{title}: done after {seconds} s")
+        elif interrupted or code == 0 or code < 0:
+            raise RunError(f"{title} was interrupted at step {last} of {steps}; the same command goes on with it")
+        else:
+            write_file(path / FAILED, json_dumps({"seconds": seconds, "exit_code": code, "error": error}).encode())
+            say(f"{title}: ended at step {last} of {steps}: {error}")
 
 
-def _claim(out: Path, words: Sequence[str]) -> None:
-    note = out / "sweep.json"
-    text = json_dumps({"words": list(words)})
-    if note.is_file() and note.read_text(encoding="utf-8") != text:
-        raise RunError(f"{out} holds a sweep with other settings ({note}); take another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / LOGS).mkdir(exist_ok=True)
-    if not note.is_file():
-        write_file(note, text.encode())
+def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
+    """The steps that the cell is to have; a run that is there must be of exactly these settings."""
+    wanted = load([*words, *cell.words()]).config
+    if (path / "config.toml").is_file():
+        there = load_file(path / "config.toml").config
+        own = {"name": "", "runs": ""}
+        if wanted.model_copy(update=own) != there.model_copy(update=own):
+            raise RunError(f"{path} is a run with other settings than {cell.label} has now; take another --out")
+    return wanted.steps
+
+
+def _ending(path: Path) -> tuple[int, str]:
+    """The last step that a run recorded, and the last error."""
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        errors = database.events("error")
+        return database.last_step() or 0, errors[-1].message if errors else ""
 
 
 def _log(out: Path, cell: Cell) -> Path:
     return out / LOGS / f"{cell.name}.log"
 
 
-def _run_one(cell: Cell, words: Sequence[str], out: Path) -> int:
+def _run_one(cell: Cell, words: Sequence[str], out: Path) -> tuple[int, bool]:
+    """Exit code, and whether Ctrl-C was pressed: the run has heard it too, and is given the time to save."""
     path = folder(out, cell)
     program = [sys.executable, "-m", "coterie"]
     if (path / "config.toml").is_file():
         command = [*program, "resume", str(path)]
     else:
         command = [*program, "train", *words, *cell.words(), f"runs={out / RUNS}", f"name={cell.name}"]
-    with _log(out, cell).open("ab") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    interrupted = False
+    with _log(out, cell).open("ab") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as child:
+        while True:
+            try:
+                return child.wait(), interrupted
+            except KeyboardInterrupt:
+                interrupted = True

@@ -11,8 +11,8 @@ GIB = 1 << 30
 
 NOTE = (
     "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "
-    "all steps. Collapsed: did not finish, or the last tenth of the steps has less than half of the reward of the best "
-    "tenth."
+    "all steps. Collapsed: stopped because it diverged, or the last tenth of the steps has less than half of the "
+    "reward of the best tenth."
 )
 
 
@@ -41,7 +41,7 @@ def markdown(results: Sequence[CellResult]) -> str:
 
 
 def _row(label: str, found: Sequence[CellResult]) -> str:
-    whole = [one for one in found if not one.failed]
+    whole = [one for one in found if not one.error]
     before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
     seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
     change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {_interval(after, 100)}"

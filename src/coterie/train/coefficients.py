@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
@@ -36,8 +37,16 @@ class Coefficients:
         return found
 
     def state(self) -> dict[str, Any]:
-        return asdict(self.entropy_state) if self.entropy is not None else {}
+        """JSON-able; an entropy that was never measured is None."""
+        if self.entropy is None:
+            return {}
+        measured = self.entropy_state.entropy
+        return {
+            "coefficient": self.entropy_state.coefficient,
+            "entropy": measured if math.isfinite(measured) else None,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if state:
-            self.entropy_state = EntropyState(**state)
+            entropy = math.inf if state["entropy"] is None else state["entropy"]
+            self.entropy_state = EntropyState(coefficient=state["coefficient"], entropy=entropy)

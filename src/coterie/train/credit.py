@@ -11,6 +11,7 @@ import numpy as np
 from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.gae import GaeRule, credit_with_critic
 from coterie.algo.returns import kl_in_reward
+from coterie.errors import ConfigError
 from coterie.types import Credit, Group, Rollout, RolloutScores
 
 Rollouts = Mapping[str, Rollout]
@@ -84,16 +85,19 @@ class GroupJudge(Judge):
         return self.terms.kl_beta > 0
 
     def __call__(self, groups: Sequence[Group], rollouts: Rollouts, scores: Scores) -> list[Credit]:
-        return credit(
-            groups,
-            rollouts,
-            self.rule,
-            clip_low=self.terms.clip_low,
-            clip_high=self.terms.clip_high,
-            part_weights=self.part_weights,
-            step_weights=self.step_weights,
-            token_rewards=self.terms.token_rewards(groups, scores),
-        )
+        try:
+            return credit(
+                groups,
+                rollouts,
+                self.rule,
+                clip_low=self.terms.clip_low,
+                clip_high=self.terms.clip_high,
+                part_weights=self.part_weights,
+                step_weights=self.step_weights,
+                token_rewards=self.terms.token_rewards(groups, scores),
+            )
+        except ValueError as error:
+            raise ConfigError(f"[advantage] does not fit these rewards: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,58 +85,55 @@ class Gatherer:
         rounds = dropped = 0
         while len(groups) < self.config.prompts and rounds < (self.config.refill_limit if self.config.refill else 1):
             missing = self.config.prompts - len(groups)
-            prompts, cursor = self._draw(cursor, missing, first, drawn)
+            due, late = first[:missing], first[missing:]
+            prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
             if not prompts:
                 break
-            experience = self._collect(prompts, missing, first)
+            experience = self._collect(prompts, missing, due)
             whole = self._whole(experience)
             kept = [group for group in whole if not self.config.refill or self._mixed(group, experience)]
             dropped += len(whole) - len(kept)
             groups += kept
             drawn |= {prompt.id for prompt in prompts}
             found.append(experience)
-            first, rounds = list(experience.abandoned), rounds + 1
+            first, rounds = [*experience.abandoned, *late], rounds + 1
         experience = _joined(found)
         return Gathered(
             experience=experience,
             groups=groups,
             cursor=cursor,
             waiting=tuple(prompt.id for prompt in first),
-            metrics=self._metrics(rounds, dropped, experience),
+            metrics=self._metrics(rounds, dropped, len(groups), experience),
         )
 
     def _chosen(self, chooser: Chooser, cursor: int) -> Gathered:
         """A step of the prompts that teach most, of those that come next; the others come again in the next epoch."""
-        count = self.config.prompts
+        count, size = self.config.prompts, self.config.group_size
         wanted = min(count * self.candidates, len(self.order.prompts))
-        offered = list({prompt.id: prompt for prompt in self.order.draw(cursor, wanted)}.values())
-        chosen, counts = chooser.choose(
-            offered, prompts=min(count, len(offered)), rollouts=count * self.config.group_size
-        )
+        offered, cursor = self._draw(cursor, wanted, (), set())
+        chosen, counts = chooser.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
         repeated = [prompt for prompt, times in zip(chosen, counts, strict=True) for _ in range(times)]
         experience = self.collector.collect(repeated, samples=1, sampling=self.sampling)
         return Gathered(
             experience=experience,
             groups=self._whole(experience, least=1),
-            cursor=cursor + wanted,
+            cursor=cursor,
             waiting=(),
             metrics={"allocation/most": float(max(counts)), "allocation/prompts": float(len(chosen))},
         )
 
-    def _draw(self, cursor: int, missing: int, first: Sequence[Prompt], drawn: set[str]) -> tuple[list[Prompt], int]:
-        """Those that wait, then the next of the order; in a later round none that was drawn in this step before,
-        whose random draws would be the same again."""
-        wanted = math.ceil(missing * self.config.oversample)
+    def _draw(self, cursor: int, wanted: int, first: Sequence[Prompt], drawn: set[str]) -> tuple[list[Prompt], int]:
+        """Those in `first`, then the next of the order; in a later round none that was drawn in this step before, whose
+        random draws would be the same again."""
         chosen = list(first)
-        names = {prompt.id for prompt in first}
-        for _ in range(len(self.order.prompts)):
-            if len(chosen) >= wanted:
+        names = {prompt.id for prompt in first} | drawn
+        size = len(self.order.prompts)
+        for _ in range(2 * size):  # an epoch's end and the next one's start may hold the same prompts
+            if len(chosen) >= min(wanted, size):
                 break
             (prompt,) = self.order.draw(cursor, 1)
             cursor += 1
-            if prompt.id in names and (first or self.config.oversample > 1):
-                continue
-            if prompt.id not in drawn:
+            if prompt.id not in names:
                 chosen.append(prompt)
                 names.add(prompt.id)
         return chosen, cursor
@@ -144,7 +141,7 @@ class Gatherer:
     def _collect(self, prompts: Sequence[Prompt], missing: int, first: Sequence[Prompt]) -> Experience:
         quorum = None
         if self.config.oversample > 1:
-            quorum = Quorum(prompts=max(missing, len(first)), required=frozenset(prompt.id for prompt in first))
+            quorum = Quorum(prompts=missing, required=frozenset(prompt.id for prompt in first))
         return self.collector.collect(prompts, samples=self.config.group_size, sampling=self.sampling, quorum=quorum)
 
     def _whole(self, experience: Experience, *, least: int = 2) -> list[Group]:
@@ -160,10 +157,11 @@ class Gatherer:
         hits = [self.correct(rollout) for rollout in experience.rollouts if rollout.id in members]
         return any(hits) and not all(hits)
 
-    def _metrics(self, rounds: int, dropped: int, experience: Experience) -> dict[str, float]:
+    def _metrics(self, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
         found: dict[str, float] = {}
         if self.config.refill:
             found |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
+            found["refill/missing"] = float(self.config.prompts - groups)
         if self.config.oversample > 1:
             found["oversample/abandoned"] = float(len(experience.abandoned))
             found["oversample/tokens"] = float(experience.abandoned_tokens)

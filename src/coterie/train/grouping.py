@@ -33,6 +33,39 @@ SAMPLE = 128
 """Training prompts on which the features are fitted."""
 
 
+def settings_of(config: GroupingConfig) -> Settings:
+    """The estimator's numbers.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    settings = Settings(
+        bounds=None if config.rewards is None else (config.rewards[0], config.rewards[1]),
+        memory=config.memory,
+        prompt_memory=config.prompt_memory,
+        max_leaves=config.max_leaves,
+        min_weight=config.min_weight,
+        refit_every=config.refit_every,
+        unit_scale=config.unit_scale,
+        weighted=config.weights != "none",
+    )
+    for name in config.without:
+        settings = settings.without(name)
+    return settings
+
+
+def check(config: GroupingConfig) -> None:
+    """Whether the preset can be had without what is left out.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        GroupAwareBaseline((), preset=config.preset, settings=settings_of(config))
+    except ValueError as error:
+        raise ConfigError(f"[grouping]: {error}") from None
+
+
 class PromptFeatures:
     """Features of prompts, computed once each and kept: what a prompt meant when it was first seen.
 
@@ -121,29 +154,7 @@ class GroupAwareJudge(Judge):
         self.lessons: dict[str, Lesson] = {}
         self.importance: dict[str, float] = {}
         self._models: dict[str, GroupAwareBaseline] | None = None
-        self._check()
-
-    def _check(self) -> None:
-        try:
-            GroupAwareBaseline((), preset=self.config.preset, settings=self._settings())
-        except ValueError as error:
-            raise ConfigError(f"[grouping]: {error}") from None
-
-    def _settings(self) -> Settings:
-        config = self.config
-        settings = Settings(
-            bounds=None if config.rewards is None else (config.rewards[0], config.rewards[1]),
-            memory=config.memory,
-            prompt_memory=config.prompt_memory,
-            max_leaves=config.max_leaves,
-            min_weight=config.min_weight,
-            refit_every=config.refit_every,
-            unit_scale=config.unit_scale,
-            weighted=config.weights != "none",
-        )
-        for name in config.without:
-            settings = settings.without(name)
-        return settings
+        check(config)
 
     @property
     def models(self) -> dict[str, GroupAwareBaseline]:
@@ -153,7 +164,7 @@ class GroupAwareJudge(Judge):
                 label: GroupAwareBaseline(
                     self.features.map.columns,
                     preset=self.config.preset,
-                    settings=self._settings(),
+                    settings=settings_of(self.config),
                     seed=self.seed,
                     **self.versions,
                 )
@@ -228,7 +239,7 @@ class GroupAwareJudge(Judge):
         names = tuple(prompt.id for prompt in candidates)
         features = self.features.of(names)
         expected, _ = model.expect(names, features, float(self.step))
-        bounds = (0.0, 1.0) if self.config.rewards is None else (self.config.rewards[0], self.config.rewards[1])
+        bounds = model.range or (0.0, 1.0)
         level = bounds[0] + 0.9 * (bounds[1] - bounds[0])
         found: Allocation = allocate(
             teaching_signal(expected, bounds),
@@ -237,7 +248,7 @@ class GroupAwareJudge(Judge):
             least=self.config.least,
             most=self.config.most,
             review=self.config.review,
-            solved=solved_regions(expected, np.arange(len(names)), level),
+            solved=solved_regions(expected, _regions(model, features), level),
             counters=("rollouts", self.seed, self.step),
         )
         chosen = [candidates[index] for index in found.chosen]
@@ -256,7 +267,7 @@ class GroupAwareJudge(Judge):
             model = self.models[label]
             found |= {f"{start}error/{name}": value for name, value in lesson.errors.items()}
             found |= {f"{start}scale/{name}": value for name, value in lesson.scales.items()}
-            weights = model.stack.weights.mean(axis=0)
+            weights = model.stack.overall()
             found |= {f"{start}weight/{name}": float(w) for name, w in zip(model.experts, weights, strict=True)}
             found |= {f"{start}power": lesson.power, f"{start}bias": lesson.bias, f"{start}unit": model.scale}
         return found
@@ -277,7 +288,12 @@ class GroupAwareJudge(Judge):
         held = {"facts": facts, "step": self.step, "importance": self.importance}
         write_file(folder / FACTS, json_dumps(held).encode())
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, adopt: bool = True) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            adopt: widen what is known if the reward or the reference is another than before; False only reads.
+        """
         try:
             arrays = load_file(folder / ARRAYS)
             held = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -285,10 +301,17 @@ class GroupAwareJudge(Judge):
             self.features.load(pick(state, "features"))
             for label, model in self.models.items():
                 model.load(pick(state, f"model.{label}"))
-                model.adopt(**self.versions)
+                if adopt:
+                    model.adopt(**self.versions)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"cannot read the groups in {folder}: {error}") from error
         self.step, self.importance = int(held["step"]), dict(held["importance"])
+
+
+def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:
+    """[n] the leaf of the tree that each prompt lies in; all the same where the preset has no tree."""
+    hierarchy = model.hierarchies.get("heb")
+    return np.zeros(len(features), dtype=np.int64) if hierarchy is None else hierarchy.tree.locate(features)
 
 
 def _add_shares(into: list[dict[str, float]], explained: Explanation, scale: float, label: str) -> None:

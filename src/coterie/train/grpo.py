@@ -118,7 +118,8 @@ class Trainer:
         objective = self.config.objective
         in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
         entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
-        return not (in_loss or entropy or self.config.critic is not None)
+        everywhere = objective.entropy_share < 1 or ":" in objective.surrogate  # these look at every token
+        return not (in_loss or entropy or everywhere or self.config.critic is not None)
 
     def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit], *, skip_zero: bool) -> list[Batch]:
         return plan(
@@ -155,6 +156,14 @@ class Trainer:
             "memory/peak": float(peak(self.learner.policy.device)),
         }
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
+        if gathered.metrics.get("refill/missing"):
+            self.recorder.note(
+                self.step,
+                "warning",
+                f"{len(gathered.groups)} of {self.config.collect.prompts} groups were mixed after "
+                f"{gathered.metrics['refill/rounds']:.0f} rounds: the others' attempts were all right or all wrong by "
+                f"{self.evaluator.part!r} (eval.part), which counts as right from 1 on",
+            )
         for text in self.judge.news():
             self.recorder.record_event(self.step, "groups", text)
         if experience.late:

@@ -38,7 +38,7 @@ class RunGroups:
 
     def plain(self) -> dict[str, Any]:
         """As JSON-able data."""
-        weights = self.model.stack.weights.mean(axis=0)
+        weights = self.model.stack.overall()
         return {
             "run": self.run,
             "step": self.step,
@@ -52,7 +52,7 @@ class RunGroups:
     def summary(self) -> str:
         """One line."""
         leaves = sum(region.leaf for region in self.regions)
-        weights = zip(self.model.experts, self.model.stack.weights.mean(axis=0), strict=True)
+        weights = zip(self.model.experts, self.model.stack.overall(), strict=True)
         experts = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights)
         return f"{self.preset}, {leaves} regions of {len(self.model.book.rows)} prompts seen; experts {experts}"
 
@@ -80,7 +80,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         part_weights={part.key: part.weight for part in config.rewards.parts},
         seed=config.seed,
     )
-    judge.load(folder)
+    judge.load(folder, adopt=False)
     model = next(iter(judge.models.values()))
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         moved = [(event.step or 0, event.message) for event in database.events(EVENT) if (event.step or 0) <= at]

@@ -64,6 +64,11 @@ class Stack:
         self.gram = np.zeros((BUCKETS, start.size, start.size))
         self.weights = np.tile(self.start, (BUCKETS, 1))
 
+    def overall(self) -> Floats:
+        """[K] the experts' weights, averaged over the buckets by what each has seen."""
+        seen = np.einsum("zkk->z", self.gram)
+        return np.average(self.weights, axis=0, weights=seen) if seen.sum() > 0 else self.start
+
     def combine(self, predictions: Floats, bucket: Ints) -> Floats:
         """[N] from predictions [K, N]."""
         return np.einsum("nk,kn->n", self.weights[bucket], predictions)
