@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.contract import check_turns
 from coterie.envs.base import Environment, Episode
 from coterie.errors import RewardError
 from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, StopReason, Turn
@@ -131,7 +132,9 @@ class Collector:
             key = SampleKey(seed=self.seed, version=self.engine.version, prompt=prompt.id, sample=sample)
             requests.append(Request(key=key, prompt_tokens=rendered[prompt.id]))
             episodes.append(episode)
-        return self.engine.generate(requests, sampling), episodes
+        turns = self.engine.generate(requests, sampling)
+        check_turns(requests, turns, vocabulary=self.engine.vocabulary)
+        return turns, episodes
 
     def _check(self, rollouts: Sequence[Rollout]) -> None:
         failed = [rollout for rollout in rollouts if not rollout.outcome.usable]

@@ -177,5 +177,5 @@ def test_a_newer_format(path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has format 99, this coterie reads up to 1"):
+    with pytest.raises(RunError, match="has format 99, this coterie reads up to 2"):
         MetricsDB(path)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from coterie.collect import Experience
+from coterie.errors import RunError
 from coterie.observer import Observer
 from coterie.policy.learner import Learner
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
+from coterie.runs.durable import missing_room
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
@@ -29,6 +31,7 @@ class Recorder:
     Args:
         save_model: puts a model folder that transformers opens into the folder it is given.
         keep: checkpoints kept.
+        size: bytes that one takes, about.
         config_hash: names the settings a checkpoint belongs to.
         data_hash: names the prompts and the template it belongs to.
     """
@@ -40,6 +43,7 @@ class Recorder:
         observer: Observer,
         save_model: Callable[[Path], None],
         keep: int,
+        size: int,
         config_hash: str,
         data_hash: str,
     ) -> None:
@@ -47,6 +51,7 @@ class Recorder:
         self.observer = observer
         self.save_model = save_model
         self.keep = keep
+        self.size = size
         self.config_hash = config_hash
         self.data_hash = data_hash
         self.db = MetricsDB(run.metrics)
@@ -94,6 +99,24 @@ class Recorder:
         if found.experience.late:
             self.note(step, "warning", late(found.experience))
 
+    def require_room(self) -> None:
+        """Refuse to begin what the disk cannot hold: all checkpoints that are kept, and the one being written.
+
+        Raises:
+            RunError: with the bytes needed and free.
+        """
+        count = self.keep + 1 - min(self.keep, len(checkpoint.steps(self.run.checkpoints)))
+        shortage = missing_room(self.run.path, count * self.size)
+        if shortage is not None:
+            raise RunError(
+                f"there is no room for the checkpoints of {self.run.path} ({count} more of {self.size:,} bytes): "
+                f"{shortage}; free some space, lower checkpoint.keep, or keep runs elsewhere (--runs)"
+            )
+
+    def saved_before(self) -> int | None:
+        """The newest step of which a checkpoint was recorded, whether or not it is still there."""
+        return max((event.step or 0 for event in self.db.events("checkpoint")), default=None)
+
     def has_evaluation(self, step: int) -> bool:
         """Whether the held-out prompts were measured at this step."""
         return any(result.step == step for result in self.db.evals())
@@ -116,6 +139,7 @@ class Recorder:
             keep=self.keep,
             run_id=self.run.name,
             config_hash=self.config_hash,
+            size=self.size,
         )
         self.note(step, "checkpoint", f"saved {path.name}")
 
