@@ -132,7 +132,8 @@ def _go(
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
         begin(trainer, recorder)
-        recorder.require_room()
+        if trainer.step < config.steps:
+            recorder.require_room()
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
         if trainer.step < config.steps:

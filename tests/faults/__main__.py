@@ -39,16 +39,25 @@ class Size:
     """Every so manieth prefix of the record is cut."""
     sizes: tuple[int, ...]
     """KiB of the disks that run full."""
+    few: int
+    """Every so manieth of the lists that are written out."""
 
 
 LONG = Size(
-    kills=300, passes=3, points=1, flips=1000, calls=1, cuts=1, sizes=(*range(40, 560, 24), 600, 700, 800, 900, 1000)
+    kills=300,
+    passes=3,
+    points=1,
+    flips=1000,
+    calls=1,
+    cuts=1,
+    sizes=(*range(40, 560, 24), 600, 700, 800, 900, 1000),
+    few=1,
 )
-SHORT = Size(kills=4, passes=1, points=8, flips=60, calls=40, cuts=9, sizes=(120, 500))
+SHORT = Size(kills=4, passes=1, points=10, flips=60, calls=60, cuts=40, sizes=(120, 500), few=2)
 
 
 def _sections(size: Size, seed: int, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import configs, damage, disk, kills, power, stopping
+    from faults import configs, damage, disk, kills, power, secrets, stopping
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -60,14 +69,21 @@ def _sections(size: Size, seed: int, root: Path) -> dict[str, Callable[[], Itera
     return {
         "configs": configs.refused,
         "flips": lambda: damage.flips(harness, size.flips, seed),
-        "damage": lambda: several(damage.broken(harness), damage.nothing_left(harness), damage.hostile(harness)),
+        "damage": lambda: several(
+            damage.broken(harness, size.few), damage.nothing_left(harness), damage.hostile(harness, size.few)
+        ),
         "power": lambda: power.cuts(harness, size.cuts, seed),
-        "stop": lambda: several(stopping.signals(harness), stopping.two_at_once(harness), stopping.frozen(harness)),
+        "secrets": lambda: secrets.leaks(harness),
+        "stop": lambda: several(
+            stopping.signals(harness, size.few), stopping.two_at_once(harness), stopping.frozen(harness)
+        ),
         "random": lambda: (of_trial("random", one) for one in kills.at_random(harness, size.kills, seed)),
         "points": lambda: (of_trial("points", one) for one in kills.at_points(harness, size.passes, size.points)),
         "disk": lambda: several(
             disk.full(harness, list(size.sizes)),
-            disk.read_only(harness),
+            disk.read_only(harness, size.few),
+        ),
+        "calls": lambda: several(
             disk.every_call(harness, errno.EIO, size.calls, only_fsync=True),
             disk.every_call(harness, errno.ENOSPC, size.calls),
         ),

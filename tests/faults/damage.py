@@ -128,9 +128,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 
 
-def broken(harness: Harness) -> Iterator[Case]:
+def broken(harness: Harness, few: int = 1) -> Iterator[Case]:
     """A resume from a damaged newest checkpoint walks back, says so, and ends as the golden run."""
-    for name, damage in BROKEN.items():
+    for name, damage in list(BROKEN.items())[::few]:
         runs = _copy(harness, name)
         damage(runs / NAME / "checkpoints" / "step_000005")
         done = harness.wait(harness.start(runs))
@@ -177,7 +177,7 @@ def _same(harness: Harness, runs: Path) -> str | None:
     return divergence(harness.golden, harness.end, [*known, *read_chain(runs / "chain")], runs / NAME)
 
 
-def hostile(harness: Harness) -> Iterator[Case]:
+def hostile(harness: Harness, few: int = 1) -> Iterator[Case]:
     """Checkpoints made by somebody else, with a manifest that is right: nothing is executed, nothing gets out."""
     marker = harness.root / "executed"
     code = f"import os; os.close(os.open({str(marker)!r}, os.O_CREAT))"
@@ -196,7 +196,7 @@ def hostile(harness: Harness) -> Iterator[Case]:
         ),
         "a state nested without end": ("state.json", b"[" * 100_000),
     }
-    for name, (file, data) in files.items():
+    for name, (file, data) in list(files.items())[::few]:
         runs = _copy(harness, name)
         folder = runs / NAME / "checkpoints" / "step_000005"
         _republish(folder, file, data)

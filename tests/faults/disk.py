@@ -83,10 +83,10 @@ def every_call(harness: Harness, number: int, stride: int, *, only_fsync: bool =
         calls = done.stat().st_size
         if calls < nth:
             if trial.divergence:
-                yield of_trial("disk", trial)
+                yield of_trial("calls", trial)
             return
         wrong = [said for said in trial.refusals if not any(word in said for word in _SHORTAGES)]
-        yield of_trial("disk", trial, f"the error does not name the disk: {wrong[0]}" if wrong else None)
+        yield of_trial("calls", trial, f"the error does not name the disk: {wrong[0]}" if wrong else None)
         nth += stride
 
 
@@ -108,13 +108,13 @@ def _fill(harness: Harness, runs: Path, size: int) -> str | None:
     return _goes_on(harness, runs)
 
 
-def read_only(harness: Harness) -> Iterator[Case]:
+def read_only(harness: Harness, few: int = 1) -> Iterator[Case]:
     """A folder that becomes read-only, or vanishes, at the third step."""
 
     def freeze(runs: Path) -> str | None:
         _mount("-o", "size=64m", runs)
-        trap = _at_step(3, lambda: _mount("-o", "remount,ro", runs))
-        return _refused_then_goes_on(harness, runs, trap, lambda: _mount("-o", "remount,rw", runs))
+        trap = _at_step(3, lambda: _cover(runs))
+        return _refused_then_goes_on(harness, runs, trap, lambda: _run("umount", str(runs)))
 
     yield _in_namespace(harness, "read-only from step 3", freeze)
     runs = harness.folder("vanished from step 3")
@@ -123,12 +123,12 @@ def read_only(harness: Harness) -> Iterator[Case]:
     said = log_of(runs)
     problem = None if first.code == REFUSED and NAME in said else f"exit code {first.code}: {said}"
     yield Case(section="disk", name="vanished from step 3", problem=problem)
-    yield from few_files(harness)
+    yield from few_files(harness, (0, 1, 2, 4, 8, 16)[:: 2 * few - 1])
 
 
-def few_files(harness: Harness) -> Iterator[Case]:
+def few_files(harness: Harness, spares: tuple[int, ...]) -> Iterator[Case]:
     """Hardly any file descriptors left (EMFILE)."""
-    for spare in (0, 1, 2, 4, 8, 16):
+    for spare in spares:
 
         def limit(spare: int = spare) -> None:
             used = len(os.listdir("/proc/self/fd"))
@@ -201,8 +201,18 @@ def _own_mounts() -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
+    _run("mount", "--make-rprivate", "/")
 
 
 def _mount(option: str, value: str, folder: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", option, value, "tmpfs", str(folder)], check=True, capture_output=True)
+    _run("mount", "-t", "tmpfs", option, value, "tmpfs", str(folder))
+
+
+def _cover(folder: Path) -> None:
+    """The same files again on top, read-only: a file system with files open for writing cannot be made so itself."""
+    _run("mount", "--bind", str(folder), str(folder))
+    _run("mount", "-o", "remount,bind,ro", str(folder))
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)

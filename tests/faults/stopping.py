@@ -15,10 +15,10 @@ from faults.harness import REFUSED, Attempt, Harness, log_of, orphans
 from faults.world import NAME, divergence, read_chain
 
 
-def signals(harness: Harness) -> Iterator[Case]:
+def signals(harness: Harness, few: int = 1) -> Iterator[Case]:
     """SIGTERM and Ctrl-C finish the step and leave with the shell's code for them; a second one leaves at once."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        for step in (1, 3):
+        for step in (3, 1)[: 2 // few]:
             yield _asked(harness, f"{signal.Signals(number).name} in step {step}", step, [number], 128 + number)
     for pair in ([signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGINT]):
         names = " then ".join(signal.Signals(number).name for number in pair)

@@ -12,10 +12,12 @@ TITLES = {
     "random": "SIGKILL at random moments, one to three in a row",
     "points": "SIGKILL at named points",
     "power": "power cut (recorded run, unflushed data kept, lost, torn, zeroed, reordered)",
-    "disk": "disk full, I/O error, read-only, vanished, no file descriptors",
+    "disk": "disk full, read-only, vanished, no file descriptors",
+    "calls": "no space, or an I/O error, at every call on the run's folder in turn",
     "stop": "SIGTERM, Ctrl-C, twice, SIGHUP, frozen, two processes",
     "damage": "damaged, foreign and hostile checkpoints",
     "flips": "single flipped bits",
+    "secrets": "secrets in the environment, listening sockets",
     "configs": "mutated settings",
 }
 
@@ -53,12 +55,12 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
         return [
             f"{flips} flips: {noticed} noticed, {harmless} where nothing is read, {flips - noticed - harmless} missed"
         ]
-    if name == "power":
+    if name in ("power", "secrets"):
         return [f"{value} {key}" for one in facts for key, value in one.items()]
     if name == "stop":
         waits = [one["stop_s"] for one in facts if "stop_s" in one]
         return [f"stops within {max(waits):.1f} s"] if waits else []
-    if name == "disk":
+    if name in ("disk", "calls"):
         refused = sum(bool(one.get("refusals")) for one in facts)
         return [f"{refused} ended in a named error and went on later"] if refused else []
     if name == "configs":

@@ -25,6 +25,7 @@ CALLS = {
     "pandas.read_pickle",
     "tempfile.mktemp",
     "signal.alarm",
+    "time.time",
 }
 FLAGS = {
     ("shell", True),
@@ -35,7 +36,7 @@ FLAGS = {
 }
 EVERYWHERE = ("0.0.0.0", "[::]")
 ALLOWED = {
-    ("engines/static.py", "signal.alarm"): "never: an example of the form, no file may need it",
+    ("runs/metrics.py", "time.time"): "the date of an event, for people; every deadline is on the monotonic clock",
 }
 """(file, what) → why it is no danger."""
 

@@ -1,4 +1,4 @@
-"""Awkward tokenizers: each works, or is refused with the remedy; and tokens that were sampled are the tokens trained."""
+"""Awkward tokenizers: each works, or is refused with the remedy; and what was sampled is what is trained."""
 
 from __future__ import annotations
 
@@ -76,8 +76,13 @@ WORKING: dict[str, Callable[[], Any]] = {
     "a template that forgets what was said before": lambda: tiny_tokenizer(template=FORGETFUL),
     "a template that strips": lambda: tiny_tokenizer(template=CHATML.replace("['content']", "['content'] | trim")),
 }
+CANNOT_TELL: set[str] = set()
+"""Tokenizers in whose eyes the spelling of a special token is the token: such a prompt is a bad row."""
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a template that raises": (lambda: tiny_tokenizer(template="{{ raise_exception('no') }}"), "refuses these messages"),
+    "a template that raises": (
+        lambda: tiny_tokenizer(template="{{ raise_exception('no') }}"),
+        "refuses these messages",
+    ),
     "a template that is none": (lambda: tiny_tokenizer(template="{% for %}"), "refuses these messages"),
     "a template without an end": (
         lambda: tiny_tokenizer(template="{% for i in range(10**9) %}{{ i }}{% endfor %}"),
@@ -114,12 +119,11 @@ def test_what_a_user_spells_is_never_a_control_token(name: str) -> None:
     control = set(chat.tokenizer.all_special_ids) | set(chat.stop_ids)
     harmless = [Message(role="user", content="say something")]
     count = sum(token in control for token in chat.render(harmless))
-    try:
-        ids = chat.render(SPELLED)
-    except DataError as error:
-        assert "special token" in str(error)
-    else:
-        assert sum(token in control for token in ids) == count
+    if name in CANNOT_TELL:
+        with pytest.raises(DataError, match="special token"):
+            chat.render(SPELLED)
+        return
+    assert sum(token in control for token in chat.render(SPELLED)) == count
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -182,7 +182,7 @@ class MetricsDB:
 
         Reads everything, so it is for a resume and for a look at a run, not for every open.
         """
-        with self._named("verify"):
+        with self._named("verify"), self._snapshot():
             if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
                 return []  # of the first format, which had no hashes; the next resume adds them
             known = {(kind, key): digest for kind, key, digest in self._db.execute("SELECT * FROM digests")}
@@ -309,6 +309,15 @@ class MetricsDB:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _snapshot(self) -> Generator[None]:
+        """All reads inside see one moment, whatever a training writes meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
 
     @contextmanager
     def _named(self, what: str) -> Generator[None]:
