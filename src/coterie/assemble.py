@@ -207,6 +207,7 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(found.step)
+    checkpoint.prune(run.checkpoints, found.step, recorder.keep)
     trainer.restore(found.state)
     recorder.note(found.step, "resume", f"continuing from {found.path.name}")
 

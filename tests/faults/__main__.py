@@ -53,7 +53,7 @@ LONG = Size(
     sizes=(*range(40, 560, 24), 600, 700, 800, 900, 1000),
     few=1,
 )
-SHORT = Size(kills=4, passes=1, points=10, flips=60, calls=60, cuts=40, sizes=(120, 500), few=2)
+SHORT = Size(kills=4, passes=1, points=10, flips=60, calls=60, cuts=14, sizes=(120, 500), few=2)
 
 
 def _sections(size: Size, seed: int, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:

@@ -97,14 +97,16 @@ def full(harness: Harness, sizes: list[int]) -> Iterator[Case]:
 
 
 def _fill(harness: Harness, runs: Path, size: int) -> str | None:
-    _mount("-o", f"size={size}k", runs)
+    run = runs / NAME  # an empty folder is taken over; log and chain of the trial lie elsewhere
+    run.mkdir()
+    _mount("-o", f"size={size}k", run)
     first = harness.wait(harness.start(runs))
     said = log_of(runs) if first.code else ""
     if first.code not in (0, REFUSED):
         return f"exit code {first.code}: {said}"
-    if first.code == REFUSED and "No space left" not in said and "full" not in said and "no room" not in said:
+    if first.code == REFUSED and not any(word in said for word in ("No space left", "free some space", "no room")):
         return f"the error does not name the disk: {said}"
-    _mount("-o", "remount,size=64m", runs)
+    _mount("-o", "remount,size=64m", run)
     return _goes_on(harness, runs)
 
 
@@ -112,9 +114,11 @@ def read_only(harness: Harness, few: int = 1) -> Iterator[Case]:
     """A folder that becomes read-only, or vanishes, at the third step."""
 
     def freeze(runs: Path) -> str | None:
-        _mount("-o", "size=64m", runs)
-        trap = _at_step(3, lambda: _cover(runs))
-        return _refused_then_goes_on(harness, runs, trap, lambda: _run("umount", str(runs)))
+        run = runs / NAME
+        run.mkdir()
+        _mount("-o", "size=64m", run)
+        trap = _at_step(3, lambda: _cover(run))
+        return _refused_then_goes_on(harness, runs, trap, lambda: _run("umount", str(run)))
 
     yield _in_namespace(harness, "read-only from step 3", freeze)
     runs = harness.folder("vanished from step 3")
@@ -131,8 +135,9 @@ def few_files(harness: Harness, spares: tuple[int, ...]) -> Iterator[Case]:
     for spare in spares:
 
         def limit(spare: int = spare) -> None:
-            used = len(os.listdir("/proc/self/fd"))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, 4096))
+            free = os.dup(0)  # the lowest number that is free
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, 4096))
 
         name = f"{spare} file descriptors to spare"
         trial = harness.trial(name, [_at_step(2, limit)])

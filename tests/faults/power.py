@@ -187,7 +187,7 @@ def cuts(harness: Harness, stride: int, seed: int) -> Iterator[Case]:
     faults: list[str] = []
     for number, event in enumerate(events):
         disk.apply(event)
-        if number % stride and event[0] != "rename":
+        if number % stride:
             continue
         for ops in _subsets(disk.pending, draw):
             for how in ("kept", "lost", "torn", "zeros"):

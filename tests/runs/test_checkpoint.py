@@ -261,3 +261,10 @@ def test_a_state_that_is_none_is_walked_around(tmp_path, state, said):
     assert found is not None
     assert found.step == 1
     assert said in found.skipped[0][1]
+
+
+def test_what_a_kill_left_of_a_clean_up_is_cleaned_up_later(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=4)
+    checkpoint.prune(tmp_path, 3, keep=2)
+    assert checkpoint.steps(tmp_path) == [2, 3, 4]

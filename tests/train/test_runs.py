@@ -63,7 +63,7 @@ def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
 
 
@@ -146,7 +146,10 @@ def killed(root: Path, point: str, nth: int, verb: str = "train") -> int:
     """Run in a process of its own that kills itself at the nth pass of a point."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", CHILD, point, str(nth), verb, str(here), str(here.parent)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ["PYTHONPATH"]]),
+    }
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=120).returncode
 
 

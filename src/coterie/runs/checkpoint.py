@@ -209,6 +209,15 @@ def _size(folder: Path) -> int:
         return 0
 
 
+def prune(root: Path, step: int, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints up to `step`, which was verified: a kill may have come before it.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    _prune(root, step, keep)
+
+
 def _prune(root: Path, step: int, keep: int) -> None:
     # Later steps are left over from before a walk back; they are replaced when training reaches them again.
     for old in [s for s in steps(root) if s <= step][:-keep]:

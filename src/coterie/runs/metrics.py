@@ -14,9 +14,11 @@ from typing import Any, Self
 
 from coterie.errors import NonFiniteError, RunError
 from coterie.observer import EvalResult, Interval
-from coterie.runs.durable import json_dumps, json_loads
+from coterie.runs.durable import json_dumps, json_loads, missing_room
 
 VERSION = 2
+_ROOM = 1 << 20
+"""Bytes; with fewer free, a full disk is the likely cause of an error (SQLite calls it `disk I/O error` at times)."""
 _SCHEMA = """
 CREATE TABLE metrics (step INTEGER NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
                       PRIMARY KEY (step, name)) WITHOUT ROWID;
@@ -328,7 +330,9 @@ class MetricsDB:
                 f"cannot {what} {self.path}: recorded already ({error}); a resume first calls truncate_after"
             ) from error
         except (sqlite3.Error, ValueError, UnicodeError) as error:
-            raise RunError(f"cannot {what} {self.path}: {error}") from error
+            shortage = missing_room(self.path.parent, _ROOM)
+            more = f" ({shortage}; free some space)" if shortage is not None else ""
+            raise RunError(f"cannot {what} {self.path}: {error}{more}") from error
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
