@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from faults.cases import Case, of_trial
@@ -97,7 +97,9 @@ def main() -> int:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     size = SHORT if options.short else LONG
     if options.kills is not None:
-        size = Size(**{**asdict(size), "kills": options.kills})
+        size = replace(size, kills=options.kills)
+    if options.passes is not None:
+        size = replace(size, passes=options.passes)
     root = Path(tempfile.mkdtemp(prefix="coterie-faults-"))
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of libraries
         sections = _sections(size, options.seed, root / "trials")
@@ -128,6 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="the set of the normal tests")
     parser.add_argument("--only", nargs="+", help="sections")
     parser.add_argument("--kills", type=int, help="at random moments")
+    parser.add_argument("--passes", type=int, help="of each named point")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fault-results"))
     return parser.parse_args()

@@ -78,7 +78,7 @@ def every_call(harness: Harness, number: int, stride: int, *, only_fsync: bool =
         name = f"{what} {nth}"
         done = harness.root / f"calls {name}"
         runs = harness.root / name.replace(" ", "-")
-        trap = refuse_at(runs, nth, number, done, only_fsync=only_fsync)
+        trap = refuse_at(runs / NAME, nth, number, done, only_fsync=only_fsync)
         trial = harness.trial(name, [trap])
         calls = done.stat().st_size
         if calls < nth:

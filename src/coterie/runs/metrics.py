@@ -329,7 +329,7 @@ class MetricsDB:
             raise RunError(
                 f"cannot {what} {self.path}: recorded already ({error}); a resume first calls truncate_after"
             ) from error
-        except (sqlite3.Error, ValueError, UnicodeError) as error:
+        except (sqlite3.Error, OSError, ValueError, UnicodeError) as error:
             shortage = missing_room(self.path.parent, _ROOM)
             more = f" ({shortage}; free some space)" if shortage is not None else ""
             raise RunError(f"cannot {what} {self.path}: {error}{more}") from error

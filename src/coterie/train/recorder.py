@@ -14,7 +14,7 @@ from coterie.observer import Observer
 from coterie.policy.learner import Learner
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
-from coterie.runs.durable import missing_room
+from coterie.runs.durable import describe, missing_room
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
@@ -57,7 +57,10 @@ class Recorder:
         self.db = MetricsDB(run.metrics)
         self.log: RunLog = run.open_log()
         self.evals = run.path / EVALS
-        self.evals.mkdir(exist_ok=True)
+        try:
+            self.evals.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {self.evals}: {describe(error, run.path)}") from error
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
