@@ -19,7 +19,7 @@ REQUESTS = [
 
 def answers(**changed: Any) -> list[Turn]:
     """Right answers; the last one with something changed."""
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "prompt_tokens": request.prompt_tokens,
             "tokens": (5, 6),

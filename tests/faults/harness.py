@@ -212,10 +212,10 @@ class Harness:
         file = runs / "chain"
         for death in deaths:
             known = read_chain(file)
-            if callable(death):
-                attempt = self.wait(self.start(runs, death))
-            else:
+            if isinstance(death, float | int):
                 attempt = self.kill(self.start(runs), death)
+            else:
+                attempt = self.wait(self.start(runs, death))
             if attempt.code == -signal.SIGKILL:
                 trial.deaths.append(attempt.phase)
                 trial.orphans += orphans(runs)

@@ -43,7 +43,7 @@ def leaks(harness: Harness) -> Iterator[Case]:
                     deed()
                 inner(self, number, *rest)
 
-            Recorder.step = record
+            Recorder.step = record  # ty: ignore[invalid-assignment]
 
         return arm
 

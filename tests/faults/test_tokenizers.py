@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def _letters() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _wrapped(core: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIALS[2], pad_token=SPECIALS[0])
-    tokenizer.add_special_tokens({"additional_special_tokens": [SPECIALS[1]]})  # ty: ignore[invalid-argument-type]
+    tokenizer.add_special_tokens({"additional_special_tokens": [SPECIALS[1]]})
     tokenizer.chat_template = CHATML
     return tokenizer
 
@@ -201,7 +202,6 @@ def test_a_turn_that_rewrites_a_token_is_refused() -> None:
     rollout = next(one for one in (random_rollout(draw, 300, k) for k in range(99)) if len(one.turns) > 1)
     first, second, *rest = rollout.turns
     changed = (second.prompt_tokens[0] + 1, *second.prompt_tokens[1:])
-    turns = (first, Turn(**{field: getattr(second, field) for field in second.__slots__} | {"prompt_tokens": changed}))
-    broken = Rollout(**{field: getattr(rollout, field) for field in rollout.__slots__} | {"turns": (*turns, *rest)})
+    broken = replace(rollout, turns=(first, replace(second, prompt_tokens=changed), *rest))
     with pytest.raises(ValueError, match="does not continue the tokens"):
         continuation(broken)
