@@ -153,6 +153,7 @@ def test_it_goes_through_store_database_log_console_and_report(saying: str, tmp_
     assert len(shown) < 20_000
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the picture's font lacks signs, which hurts nobody
 def test_it_stays_in_its_box_in_the_report(saying: str, tmp_path: Path) -> None:
     run, found = recorded(tmp_path, saying, io.StringIO())
     sample = BeforeAfter(prompt=PROMPT, before=found.rollouts[0], after=found.rollouts[1])
