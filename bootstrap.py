@@ -5,6 +5,7 @@
     python3 bootstrap.py test [ARGS]     the tests; --slow adds the minutes-long ones, the rest goes to pytest
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
     python3 bootstrap.py run ARGS        any command of coterie, e.g. run doctor
+    python3 bootstrap.py faults [ARGS]   kills, full disks, flipped bits by the hundred; an hour, --short a minute
     python3 bootstrap.py bench [ARGS]    speed and memory beside TRL and vLLM; --quick takes minutes, all cases hours
 
 Needs Python 3.11 or newer, and a network (or pip's find-links) the first time.
@@ -34,6 +35,7 @@ EXTRAS = {
     "bench": {"train"},
     "test": {"train", "dev"},
     "check": {"train", "dev"},
+    "faults": {"train", "dev"},
 }
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]
 
@@ -59,6 +61,10 @@ def main(argv: list[str]) -> int:
     os.chdir(ROOT)
     if verb == "bench":
         return run_program(["-m", "coterie", "bench", *rest])
+    if verb == "faults":
+        paths = [str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        return run_program(["-m", "faults", *rest])
     return (check() if verb == "check" else 0) or run_program(test_command(rest, gpu))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
-from coterie.errors import CheckpointError, CollapseError
+from coterie.errors import CheckpointError, CollapseError, CoterieError
 from coterie.observer import Observer, RunInfo, Silent
 from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
@@ -28,6 +29,7 @@ from coterie.parts import (
     use_threads,
 )
 from coterie.policy.model import Policy
+from coterie.rewards.check import require_sound
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
@@ -38,6 +40,8 @@ from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
 
+NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
+"""What the state of a checkpoint must hold."""
 __all__ = ["chat", "demo", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
 
 
@@ -77,20 +81,26 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards) as scorer:
         scorer.start(inputs.prompts)
+        require_sound(scorer, inputs.prompts)
         policy = policy_for(config, inputs)
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
-            return _go(config, observer, run, inputs, policy, scorer, fresh=True)
+            return _go(config, observer, run, inputs, policy, scorer, lambda trainer, recorder: None)
 
 
-def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Path("runs")) -> Path:
+def resume(
+    run: str | Path, observer: Observer | None = None, *, runs: Path = Path("runs"), fresh: bool = False
+) -> Path:
     """Continue a run from its newest verified checkpoint to its target step, bit for bit as if never interrupted.
+
+    Args:
+        fresh: set the checkpoints aside, whatever their state, and start over from step 0 with the same settings.
 
     Raises:
         RunError: no such run, another process uses it, or a stop rule ended it and would do so again.
-        CheckpointError: there are checkpoints, but none verifies.
+        CheckpointError: there are checkpoints, or were, but none verifies.
     """
     observer = observer or Silent()
     with RunDirectory.open(run, runs) as directory:
@@ -100,7 +110,9 @@ def resume(run: str | Path, observer: Observer | None = None, *, runs: Path = Pa
         inputs = read_inputs(config, observer)
         with Scorer(config.rewards) as scorer:
             scorer.start(inputs.prompts)
-            return _go(config, observer, directory, inputs, policy_for(config, inputs), scorer, fresh=False)
+            policy = policy_for(config, inputs)
+            begin = _start_over if fresh else _restore
+            return _go(config, observer, directory, inputs, policy, scorer, begin)
 
 
 def _go(
@@ -110,22 +122,23 @@ def _go(
     inputs: Inputs,
     policy: Policy,
     scorer: Scorer,
-    *,
-    fresh: bool,
+    begin: Callable[[Trainer, Recorder], None],
 ) -> Path:
     recorder = Recorder(
         run,
         observer=observer,
         save_model=_save_model(policy, inputs.chat),
         keep=config.checkpoint.keep,
+        size=_checkpoint_size(config, policy),
         config_hash=_config_hash(config),
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
     )
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
-        if not fresh:
-            _restore(trainer, recorder, run)
+        begin(trainer, recorder)
+        if trainer.step < config.steps:
+            recorder.require_room()
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
         if trainer.step < config.steps:
@@ -134,13 +147,15 @@ def _go(
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
+            observer.noted("stopped", stop.name)
         report_run(run)
     except CollapseError:
         report_run(run)
         raise
     except BaseException as error:
         recorder.log.line("error", traceback.format_exc())
-        recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
+        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
+            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
         raise
     finally:
         recorder.close()
@@ -169,10 +184,17 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
         recorder.note(step, "data", note)
 
 
-def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
-    found = checkpoint.newest(run.checkpoints)
+def _restore(trainer: Trainer, recorder: Recorder) -> None:
+    run = recorder.run
+    found = checkpoint.newest(run.checkpoints, NEEDED)
     ended = why_it_ended(recorder.db)
     if found is None:
+        before = recorder.saved_before()
+        if before is not None:
+            raise CheckpointError(
+                f"{run.checkpoints} holds no checkpoint, though one of step {before} was recorded: it was moved or "
+                "deleted. Put it back, or start over from step 0 with `coterie resume RUN --fresh`"
+            )
         recorder.forget_after(-1)
         text = "no checkpoint yet: starting over from step 0, with the same random draws"
         recorder.note(None, "resume", f"{ended}{text}")
@@ -186,13 +208,35 @@ def _restore(trainer: Trainer, recorder: Recorder, run: RunDirectory) -> None:
                 f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
                 "run with `coterie train @ ...`"
             )
+    for what in recorder.db.damage()[:8]:
+        recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
     for path, reason in found.skipped:
         recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
-    trainer.learner.load(found.path, found.state["learner"])
-    trainer.judge.load(found.path)
+    try:
+        trainer.learner.load(found.path, found.state["learner"])
+        trainer.judge.load(found.path)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(found.step)
+    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
     trainer.restore(found.state)
     recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
+
+
+def _start_over(trainer: Trainer, recorder: Recorder) -> None:
+    aside = recorder.run.set_checkpoints_aside()
+    recorder.forget_after(-1)
+    where = f"; the old checkpoints are in {aside}" if aside is not None else ""
+    recorder.note(None, "resume", f"starting over from step 0, as asked{where}")
+
+
+def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
+    """Bytes of a checkpoint's tensors: masters, two moments, and the model (or adapter) beside them."""
+    trained = list(policy.parameters().values())
+    masters = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in trained)
+    moments = 2 * (sum(p.numel() for p in trained) if config.optim.state == "8bit" else masters)
+    held = trained if config.model.lora is not None else list(policy.model.parameters())
+    return masters + moments + sum(p.numel() * p.element_size() for p in held)
 
 
 def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.contract import check_turns
 from coterie.engines.quorum import Quorum
 from coterie.envs.base import Environment, Episode
 from coterie.errors import RewardError
@@ -167,7 +168,9 @@ class Collector:
             key = SampleKey(seed=self.seed, version=self.engine.version, prompt=prompt.id, sample=sample)
             requests.append(Request(key=key, prompt_tokens=rendered[prompt.id]))
             episodes.append(episode)
-        return self.engine.generate(requests, sampling, quorum), episodes
+        turns = self.engine.generate(requests, sampling, quorum)
+        check_turns(requests, turns, vocabulary=self.engine.vocabulary)
+        return turns, episodes
 
     def _steps(self, turn: Turn, completion: str, score: Score) -> tuple[StepReward, ...]:
         """The steps' ends in tokens instead of characters."""

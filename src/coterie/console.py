@@ -112,6 +112,8 @@ class Watcher:
         self._times: deque[float] = deque(maxlen=ROWS)
         self._sample: tuple[Prompt, Rollout] | None = None
         self._progress = ""
+        self.stopped = ""
+        """Name of the signal that ended the run before its last step."""
 
     def __enter__(self) -> Watcher:
         return self
@@ -154,6 +156,9 @@ class Watcher:
             self._say(eval_line(result), style="bold" if result.task == "all" or len(results) == 1 else "")
 
     def noted(self, kind: str, message: str) -> None:
+        if kind == "stopped":
+            self.stopped = message
+            return
         if kind == "progress" and self._live is not None:
             self._progress = one_line(message, 200)
             self._redraw(self._live)

@@ -9,7 +9,8 @@ import pytest
 
 from coterie.config.schema import RewardConfig, RewardsConfig
 from coterie.data import tasks
-from coterie.rewards.check import self_test
+from coterie.errors import RewardError
+from coterie.rewards.check import require_sound, self_test
 from coterie.rewards.pool import Scorer
 from coterie.rewards.task import task
 from coterie.types import Prompt
@@ -92,3 +93,18 @@ def test_many_prompts_are_sampled_evenly():
     prompts = [prompt(str(k), str(k) if k >= 500 else None) for k in range(1000)]
     found = check(["number"], prompts, limit=10)
     assert (found.checked, found.without_gold) == (5, 5)
+
+
+def test_training_on_a_judge_that_is_wrong_is_refused():
+    def ask(parts, prompts):
+        with Scorer(RewardsConfig(parts=[RewardConfig(name=part) for part in parts])) as scorer:
+            require_sound(scorer, prompts)
+
+    ask(["exact"], [prompt(str(k), str(k)) for k in range(40)])
+    ask(["exact"], [prompt("a", None)])
+    ask(["exact"], [])
+    ask(["unruly:raises"], [prompt("b", "bad")])  # a function of the user's own may mean anything
+    with pytest.raises(RewardError, match=r"1 are misjudged; the first: .*of prompt a scores 0"):
+        ask(["exact", "unruly:raises"], [prompt("a", "x <answer>y</answer>")])
+    with pytest.raises(RewardError, match=r"does not know right from wrong.*coterie validate"):
+        ask(["exact"], [prompt(str(k), "" if k % 3 == 0 else str(k)) for k in range(30)])

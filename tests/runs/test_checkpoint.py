@@ -226,3 +226,45 @@ def test_errors_that_are_not_the_disk_pass_through(tmp_path):
     with pytest.raises(KeyError, match="a bug"):
         checkpoint.save(tmp_path, 1, write, {}, keep=1, run_id="r", config_hash="c")
     assert os.listdir(tmp_path) == []
+
+
+def test_no_room_is_said_before_a_byte_is_written(tmp_path):
+    save(tmp_path, 1)
+    written = []
+    with pytest.raises(CheckpointError, match=r"no room for the checkpoint .*step_000002.* needs about .* bytes and"):
+        checkpoint.save(
+            tmp_path,
+            2,
+            written.append,
+            {},
+            keep=1,
+            run_id="run",
+            config_hash="c",
+            size=shutil.disk_usage(tmp_path).total,
+        )
+    assert written == []
+    assert os.listdir(tmp_path) == ["step_000001"]
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [([1], "holds a list"), ({}, "has no 'step' of type int"), ({"step": "1"}, "has no")]
+)
+def test_a_state_that_is_none_is_walked_around(tmp_path, state, said):
+    save(tmp_path, 1, state={"step": 1})
+    folder = save(tmp_path, 2, state={"step": 2})
+    (folder / durable.MANIFEST).unlink()
+    (folder / "state.json").write_text(durable.json_dumps(state))
+    os.rename(folder, tmp_path / "made-up")
+    facts = {"kind": "checkpoint", "step": 2, "run_id": "run", "config_hash": "c"}
+    durable.publish_directory(tmp_path / "made-up", folder, facts)
+    found = checkpoint.newest(tmp_path, {"step": int})
+    assert found is not None
+    assert found.step == 1
+    assert said in found.skipped[0][1]
+
+
+def test_what_a_kill_left_of_a_clean_up_is_cleaned_up_later(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=4)
+    checkpoint.prune(tmp_path, 3, keep=2)
+    assert checkpoint.steps(tmp_path) == [2, 3, 4]

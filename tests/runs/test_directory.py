@@ -152,3 +152,36 @@ def test_an_unreadable_config(tmp_path):
     run.config.write_text("steps = = 3")
     with pytest.raises(RunError, match=r"config.toml cannot be read"):
         run.read_config()
+
+
+def test_a_run_that_died_before_its_settings_were_written_is_taken_over(tmp_path):
+    for depth in range(3):
+        run = RunDirectory.create(tmp_path / str(depth), "mine", "x")
+        run.close()
+        if depth == 0:
+            (run.path / ".tmp-config.toml-7").write_text("half")
+        else:
+            for folder in (run.rollouts, run.checkpoints, run.logs)[: depth + 1]:
+                folder.rmdir()
+        with RunDirectory.create(tmp_path / str(depth), "mine", "x") as again:
+            assert again.path == run.path
+            assert sorted(child.name for child in again.path.iterdir()) == [".lock", "checkpoints", "logs", "rollouts"]
+
+
+def test_a_run_that_is_being_made_is_not_taken_over(tmp_path):
+    run = RunDirectory.create(tmp_path, "mine", "x")
+    with pytest.raises(RunError, match="is in use by process"):
+        RunDirectory.create(tmp_path, "mine", "x")
+    run.close()
+    (run.rollouts / "step_000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="is never overwritten"):
+        RunDirectory.create(tmp_path, "mine", "x")
+
+
+def test_checkpoints_are_set_aside_and_never_twice_to_the_same_place(tmp_path):
+    with RunDirectory.create(tmp_path, "mine", "x") as run:
+        assert run.set_checkpoints_aside() is None
+        for number in (1, 2):
+            (run.checkpoints / "step_000001").mkdir()
+            assert run.set_checkpoints_aside() == run.path / f"checkpoints-aside-{number}"
+        assert list(run.checkpoints.iterdir()) == []

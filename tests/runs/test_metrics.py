@@ -35,7 +35,7 @@ def test_metrics(db):
     assert (db.last_step(), db.names()) == (2, ["loss", "reward/mean"])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False))
 )
@@ -177,5 +177,67 @@ def test_a_newer_format(path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has format 99, this coterie reads up to 1"):
+    with pytest.raises(RunError, match="has format 99, this coterie reads up to 2"):
         MetricsDB(path)
+
+
+def changed(path, sql):
+    connection = sqlite3.connect(path)
+    connection.execute(sql)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "named"),
+    [
+        ("UPDATE metrics SET value = 0.50000001 WHERE step = 1 AND name = 'loss'", "metrics of step 1"),
+        ("UPDATE metrics SET step = 9 WHERE step = 1", "metrics of step 1"),
+        ("DELETE FROM metrics WHERE step = 2", "metrics of step 2"),
+        ("INSERT INTO metrics VALUES (7, 'loss', 1.0)", "metrics of step 7"),
+        ("UPDATE evals SET pass_at_1 = 1", "evaluation of step 2"),
+        ("UPDATE eval_items SET correct = 4", "evaluation of step 2"),
+        ("DELETE FROM evals", "evaluation of step 2"),
+        ("UPDATE events SET message = 'all is well'", "event 1"),
+        ("DELETE FROM events", "event 1"),
+        ("DELETE FROM digests WHERE key = 2 AND kind = 'metrics of step'", "metrics of step 2"),
+        ("UPDATE digests SET sha256 = '' WHERE kind = 'event'", "event 1"),
+    ],
+)
+def test_what_was_changed_behind_its_back_is_named(path, sql, named):
+    with MetricsDB(path) as db:
+        db.record(1, {"loss": 0.5, "lr": 1e-6})
+        db.record(2, {"loss": 0.25})
+        result, items = make_eval(2, "legs", [1, 2])
+        db.record_evals([result], items)
+        db.event("warning", "mind the gap", 1)
+        assert db.damage() == []
+    changed(path, sql)
+    with MetricsDB.reader(path) as db:
+        assert named in db.damage()
+
+
+def test_what_is_truncated_is_not_missed(path):
+    with MetricsDB(path) as db:
+        for step in (1, 2, 3):
+            db.record(step, {"loss": 0.5})
+            db.event("checkpoint", "saved", step)
+        db.truncate_after(1)
+        assert db.damage() == []
+        db.record(2, {"loss": 0.5})
+        assert db.damage() == []
+
+
+def test_a_database_of_the_first_format_gets_its_hashes(path):
+    with MetricsDB(path) as db:
+        db.record(1, {"loss": 0.5})
+    changed(path, "DROP TABLE digests")
+    changed(path, "PRAGMA user_version = 1")
+    with MetricsDB.reader(path) as db:
+        assert db.damage() == []
+        assert db.step_metrics(1) == {"loss": 0.5}
+    with MetricsDB(path) as db:
+        assert db.damage() == []
+    changed(path, "UPDATE metrics SET value = 1")
+    with MetricsDB(path) as db:
+        assert db.damage() == ["metrics of step 1"]

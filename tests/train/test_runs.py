@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
 
 
@@ -145,7 +146,10 @@ def killed(root: Path, point: str, nth: int, verb: str = "train") -> int:
     """Run in a process of its own that kills itself at the nth pass of a point."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", CHILD, point, str(nth), verb, str(here), str(here.parent)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ["PYTHONPATH"]]),
+    }
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=120).returncode
 
 
@@ -383,3 +387,34 @@ def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: P
         assemble.train(make_config(root, name="second", model=lora | {"name": folder}))
     with pytest.raises(ModelError, match="has nothing to train"):
         assemble.train(make_config(root, name="third", model={"name": folder}))
+
+
+def test_no_room_for_its_checkpoints_is_said_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coterie.runs import durable
+
+    free = durable.shutil.disk_usage(root)._replace(free=1_000_000)
+    monkeypatch.setattr(durable.shutil, "disk_usage", lambda folder: free)
+    watch = Watch()
+    with pytest.raises(
+        RunError, match=r"no room for the checkpoints .*3 more of .* 1,000,000 are free .*checkpoint\.keep"
+    ):
+        assemble.train(make_config(root), watch)
+    assert watch.steps == []
+
+
+def test_the_estimate_of_a_checkpoint_is_near_its_size(root: Path) -> None:
+    config = make_config(root, steps=1)
+    run = assemble.train(config)
+    inputs = assemble.read_inputs(config, Silent())
+    estimate = assemble._checkpoint_size(config, assemble.policy_for(config, inputs))
+    real = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
+    assert estimate == pytest.approx(real, rel=0.1)
+
+
+def test_a_judge_that_refuses_the_gold_answers_is_not_trained_on(root: Path) -> None:
+    config = make_config(root, rewards={"parts": [{"name": "number"}]})
+    rows = (root / "train.jsonl").read_text(encoding="utf-8")
+    (root / "train.jsonl").write_text(re.sub(r'"answer": "\d+"', '"answer": "many"', rows), encoding="utf-8")
+    with pytest.raises(RewardError, match=r"does not know right from wrong.*gold answer 'many'"):
+        assemble.train(config)
+    assert not (root / "runs" / "one").exists()

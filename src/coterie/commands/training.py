@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -46,14 +47,28 @@ def train(
         raise typer.Exit(print_report(assemble.dry_run(loaded.config)))
     with console.watcher() as watch:
         assemble.train(loaded.config, watch, provenance=loaded.provenance)
+    _leave(watch.stopped)
 
 
-def resume(run: Run, root: Root = Path("runs")) -> None:
+def resume(
+    run: Run,
+    root: Root = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set the checkpoints aside and start over from step 0.")
+    ] = False,
+) -> None:
     """Go on with a run from its last checkpoint."""
     from coterie import assemble, console
 
     with console.watcher() as watch:
-        assemble.resume(Path(run), watch, runs=root)
+        assemble.resume(Path(run), watch, runs=root, fresh=fresh)
+    _leave(watch.stopped)
+
+
+def _leave(stopped: str) -> None:
+    """A run that was asked to stop is not done: the exit code is the shell's for that signal (130, 143)."""
+    if stopped:
+        raise typer.Exit(128 + signal.Signals[stopped])
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from coterie.errors import ConfigError
 
 MAX_BYTES = 4 << 20
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_DEEP = re.compile(rf"^[ \t]*\[?\[?[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{40}}", re.MULTILINE)
+"""A key of more parts than any setting has; the parser's time grows with their square."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -29,8 +33,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist{_nearest_files(path)}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    text = _decode(raw, path)
+    if _DEEP.search(text):
+        raise ConfigError(f"{path} nests its keys too deeply: no setting has 40 dots")
     try:
-        return tomllib.loads(_decode(raw, path))
+        return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path} nests its values too deeply") from None
     except ValueError as error:

@@ -59,7 +59,8 @@ class Layers:
         if isinstance(value, dict) and isinstance(child(parent, path[-1]), dict):
             self.merge(value, source, path)
             return
-        self._forget(path)
+        if isinstance(parent, list) or key in parent:
+            self._forget(path)
         if isinstance(value, dict) and value:
             parent[key] = {}
             self.merge(value, source, path)

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
@@ -26,6 +27,8 @@ from coterie.config.fields import (
 from coterie.config.schema import RunConfig
 
 Sources = Mapping[tuple[str, ...], str]
+MOST = 30
+"""Problems that are explained; a file that is none of settings could have a million."""
 
 BOUNDS = {
     "greater_than_equal": "at least {ge}",
@@ -50,7 +53,9 @@ def explain(error: ValidationError, data: Mapping[str, Any], sources: Sources) -
     merged: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
         merged.setdefault(key_path(problem["loc"], data), []).append(problem)
-    return "\n".join(_line(path, found, data, sources) for path, found in merged.items())
+    lines = [_line(path, found, data, sources) for path, found in islice(merged.items(), MOST)]
+    more = len(merged) - len(lines)
+    return "\n".join([*lines, f"… and {more:,} more"] if more else lines)
 
 
 def to_json(value: Any) -> bytes:

@@ -39,6 +39,11 @@ class Engine(Protocol):
     """Samples turns from the policy."""
 
     @property
+    def vocabulary(self) -> int:
+        """Every token id is below this."""
+        ...
+
+    @property
     def version(self) -> int:
         """Policy version that the engine serves."""
         ...

@@ -76,6 +76,10 @@ class EmbeddedEngine:
         self._decoder: StaticDecoder | None = None  # CUDA graphs, kept as long as the pool
 
     @property
+    def vocabulary(self) -> int:
+        return self._policy.head.weight.shape[0]
+
+    @property
     def version(self) -> int:
         return self._version
 

@@ -21,9 +21,13 @@ class ScriptedEngine:
         script: maps a request to the token ids to say; what exceeds `sampling.max_tokens` is cut.
         logprob: log-probability reported for every token.
         version: policy version served at the start.
+        vocabulary: ids of the script are below this.
     """
 
-    def __init__(self, script: Script, *, logprob: float = math.log(0.5), version: int = 0) -> None:
+    def __init__(
+        self, script: Script, *, logprob: float = math.log(0.5), version: int = 0, vocabulary: int = 1 << 31
+    ) -> None:
+        self.vocabulary = vocabulary
         self._script = script
         self._logprob = logprob
         self._version = version

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from coterie.config.schema import RewardsConfig
+from coterie.errors import RewardError
 from coterie.rewards.base import Score
 from coterie.types import Prompt
 
@@ -111,6 +112,27 @@ def self_test(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 32) -> 
     return RewardCheck(
         checked=len(sound), without_gold=len(seen) - len(sound), parts=tuple(parts), failures=tuple(failures)
     )
+
+
+def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16) -> None:
+    """Refuse to train with a built-in judge that refuses the gold answers, or accepts garbage: hours would teach the
+    wrong thing. Functions of the user's own may mean anything, and are not asked.
+
+    Raises:
+        RewardError: more than `MAX_SHARE` of the prompts looked at are misjudged; the first is named.
+    """
+    if not any(part.name in JUDGES for part in scorer.config.parts):
+        return
+    found = self_test(scorer, prompts, limit=limit)
+    misjudged = {failure.prompt_id: failure for failure in found.failures if failure.part != "reward"}
+    if len(misjudged) > MAX_SHARE * found.checked:
+        first = next(iter(misjudged.values()))
+        raise RewardError(
+            f"the reward does not know right from wrong: of {found.checked} prompts looked at, {len(misjudged)} are "
+            f"misjudged; the first: {first.text}. Mend the gold answers or choose another reward; `coterie validate` "
+            "shows more",
+            function=first.part,
+        )
 
 
 def _errors(prompts: Sequence[Prompt], table: Sequence[Sequence[Score]]) -> list[RowFailure]:

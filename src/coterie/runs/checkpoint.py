@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from coterie.errors import CheckpointError, CoterieError
@@ -17,6 +18,7 @@ from coterie.runs.durable import (
     fsync,
     json_dumps,
     json_loads,
+    missing_room,
     publish_directory,
     verify_directory,
 )
@@ -49,6 +51,7 @@ def save(
     run_id: str,
     config_hash: str,
     spare: int | None = None,
+    size: int = 0,
 ) -> Path:
     """Write, publish and re-read one checkpoint; only then delete all but the `keep` newest up to it.
 
@@ -59,6 +62,7 @@ def save(
         write: puts the learner's files into the empty folder it is given.
         state: strict JSON, kept as `state.json` beside them.
         spare: step of a checkpoint that stays in any case.
+        size: bytes that it will take; nothing is written, or deleted, when fewer are free.
 
     Raises:
         CheckpointError: it could not be written, or does not read back. Older checkpoints are untouched then.
@@ -74,6 +78,7 @@ def save(
     try:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
+        _require_room(root, size, final)
         write(tmp)
         (tmp / STATE).write_text(_encoded(state), encoding="ascii")
         if final.exists():
@@ -95,10 +100,13 @@ def save(
     return final
 
 
-def newest(root: Path) -> Found | None:
+def newest(root: Path, needed: Mapping[str, type] = MappingProxyType({})) -> Found | None:
     """The newest checkpoint that verifies, walking back over damaged ones; None when there is none at all.
 
     Only reads, so it is safe beside a running training.
+
+    Args:
+        needed: keys that the state must have, with the types of their values.
 
     Raises:
         CheckpointError: there are checkpoints and none verifies; each is named with its reason.
@@ -109,6 +117,9 @@ def newest(root: Path) -> Found | None:
         try:
             facts = verify_directory(path)
             state = json_loads((path / STATE).read_bytes())
+            lacking = _lacking(state, needed)
+            if lacking is not None:
+                raise CheckpointError(f"{path / STATE} {lacking}: it was not written by coterie, or by another version")
             if facts["step"] != step:
                 raise CheckpointError(f"{path} holds step {facts['step']}: it was renamed or swapped")
             return Found(
@@ -127,9 +138,17 @@ def newest(root: Path) -> Found | None:
         reasons = "\n".join(f"  {path.name}: {reason}" for path, reason in skipped)
         raise CheckpointError(
             f"none of the {len(skipped)} checkpoints in {root} verifies:\n{reasons}\n"
-            "Restore one from a copy, or start a new run; coterie never restarts from step 0 by itself"
+            "Restore one from a copy, or start over with `coterie resume RUN --fresh`, which sets these aside; "
+            "coterie never restarts from step 0 by itself"
         )
     return None
+
+
+def _lacking(state: Any, needed: Mapping[str, type]) -> str | None:
+    if not isinstance(state, dict):
+        return f"holds a {type(state).__name__}, expected a table"
+    wrong = [key for key, kind in needed.items() if type(state.get(key)) is not kind]
+    return f"has no {wrong[0]!r} of type {needed[wrong[0]].__name__}" if wrong else None
 
 
 def steps(root: Path) -> list[int]:
@@ -156,6 +175,15 @@ def _is_wanted(final: Path, facts: dict[str, Any]) -> bool:
             f"{final} exists and belongs to something else ({'; '.join(different)}); move it away first"
         )
     return True
+
+
+def _require_room(root: Path, size: int, final: Path) -> None:
+    shortage = missing_room(root, size)
+    if shortage is not None:
+        raise CheckpointError(
+            f"there is no room for the checkpoint {final}: {shortage}. Older checkpoints are untouched; free some "
+            "space and go on with `coterie resume`"
+        )
 
 
 def _encoded(state: Mapping[str, Any]) -> str:
@@ -189,6 +217,15 @@ def remove_after(root: Path, step: int) -> list[int]:
     for number in later:
         _remove(_path(root, number))
     return later
+
+
+def prune(root: Path, step: int, keep: int, spare: int | None = None) -> None:
+    """Delete all but the `keep` newest checkpoints up to `step`, which was verified: a kill may have come before it.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    _prune(root, step, keep, spare)
 
 
 def _prune(root: Path, step: int, keep: int, spare: int | None) -> None:

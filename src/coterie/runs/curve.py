@@ -11,6 +11,7 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
 from coterie.runs.metrics import MetricsDB
+from coterie.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
         _dress(axis)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     # A dollar sign would start a formula.
-    figure.suptitle(title.replace("$", r"\$"), fontsize=12, color=_INK, x=0.012, ha="left")
+    figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=_INK, x=0.012, ha="left")
     if mean:
         _rewards(axes[0], mean, dict(std))
     if evals:
@@ -127,7 +128,7 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
             linestyle=":" if len(results) == 2 else "--" if task == "all" else "-",
             capsize=3,
             elinewidth=1.2,
-            label=task.replace("$", r"\$"),
+            label=one_line(task, 40).replace("$", r"\$"),
         )
         top = max(top, *(100 * result.pass_at_1.high for result in results))
     axis.set_ylabel("held-out pass@1, %\n(95 % interval)")

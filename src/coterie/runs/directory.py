@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from coterie.config.toml import dumps
 from coterie.errors import RunError
-from coterie.runs.durable import describe, fsync, json_dumps, remove_leftovers, write_file
+from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_leftovers, write_file
 from coterie.runs.lock import Lock
 from coterie.runs.log import RunLog
 
@@ -33,6 +33,8 @@ class RunDirectory:
     def create(cls, runs: Path, name: str, stem: str) -> Self:
         """Make and lock a new folder `runs/name`, or `runs/<stem>-001`, `-002` … when the name is empty.
 
+        A folder whose run was killed before its settings were written holds nothing, and is taken over.
+
         Raises:
             RunError: the name is taken or no good as a folder's name, or the disk refused.
         """
@@ -40,8 +42,9 @@ class RunDirectory:
             runs.mkdir(parents=True, exist_ok=True)
             path = _make(runs, name) if name else _make_numbered(runs, stem)
             run = cls(path, Lock(path))
+            remove_leftovers(path)
             for folder in (run.rollouts, run.checkpoints, run.logs):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
             fsync(path)
             fsync(runs)
         except OSError as error:
@@ -133,6 +136,25 @@ class RunDirectory:
             raise RunError(f"a row for {self.quarantine} is not strict JSON: {error}") from error
         write_file(self.quarantine, text.encode())
 
+    def set_checkpoints_aside(self) -> Path | None:
+        """Give the checkpoints another name, so that the run can start from step 0; None when there are none.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
+            return None
+        taken = {path.name for path in self.path.glob("checkpoints-aside-*")}
+        number = next(n for n in range(1, len(taken) + 2) if f"checkpoints-aside-{n}" not in taken)
+        aside = self.path / f"checkpoints-aside-{number}"
+        try:
+            self.checkpoints.rename(aside)
+            self.checkpoints.mkdir()
+            fsync(self.path)
+        except OSError as error:
+            raise RunError(f"cannot set {self.checkpoints} aside: {describe(error, self.path)}") from error
+        return aside
+
     def open_log(self) -> RunLog:
         """A fresh `logs/attempt_N.log` for this process."""
         return RunLog(self.logs)
@@ -174,11 +196,24 @@ def _make(runs: Path, name: str) -> Path:
     try:
         path.mkdir()
     except FileExistsError:
+        if _never_began(path):
+            return path
         raise RunError(
             f"{path} exists, and a run is never overwritten; choose another name, leave the name empty "
             f"to get a numbered one, or go on with it: coterie resume {path}"
         ) from None
     return path
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a folder holds only what `create` makes before the settings are written. Its lock decides who has it."""
+    made = {"rollouts", "checkpoints", "logs"}
+    return path.is_dir() and all(
+        child.name == ".lock"
+        or child.name.startswith(LEFTOVER)
+        or (child.name in made and child.is_dir() and not any(child.iterdir()))
+        for child in path.iterdir()
+    )
 
 
 def _make_numbered(runs: Path, stem: str) -> Path:

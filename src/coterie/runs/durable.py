@@ -124,6 +124,15 @@ def describe(error: OSError, folder: Path) -> str:
     return f"{said}; check that the folder exists and may be written"
 
 
+def missing_room(folder: Path, need: int) -> str | None:
+    """What to say when fewer than `need` bytes are free for `folder`; None when there is room, or nobody knows."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return None
+    return None if free >= need else f"it needs about {need:,} bytes and {free:,} are free in {folder}"
+
+
 def fsync(path: Path) -> None:
     """Flush one file or folder to the disk. An error means: not durable, do not publish."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

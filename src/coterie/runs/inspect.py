@@ -96,6 +96,7 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     if run.metrics.exists():
         try:
             seen = _measured(run.metrics, tests)
+            problems += _damage(run.metrics) if tests else []
         except RunError as error:
             problems.append(str(error))
     steps = config.get("steps")
@@ -120,6 +121,12 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
         events=seen.events,
         problem="; ".join(problems) or None,
     )
+
+
+def _damage(metrics: Path) -> list[str]:
+    with MetricsDB.reader(metrics) as database:
+        damage = database.damage()
+    return [f"{metrics} is damaged: {', '.join(damage[:4])} do not match their hash"] if damage else []
 
 
 def list_runs(root: Path) -> list[RunLine]:

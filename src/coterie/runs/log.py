@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coterie.errors import RunError
 from coterie.runs.durable import describe
+from coterie.text import safe_text
 
 
 class RunLog:
@@ -26,10 +27,11 @@ class RunLog:
             raise RunError(f"cannot open the log {self.path}: {describe(error, folder)}") from error
 
     def line(self, kind: str, message: str) -> None:
-        """Append `2026-11-21T12:00:00Z kind message`; further lines of the message are indented."""
+        """Append `2026-11-21T12:00:00Z kind message`; further lines of the message are indented, and what would act on
+        the terminal of whoever reads the log is shown as an escape."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         try:
-            self._file.write(f"{stamp} {kind:<10} " + message.replace("\n", "\n    ") + "\n")
+            self._file.write(f"{stamp} {kind:<10} " + safe_text(message).replace("\n", "\n    ") + "\n")
         except OSError:
             self.lost += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
 import time
@@ -13,9 +14,11 @@ from typing import Any, Self
 
 from coterie.errors import NonFiniteError, RunError
 from coterie.observer import EvalResult, Interval
-from coterie.runs.durable import json_dumps, json_loads
+from coterie.runs.durable import json_dumps, json_loads, missing_room
 
-VERSION = 1
+VERSION = 2
+_ROOM = 1 << 20
+"""Bytes; with fewer free, a full disk is the likely cause of an error (SQLite calls it `disk I/O error` at times)."""
 _SCHEMA = """
 CREATE TABLE metrics (step INTEGER NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
                       PRIMARY KEY (step, name)) WITHOUT ROWID;
@@ -32,6 +35,29 @@ CREATE TABLE eval_items (step INTEGER NOT NULL, task TEXT NOT NULL, prompt_id TE
                          correct INTEGER NOT NULL, samples INTEGER NOT NULL,
                          PRIMARY KEY (step, task, prompt_id)) WITHOUT ROWID;
 """
+# SQLite notices no flipped bit in a value, so whatever is recorded together carries the hash of its rows.
+_DIGESTS = """
+CREATE TABLE digests (kind TEXT NOT NULL, key INTEGER NOT NULL, sha256 TEXT NOT NULL,
+                      PRIMARY KEY (kind, key)) WITHOUT ROWID;
+"""
+_HASHED = {
+    "metrics of step": (
+        "SELECT DISTINCT step FROM metrics",
+        ("SELECT name, value FROM metrics WHERE step = ? ORDER BY name",),
+    ),
+    "evaluation of step": (
+        "SELECT DISTINCT step FROM evals UNION SELECT DISTINCT step FROM eval_items",
+        (
+            "SELECT * FROM evals WHERE step = ? ORDER BY task",
+            "SELECT * FROM eval_items WHERE step = ? ORDER BY task, prompt_id",
+        ),
+    ),
+    "event": (
+        "SELECT id FROM events",
+        ("SELECT step, kind, message, data, time FROM events WHERE id = ?",),
+    ),
+}
+"""Kind of record → which keys there are, and what is hashed of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +117,18 @@ class MetricsDB:
             raise RunError(f"{self.path} is damaged: {verdict}; restore it from a copy")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose the last steps to a power cut
-        if version == 0:
-            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+        if version < VERSION:
+            self._upgrade(version)
+
+    def _upgrade(self, version: int) -> None:
+        """Make the tables; to those of the first format add the hashes of what is there."""
+        with self._transaction("set up"):
+            for statement in f"{_SCHEMA if version == 0 else ''}{_DIGESTS}".split(";"):
+                self._db.execute(statement)
+            for kind, (keys, _) in _HASHED.items():
+                for (key,) in self._db.execute(keys).fetchall():
+                    self._seal(kind, key)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def record(
         self,
@@ -112,7 +148,9 @@ class MetricsDB:
         rows = [(step, name, _finite(step, name, value)) for name, value in metrics.items()]
         with self._transaction(f"record step {step}"):
             self._db.executemany("INSERT INTO metrics VALUES (?, ?, ?)", rows)
-            self._insert_evals(step, evals, items)
+            self._seal("metrics of step", step)
+            if evals or items:
+                self._insert_evals(step, evals, items)
             for event in events:
                 self._insert_event(event)
 
@@ -138,6 +176,23 @@ class MetricsDB:
         with self._transaction(f"truncate after step {step}"):
             for table in ("metrics", "events", "evals", "eval_items"):
                 self._db.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+            self._db.execute("DELETE FROM digests WHERE kind != 'event' AND key > ?", (step,))
+            self._db.execute("DELETE FROM digests WHERE kind = 'event' AND key NOT IN (SELECT id FROM events)")
+
+    def damage(self) -> list[str]:
+        """What does not match the hash it was recorded with, e.g. `metrics of step 12`; empty when all is well.
+
+        Reads everything, so it is for a resume and for a look at a run, not for every open.
+        """
+        with self._named("verify"), self._snapshot():
+            if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+                return []  # of the first format, which had no hashes; the next resume adds them
+            known = {(kind, key): digest for kind, key, digest in self._db.execute("SELECT * FROM digests")}
+            found = set(known)
+            for kind, (keys, _) in _HASHED.items():
+                found |= {(kind, key) for (key,) in self._db.execute(keys)}
+            bad = [place for place in found if place[0] not in _HASHED or known.get(place) != self._digest(*place)]
+            return [f"{kind} {key}" for kind, key in sorted(bad, key=str)]
 
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
@@ -221,6 +276,7 @@ class MetricsDB:
             self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 13)})", (*head, *numbers))
         rows = [(step, item.task, item.prompt_id, item.correct, item.samples) for item in items]
         self._db.executemany("INSERT INTO eval_items VALUES (?, ?, ?, ?, ?)", rows)
+        self._seal("evaluation of step", step)
 
     def _insert_event(self, event: Event) -> None:
         data, message = (
@@ -228,7 +284,17 @@ class MetricsDB:
             event.message.encode("utf-8", "backslashreplace").decode(),
         )
         row = (event.step, event.kind, message, data, event.time)
-        self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
+        made = self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
+        assert made.lastrowid is not None
+        self._seal("event", made.lastrowid)
+
+    def _seal(self, kind: str, key: int) -> None:
+        row = (kind, key, self._digest(kind, key))
+        self._db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", row)
+
+    def _digest(self, kind: str, key: int) -> str:
+        rows = [self._db.execute(query, (key,)).fetchall() for query in _HASHED[kind][1]]
+        return hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         with self._named("read"):
@@ -247,6 +313,15 @@ class MetricsDB:
                 raise
 
     @contextmanager
+    def _snapshot(self) -> Generator[None]:
+        """All reads inside see one moment, whatever a training writes meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    @contextmanager
     def _named(self, what: str) -> Generator[None]:
         try:
             yield
@@ -254,8 +329,10 @@ class MetricsDB:
             raise RunError(
                 f"cannot {what} {self.path}: recorded already ({error}); a resume first calls truncate_after"
             ) from error
-        except (sqlite3.Error, ValueError, UnicodeError) as error:
-            raise RunError(f"cannot {what} {self.path}: {error}") from error
+        except (sqlite3.Error, OSError, ValueError, UnicodeError) as error:
+            shortage = missing_room(self.path.parent, _ROOM)
+            more = f" ({shortage}; free some space)" if shortage is not None else ""
+            raise RunError(f"cannot {what} {self.path}: {error}{more}") from error
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:

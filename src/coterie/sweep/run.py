@@ -20,6 +20,9 @@ DONE = "done.json"
 FAILED = "failed.json"
 """In a run's folder: it has all its steps, or ended without."""
 
+STOPPED = (130, 143)
+"""Exit codes of a run that was asked to stop, by Ctrl-C or SIGTERM."""
+
 Say = Callable[[str], None]
 
 
@@ -55,7 +58,7 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> Non
         if code == 0 and last == steps:
             write_file(path / DONE, json_dumps({"seconds": seconds}).encode())
             say(f"{title}: done after {seconds} s")
-        elif interrupted or code == 0 or code < 0:
+        elif interrupted or code <= 0 or code in STOPPED:
             raise RunError(f"{title} was interrupted at step {last} of {steps}; the same command goes on with it")
         else:
             write_file(path / FAILED, json_dumps({"seconds": seconds, "exit_code": code, "error": error}).encode())

@@ -10,10 +10,11 @@ import numpy as np
 
 from coterie.collect import Experience
 from coterie.diagnosis.stopping import StopRule
-from coterie.errors import CollapseError
+from coterie.errors import CollapseError, RunError
 from coterie.observer import Observer
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.directory import RunDirectory
+from coterie.runs.durable import describe, missing_room
 from coterie.runs.inspect import COLLAPSE
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
@@ -32,6 +33,7 @@ class Recorder:
     Args:
         save_model: puts a model folder that transformers opens into the folder it is given.
         keep: checkpoints kept.
+        size: bytes that one takes, about.
         config_hash: names the settings a checkpoint belongs to.
         data_hash: names the prompts and the template it belongs to.
         stops: rules that may end the run.
@@ -44,6 +46,7 @@ class Recorder:
         observer: Observer,
         save_model: Callable[[Path], None],
         keep: int,
+        size: int,
         config_hash: str,
         data_hash: str,
         stops: Sequence[StopRule] = (),
@@ -52,13 +55,17 @@ class Recorder:
         self.observer = observer
         self.save_model = save_model
         self.keep = keep
+        self.size = size
         self.config_hash = config_hash
         self.data_hash = data_hash
         self.db = MetricsDB(run.metrics)
         self.guard = Guard(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
         self.evals = run.path / EVALS
-        self.evals.mkdir(exist_ok=True)
+        try:
+            self.evals.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {self.evals}: {describe(error, run.path)}") from error
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
@@ -100,6 +107,24 @@ class Recorder:
         if found.experience.late:
             self.note(step, "warning", late(found.experience))
 
+    def require_room(self) -> None:
+        """Refuse to begin what the disk cannot hold: all checkpoints that are kept, and the one being written.
+
+        Raises:
+            RunError: with the bytes needed and free.
+        """
+        count = self.keep + 1 - min(self.keep, len(checkpoint.steps(self.run.checkpoints)))
+        shortage = missing_room(self.run.path, count * self.size)
+        if shortage is not None:
+            raise RunError(
+                f"there is no room for the checkpoints of {self.run.path} ({count} more of {self.size:,} bytes): "
+                f"{shortage}; free some space, lower checkpoint.keep, or keep runs elsewhere (--runs)"
+            )
+
+    def saved_before(self) -> int | None:
+        """The newest step of which a checkpoint was recorded, whether or not it is still there."""
+        return max((event.step or 0 for event in self.db.events("checkpoint")), default=None)
+
     def has_evaluation(self, step: int) -> bool:
         """Whether the held-out prompts were measured at this step."""
         return any(result.step == step for result in self.db.evals())
@@ -135,6 +160,7 @@ class Recorder:
             run_id=self.run.name,
             config_hash=self.config_hash,
             spare=self.guard.good_checkpoint(step),
+            size=self.size,
         )
         self.note(step, "checkpoint", f"saved {path.name}")
 

@@ -17,6 +17,8 @@ class StopSignal:
 
     def __init__(self, announce: Callable[[str], None] = lambda _: None) -> None:
         self.requested = False
+        self.name = ""
+        """Of the signal that asked, e.g. `SIGTERM`."""
         self._announce = announce
         self._before: dict[int, Any] = {}
 
@@ -34,7 +36,5 @@ class StopSignal:
     def _first(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
-        self._announce(
-            f"{signal.Signals(number).name}: finishing this step, then checkpoint and stop (again = stop now)"
-        )
+        self.requested, self.name = True, signal.Signals(number).name
+        self._announce(f"{self.name}: finishing this step, then checkpoint and stop (again = stop now)")

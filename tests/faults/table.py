@@ -1,0 +1,89 @@
+"""The rows of a fault set as a Markdown table and one JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "random": "SIGKILL at random moments, one to three in a row",
+    "points": "SIGKILL at named points",
+    "power": "power cut (recorded run, unflushed data kept, lost, torn, zeroed, reordered)",
+    "disk": "disk full, read-only, vanished, no file descriptors",
+    "calls": "no space, or an I/O error, at every call on the run's folder in turn",
+    "stop": "SIGTERM, Ctrl-C, twice, SIGHUP, frozen, two processes",
+    "damage": "damaged, foreign and hostile checkpoints",
+    "flips": "single flipped bits",
+    "secrets": "secrets in the environment, listening sockets",
+    "configs": "mutated settings",
+}
+
+
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Section → its rows, the last of a complete one being its time."""
+    return {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in TITLES
+        if (folder / f"{name}.jsonl").exists()
+    }
+
+
+def markdown(folder: Path) -> str:
+    """One line a section, then the figures; `summary.json` beside it holds the same for programs."""
+    lines = ["| fault | tried | as it must be | figures | time |", "| --- | ---: | ---: | --- | ---: |"]
+    everything: dict[str, Any] = {}
+    for name, rows in read(folder).items():
+        cases = [row for row in rows if "name" in row]
+        ends = [row for row in rows if "seconds" in row and "name" not in row]
+        tried, bad = len(cases), sum(row["problem"] is not None for row in cases)
+        figures = _figures(name, [row["facts"] for row in cases], bad)
+        time = f"{ends[-1]['seconds']} s" if ends else "cut off"
+        lines.append(f"| {TITLES[name]} | {tried} | {tried - bad} | {'; '.join(figures)} | {time} |")
+        everything[name] = {"tried": tried, "failed": bad, "figures": figures, "time": time}
+    (folder / "summary.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
+    if name in ("random", "points"):
+        return _deaths(facts, bad)
+    if name == "flips":
+        flips, noticed, harmless = (sum(one[key] for one in facts) for key in ("flips", "noticed", "harmless"))
+        return [
+            f"{flips} flips: {noticed} noticed, {harmless} where nothing is read, {flips - noticed - harmless} missed"
+        ]
+    if name in ("power", "secrets"):
+        return [f"{value} {key}" for one in facts for key, value in one.items()]
+    if name == "stop":
+        waits = [one["stop_s"] for one in facts if "stop_s" in one]
+        return [f"stops within {max(waits):.1f} s"] if waits else []
+    if name in ("disk", "calls"):
+        refused = sum(bool(one.get("refusals")) for one in facts)
+        return [f"{refused} ended in a named error and went on later"] if refused else []
+    if name == "configs":
+        return [f"{one['mutants']} mutants, {one['refused']} refused, slowest {one['slowest_ms']} ms" for one in facts]
+    return []
+
+
+def _deaths(facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
+    kills = Counter(phase for one in facts for phase in one["deaths"])
+    total = kills.total()
+    if not total:
+        return []
+    recovery = sorted(value for one in facts for value in one["recovery"])
+    lost = [value for one in facts for value in one["lost"]]
+    figures = [f"{total} kills ({', '.join(f'{phase} {count}' for phase, count in kills.most_common())})"]
+    if bad == 0:
+        figures.append(f"diverged 0, so with 95 % confidence fewer than {300 / total:.2g} % of kills (3/N)")
+    if recovery:
+        figures.append(f"first new step after {_quantile(recovery, 0.5):.1f} s (p95 {_quantile(recovery, 0.95):.1f} s)")
+    if lost:
+        figures.append(f"finished steps lost: {sum(lost) / len(lost):.2f} on average, {max(lost)} at most")
+    return figures
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return values[min(len(values) - 1, int(share * len(values)))]

@@ -1,0 +1,73 @@
+"""The short set of faults, each section of it a test; `python3 bootstrap.py faults` runs the long one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coterie
+from coterie.config.load import load
+from coterie.errors import ConfigError
+from faults import configs
+
+TESTS = Path(__file__).parent.parent
+LEAST = {
+    "flips": 3,
+    "damage": 10,
+    "power": 2,
+    "stop": 6,
+    "random": 2,
+    "points": 5,
+    "disk": 5,
+    "calls": 4,
+    "secrets": 2,
+}
+"""Section → cases that must have been tried: a skipped case is a failure."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in a process of its own, which has no threads when it forks."""
+    out = tmp_path_factory.mktemp("faults")
+    paths = [str(Path(coterie.__file__).parent.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "faults", "--short", "--only", *LEAST, "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    (out / "said").write_text(done.stdout[-4000:] + done.stderr[-4000:])
+    return out
+
+
+@pytest.mark.parametrize("section", LEAST)
+def test_no_fault_makes_a_difference(results: Path, section: str) -> None:
+    file = results / f"{section}.jsonl"
+    assert file.exists(), (results / "said").read_text()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+    *cases, end = rows
+    assert [f"{case['name']}: {case['problem']}" for case in cases if case["problem"] is not None] == []
+    assert "seconds" in end, f"cut off after {len(cases)} cases"
+    assert len(cases) >= LEAST[section]
+
+
+def test_every_mutant_of_the_settings_is_refused_by_its_key() -> None:
+    cases = list(configs.refused())
+    assert [f"{case.name}: {case.problem}" for case in cases if case.problem] == []
+    assert cases[-1].facts["mutants"] >= 500
+
+
+def test_mutants_are_always_the_same() -> None:
+    assert list(configs.mutants()) == list(configs.mutants())
+
+
+def test_a_file_of_nothing_but_mistakes_is_explained_briefly(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("".join(f"mistake{k} = 1\n" for k in range(2_000)))
+    with pytest.raises(ConfigError) as error:
+        load(["@", str(tmp_path / "x.toml")], env={})
+    lines = str(error.value).split("\n")
+    assert lines[0].startswith("unknown setting mistake0")
+    assert lines[-1] == "… and 1,970 more"

@@ -1,0 +1,94 @@
+"""What no file of the package may do, read from its syntax tree; each exception is named here with its reason."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import coterie
+
+ROOT = Path(coterie.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "telnetlib"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.save",
+    "torch.jit.load",
+    "pandas.read_pickle",
+    "tempfile.mktemp",
+    "signal.alarm",
+    "time.time",
+}
+FLAGS = {
+    ("shell", True),
+    ("allow_pickle", True),
+    ("verify", False),
+    ("trust_remote_code", True),
+    ("weights_only", False),
+}
+EVERYWHERE = ("0.0.0.0", "[::]")
+ALLOWED = {
+    ("runs/metrics.py", "time.time"): "the date of an event, for people; every deadline is on the monotonic clock",
+}
+"""(file, what) → why it is no danger."""
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of a chain of attributes; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{inner}.{node.attr}" if (inner := dotted(node.value)) else ""
+    return ""
+
+
+def findings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.split(".")[0] in MODULES:
+                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in CALLS)
+        elif isinstance(node, ast.Call):
+            if dotted(node.func) in CALLS:
+                yield dotted(node.func)
+            for word in node.keywords:
+                if isinstance(word.value, ast.Constant) and (word.arg, word.value.value) in FLAGS:
+                    yield f"{word.arg}={word.value.value}"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from (address for address in EVERYWHERE if address in node.value)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_dangerous_is_called(file: Path) -> None:
+    found = set(findings(ast.parse(file.read_text(encoding="utf-8"))))
+    name = str(file.relative_to(ROOT))
+    assert not {what for what in found if (name, what) not in ALLOWED}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pickle", "pickle"),
+        ("from dill import load", "dill"),
+        ("eval(x)", "eval"),
+        ("import torch\ntorch.load(f)", "torch.load"),
+        ("from torch import load", "torch.load"),
+        ("import yaml\nyaml.load(f)", "yaml"),
+        ("run(x, shell=True)", "shell=True"),
+        ("np.load(f, allow_pickle=True)", "allow_pickle=True"),
+        ("bind(('0.0.0.0', 1))", "0.0.0.0"),
+        ("load(trust_remote_code=True)", "trust_remote_code=True"),
+    ],
+)
+def test_the_rules_find_what_they_look_for(code: str, found: str) -> None:
+    assert found in set(findings(ast.parse(code)))

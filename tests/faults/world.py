@@ -1,0 +1,171 @@
+"""A run so small that hundreds of deaths cost little, and the hashes that tell whether it was the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie.config.schema import RunConfig
+from coterie.runs import checkpoint, rollouts
+from coterie.train.grpo import Trainer
+from tiny import tiny_tokenizer
+from tiny_models import tiny_model
+
+NAME = "one"
+STEPS = 5
+TIMED = ("time/", "speed/")
+"""Metrics that depend on the clock."""
+REWARDS = '''
+def likes_a(prompts, completions, **columns):
+    """The share of the letter a: easy to learn, never all equal."""
+    return [text.count("a") / max(1, len(text)) for text in completions]
+'''
+
+
+def make_world(folder: Path) -> None:
+    """What every trial reads: a model, prompts, a reward."""
+    folder.mkdir(parents=True)
+    (folder / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
+    for name, numbers in (("train", range(6)), ("heldout", range(50, 53))):
+        rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in numbers)
+        (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(
+        "llama",
+        dtype=torch.float32,
+        vocab_size=len(tokenizer),
+        num_hidden_layers=1,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def settings(world: Path, runs: Path, **changed: Any) -> RunConfig:
+    """A run of `STEPS` steps with a checkpoint every second one, in the folder `runs`."""
+    held: dict[str, Any] = {
+        "runs": str(runs),
+        "name": NAME,
+        "steps": STEPS,
+        "threads": 1,
+        "model": {"name": str(world / "model")},
+        "data": {
+            name: [{"type": "file", "path": str(world / f"{name}.jsonl"), "task": "legs"}]
+            for name in ("train", "heldout")
+        },
+        "sampling": {"max_tokens": 4},
+        "collect": {"prompts": 2, "group_size": 3, "slots": 4},
+        "rewards": {"parts": [{"name": "tiny_rewards:likes_a"}]},
+        "optim": {"lr": 1e-2},
+        "eval": {"samples": 1, "k": 1, "every": 3},
+        "checkpoint": {"every": 2, "keep": 2},
+    }
+    return RunConfig.model_validate(held | changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One step as some process left it."""
+
+    step: int
+    hash: str
+    time: float
+    """Monotonic, seconds; of the end of the step."""
+
+
+def keep_chain(file: Path) -> None:
+    """From now on, each step of this process appends its link: everything that a step decides, hashed."""
+    inner = Trainer.train_step
+
+    def train_step(self: Trainer) -> None:
+        inner(self)
+        held = {"step": self.step, "hash": state_hash(self), "time": time.monotonic()}
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(handle, json.dumps(held).encode() + b"\n")  # one write: no kill can cut it
+        os.close(handle)
+
+    Trainer.train_step = train_step
+
+
+def read_chain(file: Path) -> list[Link]:
+    if not file.exists():
+        return []
+    return [Link(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def state_hash(trainer: Trainer) -> str:
+    """sha256 over weights, moments, counters, cursor, policy version, and what the step stored: sampled tokens,
+    log-probs, rewards, advantages, metrics."""
+    held = hashlib.sha256()
+    for name, tensor in sorted(trainer.learner.optimizer.state().items()):
+        held.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    counters = {**trainer.learner.counters(), "cursor": trainer.cursor, "version": trainer.engine.version}
+    held.update(json.dumps(counters, sort_keys=True).encode())
+    run = trainer.recorder.run
+    held.update(_rows_hash(run.rollouts, trainer.step).encode())
+    metrics = trainer.recorder.db.step_metrics(trainer.step)
+    held.update(repr(sorted(item for item in metrics.items() if not item[0].startswith(TIMED))).encode())
+    return held.hexdigest()
+
+
+def _rows_hash(folder: Path, step: int) -> str:
+    rows = [(row.prompt, row.rollout, row.credit, row.logprobs) for row in rollouts.read_step(folder, step)]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def end_state(run: Path) -> dict[str, str]:
+    """Name → hash of all that a finished run leaves and that must repeat."""
+    found = dict(_tables(run / "metrics.sqlite"))
+    for folder in ("rollouts", "evals"):
+        found |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in rollouts.steps(run / folder)}
+    saved = checkpoint.newest(run / "checkpoints")
+    found["checkpoints"] = repr(checkpoint.steps(run / "checkpoints"))
+    if saved is not None:
+        found["state"] = repr(sorted(saved.state.items()))
+        for file in sorted(saved.path.rglob("*.safetensors")):
+            found[f"weights {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    left = [path.name for path in run.rglob(".tmp-*")]
+    return found | {"leftovers": repr(left)}
+
+
+def _tables(file: Path) -> Iterator[tuple[str, str]]:
+    database = sqlite3.connect(file)
+    try:
+        for table in ("metrics", "evals", "eval_items"):
+            rows = database.execute(f"SELECT * FROM {table}").fetchall()
+            kept = sorted(row for row in rows if not str(row[1]).startswith(TIMED))
+            yield table, hashlib.sha256(repr(kept).encode()).hexdigest()
+    finally:
+        database.close()
+
+
+def divergence(golden: dict[int, str], end: dict[str, str], chain: list[Link], run: Path) -> str | None:
+    """The first difference from the golden run; None when there is none.
+
+    Args:
+        golden: step → hash of the run that was left alone.
+        end: its `end_state`.
+        chain: links of every attempt at the run in question, in the order written.
+    """
+    for link in chain:
+        if golden.get(link.step) != link.hash:
+            return f"step {link.step} has another hash than the golden run"
+    missing = sorted(set(golden) - {link.step for link in chain})
+    if missing:
+        return f"step {missing[0]} was never made"
+    found = end_state(run)
+    for name in sorted(set(end) | set(found)):
+        if end.get(name) != found.get(name):
+            return f"{name}: {found.get(name, 'absent')[:60]}, expected {end.get(name, 'absent')[:60]}"
+    return None
