@@ -124,7 +124,7 @@ def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16)
     if not any(part.name in JUDGES for part in scorer.config.parts):
         return
     found = self_test(scorer, prompts, limit=limit)
-    misjudged = {failure.prompt_id: failure for failure in found.failures if failure.part != "reward"}
+    misjudged = {failure.prompt_id: failure for failure in found.failures}
     if len(misjudged) > MAX_SHARE * found.checked:
         first = next(iter(misjudged.values()))
         raise RewardError(
