@@ -29,7 +29,8 @@ SOURCES: list[dict[str, Any]] = [
 BASE: dict[str, Any] = {
     "data": {"train": SOURCES, "heldout": SOURCES},
     "model": {"name": "x", "lora": {"rank": 4}},
-    "rewards": {"parts": [{"name": "exact"}]},
+    "rewards": {"parts": [{"name": "exact"}], "steps": [{"name": "arithmetic"}]},
+    "stop": {"rules": [{"name": "kl_above"}]},
 }
 WRONG: dict[Any, list[Any]] = {
     int: ["x", "3", 1.5, [], [1], {"a": 1}, math.nan, True],

@@ -22,7 +22,7 @@ from tiny_models import tiny_model
 
 NAME = "one"
 STEPS = 5
-TIMED = ("time/", "speed/")
+TIMED = ("time/", "speed/", "memory/")
 """Metrics that depend on the clock."""
 REWARDS = '''
 def likes_a(prompts, completions, **columns):
