@@ -249,6 +249,10 @@ class Harness:
 def _live(runs: Path, prepare: Prepare | None, work: Callable[[], int]) -> None:
     """The whole life of a child."""
     code = 70
+    # Whoever started the report may ignore these (nohup does); a run on its own does not.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         os.setpgid(0, 0)
         log = os.open(runs / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
