@@ -150,6 +150,27 @@ def test_a_killed_writer_loses_nothing_recorded(path):
         db.record(2, {"loss": 3.0})
 
 
+@pytest.mark.parametrize("last", ["quick_check", "journal_mode", "BEGIN", "CREATE TABLE events"])
+def test_a_writer_killed_before_its_tables_are_there_recorded_nothing(path, last):
+    code = (
+        "import os, sys; from pathlib import Path; from coterie.runs import metrics\n"
+        "class Killed:\n"
+        "    def __init__(self, db): self.db = db\n"
+        "    def execute(self, sql):\n"
+        "        found = self.db.execute(sql)\n"
+        "        if sys.argv[2] in sql: os.kill(os.getpid(), 9)\n"
+        "        return found\n"
+        "connect = metrics._connect; metrics._connect = lambda *words: Killed(connect(*words))\n"
+        "metrics.MetricsDB(Path(sys.argv[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path), last]).returncode == -9
+    with MetricsDB.reader(path) as db:
+        assert (db.last_step(), db.events(), db.evals(), db.names(), db.damage()) == (None, [], [], [], [])
+    with MetricsDB(path) as db:
+        db.record(1, {"loss": 1.0})
+        assert db.damage() == []
+
+
 def test_no_file(path):
     with pytest.raises(RunError, match=r"there is no .*metrics.sqlite"):
         MetricsDB.reader(path)

@@ -111,6 +111,8 @@ class MetricsDB:
         if version > VERSION:
             raise RunError(f"{self.path} has format {version}, this coterie reads up to {VERSION}; use a newer one")
         if read_only:
+            if version == 0 and self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
+                self._read_as_empty()
             return
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
@@ -119,6 +121,12 @@ class MetricsDB:
         self._db.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose the last steps to a power cut
         if version < VERSION:
             self._upgrade(version)
+
+    def _read_as_empty(self) -> None:
+        """The run was stopped, or is at this moment, between the file and its tables: nothing is recorded yet."""
+        self._db.close()
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        self._upgrade(0)
 
     def _upgrade(self, version: int) -> None:
         """Make the tables; to those of the first format add the hashes of what is there."""
