@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.base import Engine, Quorum, Request, Sampling
 from coterie.engines.contract import check_turns
-from coterie.engines.quorum import Quorum
 from coterie.envs.base import Environment, Episode
 from coterie.errors import RewardError
 from coterie.rewards.boundaries import token_ends

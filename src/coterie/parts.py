@@ -29,7 +29,7 @@ from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
 from coterie.train.credit import Judge
-from coterie.train.evaluation import Evaluator
+from coterie.train.evaluation import Evaluator, is_correct
 from coterie.train.gathering import Gatherer
 from coterie.train.grouping import GroupAwareJudge, PromptFeatures
 from coterie.train.grouping import check as check_grouping
@@ -282,7 +282,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         PromptOrder(inputs.train.prompts, seed=config.seed),
         config=config.collect,
         sampling=sampling_for(config, config.sampling.temperature),
-        correct=evaluator.is_correct,
+        correct=functools.partial(is_correct, part=evaluator.part),
         chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
         candidates=config.grouping.candidates,
     )

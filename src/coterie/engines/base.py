@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from coterie.types import SampleKey, Turn
-
-if TYPE_CHECKING:
-    from coterie.engines.quorum import Quorum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +30,16 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Strings that end a turn; the token that completes one is kept."""
     deadline_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quorum:
+    """When a call may stop."""
+
+    prompts: int
+    """How many prompts must be whole."""
+    required: frozenset[str] = frozenset()
+    """Prompt ids that must be among them."""
 
 
 class Engine(Protocol):

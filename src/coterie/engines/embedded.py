@@ -17,9 +17,9 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
-from coterie.engines.base import Request, Sampling, TextCodec
+from coterie.engines.base import Quorum, Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
-from coterie.engines.quorum import Attendance, Quorum
+from coterie.engines.quorum import Attendance
 from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
 from coterie.policy.compile import eager

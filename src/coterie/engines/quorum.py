@@ -7,19 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from coterie.engines.base import Request
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quorum:
-    """When a call may stop."""
-
-    prompts: int
-    """How many prompts must be whole."""
-    required: frozenset[str] = frozenset()
-    """Prompt ids that must be among them."""
+from coterie.engines.base import Quorum, Request
 
 
 class Attendance:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from coterie.algo.gae import explained_variance
 from coterie.algo.precision import at_least_float32
 from coterie.algo.value_loss import binary_value_loss, squared_value_loss
 from coterie.batches import Batch
 from coterie.config.schema import CriticConfig, OptimConfig
-from coterie.errors import CheckpointError
+from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving
-from coterie.policy.kernel import choose_kernel, packed_layout, pad_row
+from coterie.policy.kernel import choose_kernel
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
+from coterie.policy.states import predicting_states
 
 FILE = "critic.safetensors"
 
@@ -81,21 +81,16 @@ class Critic:
 
     def _logits(self, batch: Batch, states: Tensor) -> Tensor:
         if self.trunk is not None:
-            device = self.trunk.device
-            layout = packed_layout(batch.segments, device, self.kernel)
-            tokens = torch.from_numpy(batch.tokens).to(device)[None]
-            positions = torch.from_numpy(batch.positions).to(device)[None]
             with saving(self.trunk.model.parameters(), self.optim):
-                hidden = self.trunk.hidden(*pad_row(tokens, positions, layout), layout)[0]
-            states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
+                states = predicting_states(self.trunk, batch, self.kernel)
         return self.head(states.to(self.head.weight.dtype))[:, 0]
 
-    def step(self, count: int) -> float:
-        """Optimizer step `count` (from 1); returns the gradient norm, and takes no step where that is not finite."""
-        return self.optimizer.step(learning_rate(self.optim, count, self.total_steps))
+    def step(self, count: int, norm: float) -> None:
+        """Optimizer step `count` (from 1) along a gradient of this norm."""
+        self.optimizer.step(learning_rate(self.optim, count, self.total_steps), norm)
 
     def save(self, folder: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in self.optimizer.state().items()}, folder / FILE)
+        tensors.write(folder / FILE, self.optimizer.state())
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote.
@@ -103,41 +98,31 @@ class Critic:
         Raises:
             CheckpointError: the file does not open, or is of another critic.
         """
-        try:
-            tensors = load_file(folder / FILE)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {folder / FILE}: {error}") from error
-        self.optimizer.load(tensors)
+        self.optimizer.load(tensors.read(folder / FILE))
 
 
 class ValueMetrics:
-    """How well the critic foresees its targets, as sums over the packed batches of one update."""
+    """How well the critic foresees its targets, over the packed batches of one update."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.sums = dict.fromkeys(("value", "return", "return2", "error", "error2", "loss"), 0.0)
+        self.returns: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+        self.loss = 0.0
 
     def add(self, batch: Batch, values: Tensor, loss: Tensor) -> None:
         """Add one part; `values` [N] are those before the step."""
         if batch.returns is None:
             return
-        targets = torch.from_numpy(batch.returns)
-        said = values.detach().double().cpu()
-        error = targets - said
-        self.count += len(targets)
-        for name, found in (("value", said), ("return", targets), ("error", error)):
-            self.sums[name] += float(found.sum())
-        self.sums["return2"] += float(targets.square().sum())
-        self.sums["error2"] += float(error.square().sum())
-        self.sums["loss"] += float(loss.detach())
+        self.returns.append(batch.returns)
+        self.values.append(values.double().numpy(force=True))
+        self.loss += float(loss.detach())
 
-    def summary(self) -> Mapping[str, float]:
-        """Mean value, loss, and explained variance 1 - Var(R - V)/Var(R); empty without a critic."""
-        if not self.count:
+    def summary(self) -> dict[str, float]:
+        """Mean value, loss, and explained variance where the targets vary; empty without a critic."""
+        if not self.returns:
             return {}
-        mean = {name: total / self.count for name, total in self.sums.items() if name != "loss"}
-        spread = mean["return2"] - mean["return"] ** 2
-        found = {"critic/value": mean["value"], "critic/loss": self.sums["loss"]}
-        if spread > 1e-12:
-            found["critic/explained_variance"] = 1 - (mean["error2"] - mean["error"] ** 2) / spread
+        returns, values = np.concatenate(self.returns), np.concatenate(self.values)
+        found = {"critic/value": float(values.mean()), "critic/loss": self.loss}
+        if returns.var() > 1e-12:
+            found["critic/explained_variance"] = explained_variance(returns, values)
         return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coterie.algo.entropy import top_entropy_mask, top_entropy_threshold
@@ -19,7 +17,8 @@ from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches import Batch
 from coterie.config.schema import OptimConfig
-from coterie.errors import CheckpointError, ModelError, NonFiniteError
+from coterie.errors import ModelError, NonFiniteError
+from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving
 from coterie.policy.compile import compile_layers
 from coterie.policy.critic import Critic, ValueMetrics
@@ -203,11 +202,11 @@ class Learner:
             self.optimizer.gradients.drop()
             critic.optimizer.gradients.drop()
             return sum(norms)
-        critic.step(self.steps_taken)
+        critic.step(self.steps_taken, norms[1])
         if self._warming:
             self.optimizer.gradients.drop()
             return norms[0]
-        return self.optimizer.step(rate)
+        return self.optimizer.step(rate, norms[0])
 
     @property
     def _warming(self) -> bool:
@@ -307,10 +306,7 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Write the optimizer and its masters into `folder`, and what else is not in the model."""
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.optimizer.state().items()},
-            folder / STATE_FILE,
-        )
+        tensors.write(folder / STATE_FILE, self.optimizer.state())
         if self.critic is not None:
             self.critic.save(folder)
         if self.reference is not None:
@@ -333,11 +329,7 @@ class Learner:
         Raises:
             CheckpointError: the file does not open or belongs to another model.
         """
-        try:
-            tensors = load_file(folder / STATE_FILE)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {folder / STATE_FILE}: {error}") from error
-        self.optimizer.load(tensors)
+        self.optimizer.load(tensors.read(folder / STATE_FILE))
         if self.critic is not None:
             self.critic.load(folder)
         if self.reference is not None:

@@ -48,7 +48,6 @@ class TokenMetrics:
             self.sums[key] = self.sums.get(key, 0.0) + float(value)
         self.sums["loss"] = self.sums.get("loss", 0.0) + float(outputs.loss.detach())
         self._peak("ratio/max", float(outputs.ratio.max()))
-        self._peak("advantage/max", float(inputs.advantages.abs().max()))
         self._peak("-ratio/min", -float(outputs.ratio.min()))
         self.mismatch = self.mismatch + mismatch_metrics(
             inputs.old_logprobs,

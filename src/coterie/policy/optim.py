@@ -66,13 +66,16 @@ class MasterAdamW:
         return self.gradients.take()
 
     @torch.no_grad()
-    def step(self, rate: float) -> float:
+    def step(self, rate: float, norm: float | None = None) -> float:
         """Clip and step at this learning rate; the gradient is cleared either way.
+
+        Args:
+            norm: of the gradient, where it is known already.
 
         Returns:
             The gradient norm before clipping. If it is not finite, the step was not taken.
         """
-        norm = self.gradients.norm()
+        norm = self.gradients.norm() if norm is None else norm
         if math.isfinite(norm):
             scale = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
             for name in list(self.gradients.sums):

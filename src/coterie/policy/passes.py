@@ -8,10 +8,11 @@ from torch import Tensor
 from coterie.batches import Batch
 from coterie.errors import ModelError
 from coterie.policy.critic import Critic
-from coterie.policy.kernel import Kernel, packed_layout, pad_row
+from coterie.policy.kernel import Kernel
 from coterie.policy.logprobs import TokenScores, Wanted, chunked_scores
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
+from coterie.policy.states import predicting_states
 from coterie.types import RolloutScores
 
 
@@ -34,13 +35,8 @@ class Passes:
 
     def forward(self, policy: Policy, batch: Batch, wanted: Wanted) -> tuple[Tensor, TokenScores]:
         """Hidden states [N, D] before the trained tokens, and what the head says of those."""
-        device = policy.device
-        layout = packed_layout(batch.segments, device, self.kernel)
-        tokens = torch.from_numpy(batch.tokens).to(device)[None]
-        positions = torch.from_numpy(batch.positions).to(device)[None]
-        hidden = policy.hidden(*pad_row(tokens, positions, layout), layout)[0]
-        states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
-        targets = torch.from_numpy(batch.targets).to(device)
+        states = predicting_states(policy, batch, self.kernel)
+        targets = torch.from_numpy(batch.targets).to(policy.device)
         head = policy.head
         said = chunked_scores(states, head.weight, head.bias, targets, temperature=self.temperature, wanted=wanted)
         return states, said

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coterie.algo.precision import at_least_float32
 from coterie.config.schema import ReferenceConfig
-from coterie.errors import CheckpointError
+from coterie.policy import tensors
 from coterie.policy.model import Policy
 
 FILE = "reference.safetensors"
@@ -55,7 +54,7 @@ class Reference:
         """Write the weights, where they are not simply those of the start."""
         if self.copy is not None and self.config.every:
             held = self.exact or dict(self.copy.model.named_parameters())
-            save_file({name: tensor.detach().contiguous() for name, tensor in held.items()}, folder / FILE)
+            tensors.write(folder / FILE, held)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -66,11 +65,8 @@ class Reference:
         """
         if self.copy is None or not self.config.every:
             return
-        try:
-            tensors = load_file(folder / FILE)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {folder / FILE}: {error}") from error
+        saved = tensors.read(folder / FILE)
         for name, parameter in self.copy.model.named_parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(saved[name])
             if self.exact:
-                self.exact[name].copy_(tensors[name])
+                self.exact[name].copy_(saved[name])

@@ -18,6 +18,10 @@ Rollouts = Mapping[str, Rollout]
 Scores = Mapping[str, RolloutScores]
 
 
+NEWS = "groups"
+"""Kind of the events that say how groups changed."""
+
+
 class Judge:
     """Gives credit to the members of groups."""
 

@@ -21,6 +21,12 @@ CORRECT = 1 - 1e-6
 """A completion is correct when the evaluated reward part reaches this."""
 
 
+def is_correct(rollout: Rollout, part: str) -> bool:
+    """Whether this part of the reward calls the rollout right; one that ended in an error is not."""
+    value = rollout.reward_parts.get(part)
+    return rollout.outcome.usable and value is not None and value >= CORRECT
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One pass over the held-out prompts."""
@@ -57,11 +63,6 @@ class Evaluator:
         self.part = part
         self.seed = seed
 
-    def is_correct(self, rollout: Rollout) -> bool:
-        """Whether the evaluated reward part calls this rollout right."""
-        value = rollout.reward_parts.get(self.part)
-        return rollout.outcome.usable and value is not None and value >= CORRECT
-
     def evaluate(self, step: int) -> Evaluation:
         """Evaluate the weights as they are.
 
@@ -96,7 +97,7 @@ class Evaluator:
         for rollout in rollouts:
             value = rollout.reward_parts.get(self.part)
             if value is not None or not rollout.outcome.usable:
-                counts.setdefault(rollout.context.prompt_id, []).append(int(self.is_correct(rollout)))
+                counts.setdefault(rollout.context.prompt_id, []).append(int(is_correct(rollout, self.part)))
         return [
             EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits)) for name, hits in counts.items()
         ]

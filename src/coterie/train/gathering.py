@@ -14,8 +14,7 @@ from coterie.algo.groups import by_prompt
 from coterie.collect import Collector, Experience
 from coterie.config.schema import CollectConfig
 from coterie.data.order import PromptOrder
-from coterie.engines.base import Sampling
-from coterie.engines.quorum import Quorum
+from coterie.engines.base import Quorum, Sampling
 from coterie.types import Group, Prompt, Rollout
 
 Correct = Callable[[Rollout], bool]
@@ -91,7 +90,7 @@ class Gatherer:
                 break
             experience = self._collect(prompts, missing, due)
             whole = self._whole(experience)
-            kept = [group for group in whole if not self.config.refill or self._mixed(group, experience)]
+            kept = self._mixed(whole, experience) if self.config.refill else whole
             dropped += len(whole) - len(kept)
             groups += kept
             drawn |= {prompt.id for prompt in prompts}
@@ -152,10 +151,10 @@ class Gatherer:
         groups = by_prompt(experience.rollouts)
         return [group for group in groups if group.key not in broken and len(group.members) >= least]
 
-    def _mixed(self, group: Group, experience: Experience) -> bool:
-        members = set(group.members)
-        hits = [self.correct(rollout) for rollout in experience.rollouts if rollout.id in members]
-        return any(hits) and not all(hits)
+    def _mixed(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
+        """Those of which some attempts are right and some are not."""
+        right = {rollout.id for rollout in experience.rollouts if self.correct(rollout)}
+        return [group for group in groups if 0 < len(right.intersection(group.members)) < len(group.members)]
 
     def _metrics(self, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
         found: dict[str, float] = {}

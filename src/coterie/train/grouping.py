@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from coterie.algo.grouping.allocation import Allocation, allocate, solved_regions, teaching_signal
+from coterie.algo.grouping.allocation import SOLVED, Allocation, allocate, solved_regions, teaching_signal
 from coterie.algo.grouping.features import FeatureMap
 from coterie.algo.grouping.heb import Explanation, GroupAwareBaseline, Lesson
 from coterie.algo.grouping.presets import Settings
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import State, join, pick
+from coterie.algo.returns import returns_to_go
 from coterie.config.grouping import GroupingConfig
 from coterie.errors import CheckpointError, ConfigError
 from coterie.runs.durable import json_dumps, write_file
@@ -223,7 +224,7 @@ class GroupAwareJudge(Judge):
     ) -> Credit:
         value: float | tuple[float, ...] = advantage * self.importance.get(rollout.context.prompt_id, 1.0)
         if penalty is not None:
-            value = tuple((value + np.cumsum(penalty[::-1])[::-1]).tolist())
+            value = tuple((value + returns_to_go(penalty)).tolist())
         return Credit(
             rollout_id=rollout.id,
             advantage=value,
@@ -240,7 +241,7 @@ class GroupAwareJudge(Judge):
         features = self.features.of(names)
         expected, _ = model.expect(names, features, float(self.step))
         bounds = model.range or (0.0, 1.0)
-        level = bounds[0] + 0.9 * (bounds[1] - bounds[0])
+        level = bounds[0] + SOLVED * (bounds[1] - bounds[0])
         found: Allocation = allocate(
             teaching_signal(expected, bounds),
             prompts=prompts,

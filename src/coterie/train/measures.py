@@ -11,7 +11,7 @@ import numpy as np
 
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
-from coterie.train.evaluation import CORRECT
+from coterie.train.evaluation import is_correct
 from coterie.train.texts import text_measures
 from coterie.types import Credit, Group, Rollout
 
@@ -56,11 +56,6 @@ def step_metrics(
         "speed/generate": experience.tokens / max(experience.generate_seconds, 1e-9),
         "speed/update": report.metrics.get("tokens/trained", 0.0) / max(seconds["update"], 1e-9),
     }
-
-
-def is_correct(rollout: Rollout, part: str) -> bool:
-    """Correct is what the evaluation calls correct."""
-    return (rollout.reward_parts.get(part) or 0.0) >= CORRECT
 
 
 def _rewards(rollouts: Sequence[Rollout]) -> Metrics:

@@ -16,11 +16,9 @@ from coterie.errors import RunError
 from coterie.runs import checkpoint
 from coterie.runs.directory import find
 from coterie.runs.metrics import MetricsDB
-from coterie.train.credit import Terms
+from coterie.train.credit import NEWS, Terms
 from coterie.train.grouping import FACTS, GroupAwareJudge, PromptFeatures
 
-EVENT = "groups"
-"""Kind of the events that say how boundaries moved."""
 PANELS = 3
 
 
@@ -83,7 +81,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
     judge.load(folder, adopt=False)
     model = next(iter(judge.models.values()))
     with MetricsDB.reader(path / "metrics.sqlite") as database:
-        moved = [(event.step or 0, event.message) for event in database.events(EVENT) if (event.step or 0) <= at]
+        moved = [(event.step or 0, event.message) for event in database.events(NEWS) if (event.step or 0) <= at]
     return RunGroups(
         run=path.name,
         step=at,
@@ -95,8 +93,8 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
 
 
 def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
-    found = checkpoint.newest(path / "checkpoints")
-    if step is None and found is not None and (found.path / FACTS).is_file():
+    found = checkpoint.newest(path / "checkpoints") if step is None else None  # reads every byte of it
+    if found is not None and (found.path / FACTS).is_file():
         return found.path, found.step
     folder = path / "checkpoints" / f"step_{step or 0:06d}"
     if not (folder / FACTS).is_file():
