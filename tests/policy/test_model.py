@@ -100,6 +100,20 @@ def test_capped_scores_are_refused() -> None:
         Policy(model, name="gemma2")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_rounds_badly_is_judged_in_float32_and_not_changed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(kind, dtype=torch.bfloat16)
+    before = {name: (one.dtype, one.clone()) for name, one in (*model.named_parameters(), *model.named_buffers())}
+    monkeypatch.setattr("coterie.policy.model.ROUNDED", 0.0)
+    Policy(model, name="rounded")
+    for name, one in (*model.named_parameters(), *model.named_buffers()):
+        dtype, bits = before[name]
+        assert one.dtype == dtype
+        assert torch.equal(one, bits)
+
+
 def test_an_architecture_without_pluggable_positions_is_refused_or_right() -> None:
     config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -20,6 +20,9 @@ from coterie.errors import ModelError
 from coterie.policy import attention
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+EXACT, ROUNDED = 1e-3, 0.1
+"""Greatest difference of logits, in standard deviations, between two ways to compute the same attention: in float32,
+and in formats with fewer digits."""
 
 
 class Policy:
@@ -251,7 +254,26 @@ def _peft() -> Any:
 
 
 def _check_attention(model: Any) -> None:
-    """Compare coterie's attention with the model's own on a few tokens, so that no architecture is silently wrong."""
+    """Compare coterie's attention with the model's own on a few tokens, so that no architecture is silently wrong.
+
+    Rounding to few digits can grow through the layers to any size, so where such a model differs, it is asked again in
+    float32 before it is refused.
+    """
+    error, tolerance = _attention_error(model), EXACT
+    if model.dtype.itemsize < 4:
+        tolerance = ROUNDED
+        if not error < ROUNDED:
+            with _in_float32(model):
+                error, tolerance = _attention_error(model), EXACT
+    if not error < tolerance:
+        raise ModelError(
+            f"{type(model).__name__} computes something beside plain attention and head (logits differ by {error:.3g} "
+            f"standard deviations, expected < {tolerance}); it is not supported"
+        )
+
+
+def _attention_error(model: Any) -> float:
+    """Root mean square between the logits with the model's own attention and with coterie's, in standard deviations."""
     config = model.config.get_text_config()
     length = 5
     tokens = torch.arange(1, length + 1, device=model.device)[None] % config.vocab_size
@@ -269,10 +291,18 @@ def _check_attention(model: Any) -> None:
                 "transformers that supports attention backends, such as Llama, Qwen, Gemma 3, Mistral or SmolLM"
             ) from error
         got = model.get_output_embeddings()(states.last_hidden_state).float()
-    error = float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))
-    tolerance = 0.1 if model.dtype == torch.bfloat16 else 1e-3
-    if not error < tolerance:
-        raise ModelError(
-            f"{type(model).__name__} computes something beside plain attention and head (logits differ by {error:.3g} "
-            f"standard deviations, expected < {tolerance}); it is not supported"
-        )
+    return float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Generator[None]:
+    """Every rounded tensor as float32 for a while; the way there and back changes no bit."""
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()}
+    rounded = [(one, one.dtype) for one in tensors.values() if one.dtype.itemsize < 4]
+    for one, _ in rounded:
+        one.data = one.data.float()
+    try:
+        yield
+    finally:
+        for one, dtype in rounded:
+            one.data = one.data.to(dtype)
