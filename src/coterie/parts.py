@@ -12,7 +12,8 @@ import torch
 
 from coterie import machine, threads
 from coterie.collect import Collector
-from coterie.config.schema import RunConfig, Source
+from coterie.config.data import Source
+from coterie.config.schema import RunConfig
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
@@ -251,7 +252,7 @@ def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
     )
 
 
-def _judge(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
+def judge_of(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
     """Who gives credit; a group-aware one also knows what the prompts are."""
     if config.grouping.preset == "prompt":
         return judge_for(config)
@@ -276,7 +277,7 @@ def _judge(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
     engine = engine_for(config, inputs, policy)
     evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
-    judge = _judge(config, inputs, policy)
+    judge = judge_of(config, inputs, policy)
     gatherer = Gatherer(
         collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
         PromptOrder(inputs.train.prompts, seed=config.seed),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.config.schema import (
+from coterie.config.data import (
     DataConfig,
     FileSource,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coterie.config.schema import AssetSource, DataConfig, HubSource, PythonSource, ReasoningGymSource
+from coterie.config.data import AssetSource, DataConfig, HubSource, PythonSource, ReasoningGymSource
 from coterie.data import assets, tasks
 from coterie.data.chat import Chat
 from coterie.data.prompts import PromptSet, load

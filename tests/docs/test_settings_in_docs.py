@@ -14,10 +14,11 @@ from pages import PAGES, ROOT, Block, blocks, load_module, section, write_files
 from coterie.cli import app
 from coterie.commands.common import split_target
 from coterie.commands.sampling import settings_of
+from coterie.config.data import ReasoningGymSource, Source
 from coterie.config.fields import bare, is_section
 from coterie.config.functions import user_function
 from coterie.config.load import load
-from coterie.config.schema import ReasoningGymSource, RunConfig, Source
+from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks
 from coterie.rewards import registry
 

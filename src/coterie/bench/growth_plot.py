@@ -1,4 +1,4 @@
-"""A growth curve as a picture: seconds and memory, each with its ideal. matplotlib is imported only to draw."""
+"""A growth curve as a picture: seconds and memory, each with its ideal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coterie.runs.pictures import COLORS, INK, canvas, dress, save
+
 if TYPE_CHECKING:
     from coterie.bench.growth import Curve, Point
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = {"generate": "#0072B2", "update": "#D55E00", "peak": "#009E73"}
+_COLORS = dict(zip(("generate", "update", "peak"), COLORS, strict=False))
 _MIB = 1 << 20
 
 
@@ -18,13 +19,9 @@ def draw(
     file: Path, curve: Curve, points: Sequence[Point], ideal: Callable[[Sequence[Point], str], list[float]]
 ) -> bool:
     """Write the PNG; False without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = canvas(9, 3.8)
+    if figure is None:
         return False
-    figure = Figure(figsize=(9, 3.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     time, memory = figure.subplots(1, 2)
     xs = [point.x for point in points]
     for axis, names, scale in ((time, ("generate", "update"), 1), (memory, ("peak",), _MIB)):
@@ -42,13 +39,10 @@ def draw(
         axis.set_xlabel(curve.axis)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#DDDDDD", linewidth=0.8)
-        axis.set_axisbelow(True)
+        dress(axis)
         axis.legend(frameon=False, fontsize=8)
-    memory.plot(xs, [point.loaded / _MIB for point in points], ":", color="#333333", linewidth=1)
+    memory.plot(xs, [point.loaded / _MIB for point in points], ":", color=INK, linewidth=1)
     time.set_ylabel("seconds")
     memory.set_ylabel("peak memory, MiB (dotted: before the step)")
     figure.suptitle(curve.title, fontsize=11, x=0.012, ha="left")
-    figure.savefig(file)
-    return True
+    return save(figure, file)

@@ -1,4 +1,4 @@
-"""The ratios as a picture. matplotlib is imported here only."""
+"""The ratios as a picture."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from coterie.bench.summary import lines
 from coterie.bench.tables import NAMES
+from coterie.runs.pictures import COLORS, INK, canvas, dress, save
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = {"trl": "#0072B2", "vllm": "#D55E00"}
+_COLORS = dict(zip(("trl", "vllm"), COLORS, strict=False))
 
 
 def draw(found: dict[str, Any], path: Path) -> bool:
@@ -21,28 +21,21 @@ def draw(found: dict[str, Any], path: Path) -> bool:
         if line.what != "update, same rollouts" or line.unit == "s"
         for peer, ratio in line.better.items()
     ]
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
+    figure = canvas(9, 1.2 + 0.3 * len(bars))
+    if figure is None or not bars:
         return False
-    if not bars:
-        return False
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(bars)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    from matplotlib.patches import Patch
+
     axis = figure.subplots()
+    dress(axis, grid="x")
     places = range(len(bars))
     middles = [ratio.median for _, _, ratio in bars]
     errors = [[r.median - r.low for _, _, r in bars], [r.high - r.median for _, _, r in bars]]
-    axis.barh(places, middles, xerr=errors, color=[_COLORS[peer] for _, peer, _ in bars], height=0.7, ecolor="#333333")
+    axis.barh(places, middles, xerr=errors, color=[_COLORS[peer] for _, peer, _ in bars], height=0.7, ecolor=INK)
     axis.set_yticks(places, [label for label, _, _ in bars])
     axis.invert_yaxis()
-    axis.axvline(1.0, color="#333333", linewidth=0.8)
+    axis.axvline(1.0, color=INK, linewidth=0.8)
     axis.set_xlabel("times better than the peer (1 = the same); bar: median, line: lowest to highest round")
     peers = dict.fromkeys(peer for _, peer, _ in bars)
     axis.legend(handles=[Patch(color=_COLORS[peer], label=NAMES[peer]) for peer in peers], frameon=False)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    figure.savefig(path)
-    return True
+    return save(figure, path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from coterie.config.schema import (
+from coterie.config.data import (
     AssetSource,
     DataConfig,
     FileSource,

@@ -1,24 +1,19 @@
-"""The learning curve as a picture. matplotlib is imported here only, and only when a picture is drawn."""
+"""The learning curve as a picture."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coterie.observer import EvalResult
 from coterie.runs.directory import RunDirectory
-from coterie.runs.durable import write_file
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
 from coterie.runs.metrics import MetricsDB
+from coterie.runs.pictures import COLORS, INK, canvas, dress, save
 from coterie.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK, _FAINT = "#333333", "#DDDDDD"
 
 Series = Sequence[tuple[int, float]]
 
@@ -37,38 +32,22 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
         evals = database.evals()
     if not mean and not evals:
         return False
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
+    figure = canvas(8, 6.2 if mean and evals else 3.6)
+    if figure is None:
         return False
-    figure = Figure(figsize=(8, 6.2 if mean and evals else 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     count = bool(mean) + bool(evals)
     axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for axis in axes:
-        _dress(axis)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        dress(axis, grid="y")
+        axis.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
     # A dollar sign would start a formula.
-    figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=_INK, x=0.012, ha="left")
+    figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=INK, x=0.012, ha="left")
     if mean:
         _rewards(axes[0], mean, dict(std))
     if evals:
         _heldout(axes[-1], evals)
     axes[-1].set_xlabel("training step")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(run.curve, picture.getvalue())
-    return True
-
-
-def _dress(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_INK)
-    axis.tick_params(colors=_INK)
-    axis.grid(axis="y", color=_FAINT, linewidth=0.8)
-    axis.set_axisbelow(True)
+    return save(figure, run.curve)
 
 
 def _rewards(axis: Axes, mean: Series, std: dict[int, float]) -> None:
@@ -80,16 +59,16 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float]) -> None:
         steps,
         [value - width for value, width in zip(center, around, strict=True)],
         [value + width for value, width in zip(center, around, strict=True)],
-        color=_COLORS[0],
+        color=COLORS[0],
         alpha=0.12,
         linewidth=0,
         label="± std over rollouts",
     )
     if span > 1:  # single steps are noisy: many of them are drawn faint under their running mean
-        axis.plot(steps, values, color=_COLORS[0], alpha=0.4, linewidth=0.9, label="each step")
+        axis.plot(steps, values, color=COLORS[0], alpha=0.4, linewidth=0.9, label="each step")
     label = f"mean of {span} steps" if span > 1 else "mean"
     marker = "o" if len(steps) == 1 else None
-    axis.plot(steps, center, color=_COLORS[0], linewidth=2, marker=marker, label=label)
+    axis.plot(steps, center, color=COLORS[0], linewidth=2, marker=marker, label=label)
     axis.set_ylabel("reward in training")
     _legend(axis)
 
@@ -110,7 +89,7 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
     top = 0.0
     for index, task in enumerate(tasks):
         results = [result for result in evals if result.task == task]
-        color = _INK if task == "all" else _COLORS[1:][index % len(_COLORS[1:])]
+        color = INK if task == "all" else COLORS[1:-1][index % len(COLORS[1:-1])]
         # Tasks are moved apart a little, so that their bars can be told from each other.
         shift = (index - (len(tasks) - 1) / 2) * far * 0.006
         axis.errorbar(

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from coterie.algo.statistics import t_interval
+from coterie.runs.pictures import COLORS, canvas, dress, save
 from coterie.sweep.result import CellResult
 from coterie.sweep.table import by_setting, over_seeds
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLES = ("-", "--", ":", "-.")
 SMOOTH = 5
 """Steps of the moving average that is drawn."""
@@ -28,28 +27,14 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
     Returns:
         False without matplotlib, or without results.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = canvas(11 if numeric else 7, 4.2)
+    if figure is None or not results:
         return False
-    if not results:
-        return False
-    figure = Figure(figsize=(11 if numeric else 7, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2 if numeric else 1, squeeze=False)[0]
     _curves(axes[0], by_setting(results))
     if numeric:
         _dependence(axes[1], results, numeric)
-    figure.savefig(file)
-    return True
-
-
-def _plain(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(color="#DDDDDD", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.legend(frameon=False, fontsize=8)
+    return save(figure, file)
 
 
 def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
@@ -69,7 +54,8 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
             axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     axis.set_xlabel("step")
     axis.set_ylabel(f"training reward, mean of {SMOOTH} steps (band: 95 % over seeds)")
-    _plain(axis)
+    dress(axis)
+    axis.legend(frameon=False, fontsize=8)
 
 
 def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
@@ -93,4 +79,5 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
     axis.set_xlabel(numeric)
     axis.set_ylabel("held-out pass@1 after training (bars: 95 % over seeds)")
     axis.set_ylim(bottom=0)
-    _plain(axis)
+    dress(axis)
+    axis.legend(frameon=False, fontsize=8)

@@ -16,6 +16,7 @@ from coterie.errors import RunError
 from coterie.runs import checkpoint
 from coterie.runs.directory import find
 from coterie.runs.metrics import MetricsDB
+from coterie.runs.pictures import FAINT, canvas, save
 from coterie.train.credit import NEWS, Terms
 from coterie.train.grouping import FACTS, GroupAwareJudge, PromptFeatures
 
@@ -106,23 +107,17 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
 def draw(file: Path, found: RunGroups) -> bool:
     """Prompts in feature space, coloured by how well they were solved, in thirds of the window; False without
     matplotlib, or when nothing was seen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     steps = list(found.model.window.steps)
-    if not steps:
+    figure = canvas(11, 3.9)
+    if figure is None or not steps:
         return False
     points = _plane(found.model)
-    figure = Figure(figsize=(11, 3.9), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, PANELS, sharex=True, sharey=True)
     low, high = found.model.range or (0.0, 1.0)
     shade = None
     for axis, part in zip(axes, np.array_split(np.arange(len(steps)), PANELS), strict=True):
         seen = [steps[index] for index in part]
-        axis.scatter(points[:, 0], points[:, 1], s=4, color="#DDDDDD")
+        axis.scatter(points[:, 0], points[:, 1], s=4, color=FAINT)
         if seen:
             rows = np.concatenate([one.rows for one in seen])
             mean = low + (high - low) * np.concatenate([one.mean for one in seen])
@@ -136,8 +131,7 @@ def draw(file: Path, found: RunGroups) -> bool:
     axes[0].set_ylabel("prompts by similarity (two principal directions)")
     if shade is not None:
         figure.colorbar(shade, ax=axes, label="mean reward", shrink=0.9)
-    figure.savefig(file)
-    return True
+    return save(figure, file)
 
 
 def _plane(model: GroupAwareBaseline) -> np.ndarray:

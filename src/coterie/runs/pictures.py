@@ -1,0 +1,48 @@
+"""What every picture has in common. matplotlib is imported only to draw, and is optional."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from coterie.runs.durable import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; grey last."""
+INK, FAINT = "#333333", "#DDDDDD"
+
+
+def canvas(width: float, height: float) -> Figure | None:
+    """An empty figure of this size in inches, without a window; None where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
+    """No frame at the top and right, and a faint grid behind what is drawn."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(INK)
+    axis.tick_params(colors=INK)
+    axis.grid(axis=grid, color=FAINT, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def save(figure: Figure, file: Path) -> bool:
+    """Write the picture, whole or not at all; True, for those that say whether they drew.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    with replacing(file) as tmp:
+        figure.savefig(tmp, format=file.suffix.removeprefix(".") or "png")
+    return True
