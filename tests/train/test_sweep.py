@@ -12,7 +12,7 @@ from runs_for_tests import make_config
 from coterie.cli import main
 from coterie.errors import ConfigError
 from coterie.sweep.grid import Cell, cells, parse_arms, parse_seeds, parse_vary
-from coterie.sweep.result import CellResult
+from coterie.sweep.result import CellResult, Held
 from coterie.sweep.table import markdown
 
 
@@ -49,8 +49,10 @@ def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResul
         cell=Cell(arm="a", seed=seed),
         steps=len(rewards),
         rewards=tuple(rewards),
-        before=0.1,
-        after=0.2 + seed / 10,
+        held=(
+            Held(step=0, rollouts=0, seconds=0.0, accuracy=0.1),
+            Held(step=1, rollouts=64, seconds=2.0, accuracy=0.2 + seed / 10),
+        ),
         seconds=2.0,
         peak=float(1 << 30),
         error=error,
@@ -70,6 +72,16 @@ def test_the_table_has_means_with_intervals_and_counts_collapses() -> None:
     lost = result([0.5], seed=2, error="CollapseError: entropy")
     table = markdown([result([0.5] * 10, seed=0), result([0.5] * 10, seed=1), lost])
     assert "| `a` | 3 | 10.0 → 25.0 [-38.5, 88.5] | 0.500 [0.500, 0.500] | 2.00 ± 0.00 | 1.00 ± 0.00 | 1/3 |" in table
+
+
+def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
+    found = [result([0.5] * 10, seed=seed) for seed in range(3)]
+    points = [one.reached(0.3) for one in found]
+    assert [None if point is None else point.rollouts for point in points] == [None, 64, 64]
+    table = markdown(found, reach=0.3)
+    assert "| rollouts to 30 % | seconds to 30 % | reached |" in table
+    assert "| 64 [64, never] | 2 [2, never] | 2/3 |" in table
+    assert "| never [never, never] | never [never, never] | 0/3 |" in markdown(found, reach=0.5)
 
 
 def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -16,6 +16,10 @@ def sweep(
     vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE…; may be given several times.")] = [],  # noqa: B006
     arm: Annotated[list[str], typer.Option(help="'NAME: KEY=VALUE KEY=VALUE…', a bundle of settings; several.")] = [],  # noqa: B006
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-4 or 0,1,7.")] = "0-2",
+    reach: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Held-out accuracy, e.g. 0.3: say after how many rollouts it was reached."),
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="Only report what has been run.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     help_: bool = HELP,
@@ -36,7 +40,7 @@ def sweep(
 
     if not report:
         run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_))
-    results, text = write(out, found, varied)
+    results, text = write(out, found, varied, reach)
     if json_:
         print_json([one.numbers() for one in results])
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +29,69 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
     Returns:
         False without matplotlib, or without results.
     """
-    figure = canvas(11 if numeric else 7, 4.2)
+    settings = by_setting(results)
+    panels: list[Callable[[Any], None]] = [partial(_curves, settings=settings)]
+    if any(len(one.held) > 2 for one in results):
+        panels.append(partial(_heldout, settings=settings))
+    if numeric:
+        panels.append(partial(_dependence, results=results, numeric=numeric))
+    figure = canvas(2.5 + 4.5 * len(panels), 4.2)
     if figure is None or not results:
         return False
-    axes = figure.subplots(1, 2 if numeric else 1, squeeze=False)[0]
-    _curves(axes[0], by_setting(results))
-    if numeric:
-        _dependence(axes[1], results, numeric)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panel(axis)
+        dress(axis)
+        axis.legend(frameon=False, fontsize=8)
     return save(figure, file)
 
 
 def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
-    for index, (label, found) in enumerate(settings.items()):
-        color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
+    low = top = 0.0
+    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
         length = min((len(one.rewards) for one in found if not one.error), default=0)
         if not length:
             continue
         width = min(SMOOTH, length)
         kernel = np.ones(width) / width
         smooth = [np.convolve(one.rewards[:length], kernel, "valid") for one in found if not one.error]
-        points = [t_interval(column) for column in np.array(smooth).T]
-        steps = np.arange(width, length + 1)
-        axis.plot(steps, [point.value for point in points], style, color=color, label=f"{label} (n = {len(smooth)})")
-        if len(smooth) > 1:
-            low, high = [point.low for point in points], [point.high for point in points]
-            axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        _band(axis, np.arange(width, length + 1), np.array(smooth), label, color, style)
+        top = max(top, float(np.max(smooth)))
+        low = min(low, float(np.min(smooth)))
+    # The interval of a few seeds may be far wider than anything that was measured.
+    axis.set_ylim(1.05 * low, 1.05 * top or 1.0)
     axis.set_xlabel("step")
-    axis.set_ylabel(f"training reward, mean of {SMOOTH} steps (band: 95 % over seeds)")
-    dress(axis)
-    axis.legend(frameon=False, fontsize=8)
+    axis.locator_params(axis="x", integer=True)
+    axis.set_ylabel(f"training reward, {SMOOTH}-step mean (band: 95 %)")
+
+
+def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
+    """Against what they cost, since a step may sample more in one setting than in another."""
+    top = 0.0
+    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
+        whole = [one.held for one in found if not one.error]
+        count = min(map(len, whole), default=0)
+        if count:
+            spent = np.mean([[point.rollouts for point in held[:count]] for held in whole], axis=0)
+            accuracy = np.array([[point.accuracy for point in held[:count]] for held in whole])
+            _band(axis, spent, accuracy, label, color, style)
+            top = max(top, float(accuracy.max()))
+    axis.set_xlabel("rollouts sampled")
+    axis.set_ylabel("held-out pass@1 (band: 95 %)")
+    axis.set_ylim(0, 1.05 * top or 1.0)
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    """(color, line style), without end; the same for a setting in every panel."""
+    return cycle((color, style) for style in STYLES for color in COLORS)
+
+
+def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str, style: str) -> None:
+    """Mean over seeds of curves [seeds, x], with its interval where there are seeds enough for one that says something."""
+    points = [t_interval(column) for column in curves.T]
+    axis.plot(xs, [point.value for point in points], style, color=color, label=f"{label} (n = {len(curves)})")
+    if len(curves) > 2:
+        low, high = [point.low for point in points], [point.high for point in points]
+        axis.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
@@ -77,7 +113,5 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
         axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label)
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
-    axis.set_ylabel("held-out pass@1 after training (bars: 95 % over seeds)")
+    axis.set_ylabel("held-out pass@1 at the end (bars: 95 %)")
     axis.set_ylim(bottom=0)
-    dress(axis)
-    axis.legend(frameon=False, fontsize=8)

@@ -12,10 +12,16 @@ from coterie.sweep.result import CellResult, read
 from coterie.sweep.table import markdown
 
 
-def write(out: Path, cells: Sequence[Cell], vary: Mapping[str, Sequence[str]]) -> tuple[list[CellResult], str]:
-    """`sweep.md`, `sweep-results.json` and `sweep.png` in the folder; returns the results and the table."""
+def write(
+    out: Path, cells: Sequence[Cell], vary: Mapping[str, Sequence[str]], reach: float | None = None
+) -> tuple[list[CellResult], str]:
+    """`sweep.md`, `sweep-results.json` and `sweep.png` in the folder; returns the results and the table.
+
+    Args:
+        reach: held-out accuracy of which the table says when it was reached.
+    """
     results = read(out, cells)
-    text = markdown(results)
+    text = markdown(results, reach)
     write_file(out / "sweep.md", text.encode())
     write_file(out / "sweep-results.json", json_dumps([one.numbers() for one in results]).encode())
     numeric = next((key for key, values in vary.items() if len(values) > 1 and all(map(_is_number, values))), None)

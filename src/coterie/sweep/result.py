@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from coterie.observer import EvalResult
-from coterie.runs.inspect import ends
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
 from coterie.sweep.run import DONE, FAILED, folder
@@ -25,6 +24,19 @@ DIVERGED = ("NonFiniteError", "CollapseError")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One evaluation, with what had been spent until then."""
+
+    step: int
+    rollouts: int
+    """Sampled in training, those of groups that were replaced included."""
+    seconds: float
+    """Of training steps, without evaluations."""
+    accuracy: float
+    """Held-out pass@1, pooled over tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
     """One run, in numbers."""
 
@@ -32,15 +44,28 @@ class CellResult:
     steps: int
     rewards: tuple[float, ...]
     """Mean training reward of each step."""
-    before: float | None
-    """Held-out pass@1 at the start, pooled over tasks; None without held-out prompts."""
-    after: float | None
+    held: tuple[Held, ...] = ()
+    """Every evaluation, in order."""
     seconds: float
     """Median of a step."""
     peak: float | None
     """Highest resident bytes."""
     error: str
     """Why it did not finish its steps; empty when it did."""
+
+    @property
+    def before(self) -> float | None:
+        """Held-out pass@1 at the start, pooled over tasks; None without held-out prompts."""
+        return self.held[0].accuracy if self.held else None
+
+    @property
+    def after(self) -> float | None:
+        """Held-out pass@1 at the end."""
+        return self.held[-1].accuracy if self.held else None
+
+    def reached(self, level: float) -> Held | None:
+        """The first evaluation after the start with at least this held-out accuracy; None if there is none."""
+        return next((one for one in self.held[1:] if one.accuracy >= level), None)
 
     @property
     def area(self) -> float:
@@ -59,6 +84,7 @@ class CellResult:
     def numbers(self) -> dict[str, Any]:
         """All of it as JSON-able data."""
         found = asdict(self) | {"setting": self.cell.label, "seed": self.cell.seed}
+        found |= {"before": self.before, "after": self.after}
         return found | {"collapsed": self.collapsed, "area": self.area}
 
 
@@ -71,22 +97,37 @@ def read(out: Path, cells: Sequence[Cell]) -> list[CellResult]:
 def _read(cell: Cell, path: Path) -> CellResult:
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         rewards = tuple(value for _, value in database.series("reward/mean"))
-        seconds = [value for _, value in database.series("time/step")]
+        seconds = database.series("time/step")
         peaks = [value for _, value in database.series("memory/peak")]
-        first, last = ends(database)
+        sampled = database.series("rollouts")
+        evals = [(step, _pooled(results)) for step, results in _by_step(database.evals()).items()]
         steps = database.last_step() or 0
     return CellResult(
         cell=cell,
         steps=steps,
         rewards=rewards,
-        before=_pooled(first),
-        after=_pooled(last),
-        seconds=float(np.median(seconds)) if seconds else float("nan"),
+        held=tuple(
+            Held(
+                step=step,
+                rollouts=round(sum(value for at, value in sampled if at <= step)),
+                seconds=sum(value for at, value in seconds if at <= step),
+                accuracy=accuracy,
+            )
+            for step, accuracy in evals
+        ),
+        seconds=float(np.median([value for _, value in seconds])) if seconds else float("nan"),
         peak=max(peaks) if peaks else None,
         error=json.loads((path / FAILED).read_text(encoding="utf-8"))["error"] if (path / FAILED).is_file() else "",
     )
 
 
-def _pooled(results: Sequence[EvalResult]) -> float | None:
+def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
+    found: dict[int, list[EvalResult]] = {}
+    for one in results:
+        found.setdefault(one.step, []).append(one)
+    return found
+
+
+def _pooled(results: Sequence[EvalResult]) -> float:
     values = {result.task: result.pass_at_1.value for result in results}
-    return values.get("all", next(iter(values.values()))) if values else None
+    return values.get("all", next(iter(values.values())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median_high
 
 from coterie.algo.statistics import Estimate, t_interval
 from coterie.sweep.result import CellResult
@@ -30,17 +31,26 @@ def over_seeds(results: Sequence[CellResult], value: Callable[[CellResult], floa
     return t_interval(values) if values else None
 
 
-def markdown(results: Sequence[CellResult]) -> str:
-    """The table, and below it what its columns mean."""
-    lines = [
-        "| setting | seeds | held-out before → after, % | reward, area | s/step | peak GiB | collapsed |",
-        "| --- | --: | --- | --- | --: | --: | --: |",
-        *(_row(label, found) for label, found in by_setting(results).items()),
-    ]
-    return "\n".join(lines) + f"\n\n{NOTE}\n"
+def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
+    """The table, and below it what its columns mean.
+
+    Args:
+        reach: held-out accuracy of which is said when it was reached.
+    """
+    head = "| setting | seeds | held-out before → after, % | reward, area | s/step | peak GiB | collapsed |"
+    rule, note = "| --- | --: | --- | --- | --: | --: | --: |", NOTE
+    if reach is not None:
+        head += f" rollouts to {100 * reach:g} % | seconds to {100 * reach:g} % | reached |"
+        rule += " --- | --- | --: |"
+        note += (
+            f" Rollouts and seconds of training until the first evaluation with at least {100 * reach:g} % held-out: "
+            "median over all seeds [least, most], where never is more than any number."
+        )
+    lines = [head, rule, *(_row(label, found, reach) for label, found in by_setting(results).items())]
+    return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def _row(label: str, found: Sequence[CellResult]) -> str:
+def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
     whole = [one for one in found if not one.error]
     before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
     seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
@@ -54,7 +64,21 @@ def _row(label: str, found: Sequence[CellResult]) -> str:
         "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
         f"{sum(one.collapsed for one in found)}/{len(found)}",
     ]
+    if reach is not None:
+        points = [one.reached(reach) for one in found]
+        cells += [
+            _middle([None if point is None else point.rollouts for point in points]),
+            _middle([None if point is None else point.seconds for point in points]),
+            f"{sum(point is not None for point in points)}/{len(points)}",
+        ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _middle(values: Sequence[float | None]) -> str:
+    """Median [least, most]; what was never reached counts as more than any number."""
+    known = sorted(float("inf") if value is None else float(value) for value in values)
+    texts = [f"{value:.0f}" if value < float("inf") else "never" for value in (median_high(known), known[0], known[-1])]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def _interval(found: Estimate | None, factor: float, digits: int = 1) -> str:

@@ -47,6 +47,7 @@ def step_metrics(
         **text_measures(usable, groups),
         **report.metrics,
         "updates/skipped": float(report.skipped),
+        "rollouts": float(len(experience.rollouts)),
         "tokens/generated": float(experience.tokens),
         "errors": float(len(experience.errors)),
         "late": float(experience.late),
