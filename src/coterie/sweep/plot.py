@@ -86,7 +86,7 @@ def _looks() -> Iterator[tuple[str, str]]:
 
 
 def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str, style: str) -> None:
-    """Mean over seeds of curves [seeds, x], with its interval where there are seeds enough for one that says something."""
+    """Mean over seeds of curves [seeds, x], with its interval where there are seeds enough for it to say something."""
     points = [t_interval(column) for column in curves.T]
     axis.plot(xs, [point.value for point in points], style, color=color, label=f"{label} (n = {len(curves)})")
     if len(curves) > 2:
