@@ -19,6 +19,7 @@ from coterie.experience.selection import Filters, select
 from coterie.experience.stored import open_runs
 from coterie.runs import rollouts
 from coterie.text import UNSAFE
+from faults.test_hostile_text import SAYINGS
 
 EVIL = "=cmd|' /C calc'!A0\x1b[31m\u202e,\"\n"
 
@@ -125,3 +126,26 @@ def test_a_table_on_the_terminal_is_inert(root: Path, capsys: pytest.CaptureFixt
     assert out.isascii()
     assert json.loads(out)[0] == {"completion": EVIL}
     assert rollouts.read_step(root / "runs/one/rollouts", 1)[0].rollout.completion == EVIL
+
+
+@pytest.mark.parametrize("saying", SAYINGS.values(), ids=SAYINGS)
+def test_whatever_a_model_says_is_inert_in_tables_and_exact_in_json(
+    saying: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, text=saying)
+    monkeypatch.chdir(tmp_path)
+    words = ["experience", "one", "--columns", "completion,step", "--to", "1"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert UNSAFE.search(shown) is None
+    assert len(shown.splitlines()) == 5
+    for file in ("out.csv", "out.jsonl"):
+        assert main([*words, "--export", file]) == 0
+    csv.field_size_limit(1 << 24)
+    with Path("out.csv").open(encoding="utf-8", newline="") as handle:
+        (_, *cells) = [row[0] for row in csv.reader(handle)]
+    assert len(cells) == 4
+    assert not cells[0].startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert UNSAFE.search(cells[0]) is None
+    lines = [json.loads(line)["completion"] for line in Path("out.jsonl").read_text().splitlines()]
+    assert lines == [saying.encode("utf-8", "backslashreplace").decode()] * 4
