@@ -14,7 +14,7 @@ from coterie.errors import CollapseError, RunError
 from coterie.observer import Observer
 from coterie.runs import checkpoint, prompts, rollouts
 from coterie.runs.directory import RunDirectory
-from coterie.runs.durable import describe, missing_room
+from coterie.runs.durable import describe, fsync, missing_room
 from coterie.runs.inspect import COLLAPSE
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
@@ -72,6 +72,7 @@ class Recorder:
         try:
             self.evals.mkdir(exist_ok=True)
             self.prompts.mkdir(exist_ok=True)
+            fsync(run.path)  # or a power cut may take the folders, and what was stored in them
         except OSError as error:
             raise RunError(f"cannot make a folder in {run.path}: {describe(error, run.path)}") from error
 
