@@ -33,8 +33,8 @@ EXTRAS = {
     "demo": {"train"},
     "run": {"train"},
     "bench": {"train"},
-    "test": {"train", "dev"},
-    "check": {"train", "dev"},
+    "test": {"train", "experience", "dev"},
+    "check": {"train", "experience", "dev"},
     "faults": {"train", "dev"},
 }
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]

@@ -19,7 +19,7 @@ LAYERS = [
     {"collect", "runs"},
     {"train"},
     {"assemble", "parts", "learning", "chatting", "checks", "demo", "one_off"},
-    {"bench", "sweep"},
+    {"bench", "experience", "sweep"},
     {"console", "commands", "cli", "__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}

@@ -133,6 +133,7 @@ def _go(
         config_hash=_config_hash(config),
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
+        part=config.eval.part or config.rewards.labels()[0],
     )
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
@@ -215,6 +216,7 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
     try:
         trainer.learner.load(found.path, found.state["learner"])
         trainer.judge.load(found.path)
+        recorder.history.load(found.path)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(found.step)

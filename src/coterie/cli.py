@@ -9,7 +9,7 @@ from io import TextIOWrapper
 import typer
 
 from coterie import __version__, threads
-from coterie.commands import algo, assets, bench, config, doctor, groups, runs, sampling, sweep, training
+from coterie.commands import algo, assets, bench, config, doctor, experience, groups, runs, sampling, sweep, training
 from coterie.commands.common import paint
 from coterie.errors import CoterieError
 from coterie.text import safe_text
@@ -39,7 +39,7 @@ def root(
     """Options that stand before the verb."""
 
 
-for noun in (training, sweep, sampling, runs, groups, assets, algo, config, doctor, bench):
+for noun in (training, sweep, sampling, runs, groups, experience, assets, algo, config, doctor, bench):
     noun.register(app)
 
 

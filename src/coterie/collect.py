@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from coterie.algo.grouping.facts import facts_of
 from coterie.engines.base import Engine, Quorum, Request, Sampling
 from coterie.engines.contract import check_turns
 from coterie.envs.base import Environment, Episode
@@ -130,9 +131,11 @@ class Collector:
         completions = [self.chat.decode(turn.tokens) for turn in turns]
         lengths = [len(turn.tokens) for turn in turns]
         scores = self.scorer.score([prompt for prompt, _ in attempts], completions, lengths=lengths)
+        facts = {prompt.id: facts_of(prompt) for prompt in distinct.values()}
         rollouts = tuple(
             _rollout(
                 prompt,
+                facts[prompt.id],
                 sample,
                 turn,
                 completion,
@@ -207,6 +210,7 @@ def _ends(episode: Episode, completion: str) -> str | None:
 
 def _rollout(
     prompt: Prompt,
+    facts: Mapping[str, Any],
     sample: int,
     turn: Turn,
     completion: str,
@@ -242,5 +246,6 @@ def _rollout(
             completion_length=len(turn.tokens),
             stop_reason=turn.stop_reason,
             attributes=prompt.attributes,
+            **facts,
         ),
     )

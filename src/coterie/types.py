@@ -64,6 +64,8 @@ class Prompt:
     """Name of the task family, e.g. `leg_counting`."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able facts of the row: its other columns, the generator's parameters, `difficulty`."""
+    source: str = ""
+    """Kind and name of the data source, e.g. `file:words.jsonl`; empty when it came from none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,32 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """What was known of its prompt when a rollout was sent out: of earlier steps alone, never of its own."""
+
+    time: float
+    """Policy time: the judge's clock where it has one, else the policy version."""
+    tries: int
+    """Usable rollouts of the prompt before."""
+    passed: float | None
+    """Share of those that were right; None before the first. This and the next two fade, see `train/history.py`."""
+    reward: float | None
+    """Their mean reward."""
+    length: float | None
+    """Their mean length, tokens."""
+    task_tries: int
+    """The same of all prompts of the task."""
+    task_passed: float | None
+    task_reward: float | None
+    expected: float | None = None
+    """Reward that a group-aware judge expected; None where nobody did."""
+    expected_std: float | None = None
+    """How unsure it was of that mean, reward units."""
+    region: str | None = None
+    """Leaf of its tree in which the prompt lay, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """All that a group key may read about a rollout."""
 
@@ -107,7 +135,15 @@ class Context:
     difficulty: float | None
     """From the data, higher is harder; None when unknown."""
     embedding: str | None = None
-    """Reference of a stored prompt embedding."""
+    """Reference of the stored prompt embedding, `step_000012#<prompt id>`: a row of that file under `prompts/`."""
+    source: str = ""
+    """Of the prompt."""
+    domain: str | None = None
+    """Subject that the row names; None when it names none."""
+    complexity: Mapping[str, int] = field(default_factory=dict)
+    """Length in characters, digits, operators, numbers, steps and tools of the prompt."""
+    dispatch: Dispatch | None = None
+    """None where nothing is remembered: held-out prompts, and rollouts stored before this was kept."""
     version: int
     """Policy version at dispatch: the run's clock."""
     prompt_length: int

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import CoterieError
-from coterie.runs import checkpoint, rollouts
+from coterie.runs import checkpoint, prompts, rollouts
 from coterie.runs.directory import RunDirectory
 from faults.cases import Case
 from faults.harness import Harness
@@ -69,7 +69,8 @@ class Recording:
 
         os.fsync, os.rename = fsync, rename  # ty: ignore[invalid-assignment]
         os.unlink, os.rmdir = removing(real_unlink), removing(real_rmdir)  # ty: ignore[invalid-assignment]
-        for owner, name in ((checkpoint, "save"), (rollouts, "write_step"), (RunDirectory, "write_config")):
+        stores = ((rollouts, "write_step"), (prompts, "write_step"))
+        for owner, name in ((checkpoint, "save"), *stores, (RunDirectory, "write_config")):
             self._acknowledge(owner, name)
 
     def _acknowledge(self, owner: Any, name: str) -> None:
@@ -77,6 +78,8 @@ class Recording:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = inner(*args, **kwargs)
+            if name == "write_step" and result is None:
+                return result  # there was nothing to store
             self.scan()
             number = args[1] if len(args) > 1 and isinstance(args[1], int) else 0
             self.note("acknowledged", name, number, str(args[0]) if name == "write_step" else "")
@@ -270,10 +273,12 @@ def _judge(runs: Path, state: dict[str, tuple[str, str]], acknowledged: dict[str
     step = found.step if found else 0
     if step < saved:
         return f"the newest checkpoint is of step {step}, step {saved} was acknowledged"
-    needed = [s for key, steps in acknowledged.items() if key.endswith("rollouts") for s in steps if s <= step]
+    readers = {"rollouts": rollouts.read_step, "prompts": prompts.read_step}
+    needed = [(Path(key).name, s) for key, steps in acknowledged.items() for s in steps if s <= step]
     try:
-        for number in needed:
-            rollouts.read_step(root / "rollouts", number)
+        for name, number in needed:
+            if name in readers:
+                readers[name](root / name, number)
     except CoterieError as error:
         return f"acknowledged rollouts are gone: {error}"
     return None

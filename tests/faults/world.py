@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from coterie.config.schema import RunConfig
-from coterie.runs import checkpoint, rollouts
+from coterie.runs import checkpoint, prompts, rollouts
 from coterie.train.grpo import Trainer
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
@@ -129,6 +129,8 @@ def end_state(run: Path) -> dict[str, str]:
     found = dict(_tables(run / "metrics.sqlite"))
     for folder in ("rollouts", "evals"):
         found |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in rollouts.steps(run / folder)}
+    met = repr(prompts.read(run / "prompts").to_pylist())
+    found["prompts"] = hashlib.sha256(met.encode()).hexdigest()
     saved = checkpoint.newest(run / "checkpoints")
     found["checkpoints"] = repr(checkpoint.steps(run / "checkpoints"))
     if saved is not None:

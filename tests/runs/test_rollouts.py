@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from records import make_prompt, make_record, make_rollout
 
 from coterie.errors import RunError
+from coterie.runs import rollouts as files
+from coterie.runs.contexts import CONTEXT, COUNTED
 from coterie.runs.rollouts import RolloutRecord, read_step, steps, truncate_after, write_step
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
+from coterie.types import Context, Credit, Dispatch, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
 
 TEXT = st.text(max_size=12)
 """Lone surrogates excluded: a completion with one is read back escaped."""
@@ -22,6 +24,17 @@ LOGPROB = st.floats(-50, 0, width=32)
 REAL = st.floats(-1e6, 1e6)
 STEP = st.builds(StepReward, end=st.integers(0, 2**31 - 1), value=REAL, label=TEXT)
 JSON = st.dictionaries(TEXT, st.none() | st.integers() | TEXT | REAL | st.lists(REAL, max_size=2), max_size=3)
+
+
+SOME = st.none() | REAL
+DISPATCH = st.builds(
+    Dispatch,
+    time=REAL,
+    tries=st.integers(0, 2**31 - 1),
+    task_tries=st.integers(0, 2**31 - 1),
+    **dict.fromkeys(("passed", "reward", "length", "task_passed", "task_reward", "expected", "expected_std"), SOME),
+    region=st.none() | TEXT,
+)
 
 
 @st.composite
@@ -51,6 +64,7 @@ def records(draw):
         answer=draw(st.none() | TEXT),
         task=draw(TEXT),
         attributes=draw(JSON),
+        source=draw(TEXT),
     )
     said = draw(turns(draw(st.integers(0, 3))))
     sampled = sum(len(turn.tokens) for turn in said)
@@ -64,6 +78,10 @@ def records(draw):
         completion_length=sampled,
         stop_reason=draw(st.sampled_from(StopReason)),
         attributes=draw(JSON),
+        source=prompt.source,
+        domain=draw(st.none() | TEXT),
+        complexity=draw(st.just({}) | st.fixed_dictionaries({name: st.integers(0, 2**31 - 1) for name in COUNTED})),
+        dispatch=draw(st.none() | DISPATCH),
     )
     rollout = Rollout(
         id=draw(TEXT),
@@ -142,6 +160,19 @@ def test_steps_and_truncation(tmp_path):
     assert truncate_after(tmp_path, 2) == []
 
 
+def test_a_file_of_format_1_is_read_without_its_context(tmp_path):
+    record = make_record()
+    known = Dispatch(
+        time=1.0, tries=2, passed=0.5, reward=0.5, length=9.0, task_tries=2, task_passed=0.5, task_reward=0.5
+    )
+    context = replace(record.rollout.context, domain="animals", complexity=dict.fromkeys(COUNTED, 1), dispatch=known)
+    path = write_step(tmp_path, 4, [replace(record, rollout=replace(record.rollout, context=context))])
+    table = pq.read_table(path).drop_columns([name for name, _ in CONTEXT])
+    digest = files._digest(table.to_pylist())
+    pq.write_table(table.replace_schema_metadata({"coterie": "1", "step": "4", "sha256": digest}), path)
+    assert read_step(tmp_path, 4) == [record]
+
+
 def test_a_step_is_never_overwritten(tmp_path):
     write_step(tmp_path, 1, [make_record()])
     with pytest.raises(RunError, match=r"step_000001.parquet exists; .*truncate_after"):
@@ -197,7 +228,7 @@ def test_truncation_is_named(tmp_path, damage):
 
 def test_a_renamed_file_is_noticed(tmp_path):
     os.rename(write_step(tmp_path, 5, [make_record()]), tmp_path / "step_000006.parquet")
-    with pytest.raises(RunError, match="expected format 1 and step 6"):
+    with pytest.raises(RunError, match="expected format 1 or 2 and step 6"):
         read_step(tmp_path, 6)
 
 

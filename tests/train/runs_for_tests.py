@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from coterie.config.schema import RunConfig
-from coterie.runs import rollouts
+from coterie.runs import prompts, rollouts
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -75,7 +75,7 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """All that must repeat: metrics that are not times, evaluations, rollouts, and the last checkpoint's tensors."""
+    """All that must repeat: metrics but for times, evaluations, rollouts, prompts, the last checkpoint's tensors."""
     with sqlite3.connect(run / "metrics.sqlite") as database:
         metrics = database.execute("SELECT step, name, value FROM metrics ORDER BY step, name").fetchall()
         evals = database.execute("SELECT * FROM evals").fetchall()
@@ -93,6 +93,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
         "evals": evals,
         "items": items,
         "rollouts": rows,
+        "prompts": prompts.read(run / "prompts").to_pylist(),
         "checkpoint": last.name,
         "weights": weights,
     }

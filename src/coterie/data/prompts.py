@@ -199,6 +199,7 @@ def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[
             answer=question.answer,
             task=task,
             attributes=question.attributes,
+            source=f"{source.type}:{_names(source)[0]}",
         )
         loading.prompts.append(prompt)
         loading.tokens[prompt.id] = tokens

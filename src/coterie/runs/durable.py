@@ -39,6 +39,11 @@ def json_dumps(value: Any, *, indent: int | None = None) -> str:
         raise ValueError(str(error)) from error
 
 
+def utf8(text: str | None) -> str | None:
+    """The text as a column can hold it: a lone surrogate becomes a visible escape."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
 def json_loads(text: str | bytes) -> Any:
     """Inverse of `json_dumps`.
 

@@ -22,7 +22,9 @@ from coterie.runs.rows import REPEATED, RolloutRecord, from_row, schema, to_row
 
 __all__ = ["RolloutRecord", "read_step", "steps", "truncate_after", "write_step"]
 
-FORMAT = "1"
+FORMAT = "2"
+READABLE = ("1", "2")
+"""1 has no context columns (`runs/contexts.py`): what they would say is None."""
 _NAME = re.compile(r"step_(\d{6,})\.parquet")
 
 
@@ -69,8 +71,9 @@ def read_step(folder: Path, step: int) -> list[RolloutRecord]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             facts = file.schema_arrow.metadata or {}
-            if facts.get(b"coterie") != FORMAT.encode() or facts.get(b"step") != str(step).encode():
-                raise ValueError(f"its header says {facts!r}, expected format {FORMAT} and step {step}")
+            known = facts.get(b"coterie", b"").decode(errors="replace") in READABLE
+            if not known or facts.get(b"step") != str(step).encode():
+                raise ValueError(f"its header says {facts!r}, expected format {' or '.join(READABLE)} and step {step}")
             rows = file.read().to_pylist()
         if facts.get(b"sha256") != _digest(rows).encode():
             raise ValueError("its rows do not match the hash it carries")

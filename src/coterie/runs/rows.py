@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from coterie.errors import RunError
-from coterie.runs.durable import json_dumps, json_loads
+from coterie.runs.contexts import CONTEXT, REPEATED_FACTS, from_columns, to_columns
+from coterie.runs.durable import json_dumps, json_loads, utf8
 from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
 
 
@@ -36,6 +37,7 @@ REPEATED = [
     "attributes",
     "outcome",
     "stop_reason",
+    *REPEATED_FACTS,
 ]
 
 
@@ -84,6 +86,7 @@ def schema() -> pa.Schema:
             ("embedding", text),
             ("attributes", text),  # JSON, of the context
             ("seconds", real),
+            *CONTEXT,
         ]
     )
 
@@ -108,32 +111,33 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
 
     return {
         "step": step,
-        "prompt_id": _utf8(prompt.id),
-        "task": _utf8(prompt.task),
-        "rollout_id": _utf8(rollout.id),
+        "prompt_id": utf8(prompt.id),
+        "task": utf8(prompt.task),
+        "rollout_id": utf8(rollout.id),
         "sample": rollout.sample,
         "prompt": as_json("messages", list(prompt.messages)),
-        "completion": _utf8(rollout.completion),
-        "answer": _utf8(prompt.answer),
+        "completion": utf8(rollout.completion),
+        "answer": utf8(prompt.answer),
         "prompt_attributes": as_json("prompt attributes", dict(prompt.attributes)),
         **_tokens(record),
         "reward": rollout.reward,
         "reward_parts": as_json("reward_parts", dict(rollout.reward_parts)),
         "step_rewards": [
-            {"end": step.end, "value": step.value, "label": _utf8(step.label)} for step in rollout.step_rewards
+            {"end": step.end, "value": step.value, "label": utf8(step.label)} for step in rollout.step_rewards
         ],
         **_credit_columns(credit),
         "contributions": as_json("contributions", dict(credit.contributions)) if credit else None,
         "outcome": str(rollout.outcome),
-        "error": _utf8(rollout.error),
+        "error": utf8(rollout.error),
         "stop_reason": str(context.stop_reason),
         "version": context.version,
         "prompt_length": context.prompt_length,
         "completion_length": context.completion_length,
         "difficulty": context.difficulty,
-        "embedding": _utf8(context.embedding),
+        "embedding": utf8(context.embedding),
         "attributes": as_json("context attributes", dict(context.attributes)),
         "seconds": record.seconds,
+        **to_columns(context),
     }
 
 
@@ -193,10 +197,6 @@ def _turn_facts(turn: Turn, end: int) -> dict[str, Any]:
     }
 
 
-def _utf8(text: str | None) -> str | None:
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
-
-
 def from_row(row: dict[str, Any]) -> RolloutRecord:
     """Inverse of `to_row`. Raises ValueError, KeyError or TypeError where a damaged row makes no sense."""
     messages = tuple(Message(role=m["role"], content=m["content"]) for m in json_loads(row["prompt"]))
@@ -206,6 +206,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
         answer=row["answer"],
         task=row["task"],
         attributes=json_loads(row["prompt_attributes"]),
+        source=row.get("source") or "",
     )
     context = Context(
         prompt_id=row["prompt_id"],
@@ -217,6 +218,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
         completion_length=row["completion_length"],
         stop_reason=StopReason(row["stop_reason"]),
         attributes=json_loads(row["attributes"]),
+        **from_columns(row),
     )
     rollout = Rollout(
         id=row["rollout_id"],

@@ -12,6 +12,7 @@ from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.gae import GaeRule, credit_with_critic
 from coterie.algo.returns import kl_in_reward
 from coterie.errors import ConfigError
+from coterie.train.foresight import Foresight
 from coterie.types import Credit, Group, Rollout, RolloutScores
 
 Rollouts = Mapping[str, Rollout]
@@ -33,6 +34,10 @@ class Judge:
     def __call__(self, groups: Sequence[Group], rollouts: Rollouts, scores: Scores) -> list[Credit]:
         """One credit per member; `scores` is empty where none are needed."""
         raise NotImplementedError
+
+    def foresee(self, groups: Sequence[Group], rollouts: Rollouts) -> Foresight:
+        """What is expected of the prompts of `rollouts`, before credit is given: of earlier steps alone."""
+        return Foresight()
 
     def metrics(self) -> dict[str, float]:
         """What is to be recorded of the last step."""

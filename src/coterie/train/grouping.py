@@ -24,6 +24,7 @@ from coterie.config.grouping import GroupingConfig
 from coterie.errors import CheckpointError, ConfigError
 from coterie.runs.durable import json_dumps, write_file
 from coterie.train.credit import Judge, Scores, Terms
+from coterie.train.foresight import Expectation, Foresight
 from coterie.types import Credit, Group, Prompt, Rollout
 
 Embed = Callable[[Sequence[Sequence[int]]], np.ndarray]
@@ -89,6 +90,8 @@ class PromptFeatures:
         self.token_ids, self.embed = token_ids, embed
         self.dimensions, self.seed = dimensions, seed
         self.rows: dict[str, np.ndarray] = {}
+        self.fresh: list[tuple[Prompt, np.ndarray]] = []
+        """Embeddings that nobody has stored yet."""
         self._map: FeatureMap | None = None
 
     @property
@@ -103,8 +106,9 @@ class PromptFeatures:
         """[n, F] one row per prompt id."""
         fresh = [name for name in dict.fromkeys(names) if name not in self.rows]
         if fresh:
-            found = self.map.apply(**self._facts(fresh))
-            self.rows |= dict(zip(fresh, found, strict=True))
+            fitted, facts = self.map, self._facts(fresh)
+            self.rows |= dict(zip(fresh, fitted.apply(**facts), strict=True))
+            self.fresh += zip([self.prompts[name] for name in fresh], facts.get("embeddings", ()), strict=False)
         return np.stack([self.rows[name] for name in names])
 
     def _facts(self, names: Sequence[str]) -> dict[str, Any]:
@@ -258,6 +262,26 @@ class GroupAwareJudge(Judge):
             self.importance = {one.id: float(w) for one, w in zip(chosen, found.weights, strict=True)}
         return chosen, [int(count) for count in found.rollouts]
 
+    def foresee(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Foresight:
+        """Expected rewards and regions of all prompts of a step, those of groups first, as credit will see them."""
+        grouped = dict.fromkeys(rollouts[name].context.prompt_id for group in groups for name in group.members)
+        names = tuple(dict.fromkeys((*grouped, *(one.context.prompt_id for one in rollouts.values()))))
+        if not names:
+            return Foresight(time=float(self.step))
+        if grouped:
+            self.features.of(tuple(grouped))
+        features = self.features.of(names)
+        fresh, self.features.fresh = self.features.fresh, []
+        means, variances = np.zeros(len(names)), np.zeros(len(names))
+        for label, weight in self.weights.items():
+            mean, variance = self.models[label].expect(names, features, float(self.step))
+            means, variances = means + weight * mean, variances + weight**2 * variance
+        model = next(iter(self.models.values()))
+        ranged = all(one.range is not None for one in self.models.values())
+        said = zip(names, means, np.sqrt(variances), _rules(model, features), strict=True)
+        expected = {name: Expectation(reward=float(m), std=float(s), region=rule) for name, m, s, rule in said}
+        return Foresight(time=float(self.step), expected=expected if ranged else {}, embedded=fresh)
+
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
         found: dict[str, float] = {}
@@ -313,6 +337,16 @@ def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:
     """[n] the leaf of the tree that each prompt lies in; all the same where the preset has no tree."""
     hierarchy = model.hierarchies.get("heb")
     return np.zeros(len(features), dtype=np.int64) if hierarchy is None else hierarchy.tree.locate(features)
+
+
+def _rules(model: GroupAwareBaseline, features: np.ndarray) -> list[str | None]:
+    """[n] the region of each prompt in words; None where the preset has no tree."""
+    hierarchy = model.hierarchies.get("heb")
+    if hierarchy is None:
+        return [None] * len(features)
+    leaves = hierarchy.tree.locate(features)
+    words = {int(leaf): hierarchy.tree.rule(int(leaf), model.columns) for leaf in np.unique(leaves)}
+    return [words[int(leaf)] for leaf in leaves]
 
 
 def _add_shares(into: list[dict[str, float]], explained: Explanation, scale: float, label: str) -> None:

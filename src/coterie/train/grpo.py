@@ -23,6 +23,7 @@ from coterie.policy.memory import peak
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import NEWS, Judge
 from coterie.train.evaluation import Evaluator
+from coterie.train.foresight import Foresight
 from coterie.train.gathering import Gathered, Gatherer
 from coterie.train.measures import step_metrics
 from coterie.train.recorder import Recorder, late
@@ -75,6 +76,7 @@ class Trainer:
         gathered = self.gatherer.gather(self.cursor, self.waiting)
         rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
+        foresight = self.judge.foresee(gathered.groups, rollouts)
         scores = self._score(gathered.groups, rollouts) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
         report = self.learner.update(self._minibatches(rollouts, credits), scores)
@@ -84,7 +86,7 @@ class Trainer:
         self.engine.commit(self.step)
         adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
-        self._record(gathered, credits, report, seconds, adapted)
+        self._record(gathered, credits, report, seconds, adapted, foresight)
 
     def _score(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> dict[str, RolloutScores]:
         """What the learner says of every member's tokens, before credit is given."""
@@ -138,6 +140,7 @@ class Trainer:
         report: UpdateReport,
         seconds: dict[str, float],
         adapted: Mapping[str, float],
+        foresight: Foresight,
     ) -> None:
         experience = gathered.experience
         metrics = step_metrics(
@@ -155,7 +158,7 @@ class Trainer:
             **adapted,
             "memory/peak": float(peak(self.learner.policy.device)),
         }
-        self.recorder.step(self.step, metrics, experience, credits, report.logprobs)
+        self.recorder.step(self.step, metrics, experience, credits, report.logprobs, foresight)
         if gathered.metrics.get("refill/missing"):
             self.recorder.note(
                 self.step,

@@ -12,19 +12,23 @@ from coterie.collect import Experience
 from coterie.diagnosis.stopping import StopRule
 from coterie.errors import CollapseError, RunError
 from coterie.observer import Observer
-from coterie.runs import checkpoint, rollouts
+from coterie.runs import checkpoint, prompts, rollouts
 from coterie.runs.directory import RunDirectory
-from coterie.runs.durable import describe, missing_room
+from coterie.runs.durable import describe, fsync, missing_room
 from coterie.runs.inspect import COLLAPSE
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluation import Evaluation
+from coterie.train.foresight import Foresight
 from coterie.train.guard import Guard
+from coterie.train.history import History
 from coterie.types import Credit, Prompt, Rollout
 
 EVALS = "evals"
 """Folder of the held-out rollouts, one file per evaluation."""
+PROMPTS = "prompts"
+"""Folder of the training prompts, a file for each step that met new ones."""
 
 
 class Recorder:
@@ -37,6 +41,7 @@ class Recorder:
         config_hash: names the settings a checkpoint belongs to.
         data_hash: names the prompts and the template it belongs to.
         stops: rules that may end the run.
+        part: label of the reward part that says which rollouts were right; empty takes the whole reward.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Recorder:
         config_hash: str,
         data_hash: str,
         stops: Sequence[StopRule] = (),
+        part: str = "",
     ) -> None:
         self.run = run
         self.observer = observer
@@ -61,16 +67,20 @@ class Recorder:
         self.db = MetricsDB(run.metrics)
         self.guard = Guard(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
-        self.evals = run.path / EVALS
+        self.history = History(part)
+        self.evals, self.prompts = run.path / EVALS, run.path / PROMPTS
         try:
             self.evals.mkdir(exist_ok=True)
+            self.prompts.mkdir(exist_ok=True)
+            fsync(run.path)  # or a power cut may take the folders, and what was stored in them
         except OSError as error:
-            raise RunError(f"cannot make {self.evals}: {describe(error, run.path)}") from error
+            raise RunError(f"cannot make a folder in {run.path}: {describe(error, run.path)}") from error
 
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
         self.db.truncate_after(step)
         rollouts.truncate_after(self.run.rollouts, step)
+        rollouts.truncate_after(self.prompts, step)
         rollouts.truncate_after(self.evals, step)
 
     def step(
@@ -80,12 +90,16 @@ class Recorder:
         experience: Experience,
         credits: Sequence[Credit],
         logprobs: Mapping[str, np.ndarray],
+        foresight: Foresight | None = None,
     ) -> None:
         """One training step: rollouts first, then the metrics that say the step is whole."""
+        experience, met = self.history.stamp(step, experience, foresight or Foresight())
         rows = self._rows(experience, {credit.rollout_id: credit for credit in credits}, logprobs)
         rollouts.write_step(self.run.rollouts, step, rows)
+        prompts.write_step(self.prompts, step, met)
         self.db.record(step, metrics)
         self.log.line("step", " ".join(f"{name}={value:.6g}" for name, value in metrics.items()))
+        self.history.learn(step, experience.rollouts)
         self.observer.stepped(step, metrics, _sample(experience))
 
     def evaluation(self, step: int, found: Evaluation) -> None:
@@ -146,7 +160,7 @@ class Recorder:
         held |= {"learner": dict(counters), "data_hash": self.data_hash}
 
         def write(folder: Path) -> None:
-            for part in parts:
+            for part in (*parts, self.history.save):
                 part(folder)
             (folder / "model").mkdir()
             self.save_model(folder / "model")

@@ -26,6 +26,22 @@ _OPERATOR = re.compile(r"[+*/=<>^%×÷≤≥]|(?<=[\w)\s])[-−](?=[\w(\s])")
 _STEP = re.compile(r"[.?!;](?:\s|$)|\n|\bthen\b|\bafter\b|\bif\b", re.IGNORECASE)
 
 
+def counts(text: str, tools: int = 0) -> dict[str, int]:
+    """What `complexity` takes the logarithms of.
+
+    >>> counts("What is 12 + 3?")
+    {'length': 15, 'digits': 3, 'operators': 1, 'numbers': 2, 'steps': 1, 'tools': 0}
+    """
+    return {
+        "length": len(text),
+        "digits": sum(character.isdigit() for character in text),
+        "operators": len(_OPERATOR.findall(text)),
+        "numbers": len(_NUMBER.findall(text)),
+        "steps": len(_STEP.findall(text)),
+        "tools": tools,
+    }
+
+
 def complexity(text: str, tools: int = 0) -> Floats:
     """[6] complexity of a prompt text, see COMPLEXITY.
 
@@ -36,15 +52,7 @@ def complexity(text: str, tools: int = 0) -> Floats:
     >>> complexity("What is 12 + 3?").round(2).tolist()
     [2.77, 1.39, 0.69, 1.1, 0.69, 0.0]
     """
-    counts = (
-        len(text),
-        sum(character.isdigit() for character in text),
-        len(_OPERATOR.findall(text)),
-        len(_NUMBER.findall(text)),
-        len(_STEP.findall(text)),
-        tools,
-    )
-    return np.array([log1p(count) for count in counts])
+    return np.array([log1p(count) for count in counts(text, tools).values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,8 @@ class Reduction:
         leading = vectors[:, np.argsort(-values, kind="stable")[:dims]]
         # A principal direction has no sign of its own; fix it, so that the same prompts give the same coordinates.
         leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(dims)])
-        return cls(centre, leading)
+        # Row by row, as a checkpoint gives it back: a product's last bits depend on how its factors lie in memory.
+        return cls(centre, np.ascontiguousarray(leading))
 
     def apply(self, embeddings: Floats) -> Floats:
         """[P, D] from [P, E]."""
@@ -152,8 +161,8 @@ class FeatureMap:
     def _raw(
         self, texts: Sequence[str], tasks: Sequence[str] | None, tools: Sequence[int] | None, embeddings: Floats | None
     ) -> Floats:
-        counts = [0] * len(texts) if tools is None else tools
-        parts = [np.array([complexity(text, n) for text, n in zip(texts, counts, strict=True)])]
+        offered = [0] * len(texts) if tools is None else tools
+        parts = [np.array([complexity(text, n) for text, n in zip(texts, offered, strict=True)])]
         if self.tasks:
             named = [""] * len(texts) if tasks is None else tasks
             parts.append(np.array([[float(name == task) for task in self.tasks] for name in named]))

@@ -1,0 +1,155 @@
+"""experience: the stored rollouts of runs, filtered, summed up, asked in SQL, exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coterie.commands.common import JSON, print_json, print_table
+from coterie.commands.runs import Root
+from coterie.text import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from coterie.experience.selection import Selection
+
+SHOWN = 20
+"""Rows of a table when no limit is given."""
+WIDTH = 60
+"""Characters of a cell."""
+USUAL = (
+    *("run", "step", "prompt_id", "sample", "similarity", "reward", "advantage", "outcome", "completion_length"),
+    *("past_pass", "expected", "region"),
+)
+"""Columns shown unasked, where they hold anything."""
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN", help="Names under the runs' folder, or paths.")]
+
+
+def experience(
+    runs: Runs,
+    root: Root = Path("runs"),
+    task: Annotated[list[str] | None, typer.Option(help="Of this task; may be repeated.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Of this prompt id; may be repeated.")] = None,
+    region: Annotated[str | None, typer.Option(help="Of regions whose words contain this.")] = None,
+    outcome: Annotated[list[str] | None, typer.Option(help="ok, truncated, env_error, …; may be repeated.")] = None,
+    min_reward: Annotated[float | None, typer.Option(help="With at least this reward.")] = None,
+    max_reward: Annotated[float | None, typer.Option(help="With at most this reward.")] = None,
+    first: Annotated[int | None, typer.Option("--from", help="From this step on.")] = None,
+    last: Annotated[int | None, typer.Option("--to", help="Up to this step.")] = None,
+    recent: Annotated[int | None, typer.Option(min=1, help="Of each run's last N steps.")] = None,
+    similar_to: Annotated[str | None, typer.Option(help="Of the prompts nearest to this prompt id.")] = None,
+    nearest: Annotated[int, typer.Option(min=1, help="How many prompts count as near, itself included.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Sum up by task, region, prompt or step.")] = None,
+    sort: Annotated[str | None, typer.Option(help="A column; -COLUMN sorts downwards.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most rows; a printed table has 20 without this.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns, separated by commas; or all.")] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="One SELECT over `rollouts` and `prompts` instead of filters.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write to FILE.parquet, .jsonl or .csv.")] = None,
+    json_: bool = JSON,
+) -> None:
+    """Look into the stored rollouts of runs.
+
+    Filters, or a SELECT (needs DuckDB: pip install 'coterie[experience]'), to a table, JSON or a file.
+    """
+    from coterie.experience.selection import Filters, select
+    from coterie.experience.stored import open_runs
+
+    filters = Filters(
+        tasks=task or (),
+        prompts=prompt or (),
+        region=region,
+        outcomes=outcome or (),
+        min_reward=min_reward,
+        max_reward=max_reward,
+        first=first,
+        last=last,
+        recent=recent,
+        similar_to=similar_to,
+        nearest=nearest,
+    )
+    stored = open_runs(runs, root)
+    most = SHOWN if limit is None and not json_ and export is None else limit
+    if sql is not None:
+        if filters != Filters() or by or sort or columns:
+            raise typer.BadParameter("a SELECT filters, sorts and names its columns itself", param_hint="--sql")
+        table = _answer(stored, sql)
+        _show(table, len(table), most, export, json_)
+        return
+    selection = select(stored, filters)
+    if by is not None:
+        from coterie.experience.summary import summarise
+
+        if columns:
+            raise typer.BadParameter("a summary has columns of its own", param_hint="--columns")
+        table = summarise(selection, by, sort=sort)
+        _show(table, len(table), most, export, json_)
+        return
+    names = _columns(selection, columns, whole=export is not None)
+    if export is not None and sort is None and limit is None:
+        _stream(selection, names, export)
+        return
+    table = selection.table(names, sort=sort, limit=most)
+    count = len(table) if export is not None or most is None or len(table) < most else selection.count()
+    _show(table, count, most, export, json_)
+
+
+def _answer(stored: Any, sql: str) -> pa.Table:
+    from coterie.experience.sql import query
+
+    return query(stored, sql)
+
+
+def _columns(selection: Selection, wanted: str | None, *, whole: bool) -> list[str]:
+    """Columns by name; without names all for a file, else the usual ones."""
+    known = selection.names()
+    if wanted == "all" or (wanted is None and whole):
+        return known
+    if wanted is not None:
+        return list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    several = len(selection.stored.folders) > 1
+    return [name for name in USUAL if name in known and (several or name != "run")]
+
+
+def _stream(selection: Selection, names: list[str], file: Path) -> None:
+    from coterie.experience.export import export
+
+    count = export(file, selection.schema(names), selection.batches(names))
+    typer.echo(f"{count} rows in {one_line(str(file), 200)}")
+
+
+def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json_: bool) -> None:
+    """A table as a file, as JSON or as lines; `count` rows there are."""
+    from coterie.experience.export import export, jsonable
+
+    table = table if most is None else table.slice(0, most)
+    if file is not None:
+        rows = export(file, table.schema, table.to_batches())
+        typer.echo(f"{rows} rows in {one_line(str(file), 200)}")
+        return
+    rows = jsonable(table.to_pylist())
+    if json_:
+        print_json(rows)
+    elif not rows:
+        typer.echo("no rollouts match")
+    else:
+        print_table([{one_line(name, WIDTH): _cell(value) for name, value in row.items()} for row in rows])
+        if count > len(rows):
+            typer.echo(f"… {count - len(rows)} more; --limit N shows more of them, --export FILE keeps all")
+
+
+def _cell(value: Any) -> Any:
+    """Short enough for a table."""
+    if isinstance(value, float | int) or value is None:
+        return value
+    return one_line(value if isinstance(value, str) else str(value), WIDTH)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this verb to the program."""
+    app.command()(experience)
