@@ -87,7 +87,8 @@ class Reduction:
         leading = vectors[:, np.argsort(-values, kind="stable")[:dims]]
         # A principal direction has no sign of its own; fix it, so that the same prompts give the same coordinates.
         leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(dims)])
-        return cls(centre, leading)
+        # Rows side by side, as a checkpoint gives them back: another layout rounds the product in another way.
+        return cls(centre, np.ascontiguousarray(leading))
 
     def apply(self, embeddings: Floats) -> Floats:
         """[P, D] from [P, E]."""
