@@ -177,7 +177,9 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     trained = len(batch.targets) / (time.perf_counter() - started)
     longest = config.sampling.max_tokens
     tokens = config.collect.prompts * config.collect.group_size * longest
-    step = tokens * (1 / sampled + 1 / trained)
+    replayed = config.replay.groups * config.collect.group_size * longest
+    # A pass without gradient, of every candidate, is a third of one with.
+    step = tokens * (1 / sampled + 1 / trained) + replayed * (1 + config.replay.candidates / 3) / trained
     evals = 2 + (config.steps // config.eval.every if config.eval.every else 0)
     evaluation = len(inputs.heldout.prompts) * config.eval.samples * longest / sampled
     report.add(

@@ -7,11 +7,11 @@ is only the importance ratio π_θ / π_sampler, to the log-probs recorded when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,8 @@ LEAST = 1e-12
 """A mean |advantage| below this is none: the group's gradient is zero, whatever the ratio."""
 
 Scores = Mapping[str, RolloutScores]
-
-
-class Score(Protocol):
-    """What the present policy says of rollouts, by their ids."""
-
-    def __call__(self, rollouts: Sequence[Rollout]) -> Scores: ...
+Score = Callable[[Sequence[Rollout]], Scores]
+"""What the present policy says of rollouts, by their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,7 +87,7 @@ class Reduction:
         leading = vectors[:, np.argsort(-values, kind="stable")[:dims]]
         # A principal direction has no sign of its own; fix it, so that the same prompts give the same coordinates.
         leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(dims)])
-        # Rows side by side, as a checkpoint gives them back: another layout rounds the product in another way.
+        # Row by row, as a checkpoint gives it back: a product's last bits depend on how its factors lie in memory.
         return cls(centre, np.ascontiguousarray(leading))
 
     def apply(self, embeddings: Floats) -> Floats:
