@@ -217,12 +217,15 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
         trainer.learner.load(found.path, found.state["learner"])
         trainer.judge.load(found.path)
         recorder.history.load(found.path)
+        forgotten = trainer.replay.load(found.path)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(found.step)
     checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
     trainer.restore(found.state)
     recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
+    if forgotten:
+        recorder.note(found.step, "warning", forgotten)
 
 
 def _start_over(trainer: Trainer, recorder: Recorder) -> None:

@@ -50,6 +50,8 @@ class Batch:
     clip_high: np.ndarray
     weights: np.ndarray
     """[N] float64: share of the optimizer step's global denominator."""
+    replayed: np.ndarray
+    """[N] bool: of a rollout of an earlier step; its ratio is to the policy that sampled it."""
     rollout: np.ndarray
     """[N] int64: which of the row's rollouts the token is of, from 0."""
     values: np.ndarray | None = None
@@ -109,6 +111,9 @@ def plan(
 ) -> list[Batch]:
     """Packed batches of one optimizer step.
 
+    Rollouts of earlier steps (`Credit.replayed`) count in the denominator like any other: with R fresh and K replayed
+    ones under "sequence", each weighs 1 / (R + K). So replay does not lengthen the step, it shares it.
+
     Args:
         rollouts: the step's rollouts; those without credit or without trained tokens take no part.
         credits: one per usable rollout.
@@ -131,8 +136,9 @@ def _sequences(
     parts = [(rollout, *continuation(rollout)) for rollout in rollouts]
     parts = [part for part in parts if part[2].any()]
     lengths = np.array([trained.sum() for _, _, trained, _ in parts], dtype=np.int64)
-    prompts: dict[str, int] = {}
-    groups = [prompts.setdefault(rollout.context.prompt_id, len(prompts)) for rollout, *_ in parts]
+    prompts: dict[tuple[str, int], int] = {}  # a prompt of an earlier step is another one: its group stays whole
+    keys = [(rollout.context.prompt_id, rollout.context.version) for rollout, *_ in parts]
+    groups = [prompts.setdefault(key, len(prompts)) for key in keys]
     weights = token_weights(lengths, groups, normalize, max_tokens=max_tokens)
     return [
         _Sequence(
@@ -238,6 +244,7 @@ def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
         clip_low=spread("clip_low"),
         clip_high=spread("clip_high"),
         weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
+        replayed=spread("replayed"),
         rollout=np.repeat(np.arange(len(items)), [item.trained.sum() for item in items]),
         values=spread("values") if judged else None,
         returns=spread("returns") if judged else None,
@@ -292,6 +299,7 @@ def _select(batch: Batch, first: int, last: int) -> Batch:
         clip_low=batch.clip_low[part],
         clip_high=batch.clip_high[part],
         weights=batch.weights[part],
+        replayed=batch.replayed[part],
         rollout=batch.rollout[part] - first,
         values=None if batch.values is None else batch.values[part],
         returns=None if batch.returns is None else batch.returns[part],

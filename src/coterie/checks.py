@@ -128,7 +128,8 @@ def _batch_line(report: Report, config: RunConfig) -> None:
         "ok",
         "batch",
         f"{collect.prompts} prompts × {collect.group_size} rollouts = {rollouts} rollouts a step, {updates} optimizer "
-        f"step{'s' if updates > 1 else ''} each; {config.steps} steps = {config.steps * rollouts} rollouts",
+        f"step{'s' if updates > 1 else ''} each; {config.steps} steps = {config.steps * rollouts} rollouts"
+        + (f"; up to {config.replay.groups} past groups join each update" if config.replay.groups else ""),
     )
 
 
@@ -141,7 +142,7 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
     row = largest(
         prompt=inputs.longest(),
         completion=config.sampling.max_tokens,
-        prompts=config.collect.prompts,
+        prompts=config.collect.prompts + config.replay.groups,
         group_size=config.collect.group_size,
         token_budget=config.optim.token_budget,
     )
@@ -176,7 +177,9 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     trained = len(batch.targets) / (time.perf_counter() - started)
     longest = config.sampling.max_tokens
     tokens = config.collect.prompts * config.collect.group_size * longest
-    step = tokens * (1 / sampled + 1 / trained)
+    replayed = config.replay.groups * config.collect.group_size * longest
+    # A pass without gradient, of every candidate, is a third of one with.
+    step = tokens * (1 / sampled + 1 / trained) + replayed * (1 + config.replay.candidates / 3) / trained
     evals = 2 + (config.steps // config.eval.every if config.eval.every else 0)
     evaluation = len(inputs.heldout.prompts) * config.eval.samples * longest / sampled
     report.add(

@@ -27,6 +27,7 @@ from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.model import Policy, load
+from coterie.rewards.identity import identity
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
 from coterie.train.credit import Judge
@@ -36,6 +37,7 @@ from coterie.train.grouping import GroupAwareJudge, PromptFeatures
 from coterie.train.grouping import check as check_grouping
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
+from coterie.train.replay import Replay
 from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
@@ -294,6 +296,13 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         engine=engine,
         learner=learner_for(config, policy, lambda: load_policy(config, inputs.source)),
         coefficients=coefficients_for(config),
+        replay=Replay(
+            config.replay,
+            seed=config.seed,
+            reward=identity(config.rewards),
+            reference=str(config.model.name),
+            renewed_every=config.reference.every,
+        ),
         evaluator=evaluator,
         recorder=recorder,
     )

@@ -230,6 +230,8 @@ class Credit:
     """[C] what a critic expected before the update; None without one."""
     returns: tuple[float, ...] | None = None
     """[C] what the critic should have said; None without one."""
+    replayed: bool = False
+    """Earned in an earlier step, so the policy that sampled the rollout is the old one of its ratio."""
     contributions: Mapping[str, float] = field(default_factory=dict)
     """Share of the advantage by scale name (mean over the tokens), and `steps` for that of the step rewards."""
 

@@ -19,19 +19,18 @@ from train.runs_for_tests import importable, make_config
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("documented")
     parts = [{"name": "tiny_rewards:likes_a"}, {"name": "format"}]
-    objective, optim = {"kl_beta": 0.1}, {"minibatches": 2}
+    changed = {"objective": {"kl_beta": 0.1}, "optim": {"minibatches": 2}, "eval": {"every": 0}}
+    changed["replay"] = {"groups": 1, "low": 0.01, "high": 100.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
-        return assemble.train(
-            make_config(root, steps=3, rewards={"parts": parts}, objective=objective, optim=optim, eval={"every": 0})
-        )
+        return assemble.train(make_config(root, steps=3, rewards={"parts": parts}, **changed))
 
 
 def test_every_metric_that_a_run_records_is_explained(run: Path) -> None:
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         names = database.names()
-    assert {"think/empty", "kl/ref", "groups/effective", "staleness/max"} <= set(names)
+    assert {"think/empty", "kl/ref", "groups/effective", "staleness/max", "replay/age", "replay/clipped"} <= set(names)
     assert [name for name in names if not is_documented(name)] == []
 
 

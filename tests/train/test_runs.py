@@ -100,7 +100,7 @@ def test_the_stored_settings_repeat_the_run_to_the_bit(root: Path) -> None:
 
 
 CHILD = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[4:]
 from runs_for_tests import make_config
@@ -136,18 +136,19 @@ POINTS = {
 }
 armed(*POINTS[point])
 if sys.argv[3] == "train":
-    assemble.train(make_config(Path.cwd()))
+    assemble.train(make_config(Path.cwd(), **json.loads(os.environ["CHANGED"])))
 else:
     assemble.resume("one")
 """
 
 
-def killed(root: Path, point: str, nth: int, verb: str = "train") -> int:
-    """Run in a process of its own that kills itself at the nth pass of a point."""
+def killed(root: Path, point: str, nth: int, verb: str = "train", *, changed: str = "{}") -> int:
+    """Run, with changed settings as JSON, in a process of its own that kills itself at the nth pass of a point."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", CHILD, point, str(nth), verb, str(here), str(here.parent)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
+        "CHANGED": changed,
         "PYTHONPATH": os.pathsep.join([str(root), os.environ["PYTHONPATH"]]),
     }
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=120).returncode

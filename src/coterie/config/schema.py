@@ -16,6 +16,7 @@ from coterie.config.objective import (
     ObjectiveConfig,
     ReferenceConfig,
 )
+from coterie.config.replay import ReplayConfig
 from coterie.config.section import Section
 
 
@@ -272,6 +273,7 @@ class RunConfig(Section):
     mismatch: MismatchConfig = Field(default_factory=MismatchConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     grouping: GroupingConfig = Field(default_factory=GroupingConfig)
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
     critic: CriticConfig | None = None
     """Set to learn a value of each token (PPO); leave out for GRPO."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -286,6 +288,7 @@ class RunConfig(Section):
         if self.eval.part and self.eval.part not in labels:
             raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
         self._check_groups()
+        self._check_replay()
         if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
             raise ValueError(
                 f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
@@ -331,6 +334,21 @@ class RunConfig(Section):
             )
         if self.grouping.preset != "prompt":
             self._check_grouping()
+
+    def _check_replay(self) -> None:
+        """What a past group was credited with must still mean something when it is trained on again."""
+        if not self.replay.groups:
+            return
+        if self.critic is not None:
+            raise ValueError(
+                "replay.groups trains on advantages as they were credited, and a critic's are made of its values of "
+                "then; leave out critic, or set replay.groups = 0"
+            )
+        if self.reference.every == 1:
+            raise ValueError(
+                "replay.groups finds nothing: a renewed reference empties the memory, and reference.every = 1 renews "
+                "it after every step; renew it less often, or set replay.groups = 0"
+            )
 
     def _check_critic(self, critic: CriticConfig) -> None:
         """A critic is the baseline; nothing of another one is taken silently."""

@@ -44,7 +44,8 @@ class UpdateReport:
 
     metrics: dict[str, float]
     logprobs: dict[str, np.ndarray]
-    """rollout id → [N] the learner's log-probs of its trained tokens before the first optimizer step."""
+    """rollout id → [N] the learner's log-probs of its trained tokens before the first optimizer step; of fresh rollouts
+    only."""
     skipped: int
     """Optimizer steps not taken because the gradient was not finite."""
     splits: int = 0
@@ -139,6 +140,12 @@ class Learner:
         scoring pass is made; with more, or where tokens are chosen by their entropy, the batches are scored before
         the first step, unless `scores` has it already.
 
+        The ratio of a replayed token is π_θ / π_sampler in every optimizer step: its old log-probs are those recorded
+        when it was sampled, because the surrogate's expectation is over the policy that sampled. So what is clipped is
+        how far the policy has moved since then, not since this update began, and a token that has moved beyond the
+        bounds already stands still. Its mismatch weight π_old / π_sampler is exactly 1, whatever the correction: the
+        ratio holds that factor. KL and entropy terms are as for any token.
+
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
@@ -158,7 +165,7 @@ class Learner:
             )
             for batch in minibatch:
                 for part in self._backward(batch, known):
-                    metrics.add(part.outputs, part.inputs, part.entropy)
+                    metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed)
                     if part.values is not None and part.value_loss is not None:
                         judged.add(part.batch, part.values, part.value_loss)
                     _keep(logprobs, part)
@@ -254,10 +261,13 @@ class Learner:
             reference = self._gather(batch, scores, "reference", held)  # measured even where the KL is in the reward
         elif self.objective.kl_beta > 0:
             reference = self.passes.reference_logprobs(batch)
+        sampler = self._tensor(batch.sampler_logprobs, held)
+        if batch.replayed.any():
+            old = torch.where(torch.from_numpy(batch.replayed).to(held.device), sampler, old)
         return LossInputs(
             logprobs=said.logprobs,
             old_logprobs=old,
-            sampler_logprobs=self._tensor(batch.sampler_logprobs, held),
+            sampler_logprobs=sampler,
             reference_logprobs=reference,
             advantages=self._tensor(batch.advantages, held),
             clip_low=self._tensor(batch.clip_low, held),
@@ -283,13 +293,17 @@ class Learner:
             self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()
 
-    def score(self, batches: Sequence[Batch]) -> dict[str, RolloutScores]:
-        """What the present weights say of every trained token, with all that credit and update may ask for."""
-        entropy = self.entropy_share < 1
+    def score(self, batches: Sequence[Batch], *, companions: bool = True) -> dict[str, RolloutScores]:
+        """What the present weights say of every trained token, with all that credit and update may ask for.
+
+        Args:
+            companions: False asks for the policy's log-probs alone.
+        """
+        entropy, norm = companions and self.entropy_share < 1, companions and self.score_norm
         found: dict[str, RolloutScores] = {}
 
         def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
-            return self.passes.score(part, entropy=entropy, score_norm=self.score_norm)
+            return self.passes.score(part, entropy=entropy, score_norm=norm, companions=companions)
 
         for batch in batches:
             for part in self.scoring.run(batch, attempt):
@@ -344,4 +358,5 @@ class Learner:
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:
     for rollout_id, (low, high) in part.batch.spans.items():
-        logprobs.setdefault(rollout_id, part.inputs.old_logprobs[low:high].numpy(force=True))
+        if not part.batch.replayed[low:high].any():
+            logprobs.setdefault(rollout_id, part.inputs.old_logprobs[low:high].numpy(force=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from coterie.algo.kl import k3
@@ -17,14 +19,34 @@ class TokenMetrics:
     """Accumulates over the packed batches of one update."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.past = 0
         self.sums: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.mismatch = MismatchSums()
 
-    def add(self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor) -> None:
-        """Add one batch; every tensor is [N]."""
-        self.count += outputs.ratio.numel()
+    def add(
+        self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, replayed: np.ndarray | None = None
+    ) -> None:
+        """Add one batch; every tensor is [N].
+
+        Tokens of replayed rollouts are part of the loss, and have names of their own for the rest: their ratio is to an
+        older policy, and beside them a fresh one that is not exactly 1 would go unseen.
+        """
+        past = None
+        if replayed is not None and replayed.any():
+            past = torch.from_numpy(replayed).to(outputs.ratio.device)
+        for name, value in outputs.terms.items():
+            self._sum(f"loss/{name}", float(value))
+        self._sum("loss", float(outputs.loss.detach()))
+        self._fresh(outputs, inputs, entropy, None if past is None else ~past)
+        if past is not None:
+            clipped = outputs.clipped_low | outputs.clipped_high | outputs.clipped_dual
+            self.past += int(replayed.sum()) if replayed is not None else 0
+            self._sum("replay/clipped", float(clipped[past].sum()))
+            self._sum("replay/ratio", float(outputs.ratio[past].double().sum()))
+
+    def _fresh(self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, fresh: Tensor | None) -> None:
+        """Statistics of the tokens where `fresh`, or of all."""
         log_ratio = (inputs.old_logprobs - inputs.sampler_logprobs).clamp(-20, 20)
         held = inputs.logprobs.detach()
         values = {
@@ -42,20 +64,24 @@ class TokenMetrics:
         for name, one in outputs.kl.items():
             values["kl/ref" if name == "k3" else f"kl/ref_{name}"] = one
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.double().sum())
-        for name, value in outputs.terms.items():
-            key = f"loss/{name}"
-            self.sums[key] = self.sums.get(key, 0.0) + float(value)
-        self.sums["loss"] = self.sums.get("loss", 0.0) + float(outputs.loss.detach())
-        self._peak("ratio/max", float(outputs.ratio.max()))
-        self._peak("-ratio/min", -float(outputs.ratio.min()))
+            chosen = value if fresh is None else value[fresh]
+            self._sum(name, float(chosen.double().sum()))
+        ratio = outputs.ratio if fresh is None else outputs.ratio[fresh]
+        self.count += ratio.numel()
+        if ratio.numel():
+            self._peak("ratio/max", float(ratio.max()))
+            self._peak("-ratio/min", -float(ratio.min()))
+        counted = inputs.weights != 0
         self.mismatch = self.mismatch + mismatch_metrics(
             inputs.old_logprobs,
             inputs.sampler_logprobs,
             inputs.rollout,
-            inputs.weights != 0,
+            counted if fresh is None else counted & fresh,
             outputs.correction,
         )
+
+    def _sum(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
 
     def _peak(self, name: str, value: float) -> None:
         self.peaks[name] = max(self.peaks.get(name, -math.inf), value)
@@ -65,11 +91,14 @@ class TokenMetrics:
 
         What is not finite is left out: the optimizer step refuses such a gradient and says so.
         """
-        if not self.count:
+        if not self.count + self.past:
             return {}
         sums = {name: value for name, value in self.sums.items() if name.startswith("loss")}
-        means = {name: value / self.count for name, value in self.sums.items() if name not in sums}
+        counts = {
+            name: self.past if name.startswith("replay") else self.count for name in self.sums if name not in sums
+        }
+        means = {name: self.sums[name] / count for name, count in counts.items() if count}
         peaks = {name.removeprefix("-"): -value if name[0] == "-" else value for name, value in self.peaks.items()}
         mismatch = {f"mismatch/{_RENAMED.get(name, name)}": value for name, value in self.mismatch.summary().items()}
-        found = means | peaks | sums | mismatch | {"tokens/trained": float(self.count)}
+        found = means | peaks | sums | mismatch | {"tokens/trained": float(self.count + self.past)}
         return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -4,7 +4,7 @@ for step:                                   README of the whole method
     prompts  → rollouts                     collect   (engine, environment, rewards)
     rollouts → groups                       group     (attempts at the same prompt)
     groups   → advantages                   credit    (reward relative to the group, or to a critic: PPO)
-    advantages → new weights                update    (clipped objective, KL to the reference)
+    advantages → new weights                update    (clipped objective, KL to the reference; past groups may join)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from coterie.algo.streams import generator
@@ -27,8 +28,10 @@ from coterie.train.foresight import Foresight
 from coterie.train.gathering import Gathered, Gatherer
 from coterie.train.measures import step_metrics
 from coterie.train.recorder import Recorder, late
+from coterie.train.replay import NEWS as REPLAYED
+from coterie.train.replay import Replay, Replayed
 from coterie.train.stopping import StopSignal
-from coterie.types import Credit, Group, Rollout, RolloutScores
+from coterie.types import Credit, Rollout, RolloutScores
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class Trainer:
     engine: Engine
     learner: Learner
     coefficients: Coefficients
+    replay: Replay
     evaluator: Evaluator
     recorder: Recorder
     step: int = 0
@@ -77,22 +81,26 @@ class Trainer:
         rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
         foresight = self.judge.foresee(gathered.groups, rollouts)
-        scores = self._score(gathered.groups, rollouts) if self.judge.needs_scores else None
+        members = [rollouts[name] for group in gathered.groups for name in group.members]
+        scores = self._score(members) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
-        report = self.learner.update(self._minibatches(rollouts, credits), scores)
+        past = self.replay.draw(self.step, partial(self._score, companions=scores is not None))
+        minibatches = self._minibatches({**rollouts, **past.rollouts}, [*credits, *past.credits])
+        report = self.learner.update(minibatches, past.beside(scores))
         updated = time.perf_counter()
         self.step += 1
+        self.replay.keep(self.step, gathered.groups, rollouts, credits)
         self.cursor, self.waiting = gathered.cursor, gathered.waiting
         self.engine.commit(self.step)
         adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
-        self._record(gathered, credits, report, seconds, adapted, foresight)
+        self._record(gathered, credits, report, seconds, {**adapted, **past.metrics}, foresight)
+        self._tell(gathered, report, past)
 
-    def _score(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> dict[str, RolloutScores]:
-        """What the learner says of every member's tokens, before credit is given."""
-        members = [name for group in groups for name in group.members]
-        nothing = [Credit(rollout_id=name, advantage=0.0, clip_low=0.0, clip_high=0.0) for name in members]
-        return self.learner.score(self._plan([rollouts[name] for name in members], nothing, skip_zero=False))
+    def _score(self, rollouts: Sequence[Rollout], *, companions: bool = True) -> dict[str, RolloutScores]:
+        """What the learner says of these rollouts' tokens before the update; see `Learner.score`."""
+        nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
+        return self.learner.score(self._plan(rollouts, nothing, skip_zero=False), companions=companions)
 
     def _trained(self, credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
         """Without those of rollouts that were cut off, where the settings say so."""
@@ -139,9 +147,10 @@ class Trainer:
         credits: Sequence[Credit],
         report: UpdateReport,
         seconds: dict[str, float],
-        adapted: Mapping[str, float],
+        extra: Mapping[str, float],
         foresight: Foresight,
     ) -> None:
+        """The step's rollouts and metrics."""
         experience = gathered.experience
         metrics = step_metrics(
             experience,
@@ -155,10 +164,13 @@ class Trainer:
         metrics |= {
             **gathered.metrics,
             **self.judge.metrics(),
-            **adapted,
+            **extra,
             "memory/peak": float(peak(self.learner.policy.device)),
         }
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs, foresight)
+
+    def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed) -> None:
+        """What a reader should know of the step beside its numbers."""
         if gathered.metrics.get("refill/missing"):
             self.recorder.note(
                 self.step,
@@ -169,8 +181,10 @@ class Trainer:
             )
         for text in self.judge.news():
             self.recorder.record_event(self.step, NEWS, text)
-        if experience.late:
-            self.recorder.note(self.step, "warning", late(experience))
+        if past.news:
+            self.recorder.record_event(self.step, REPLAYED, past.news)
+        if gathered.experience.late:
+            self.recorder.note(self.step, "warning", late(gathered.experience))
         if report.splits:
             message = f"{report.splits} packed rows were cut in two: their memory was refused"
             self.recorder.note(self.step, "memory", message)
@@ -189,9 +203,8 @@ class Trainer:
     def checkpoint(self) -> None:
         """Make this step the one that a resume continues from."""
         if self.saved != self.step:
-            self.recorder.checkpoint(
-                self.step, [self.learner.save, self.judge.save], self.learner.counters(), self._state()
-            )
+            parts = [self.learner.save, self.judge.save, self.replay.save]
+            self.recorder.checkpoint(self.step, parts, self.learner.counters(), self._state())
             self.saved = self.step
 
     def _state(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -150,8 +152,12 @@ def test_features_are_standardised_and_saved():
     assert rows.shape == (50, len(fitted.columns)) == (50, 6 + 2 + 16)
     np.testing.assert_allclose(rows[:, :8].mean(axis=0), 0, atol=0.1)
     assert np.abs(rows).max() <= 4
-    again = FeatureMap.load(fitted.state()).apply(texts, tasks=tasks, embeddings=embeddings)
-    assert again.tobytes() == rows.tobytes()
+    arrays, facts = fitted.state()
+    stored = {name: array.copy(order="C") for name, array in arrays.items()}  # as a file gives them back
+    loaded = FeatureMap.load((stored, facts))
+    for count in (1, 3, 50):
+        some: dict[str, Any] = {"texts": texts[:count], "tasks": tasks[:count], "embeddings": embeddings[:count]}
+        assert loaded.apply(**some).tobytes() == fitted.apply(**some).tobytes()
     with pytest.raises(ValueError, match="pass the same"):
         fitted.apply(texts, tasks=tasks)
 

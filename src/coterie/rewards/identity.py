@@ -1,0 +1,46 @@
+"""A name for what scores: it changes when the settings do, and when the source of a function of your own does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from coterie.config.schema import RewardsConfig
+from coterie.rewards.registry import BUILT_IN, STEPS
+
+
+def identity(rewards: RewardsConfig) -> str:
+    """Equal for equal parts and steps whose modules read the same; deadlines and workers do not matter.
+
+    A module is found where a worker looks for it, and read without being imported. What it imports in turn is not
+    looked at, and one that is no Python file counts by its name.
+    """
+    settings = rewards.model_dump(mode="json", include={"parts", "steps"})
+    own = [one.name for one in (*rewards.parts, *rewards.steps) if one.name not in BUILT_IN and one.name not in STEPS]
+    sources = {name: _digest(name.partition(":")[0]) for name in sorted(set(own))}
+    return hashlib.sha256(json.dumps([settings, sources], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(module: str) -> str:
+    places: Iterable[str] = [os.getcwd(), *filter(None, sys.path)]
+    spec = None
+    for name in _parents(module):
+        spec = PathFinder.find_spec(name, list(places))
+        if spec is None:
+            return ""
+        places = spec.submodule_search_locations or ()
+    try:
+        return "" if spec is None or spec.origin is None else hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _parents(module: str) -> list[str]:
+    """`a.b.c` → a, a.b, a.b.c."""
+    names = module.split(".")
+    return [".".join(names[: count + 1]) for count in range(len(names))]

@@ -1,0 +1,217 @@
+"""Past groups that are trained on once more: what is kept of them, and which join a step.
+
+A group is kept whole, with the credit that it was given: its statistics are its own (as in RePO, arXiv 2506.09340). It
+joins no fresh group's mean, and what learns from rewards (`coterie.train.grouping`) saw it once, when it was fresh. New
+is only the importance ratio π_θ / π_sampler, to the log-probs recorded when it was sampled; see `Learner.update`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.algo.grouping.replay import PastGroup, Selection, replayable, select_replay
+from coterie.config.replay import ReplayConfig
+from coterie.train.kept_groups import KeptGroup, read, write
+from coterie.types import Credit, Group, Rollout, RolloutScores
+
+NEWS = "replay"
+"""Kind of the events that name the groups that were replayed."""
+LEAST = 1e-12
+"""A mean |advantage| below this is none: the group's gradient is zero, whatever the ratio."""
+
+Scores = Mapping[str, RolloutScores]
+Score = Callable[[Sequence[Rollout]], Scores]
+"""What the present policy says of rollouts, by their ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What joins one step."""
+
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    credits: tuple[Credit, ...] = ()
+    scores: Scores = field(default_factory=dict)
+    """What was said of them, and of candidates that did not join."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    news: str = ""
+    """Which groups, how old and how far from the policy; empty when there are none."""
+
+    def beside(self, scores: Scores | None) -> Scores | None:
+        """The fresh rollouts' scores and these. None stays None: the learner then scores whatever it needs."""
+        return None if scores is None else {**scores, **self.scores}
+
+
+class Replay:
+    """The memory of past groups, at most `capacity` of them.
+
+    Args:
+        seed: of the run; a draw is a function of it and of the policy version.
+        reward: names what scores; groups that something else scored are forgotten.
+        reference: names the policy that a KL is taken to at the start of the run; so are those credited beside another.
+        renewed_every: steps after which that policy is renewed; 0 = never.
+    """
+
+    def __init__(
+        self, config: ReplayConfig, *, seed: int, reward: str = "", reference: str = "", renewed_every: int = 0
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.names = {"reward": reward, "reference": reference}
+        self.renewed_every = renewed_every
+        self.kept: list[KeptGroup] = []
+
+    def draw(self, version: int, score: Score) -> Replayed:
+        """The groups that join the step of this policy version.
+
+        Drawn twice by the same priority, mean |advantage| · 2^(-age / half_life). First those that may join, before
+        anything is known of their present log-probs, so that the pass that computes these has at most
+        `groups · candidates` groups; then those that do, of the ones whose every rollout is within `low` and `high`.
+
+        Args:
+            version: of the policy that the update starts from.
+            score: asked for the candidates only, and not at all where there are none.
+        """
+        if not self.config.groups:
+            return Replayed()
+        self.kept = [group for group in self.kept if version - group.version <= self.config.staleness]
+        unseen = [self._seen(group, {}) for group in self.kept]
+        looked = self._select(unseen, self.config.groups * self.config.candidates, version, "look")
+        candidates = [self.kept[k] for k in looked.chosen]
+        said = score([one for group in candidates for one in group.rollouts]) if candidates else {}
+        seen = [self._seen(group, said) for group in candidates]
+        found = self._select(seen, self.config.groups, version, "join")
+        weights = self._weights(looked.inclusion[found.chosen] * found.inclusion)
+        chosen = [candidates[k] for k in found.chosen]
+        return Replayed(
+            rollouts={one.id: one for group in chosen for one in group.rollouts},
+            credits=tuple(
+                _weighed(one, weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
+            ),
+            scores=said,
+            metrics={
+                "replay/kept": float(len(self.kept)),
+                "replay/rejected": float(sum(not self._able(version)(one) for one in seen)),
+                **_measures([seen[k] for k in found.chosen], version),
+            },
+            news="; ".join(_told(seen[k], version) for k in found.chosen),
+        )
+
+    def keep(
+        self, step: int, groups: Sequence[Group], rollouts: Mapping[str, Rollout], credits: Sequence[Credit]
+    ) -> None:
+        """Remember a step's fresh groups, once it is done, and forget those of least priority beyond the capacity.
+
+        Args:
+            step: steps done, this one included: the version of the policy from here on.
+            credits: of the rollouts that were trained on.
+        """
+        if not self.config.groups:
+            return
+        if self.renewed_every and step % self.renewed_every == 0:
+            self.kept = []  # the reference is another from here on
+            return
+        by_id = {credit.rollout_id: credit for credit in credits}
+        fresh = [KeptGroup.of(group, rollouts, by_id) for group in groups]
+        self.kept += [group for group in fresh if group.surprise > LEAST]
+        ages = np.array([step - group.version for group in self.kept])
+        priority = np.array([group.surprise for group in self.kept]) * np.exp2(-ages / self.config.half_life)
+        best = np.argsort(-priority, kind="stable")[: self.config.capacity]
+        self.kept = [self.kept[k] for k in np.sort(best)]
+
+    def _select(self, groups: Sequence[PastGroup], count: int, version: int, what: str) -> Selection:
+        return select_replay(
+            groups,
+            count,
+            half_life=self.config.half_life,
+            counters=(self.seed, version, what),
+            **self._rule(version),
+        )
+
+    def _able(self, version: int) -> partial[bool]:
+        return partial(replayable, **self._rule(version))
+
+    def _rule(self, version: int) -> dict[str, Any]:
+        config = self.config
+        return {
+            "version": version,
+            "reward": self.names["reward"],
+            "staleness": config.staleness,
+            "low": config.low,
+            "high": config.high,
+        }
+
+    def _seen(self, group: KeptGroup, said: Scores) -> PastGroup:
+        """As the selection sees it; before it was scored, as if the policy had not moved."""
+        ratios = [_log_ratio(one, said[one.id]) if one.id in said else 0.0 for one in group.rollouts]
+        return PastGroup(
+            key=group.key,
+            version=group.version,
+            reward=self.names["reward"],
+            log_ratios=np.array(ratios, dtype=np.float64),
+            advantages=group.advantages,
+        )
+
+    def _weights(self, inclusion: np.ndarray) -> np.ndarray:
+        """[K] factor on the advantages of each chosen group.
+
+        1 by default: a group counts as often as it is drawn, so replay tilts the objective towards what surprised, on
+        purpose. With `uniform`, count / (kept · chance) (Horvitz and Thompson 1952): the expected sum is `count` times
+        the mean over all kept groups, where those outside the limits give 0.
+        """
+        if not self.config.uniform:
+            return np.ones(len(inclusion))
+        kept = len(self.kept)
+        return min(self.config.groups, kept) / (kept * inclusion)
+
+    def save(self, folder: Path) -> None:
+        """Write the memory into a checkpoint's folder; nothing where replay is off."""
+        if self.config.groups:
+            write(folder, self.kept, self.names)
+
+    def load(self, folder: Path) -> str:
+        """Restore what `save` wrote, unless it was credited by another reward or beside another reference: such a
+        memory is emptied, and the text says so.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if not self.config.groups:
+            return ""
+        self.kept, before = read(folder)
+        changed = [name for name, now in self.names.items() if before.get(name) != now]
+        if not changed:
+            return ""
+        dropped, self.kept = len(self.kept), []
+        return f"the {' and the '.join(changed)} changed since these were credited: {dropped} past groups are forgotten"
+
+
+def _log_ratio(rollout: Rollout, said: RolloutScores) -> float:
+    """Mean log(π_now / π_sampler) of its tokens."""
+    sampled = np.concatenate([np.asarray(turn.sampler_logprobs, dtype=np.float64) for turn in rollout.turns])
+    return float(np.mean(said.logprobs - sampled))
+
+
+def _weighed(credit: Credit, weight: float) -> Credit:
+    if weight == 1:
+        return credit
+    own = credit.advantage
+    return replace(credit, advantage=tuple(weight * x for x in own) if isinstance(own, tuple) else weight * own)
+
+
+def _measures(chosen: Sequence[PastGroup], version: int) -> dict[str, float]:
+    found = {"replay/groups": float(len(chosen))}
+    if chosen:
+        ratios = np.exp(np.concatenate([group.log_ratios for group in chosen]))
+        found["replay/age"] = float(np.mean([version - group.version for group in chosen]))
+        found |= {"replay/ratio_min": float(ratios.min()), "replay/ratio_max": float(ratios.max())}
+    return found
+
+
+def _told(group: PastGroup, version: int) -> str:
+    low, high = np.exp(group.log_ratios.min()), np.exp(group.log_ratios.max())
+    return f"{group.key} of {len(group.log_ratios)}, age {version - group.version}, ratio {low:.3g} to {high:.3g}"
