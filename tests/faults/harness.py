@@ -178,6 +178,18 @@ class Harness:
         attempt.phase = list(PHASES)[self.phase[0]]
         return attempt
 
+    def goes_on(self, runs: Path) -> str | None:
+        """Let one more attempt finish; how the run differs from the golden one, or None."""
+        problem = self.unharmed(runs, lambda: None)
+        return f"could not go on: {problem}" if problem else None
+
+    def unharmed(self, runs: Path, trap: Prepare, work: Callable[[], int] | None = None) -> str | None:
+        """Let one attempt finish in spite of the trap; how the run differs from the golden one, or None."""
+        done = self.wait(self.start(runs, trap, work))
+        if done.code != 0:
+            return f"exit code {done.code}: {log_of(runs)}"
+        return divergence(self.golden, self.end, read_chain(runs / "chain"), runs / NAME)
+
     def kill(self, attempt: Attempt, share: float) -> Attempt:
         """SIGKILL from outside, unless it is done by then.
 
@@ -272,6 +284,22 @@ def _live(runs: Path, prepare: Prepare | None, work: Callable[[], int]) -> None:
         _say(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def at_step(step: int, deed: Callable[[], object]) -> Prepare:
+    """A trap: the deed is done just before a step is recorded."""
+
+    def arm() -> None:
+        inner = Recorder.step
+
+        def record(self: Recorder, number: int, *rest: Any) -> None:
+            if number == step:
+                deed()
+            inner(self, number, *rest)
+
+        Recorder.step = record  # ty: ignore[invalid-assignment]
+
+    return arm
 
 
 def _say(text: str) -> None:

@@ -18,8 +18,10 @@ from coterie.algo.streams import generator
 from coterie.batches import Batch, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Engine
+from coterie.engines.contract import check_version
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
+from coterie.train.agreement import disagreement
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import NEWS, Judge
 from coterie.train.evaluation import Evaluator
@@ -52,6 +54,8 @@ class Trainer:
     """The last step that was evaluated."""
     saved: int = -1
     """The last step that has a checkpoint."""
+    disagreed: bool = False
+    """The last step's sampler and learner disagreed; it is said once, not in every step."""
 
     def run(self, stop: StopSignal) -> bool:
         """Train up to `config.steps`; True when it got there, False when it was asked to stop before.
@@ -70,8 +74,13 @@ class Trainer:
             self.recorder.obey_stop_rules(self.step)
 
     def train_step(self) -> None:
-        """One step: the four phases, then the record."""
+        """One step: the four phases, then the record.
+
+        Raises:
+            EngineError: the engine serves another policy version than the learner has, or sampling failed.
+        """
         started = time.perf_counter()
+        check_version(self.engine.version, self.step)
         gathered = self.gatherer.gather(self.cursor, self.waiting)
         rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
@@ -82,6 +91,7 @@ class Trainer:
         self.step += 1
         self.cursor, self.waiting = gathered.cursor, gathered.waiting
         self.engine.commit(self.step)
+        check_version(self.engine.version, self.step)  # before a checkpoint says that it serves this one
         adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
         self._record(gathered, credits, report, seconds, adapted)
@@ -168,6 +178,10 @@ class Trainer:
             self.recorder.record_event(self.step, NEWS, text)
         if experience.late:
             self.recorder.note(self.step, "warning", late(experience))
+        different = disagreement(metrics, self.learner.policy.dtype)
+        if different is not None and not self.disagreed:
+            self.recorder.note(self.step, "warning", different)
+        self.disagreed = different is not None
         if report.splits:
             message = f"{report.splits} packed rows were cut in two: their memory was refused"
             self.recorder.note(self.step, "memory", message)
@@ -180,6 +194,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Measure the held-out prompts with the weights as they are."""
+        check_version(self.engine.version, self.step)
         self.recorder.evaluation(self.step, self.evaluator.evaluate(self.step))
         self.evaluated = self.step
 
