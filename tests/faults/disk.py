@@ -164,9 +164,10 @@ def beside(harness: Harness) -> Iterator[Case]:
 
 
 def _redirect(target: str | None) -> None:
-    """Standard output goes to a file, or is closed."""
+    """Standard output goes to a file, or was closed before Python started."""
     if target is None:
         os.close(1)
+        sys.stdout = None
         return
     handle = os.open(target, os.O_WRONLY)
     os.dup2(handle, 1)
