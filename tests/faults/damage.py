@@ -18,7 +18,8 @@ from coterie.runs.durable import MANIFEST, publish_directory, verify_directory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from faults.cases import Case
-from faults.harness import REFUSED, Harness, log_of
+from faults.child import REFUSED, log_of
+from faults.harness import Harness
 from faults.world import NAME, divergence, read_chain
 
 

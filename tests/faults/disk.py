@@ -17,7 +17,8 @@ from typing import Any
 
 from coterie import cli
 from faults.cases import Case, of_trial
-from faults.harness import REFUSED, Harness, at_step, log_of
+from faults.child import REFUSED, at_step, log_of
+from faults.harness import Harness
 from faults.world import NAME, settings_file
 
 _WATCHED = {"os.rename": 0, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "sqlite3.connect": 0}

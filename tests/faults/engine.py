@@ -23,7 +23,8 @@ from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.types import StopReason, Turn
 from faults.cases import Case
-from faults.harness import REFUSED, Harness, Prepare, log_of
+from faults.child import REFUSED, Prepare, log_of
+from faults.harness import Harness
 from faults.world import NAME, settings
 
 STEP = 3

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from faults.cases import Case
-from faults.harness import TRIAL, Harness, Prepare, at_step, log_of
+from faults.child import TRIAL, Prepare, at_step, log_of
+from faults.harness import Harness
 from faults.world import NAME, divergence, read_chain
 
 CANARIES = {

@@ -14,11 +14,12 @@ from pathlib import Path
 from coterie import assemble
 from coterie.train.grpo import Trainer
 from faults.cases import Case
-from faults.harness import Attempt, Harness, log_of, orphans
+from faults.child import log_of, orphans
+from faults.harness import Attempt, Harness
 from faults.world import NAME, divergence, end_state, read_chain, settings
 
 EVERY, KEEP = 4, 2
-GROWTH = 16.0
+GROWTH = 8.0
 """MiB that a process may be larger in the last quarter of the run than in the second; a short run is still filling its
 caches."""
 LONG = 100

@@ -11,7 +11,8 @@ from typing import Any
 from coterie import cli
 from coterie.train.recorder import Recorder
 from faults.cases import Case
-from faults.harness import REFUSED, Attempt, Harness, log_of, orphans
+from faults.child import REFUSED, log_of, orphans
+from faults.harness import Attempt, Harness
 from faults.world import NAME, divergence, read_chain, settings_file
 
 
