@@ -119,7 +119,10 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             for one in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
         ),
         "points": lambda: (
-            of_trial("points", one) for one in kills.at_points(harness, size.passes, **every(size.points))
+            of_trial("points", one)
+            for one in kills.at_points(
+                harness, size.passes, **every(size.points), always=size.points > 1 and share.index == 0
+            )
         ),
         "soak": lambda: soak.soak(harness, size.soak, seed),
         "disk": lambda: several(

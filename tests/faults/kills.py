@@ -10,15 +10,18 @@ from faults.harness import Harness, Trial
 from faults.points import INTERRUPTED, WHILE_RESUMING, WHILE_TRAINING, Point, count_all, die_at
 
 
-def at_points(harness: Harness, passes: int, stride: int = 1, first: int = 0) -> Iterator[Trial]:
+def at_points(
+    harness: Harness, passes: int, *, stride: int = 1, first: int = 0, always: bool = False
+) -> Iterator[Trial]:
     """Up to `passes` passes of every point (the first, the last, and some between), each in a run of its own.
 
     Args:
-        stride: only every so manieth point, from the number `first` on, and of the first share those marked `always`.
+        stride: only every so manieth point, from the number `first` on.
+        always: also those that are marked so.
     """
 
     def some(points: list[Point]) -> list[Point]:
-        return [p for k, p in enumerate(points) if k % stride == first or (p.always and first == 0)]
+        return [p for k, p in enumerate(points) if k % stride == first or (p.always and always)]
 
     for point, nth in _chosen(harness, some(WHILE_TRAINING), None, "count", passes):
         yield _reached(harness.trial(f"{point.name}, pass {nth}", [die_at(point, nth)]), 1)
