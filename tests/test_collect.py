@@ -51,9 +51,9 @@ def prompt(name: str, answer: str = "b") -> Prompt:
 
 
 def collector(environment: object = None, *, share: float = 1.0) -> Collector:
-    """Sample k of a prompt says the letter k, k times."""
+    """Sample k of a prompt says the letter k, k times, the first one once."""
     return Collector(
-        engine=ScriptedEngine(lambda request: [request.key.sample] * request.key.sample),
+        engine=ScriptedEngine(lambda request: [request.key.sample] * max(1, request.key.sample)),
         environment=environment or SingleTurn(),  # ty: ignore[invalid-argument-type]
         chat=Letters(),
         scorer=Marks(),
@@ -73,7 +73,7 @@ def test_every_attempt_is_stamped_and_scored() -> None:
     last = found.rollouts[-1]
     assert (last.context.prompt_id, last.context.completion_length, last.context.version) == ("q", 3, 0)
     assert found.prompt_of(last).id == "q"
-    assert found.tokens == 2 * (0 + 1 + 2 + 3 + 3)
+    assert found.tokens == 2 * (1 + 1 + 2 + 3 + 3)
 
 
 def test_a_prompt_drawn_twice_is_one_larger_group() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 
 import typer
@@ -49,9 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
     """
     threads.prepare()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
+    _prepare_streams()
     try:
         app(args=None if args is None else list(args), prog_name="coterie")
     except CoterieError as error:
@@ -62,6 +62,17 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         _let_go()
     return 0
+
+
+def _prepare_streams() -> None:
+    """What is printed may be lost, and no more than that."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before Python started, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        elif isinstance(stream, TextIOWrapper):
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
 
 
 def _let_go() -> None:

@@ -171,7 +171,7 @@ class Collector:
             requests.append(Request(key=key, prompt_tokens=rendered[prompt.id]))
             episodes.append(episode)
         turns = self.engine.generate(requests, sampling, quorum)
-        check_turns(requests, turns, vocabulary=self.engine.vocabulary)
+        check_turns(requests, turns, vocabulary=self.engine.vocabulary, sampling=sampling, quorum=quorum)
         return turns, episodes
 
     def _steps(self, turn: Turn, completion: str, score: Score) -> tuple[StepReward, ...]:

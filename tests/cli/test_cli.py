@@ -386,3 +386,12 @@ def test_diff_tests_the_difference(measured, capsys):
     assert table[1].startswith("t     +31.2 points [")
     assert main(["diff", "two", "one", "--runs", str(measured), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["paired"]["t"]["difference"] == -0.3125
+
+
+@pytest.mark.parametrize("closed", [(1,), (1, 2)], ids=["stdout", "both"])
+def test_output_that_was_closed_before_the_start_harms_nothing(closed: tuple[int, ...]) -> None:
+    """As `coterie … >&-` does it."""
+    words = [sys.executable, "-m", "coterie", "algo", "ls"]
+    code = f"import os\nfor handle in {closed}:\n    os.close(handle)\nos.execv({words[0]!r}, {words!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -279,6 +279,15 @@ def test_an_empty_set_has_nothing() -> None:
     assert PromptSet.empty().warnings == []
 
 
+def test_a_prompt_of_just_the_limit_is_kept_and_one_token_more_is_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", {"prompt": "how many legs have nine cats"}, good(1))
+    source = [FileSource(type="file", path=path)]
+    longest = max(map(len, load(source, LENIENT, CHAT).token_ids.values()))
+    for limit, bad in ((longest, []), (longest - 1, [1])):
+        found = load(source, LENIENT.model_copy(update={"max_prompt_tokens": limit}), CHAT)
+        assert list(reasons(found)) == bad
+
+
 def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
     template = (
         "{% if 'cat' in messages[-1].content %}{{ raise_exception('no cats') }}{% endif %}{{ messages[-1].content }}"

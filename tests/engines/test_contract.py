@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from coterie.engines.base import Request
-from coterie.engines.contract import check_turns
+from coterie.engines.base import Quorum, Request, Sampling
+from coterie.engines.contract import check_turns, check_version
 from coterie.errors import EngineError
 from coterie.types import SampleKey, StopReason, Turn
 
 REQUESTS = [
     Request(key=SampleKey(seed=0, version=3, prompt="p/1", sample=k), prompt_tokens=(1, 2, 3 + k)) for k in range(3)
 ]
+SAMPLING = Sampling(temperature=1.0, max_tokens=2)
 
 
 def answers(**changed: Any) -> list[Turn]:
@@ -34,11 +35,17 @@ def answers(**changed: Any) -> list[Turn]:
     return [Turn(**one) for one in facts]
 
 
+def check(turns: Any, requests: Sequence[Request] = REQUESTS, quorum: Quorum | None = None) -> None:
+    check_turns(requests, turns, vocabulary=7, sampling=SAMPLING, quorum=quorum)
+
+
 def test_right_answers_pass() -> None:
-    check_turns(REQUESTS, answers(), vocabulary=7)
-    check_turns(REQUESTS, answers(tokens=(), sampler_logprobs=()), vocabulary=7)
-    check_turns(REQUESTS, answers(sampler_logprobs=(-1e9, 1e-6)), vocabulary=7)
-    check_turns([], [], vocabulary=7)
+    nothing: dict[str, Any] = {"tokens": (), "sampler_logprobs": ()}
+    check(answers())
+    check(answers(**nothing, stop_reason=StopReason.DEADLINE))
+    check(answers(**nothing, stop_reason=StopReason.ABANDONED), quorum=Quorum(prompts=1))
+    check(answers(sampler_logprobs=(-1e9, 1e-6)))
+    check([], [])
 
 
 @pytest.mark.parametrize(
@@ -60,19 +67,42 @@ def test_right_answers_pass() -> None:
         ({"prompt_tokens": (1, 2, 3)}, "belongs to another prompt"),
         ({"prompt_tokens": ()}, "belongs to another prompt"),
         ({"version": 2}, "sampled by policy version 2, expected 3"),
+        ({"temperature": 0.7}, r"sampled at temperature 0\.7, expected 1\.0"),
+        ({"tokens": (1, 2, 3), "sampler_logprobs": (-1.0,) * 3}, "has 3 tokens, more than the 2 that were allowed"),
+        ({"stop_reason": StopReason.ABANDONED}, "was abandoned, though every answer is waited for"),
+        ({"tokens": (), "sampler_logprobs": ()}, "is empty, though it ended by 'stop'"),
     ],
 )
 def test_a_wrong_answer_is_refused_by_name(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(EngineError, match=rf"prompt 'p/1', sample 2, .*{said}"):
-        check_turns(REQUESTS, answers(**changed), vocabulary=7)
+        check(answers(**changed))
 
 
 @pytest.mark.parametrize("turns", [[], answers()[:2], [*answers(), *answers()]])
 def test_missing_and_surplus_answers_are_refused(turns: Sequence[Turn]) -> None:
     with pytest.raises(EngineError, match=rf"answered {len(turns)} of 3 requests"):
-        check_turns(REQUESTS, turns, vocabulary=7)
+        check(turns)
 
 
 def test_answers_in_another_order_are_refused() -> None:
     with pytest.raises(EngineError, match="belongs to another prompt"):
-        check_turns(REQUESTS, answers()[::-1], vocabulary=7)
+        check(answers()[::-1])
+
+
+@pytest.mark.parametrize("answer", [None, {}, "500 Internal Server Error", b'{"choices": [{"te'])
+def test_what_is_no_list_of_turns_is_refused(answer: Any) -> None:
+    with pytest.raises(EngineError, match="expected a list of one turn for each request"):
+        check(answer)
+
+
+@pytest.mark.parametrize("turn", [None, {"tokens": [1]}, "text", answers()])
+def test_what_is_no_turn_is_refused(turn: Any) -> None:
+    with pytest.raises(EngineError, match=r"prompt 'p/1', sample 2, is .*, expected a turn"):
+        check([*answers()[:2], turn])
+
+
+@pytest.mark.parametrize("served", [2, 4])
+def test_another_version_than_the_learners_is_refused_before_sampling(served: int) -> None:
+    check_version(3, 3)
+    with pytest.raises(EngineError, match=f"serves policy version {served}, but the learner is at 3"):
+        check_version(served, 3)

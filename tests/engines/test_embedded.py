@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling
+from coterie.engines.contract import check_turns
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.kv import KVPool
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
 from coterie.types import SampleKey, StopReason, Turn
@@ -210,3 +212,52 @@ def test_damaged_weights_are_noticed() -> None:
         policy.head.weight[:] = float("nan")
     with pytest.raises(EngineError, match=r"logits .* are not finite"):
         engine(policy).generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+
+
+def test_refused_memory_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    one = engine(_shared_policy())
+    monkeypatch.setattr(KVPool, "admit", refuse)
+    with pytest.raises(EngineError, match=r"memory was refused while 1 sequences of up to 6 .* lower collect\.slots"):
+        one.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+    monkeypatch.undo()
+    assert one.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+
+
+def test_other_errors_of_the_model_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(KVPool, "admit", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine(_shared_policy()).generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+
+
+CONTEXT, BUDGET = 256, 20
+
+
+@pytest.mark.parametrize(
+    ("length", "budget", "tokens"),
+    [
+        (CONTEXT - BUDGET - 1, BUDGET, BUDGET),
+        (CONTEXT - BUDGET, BUDGET, BUDGET),
+        (CONTEXT - 1, 1, 1),
+        (1, 1, 1),
+        (1, CONTEXT - 1, CONTEXT - 1),
+        (CONTEXT - BUDGET + 1, BUDGET, None),
+        (CONTEXT, 1, None),
+        (CONTEXT + 1, 1, None),
+    ],
+)
+def test_the_edge_of_the_context(length: int, budget: int, tokens: int | None) -> None:
+    """A completion has its whole budget and ends by length, or the prompt is refused: none is cut in silence."""
+    asked, sampling = request([5 + k % 60 for k in range(length)]), Sampling(temperature=1.0, max_tokens=budget)
+    if tokens is None:
+        with pytest.raises(EngineError, match=f"has {length} tokens.*context of {CONTEXT}; lower either"):
+            engine(_shared_policy(), stop_ids=()).generate([asked], sampling)
+        return
+    (turn,) = engine(_shared_policy(), stop_ids=()).generate([asked], sampling)
+    assert (len(turn.tokens), turn.stop_reason) == (tokens, StopReason.LENGTH)
+    check_turns([asked], [turn], vocabulary=97, sampling=sampling)

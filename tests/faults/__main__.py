@@ -1,4 +1,4 @@
-"""The fault set: `python -m faults [--short] [--only SECTION …] [--kills N] [--seed N] [--out FOLDER]`.
+"""The fault set: `python -m faults [--short] [--only SECTION …] [--workers N] [--kills N] [--seed N] [--out FOLDER]`.
 
 Each case is written down as soon as its verdict is known, so that a set that was cut off still tells what it tried.
 """
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from faults.cases import Case, of_trial
-from faults.table import markdown
+from faults.table import TITLES, markdown, merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Size:
     """KiB of the disks that run full."""
     few: int
     """Every so manieth of the lists that are written out."""
+    soak: int
+    """Steps of the long run."""
+    scales: tuple[float, ...]
+    """By which the engine's weights are wrong."""
 
 
 LONG = Size(
@@ -52,12 +57,33 @@ LONG = Size(
     cuts=1,
     sizes=(*range(40, 560, 24), 600, 700, 800, 900, 1000),
     few=1,
+    soak=400,
+    scales=(1.0003, 1.001, 1.003, 1.01),
 )
-SHORT = Size(kills=4, passes=1, points=10, flips=60, calls=60, cuts=14, sizes=(120, 500), few=2)
+SHORT = Size(
+    kills=4, passes=1, points=10, flips=60, calls=60, cuts=33, sizes=(120, 500), few=3, soak=16, scales=(1.01,)
+)
 
 
-def _sections(size: Size, seed: int, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import configs, damage, disk, kills, power, secrets, stopping
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several workers does."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, section: str) -> bool:
+        """Sections that cannot be cut go round the workers; the others are everybody's."""
+        return section in CUT or WHOLE.index(section) % self.count == self.index
+
+
+CUT = ("power", "random", "points", "calls")
+WHOLE = ("soak", "disk", "damage", "engine", "stop", "configs", "flips", "secrets", "clock")
+"""In an order that leaves two workers with about as much to do."""
+
+
+def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
+    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -66,46 +92,97 @@ def _sections(size: Size, seed: int, root: Path) -> dict[str, Callable[[], Itera
         for part in parts:
             yield from part
 
+    def every(stride: int) -> dict[str, int]:
+        """This share of every so manieth thing."""
+        return {"stride": stride * share.count, "first": stride * share.index}
+
+    refused = size.calls * share.count
     return {
         "configs": configs.refused,
         "flips": lambda: damage.flips(harness, size.flips, seed),
         "damage": lambda: several(
             damage.broken(harness, size.few), damage.nothing_left(harness), damage.hostile(harness, size.few)
         ),
-        "power": lambda: power.cuts(harness, size.cuts, seed),
+        "power": lambda: power.cuts(harness, seed=seed, **every(size.cuts)),
         "secrets": lambda: secrets.leaks(harness),
         "stop": lambda: several(
             stopping.signals(harness, size.few), stopping.two_at_once(harness), stopping.frozen(harness)
         ),
-        "random": lambda: (of_trial("random", one) for one in kills.at_random(harness, size.kills, seed)),
-        "points": lambda: (of_trial("points", one) for one in kills.at_points(harness, size.passes, size.points)),
+        "clock": lambda: clock.jumps(harness),
+        "engine": lambda: several(
+            engine.answers(harness, size.few),
+            engine.failures(harness),
+            engine.old_weights(harness, size.scales, size.few),
+        ),
+        "random": lambda: (
+            of_trial("random", one)
+            for one in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
+        ),
+        "points": lambda: (
+            of_trial("points", one)
+            for one in kills.at_points(
+                harness, size.passes, **every(size.points), always=size.points > 1 and share.index == 0
+            )
+        ),
+        "soak": lambda: soak.soak(harness, size.soak, seed),
         "disk": lambda: several(
             disk.full(harness, list(size.sizes)),
+            disk.beside(harness),
             disk.read_only(harness, size.few),
         ),
         "calls": lambda: several(
-            disk.every_call(harness, errno.EIO, size.calls, only_fsync=True),
-            disk.every_call(harness, errno.ENOSPC, size.calls),
+            disk.every_call(harness, errno.EIO, refused, first=1 + size.calls * share.index, only_fsync=True),
+            disk.every_call(harness, errno.ENOSPC, refused, first=1 + size.calls * share.index),
         ),
     }
 
 
+def _size(options: argparse.Namespace) -> Size:
+    size = SHORT if options.short else LONG
+    given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
+    return replace(size, **{name: value for name, value in given.items() if value is not None})
+
+
 def main() -> int:
     options = _options()
-    out: Path = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    size = SHORT if options.short else LONG
-    if options.kills is not None:
-        size = replace(size, kills=options.kills)
-    if options.passes is not None:
-        size = replace(size, passes=options.passes)
+    failed = _together(options) if options.workers > 1 else _alone(options)
+    text = markdown(options.out)
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    if options.share is None:
+        print(text)
+    return int(failed)
+
+
+def _together(options: argparse.Namespace) -> bool:
+    """Several processes, each with its share; True when any failed."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--workers=")]
+    if "--workers" in words:
+        place = words.index("--workers")
+        del words[place : place + 2]
+    folders = [options.out / f"worker-{index}" for index in range(options.workers)]
+    command = [sys.executable, "-m", "faults", *words]
+    workers = [
+        subprocess.Popen([*command, "--share", str(index), str(options.workers), "--out", str(folder)])
+        for index, folder in enumerate(folders)
+    ]
+    codes = [worker.wait() for worker in workers]
+    merge(folders, options.out)
+    return any(codes)
+
+
+def _alone(options: argparse.Namespace) -> bool:
+    out, share = options.out, Share(*options.share or (0, 1))
     root = Path(tempfile.mkdtemp(prefix="coterie-faults-"))
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of libraries
-        sections = _sections(size, options.seed, root / "trials")
+        sections = _sections(_size(options), options.seed, share, root / "trials")
     failed = 0
     for name in options.only or sections:
-        began = time.monotonic()
+        if not share.takes(name):
+            continue
+        began, spent = time.monotonic(), sum(os.times()[:4])
         with (out / f"{name}.jsonl").open("w", encoding="utf-8") as rows:
             for case in sections[name]():
                 rows.write(json.dumps(asdict(case)) + "\n")
@@ -113,24 +190,29 @@ def main() -> int:
                 if case.problem is not None:
                     failed += 1
                     print(f"{name}: {case.name}: {case.problem}", flush=True)
-            rows.write(json.dumps({"section": name, "seconds": round(time.monotonic() - began), "seed": options.seed}))
-        print(f"{name} done after {time.monotonic() - began:.0f} s", flush=True)
-    text = markdown(out)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+            seconds = round(time.monotonic() - began)
+            used = round(sum(os.times()[:4]) - spent, 1)  # of processors, the children's too; no other load changes it
+            end = {"section": name, "seconds": seconds, "cpu": used, "seed": options.seed}
+            rows.write(json.dumps(end) + "\n")
+        print(f"{name} done after {seconds} s, {used} s of a processor", flush=True)
     if failed:
         print(f"{failed} cases failed; what is left of them is in {root}")
-        return 1
-    shutil.rmtree(root)
-    return 0
+    else:
+        shutil.rmtree(root)
+    return failed > 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="the set of the normal tests")
-    parser.add_argument("--only", nargs="+", help="sections")
+    parser.add_argument("--only", nargs="+", choices=TITLES, metavar="SECTION", help=", ".join(TITLES))
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work, one a processor")
+    parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--kills", type=int, help="at random moments")
     parser.add_argument("--passes", type=int, help="of each named point")
+    parser.add_argument("--calls", type=int, help="every so manieth call is refused")
+    parser.add_argument("--cuts", type=int, help="every so manieth moment has a power cut")
+    parser.add_argument("--soak", type=int, help="steps of the long run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fault-results"))
     return parser.parse_args()

@@ -18,7 +18,8 @@ from coterie.runs.durable import MANIFEST, publish_directory, verify_directory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from faults.cases import Case
-from faults.harness import REFUSED, Harness, log_of
+from faults.child import REFUSED, log_of
+from faults.harness import Harness
 from faults.world import NAME, divergence, read_chain
 
 
@@ -186,6 +187,7 @@ def hostile(harness: Harness, few: int = 1) -> Iterator[Case]:
     files: dict[str, tuple[str, bytes]] = {
         "a pickle for tensors": (tensors, pickled),
         "a header longer than the file": (tensors, struct.pack("<Q", 1 << 30) + b"{}"),
+        "a header of a million tensors": (tensors, _endless_header(1_000_000)),
         "a header that is no JSON": (tensors, struct.pack("<Q", 8) + b"notjson!"),
         "tensors of another model": (tensors, struct.pack("<Q", 2) + b"{}"),
         "a state that is no table": ("state.json", b"[1, 2]"),
@@ -210,6 +212,12 @@ def hostile(harness: Harness, few: int = 1) -> Iterator[Case]:
         seconds = round(time.monotonic() - began, 2)
         yield Case(section="damage", name=name, problem=problem, facts={"seconds": seconds})
     yield _outside(harness)
+
+
+def _endless_header(count: int) -> bytes:
+    """As many tensors without a byte of data."""
+    entries = ",".join(f'"{k}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for k in range(count))
+    return struct.pack("<Q", len(entries) + 2) + f"{{{entries}}}".encode()
 
 
 def _republish(folder: Path, file: str, data: bytes) -> None:

@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coterie.train.recorder import Recorder
+from coterie import cli
 from faults.cases import Case, of_trial
-from faults.harness import REFUSED, Harness, log_of
-from faults.world import NAME, divergence, read_chain
+from faults.child import REFUSED, at_step, log_of
+from faults.harness import Harness
+from faults.world import NAME, settings_file
 
 _WATCHED = {"os.rename": 0, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "sqlite3.connect": 0}
 """Audit events that stand for a system call on their first argument (docs.python.org/3/library/audit_events.html)."""
@@ -69,11 +71,13 @@ def refuse_at(folder: Path, nth: int, number: int, done: Path, *, only_fsync: bo
     return arm
 
 
-def every_call(harness: Harness, number: int, stride: int, *, only_fsync: bool = False) -> Iterator[Case]:
-    """k = 1, 1 + stride, … until a run gets through with fewer than k calls. Each refusal must end in an error of
-    coterie's own that names the disk, or be harmless; the run must then go on as if nothing had been."""
+def every_call(
+    harness: Harness, number: int, stride: int, *, first: int = 1, only_fsync: bool = False
+) -> Iterator[Case]:
+    """k = first, first + stride, … until a run gets through with fewer than k calls. Each refusal must end in an error
+    of coterie's own that names the disk, or be harmless; the run must then go on as if nothing had been."""
     what = f"{errno.errorcode[number]} at {'fsync' if only_fsync else 'call'}"
-    nth = 1
+    nth = first
     while True:
         name = f"{what} {nth}"
         done = harness.root / f"calls {name}"
@@ -107,7 +111,7 @@ def _fill(harness: Harness, runs: Path, size: int) -> str | None:
     if first.code == REFUSED and not any(word in said for word in ("No space left", "free some space", "no room")):
         return f"the error does not name the disk: {said}"
     _mount("-o", "remount,size=64m", run)
-    return _goes_on(harness, runs)
+    return harness.goes_on(runs)
 
 
 def read_only(harness: Harness, few: int = 1) -> Iterator[Case]:
@@ -117,17 +121,68 @@ def read_only(harness: Harness, few: int = 1) -> Iterator[Case]:
         run = runs / NAME
         run.mkdir()
         _mount("-o", "size=64m", run)
-        trap = _at_step(3, lambda: _cover(run))
+        trap = at_step(3, lambda: _cover(run))
         return _refused_then_goes_on(harness, runs, trap, lambda: _run("umount", str(run)))
 
     yield _in_namespace(harness, "read-only from step 3", freeze)
     runs = harness.folder("vanished from step 3")
-    trap = _at_step(3, lambda: shutil.rmtree(runs / NAME))
+    trap = at_step(3, lambda: shutil.rmtree(runs / NAME))
     first = harness.wait(harness.start(runs, trap))
     said = log_of(runs)
     problem = None if first.code == REFUSED and NAME in said else f"exit code {first.code}: {said}"
     yield Case(section="disk", name="vanished from step 3", problem=problem)
     yield from few_files(harness, (0, 1, 2, 4, 8, 16)[:: 2 * few - 1])
+
+
+def beside(harness: Harness) -> Iterator[Case]:
+    """A disk of its own for the log, or for the rollouts, is full; nobody takes what is printed; flushes are slow.
+
+    What is only for reading must not stop a training; what was acknowledged must not be lost.
+    """
+
+    def log(runs: Path) -> str | None:
+        folder = runs / NAME / "logs"
+        folder.mkdir(parents=True)
+        _mount("-o", "size=4k", folder)
+        return harness.unharmed(runs, lambda: None)
+
+    def store(runs: Path) -> str | None:
+        folder = runs / NAME / "rollouts"
+        folder.mkdir(parents=True)
+        _mount("-o", "size=24k", folder)
+        mend = lambda: _mount("-o", "remount,size=64m", folder)  # noqa: E731
+        return _refused_then_goes_on(harness, runs, lambda: None, mend, said="No space left")
+
+    yield _in_namespace(harness, "the log's disk is full", log)
+    yield _in_namespace(harness, "the rollouts' disk is full", store)
+    for name, target in (("what is printed goes to a full disk", "/dev/full"), ("nothing can be printed", None)):
+        runs = harness.folder(name)
+        command = ["train", "@", str(settings_file(harness.world, runs))]
+        problem = harness.unharmed(runs, lambda target=target: _redirect(target), lambda words=command: cli.main(words))
+        yield Case(section="disk", name=name, problem=problem)
+    problem = harness.unharmed(harness.folder("slow flushes"), _slow)
+    yield Case(section="disk", name="every flush takes 50 ms longer", problem=problem)
+
+
+def _redirect(target: str | None) -> None:
+    """Standard output goes to a file, or was closed before Python started."""
+    if target is None:
+        os.close(1)
+        sys.stdout = None
+        return
+    handle = os.open(target, os.O_WRONLY)
+    os.dup2(handle, 1)
+    os.close(handle)
+
+
+def _slow() -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        time.sleep(0.05)
+        real(handle)
+
+    os.fsync = fsync  # ty: ignore[invalid-assignment]
 
 
 def few_files(harness: Harness, spares: tuple[int, ...]) -> Iterator[Case]:
@@ -140,41 +195,19 @@ def few_files(harness: Harness, spares: tuple[int, ...]) -> Iterator[Case]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, 4096))
 
         name = f"{spare} file descriptors to spare"
-        trial = harness.trial(name, [_at_step(2, limit)])
+        trial = harness.trial(name, [at_step(2, limit)])
         yield of_trial("disk", trial)
 
 
-def _at_step(step: int, deed: Callable[[], None]) -> Callable[[], None]:
-    """A trap: the deed is done just before a step is recorded."""
-
-    def arm() -> None:
-        inner = Recorder.step
-
-        def record(self: Recorder, number: int, *rest: Any) -> None:
-            if number == step:
-                deed()
-            inner(self, number, *rest)
-
-        Recorder.step = record  # ty: ignore[invalid-assignment]
-
-    return arm
-
-
 def _refused_then_goes_on(
-    harness: Harness, runs: Path, trap: Callable[[], None], mend: Callable[[], None]
+    harness: Harness, runs: Path, trap: Callable[[], None], mend: Callable[[], None], *, said: str = ""
 ) -> str | None:
     first = harness.wait(harness.start(runs, trap))
-    if first.code != REFUSED:
-        return f"expected an error of coterie's own, got exit code {first.code}: {log_of(runs)}"
+    told = log_of(runs) if first.code else ""
+    if first.code != REFUSED or said not in told:
+        return f"expected an error of coterie's own that says {said!r}, got exit code {first.code}: {told}"
     mend()
-    return _goes_on(harness, runs)
-
-
-def _goes_on(harness: Harness, runs: Path) -> str | None:
-    last = harness.wait(harness.start(runs))
-    if last.code != 0:
-        return f"could not go on, exit code {last.code}: {log_of(runs)}"
-    return divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    return harness.goes_on(runs)
 
 
 def _in_namespace(harness: Harness, name: str, body: Callable[[Path], str | None]) -> Case:

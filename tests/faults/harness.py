@@ -13,9 +13,7 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ import tqdm
 
 from coterie import assemble, parts
 from coterie.collect import Collector
-from coterie.errors import CoterieError
 from coterie.observer import Silent
 from coterie.policy.learner import Learner
 from coterie.rewards.pool import Scorer
@@ -32,7 +29,8 @@ from coterie.runs import checkpoint, directory
 from coterie.train.evaluation import Evaluator
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
-from faults.world import NAME, Link, divergence, end_state, keep_chain, make_world, read_chain, settings
+from faults.child import REFUSED, Prepare, live, log_of, orphans
+from faults.world import NAME, Link, divergence, end_state, make_world, read_chain, settings
 
 PHASES: dict[str, list[tuple[Any, str]]] = {
     "set-up": [],
@@ -47,14 +45,8 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "report": [(assemble, "report_run")],
 }
 """What a process is doing → the functions that do it."""
-TRIAL = "FAULT_TRIAL"
-"""Environment variable by which a reward worker of a trial is known."""
-REFUSED = 1
-"""Exit code of an attempt that ended in an error of coterie's own; 70 is any other exception."""
 PATIENCE = 600.0
 """Seconds after which an attempt counts as hung."""
-
-Prepare = Callable[[], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,7 +145,7 @@ class Harness:
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            _live(runs, prepare, work or (lambda: self._go_on(runs)))
+            live(runs, prepare, work or (lambda: self._go_on(runs)))
         return Attempt(pid=pid, began=began)
 
     def _go_on(self, runs: Path) -> int:
@@ -177,6 +169,18 @@ class Harness:
         attempt.seconds = time.monotonic() - attempt.began
         attempt.phase = list(PHASES)[self.phase[0]]
         return attempt
+
+    def goes_on(self, runs: Path) -> str | None:
+        """Let one more attempt finish; how the run differs from the golden one, or None."""
+        problem = self.unharmed(runs, lambda: None)
+        return f"could not go on: {problem}" if problem else None
+
+    def unharmed(self, runs: Path, trap: Prepare, work: Callable[[], int] | None = None) -> str | None:
+        """Let one attempt finish in spite of the trap; how the run differs from the golden one, or None."""
+        done = self.wait(self.start(runs, trap, work))
+        if done.code != 0:
+            return f"exit code {done.code}: {log_of(runs)}"
+        return divergence(self.golden, self.end, read_chain(runs / "chain"), runs / NAME)
 
     def kill(self, attempt: Attempt, share: float) -> Attempt:
         """SIGKILL from outside, unless it is done by then.
@@ -244,69 +248,6 @@ class Harness:
         trial.recovery.append(fresh[0].time - attempt.began)
         if known:
             trial.lost.append(max(0, known[-1].step - fresh[0].step + 1))
-
-
-def _live(runs: Path, prepare: Prepare | None, work: Callable[[], int]) -> None:
-    """The whole life of a child."""
-    code = 70
-    # Whoever started the report may ignore these (nohup does); a run on its own does not.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        os.setpgid(0, 0)
-        log = os.open(runs / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        os.environ[TRIAL] = str(runs)
-        keep_chain(runs / "chain")
-        if prepare is not None:
-            prepare()
-        code = work()
-    except CoterieError as error:
-        _say(f"refused: {type(error).__name__}: {error}".replace("\n", " / "))
-        code = REFUSED
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        _say(traceback.format_exc())
-    finally:
-        os._exit(code)
-
-
-def _say(text: str) -> None:
-    os.write(2, text.encode(errors="backslashreplace") + b"\n")
-
-
-def log_of(runs: Path) -> str:
-    """The last thing that an attempt said."""
-    lines = (runs / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    told = [line for line in lines if line.startswith("refused: ")]
-    return told[-1] if told and lines[-1].strip() and not lines[-1].startswith("Trace") else " | ".join(lines[-4:])
-
-
-def orphans(runs: Path, patience: float = 10.0) -> int:
-    """Processes of a trial that are still alive a while after its own process was killed; they are ended then."""
-    limit = time.monotonic() + patience
-    while found := _marked(f"{TRIAL}={runs}".encode()):
-        if time.monotonic() > limit:
-            for pid in found:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    return len(found)
-
-
-def _marked(mark: bytes) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-                if not dead and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
 
 
 def _mark(shared: mmap.mmap, owner: Any, name: str, number: int, byte: int = 0) -> None:

@@ -10,16 +10,23 @@ from faults.harness import Harness, Trial
 from faults.points import INTERRUPTED, WHILE_RESUMING, WHILE_TRAINING, Point, count_all, die_at
 
 
-def at_points(harness: Harness, passes: int, stride: int = 1) -> Iterator[Trial]:
+def at_points(
+    harness: Harness, passes: int, *, stride: int = 1, first: int = 0, always: bool = False
+) -> Iterator[Trial]:
     """Up to `passes` passes of every point (the first, the last, and some between), each in a run of its own.
 
     Args:
-        stride: only every so manieth point.
+        stride: only every so manieth point, from the number `first` on.
+        always: also those that are marked so.
     """
-    for point, nth in _chosen(harness, WHILE_TRAINING[::stride], None, "count", passes):
+
+    def some(points: list[Point]) -> list[Point]:
+        return [p for k, p in enumerate(points) if k % stride == first or (p.always and always)]
+
+    for point, nth in _chosen(harness, some(WHILE_TRAINING), None, "count", passes):
         yield _reached(harness.trial(f"{point.name}, pass {nth}", [die_at(point, nth)]), 1)
     before = die_at(INTERRUPTED, 3)
-    for point, nth in _chosen(harness, WHILE_RESUMING[::stride], INTERRUPTED, "count-resume", passes):
+    for point, nth in _chosen(harness, some(WHILE_RESUMING), INTERRUPTED, "count-resume", passes):
         yield _reached(harness.trial(f"resume, {point.name}, pass {nth}", [before, die_at(point, nth)]), 2)
 
 

@@ -19,6 +19,8 @@ class Point:
     target: str
     """`module:attribute`"""
     when: Literal["before", "after"]
+    always: bool = False
+    """Also in the short set: a kill at this very place once found a defect."""
 
 
 def _both(name: str, target: str) -> list[Point]:
@@ -30,7 +32,9 @@ WHILE_TRAINING = [
     Point("the run's folder is made", f"{_RUNS}.directory:_make", "after"),
     Point("its lock is taken", f"{_RUNS}.directory:Lock", "after"),
     *_both("the settings are written", f"{_RUNS}.directory:RunDirectory.write_config"),
-    Point("the database is made", f"{_RUNS}.metrics:MetricsDB._upgrade", "after"),
+    Point("the database is opened", f"{_RUNS}.metrics:_connect", "after"),
+    Point("before the database has its tables", f"{_RUNS}.metrics:MetricsDB._upgrade", "before", always=True),
+    Point("after the database has its tables", f"{_RUNS}.metrics:MetricsDB._upgrade", "after"),
     Point("prompts are drawn", "coterie.data.order:PromptOrder.draw", "after"),
     Point("prompts are read", "coterie.engines.embedded:_Session._prefill", "after"),
     Point("one more token", "coterie.engines.embedded:_Session._decode", "before"),

@@ -177,8 +177,8 @@ def _enter(entries: dict[int, dict[str, int]], op: Op) -> None:
         names.pop(op[2], None)
 
 
-def cuts(harness: Harness, stride: int, seed: int) -> Iterator[Case]:
-    """Record one run; try the disks of every `stride`-th prefix."""
+def cuts(harness: Harness, stride: int, seed: int, first: int = 0) -> Iterator[Case]:
+    """Record one run; try the disks of every `stride`-th prefix, from the number `first` on."""
     runs = harness.folder("power")
     record, blobs = runs / "record", runs / "blobs"
     done = harness.wait(harness.start(runs, lambda: Recording(runs / NAME, record, blobs).arm()))
@@ -190,7 +190,7 @@ def cuts(harness: Harness, stride: int, seed: int) -> Iterator[Case]:
     faults: list[str] = []
     for number, event in enumerate(events):
         disk.apply(event)
-        if number % stride:
+        if number % stride != first:
             continue
         for ops in _subsets(disk.pending, draw):
             for how in ("kept", "lost", "torn", "zeros"):

@@ -7,11 +7,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from coterie.train.recorder import Recorder
 from faults.cases import Case
-from faults.harness import TRIAL, Harness, log_of
+from faults.child import TRIAL, Prepare, at_step, log_of
+from faults.harness import Harness
 from faults.world import NAME, divergence, read_chain
 
 CANARIES = {
@@ -30,27 +29,19 @@ def leaks(harness: Harness) -> Iterator[Case]:
     """Three attempts with canaries in their environment: killed, ended by a bug, finished."""
     runs = harness.folder("canaries")
 
-    def plant() -> None:
-        os.environ |= CANARIES
-
-    def trap(step: int, deed: Any) -> Any:
+    def planted(trap: Prepare) -> Prepare:
         def arm() -> None:
-            plant()
-            inner = Recorder.step
-
-            def record(self: Recorder, number: int, *rest: Any) -> None:
-                if number == step:
-                    deed()
-                inner(self, number, *rest)
-
-            Recorder.step = record  # ty: ignore[invalid-assignment]
+            os.environ |= CANARIES
+            trap()
 
         return arm
 
     ports = runs / "ports"
-    harness.wait(harness.start(runs, trap(3, lambda: os.kill(os.getpid(), signal.SIGKILL))))
-    harness.wait(harness.start(runs, trap(4, lambda: {}["a bug"])))
-    last = harness.wait(harness.start(runs, trap(4, lambda: ports.write_text("\n".join(_listening(str(runs)))))))
+    harness.wait(harness.start(runs, planted(at_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))))
+    harness.wait(harness.start(runs, planted(at_step(4, lambda: {}["a bug"]))))
+    last = harness.wait(
+        harness.start(runs, planted(at_step(4, lambda: ports.write_text("\n".join(_listening(str(runs)))))))
+    )
     problem = log_of(runs) if last.code else None
     problem = problem or divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
     found = [str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file() and _holds(path)]

@@ -11,8 +11,9 @@ from typing import Any
 from coterie import cli
 from coterie.train.recorder import Recorder
 from faults.cases import Case
-from faults.harness import REFUSED, Attempt, Harness, log_of, orphans
-from faults.world import NAME, divergence, read_chain
+from faults.child import REFUSED, log_of, orphans
+from faults.harness import Attempt, Harness
+from faults.world import NAME, divergence, read_chain, settings_file
 
 
 def signals(harness: Harness, few: int = 1) -> Iterator[Case]:
@@ -46,7 +47,7 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
     def trap() -> None:
         Recorder.step = wait_for_signals  # ty: ignore[invalid-assignment]
 
-    attempt = harness.start(runs, trap, lambda: cli.main(["train", "@", str(_settings(harness, name))]))
+    attempt = harness.start(runs, trap, lambda: cli.main(["train", "@", str(settings_file(harness.world, runs))]))
     while not ready.exists() and os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.005)
     asked = time.monotonic()
@@ -64,16 +65,6 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
     last = harness.wait(harness.start(runs))
     problem = log_of(runs) if last.code else _difference(harness, runs, name, stopped=len(numbers) == 1 and code > 0)
     return Case(section="stop", name=name, problem=problem, facts=facts)
-
-
-def _settings(harness: Harness, name: str) -> Any:
-    from coterie.config.toml import dumps
-    from faults.world import settings
-
-    file = harness.root / f"{name}.toml"
-    runs = harness.root / name.replace(" ", "-")
-    file.write_text(dumps(settings(harness.world, runs).model_dump(mode="json")), encoding="utf-8")
-    return file
 
 
 def _difference(harness: Harness, runs: Any, name: str, *, stopped: bool) -> str | None:

@@ -12,14 +12,21 @@ TITLES = {
     "random": "SIGKILL at random moments, one to three in a row",
     "points": "SIGKILL at named points",
     "power": "power cut (recorded run, unflushed data kept, lost, torn, zeroed, reordered)",
-    "disk": "disk full, read-only, vanished, no file descriptors",
+    "disk": "disk full, slow, read-only, vanished, no file descriptors, nobody reads",
     "calls": "no space, or an I/O error, at every call on the run's folder in turn",
     "stop": "SIGTERM, Ctrl-C, twice, SIGHUP, frozen, two processes",
     "damage": "damaged, foreign and hostile checkpoints",
     "flips": "single flipped bits",
     "secrets": "secrets in the environment, listening sockets",
     "configs": "mutated settings",
+    "engine": "an engine that lies, fails, hangs, loses a commit, reads old weights",
+    "soak": "a long run, killed every few steps",
+    "clock": "a wall clock that jumps",
 }
+
+
+_GROWN = ("mib", "descriptors", "threads", "children", "leftovers", "checkpoints")
+"""Figures of the soak that tell by how much something grew."""
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -29,6 +36,20 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
         for name in TITLES
         if (folder / f"{name}.jsonl").exists()
     }
+
+
+def merge(shares: Sequence[Path], out: Path) -> None:
+    """The rows of several workers in one file a section; its time is that of the slowest. A worker that did not come to
+    the end of a section leaves it without a time."""
+    for name in TITLES:
+        found = [read(folder)[name] for folder in shares if (folder / f"{name}.jsonl").exists()]
+        if not found:
+            continue
+        cases = [row for rows in found for row in rows if "name" in row]
+        ends = [row for rows in found for row in rows if "section" in row and "name" not in row]
+        if len(ends) == len(found):
+            cases.append(max(ends, key=lambda row: row["seconds"]))
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cases), encoding="utf-8")
 
 
 def markdown(folder: Path) -> str:
@@ -63,6 +84,16 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
     if name in ("disk", "calls"):
         refused = sum(bool(one.get("refusals")) for one in facts)
         return [f"{refused} ended in a named error and went on later"] if refused else []
+    if name == "engine":
+        noticed = sum(one.get("noticed", False) for one in facts)
+        return [
+            f"{noticed} of {sum('noticed' in one for one in facts)} kinds of wrong weights told of in the same step"
+        ]
+    if name == "soak":
+        return [
+            ", ".join(f"{key} {value:+g}" if key in _GROWN else f"{value} {key}" for key, value in one.items())
+            for one in facts
+        ]
     if name == "configs":
         return [f"{one['mutants']} mutants, {one['refused']} refused, slowest {one['slowest_ms']} ms" for one in facts]
     return []

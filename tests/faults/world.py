@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from coterie.config.schema import RunConfig
+from coterie.config.toml import dumps
 from coterie.runs import checkpoint, prompts, rollouts
 from coterie.train.grpo import Trainer
 from tiny import tiny_tokenizer
@@ -25,9 +26,9 @@ STEPS = 5
 TIMED = ("time/", "speed/", "memory/")
 """Metrics that depend on the clock."""
 REWARDS = '''
-def likes_a(prompts, completions, **columns):
-    """The share of the letter a: easy to learn, never all equal."""
-    return [text.count("a") / max(1, len(text)) for text in completions]
+def checksum(prompts, completions, **columns):
+    """Hardly two texts are worth the same, so that every step has a gradient."""
+    return [sum(map(ord, text)) % 97 / 97 for text in completions]
 '''
 
 
@@ -66,12 +67,19 @@ def settings(world: Path, runs: Path, **changed: Any) -> RunConfig:
         },
         "sampling": {"max_tokens": 4},
         "collect": {"prompts": 2, "group_size": 3, "slots": 4},
-        "rewards": {"parts": [{"name": "tiny_rewards:likes_a"}]},
+        "rewards": {"parts": [{"name": "tiny_rewards:checksum"}]},
         "optim": {"lr": 1e-2},
         "eval": {"samples": 1, "k": 1, "every": 3},
         "checkpoint": {"every": 2, "keep": 2},
     }
     return RunConfig.model_validate(held | changed)
+
+
+def settings_file(world: Path, runs: Path) -> Path:
+    """The same settings for the program, in a file beside the folder `runs`."""
+    file = runs.with_suffix(".toml")
+    file.write_text(dumps(settings(world, runs).model_dump(mode="json")), encoding="utf-8")
+    return file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 from runs_for_tests import fingerprint, make_config
 
 from coterie import assemble
-from coterie.config.algorithms import ALGORITHMS
+from coterie.config.algorithms import ALGORITHMS, filled
 from coterie.config.schema import RunConfig
 from coterie.runs.metrics import MetricsDB
 
@@ -32,18 +32,11 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def config_for(root: Path, algorithm: str, **changed: Any) -> RunConfig:
-    row: dict[str, Any] = {"algorithm": algorithm}
-    for key, value in ALGORITHMS[algorithm].settings.items():
-        section, _, field = key.partition(".")
-        row.setdefault(section, {})[field] = value
-    for section, table in SMALL.get(algorithm, {}).items():
-        row.setdefault(section, {}).update(table)
+    row: dict[str, Any] = {"algorithm": algorithm, **SMALL.get(algorithm, {})}
     for section, value in changed.items():
-        if isinstance(value, dict):
-            row.setdefault(section, {}).update(value)
-        else:
-            row[section] = value
-    made = make_config(root, **row)
+        both = isinstance(value, dict) and isinstance(row.get(section), dict)
+        row[section] = {**row[section], **value} if both else value
+    made = make_config(root, **filled(row))
     with (root / "tiny_rewards.py").open("a", encoding="utf-8") as out:
         out.write(MORE_REWARDS)
     return made

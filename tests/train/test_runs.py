@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from coterie import assemble
 from coterie.config.load import load
 from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, RunError
 from coterie.observer import EvalResult, RunInfo, Silent
+from coterie.parts import policy_for, read_inputs
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Prompt, Rollout
 
@@ -358,6 +360,16 @@ def test_prompts_that_outgrow_the_context_are_refused_before_the_run(root: Path)
     with pytest.raises(DataError, match=r"more than the model's context of 256; lower data\.max_prompt_tokens"):
         assemble.train(make_config(root, sampling={"max_tokens": 250}))
     assert not (root / "runs" / "one").exists()
+
+
+def test_prompt_and_completion_may_fill_the_context_to_its_last_token(root: Path) -> None:
+    config = make_config(root)
+    inputs = read_inputs(config, Silent())
+    room = 256 - inputs.longest()
+    for budget in (room, room + 1):
+        asked = config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_tokens": budget})})
+        with pytest.raises(DataError, match="context of 256") if budget > room else nullcontext():
+            policy_for(asked, inputs)
 
 
 def test_evaluating_a_checkpoint_repeats_the_runs_own_number(root: Path) -> None:

@@ -6,27 +6,56 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from coterie.engines.base import Request
+from coterie.engines.base import Quorum, Request, Sampling
 from coterie.errors import EngineError
-from coterie.types import Turn
+from coterie.types import StopReason, Turn
 
 ABOVE_ZERO = 1e-3
 """A log-probability may exceed 0 by rounding, not by more."""
 
 
-def check_turns(requests: Sequence[Request], turns: Sequence[Turn], *, vocabulary: int) -> None:
+def check_version(served: int, expected: int) -> None:
+    """Refuse to sample from other weights than those of this step.
+
+    Args:
+        served: policy version that the engine says it has.
+        expected: of the learner.
+
+    Raises:
+        EngineError: a commit was lost, came twice or out of order.
+    """
+    if served != expected:
+        raise EngineError(
+            f"the engine serves policy version {served}, but the learner is at {expected}: the last commit did not "
+            "reach it, or one came out of order. Nothing is sampled; `coterie resume` starts the engine anew from the "
+            "last checkpoint"
+        )
+
+
+def check_turns(
+    requests: Sequence[Request],
+    turns: Sequence[Turn],
+    *,
+    vocabulary: int,
+    sampling: Sampling,
+    quorum: Quorum | None = None,
+) -> None:
     """Refuse answers that do not belong to the questions.
 
     Args:
         vocabulary: token ids are below this.
+        sampling: what was asked for.
+        quorum: what was asked for; without one, every answer is waited for.
 
     Raises:
         EngineError: names the prompt, what came and what was expected.
     """
+    if not isinstance(turns, list | tuple):
+        raise EngineError(f"the engine answered with {turns!r:.60}, expected a list of one turn for each request")
     if len(turns) != len(requests):
         raise EngineError(f"the engine answered {len(turns)} of {len(requests)} requests; expected one turn each")
     for request, turn in zip(requests, turns, strict=True):
-        wrong = _fault(request, turn, vocabulary)
+        wrong = _fault(request, turn, vocabulary) or _unasked(turn, sampling, quorum)
         if wrong is not None:
             raise EngineError(
                 f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {wrong}; nothing "
@@ -34,7 +63,9 @@ def check_turns(requests: Sequence[Request], turns: Sequence[Turn], *, vocabular
             )
 
 
-def _fault(request: Request, turn: Turn, vocabulary: int) -> str | None:
+def _fault(request: Request, turn: Any, vocabulary: int) -> str | None:
+    if not isinstance(turn, Turn):
+        return f"is {turn!r:.60}, expected a turn"
     if turn.prompt_tokens != request.prompt_tokens:
         return "belongs to another prompt: its prompt tokens are not those that were asked"
     if turn.version != request.key.version:
@@ -46,6 +77,18 @@ def _fault(request: Request, turn: Turn, vocabulary: int) -> str | None:
             return f"has the token {token!r} at {place}, expected a whole number from 0 to {vocabulary - 1}"
         if not _is_logprob(logprob):
             return f"has the log-prob {logprob!r} at {place}, expected a finite number of at most 0"
+    return None
+
+
+def _unasked(turn: Turn, sampling: Sampling, quorum: Quorum | None) -> str | None:
+    if turn.temperature != sampling.temperature:
+        return f"was sampled at temperature {turn.temperature}, expected {sampling.temperature}"
+    if len(turn.tokens) > sampling.max_tokens:
+        return f"has {len(turn.tokens)} tokens, more than the {sampling.max_tokens} that were allowed"
+    if turn.stop_reason is StopReason.ABANDONED and quorum is None:
+        return "was abandoned, though every answer is waited for"
+    if not turn.tokens and turn.stop_reason in (StopReason.STOP, StopReason.LENGTH):
+        return f"is empty, though it ended by {turn.stop_reason.value!r}: what ends an answer is its last token"
     return None
 
 

@@ -23,6 +23,7 @@ from coterie.engines.quorum import Attendance
 from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
 from coterie.policy.compile import eager
+from coterie.policy.fitting import is_out_of_memory
 from coterie.policy.model import Policy
 from coterie.policy.prepack import prepacked
 from coterie.types import StopReason, Turn
@@ -92,15 +93,22 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
         self._check(requests, sampling)
-        pool = self._reserve(requests, sampling)
-        session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
         rows = min(self._slots, len(requests))
         try:
+            pool = self._reserve(requests, sampling)
+            session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
             with (
                 eager(self._policy),
                 prepacked(self._policy.model, rows=rows, tokens=len(requests) * sampling.max_tokens),
             ):
                 return session.run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise EngineError(
+                f"memory was refused while {rows} sequences of up to {self._capacity} tokens were sampled at once; "
+                "lower collect.slots or sampling.max_tokens, or use a smaller model"
+            ) from error
         finally:
             if self._decoder is None:
                 self._pool = None  # the update needs the memory; graphs would be captured anew

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from coterie.errors import CheckpointError
 
+_LONGEST_HEADER = 8 << 20
+"""Bytes. Ours take about 100 a tensor; the library would parse 100 MB, which costs seconds and gigabytes."""
+
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write them, wherever they lie in memory."""
@@ -21,9 +24,16 @@ def read(file: Path) -> dict[str, Tensor]:
     """What `write` wrote.
 
     Raises:
-        CheckpointError: the file does not open.
+        CheckpointError: the file does not open, or has a header of absurd length.
     """
     try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise CheckpointError(
+                f"cannot read {file}: its header says that it has {length:,} bytes, expected at most "
+                f"{_LONGEST_HEADER:,}; it is no checkpoint of coterie"
+            )
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error

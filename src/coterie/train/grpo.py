@@ -19,8 +19,10 @@ from coterie.algo.streams import generator
 from coterie.batches import Batch, plan
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Engine
+from coterie.engines.contract import check_version
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
+from coterie.train.agreement import disagreement
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import NEWS, Judge
 from coterie.train.evaluation import Evaluator
@@ -57,6 +59,8 @@ class Trainer:
     """The last step that was evaluated."""
     saved: int = -1
     """The last step that has a checkpoint."""
+    disagreed: bool = False
+    """The last step's sampler and learner disagreed; it is said once, not in every step."""
 
     def run(self, stop: StopSignal) -> bool:
         """Train up to `config.steps`; True when it got there, False when it was asked to stop before.
@@ -75,8 +79,13 @@ class Trainer:
             self.recorder.obey_stop_rules(self.step)
 
     def train_step(self) -> None:
-        """One step: the four phases, then the record."""
+        """One step: the four phases, then the record.
+
+        Raises:
+            EngineError: the engine serves another policy version than the learner has, or sampling failed.
+        """
         started = time.perf_counter()
+        check_version(self.engine.version, self.step)
         gathered = self.gatherer.gather(self.cursor, self.waiting)
         rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
@@ -92,10 +101,11 @@ class Trainer:
         self.replay.keep(self.step, gathered.groups, rollouts, credits)
         self.cursor, self.waiting = gathered.cursor, gathered.waiting
         self.engine.commit(self.step)
+        check_version(self.engine.version, self.step)  # before a checkpoint says that it serves this one
         adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
-        self._record(gathered, credits, report, seconds, {**adapted, **past.metrics}, foresight)
-        self._tell(gathered, report, past)
+        metrics = self._record(gathered, credits, report, seconds, {**adapted, **past.metrics}, foresight)
+        self._tell(gathered, report, past, metrics)
 
     def _score(self, rollouts: Sequence[Rollout], *, companions: bool = True) -> dict[str, RolloutScores]:
         """What the learner says of these rollouts' tokens before the update; see `Learner.score`."""
@@ -149,7 +159,7 @@ class Trainer:
         seconds: dict[str, float],
         extra: Mapping[str, float],
         foresight: Foresight,
-    ) -> None:
+    ) -> dict[str, float]:
         """The step's rollouts and metrics."""
         experience = gathered.experience
         metrics = step_metrics(
@@ -168,8 +178,9 @@ class Trainer:
             "memory/peak": float(peak(self.learner.policy.device)),
         }
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs, foresight)
+        return metrics
 
-    def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed) -> None:
+    def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
         """What a reader should know of the step beside its numbers."""
         if gathered.metrics.get("refill/missing"):
             self.recorder.note(
@@ -185,6 +196,10 @@ class Trainer:
             self.recorder.record_event(self.step, REPLAYED, past.news)
         if gathered.experience.late:
             self.recorder.note(self.step, "warning", late(gathered.experience))
+        different = disagreement(metrics, self.learner.policy.dtype)
+        if different is not None and not self.disagreed:
+            self.recorder.note(self.step, "warning", different)
+        self.disagreed = different is not None
         if report.splits:
             message = f"{report.splits} packed rows were cut in two: their memory was refused"
             self.recorder.note(self.step, "memory", message)
@@ -197,6 +212,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Measure the held-out prompts with the weights as they are."""
+        check_version(self.engine.version, self.step)
         self.recorder.evaluation(self.step, self.evaluator.evaluate(self.step))
         self.evaluated = self.step
 

@@ -1,0 +1,29 @@
+"""Do sampler and learner read the same weights? One look a step; the rules of `coterie doctor` look at whole series."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+METRIC = "mismatch/kl"
+FULL, HALF = 1e-6, 1e-2
+"""Nats a token that rounding does not reach: in float32 it makes 1e-13 on a CPU and 1e-8 between kernels, in bfloat16
+about 1e-4. One matrix times 1.01 makes 1e-5 to 5e-4, and so shows in float32 alone."""
+
+
+def disagreement(metrics: Mapping[str, float], dtype: torch.dtype) -> str | None:
+    """What to say of one step's mismatch; None where rounding explains it, or nothing was trained.
+
+    Args:
+        dtype: of the policy's weights.
+    """
+    found = metrics.get(METRIC)
+    limit = FULL if dtype in (torch.float32, torch.float64) else HALF
+    if found is None or found <= limit or metrics.get("staleness/max", 0.0) > 0:
+        return None
+    return (
+        f"the learner scores the sampled tokens otherwise than the sampler did: {METRIC} = {found:.2g} nats a token, "
+        f"while rounding in {str(dtype).removeprefix('torch.')} makes less than {limit:g}. The engine's weights are "
+        "not those of this step, or its kernels are wrong"
+    )

@@ -1,0 +1,34 @@
+"""What is said when sampler and learner disagree in one step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coterie.train.agreement import disagreement
+
+
+@pytest.mark.parametrize(
+    ("found", "dtype", "said"),
+    [
+        (8e-14, torch.float32, False),
+        (1e-6, torch.float32, False),
+        (1.1e-6, torch.float32, True),
+        (1.1e-6, torch.float64, True),
+        (1e-4, torch.bfloat16, False),
+        (1.1e-2, torch.bfloat16, True),
+        (1.1e-2, torch.float16, True),
+        (None, torch.float32, False),
+    ],
+)
+def test_more_than_rounding_is_told(found: float | None, dtype: torch.dtype, said: bool) -> None:
+    metrics = {} if found is None else {"mismatch/kl": found, "staleness/max": 0.0}
+    text = disagreement(metrics, dtype)
+    assert (text is not None) is said
+    if text is not None:
+        assert f"mismatch/kl = {found:.2g} nats a token" in text
+        assert str(dtype).removeprefix("torch.") in text
+
+
+def test_rollouts_of_an_older_policy_are_expected_to_differ() -> None:
+    assert disagreement({"mismatch/kl": 0.5, "staleness/max": 1.0}, torch.float32) is None
