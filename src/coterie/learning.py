@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coterie.algo.advantages import AdvantageRule
@@ -19,8 +19,12 @@ from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
+from coterie.runs.durable import json_dumps
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import CriticJudge, GroupJudge, Judge, Terms
+from coterie.train.grouping import GroupAwareJudge
+from coterie.train.prompt_features import Embed, PromptFeatures
+from coterie.types import Prompt
 
 Load = Callable[[], Policy]
 """Loads the starting policy once more: for a frozen reference, or a critic's own decoder."""
@@ -120,6 +124,24 @@ def judge_for(config: RunConfig) -> Judge:
         terms=terms,
         part_weights={part.key: part.weight for part in config.rewards.parts},
         step_weights=config.rewards.step_weights(),
+    )
+
+
+def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: Embed | None) -> GroupAwareJudge:
+    """Credit from groups at several scales.
+
+    Args:
+        prompts: those of training.
+        embed: what they mean; None leaves that out.
+    """
+    return GroupAwareJudge(
+        config.grouping,
+        terms=terms_for(config),
+        features=PromptFeatures(prompts, embed, dimensions=config.grouping.dimensions, seed=config.seed),
+        part_weights={part.key: part.weight for part in config.rewards.parts},
+        seed=config.seed,
+        reward=json_dumps(config.rewards.model_dump(mode="json")["parts"]),
+        reference=str(config.model.name),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from coterie import machine, threads
@@ -21,7 +22,7 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
-from coterie.learning import coefficients_for, judge_for, learner_for, objective_for, terms_for
+from coterie.learning import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
 from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
 from coterie.policy.embedding import embed_prompts
@@ -31,8 +32,8 @@ from coterie.runs.durable import json_dumps
 from coterie.train.credit import Judge
 from coterie.train.evaluation import Evaluator, is_correct
 from coterie.train.gathering import Gatherer
-from coterie.train.grouping import GroupAwareJudge, PromptFeatures
-from coterie.train.grouping import check as check_grouping
+from coterie.train.grouping import GroupAwareJudge
+from coterie.train.grouping_settings import check as check_grouping
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.types import Prompt
@@ -255,22 +256,13 @@ def _judge(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
     """Who gives credit; a group-aware one also knows what the prompts are."""
     if config.grouping.preset == "prompt":
         return judge_for(config)
-    features = PromptFeatures(
-        inputs.train.prompts,
-        inputs.train.token_ids,
-        functools.partial(embed_prompts, policy) if config.grouping.embedding == "policy" else None,
-        dimensions=config.grouping.dimensions,
-        seed=config.seed,
-    )
-    return GroupAwareJudge(
-        config.grouping,
-        terms=terms_for(config),
-        features=features,
-        part_weights={part.key: part.weight for part in config.rewards.parts},
-        seed=config.seed,
-        reward=json_dumps(config.rewards.model_dump(mode="json")["parts"]),
-        reference=str(config.model.name),
-    )
+    token_ids = inputs.train.token_ids
+
+    def meaning(prompts: Sequence[Prompt]) -> np.ndarray:
+        return embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
+
+    embed = meaning if config.grouping.embedding == "policy" else None
+    return group_aware_judge_for(config, inputs.train.prompts, embed)
 
 
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:

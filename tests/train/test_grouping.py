@@ -15,8 +15,12 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.cli import main
 from coterie.config.schema import RunConfig
+from coterie.errors import CheckpointError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
+from coterie.train.credit import Terms
+from coterie.train.grouping import FACTS, GroupAwareJudge
+from coterie.train.prompt_features import PromptFeatures
 
 
 @pytest.fixture
@@ -101,6 +105,23 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert sum(found["experts"].values()) == pytest.approx(1)
     assert main(["groups", str(run), "--step", "3"]) == 1
     assert "those that there are: step_000004, step_000006" in capsys.readouterr().err
+
+
+def test_groups_of_another_format_are_refused(root: Path) -> None:
+    run = assemble.train(config_for(root, "heb", steps=2, eval={"every": 0}))
+    folder = run / "checkpoints" / "step_000002"
+    held = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps(held | {"format": 1}))
+    features = PromptFeatures((), None, dimensions=16, seed=0)
+    judge = GroupAwareJudge(
+        config_for(root, "heb").grouping,
+        terms=Terms(clip_low=0.2, clip_high=0.2),
+        features=features,
+        part_weights={},
+        seed=0,
+    )
+    with pytest.raises(CheckpointError, match=r"format is 1, expected 2.*start a new run"):
+        judge.load(folder)
 
 
 def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,8 +143,9 @@ def test_a_resumed_run_continues_bit_by_bit(preset):
 
 def test_parts_resume_too():
     rng, table = np.random.default_rng(0), features(20)
-    one, other = (PartwiseBaseline(COLUMNS, {"right": 1.0}, bounds={"right": (0.0, 2.0)}) for _ in range(2))
-    one.observe({"right": step(rng, table, prompts=8, size=2, time=0.0)})
+    one, other = (PartwiseBaseline(COLUMNS, {"right": 1.0, "form": 0.5}) for _ in range(2))
+    seen = step(rng, table, prompts=8, size=2, time=0.0)
+    one.observe({"right": seen, "form": replace(seen, rewards=1.0 - seen.rewards)})
     other.load(one.state())
     assert_same(one, other)
 
