@@ -80,6 +80,24 @@ def test_credit_says_which_scale_it_came_from(root: Path) -> None:
     assert {"siblings", "root"} <= set(row.credit.contributions)
 
 
+def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
+    optim = {"lr": 1e-2, "minibatches": 2}
+    config = config_for(root, "heb", grouping={"trust": 1.0}, optim=optim, steps=4, eval={"every": 0})
+    run = assemble.train(config)
+    found, rows = metrics(run, 4), rollouts.read_step(run / "rollouts", 4)
+    assert 0.5 <= found["grouping/trust/min"] < 1 < found["grouping/trust/max"] <= 2
+    factors: dict[str, float] = {}
+    for row in rows:
+        assert row.credit is not None
+        factor = row.credit.clip_high / config.objective.clip_high
+        assert factors.setdefault(row.prompt.id, factor) == factor
+        assert row.credit.clip_low == pytest.approx(factor * config.objective.clip_low)
+    assert max(factors.values()) == pytest.approx(found["grouping/trust/max"])
+    assert min(factors.values()) == pytest.approx(found["grouping/trust/min"])
+    assert metrics(run, 1)["grouping/trust/mean"] == 1.0
+    assert "grouping/trust/mean" not in metrics(assemble.train(config_for(root, "heb", steps=1, name="off")), 1)
+
+
 def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
     grouping = {"allocate": True, "candidates": 3, "most": 8}
     run = assemble.train(config_for(root, "heb", steps=4, grouping=grouping, eval={"every": 0}))
@@ -137,6 +155,7 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"critic": {}}, "leave out critic"),
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
         ({"grouping": {"rewards": [1.0, 0.0]}}, "smallest reward, then the largest"),
+        ({"grouping": {"preset": "tracker", "trust": 0.5}}, "a preset with regions"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:

@@ -47,6 +47,9 @@ class GroupingConfig(Section):
     """Leave advantages undivided; else they are divided by the root mean squared error of the past."""
     per_part: bool = False
     """One model for each part of the reward; their advantages are added with the parts' weights."""
+    trust: float = Field(default=0.0, ge=0)
+    """Clip bounds by evidence: wider, up to 1 + trust times, for prompts of regions that are known well, narrower, down
+    to 1 / (1 + trust), for others, around those of `objective`; 0 is off."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
@@ -66,6 +69,10 @@ class GroupingConfig(Section):
             raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
+        if self.trust and self.preset not in ("heb", "heb-stack"):
+            raise ValueError(
+                f'trust = {self.trust} needs a preset with regions, heb or heb-stack; it is "{self.preset}"'
+            )
         if self.allocate and self.preset in ("prompt", "rloo", "global", "js2"):
             raise ValueError(
                 f"allocate = true needs a preset that expects something of a prompt, tracker, heb or heb-stack; it is "

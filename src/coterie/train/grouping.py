@@ -16,6 +16,7 @@ from coterie.algo.grouping.lessons import Lesson
 from coterie.algo.grouping.parts import WHOLE, PartwiseBaseline, Verdict
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import join, pick
+from coterie.algo.grouping.trust import trust_factors
 from coterie.algo.returns import returns_to_go
 from coterie.config.grouping import GroupingConfig
 from coterie.errors import CheckpointError, ConfigError
@@ -56,6 +57,7 @@ class GroupAwareJudge(Judge):
         self.step = 0
         self.lessons: dict[str, Lesson] = {}
         self.importance: dict[str, float] = {}
+        self.trust: dict[str, float] = {}
         self._model: PartwiseBaseline | None = None
 
     @property
@@ -78,9 +80,10 @@ class GroupAwareJudge(Judge):
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
-        self.lessons = {}
+        self.lessons, self.trust = {}, {}
         if not members:
             return []
+        self.trust = self._trust(members)
         seen = self._parts(members, [reward for group in groups for reward in group.rewards], scores)
         try:
             verdict = self.model.explain(seen)
@@ -89,6 +92,14 @@ class GroupAwareJudge(Judge):
         self.lessons = self.model.observe(seen)
         self.step += 1
         return self._credits(members, verdict, self.terms.token_rewards(groups, scores) or {})
+
+    def _trust(self, members: Sequence[Rollout]) -> dict[str, float]:
+        """Factor of the clip bounds by prompt id, from history alone; empty where every bound is the configured one."""
+        if not self.config.trust:
+            return {}
+        names = list(dict.fromkeys(one.context.prompt_id for one in members))
+        variance, prior = self.model.evidence(self.features.of(names), float(self.step))
+        return dict(zip(names, trust_factors(variance, prior, self.config.trust).tolist(), strict=True))
 
     def _parts(self, members: Sequence[Rollout], totals: Sequence[float], scores: Scores) -> dict[str, Rollouts]:
         """The step as columns, once for each part of the reward."""
@@ -125,11 +136,13 @@ class GroupAwareJudge(Judge):
             if rollout.id in penalties:
                 value = tuple((value + returns_to_go(penalties[rollout.id])).tolist())
             shares = {name: float(values[k]) for name, values in verdict.shares.items() if np.isfinite(values[k])}
+            low, high = self.terms.clip_low, self.terms.clip_high
+            factor = self.trust.get(rollout.context.prompt_id, 1.0)
             return Credit(
                 rollout_id=rollout.id,
                 advantage=value,
-                clip_low=self.terms.clip_low,
-                clip_high=self.terms.clip_high,
+                clip_low=low if low >= 1 else min(low * factor, 1.0),  # from 1 on there is no lower bound
+                clip_high=high * factor,
                 contributions=shares,
             )
 
@@ -157,7 +170,11 @@ class GroupAwareJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
-        return {f"grouping/{name}": value for name, value in self.model.metrics(self.lessons).items()}
+        found = self.model.metrics(self.lessons)
+        if self.trust:
+            factors = list(self.trust.values())
+            found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
+        return {f"grouping/{name}": value for name, value in found.items()}
 
     def news(self) -> list[str]:
         moved = [lesson.redrawn for lesson in self.lessons.values() if lesson.redrawn is not None]

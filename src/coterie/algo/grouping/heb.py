@@ -133,6 +133,19 @@ class GroupAwareBaseline:
         mean = np.clip(mean, 0.0, 1.0) if self.settings.bounds is not None else mean
         return low + (high - low) * mean, (high - low) ** 2 * var
 
+    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
+        """[P] variance of what is expected of the regions of these prompts, and [P] the same before any evidence, in
+        squared reward ranges.
+
+        Raises:
+            ValueError: the preset has no hierarchy of regions.
+        """
+        for hierarchy in self.hierarchies.values():
+            return hierarchy.evidence(features, time)
+        raise ValueError(
+            f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
+        )
+
     @property
     def _known(self) -> float:
         total, count = self.sums[2]

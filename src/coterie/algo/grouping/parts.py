@@ -77,6 +77,12 @@ class PartwiseBaseline:
             shares |= {_named(name, scale): values / estimator.scale for scale, values in said.scales.items()}
         return Verdict(advantages, shares)
 
+    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
+        """As `GroupAwareBaseline.evidence`, added up over the parts: the ratio of the two is the parts' mean, each
+        weighted by its prior."""
+        both = [estimator.evidence(features, time) for estimator in self.estimators.values()]
+        return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
+
     def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, Lesson]:
         """Learn from rollouts whose advantages have been used."""
         return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
