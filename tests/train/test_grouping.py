@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
@@ -60,9 +61,9 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
         {},
         {"weights": "score_norm", "embedding": "none", "without": ["tree"]},
         {"per_part": True, "rewards": None},
-        {"allocate": True, "candidates": 2, "most": 6, "uniform": True},
+        {"allocate": True, "candidates": 2, "most": 6, "uniform": True, "clock": "policy", "trust": 0.5},
     ],
-    ids=["plain", "score norms", "per part", "allocation"],
+    ids=["plain", "score norms", "per part", "allocation, policy time, trust"],
 )
 def test_it_resumes_to_the_same_bits(grouping: dict[str, Any], root: Path) -> None:
     whole = assemble.train(config_for(root, "heb-stack", grouping=dict(grouping)))
@@ -78,6 +79,23 @@ def test_credit_says_which_scale_it_came_from(root: Path) -> None:
     (row, *_) = rollouts.read_step(run / "rollouts", 3)
     assert row.credit is not None
     assert {"siblings", "root"} <= set(row.credit.contributions)
+
+
+def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
+    """Also with one optimizer step a batch, where the update's own ratio is exactly 1."""
+    optim = {"lr": 1e-2, "warmup": 3}
+    run = assemble.train(config_for(root, "heb", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
+    found = [metrics(run, step) for step in range(1, 5)]
+    moved = np.array([one["moved"] for one in found])
+    assert (moved > 0).all()
+    then = np.cumsum(moved / (np.cumsum(moved) / np.arange(1, 5)))
+    np.testing.assert_allclose([one["grouping/time"] for one in found], [0.0, *then[:3]], rtol=1e-12)
+
+
+def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
+    run = assemble.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    assert [metrics(run, step)["grouping/time"] for step in (1, 2, 3)] == [0.0, 1.0, 2.0]
+    assert "moved" not in metrics(run, 3)
 
 
 def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:

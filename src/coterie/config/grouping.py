@@ -33,6 +33,9 @@ class GroupingConfig(Section):
     """Steps in which what is known of a region fades to 1/e."""
     prompt_memory: float = Field(default=120.0, gt=0)
     """Steps in which what is special to a prompt fades to 1/e."""
+    clock: Literal["steps", "policy"] = "steps"
+    """By what time goes: steps, or how far each update moved the policy (measured on one packed row, at the cost of its
+    forward pass), against the mean of the updates so far, so that the average step still lasts about 1."""
     max_leaves: int = Field(default=48, ge=1)
     """Most regions."""
     min_weight: float = Field(default=40.0, gt=0)

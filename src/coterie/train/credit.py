@@ -34,6 +34,9 @@ class Judge:
         """One credit per member; `scores` is empty where none are needed."""
         raise NotImplementedError
 
+    def updated(self, metrics: Mapping[str, float]) -> None:
+        """Told after each update what the learner measured of it; nothing where every step stands alone."""
+
     def metrics(self) -> dict[str, float]:
         """What is to be recorded of the last step."""
         return {}

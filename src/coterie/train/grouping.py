@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from coterie.algo.grouping.clock import PolicyClock
 from coterie.algo.grouping.lessons import Lesson
 from coterie.algo.grouping.parts import WHOLE, PartwiseBaseline, Verdict
 from coterie.algo.grouping.rollouts import Rollouts
@@ -54,10 +55,11 @@ class GroupAwareJudge(Judge):
         self.config, self.terms, self.features, self.seed = config, terms, features, seed
         self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
         self.versions = {"reward": reward, "reference": reference}
-        self.step = 0
+        self.step, self.clock = 0, PolicyClock()
         self.lessons: dict[str, Lesson] = {}
         self.importance: dict[str, float] = {}
         self.trust: dict[str, float] = {}
+        self.judged = 0.0
         self._model: PartwiseBaseline | None = None
 
     @property
@@ -75,12 +77,20 @@ class GroupAwareJudge(Judge):
         return self._model
 
     @property
+    def time(self) -> float:
+        """Of the next step: what fades, fades by it."""
+        return self.clock.now if self.config.clock == "policy" else float(self.step)
+
+    def updated(self, metrics: Mapping[str, float]) -> None:
+        self.clock.advance(metrics.get("moved", 0.0))
+
+    @property
     def needs_scores(self) -> bool:
         return self.config.weights == "score_norm" or self.terms.kl_beta > 0
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
-        self.lessons, self.trust = {}, {}
+        self.lessons, self.trust, self.judged = {}, {}, self.time
         if not members:
             return []
         self.trust = self._trust(members)
@@ -98,7 +108,7 @@ class GroupAwareJudge(Judge):
         if not self.config.trust:
             return {}
         names = list(dict.fromkeys(one.context.prompt_id for one in members))
-        variance, prior = self.model.evidence(self.features.of(names), float(self.step))
+        variance, prior = self.model.evidence(self.features.of(names), self.time)
         return dict(zip(names, trust_factors(variance, prior, self.config.trust).tolist(), strict=True))
 
     def _parts(self, members: Sequence[Rollout], totals: Sequence[float], scores: Scores) -> dict[str, Rollouts]:
@@ -112,7 +122,7 @@ class GroupAwareJudge(Judge):
                 prompts=prompts,
                 rewards=np.array([np.nan if value is None else value for value in rewards], dtype=np.float64),
                 features=features,
-                time=float(self.step),
+                time=self.time,
                 weights=weights,
             )
 
@@ -157,7 +167,7 @@ class GroupAwareJudge(Judge):
             names,
             self.features.of(names),
             config=self.config,
-            time=float(self.step),
+            time=self.time,
             prompts=prompts,
             rollouts=rollouts,
             counters=("rollouts", self.seed, self.step),
@@ -170,7 +180,7 @@ class GroupAwareJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
-        found = self.model.metrics(self.lessons)
+        found = self.model.metrics(self.lessons) | {"time": self.judged}
         if self.trust:
             factors = list(self.trust.values())
             found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
@@ -189,6 +199,7 @@ class GroupAwareJudge(Judge):
         arrays, facts = join(features=self.features.state(), model=self.model.state())
         save_file({name: array.copy(order="C") for name, array in arrays.items()}, folder / ARRAYS)
         held = {"format": FORMAT, "facts": facts, "step": self.step, "importance": self.importance}
+        held["clock"] = self.clock.state()
         write_file(folder / FACTS, json_dumps(held).encode())
 
     def load(self, folder: Path, *, adopt: bool = True) -> None:
@@ -208,6 +219,7 @@ class GroupAwareJudge(Judge):
             self.features.load(pick(state, "features"))
             self.model.load(pick(state, "model"))
             self.step, self.importance = int(held["step"]), dict(held["importance"])
+            self.clock.load(held["clock"])
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"cannot read the groups in {folder}: {error}") from error
         if adopt:

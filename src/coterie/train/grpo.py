@@ -78,6 +78,7 @@ class Trainer:
         scores = self._score(gathered.groups, rollouts) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
         report = self.learner.update(self._minibatches(rollouts, credits), scores)
+        self.judge.updated(report.metrics)
         updated = time.perf_counter()
         self.step += 1
         self.cursor, self.waiting = gathered.cursor, gathered.waiting
