@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from coterie import machine, threads
@@ -26,6 +25,7 @@ from coterie.learning import coefficients_for, group_aware_judge_for, judge_for,
 from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
 from coterie.policy.embedding import embed_prompts
+from coterie.policy.encoder import Encoder, load_encoder
 from coterie.policy.model import Policy, load
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
@@ -35,6 +35,7 @@ from coterie.train.gathering import Gatherer
 from coterie.train.grouping import GroupAwareJudge
 from coterie.train.grouping_settings import check as check_grouping
 from coterie.train.grpo import Trainer
+from coterie.train.prompt_features import Embed
 from coterie.train.recorder import Recorder
 from coterie.types import Prompt
 
@@ -85,13 +86,12 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
 
 
-def locate_model(config: RunConfig, observer: Observer) -> str:
+def locate_model(name: str, observer: Observer) -> str:
     """Folder of an asset (fetched if need be), or the local folder or transformers id as it is.
 
     Raises:
         AssetError: the asset cannot be had.
     """
-    name = config.model.name
     if name in assets.ASSETS and not Path(name).is_dir():
         return str(assets.ensure(name, progress=lambda message: observer.noted("progress", message)))
     return name
@@ -105,6 +105,8 @@ class Inputs:
     chat: Chat
     train: PromptSet
     heldout: PromptSet
+    encoder: Encoder | None = None
+    """Says what prompts mean, where it is not the policy that does."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -131,7 +133,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     Raises:
         DataError: no training prompts, or too many bad rows.
     """
-    source = locate_model(config, observer)
+    source = locate_model(config.model.name, observer)
     chat = load_chat(source, config.model.revision)
     train = _load(config.data.train, config, chat)
     if need_train and len(train.prompts) < config.collect.prompts:
@@ -140,7 +142,19 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
             'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
         )
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
-    return Inputs(source=source, chat=chat, train=train, heldout=heldout)
+    encoder = encoder_for(config, observer) if need_train else None
+    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
+    """The sentence encoder that the settings ask for.
+
+    Raises:
+        AssetError, ModelError: it cannot be had.
+    """
+    if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
+        return None
+    return load_encoder(locate_model(config.grouping.embedding, observer), device_of(config))
 
 
 def _load(
@@ -256,13 +270,17 @@ def _judge(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
     """Who gives credit; a group-aware one also knows what the prompts are."""
     if config.grouping.preset == "prompt":
         return judge_for(config)
-    token_ids = inputs.train.token_ids
+    return group_aware_judge_for(config, inputs.train.prompts, _embed(config, inputs, policy))
 
-    def meaning(prompts: Sequence[Prompt]) -> np.ndarray:
-        return embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
 
-    embed = meaning if config.grouping.embedding == "policy" else None
-    return group_aware_judge_for(config, inputs.train.prompts, embed)
+def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
+    """Who says what prompts mean: a sentence encoder, the policy, or nobody."""
+    encoder, token_ids = inputs.encoder, inputs.train.token_ids
+    if encoder is not None:
+        return lambda prompts: encoder.embed([prompt.messages[-1]["content"] for prompt in prompts])
+    if config.grouping.embedding == "none":
+        return None
+    return lambda prompts: embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
 
 
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:

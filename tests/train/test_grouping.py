@@ -16,12 +16,13 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.cli import main
 from coterie.config.schema import RunConfig
-from coterie.errors import CheckpointError
+from coterie.errors import CheckpointError, ModelError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.train.credit import Terms
 from coterie.train.grouping import FACTS, GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
+from tiny_models import tiny_encoder
 
 
 @pytest.fixture
@@ -96,6 +97,24 @@ def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
     run = assemble.train(config_for(root, "heb", steps=3, eval={"every": 0}))
     assert [metrics(run, step)["grouping/time"] for step in (1, 2, 3)] == [0.0, 1.0, 2.0]
     assert "moved" not in metrics(run, 3)
+
+
+def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> None:
+    encoder = tiny_encoder(root / "bert")
+    given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "heb", **given))
+    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    names = [column["name"] for column in held["facts"]["features"]["columns"]]
+    assert sum(name.startswith("meaning ") for name in names) == 16
+    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+
+
+def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load the model 'no-such-encoder'"):
+        assemble.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
+    assert not (root / "runs").exists()
 
 
 def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:

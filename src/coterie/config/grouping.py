@@ -25,8 +25,9 @@ class GroupingConfig(Section):
     weights: Literal["score_norm", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
     of the mean: its score norm (needs a scoring pass), its length, or all alike."""
-    embedding: Literal["policy", "none"] = "policy"
-    """Similarity of prompts: the mean of the policy's own last hidden states, or none."""
+    embedding: Annotated[str, Field(min_length=1)] = "policy"
+    """Similarity of prompts: `policy`, the mean of its own last hidden states; `none`; or a sentence encoder, by asset
+    name (`minilm-l6`), folder or transformers id."""
     dimensions: int = Field(default=16, ge=1)
     """Principal directions kept of the embedding."""
     memory: float = Field(default=40.0, gt=0)
