@@ -23,6 +23,7 @@ from coterie.runs.durable import json_dumps
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import CriticJudge, GroupJudge, Judge, Terms
 from coterie.train.grouping import GroupAwareJudge
+from coterie.train.grouping_settings import own_baseline, own_key
 from coterie.train.prompt_features import Embed, PromptFeatures
 from coterie.types import Prompt
 
@@ -137,7 +138,14 @@ def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: E
     return GroupAwareJudge(
         config.grouping,
         terms=terms_for(config),
-        features=PromptFeatures(prompts, embed, dimensions=config.grouping.dimensions, seed=config.seed),
+        features=PromptFeatures(
+            prompts,
+            embed,
+            key=own_key(config.grouping),
+            dimensions=config.grouping.dimensions,
+            seed=config.seed,
+        ),
+        own=own_baseline(config.grouping),
         part_weights={part.key: part.weight for part in config.rewards.parts},
         seed=config.seed,
         reward=json_dumps(config.rewards.model_dump(mode="json")["parts"]),

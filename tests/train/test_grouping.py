@@ -16,7 +16,7 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.cli import main
 from coterie.config.schema import RunConfig
-from coterie.errors import CheckpointError, ModelError
+from coterie.errors import CheckpointError, ConfigError, ModelError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.train.credit import Terms
@@ -117,6 +117,88 @@ def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None
     assert not (root / "runs").exists()
 
 
+OWN = """
+import numpy as np
+
+
+def past(view):
+    \"\"\"What the step before showed, of whatever prompt.\"\"\"
+    return [view.history[-1].means.mean() if view.history else 0.5] * len(view.rewards)
+
+
+def too_much(view):
+    return view.rewards / 2
+
+
+def last_digit(prompt):
+    return "even" if int(prompt.answer) % 2 == 0 else "odd"
+
+
+def size(prompt):
+    return int(prompt.answer)
+
+
+def nothing(prompt):
+    return None
+"""
+
+
+def events(run: Path, kind: str) -> list[str]:
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        return [event.message for event in database.events(kind)]
+
+
+def test_a_baseline_of_ones_own_trains_resumes_and_is_tested_on_the_first_step(root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    given = {"steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "own_groups:past", **given))
+    assert metrics(run, 4)["grad_norm"] > 0
+    assert metrics(run, 4)["grouping/weight/own"] == 1.0
+    assert events(run, "biased_baseline") == []
+    half = assemble.train(config_for(root, "own_groups:past", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+    assert main(["groups", str(run)]) == 0
+
+
+def test_a_baseline_that_reads_its_own_reward_is_warned_of_by_name(root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    run = assemble.train(config_for(root, "own_groups:too_much", steps=2, eval={"every": 0}))
+    (text,) = events(run, "biased_baseline")
+    assert "by up to 0.5 of the range, so the gradient is biased" in text
+
+
+@pytest.mark.parametrize(("key", "columns"), [("last_digit", ["key=even", "key=odd"]), ("size", ["key"])])
+def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns: list[str], root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "heb", **given))
+    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    assert [one["name"] for one in held["facts"]["features"]["columns"] if one["signal"] == "key"] == columns
+    (row, *_) = rollouts.read_step(run / "rollouts", 4)
+    assert row.credit is not None
+    assert ("key" in row.credit.contributions) == (key == "last_digit")
+    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+
+
+@pytest.mark.parametrize(
+    ("preset", "grouping", "message"),
+    [
+        ("own_groups:missing", {}, "no function 'missing'"),
+        ("heb", {"key": "nowhere:missing"}, "importing 'nowhere' raised"),
+        ("heb", {"key": "own_groups:nothing"}, "gave None for prompt .* expected a text or a finite number"),
+    ],
+)
+def test_functions_that_cannot_be_had_or_give_nothing_are_named(
+    preset: str, grouping: dict[str, Any], message: str, root: Path
+) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=message):
+        assemble.train(config_for(root, preset, grouping=grouping, steps=1))
+
+
 def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
     optim = {"lr": 1e-2, "minibatches": 2}
     config = config_for(root, "heb", grouping={"trust": 1.0}, optim=optim, steps=4, eval={"every": 0})
@@ -193,6 +275,8 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
         ({"grouping": {"rewards": [1.0, 0.0]}}, "smallest reward, then the largest"),
         ({"grouping": {"preset": "tracker", "trust": 0.5}}, "a preset with regions"),
+        ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by heb, heb-stack and your own"),
+        ({"grouping": {"preset": "a:b", "allocate": True}}, "expects something of a prompt"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:

@@ -20,6 +20,8 @@ Scores = Mapping[str, RolloutScores]
 
 NEWS = "groups"
 """Kind of the events that say how groups changed."""
+BIASED = "biased_baseline"
+"""Kind of the events that warn of a baseline that its own rollout moves."""
 
 
 class Judge:
@@ -43,6 +45,10 @@ class Judge:
 
     def news(self) -> list[str]:
         """What a reader should know of how the groups changed in the last step."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the last step's credit."""
         return []
 
     def save(self, folder: Path) -> None:

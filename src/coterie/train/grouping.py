@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from coterie.algo.grouping.clock import PolicyClock
 from coterie.algo.grouping.lessons import Lesson
+from coterie.algo.grouping.own import Own, own_influence
 from coterie.algo.grouping.parts import WHOLE, PartwiseBaseline, Verdict
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import join, pick
@@ -29,6 +30,8 @@ from coterie.train.prompt_features import PromptFeatures
 from coterie.types import Credit, Group, Prompt, Rollout
 
 ARRAYS, FACTS = "grouping.safetensors", "grouping.json"
+ROUNDING = 1e-9
+"""A baseline that moves by less, in reward ranges, has not moved."""
 FORMAT = 2
 """Of the two files in a checkpoint; another one is refused."""
 
@@ -39,6 +42,7 @@ class GroupAwareJudge(Judge):
     Args:
         part_weights: weight of each reward part by its label; with `per_part` each has an estimator of its own.
         reward, reference: names of what the statistics belong to.
+        own: the user's baseline, where the preset is one.
     """
 
     def __init__(
@@ -51,9 +55,11 @@ class GroupAwareJudge(Judge):
         seed: int,
         reward: str = "",
         reference: str = "",
+        own: Own | None = None,
     ) -> None:
         self.config, self.terms, self.features, self.seed = config, terms, features, seed
         self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
+        self.own, self.doubts = own, list[str]()
         self.versions = {"reward": reward, "reference": reference}
         self.step, self.clock = 0, PolicyClock()
         self.lessons: dict[str, Lesson] = {}
@@ -72,6 +78,7 @@ class GroupAwareJudge(Judge):
                 preset=self.config.preset,
                 settings=settings_of(self.config),
                 seed=self.seed,
+                own=self.own,
                 **self.versions,
             )
         return self._model
@@ -91,17 +98,30 @@ class GroupAwareJudge(Judge):
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
         self.lessons, self.trust, self.judged = {}, {}, self.time
+        self.doubts = []
         if not members:
             return []
         self.trust = self._trust(members)
         seen = self._parts(members, [reward for group in groups for reward in group.rewards], scores)
         try:
             verdict = self.model.explain(seen)
+            self.doubts = self._doubts(seen) if self.own is not None and self.step == 0 else []
         except ValueError as error:
             raise ConfigError(f"[grouping]: {error}") from error
         self.lessons = self.model.observe(seen)
         self.step += 1
         return self._credits(members, verdict, self.terms.token_rewards(groups, scores) or {})
+
+    def _doubts(self, seen: Mapping[str, Rollouts]) -> list[str]:
+        """Whether the user's baseline reads what it must not: asked on the first step."""
+        moved = max(own_influence(self.model.estimators[label], one) for label, one in seen.items())
+        if moved <= ROUNDING:
+            return []
+        return [
+            f"grouping.preset = {self.config.preset!r}: changing a rollout's reward from one end of the range to the "
+            f"other moves its own baseline by up to {moved:.3g} of the range, so the gradient is biased; leave a "
+            "rollout's own reward out of its baseline, and give the same numbers for the same view"
+        ]
 
     def _trust(self, members: Sequence[Rollout]) -> dict[str, float]:
         """Factor of the clip bounds by prompt id, from history alone; empty where every bound is the configured one."""
@@ -185,6 +205,9 @@ class GroupAwareJudge(Judge):
             factors = list(self.trust.values())
             found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
         return {f"grouping/{name}": value for name, value in found.items()}
+
+    def warnings(self) -> list[str]:
+        return self.doubts
 
     def news(self) -> list[str]:
         moved = [lesson.redrawn for lesson in self.lessons.values() if lesson.redrawn is not None]

@@ -21,7 +21,7 @@ from coterie.engines.base import Engine
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
 from coterie.train.coefficients import Coefficients
-from coterie.train.credit import NEWS, Judge
+from coterie.train.credit import BIASED, NEWS, Judge
 from coterie.train.evaluation import Evaluator
 from coterie.train.gathering import Gathered, Gatherer
 from coterie.train.measures import step_metrics
@@ -165,6 +165,8 @@ class Trainer:
                 f"{gathered.metrics['refill/rounds']:.0f} rounds: the others' attempts were all right or all wrong by "
                 f"{self.evaluator.part!r} (eval.part), which counts as right from 1 on",
             )
+        for text in self.judge.warnings():
+            self.recorder.note(self.step, BIASED, text)
         for text in self.judge.news():
             self.recorder.record_event(self.step, NEWS, text)
         if experience.late:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 
 from coterie.algo.grouping.features import FeatureMap
 from coterie.algo.grouping.state import State
+from coterie.errors import ConfigError
 from coterie.types import Prompt
 
 Embed = Callable[[Sequence[Prompt]], np.ndarray]
 """[P] prompts → [P, D] what they mean."""
+
+Key = Callable[[Prompt], str | float]
 
 SAMPLE = 128
 """Training prompts on which the features are fitted."""
@@ -24,21 +28,32 @@ class PromptFeatures:
     Args:
         prompts: the training prompts.
         embed: None leaves the embedding out.
+        key: the user's own scale: a text or a number of each prompt.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], embed: Embed | None, *, dimensions: int, seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], embed: Embed | None, *, dimensions: int, seed: int, key: Key | None = None
+    ) -> None:
         self.prompts = {prompt.id: prompt for prompt in prompts}
-        self.embed = embed
+        self.embed, self.key = embed, key
         self.dimensions, self.seed = dimensions, seed
         self.rows: dict[str, np.ndarray] = {}
         self._map: FeatureMap | None = None
 
     @property
     def map(self) -> FeatureMap:
-        """Fitted on the first use, with the policy as it is then: before the first step."""
+        """Fitted on the first use, with the policy as it is then: before the first step.
+
+        Raises:
+            ConfigError: the user's key fails, or gives neither texts nor numbers.
+        """
         if self._map is None:
             names = list(self.prompts)[:: max(1, len(self.prompts) // SAMPLE)][:SAMPLE]
-            self._map = FeatureMap.fit(**self._facts(names), dims=self.dimensions, seed=self.seed)
+            known = None if self.key is None else self._keys(self.key, list(self.prompts))
+            try:
+                self._map = FeatureMap.fit(**self._facts(names), known_keys=known, dims=self.dimensions, seed=self.seed)
+            except ValueError as error:
+                raise ConfigError(f"[grouping]: {error}") from error
         return self._map
 
     def of(self, names: Sequence[str]) -> np.ndarray:
@@ -57,7 +72,25 @@ class PromptFeatures:
         }
         if self.embed is not None:
             facts["embeddings"] = self.embed(prompts)
+        if self.key is not None:
+            facts["keys"] = self._keys(self.key, names)
         return facts
+
+    def _keys(self, key: Key, names: Sequence[str]) -> list[Any]:
+        """What the user's function says of each prompt: all texts or all numbers."""
+        found = []
+        for name in names:
+            try:
+                value = key(self.prompts[name])
+            except Exception as error:  # the user's own code
+                raise ConfigError(f"grouping.key raised {type(error).__name__} for prompt {name!r}: {error}") from error
+            number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+            if not (isinstance(value, str) or number):
+                raise ConfigError(
+                    f"grouping.key gave {value!r} for prompt {name!r}; expected a text or a finite number"
+                )
+            found.append(value)
+        return found
 
     def state(self) -> State:
         arrays, facts = self.map.state()

@@ -169,7 +169,9 @@ def test_features_are_standardised_and_saved():
     assert rows.shape == (50, len(fitted.columns)) == (50, 6 + 2 + 16)
     np.testing.assert_allclose(rows[:, :8].mean(axis=0), 0, atol=0.1)
     assert np.abs(rows).max() <= 4
-    again = FeatureMap.load(fitted.state()).apply(texts, tasks=tasks, embeddings=embeddings)
+    arrays, facts = fitted.state()
+    loaded = FeatureMap.load(({name: array.copy(order="C") for name, array in arrays.items()}, facts))
+    again = loaded.apply(texts, tasks=tasks, embeddings=embeddings)
     assert again.tobytes() == rows.tobytes()
     with pytest.raises(ValueError, match="pass the same"):
         fitted.apply(texts, tasks=tasks)

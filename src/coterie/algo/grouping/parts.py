@@ -10,6 +10,7 @@ import numpy as np
 from coterie.algo.grouping.features import Column
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.lessons import Lesson
+from coterie.algo.grouping.own import Own
 from coterie.algo.grouping.presets import Settings
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import Floats, State, join, pick
@@ -36,6 +37,7 @@ class PartwiseBaseline:
         weights: weight of each part of the reward; `WHOLE` for an undivided one.
         preset, settings, seed: of every part's estimator.
         reward, reference: names of what the statistics belong to, see `GroupAwareBaseline.adopt`.
+        own: see `GroupAwareBaseline`.
     """
 
     def __init__(
@@ -48,13 +50,14 @@ class PartwiseBaseline:
         seed: int = 0,
         reward: str = "",
         reference: str = "",
+        own: Own | None = None,
     ) -> None:
         if not weights:
             raise ValueError("a reward of no parts has no baseline; name at least one part and its weight")
         self.weights = dict(weights)
         self.estimators = {
             name: GroupAwareBaseline(
-                columns, preset=preset, settings=settings, seed=seed, reward=reward, reference=reference
+                columns, preset=preset, settings=settings, seed=seed, reward=reward, reference=reference, own=own
             )
             for name in self.weights
         }
