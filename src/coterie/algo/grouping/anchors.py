@@ -1,8 +1,8 @@
 """Groups of single steps in episodes of several turns: attempts that came to the same state are compared there.
 
-GiGPO (2505.10978) compares the discounted return of a step with that of all steps taken from the same state. Its group
-holds the step itself, and every other visit of the same episode, which shares its future; here the whole episode is left
-out of its own baseline, so that the gradient stays unbiased. Pure: environments of one turn have no use for it.
+GiGPO (2505.10978) compares the discounted return of a step with that of all steps taken from the same state. Its
+group holds the step itself, and every other visit of the same episode, which shares its future; here the whole episode
+is left out of its own baseline, so that the gradient stays unbiased. Environments of one turn have no use for it.
 """
 
 from __future__ import annotations

@@ -117,9 +117,13 @@ def ask(function: Own, view: View, name: str) -> Floats:
 def own_influence(baseline: GroupAwareBaseline, rollouts: Rollouts) -> float:
     """The largest |change| of a rollout's own baseline, in reward ranges, when nothing but its own reward is replaced
     by the other end of the range; over the first `PROBES` scored rollouts. Above rounding, the gradient is biased."""
-    low, high = baseline.range or (float(np.nanmin(rollouts.rewards)) - 1.0, float(np.nanmax(rollouts.rewards)) + 1.0)
+    scored = np.flatnonzero(np.isfinite(rollouts.rewards))
+    if not scored.size:
+        return 0.0
+    seen = rollouts.rewards[scored]
+    low, high = baseline.range or (float(seen.min()) - 1.0, float(seen.max()) + 1.0)
     before, largest = baseline.predict(rollouts), 0.0
-    for k in np.flatnonzero(np.isfinite(rollouts.rewards))[:PROBES]:
+    for k in scored[:PROBES]:
         rewards = rollouts.rewards.copy()
         rewards[k] = low if rewards[k] > (low + high) / 2 else high
         moved = baseline.predict(replace(rollouts, rewards=rewards))[k] - before[k]
