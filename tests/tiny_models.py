@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -16,6 +19,7 @@ from transformers import (
 )
 
 from coterie.policy.model import Policy
+from tiny import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -73,3 +77,14 @@ def tiny_policy(
     kind: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0, lora: Any = None, **sizes: Any
 ) -> Policy:
     return Policy(tiny_model(kind, dtype=dtype, seed=seed, **sizes), name=f"tiny-{kind}", lora=lora)
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A random BERT with a tokenizer, on disk."""
+    tokenizer: Any = tiny_tokenizer()
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), intermediate_size=24, max_position_embeddings=32, **shape)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

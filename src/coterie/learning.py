@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coterie.algo.advantages import AdvantageRule
@@ -19,8 +19,13 @@ from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
+from coterie.rewards.identity import identity
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import CriticJudge, GroupJudge, Judge, Terms
+from coterie.train.grouping import GroupAwareJudge
+from coterie.train.grouping_settings import own_baseline, own_key
+from coterie.train.prompt_features import Embed, PromptFeatures
+from coterie.types import Prompt
 
 Load = Callable[[], Policy]
 """Loads the starting policy once more: for a frozen reference, or a critic's own decoder."""
@@ -123,6 +128,31 @@ def judge_for(config: RunConfig) -> Judge:
     )
 
 
+def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: Embed | None) -> GroupAwareJudge:
+    """Credit from groups at several scales.
+
+    Args:
+        prompts: those of training.
+        embed: what they mean; None leaves that out.
+    """
+    return GroupAwareJudge(
+        config.grouping,
+        terms=terms_for(config),
+        features=PromptFeatures(
+            prompts,
+            embed,
+            key=own_key(config.grouping),
+            dimensions=config.grouping.dimensions,
+            seed=config.seed,
+        ),
+        own=own_baseline(config.grouping),
+        part_weights={part.key: part.weight for part in config.rewards.parts},
+        seed=config.seed,
+        reward=identity(config.rewards),
+        reference=str(config.model.name),
+    )
+
+
 def coefficients_for(config: RunConfig) -> Coefficients:
     """The weights of the objective that adapt themselves."""
     objective = config.objective
@@ -149,5 +179,6 @@ def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
         critic=_critic(config, policy, load, total_steps),
         entropy_share=config.objective.entropy_share,
         score_norm=config.grouping.weights == "score_norm" and config.grouping.preset != "prompt",
+        movement=config.grouping.clock == "policy" and config.grouping.preset != "prompt",
         warmup=warmup,
     )

@@ -134,7 +134,7 @@ def chat(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    source = locate_model(config, Silent())
+    source = locate_model(config.model.name, Silent())
     talk = load_chat(source, config.model.revision)
     policy = load_policy(config, source)
     engine = EmbeddedEngine(policy, talk, slots=1)

@@ -22,10 +22,11 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
-from coterie.learning import coefficients_for, judge_for, learner_for, objective_for, terms_for
+from coterie.learning import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
 from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
 from coterie.policy.embedding import embed_prompts
+from coterie.policy.encoder import Encoder, load_encoder
 from coterie.policy.model import Policy, load
 from coterie.rewards.identity import identity
 from coterie.rewards.pool import Scorer
@@ -33,9 +34,10 @@ from coterie.runs.durable import json_dumps
 from coterie.train.credit import Judge
 from coterie.train.evaluation import Evaluator, is_correct
 from coterie.train.gathering import Gatherer
-from coterie.train.grouping import GroupAwareJudge, PromptFeatures
-from coterie.train.grouping import check as check_grouping
+from coterie.train.grouping import GroupAwareJudge
+from coterie.train.grouping_settings import check as check_grouping
 from coterie.train.grpo import Trainer
+from coterie.train.prompt_features import Embed
 from coterie.train.recorder import Recorder
 from coterie.train.replay import Replay
 from coterie.types import Prompt
@@ -87,13 +89,12 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
 
 
-def locate_model(config: RunConfig, observer: Observer) -> str:
+def locate_model(name: str, observer: Observer) -> str:
     """Folder of an asset (fetched if need be), or the local folder or transformers id as it is.
 
     Raises:
         AssetError: the asset cannot be had.
     """
-    name = config.model.name
     if name in assets.ASSETS and not Path(name).is_dir():
         return str(assets.ensure(name, progress=lambda message: observer.noted("progress", message)))
     return name
@@ -107,6 +108,8 @@ class Inputs:
     chat: Chat
     train: PromptSet
     heldout: PromptSet
+    encoder: Encoder | None = None
+    """Says what prompts mean, where it is not the policy that does."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -133,7 +136,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     Raises:
         DataError: no training prompts, or too many bad rows.
     """
-    source = locate_model(config, observer)
+    source = locate_model(config.model.name, observer)
     chat = load_chat(source, config.model.revision)
     train = _load(config.data.train, config, chat)
     if need_train and len(train.prompts) < config.collect.prompts:
@@ -142,7 +145,19 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
             'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
         )
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
-    return Inputs(source=source, chat=chat, train=train, heldout=heldout)
+    encoder = encoder_for(config, observer) if need_train else None
+    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
+    """The sentence encoder that the settings ask for.
+
+    Raises:
+        AssetError, ModelError: it cannot be had.
+    """
+    if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
+        return None
+    return load_encoder(locate_model(config.grouping.embedding, observer), device_of(config))
 
 
 def _load(
@@ -258,22 +273,17 @@ def judge_of(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
     """Who gives credit; a group-aware one also knows what the prompts are."""
     if config.grouping.preset == "prompt":
         return judge_for(config)
-    features = PromptFeatures(
-        inputs.train.prompts,
-        inputs.train.token_ids,
-        functools.partial(embed_prompts, policy) if config.grouping.embedding == "policy" else None,
-        dimensions=config.grouping.dimensions,
-        seed=config.seed,
-    )
-    return GroupAwareJudge(
-        config.grouping,
-        terms=terms_for(config),
-        features=features,
-        part_weights={part.key: part.weight for part in config.rewards.parts},
-        seed=config.seed,
-        reward=json_dumps(config.rewards.model_dump(mode="json")["parts"]),
-        reference=str(config.model.name),
-    )
+    return group_aware_judge_for(config, inputs.train.prompts, _embed(config, inputs, policy))
+
+
+def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
+    """Who says what prompts mean: a sentence encoder, the policy, or nobody."""
+    encoder, token_ids = inputs.encoder, inputs.train.token_ids
+    if encoder is not None:
+        return lambda prompts: encoder.embed([prompt.messages[-1]["content"] for prompt in prompts])
+    if config.grouping.embedding == "none":
+        return None
+    return lambda prompts: embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
 
 
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:

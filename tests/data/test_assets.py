@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from coterie.data import assets, folders, questions, wheels
-from coterie.data.assets import Asset
+from coterie.data.assets import Asset, Member
 from coterie.errors import AssetError
 
 LINES = b'{"id": "a-1", "prompt": " 1 + 1? ", "expected": "2", "upstream_answer": "#### 2"}\n'
@@ -91,6 +91,24 @@ def test_fetching_unpacks_converts_records_and_says_so(index: Index) -> None:
     assert leftovers() == []
     assert path == assets.locate("toy") == assets.fetch("toy") == assets.ensure("toy")
     assert index.downloads == 1
+
+
+def test_files_beside_the_member_are_checked_kept_and_watched(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = b"licence: MIT"
+    index.put({MEMBER: LINES, "model/README.md": card, "model/other.txt": b"x"})
+    beside = Member(path="model/README.md", sha256=hashlib.sha256(card).hexdigest(), size=len(card))
+    monkeypatch.setitem(assets.ASSETS, "toy", replace(ASSET, beside=(beside,)))
+    folder = assets.fetch("toy").parent
+    assert (folder / "README.md").read_bytes() == card
+    assert not list(folder.rglob("other.txt"))
+    (folder / "README.md").write_bytes(b"another licence")
+    assert assets.locate("toy") is None
+    assert assets.fetch("toy").parent == folder
+    assert (folder / "README.md").read_bytes() == card
+    index.put({MEMBER: LINES, "model/README.md": b"licence: XXX"})
+    monkeypatch.setitem(assets.ASSETS, "toy", replace(ASSET, beside=(beside,), version="1.1"))
+    with pytest.raises(AssetError, match=r"README.md .* has sha256 [0-9a-f]{64}, expected"):
+        assets.fetch("toy")
 
 
 def test_ls_tells_what_is_here(index: Index) -> None:
@@ -249,7 +267,8 @@ def test_a_member_of_another_form_names_the_line(index: Index, monkeypatch: pyte
 
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(
-        AssetError, match=r"no asset 'smollm2'; did you mean 'smollm2-135m'. expected one of smollm2-135m, gsm8k"
+        AssetError,
+        match=r"no asset 'smollm2'; did you mean 'smollm2-135m'. expected one of smollm2-135m, minilm-l6, gsm8k",
     ):
         assets.fetch("smollm2")
     with pytest.raises(AssetError, match=r"no asset '\.\./x'; expected one of"):
@@ -285,7 +304,7 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(
 
 
 def test_the_catalogue_is_whole() -> None:
-    assert {"smollm2-135m", "gsm8k-100", "asdiv"} <= set(assets.ASSETS)
+    assert {"smollm2-135m", "minilm-l6", "gsm8k-100", "asdiv"} <= set(assets.ASSETS)
     for name, asset in assets.ASSETS.items():
         assert (asset.name, len(asset.sha256)) == (name, 64)
         assert asset.noncommercial == ("NC" in asset.licence)

@@ -11,13 +11,18 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pages import PAGES, ROOT, Block, blocks, blocks_of, load_module, prose, section, write_files
 
+from coterie.algo.grouping.heb import GroupAwareBaseline
+from coterie.algo.grouping.own import own_influence
+from coterie.algo.grouping.rollouts import Rollouts
 from coterie.data.assets import ASSETS
 from coterie.rewards import registry
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rows import schema
+from coterie.types import Prompt
 
 PACKAGE = ROOT / "src/coterie"
 LONGEST = {"README.md": 199, "reader_loop.py": 200}
@@ -168,6 +173,21 @@ def test_the_steps_of_the_page_do_what_it_says() -> None:
     page: dict[str, Any] = {}
     exec(block.text, page)
     assert page["short_sentences"](["one. and two more.", "none"], most=2) == [[(4, True), (18, False)], []]
+
+
+def test_the_groups_of_the_page_do_what_it_says() -> None:
+    (block,) = [block for block in blocks("python") if block.note == "my_groups.py"]
+    page: dict[str, Any] = {}
+    exec(block.text, page)
+    baseline = GroupAwareBaseline(preset="my_groups:siblings_or_past", own=page["siblings_or_past"])
+    seen = Rollouts(prompts=tuple("aaab"), rewards=np.array([1.0, 0, 0, 1]), features=np.zeros((4, 0)), time=0.0)
+    assert baseline.predict(seen).tolist() == [0.0, 0.5, 0.5, 0.5]
+    assert own_influence(baseline, seen) < 1e-12
+    baseline.observe(seen)
+    later = Rollouts(prompts=("b", "c"), rewards=np.array([0.0, 1]), features=np.zeros((2, 0)), time=1.0)
+    assert baseline.predict(later).tolist() == [1.0, 0.5]
+    prompt = Prompt(id="a", messages=(), answer=None, task="sums", attributes={"source": "book"})
+    assert page["by_source"](prompt) == "book"
 
 
 def test_every_asset_is_on_the_page_with_its_licence() -> None:

@@ -45,7 +45,8 @@ def check_names(config: RunConfig) -> None:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)
         assert registry.target(part.name)
-    for target in (config.objective.surrogate, config.advantage.baseline):
+    own = (config.objective.surrogate, config.advantage.baseline, config.grouping.preset, config.grouping.key or "")
+    for target in own:
         if ":" in target:
             user_function(target)
     for step in config.rewards.steps:

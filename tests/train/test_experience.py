@@ -190,8 +190,7 @@ def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) ->
 def judge_for(names: list[str]) -> GroupAwareJudge:
     features = PromptFeatures(
         [prompt(name, f"What is {k} + {k}?") for k, name in enumerate(names)],
-        {name: [k, k + 1] for k, name in enumerate(names)},
-        lambda ids: np.array([[float(one[0]), 1.0] for one in ids]),
+        lambda prompts: np.array([[float(names.index(one.id)), 1.0] for one in prompts]),
         dimensions=2,
         seed=0,
     )

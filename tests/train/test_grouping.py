@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
@@ -15,8 +16,13 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.cli import main
 from coterie.config.schema import RunConfig
+from coterie.errors import CheckpointError, ConfigError, ModelError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
+from coterie.train.credit import Terms
+from coterie.train.grouping import FACTS, GroupAwareJudge
+from coterie.train.prompt_features import PromptFeatures
+from tiny_models import tiny_encoder
 
 
 @pytest.fixture
@@ -56,9 +62,9 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
         {},
         {"weights": "score_norm", "embedding": "none", "without": ["tree"]},
         {"per_part": True, "rewards": None},
-        {"allocate": True, "candidates": 2, "most": 6, "uniform": True},
+        {"allocate": True, "candidates": 2, "most": 6, "uniform": True, "clock": "policy", "trust": 0.5},
     ],
-    ids=["plain", "score norms", "per part", "allocation"],
+    ids=["plain", "score norms", "per part", "allocation, policy time, trust"],
 )
 def test_it_resumes_to_the_same_bits(grouping: dict[str, Any], root: Path) -> None:
     whole = assemble.train(config_for(root, "heb-stack", grouping=dict(grouping)))
@@ -74,6 +80,141 @@ def test_credit_says_which_scale_it_came_from(root: Path) -> None:
     (row, *_) = rollouts.read_step(run / "rollouts", 3)
     assert row.credit is not None
     assert {"siblings", "root"} <= set(row.credit.contributions)
+
+
+def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
+    """Also with one optimizer step a batch, where the update's own ratio is exactly 1."""
+    optim = {"lr": 1e-2, "warmup": 3}
+    run = assemble.train(config_for(root, "heb", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
+    found = [metrics(run, step) for step in range(1, 5)]
+    moved = np.array([one["moved"] for one in found])
+    assert (moved > 0).all()
+    then = np.cumsum(moved / (np.cumsum(moved) / np.arange(1, 5)))
+    np.testing.assert_allclose([one["grouping/time"] for one in found], [0.0, *then[:3]], rtol=1e-12)
+
+
+def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
+    run = assemble.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    assert [metrics(run, step)["grouping/time"] for step in (1, 2, 3)] == [0.0, 1.0, 2.0]
+    assert "moved" not in metrics(run, 3)
+
+
+def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> None:
+    encoder = tiny_encoder(root / "bert")
+    given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "heb", **given))
+    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    names = [column["name"] for column in held["facts"]["features"]["columns"]]
+    assert sum(name.startswith("meaning ") for name in names) == 16
+    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+
+
+def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load the model 'no-such-encoder'"):
+        assemble.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
+    assert not (root / "runs").exists()
+
+
+OWN = """
+import numpy as np
+
+
+def past(view):
+    \"\"\"What the step before showed, of whatever prompt.\"\"\"
+    return [view.history[-1].means.mean() if view.history else 0.5] * len(view.rewards)
+
+
+def too_much(view):
+    return view.rewards / 2
+
+
+def last_digit(prompt):
+    return "even" if int(prompt.answer) % 2 == 0 else "odd"
+
+
+def size(prompt):
+    return int(prompt.answer)
+
+
+def nothing(prompt):
+    return None
+"""
+
+
+def events(run: Path, kind: str) -> list[str]:
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        return [event.message for event in database.events(kind)]
+
+
+def test_a_baseline_of_ones_own_trains_resumes_and_is_tested_on_the_first_step(root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    given = {"steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "own_groups:past", **given))
+    assert metrics(run, 4)["grad_norm"] > 0
+    assert metrics(run, 4)["grouping/weight/own"] == 1.0
+    assert events(run, "biased_baseline") == []
+    half = assemble.train(config_for(root, "own_groups:past", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+    assert main(["groups", str(run)]) == 0
+
+
+def test_a_baseline_that_reads_its_own_reward_is_warned_of_by_name(root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    run = assemble.train(config_for(root, "own_groups:too_much", steps=2, eval={"every": 0}))
+    (text,) = events(run, "biased_baseline")
+    assert "by up to 0.5 of the range, so the gradient is biased" in text
+
+
+@pytest.mark.parametrize(("key", "columns"), [("last_digit", ["key=even", "key=odd"]), ("size", ["key"])])
+def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns: list[str], root: Path) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
+    run = assemble.train(config_for(root, "heb", **given))
+    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    assert [one["name"] for one in held["facts"]["features"]["columns"] if one["signal"] == "key"] == columns
+    (row, *_) = rollouts.read_step(run / "rollouts", 4)
+    assert row.credit is not None
+    assert ("key" in row.credit.contributions) == (key == "last_digit")
+    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(run)
+
+
+@pytest.mark.parametrize(
+    ("preset", "grouping", "message"),
+    [
+        ("own_groups:missing", {}, "no function 'missing'"),
+        ("heb", {"key": "nowhere:missing"}, "importing 'nowhere' raised"),
+        ("heb", {"key": "own_groups:nothing"}, "gave None for prompt .* expected a text or a finite number"),
+    ],
+)
+def test_functions_that_cannot_be_had_or_give_nothing_are_named(
+    preset: str, grouping: dict[str, Any], message: str, root: Path
+) -> None:
+    (root / "own_groups.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=message):
+        assemble.train(config_for(root, preset, grouping=grouping, steps=1))
+
+
+def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
+    optim = {"lr": 1e-2, "minibatches": 2}
+    config = config_for(root, "heb", grouping={"trust": 1.0}, optim=optim, steps=4, eval={"every": 0})
+    run = assemble.train(config)
+    found, rows = metrics(run, 4), rollouts.read_step(run / "rollouts", 4)
+    assert 0.5 <= found["grouping/trust/min"] < 1 < found["grouping/trust/max"] <= 2
+    factors: dict[str, float] = {}
+    for row in rows:
+        assert row.credit is not None
+        factor = row.credit.clip_high / config.objective.clip_high
+        assert factors.setdefault(row.prompt.id, factor) == factor
+        assert row.credit.clip_low == pytest.approx(factor * config.objective.clip_low)
+    assert max(factors.values()) == pytest.approx(found["grouping/trust/max"])
+    assert min(factors.values()) == pytest.approx(found["grouping/trust/min"])
+    assert metrics(run, 1)["grouping/trust/mean"] == 1.0
+    assert "grouping/trust/mean" not in metrics(assemble.train(config_for(root, "heb", steps=1, name="off")), 1)
 
 
 def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
@@ -103,6 +244,23 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert "those that there are: step_000004, step_000006" in capsys.readouterr().err
 
 
+def test_groups_of_another_format_are_refused(root: Path) -> None:
+    run = assemble.train(config_for(root, "heb", steps=2, eval={"every": 0}))
+    folder = run / "checkpoints" / "step_000002"
+    held = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps(held | {"format": 1}))
+    features = PromptFeatures((), None, dimensions=16, seed=0)
+    judge = GroupAwareJudge(
+        config_for(root, "heb").grouping,
+        terms=Terms(clip_low=0.2, clip_high=0.2),
+        features=features,
+        part_weights={},
+        seed=0,
+    )
+    with pytest.raises(CheckpointError, match=r"format is 1, expected 2.*start a new run"):
+        judge.load(folder)
+
+
 def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = assemble.train(make_config(root, steps=1, eval={"every": 0}))
     assert main(["groups", str(run)]) == 1
@@ -116,6 +274,9 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"critic": {}}, "leave out critic"),
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
         ({"grouping": {"rewards": [1.0, 0.0]}}, "smallest reward, then the largest"),
+        ({"grouping": {"preset": "tracker", "trust": 0.5}}, "a preset with regions"),
+        ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by heb, heb-stack and your own"),
+        ({"grouping": {"preset": "a:b", "allocate": True}}, "expects something of a prompt"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:

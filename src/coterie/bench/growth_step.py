@@ -65,7 +65,7 @@ class Endless:
 def load_policy(name: str = MODEL, dtype: str = "auto") -> Policy:
     """The asset (fetched if need be) or model folder `name`, on the CPU."""
     config = RunConfig.model_validate({"model": {"name": name, "dtype": dtype, "device": "cpu"}})
-    return parts.load_policy(config, parts.locate_model(config, Silent()))
+    return parts.load_policy(config, parts.locate_model(config.model.name, Silent()))
 
 
 def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:

@@ -6,33 +6,54 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from coterie.config.objective import UserFunction
 from coterie.config.section import Section
 
 Part = Literal[
-    "siblings", "batch", "prompt", "tree", "linear", "root", "semantic", "complexity", "task", "reward", "temporal"
+    "siblings",
+    "batch",
+    "prompt",
+    "tree",
+    "key",
+    "linear",
+    "root",
+    "semantic",
+    "complexity",
+    "task",
+    "reward",
+    "temporal",
 ]
 
 
 class GroupingConfig(Section):
     """Baselines from groups at several scales: siblings, step, the prompt's past, regions of similar prompts, all."""
 
-    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack"] = "prompt"
+    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack"] | UserFunction = "prompt"
     """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
-    heb, every scale in one model; heb-stack, several of these, weighted by what their errors cost."""
+    heb, every scale in one model; heb-stack, several of these, weighted by what their errors cost; or your own baseline
+    as `module:function`, which gets a view of the step (`coterie.algo.grouping.own.View`) and returns one number for
+    each rollout."""
     without: list[Part] = Field(default_factory=list)
-    """Scales (siblings, batch, prompt, tree, linear, root) and signals (semantic, complexity, task, reward, temporal)
-    to leave out: an ablation."""
+    """Scales (siblings, batch, prompt, tree, key, linear, root) and signals (semantic, complexity, task, key, reward,
+    temporal) to leave out: an ablation."""
     weights: Literal["score_norm", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
     of the mean: its score norm (needs a scoring pass), its length, or all alike."""
-    embedding: Literal["policy", "none"] = "policy"
-    """Similarity of prompts: the mean of the policy's own last hidden states, or none."""
+    embedding: Annotated[str, Field(min_length=1)] = "policy"
+    """Similarity of prompts: `policy`, the mean of its own last hidden states; `none`; or a sentence encoder, by asset
+    name (`minilm-l6`), folder or transformers id."""
+    key: UserFunction | None = None
+    """A scale of your own: `module:function` gets a prompt and returns a text, whose prompts become a group, or a
+    number; regions may be drawn by either."""
     dimensions: int = Field(default=16, ge=1)
     """Principal directions kept of the embedding."""
     memory: float = Field(default=40.0, gt=0)
     """Steps in which what is known of a region fades to 1/e."""
     prompt_memory: float = Field(default=120.0, gt=0)
     """Steps in which what is special to a prompt fades to 1/e."""
+    clock: Literal["steps", "policy"] = "steps"
+    """By what time goes: steps, or how far each update moved the policy (measured on one packed row, at the cost of its
+    forward pass), against the mean of the updates so far, so that the average step still lasts about 1."""
     max_leaves: int = Field(default=48, ge=1)
     """Most regions."""
     min_weight: float = Field(default=40.0, gt=0)
@@ -47,6 +68,9 @@ class GroupingConfig(Section):
     """Leave advantages undivided; else they are divided by the root mean squared error of the past."""
     per_part: bool = False
     """One model for each part of the reward; their advantages are added with the parts' weights."""
+    trust: float = Field(default=0.0, ge=0)
+    """Clip bounds by evidence: wider, up to 1 + trust times, for prompts of regions that are known well, narrower, down
+    to 1 / (1 + trust), for others, around those of `objective`; 0 is off."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
@@ -66,7 +90,15 @@ class GroupingConfig(Section):
             raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
-        if self.allocate and self.preset in ("prompt", "rloo", "global", "js2"):
+        if self.trust and self.preset not in ("heb", "heb-stack"):
+            raise ValueError(
+                f'trust = {self.trust} needs a preset with regions, heb or heb-stack; it is "{self.preset}"'
+            )
+        if self.key and self.preset not in ("heb", "heb-stack") and ":" not in self.preset:
+            raise ValueError(
+                f'key = "{self.key}" is read by heb, heb-stack and your own baseline only, not "{self.preset}"'
+            )
+        if self.allocate and (self.preset in ("prompt", "rloo", "global", "js2") or ":" in self.preset):
             raise ValueError(
                 f"allocate = true needs a preset that expects something of a prompt, tracker, heb or heb-stack; it is "
                 f'"{self.preset}"'

@@ -311,7 +311,9 @@ class RunConfig(Section):
     def _check_groups(self) -> None:
         """A baseline made of the group needs a group, a renewed reference one that is used."""
         alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
-        alone = alone or self.grouping.preset in ("global", "tracker", "heb", "heb-stack")
+        alone = (
+            alone or self.grouping.preset in ("global", "tracker", "heb", "heb-stack") or ":" in self.grouping.preset
+        )
         if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
             raise ValueError(
                 f"collect.group_size = {self.collect.group_size} leaves nobody to compare with; "

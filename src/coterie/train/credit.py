@@ -21,6 +21,8 @@ Scores = Mapping[str, RolloutScores]
 
 NEWS = "groups"
 """Kind of the events that say how groups changed."""
+BIASED = "biased_baseline"
+"""Kind of the events that warn of a baseline that its own rollout moves."""
 
 
 class Judge:
@@ -39,12 +41,19 @@ class Judge:
         """What is expected of the prompts of `rollouts`, before credit is given: of earlier steps alone."""
         return Foresight()
 
+    def updated(self, metrics: Mapping[str, float]) -> None:
+        """Told after each update what the learner measured of it; nothing where every step stands alone."""
+
     def metrics(self) -> dict[str, float]:
         """What is to be recorded of the last step."""
         return {}
 
     def news(self) -> list[str]:
         """What a reader should know of how the groups changed in the last step."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the last step's credit."""
         return []
 
     def save(self, folder: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.types import Prompt
 
 
@@ -31,3 +32,13 @@ class Foresight:
     """By prompt id."""
     embedded: Sequence[tuple[Prompt, np.ndarray]] = ()
     """Prompts seen for the first time, [E] each: what they mean to the policy, once, as it was then."""
+
+
+def rules(model: GroupAwareBaseline, features: np.ndarray) -> list[str | None]:
+    """[P] the region of each prompt in words; None where the preset has no tree."""
+    hierarchy = model.hierarchies.get("heb")
+    if hierarchy is None:
+        return [None] * len(features)
+    leaves = hierarchy.tree.locate(features)
+    words = {int(leaf): hierarchy.tree.rule(int(leaf), model.columns) for leaf in np.unique(leaves)}
+    return [words[int(leaf)] for leaf in leaves]

@@ -24,7 +24,7 @@ from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
 from coterie.train.agreement import disagreement
 from coterie.train.coefficients import Coefficients
-from coterie.train.credit import NEWS, Judge
+from coterie.train.credit import BIASED, NEWS, Judge
 from coterie.train.evaluation import Evaluator
 from coterie.train.foresight import Foresight
 from coterie.train.gathering import Gathered, Gatherer
@@ -96,6 +96,7 @@ class Trainer:
         past = self.replay.draw(self.step, partial(self._score, companions=scores is not None))
         minibatches = self._minibatches({**rollouts, **past.rollouts}, [*credits, *past.credits])
         report = self.learner.update(minibatches, past.beside(scores))
+        self.judge.updated(report.metrics)
         updated = time.perf_counter()
         self.step += 1
         self.replay.keep(self.step, gathered.groups, rollouts, credits)
@@ -190,6 +191,8 @@ class Trainer:
                 f"{gathered.metrics['refill/rounds']:.0f} rounds: the others' attempts were all right or all wrong by "
                 f"{self.evaluator.part!r} (eval.part), which counts as right from 1 on",
             )
+        for text in self.judge.warnings():
+            self.recorder.note(self.step, BIASED, text)
         for text in self.judge.news():
             self.recorder.record_event(self.step, NEWS, text)
         if past.news:

@@ -18,7 +18,8 @@ from coterie.runs.directory import find
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.pictures import FAINT, canvas, save
 from coterie.train.credit import NEWS, Terms
-from coterie.train.grouping import FACTS, GroupAwareJudge, PromptFeatures
+from coterie.train.grouping import FACTS, GroupAwareJudge
+from coterie.train.prompt_features import PromptFeatures
 
 PANELS = 3
 
@@ -71,7 +72,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
             'with grouping.preset = "heb-stack"'
         )
     folder, at = _checkpoint(path, step)
-    features = PromptFeatures((), {}, None, dimensions=config.grouping.dimensions, seed=config.seed)
+    features = PromptFeatures((), None, dimensions=config.grouping.dimensions, seed=config.seed)
     judge = GroupAwareJudge(
         config.grouping,
         terms=Terms(clip_low=0.0, clip_high=0.0),
@@ -80,7 +81,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         seed=config.seed,
     )
     judge.load(folder, adopt=False)
-    model = next(iter(judge.models.values()))
+    model = judge.model.first
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         moved = [(event.step or 0, event.message) for event in database.events(NEWS) if (event.step or 0) <= at]
     return RunGroups(

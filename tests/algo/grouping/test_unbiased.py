@@ -72,7 +72,7 @@ def test_a_part_of_the_reward_never_moves_its_own_baseline():
         batch = step(rng, table, prompts=8, size=2, time=float(time))
         form = replace(batch, rewards=1.0 - batch.rewards)
         expected = 0.8 * parts.estimators["right"].advantages(batch) + 0.2 * parts.estimators["form"].advantages(form)
-        np.testing.assert_allclose(parts.advantages({"right": batch, "form": form}), expected)
+        np.testing.assert_allclose(parts.explain({"right": batch, "form": form}).advantages, expected)
         parts.observe({"right": batch, "form": form})
     for estimator in parts.estimators.values():
         assert largest_move(estimator, step(rng, table, prompts=6, size=2, time=6.0))[0] < 1e-12

@@ -11,6 +11,7 @@ from coterie.algo.grouping.features import Column
 from coterie.algo.grouping.hierarchy import Hierarchy, Prediction
 from coterie.algo.grouping.history import PromptBook, Step, Window
 from coterie.algo.grouping.lessons import Explanation, Lesson
+from coterie.algo.grouping.own import Own, ask, view_of
 from coterie.algo.grouping.presets import Settings, experts_of
 from coterie.algo.grouping.rollouts import Groups, Rollouts, gather
 from coterie.algo.grouping.shrink import batch_mean, group_mean, james_stein, sibling_mean
@@ -18,7 +19,7 @@ from coterie.algo.grouping.stack import Stack, buckets
 from coterie.algo.grouping.state import Floats, State, join, pick
 from coterie.algo.grouping.tracker import Tracker
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 LEAST_SCALE = 0.05
 """Least advantage scale c, in reward ranges."""
 LEAST_WEIGHT = 0.01
@@ -34,10 +35,11 @@ class GroupAwareBaseline:
 
     Args:
         columns: the features' columns (`FeatureMap.columns`).
-        preset: a row of PRESETS.
+        preset: a row of PRESETS, or `module:function` for the user's `own`.
         settings: every number; `settings.without(name)` is an ablation.
         seed: of the honest halves.
         reward, reference: names of what the statistics belong to, see `adopt`.
+        own: the user's baseline; needed to predict where the preset is one.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class GroupAwareBaseline:
         seed: int = 0,
         reward: str = "",
         reference: str = "",
+        own: Own | None = None,
     ) -> None:
+        self.own = own
         self.given = Settings() if settings is None else settings
         self.settings = self.given.in_effect()
         start = experts_of(preset, self.settings.scales)
@@ -72,7 +76,7 @@ class GroupAwareBaseline:
 
     def _hierarchy(self, name: str, seed: int) -> Hierarchy:
         settings = self.settings
-        for scale in {"heb": (), "heb-notree": ("tree",), "heb-nofeatures": ("tree", "linear")}[name]:
+        for scale in {"heb": (), "heb-notree": ("tree",), "heb-nofeatures": ("tree", "linear", "key")}[name]:
             settings = settings.without(scale)
         return Hierarchy(self.columns, settings, self.book, self.window, seed)
 
@@ -133,6 +137,19 @@ class GroupAwareBaseline:
         mean = np.clip(mean, 0.0, 1.0) if self.settings.bounds is not None else mean
         return low + (high - low) * mean, (high - low) ** 2 * var
 
+    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
+        """[P] variance of what is expected of the regions of these prompts, and [P] the same before any evidence, in
+        squared reward ranges.
+
+        Raises:
+            ValueError: the preset has no hierarchy of regions.
+        """
+        for hierarchy in self.hierarchies.values():
+            return hierarchy.evidence(features, time)
+        raise ValueError(
+            f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
+        )
+
     @property
     def _known(self) -> float:
         total, count = self.sums[2]
@@ -168,11 +185,21 @@ class GroupAwareBaseline:
             if name in predictions
             else self.trackers[name].predict(groups)
             if name in self.trackers
+            else self._own(groups)
+            if name == "own"
             else _STATELESS[name](groups)
             for name in self.experts
         ]
         self._last = rollouts, groups, np.stack(said), predictions
         return self._last[1:]
+
+    def _own(self, groups: Groups) -> Floats:
+        """[N] what the user's function says, mapped to a range of 1."""
+        if self.own is None:
+            raise ValueError(f"preset {self.preset!r} is a function, which was not given")
+        low, high = self.range or (0.0, 1.0)
+        view = view_of(groups, self.columns, self.book, self.window, (low, high))
+        return (ask(self.own, view, self.preset) - low) / (high - low)
 
     # learn
 

@@ -72,7 +72,9 @@ class Hierarchy:
         used = [i for i, column in enumerate(columns) if column.signal in settings.signals]
         self.columns = np.array(used, dtype=np.int64)
         self.names = columns
-        self.linear = self.columns if "linear" in settings.scales else self.columns[:0]
+        level = np.array([columns[i].level for i in used], dtype=np.bool_)
+        self.linear = self.columns[~level] if "linear" in settings.scales else self.columns[:0]
+        self.keys = self.columns[level] if "key" in settings.scales else self.columns[:0]
         self.tree, self.levels = Tree.stump(), np.zeros(1)
         self.memory = PromptMemory(settings.prompt_memory, settings.keep_tau)
         self.kappa = [Ratio(1.0, 1.0, settings.keep_kappa, 0.2, 5.0) for _ in range(2)]
@@ -84,12 +86,13 @@ class Hierarchy:
     # the model
 
     def _prior(self) -> tuple[Floats, Floats, Floats]:
-        """[n] stationary variance, memory and walk of the offsets: root, nodes, linear weights."""
+        """[n] stationary variance, memory and walk of the offsets: root, nodes, linear weights, keys."""
         settings = self.settings
         nodes = self.levels[self.tree.depth[1:]]
         linear = np.full(self.linear.size, settings.linear_variance / max(self.linear.size, 1))
         root = "root" in settings.scales
-        prior = np.concatenate([[settings.root_variance if root else _OFF], nodes, linear])
+        keys = np.full(self.keys.size, settings.key_variance)
+        prior = np.concatenate([[settings.root_variance if root else _OFF], nodes, linear, keys])
         memory = np.full(prior.size, settings.memory)
         memory[0] = inf
         walk = np.zeros(prior.size)
@@ -103,7 +106,11 @@ class Hierarchy:
     def _design(self, features: Floats) -> Floats:
         """[P, n] rows h."""
         path = self.tree.membership[self.tree.locate(features)]
-        return np.hstack([path, features[:, self.linear]])
+        return np.hstack([path, self._flat(features)])
+
+    def _flat(self, features: Floats) -> Floats:
+        """[P, d] the part of the rows that no tree changes: features for the linear scale, marks of keys."""
+        return np.hstack([features[:, self.linear], (features[:, self.keys] > 0.0).astype(np.float64)])
 
     def _later(self, time: float) -> Gaussian:
         return self.belief.later(max(time - self.time, 0.0) if self.steps else 0.0, *self._prior())
@@ -129,6 +136,12 @@ class Hierarchy:
         mean = ROOT_MEAN + design @ belief.mean + memory_mean
         return mean, kappa * np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
 
+    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
+        """[P] variance of what is expected of each prompt's region and neighbours, and [P] the same before any
+        evidence; what is special to the prompt is left out."""
+        design = self._design(features)
+        return variance(self._later(time), design), variance(self._prior_belief(), design)
+
     def predict(self, groups: Groups) -> Prediction:
         """Baselines from history, the other groups and the siblings. Changes nothing."""
         scales = self.settings.scales
@@ -149,13 +162,16 @@ class Hierarchy:
         trust = believed * groups.others / (believed * groups.others + noise[groups.of])
         trust = trust if "siblings" in scales else np.zeros(trust.size)
         nodes = self.tree.feature.size
+        ends = nodes + self.linear.size
         parts = {
             "root": np.full(prior.size, ROOT_MEAN + belief.mean[0]),
             "tree": design[:, 1:nodes] @ belief.mean[1:nodes],
-            "linear": design[:, nodes:] @ belief.mean[nodes:],
+            "linear": design[:, nodes:ends] @ belief.mean[nodes:ends],
             "prompt": memory_mean,
             "batch": correction,
         }
+        if self.keys.size:
+            parts["key"] = design[:, ends:] @ belief.mean[ends:]
         own = {name: (1.0 - trust) * part[groups.of] for name, part in parts.items()}
         own["siblings"] = trust * np.nan_to_num(groups.siblings)
         baseline = np.sum(list(own.values()), axis=0)
@@ -266,7 +282,7 @@ class Hierarchy:
         """[P] h.a by leaf, without making h: O(depth) a prompt."""
         nodes = tree.feature.size
         by_node = tree.membership @ belief.mean[:nodes]
-        return by_node[tree.locate(features)] + features[:, self.linear] @ belief.mean[nodes:]
+        return by_node[tree.locate(features)] + self._flat(features) @ belief.mean[nodes:]
 
     # state
 

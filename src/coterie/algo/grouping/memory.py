@@ -1,4 +1,4 @@
-"""What is remembered of each prompt, and the clock by which it fades."""
+"""What is remembered of each prompt, and how it fades."""
 
 from __future__ import annotations
 
@@ -7,36 +7,7 @@ import numpy as np
 from coterie.algo.grouping.calibration import Ratio
 from coterie.algo.grouping.state import Floats, Ints, State, join, pick
 
-NATS_PER_STEP = 0.06 / (120 * np.log(2))
-"""Policy movement that ages memory by one unit: SPO's half-life of .06 nats (2509.13232) laid on the half-life of the
-default prompt memory, 120 units · ln 2."""
-
 _TABLE = ("mean", "var", "time", "residual", "weight")
-
-
-class PolicyClock:
-    """Policy time: evidence fades by how far the policy moved, not by how many updates were made.
-
-    Unit: one step of a policy that moves `nats_per_step` a step, so that all memories are given in steps.
-    """
-
-    def __init__(self, nats_per_step: float = NATS_PER_STEP) -> None:
-        if nats_per_step <= 0:
-            raise ValueError(f"nats_per_step is {nats_per_step}; expected more than 0")
-        self.nats_per_step, self.now = nats_per_step, 0.0
-
-    def advance(self, moved: float) -> float:
-        """After an update: `moved` is the mean per-token |new - old log-prob|, nats. Returns the time now."""
-        if not (np.isfinite(moved) and moved >= 0):
-            raise ValueError(f"moved is {moved}; expected a mean |log-prob change| of at least 0")
-        self.now += moved / self.nats_per_step
-        return self.now
-
-    def state(self) -> State:
-        return {}, {"now": self.now}
-
-    def load(self, state: State) -> None:
-        self.now = state[1]["now"]
 
 
 class PromptMemory:

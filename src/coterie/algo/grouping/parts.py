@@ -3,73 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from coterie.algo.grouping.features import Column
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.lessons import Lesson
+from coterie.algo.grouping.own import Own
 from coterie.algo.grouping.presets import Settings
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import Floats, State, join, pick
+
+WHOLE: Mapping[str, float] = {"": 1.0}
+"""Weights of a reward that is not divided: one part without a name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What a step's rollouts earned, and by whose word. B rollouts."""
+
+    advantages: Floats
+    """[B]; 0 from a part that could not be scored."""
+    shares: dict[str, Floats]
+    """[B] by `scale`, or `part/scale` where parts have names: what each scale says, in units of the advantage; NaN
+    where the rollout failed."""
 
 
 class PartwiseBaseline:
     """A = Σ_n w_n (r_n - b_n) / c_n: the unbiased analogue of GDPO (2601.05242), which divides by own statistics.
 
     Args:
-        weights: weight of each part of the reward.
-        bounds: range of each part; a part left out keeps the settings' range.
+        weights: weight of each part of the reward; `WHOLE` for an undivided one.
+        preset, settings, seed: of every part's estimator.
+        reward, reference: names of what the statistics belong to, see `GroupAwareBaseline.adopt`.
+        own: see `GroupAwareBaseline`.
     """
 
     def __init__(
         self,
         columns: tuple[Column, ...],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] = WHOLE,
         *,
-        bounds: Mapping[str, tuple[float, float] | None] | None = None,
         preset: str = "heb-stack",
         settings: Settings | None = None,
         seed: int = 0,
+        reward: str = "",
+        reference: str = "",
+        own: Own | None = None,
     ) -> None:
         if not weights:
             raise ValueError("a reward of no parts has no baseline; name at least one part and its weight")
-        settings, ranges = Settings() if settings is None else settings, bounds or {}
         self.weights = dict(weights)
         self.estimators = {
             name: GroupAwareBaseline(
-                columns,
-                preset=preset,
-                settings=replace(settings, bounds=ranges.get(name, settings.bounds)),
-                seed=seed,
-                reward=name,
+                columns, preset=preset, settings=settings, seed=seed, reward=reward, reference=reference, own=own
             )
             for name in self.weights
         }
 
-    def advantages(self, rollouts: Mapping[str, Rollouts]) -> Floats:
-        """[B] from one `Rollouts` a part, same rollouts in the same order; 0 from a part that could not be scored."""
-        self._check(rollouts)
-        return np.sum(
-            [weight * self.estimators[n].advantages(rollouts[n]) for n, weight in self.weights.items()], axis=0
-        )
+    @property
+    def first(self) -> GroupAwareBaseline:
+        """The estimator of the first part: of the whole reward where it is not divided."""
+        return next(iter(self.estimators.values()))
 
-    def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, Lesson]:
-        self._check(rollouts)
-        return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
-
-    def _check(self, rollouts: Mapping[str, Rollouts]) -> None:
+    def explain(self, rollouts: Mapping[str, Rollouts]) -> Verdict:
+        """From one `Rollouts` a part, same rollouts in the same order. Changes nothing."""
         if set(rollouts) != set(self.weights):
             raise ValueError(f"parts are {sorted(rollouts)}; expected {sorted(self.weights)}")
+        advantages: Floats = np.zeros(len(next(iter(rollouts.values())).prompts))
+        shares: dict[str, Floats] = {}
+        for name, weight in self.weights.items():
+            estimator, seen = self.estimators[name], rollouts[name]
+            said = estimator.explain(seen)
+            advantages += weight * np.nan_to_num((seen.rewards - said.baselines) / estimator.scale)
+            shares |= {_named(name, scale): values / estimator.scale for scale, values in said.scales.items()}
+        return Verdict(advantages, shares)
 
-    def widen(self, factor: float = 10.0) -> None:
+    def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:
+        """[P] expected reward and [P] its variance, before sampling; None while the range of a part is not known."""
+        if any(estimator.range is None for estimator in self.estimators.values()):
+            return None
+        said = {name: estimator.expect(prompts, features, time) for name, estimator in self.estimators.items()}
+        means = [self.weights[name] * mean for name, (mean, _) in said.items()]
+        return np.sum(means, axis=0), np.sum([self.weights[name] ** 2 * var for name, (_, var) in said.items()], axis=0)
+
+    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
+        """As `GroupAwareBaseline.evidence`, added up over the parts: the ratio of the two is the parts' mean, each
+        weighted by its prior."""
+        both = [estimator.evidence(features, time) for estimator in self.estimators.values()]
+        return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
+
+    def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, Lesson]:
+        """Learn from rollouts whose advantages have been used."""
+        return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
+
+    def metrics(self, lessons: Mapping[str, Lesson]) -> dict[str, float]:
+        """How well a step was foreseen, by whom, and from which scale; nothing of a part that nobody could score."""
+        found: dict[str, float] = {}
+        for name, lesson in lessons.items():
+            if not lesson.rollouts:
+                continue
+            estimator = self.estimators[name]
+            weights = dict(zip(estimator.experts, map(float, estimator.stack.overall()), strict=True))
+            tables = {"error": lesson.errors, "scale": lesson.scales, "weight": weights}
+            one = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
+            one |= {"power": lesson.power, "bias": lesson.bias, "unit": estimator.scale}
+            found |= {_named(name, key): value for key, value in one.items()}
+        return found
+
+    def adopt(self, *, reward: str, reference: str) -> None:
+        """Continue under these versions; widens what is known where either is another than before."""
         for estimator in self.estimators.values():
-            estimator.widen(factor)
+            estimator.adopt(reward=reward, reference=reference)
 
     def state(self) -> State:
         return join(**{name: estimator.state() for name, estimator in self.estimators.items()})
 
     def load(self, state: State) -> None:
+        """Continue from a state.
+
+        Raises:
+            ValueError: as `GroupAwareBaseline.load`.
+        """
         for name, estimator in self.estimators.items():
             estimator.load(pick(state, name))
+
+
+def _named(part: str, what: str) -> str:
+    return f"{part}/{what}" if part else what

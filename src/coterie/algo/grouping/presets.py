@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any, Literal
 
-Scale = Literal["siblings", "batch", "prompt", "tree", "linear", "root"]
-SCALES: frozenset[Scale] = frozenset({"siblings", "batch", "prompt", "tree", "linear", "root"})
+Scale = Literal["siblings", "batch", "prompt", "tree", "key", "linear", "root"]
+SCALES: frozenset[Scale] = frozenset({"siblings", "batch", "prompt", "tree", "key", "linear", "root"})
 """siblings: the other rollouts of the prompt. batch: the other prompts of this step. prompt: what is remembered of the
-prompt. tree: its region. linear: prompts near it in feature space. root: all prompts."""
+prompt. tree: its region. key: prompts of the same text by the user's own key. linear: prompts near it in feature space.
+root: all prompts."""
 
-SIGNALS = frozenset({"semantic", "complexity", "task", "reward", "temporal"})
-"""semantic, complexity, task: columns of the features. reward: boundaries drawn where rewards differ (off: regions are
-cut at medians of features). temporal: forgetting (off: evidence never fades)."""
+SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "temporal"})
+"""semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
+are cut at medians of features). temporal: forgetting (off: evidence never fades)."""
 
-Expert = Literal["group", "rloo", "global", "tracker", "js2", "heb", "heb-notree", "heb-nofeatures"]
+Expert = Literal["group", "rloo", "global", "tracker", "js2", "heb", "heb-notree", "heb-nofeatures", "own"]
+"""own: a function of the user's, see own.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +60,16 @@ LIVES_ON: dict[Expert, frozenset[Scale]] = {
 
 
 def experts_of(preset: str, scales: frozenset[Scale]) -> dict[Expert, float]:
-    """The preset's experts that these scales leave, with their first weights, which add up to 1.
+    """The preset's experts that these scales leave, with their first weights, which add up to 1. A preset with a colon
+    is a function of the user's own.
 
     Raises:
         ValueError: there is no such preset, or nothing is left of it.
     """
+    if ":" in preset:
+        return {"own": 1.0}
     if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}; expected one of {sorted(PRESETS)}")
+        raise ValueError(f"preset is {preset!r}; expected one of {sorted(PRESETS)}, or module:function")
     row = PRESETS[preset]
     start = row.start or (1.0,) * len(row.experts)
     left = {
@@ -98,6 +103,8 @@ class Settings:
     """Variance that the overall mean gains per step."""
     linear_variance: float = 0.02
     """Prior variance of the linear scale's contribution."""
+    key_variance: float = 0.02
+    """Prior variance of what prompts of one key have in common."""
     max_leaves: int = 48
     min_weight: float = 40.0
     window: int = 60
@@ -126,7 +133,7 @@ class Settings:
         """The ablation: these settings without one scale or signal.
 
         >>> sorted(Settings().without("tree").scales)
-        ['batch', 'linear', 'prompt', 'root', 'siblings']
+        ['batch', 'key', 'linear', 'prompt', 'root', 'siblings']
         """
         if name not in SCALES | SIGNALS:
             raise ValueError(f"nothing is called {name!r}; expected one of {sorted(SCALES | SIGNALS)}")

@@ -132,9 +132,9 @@ class Tree:
 
 
 def _words(column: Column, low: float | None, high: float | None) -> str:
-    if column.signal == "task" and column.name.startswith("task="):
-        task = column.name.removeprefix("task=")
-        return f"task is {task}" if low is not None else f"task is not {task}"
+    kind, is_one_of, value = column.name.partition("=")
+    if is_one_of and column.signal in ("task", "key"):
+        return f"{kind} is {value}" if low is not None else f"{kind} is not {value}"
     lower, upper = (None if end is None else f"{column.mean + column.std * end:.3g}" for end in (low, high))
     if lower is not None and upper is not None:
         return f"{lower} < {column.name} ≤ {upper}"
