@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         }
     )
     parts.use_threads(config)
-    source = parts.locate_model(config, Silent())
+    source = parts.locate_model(config.model.name, Silent())
     policy = parts.load_policy(config, source)
     found: dict[str, float] = {}
 
