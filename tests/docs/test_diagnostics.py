@@ -34,6 +34,18 @@ def test_every_metric_that_a_run_records_is_explained(run: Path) -> None:
     assert [name for name in names if not is_documented(name)] == []
 
 
+def test_every_metric_that_a_group_aware_run_records_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grouping = {"preset": "heb-stack", "clock": "policy", "trust": 0.5, "allocate": True, "most": 6}
+    run = assemble.train(make_config(tmp_path, steps=2, grouping=grouping, eval={"every": 0}))
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        names = database.names()
+    assert {"moved", "grouping/time", "grouping/trust/mean", "allocation/most"} <= set(names)
+    assert [name for name in names if not is_documented(name)] == []
+
+
 def test_every_metric_that_a_rule_reads_is_explained() -> None:
     read = {name for rule in RULES for name in (*rule.needs, *rule.any_of)} | {kind.metric for kind in KINDS.values()}
     assert [name for name in sorted(read - {""}) if not is_documented(name)] == []
