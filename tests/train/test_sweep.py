@@ -100,8 +100,15 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert [(row["seed"], row["setting"]) for row in rows] == [
         (seed, f"optim.lr={rate}") for seed in (0, 1) for rate in ("1e-3", "1e-2")
     ]
-    assert main(words) == 0
-    assert capsys.readouterr().out.count("done before") == 4
+    first, second = (tmp_path / "out" / "runs" / f"lr-{rate}--seed-0" for rate in ("1e-3", "1e-2"))
+    for folder, error in ((first, "RunError: the disk is full"), (second, "CollapseError: entropy")):
+        (folder / "done.json").unlink()
+        (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
+    assert main([*words, "--lean"]) == 0
+    assert capsys.readouterr().out.count("done before") == 3, "what says nothing about the setting is tried again"
+    assert (first / "done.json").is_file()
+    assert not (first / "failed.json").exists()
+    assert not (first / "checkpoints").exists()
     assert main([*words, "--steps", "3"]) == 1
     assert "other settings" in capsys.readouterr().err
     arm = ["sweep", "@", "base.toml", "--seeds", "0", "--out", "out", "--arm"]

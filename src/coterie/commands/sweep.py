@@ -20,6 +20,7 @@ def sweep(
         float | None,
         typer.Option(min=0, max=1, help="Held-out accuracy, e.g. 0.3: say after how many rollouts it was reached."),
     ] = None,
+    lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of runs that are done.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Only report what has been run.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     help_: bool = HELP,
@@ -39,7 +40,7 @@ def sweep(
     from coterie.sweep.report import write
 
     if not report:
-        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_))
+        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean)
     results, text = write(out, found, varied, reach)
     if json_:
         print_json([one.numbers() for one in results])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,12 @@ import numpy as np
 from coterie.observer import EvalResult
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
-from coterie.sweep.run import DONE, FAILED, folder
+from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
 
 WINDOW = 10
 """A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
-DIVERGED = ("NonFiniteError", "CollapseError")
-"""Errors that end a run because of what it learned; another one (a full disk) says nothing about the setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +114,7 @@ def _read(cell: Cell, path: Path) -> CellResult:
         ),
         seconds=float(np.median([value for _, value in seconds])) if seconds else float("nan"),
         peak=max(peaks) if peaks else None,
-        error=json.loads((path / FAILED).read_text(encoding="utf-8"))["error"] if (path / FAILED).is_file() else "",
+        error=failure(path),
     )
 
 

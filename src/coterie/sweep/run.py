@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from coterie.config.load import load, load_file
 from coterie.errors import RunError
-from coterie.runs.durable import json_dumps, write_file
+from coterie.runs.durable import json_dumps, json_loads, write_file
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
 
@@ -19,6 +20,9 @@ LOGS = "logs"
 DONE = "done.json"
 FAILED = "failed.json"
 """In a run's folder: it has all its steps, or ended without."""
+DIVERGED = ("NonFiniteError", "CollapseError")
+"""Errors that end a run because of what it learned. Another one (a full disk) says nothing about the setting, so such a
+run is tried again."""
 
 STOPPED = (130, 143)
 """Exit codes of a run that was asked to stop, by Ctrl-C or SIGTERM."""
@@ -30,12 +34,13 @@ def folder(out: Path, cell: Cell) -> Path:
     return out / RUNS / cell.name
 
 
-def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> None:
+def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lean: bool = False) -> None:
     """Train every cell that is not done; interrupted ones go on where they were.
 
     Args:
         words: settings that all cells share, as given to `coterie train`.
         out: folder of the sweep.
+        lean: delete the checkpoints of a run that is done.
 
     Raises:
         RunError: the folder holds a run of this name with other settings, a run could not start, or it was interrupted.
@@ -45,7 +50,7 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> Non
         path = folder(out, cell)
         title = f"[{number}/{len(cells)}] {cell.label} seed {cell.seed}"
         steps = _check_same(cell, words, path)
-        if (path / DONE).is_file() or (path / FAILED).is_file():
+        if _ended(path):
             say(f"{title}: done before")
             continue
         say(f"{title}: {'goes on' if path.is_dir() else 'starts'}; log in {_log(out, cell)}")
@@ -55,8 +60,11 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> Non
         if not (path / "metrics.sqlite").is_file():
             raise RunError(f"{title} could not start:\n{_log(out, cell).read_text(encoding='utf-8')[-2000:]}")
         last, error = _ending(path)
+        (path / FAILED).unlink(missing_ok=True)
         if code == 0 and last == steps:
             write_file(path / DONE, json_dumps({"seconds": seconds}).encode())
+            if lean:
+                shutil.rmtree(path / "checkpoints", ignore_errors=True)
             say(f"{title}: done after {seconds} s")
         elif interrupted or code <= 0 or code in STOPPED:
             raise RunError(f"{title} was interrupted at step {last} of {steps}; the same command goes on with it")
@@ -74,6 +82,19 @@ def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
         if wanted.model_copy(update=own) != there.model_copy(update=own):
             raise RunError(f"{path} is a run with other settings than {cell.label} has now; take another --out")
     return wanted.steps
+
+
+def _ended(path: Path) -> bool:
+    """Nothing new would come of trying this run again."""
+    if (path / DONE).is_file():
+        return True
+    return (path / FAILED).is_file() and failure(path).startswith(DIVERGED)
+
+
+def failure(path: Path) -> str:
+    """Why the run in this folder ended before its last step; empty where it did not."""
+    file = path / FAILED
+    return str(json_loads(file.read_text(encoding="utf-8"))["error"]) if file.is_file() else ""
 
 
 def _ending(path: Path) -> tuple[int, str]:
