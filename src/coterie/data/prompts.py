@@ -192,6 +192,7 @@ def _load_source(source: Source, loading: _Loading) -> None:
 
 def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[int, ...]]], loading: _Loading) -> None:
     prefix = _free_prefix(task, [local for local, _, _ in fresh], loading.taken)
+    name, _ = _names(source)
     for local, question, tokens in fresh:
         prompt = Prompt(
             id=f"{prefix}/{local}",
@@ -199,7 +200,8 @@ def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[
             answer=question.answer,
             task=task,
             attributes=question.attributes,
-            source=f"{source.type}:{_names(source)[0]}",
+            # Of a file the name alone: the same rows are the same experience wherever they lie.
+            source=f"{source.type}:{Path(name).name if isinstance(source, FileSource) else name}",
         )
         loading.prompts.append(prompt)
         loading.tokens[prompt.id] = tokens

@@ -60,7 +60,7 @@ def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
             assert known.length == pytest.approx(faded(lengths[context.prompt_id]))
             assert known.task_tries == len(past["train"]) == 12 * (step - 1)
             assert known.task_reward == pytest.approx(faded(past["train"]))
-            assert context.source == row.prompt.source == f"file:{root / 'train.jsonl'}"
+            assert context.source == row.prompt.source == "file:train.jsonl"
             assert context.complexity["digits"] == sum(map(str.isdigit, row.prompt.messages[-1]["content"]))
         for row in rows:
             assert row.rollout.reward is not None
