@@ -5,7 +5,7 @@
     python3 bootstrap.py test [ARGS]     the tests; --slow adds the minutes-long ones, the rest goes to pytest
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
     python3 bootstrap.py run ARGS        any command of coterie, e.g. run doctor
-    python3 bootstrap.py faults [ARGS]   kills, full disks, flipped bits by the hundred; an hour, --short a minute
+    python3 bootstrap.py faults [ARGS]   kills, full disks, flipped bits by the hundred; half an hour, --short a minute
     python3 bootstrap.py bench [ARGS]    speed and memory beside TRL and vLLM; --quick takes minutes, all cases hours
 
 Needs Python 3.11 or newer, and a network (or pip's find-links) the first time.

@@ -1,0 +1,293 @@
+"""How noisy is the policy's gradient under each baseline, on a language model? One command; appended per checkpoint.
+
+python benchmarks/grouping/gradients.py RUN [RUN …] [--prompts 128] [--batches 400] --out gradients.json
+
+A run that was trained with [grouping] gives history: its recorded rollouts are shown to every estimator, in order. At
+each checkpoint that it kept, fresh rollouts are sampled with the weights as they are, and the gradient s_i of each
+rollout's log-probability is taken one by one and kept as a random projection. A batch of N rollouts has the gradient
+Σ A_i s_i / N, so batches of any group size and with any baseline are put together from the same rollouts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coterie.algo.grouping.heb import GroupAwareBaseline
+from coterie.algo.grouping.presets import Settings
+from coterie.algo.grouping.rollouts import Rollouts
+from coterie.algo.streams import generator
+from coterie.batches import plan
+from coterie.config.load import load_file
+from coterie.data.order import PromptOrder
+from coterie.learning import learner_for
+from coterie.observer import Silent
+from coterie.parts import collector_for, engine_for, judge_of, policy_for, read_inputs, sampling_for, use_threads
+from coterie.policy.learner import Learner
+from coterie.rewards.pool import Scorer
+from coterie.runs import checkpoint
+from coterie.runs import rollouts as store
+from coterie.runs.durable import json_dumps, write_file
+from coterie.train.grouping import GroupAwareJudge
+from coterie.train.prompt_features import PromptFeatures
+from coterie.types import Credit, Rollout
+
+DIMENSIONS = 2048
+"""Of the projection. A squared length comes out with a relative standard error of √(2 / 2048) = 3 %, a mean of many far
+better."""
+BUDGET = 64
+"""Rollouts of a batch, for every group size; as many prompts are sampled at least."""
+SIZES = (1, 2, 4, 8)
+ATTEMPTS = 8
+ARMS = ("grpo-std", "prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Fresh rollouts of one policy: P prompts, S attempts each, prompt by prompt."""
+
+    prompts: tuple[str, ...]
+    """[P]"""
+    rewards: np.ndarray
+    """[P, S]"""
+    lengths: np.ndarray
+    """[P, S] trained tokens."""
+    features: np.ndarray
+    """[P, F]"""
+    scores: np.ndarray
+    """[P, S, D] projected gradients of the log-probability of the whole completion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """Of batches of `BUDGET` rollouts."""
+
+    mean: np.ndarray
+    """[D]"""
+    noise: float
+    """Trace of the covariance."""
+    signal: float
+    """Squared length of the mean, without the part that is noise of the mean; unbiased."""
+    silent: float
+    """Share of rollouts without an advantage."""
+
+    def numbers(self, true: Gradient) -> dict[str, float]:
+        """JSON-able; the cosine is with the mean of an arm that is known to be unbiased."""
+        cosine = float(self.mean @ true.mean / np.sqrt(max(self.signal, 1e-30) * max(true.signal, 1e-30)))
+        ratio = self.noise / max(self.signal, 1e-30)
+        return {
+            "noise": self.noise,
+            "signal": self.signal,
+            "ratio": ratio,
+            "silent": self.silent,
+            "cosine": min(cosine, 1.0),
+        }
+
+
+class Projection:
+    """Signs at random, then sums over coordinates that are equal modulo D: inner products are kept on average."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        self.signs = {
+            name: torch.randint(0, 2, (one.numel(),), generator=source, dtype=torch.int8).mul_(2).sub_(1)
+            for name, one in parameters.items()
+        }
+
+    def __call__(self, gradient: Mapping[str, Tensor]) -> np.ndarray:
+        """[D]"""
+        total = torch.zeros(DIMENSIONS)
+        for name, one in gradient.items():
+            flat = one.reshape(-1).float() * self.signs[name]
+            whole = flat.numel() // DIMENSIONS * DIMENSIONS
+            total += flat[:whole].view(-1, DIMENSIONS).sum(0)
+            total[: flat.numel() - whole] += flat[whole:]
+        return total.numpy()
+
+
+def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
+    """Fresh rollouts of the checkpoint's policy on the training prompts that come next, and their scores."""
+    folder = run / "checkpoints" / f"step_{step:06d}"
+    config = load_file(run / "config.toml").config
+    model = config.model.model_copy(update={"name": str(folder / "model"), "lora": None})
+    config = config.model_copy(update={"model": model})
+    use_threads(config)
+    inputs = read_inputs(config, Silent())
+    policy = policy_for(config, inputs)
+    engine = engine_for(config, inputs, policy)
+    engine.commit(step)
+    cursor = int(json.loads((folder / checkpoint.STATE).read_text(encoding="utf-8"))["cursor"])
+    order = PromptOrder(inputs.train.prompts, seed=config.seed)
+    # Two epochs' worth, since an epoch may end in between and the next one start with the same prompts.
+    coming = {prompt.id: prompt for prompt in order.draw(cursor, 2 * len(order.prompts))}
+    drawn = list(coming.values())[:prompts]
+    with Scorer(config.rewards) as scorer:
+        scorer.start(inputs.prompts)
+        # Another seed: these draws are none of those that the run goes on to make.
+        collector = collector_for(config, engine, inputs.chat, scorer, seed=config.seed + 1_000_003)
+        sampling = sampling_for(config, config.sampling.temperature)
+        found = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
+    judge = judge_of(config, inputs, policy)
+    assert isinstance(judge, GroupAwareJudge)
+    judge.load(folder, adopt=False)
+    names = tuple(prompt.id for prompt in drawn)
+    shape = len(names), ATTEMPTS
+    pool = Pool(
+        prompts=names,
+        rewards=np.array([np.nan if one.reward is None else one.reward for one in found]).reshape(shape),
+        lengths=np.array([one.trained_tokens for one in found], dtype=np.float64).reshape(shape),
+        features=judge.features.of(names),
+        scores=_scores(learner_for(config, policy, lambda: policy), found).reshape(*shape, -1),
+    )
+    return pool, judge.features
+
+
+def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """[R, D]; what was said twice in answer to the same prompt is taken once."""
+    projection = Projection(learner.policy.parameters(), seed=0)
+    known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    for one in rollouts:
+        key = one.context.prompt_id, one.turns[0].tokens
+        if key in known:
+            continue
+        credit = Credit(rollout_id=one.id, advantage=1.0, clip_low=1.0, clip_high=1.0)
+        batches = plan([one], [credit], normalize="token", token_budget=1 << 20, skip_zero=False)
+        # The loss is the mean over tokens and is minimised; the score is the sum, and points upwards.
+        known[key] = -one.trained_tokens * projection(learner.gradient(batches))
+    return np.stack([known[one.context.prompt_id, one.turns[0].tokens] for one in rollouts])
+
+
+def taught(run: Path, step: int, arm: str, features: PromptFeatures) -> GroupAwareBaseline | None:
+    """The arm's estimator after the run's recorded steps up to `step`; None for plain GRPO with its std."""
+    if arm == "grpo-std":
+        return None
+    estimator = GroupAwareBaseline(features.map.columns, preset=arm, settings=Settings(), seed=0)
+    for number in (one for one in store.steps(run / "rollouts") if one <= step):
+        estimator.observe(recorded(run, number, features))
+    return estimator
+
+
+def recorded(run: Path, number: int, features: PromptFeatures) -> Rollouts:
+    """One recorded step, as an estimator sees it."""
+    rows = [one.rollout for one in store.read_step(run / "rollouts", number) if one.rollout.reward is not None]
+    names = tuple(one.context.prompt_id for one in rows)
+    return Rollouts(
+        prompts=names,
+        rewards=np.array([one.reward for one in rows], dtype=np.float64),
+        features=features.of(names),
+        time=float(number - 1),
+        weights=np.array([max(one.trained_tokens, 1) for one in rows], dtype=np.float64),
+    )
+
+
+def draw(pool: Pool, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """[N] prompts and [N] attempts of one batch, neither with repetition; groups lie together."""
+    if len(pool.prompts) < BUDGET // size:
+        raise ValueError(f"{len(pool.prompts)} prompts do not make {BUDGET // size} groups of {size}; sample more")
+    source = generator("gradients", size, seed)
+    chosen = source.permutation(len(pool.prompts))[: BUDGET // size]
+    attempts = np.stack([source.permutation(ATTEMPTS)[:size] for _ in chosen])
+    return np.repeat(chosen, size), attempts.ravel()
+
+
+def advantages(
+    pool: Pool, rows: np.ndarray, attempts: np.ndarray, size: int, model: GroupAwareBaseline | None, time: int
+) -> np.ndarray:
+    """[N] undivided, but for plain GRPO with its std. A rollout that could not be scored has none."""
+    rewards = pool.rewards[rows, attempts]
+    if model is None:
+        table = rewards.reshape(-1, size)
+        centred = table - table.mean(axis=1, keepdims=True)
+        return np.nan_to_num(centred / (table.std(axis=1, ddof=1, keepdims=True) + 1e-4)).ravel()
+    shown = Rollouts(
+        prompts=tuple(pool.prompts[row] for row in rows),
+        rewards=rewards,
+        features=pool.features[rows],
+        time=float(time),
+        weights=pool.lengths[rows, attempts],
+    )
+    return np.nan_to_num(rewards - model.predict(shown))
+
+
+def measure(pool: Pool, size: int, model: GroupAwareBaseline | None, time: int, batches: int) -> Gradient:
+    """Of `batches` batches; those of one size are the same for every arm."""
+    gradients, silent = [], []
+    for seed in range(batches):
+        rows, attempts = draw(pool, size, seed)
+        found = advantages(pool, rows, attempts, size, model, time)
+        gradients.append(found @ pool.scores[rows, attempts] / BUDGET)
+        silent.append(np.mean(np.abs(found) < 1e-6))
+    table = np.stack(gradients)
+    mean = table.mean(axis=0)
+    noise = float(((table - mean) ** 2).sum() / (len(table) - 1))
+    return Gradient(
+        mean=mean, noise=noise, signal=float(mean @ mean) - noise / len(table), silent=float(np.mean(silent))
+    )
+
+
+def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
+    """Every arm at every group size, at one checkpoint."""
+    pool, features = collect(run, step, prompts)
+    found: dict[tuple[str, int], Gradient] = {}
+    for arm in ARMS:
+        model = taught(run, step, arm, features)
+        for size in SIZES:
+            if size > 1 or arm not in ("grpo-std", "prompt", "rloo"):  # a lone rollout has no siblings
+                found[arm, size] = measure(pool, size, model, step, batches)
+    true = found["rloo", max(SIZES)]
+    return {
+        "arms": {f"{arm}/{size}": one.numbers(true) for (arm, size), one in found.items()},
+        "reward": float(np.nanmean(pool.rewards)),
+        "within": float(np.nanvar(pool.rewards, axis=1, ddof=1).mean()),
+        "between": float(np.nanvar(np.nanmean(pool.rewards, axis=1), ddof=1)),
+        "distinct": len({one.tobytes() for one in pool.scores.reshape(-1, DIMENSIONS)}),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Noise per signal over that of plain GRPO in groups of eight; geometric mean and range over checkpoints."""
+    lines = ["| arm | " + " | ".join(f"G = {size}" for size in SIZES) + " |", "| --- |" + " --- |" * len(SIZES)]
+    for arm in ARMS:
+        cells = []
+        for size in SIZES:
+            found = [
+                one["arms"][f"{arm}/{size}"]["ratio"] / one["arms"]["grpo-std/8"]["ratio"]
+                for one in results.values()
+                if f"{arm}/{size}" in one["arms"]
+            ]
+            mean = float(np.exp(np.mean(np.log(found)))) if found else float("nan")
+            cells.append(f"{mean:.2f} [{min(found):.2f}, {max(found):.2f}]" if found else "–")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("runs", nargs="+", type=Path)
+    words.add_argument("--prompts", type=int, default=128, help="of a checkpoint, eight attempts each")
+    words.add_argument("--batches", type=int, default=400)
+    words.add_argument("--out", type=Path, required=True, help="JSON; checkpoints in it are not measured again")
+    given = words.parse_args()
+    results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    for run in given.runs:
+        for step in sorted(int(folder.name[5:]) for folder in (run / "checkpoints").glob("step_*")):
+            if f"{run.name}/{step}" in results:
+                continue
+            started = time.perf_counter()
+            results[f"{run.name}/{step}"] = study(run, step, given.prompts, given.batches)
+            write_file(given.out, json_dumps(results).encode())
+            print(f"{run.name}, step {step}: {time.perf_counter() - started:.0f} s", flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
