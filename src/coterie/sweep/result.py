@@ -16,6 +16,8 @@ from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
 
 WINDOW = 10
 """A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
+LEAST = 3
+"""Steps are looked at together at least, and twice as many a run needs to be judged by its rewards."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
 
@@ -74,7 +76,9 @@ class CellResult:
         """It diverged, or lost half of the reward that it once had."""
         if self.error or not self.rewards:
             return self.error.startswith(DIVERGED)
-        width = max(1, len(self.rewards) // WINDOW)
+        width = max(LEAST, len(self.rewards) // WINDOW)
+        if len(self.rewards) < 2 * width:
+            return False
         means = np.convolve(self.rewards, np.ones(width) / width, "valid")
         return bool(means[-1] < COLLAPSED * means.max())
 

@@ -12,8 +12,8 @@ GIB = 1 << 30
 
 NOTE = (
     "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "
-    "all steps. Collapsed: stopped because it diverged, or the last tenth of the steps has less than half of the "
-    "reward of the best tenth."
+    "all steps. Collapsed: stopped because it diverged, or the last tenth of the steps (three at least) has less than "
+    "half of the reward of the best tenth."
 )
 
 
