@@ -16,6 +16,8 @@ from coterie.sweep.result import CellResult
 from coterie.sweep.table import by_setting, over_seeds
 
 STYLES = ("-", "--", ":", "-.")
+MOST = 6
+"""Settings whose names find room inside a panel; those of more are below it."""
 SMOOTH = 5
 """Steps of the moving average that is drawn."""
 
@@ -35,13 +37,15 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
         panels.append(partial(_heldout, settings=settings))
     if numeric:
         panels.append(partial(_dependence, results=results, numeric=numeric))
-    figure = canvas(2.5 + 4.5 * len(panels), 4.2)
+    figure = canvas(2.5 + 4.5 * len(panels), 4.2 + (0.12 * len(settings) if len(settings) > MOST else 0.0))
     if figure is None or not results:
         return False
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis)
         dress(axis)
-        axis.legend(frameon=False, fontsize=8)
+        crowded = len(axis.get_legend_handles_labels()[0]) > MOST
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2} if crowded else {}
+        axis.legend(frameon=False, fontsize=8, **place)
     return save(figure, file)
 
 
