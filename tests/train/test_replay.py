@@ -330,6 +330,15 @@ def test_killed_it_resumes_to_the_same_bits(root: Path, point: str, nth: int) ->
     assert fingerprint(run) == fingerprint(assemble.train(config_for(root, name="whole")))
 
 
+def test_policy_time_is_measured_on_fresh_rollouts_beside_replayed_ones(root: Path) -> None:
+    config = config_for(root, steps=4, grouping={"preset": "heb", "clock": "policy"}, eval={"every": 0})
+    with MetricsDB.reader(assemble.train(config) / "metrics.sqlite") as database:
+        assert max(value for _, value in database.series("replay/groups")) > 0
+        moved = [value for _, value in database.series("moved")]
+    assert len(moved) == 4
+    assert min(moved) > 0
+
+
 def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
     """Each fresh group's credit is that of its own rewards, whatever was trained beside it."""
     run = assemble.train(config_for(root, eval={"every": 0}))

@@ -180,21 +180,26 @@ class Learner:
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
-        if self.movement and minibatches and minibatches[0]:
-            moved = self._moved(minibatches[0][0], logprobs)
-            report |= {"moved": moved} if math.isfinite(moved) else {}
+        if self.movement:
+            report |= self._moved(minibatches, logprobs)
         splits = self.fitting.splits + self.scoring.splits - before_splits
         return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
 
     @torch.no_grad()
-    def _moved(self, batch: Batch, before: Mapping[str, np.ndarray]) -> float:
-        """Mean |change of log-prob| of the row's trained tokens by the update, in nats."""
+    def _moved(self, minibatches: Sequence[Sequence[Batch]], before: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Mean |change of log-prob| by the update of the fresh tokens of one packed row, in nats; nothing where no
+        fresh rollout was trained on, or the change is not finite."""
+        row = next((batch for minibatch in minibatches[:1] for batch in minibatch if not batch.replayed.all()), None)
+        if row is None:
+            return {}
 
         def change(part: Batch, _: set[str]) -> np.ndarray:
-            now = self.passes.forward(self.policy, part, Wanted())[1].logprobs.numpy(force=True)
-            return np.abs(now.astype(np.float64) - np.concatenate([before[name] for name in part.spans]))
+            now = self.passes.forward(self.policy, part, Wanted())[1].logprobs.double().numpy(force=True)
+            moved = [now[slice(*span)] - before[name] for name, span in part.spans.items() if name in before]
+            return np.abs(np.concatenate([np.zeros(0), *moved]))
 
-        return float(np.concatenate(self.scoring.run(batch, change)).mean())
+        moved = float(np.concatenate(self.scoring.run(row, change)).mean())
+        return {"moved": moved} if math.isfinite(moved) else {}
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
         """The entropy that a token of this optimizer step needs to count."""
