@@ -34,7 +34,7 @@ from coterie.observer import Silent
 from coterie.parts import collector_for, engine_for, judge_of, policy_for, read_inputs, sampling_for, use_threads
 from coterie.policy.learner import Learner
 from coterie.rewards.pool import Scorer
-from coterie.runs import checkpoint
+from coterie.runs import checkpoint, step_files
 from coterie.runs import rollouts as store
 from coterie.runs.durable import json_dumps, write_file
 from coterie.train.grouping import GroupAwareJudge
@@ -171,7 +171,7 @@ def taught(run: Path, step: int, arm: str, features: PromptFeatures) -> GroupAwa
     if arm == "grpo-std":
         return None
     estimator = GroupAwareBaseline(features.map.columns, preset=arm, settings=Settings(), seed=0)
-    for number in (one for one in store.steps(run / "rollouts") if one <= step):
+    for number in (one for one in step_files.steps(run / "rollouts") if one <= step):
         estimator.observe(recorded(run, number, features))
     return estimator
 

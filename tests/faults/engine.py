@@ -19,7 +19,7 @@ import torch
 
 from coterie import assemble
 from coterie.engines.embedded import EmbeddedEngine, _Session
-from coterie.runs import rollouts
+from coterie.runs import step_files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import StopReason, Turn
 from faults.cases import Case
@@ -127,7 +127,7 @@ def _stored(run: Path, expected: int) -> str | None:
     """Whether a later step left anything."""
     with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
         last = database.last_step()
-    if last != expected or rollouts.steps(run / "rollouts")[-1] != expected:
+    if last != expected or step_files.steps(run / "rollouts")[-1] != expected:
         return f"the last step stored is {last}, expected {expected}"
     return None
 

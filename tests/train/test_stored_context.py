@@ -16,7 +16,7 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.algo.grouping.words import text_embedding
 from coterie.collect import Experience
-from coterie.runs import prompts, rollouts
+from coterie.runs import prompts, rollouts, step_files
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.credit import Terms
 from coterie.train.foresight import Foresight
@@ -34,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows_of(run: Path) -> dict[int, list[RolloutRecord]]:
-    return {step: rollouts.read_step(run / "rollouts", step) for step in rollouts.steps(run / "rollouts")}
+    return {step: rollouts.read_step(run / "rollouts", step) for step in step_files.steps(run / "rollouts")}
 
 
 def faded(seen: list[tuple[int, float]]) -> float | None:

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from coterie.errors import RunError
-from coterie.runs import prompts, rollouts, rows
+from coterie.runs import prompts, rows, step_files
 from coterie.runs.directory import RunDirectory
 
 RUN = pa.field("run", pa.string())
@@ -36,9 +36,9 @@ class Stored:
         found = []
         form = ds.ParquetFileFormat(default_fragment_scan_options=_checked())
         for name, folder in self.folders.items():
-            steps = [step for step in rollouts.steps(folder / "rollouts") if _inside(step, first, last)]
+            steps = [step for step in step_files.steps(folder / "rollouts") if _inside(step, first, last)]
             for step in steps if recent is None else steps[len(steps) - min(recent, len(steps)) :]:
-                file = str(folder / "rollouts" / f"step_{step:06d}.parquet")
+                file = str(step_files.path_of(folder / "rollouts", step))
                 here = ds.field("run") == name
                 found.append(form.make_fragment(file, filesystem=fs.LocalFileSystem(), partition_expression=here))
         if not found:

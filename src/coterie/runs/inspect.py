@@ -11,7 +11,7 @@ from coterie.algo.statistics import PairedTest, paired_test
 from coterie.config.layers import flatten
 from coterie.errors import RunError
 from coterie.observer import EvalResult
-from coterie.runs import checkpoint, rollouts
+from coterie.runs import checkpoint, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
 from coterie.runs.metrics import MetricsDB
@@ -112,7 +112,7 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
         step=seen.step,
         steps=steps,
         checkpoints=tuple(saved),
-        rollout_steps=len(rollouts.steps(run.rollouts)),
+        rollout_steps=len(step_files.steps(run.rollouts)),
         size_mb=round(_size(run.path) / 1e6, 1),
         before=seen.before,
         after=seen.after,

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from coterie.algo.grouping.facts import facts_of
-from coterie.errors import RunError
-from coterie.runs import rollouts
+from coterie.runs import step_files
 from coterie.runs.contexts import COMPLEXITY
-from coterie.runs.durable import json_dumps, replacing, utf8
+from coterie.runs.durable import json_dumps, utf8
 from coterie.types import Prompt
 
 FORMAT = "prompts 1"
+NOUN = "prompt"
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -57,24 +56,15 @@ def write_step(folder: Path, step: int, found: Sequence[MetPrompt]) -> Path | No
     """
     if not found:
         return None
-    path = folder / f"step_{step:06d}.parquet"
-    if path.exists():
-        raise RunError(f"{path} exists; a recorded step is never overwritten. A resume first calls truncate_after")
-    try:
-        table = pa.Table.from_pylist([_row(step, one) for one in found], schema=SCHEMA)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        raise RunError(f"the prompts of step {step} do not fit their columns: {error}") from error
-    facts = {"coterie": FORMAT, "step": str(step), "sha256": _digest(table)}
-    with replacing(path) as tmp:
-        pq.write_table(
-            table.replace_schema_metadata(facts),
-            tmp,
-            compression="zstd",
-            write_page_checksum=True,
-            write_statistics=False,
-            use_dictionary=["task", "source", "domain", "embedding_kind"],
-        )
-    return path
+    return step_files.write(
+        folder,
+        step,
+        lambda: pa.Table.from_pylist([_row(step, one) for one in found], schema=SCHEMA),
+        noun=NOUN,
+        form=FORMAT,
+        digest=_digest,
+        repeated=("task", "source", "domain", "embedding_kind"),
+    )
 
 
 def read(folder: Path) -> pa.Table:
@@ -83,7 +73,7 @@ def read(folder: Path) -> pa.Table:
     Raises:
         RunError: a file is damaged.
     """
-    parts = [read_step(folder, step) for step in rollouts.steps(folder)]
+    parts = [read_step(folder, step) for step in step_files.steps(folder)]
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
@@ -93,21 +83,10 @@ def read_step(folder: Path, step: int) -> pa.Table:
     Raises:
         RunError: there is no such file, or it is damaged.
     """
-    path = folder / f"step_{step:06d}.parquet"
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            facts = file.schema_arrow.metadata or {}
-            if facts.get(b"coterie") != FORMAT.encode() or facts.get(b"step") != str(step).encode():
-                raise ValueError(f"its header says {facts!r}, expected {FORMAT} and step {step}")
-            table = file.read().replace_schema_metadata(None)
-        if facts.get(b"sha256") != _digest(table).encode():
-            raise ValueError("its rows do not match the hash it carries")
-        return table.cast(SCHEMA)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise RunError(
-            f"{path} is damaged or is no prompt file of coterie: {error}. Nothing depends on it but similarity; "
-            "restore it from a copy, or delete it"
-        ) from error
+    path, loss = step_files.path_of(folder, step), "Nothing depends on it but similarity"
+    with step_files.reading(path, step, noun=NOUN, forms=(FORMAT,), loss=loss) as file:
+        file.require(_digest(file.table))
+        return file.table.cast(SCHEMA)
 
 
 def _row(step: int, one: MetPrompt) -> dict[str, object]:

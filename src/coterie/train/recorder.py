@@ -12,7 +12,7 @@ from coterie.collect import Experience
 from coterie.diagnosis.stopping import StopRule
 from coterie.errors import CollapseError, RunError
 from coterie.observer import Observer
-from coterie.runs import checkpoint, prompts, rollouts
+from coterie.runs import checkpoint, prompts, rollouts, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import describe, fsync, missing_room
 from coterie.runs.inspect import COLLAPSE
@@ -79,9 +79,9 @@ class Recorder:
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
         self.db.truncate_after(step)
-        rollouts.truncate_after(self.run.rollouts, step)
-        rollouts.truncate_after(self.prompts, step)
-        rollouts.truncate_after(self.evals, step)
+        step_files.truncate_after(self.run.rollouts, step)
+        step_files.truncate_after(self.prompts, step)
+        step_files.truncate_after(self.evals, step)
 
     def step(
         self,
@@ -107,7 +107,7 @@ class Recorder:
         if found.experience is None:
             return
         # A kill between the two writes leaves the file alone: only the database says that an evaluation is whole.
-        rollouts.truncate_after(self.evals, step - 1)
+        step_files.truncate_after(self.evals, step - 1)
         rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
         self.db.record_evals(found.results, found.items)
         for result in found.results:

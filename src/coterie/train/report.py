@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coterie import machine
 from coterie.errors import RunError
-from coterie.runs import rollouts
+from coterie.runs import rollouts, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.report import BeforeAfter, write_report
@@ -29,7 +29,7 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     """First attempts at held-out prompts of the first task, at the first and the last evaluation: the first prompt that
     turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste."""
     folder = run / EVALS
-    steps = rollouts.steps(folder)
+    steps = step_files.steps(folder)
     if len(steps) < 2:
         return []
     try:
