@@ -20,7 +20,7 @@ from coterie.errors import CheckpointError, ConfigError, ModelError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.train.credit import Terms
-from coterie.train.grouping import FACTS, GroupAwareJudge
+from coterie.train.grouping import FILES, GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
 from tiny_models import tiny_encoder
 
@@ -103,7 +103,7 @@ def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> No
     encoder = tiny_encoder(root / "bert")
     given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
     run = assemble.train(config_for(root, "heb", **given))
-    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     names = [column["name"] for column in held["facts"]["features"]["columns"]]
     assert sum(name.startswith("meaning ") for name in names) == 16
     half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
@@ -173,7 +173,7 @@ def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns
     (root / "own_groups.py").write_text(OWN)
     given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
     run = assemble.train(config_for(root, "heb", **given))
-    held = json.loads((run / "checkpoints/step_000004" / FACTS).read_text())
+    held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     assert [one["name"] for one in held["facts"]["features"]["columns"] if one["signal"] == "key"] == columns
     (row, *_) = rollouts.read_step(run / "rollouts", 4)
     assert row.credit is not None
@@ -247,8 +247,8 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
 def test_groups_of_another_format_are_refused(root: Path) -> None:
     run = assemble.train(config_for(root, "heb", steps=2, eval={"every": 0}))
     folder = run / "checkpoints" / "step_000002"
-    held = json.loads((folder / FACTS).read_text())
-    (folder / FACTS).write_text(json.dumps(held | {"format": 1}))
+    held = json.loads((folder / FILES.facts).read_text())
+    (folder / FILES.facts).write_text(json.dumps(held | {"format": 1}))
     features = PromptFeatures((), None, dimensions=16, seed=0)
     judge = GroupAwareJudge(
         config_for(root, "heb").grouping,

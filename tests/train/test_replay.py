@@ -24,7 +24,7 @@ from coterie.rewards.identity import identity
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.train.grouping import GroupAwareJudge
-from coterie.train.kept_groups import FACTS, KeptGroup, read
+from coterie.train.kept_groups import FILES, KeptGroup, read
 from coterie.train.replay import Replay, Replayed
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
 
@@ -232,16 +232,16 @@ def test_a_memory_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
 
 def test_another_format_and_a_torn_file_are_refused(tmp_path: Path) -> None:
     memory(made("q", 0)).save(tmp_path)
-    facts = json.loads((tmp_path / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / FILES.facts).read_text(encoding="utf-8"))
     for changed, message in (
         ({"format": 2}, "format is 2, this version of coterie reads 1"),
         ({"groups": facts["groups"] * 2}, "ends 5 numbers too early"),
         ({"groups": []}, "left over"),
     ):
-        (tmp_path / FACTS).write_text(json.dumps(facts | changed), encoding="utf-8")
+        (tmp_path / FILES.facts).write_text(json.dumps(facts | changed), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             memory().load(tmp_path)
-    (tmp_path / FACTS).unlink()
+    (tmp_path / FILES.facts).unlink()
     with pytest.raises(CheckpointError, match="cannot read the replayed groups"):
         memory().load(tmp_path)
 
@@ -318,7 +318,7 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
         assert sum(database.step_metrics(step).get("replay/groups", 0.0) for step in range(4, 7)) > 0
     assert assemble.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
-    facts = [(run / "checkpoints" / "step_000006" / FACTS).read_bytes() for run in (whole, half)]
+    facts = [(run / "checkpoints" / "step_000006" / FILES.facts).read_bytes() for run in (whole, half)]
     assert facts[0] == facts[1]
 
 

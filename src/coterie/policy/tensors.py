@@ -27,13 +27,23 @@ def read(file: Path) -> dict[str, Tensor]:
         CheckpointError: the file does not open, or has a header of absurd length.
     """
     try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-        if length > _LONGEST_HEADER:
-            raise CheckpointError(
-                f"cannot read {file}: its header says that it has {length:,} bytes, expected at most "
-                f"{_LONGEST_HEADER:,}; it is no checkpoint of coterie"
-            )
+        require_short_header(file)
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
+
+
+def require_short_header(file: Path) -> None:
+    """Look before the library parses it.
+
+    Raises:
+        CheckpointError: the file begins with a header of absurd length.
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise CheckpointError(
+            f"cannot read {file}: its header says that it has {length:,} bytes, expected at most "
+            f"{_LONGEST_HEADER:,}; it is no checkpoint of coterie"
+        )

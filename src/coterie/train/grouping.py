@@ -5,12 +5,10 @@ The estimator is pure (`coterie.algo.grouping`); here it meets rollouts and chec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from coterie.algo.grouping.clock import PolicyClock
 from coterie.algo.grouping.lessons import Lesson
@@ -21,16 +19,16 @@ from coterie.algo.grouping.state import join, pick
 from coterie.algo.grouping.trust import trust_factors
 from coterie.algo.returns import returns_to_go
 from coterie.config.grouping import GroupingConfig
-from coterie.errors import CheckpointError, ConfigError
-from coterie.runs.durable import json_dumps, write_file
+from coterie.errors import ConfigError
 from coterie.train.allocating import allocation
 from coterie.train.credit import Judge, Scores, Terms
 from coterie.train.foresight import Expectation, Foresight, rules
 from coterie.train.grouping_settings import settings_of
 from coterie.train.prompt_features import PromptFeatures
+from coterie.train.state_files import StateFiles
 from coterie.types import Credit, Group, Prompt, Rollout
 
-ARRAYS, FACTS = "grouping.safetensors", "grouping.json"
+FILES = StateFiles("grouping", "the groups")
 ROUNDING = 1e-9
 """A baseline that moves by less, in reward ranges, has not moved."""
 FORMAT = 2
@@ -239,10 +237,8 @@ class GroupAwareJudge(Judge):
 
     def save(self, folder: Path) -> None:
         arrays, facts = join(features=self.features.state(), model=self.model.state())
-        save_file({name: array.copy(order="C") for name, array in arrays.items()}, folder / ARRAYS)
         held = {"format": FORMAT, "facts": facts, "step": self.step, "importance": self.importance}
-        held["clock"] = self.clock.state()
-        write_file(folder / FACTS, json_dumps(held).encode())
+        FILES.write(folder, arrays, {**held, "clock": self.clock.state()})
 
     def load(self, folder: Path, *, adopt: bool = True) -> None:
         """Continue from a checkpoint.
@@ -250,19 +246,16 @@ class GroupAwareJudge(Judge):
         Args:
             adopt: widen what is known if the reward or the reference is another than before; False only reads.
         """
-        try:
-            held = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        with FILES.reading(folder) as (arrays, held):
             if held.get("format") != FORMAT:
                 raise ValueError(
                     f"their format is {held.get('format', 1)}, expected {FORMAT}: another version of coterie wrote "
                     "them; start a new run, or continue with that version"
                 )
-            state = load_file(folder / ARRAYS), held["facts"]
+            state = arrays, held["facts"]
             self.features.load(pick(state, "features"))
             self.model.load(pick(state, "model"))
             self.step, self.importance = int(held["step"]), dict(held["importance"])
             self.clock.load(held["clock"])
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"cannot read the groups in {folder}: {error}") from error
         if adopt:
             self.model.adopt(**self.versions)

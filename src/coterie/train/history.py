@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from coterie.algo.grouping.words import text_embedding
 from coterie.collect import Experience
-from coterie.errors import CheckpointError
-from coterie.runs.durable import json_dumps, write_file
 from coterie.runs.prompts import MetPrompt
 from coterie.train.evaluation import CORRECT, is_correct
 from coterie.train.foresight import Foresight
+from coterie.train.state_files import StateFiles
 from coterie.types import Dispatch, Prompt, Rollout
 
-ARRAYS, NAMES = "history.safetensors", "history.json"
+FILES = StateFiles("history", "the history")
 MEMORY = 40.0
 """Steps in which an attempt fades to 1/e: the policy moves, and old attempts say less of it."""
 
@@ -118,9 +115,8 @@ class History:
         """Into a checkpoint's folder."""
         tables = {"prompts": self.prompts, "tasks": self.tasks}
         arrays = {name: _table(tallies.values()) for name, tallies in tables.items()}
-        save_file(arrays, folder / ARRAYS)
         names = {name: list(tallies) for name, tallies in tables.items()}
-        write_file(folder / NAMES, json_dumps({**names, "stored": self.stored}).encode())
+        FILES.write(folder, arrays, {**names, "stored": self.stored})
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint; from nothing where it was made before this was kept.
@@ -128,17 +124,14 @@ class History:
         Raises:
             CheckpointError: it cannot be read.
         """
-        if not (folder / NAMES).exists():
+        if not (folder / FILES.facts).exists():
             return
-        try:
-            arrays, names = load_file(folder / ARRAYS), json.loads((folder / NAMES).read_text(encoding="utf-8"))
+        with FILES.reading(folder) as (arrays, names):
             found = {
                 table: {name: Tally(*row) for name, row in zip(names[table], arrays[table].tolist(), strict=True)}
                 for table in ("prompts", "tasks")
             }
             stored = {str(name): int(step) for name, step in names["stored"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read the history in {folder}: {error}") from error
         self.prompts, self.tasks, self.stored = found["prompts"], found["tasks"], stored
 
 

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from coterie.errors import CheckpointError
-from coterie.runs.durable import json_dumps, json_loads, write_file
+from coterie.train.state_files import StateFiles
 from coterie.types import Context, Credit, Group, Outcome, Rollout, StopReason, Turn
 
-ARRAYS, FACTS = "replay.safetensors", "replay.json"
+FILES = StateFiles("replay", "the replayed groups")
 FORMAT = 1
 
 
@@ -94,9 +91,8 @@ def write(folder: Path, groups: Sequence[KeptGroup], names: Mapping[str, str]) -
         "sampler_logprobs": _joined([turn.sampler_logprobs for one in rollouts for turn in one.turns], np.float64),
         "advantages": _joined([np.atleast_1d(one.advantage) for one in credits], np.float64),
     }
-    save_file(arrays, folder / ARRAYS)
     facts = {"format": FORMAT, "names": dict(names), "groups": [_group_facts(group) for group in groups]}
-    write_file(folder / FACTS, json_dumps(facts).encode())
+    FILES.write(folder, arrays, facts)
 
 
 def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
@@ -137,16 +133,13 @@ def read(folder: Path) -> tuple[list[KeptGroup], dict[str, str]]:
     Raises:
         CheckpointError: a file is missing or damaged, or of another format.
     """
-    try:
-        facts = json_loads((folder / FACTS).read_bytes())
+    with FILES.reading(folder) as (arrays, facts):
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, this version of coterie reads {FORMAT}")
-        source = _Source(load_file(folder / ARRAYS))
+        source = _Source(arrays)
         groups = [_group(one, source) for one in facts["groups"]]
         source.require_end()
         return groups, dict(facts["names"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read the replayed groups in {folder}: {error!r}") from error
 
 
 class _Source:

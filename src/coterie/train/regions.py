@@ -18,7 +18,7 @@ from coterie.runs.directory import find
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.pictures import FAINT, canvas, save
 from coterie.train.credit import NEWS, Terms
-from coterie.train.grouping import FACTS, GroupAwareJudge
+from coterie.train.grouping import FILES, GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
 
 PANELS = 3
@@ -96,11 +96,11 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
 
 def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
     found = checkpoint.newest(path / "checkpoints") if step is None else None  # reads every byte of it
-    if found is not None and (found.path / FACTS).is_file():
+    if found is not None and (found.path / FILES.facts).is_file():
         return found.path, found.step
     folder = path / "checkpoints" / f"step_{step or 0:06d}"
-    if not (folder / FACTS).is_file():
-        there = ", ".join(sorted(one.parent.name for one in path.glob(f"checkpoints/*/{FACTS}"))) or "none"
+    if not (folder / FILES.facts).is_file():
+        there = ", ".join(sorted(one.parent.name for one in path.glob(f"checkpoints/*/{FILES.facts}"))) or "none"
         raise RunError(f"{path} has no checkpoint with groups at step {step}; those that there are: {there}")
     return folder, step or 0
 
