@@ -173,6 +173,10 @@ class OptimConfig(Section):
     token_budget: int = Field(default=1024, ge=1)
     """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
     (beyond rounding)."""
+    roulette: float = Field(default=0.0, ge=0, le=2)
+    """Leave rollouts with a small advantage out of the update at random: kept with the chance |advantage| / (roulette
+    times their root mean square), at most 1, and weighed by 1 / chance. The same expected gradient from fewer tokens;
+    the advantages' second moment grows by roulette² / 4 at most. 0 = off."""
     state: Literal["float32", "8bit"] = "float32"
     """The two moments: float32 (float64 under float64), or 8 bits each in blocks of 256 (needs the `8bit` extra)."""
     checkpointing: bool = False
@@ -294,7 +298,22 @@ class RunConfig(Section):
                 f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
                 f"{self.collect.prompts} prompts × {self.collect.group_size} rollouts"
             )
+        if self.optim.roulette and not self.advantages_alone:
+            raise ValueError(
+                f"optim.roulette = {self.optim.roulette} leaves rollouts out by their advantage, but here a rollout "
+                "without any has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, "
+                "entropy_target, entropy_share < 1), no surrogate of your own and no critic"
+            )
         return self
+
+    @property
+    def advantages_alone(self) -> bool:
+        """Whether a rollout without advantage has no gradient at all, and one of twice the advantage twice as much."""
+        objective = self.objective
+        in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
+        entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
+        everywhere = objective.entropy_share < 1 or ":" in objective.surrogate  # these look at every token
+        return not (in_loss or entropy or everywhere or self.critic is not None)
 
     def _check_algorithm(self) -> None:
         """Settings that were put together by hand must not carry a method's name without its row."""

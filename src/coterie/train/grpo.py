@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from coterie.algo.roulette import Played, play
 from coterie.algo.streams import generator
 from coterie.batches import Batch, plan
 from coterie.config.schema import RunConfig
@@ -94,7 +95,8 @@ class Trainer:
         scores = self._score(members) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
         past = self.replay.draw(self.step, partial(self._score, companions=scores is not None))
-        minibatches = self._minibatches({**rollouts, **past.rollouts}, [*credits, *past.credits])
+        played = self._play({**rollouts, **past.rollouts}, [*credits, *past.credits])
+        minibatches = self._minibatches({**rollouts, **past.rollouts}, played.credits)
         report = self.learner.update(minibatches, past.beside(scores))
         self.judge.updated(report.metrics)
         updated = time.perf_counter()
@@ -105,7 +107,9 @@ class Trainer:
         check_version(self.engine.version, self.step)  # before a checkpoint says that it serves this one
         adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
-        metrics = self._record(gathered, credits, report, seconds, {**adapted, **past.metrics}, foresight)
+        metrics = self._record(
+            gathered, credits, report, seconds, {**adapted, **past.metrics, **played.metrics}, foresight
+        )
         self._tell(gathered, report, past, metrics)
 
     def _score(self, rollouts: Sequence[Rollout], *, companions: bool = True) -> dict[str, RolloutScores]:
@@ -119,6 +123,17 @@ class Trainer:
             return list(credits)
         return [credit for credit in credits if not rollouts[credit.rollout_id].stop_reason.truncated]
 
+    def _play(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> Played:
+        """The credits that the update gets: without those that Russian roulette leaves out, a prompt's together."""
+        if not self.config.optim.roulette:
+            return Played(credits=tuple(credits))
+        contexts = {credit.rollout_id: rollouts[credit.rollout_id].context for credit in credits}
+        draws = {
+            name: float(generator("roulette", self.config.seed, self.step, one.prompt_id, one.version).random())
+            for name, one in contexts.items()
+        }
+        return play(credits, draws, self.config.optim.roulette)
+
     def _minibatches(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
         """The packed batches of each optimizer step; several steps split the rollouts at random, as R1 does."""
         optim = self.config.optim
@@ -131,16 +146,8 @@ class Trainer:
             else:
                 order = generator("minibatch", self.config.seed, self.step, epoch).permutation(len(usable))
                 parts = [[usable[k] for k in order[part :: optim.minibatches]] for part in range(optim.minibatches)]
-            plans += [self._plan(part, credits, skip_zero=self._only_advantages()) for part in parts]
+            plans += [self._plan(part, credits, skip_zero=self.config.advantages_alone) for part in parts]
         return plans
-
-    def _only_advantages(self) -> bool:
-        """Whether a rollout without advantage has no gradient at all."""
-        objective = self.config.objective
-        in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
-        entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
-        everywhere = objective.entropy_share < 1 or ":" in objective.surrogate  # these look at every token
-        return not (in_loss or entropy or everywhere or self.config.critic is not None)
 
     def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit], *, skip_zero: bool) -> list[Batch]:
         return plan(
