@@ -71,7 +71,7 @@ def run(arm: str, *, prompts: int, size: int, seed: int, lr: float) -> list[floa
     estimator = None
     if arm in ARMS:
         preset, weighted = ARMS[arm]
-        settings = Settings(weighted=weighted, unit_scale=True)
+        settings = Settings(weighted=weighted, scale="none")
         estimator = GroupAwareBaseline(columns, preset=preset, settings=settings, seed=seed)
     curve, everyone = [], np.arange(prompts)
     for step in range(STEPS):

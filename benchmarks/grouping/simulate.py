@@ -24,7 +24,7 @@ from coterie.algo.streams import generator
 BUDGET = 256
 """Rollouts a step, for every group size."""
 SIZES = (1, 2, 4, 8)
-PLAIN = Settings(weighted=False, unit_scale=True)
+PLAIN = Settings(weighted=False, scale="none")
 ARMS: dict[str, tuple[str, Settings]] = {
     "grpo": ("prompt", PLAIN),
     "rloo": ("rloo", PLAIN),
@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[str, Settings]] = {
     "js2": ("js2", PLAIN),
     "heb": ("heb", PLAIN),
     "heb-stack": ("heb-stack", PLAIN),
-    "heb-stack-weighted": ("heb-stack", Settings(unit_scale=True)),
+    "heb-stack-weighted": ("heb-stack", Settings(scale="none")),
 }
 ABLATIONS = (
     "tree",

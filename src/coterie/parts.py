@@ -139,14 +139,29 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     source = locate_model(config.model.name, observer)
     chat = load_chat(source, config.model.revision)
     train = _load(config.data.train, config, chat)
-    if need_train and len(train.prompts) < config.collect.prompts:
-        raise DataError(
-            f"data.train has {len(train.prompts)} usable prompts, fewer than the {config.collect.prompts} that one "
-            'step draws (collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
-        )
+    if need_train:
+        _check_enough(config, train)
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
     encoder = encoder_for(config, observer) if need_train else None
     return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.review)
+
+
+def _check_enough(config: RunConfig, train: PromptSet) -> None:
+    """A step's prompts are all different, also where sources have left or not yet joined."""
+    wanted = config.collect.prompts
+    order = _order(config, train)
+    for stage in order.stages:
+        count = order.available(stage.start)
+        if count < wanted:
+            when = f" after {stage.start} drawn ones" if stage.start else ""
+            raise DataError(
+                f"data.train has {count} usable prompts{when}, fewer than the {wanted} that one step draws "
+                '(collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
+            )
 
 
 def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
@@ -292,7 +307,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
     judge = judge_of(config, inputs, policy)
     gatherer = Gatherer(
         collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
-        PromptOrder(inputs.train.prompts, seed=config.seed),
+        _order(config, inputs.train),
         config=config.collect,
         sampling=sampling_for(config, config.sampling.temperature),
         correct=functools.partial(is_correct, part=evaluator.part),

@@ -154,6 +154,8 @@ def test_lists_replace_and_tables_merge(toml):
             "seed": 0,
             "params": {"a": 1, "max_animals": 3, "word": "hi"},
             "instruction": "",
+            "after": 0,
+            "until": None,
         }
     ]
     assert loaded.provenance["data.train.0.params.a"] == two

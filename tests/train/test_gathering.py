@@ -90,6 +90,18 @@ def test_without_refill_a_step_takes_what_it_gets() -> None:
     assert found.metrics == {}
 
 
+def test_a_step_draws_from_the_stages_that_it_straddles() -> None:
+    one = gatherer(lambda prompt, sample: [1])
+    early: dict[str, tuple[int, int | None]] = {f"p{k}": (0, 6) for k in range(8)}
+    late: dict[str, tuple[int, int | None]] = {f"p{k}": (6, None) for k in range(8, 12)}
+    one.order = PromptOrder(prompts(12), seed=0, presence=early | late)
+    first, second, third = one.gather(0), one.gather(4), one.gather(8)
+    assert members(first) <= set(early)
+    assert len(members(second) & set(early)) == len(members(second) & set(late)) == 2
+    assert members(third) == set(late), "a step's prompts differ, and the stage has four"
+    assert [found.metrics["stage"] for found in (first, second, third)] == [0, 1, 1]
+
+
 def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
     one = gatherer(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
     found = one.gather(0)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -431,3 +432,30 @@ def test_a_judge_that_refuses_the_gold_answers_is_not_trained_on(root: Path) -> 
     with pytest.raises(RewardError, match=r"does not know right from wrong.*no reward part applies"):
         assemble.train(config)
     assert not (root / "runs" / "one").exists()
+
+
+def test_a_run_through_a_curriculum_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'{{"prompt": "how many wings {k}?", "answer": "{k}"}}\n' for k in range(6))
+    (tmp_path / "later.jsonl").write_text(rows, encoding="utf-8")
+    train = [
+        {"type": "file", "path": str(tmp_path / "train.jsonl"), "until": 10},
+        {"type": "file", "path": str(tmp_path / "later.jsonl"), "after": 8},
+    ]
+    data = {"train": train, "review": 0.25}
+    grouping = {"preset": "heb", "allocate": True, "candidates": 1}
+    whole = assemble.train(make_config(tmp_path, data=data, grouping=grouping))
+    half = assemble.train(make_config(tmp_path, data=data, name="two", grouping=grouping), stop_at(3, signal.SIGTERM))
+    assemble.resume(half)
+    assert fingerprint(half) == fingerprint(whole)
+    with sqlite3.connect(whole / "metrics.sqlite") as database:
+        stages = [value for (value,) in database.execute("SELECT value FROM metrics WHERE name = 'stage'").fetchall()]
+    assert stages == [0, 0, 1, 2, 2, 2]
+
+
+def test_a_stage_with_too_few_prompts_for_a_step_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "how many wings?", "answer": "2"}\n', encoding="utf-8")
+    config = make_config(tmp_path)
+    train = [{**config.data.train[0].model_dump(), "until": 10}, {"type": "file", "path": str(tmp_path / "few.jsonl")}]
+    with pytest.raises(DataError, match="has 1 usable prompts after 10 drawn ones, fewer than the 3"):
+        assemble.train(make_config(tmp_path, data={"train": train}))

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from coterie.config.section import Section
 
 
-class ReasoningGymSource(Section):
+class _Source(Section):
+    """What every source has."""
+
+    instruction: str = ""
+    """Added after the question, on a new line."""
+    after: int = Field(default=0, ge=0)
+    """Training only: how many prompts are drawn before those of this source join. With `until`, a curriculum."""
+    until: int | None = Field(default=None, ge=1)
+    """Training only: how many prompts have been drawn when those of this source leave; none = they stay."""
+
+    def active(self, cursor: int) -> bool:
+        """Whether its prompts are among the next, when so many were drawn."""
+        return self.after <= cursor and (self.until is None or cursor < self.until)
+
+    @model_validator(mode="after")
+    def _some_time(self) -> _Source:
+        if self.until is not None and self.until <= self.after:
+            raise ValueError(f"until = {self.until} must be above after = {self.after}: its prompts are never drawn")
+        return self
+
+
+class ReasoningGymSource(_Source):
     """A procedural generator of reasoning-gym with its own scorer."""
 
     type: Literal["reasoning_gym"]
@@ -21,11 +42,9 @@ class ReasoningGymSource(Section):
     """Seed of the generator; training and held-out sources need different ones."""
     params: dict[str, Any] = Field(default_factory=dict)
     """The generator's own parameters, e.g. {max_animals = 3}."""
-    instruction: str = ""
-    """Added after the question, on a new line."""
 
 
-class FileSource(Section):
+class FileSource(_Source):
     """A .jsonl, .parquet or .csv file with `prompt` or `question` and, usually, `answer`."""
 
     type: Literal["file"]
@@ -35,11 +54,9 @@ class FileSource(Section):
     """Task name of its rows; the file's stem when left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
-    instruction: str = ""
-    """Added after the question, on a new line."""
 
 
-class HubSource(Section):
+class HubSource(_Source):
     """A Hugging Face dataset (needs the `hub` extra)."""
 
     type: Literal["hub"]
@@ -53,11 +70,9 @@ class HubSource(Section):
     """Pinned revision."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
-    instruction: str = ""
-    """Added after the question, on a new line."""
 
 
-class AssetSource(Section):
+class AssetSource(_Source):
     """A question asset of `coterie assets ls`, e.g. gsm8k-100."""
 
     type: Literal["asset"]
@@ -65,11 +80,9 @@ class AssetSource(Section):
     """Asset name."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
-    instruction: str = ""
-    """Added after the question, on a new line."""
 
 
-class PythonSource(Section):
+class PythonSource(_Source):
     """Your own function: `module:function` returning an iterable of row dicts."""
 
     type: Literal["python"]
@@ -81,8 +94,6 @@ class PythonSource(Section):
     """Task name of its rows; the function's name when left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
-    instruction: str = ""
-    """Added after the question, on a new line."""
 
 
 Source = Annotated[
@@ -98,9 +109,33 @@ class DataConfig(Section):
     """Sources of training prompts; rows of all sources are mixed."""
     heldout: list[Source] = Field(default_factory=list)
     """Sources of held-out prompts, never trained on. Rows that also occur in training are removed."""
+    review: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the drawn prompts that come from sources past their `until`, so that what was learned there does not
+    fade."""
     system: str | None = None
     """System message put before every prompt; None leaves it to the template."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """A longer prompt is a bad row."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Refuse to start when a larger share of a source's rows is bad."""
+
+    def changes(self) -> list[int]:
+        """How many prompts are drawn when sources join or leave, ascending, 0 first."""
+        ends = {source.until for source in self.train if source.until is not None}
+        return sorted({0, *(source.after for source in self.train), *ends})
+
+    @model_validator(mode="after")
+    def _always_some(self) -> DataConfig:
+        if any(source.after or source.until for source in self.heldout):
+            raise ValueError("data.heldout has a source with after or until: these are for data.train; leave them out")
+        for cursor in self.changes() if self.train else ():
+            if not any(source.active(cursor) for source in self.train):
+                raise ValueError(
+                    f"no source of data.train is there after {cursor} drawn prompts; set one's after and until so that "
+                    "it is"
+                )
+        if self.review and not any(source.until for source in self.train):
+            raise ValueError(
+                f"data.review = {self.review} draws from sources that have left, and none ever does; give one an until"
+            )
+        return self

@@ -64,8 +64,10 @@ class GroupingConfig(Section):
         default_factory=lambda: [0.0, 1.0]
     )
     """Smallest and largest reward; none measures the range on the first step."""
-    unit_scale: bool = False
-    """Leave advantages undivided; else they are divided by the root mean squared error of the past."""
+    scale: Literal["history", "expected", "none"] = "history"
+    """What advantages are divided by: history, the root mean squared error of the past, one number for all; expected,
+    the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
+    nothing."""
     per_part: bool = False
     """One model for each part of the reward; their advantages are added with the parts' weights."""
     trust: float = Field(default=0.0, ge=0)
@@ -88,6 +90,11 @@ class GroupingConfig(Section):
     def _fits(self) -> GroupingConfig:
         if self.rewards is not None and self.rewards[0] >= self.rewards[1]:
             raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
+        if self.scale == "expected" and self.rewards is None:
+            raise ValueError(
+                'scale = "expected" needs rewards, the smallest and the largest: between them a mean says '
+                "how far rewards can spread"
+            )
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
         if self.trust and self.preset not in ("heb", "heb-stack"):

@@ -2,28 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from coterie.algo.streams import generator
 from coterie.types import Prompt
 
+Presence = tuple[int, int | None]
+"""How many prompts have been drawn when a prompt joins the stream, and when it leaves it (None: never)."""
+
 
 class PromptOrder:
-    """Every epoch is its own permutation of all prompts; the cursor is what was consumed, so nothing else is saved."""
+    """Every epoch is its own permutation of all prompts; the cursor is what was consumed, so nothing else is saved.
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+    Where prompts join and leave, the stream falls into stages with epochs of their own.
+
+    Args:
+        presence: by prompt id; who is not named is always there.
+        review: share of a stage's draws that come from the prompts that have left.
+
+    Raises:
+        ValueError: at some cursor there is no prompt.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        presence: Mapping[str, Presence] | None = None,
+        review: float = 0.0,
+    ) -> None:
         self.prompts = list(prompts)
-        self.seed = seed
-        self._known: dict[int, list[int]] = {}
+        times = [(presence or {}).get(prompt.id, (0, None)) for prompt in self.prompts]
+        starts = sorted({0} | {at for pair in times for at in pair if at is not None})
+        self.stages = [_Stage(number, start, self.prompts, times, seed, review) for number, start in enumerate(starts)]
 
     def draw(self, cursor: int, count: int) -> list[Prompt]:
         """The prompts number `cursor` … `cursor + count - 1` of the endless stream."""
-        size = len(self.prompts)
-        epochs = {epoch: self._permutation(epoch) for epoch in range(cursor // size, (cursor + count - 1) // size + 1)}
-        return [self.prompts[epochs[at // size][at % size]] for at in range(cursor, cursor + count)]
+        return [self._stage(at).prompt(at) for at in range(cursor, cursor + count)]
 
-    def _permutation(self, epoch: int) -> list[int]:
+    def available(self, cursor: int) -> int:
+        """How many different prompts the stage holds, those under review not counted."""
+        return len(self._stage(cursor).current.prompts)
+
+    def stage(self, cursor: int) -> int:
+        """Number of the stage, from 0."""
+        return self._stage(cursor).number
+
+    def _stage(self, cursor: int) -> _Stage:
+        return next(stage for stage in reversed(self.stages) if stage.start <= cursor)
+
+
+class _Stage:
+    """From `start` on."""
+
+    def __init__(
+        self, number: int, start: int, prompts: Sequence[Prompt], times: Sequence[Presence], seed: int, review: float
+    ) -> None:
+        self.number, self.start = number, start
+        together = list(zip(prompts, times, strict=True))
+        current = [one for one, (after, until) in together if after <= start and (until is None or start < until)]
+        left = [one for one, (_, until) in together if until is not None and until <= start]
+        if prompts and not current:
+            raise ValueError(f"there is no prompt to draw after {start} were drawn")
+        counters = (number,) if number else ()
+        self.current = _Epochs(current, "order", seed, *counters)
+        self.left = _Epochs(left, "review", seed, *counters)
+        self.share = Fraction(review).limit_denominator(1_000_000) if left else Fraction(0)
+
+    def prompt(self, cursor: int) -> Prompt:
+        """One in 1 / share is for review, evenly spread."""
+        at = cursor - self.start
+        reviewed = int(at * self.share)
+        if int((at + 1) * self.share) > reviewed:
+            return self.left[reviewed]
+        return self.current[at - reviewed]
+
+
+class _Epochs:
+    """An endless stream of permutations of some prompts."""
+
+    def __init__(self, prompts: Sequence[Prompt], *counters: str | int) -> None:
+        self.prompts, self.counters = prompts, counters
+        self._known: dict[int, list[int]] = {}
+
+    def __getitem__(self, at: int) -> Prompt:
+        epoch, place = divmod(at, len(self.prompts))
         if epoch not in self._known:
-            drawn = generator("order", self.seed, epoch).permutation(len(self.prompts)).tolist()
+            drawn = generator(*self.counters, epoch).permutation(len(self.prompts)).tolist()
             self._known = {**{old: order for old, order in self._known.items() if old == epoch - 1}, epoch: drawn}
-        return self._known[epoch]
+        return self.prompts[self._known[epoch][place]]

@@ -55,6 +55,8 @@ class PromptSet:
     """Good rows left out because `exclude` has the same prompt."""
     repeated: int
     """Generated items left out because an earlier one asks the same."""
+    presence: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    """`after` and `until` of the source by prompt id, where it has any."""
 
     @classmethod
     def empty(cls) -> PromptSet:
@@ -91,6 +93,7 @@ class _Loading:
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
+    presence: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     excluded: int = 0
     repeated: int = 0
 
@@ -141,6 +144,7 @@ def load(
         quarantined=tuple(loading.bad),
         excluded=loading.excluded,
         repeated=loading.repeated,
+        presence=loading.presence,
     )
 
 
@@ -206,6 +210,8 @@ def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[
         loading.prompts.append(prompt)
         loading.tokens[prompt.id] = tokens
         loading.taken.add(prompt.id)
+        if source.after or source.until:
+            loading.presence[prompt.id] = source.after, source.until
 
 
 def _render(question: Question, instruction: str, loading: _Loading) -> tuple[int, ...]:

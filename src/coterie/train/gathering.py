@@ -102,13 +102,13 @@ class Gatherer:
             groups=groups,
             cursor=cursor,
             waiting=tuple(prompt.id for prompt in first),
-            metrics=self._metrics(rounds, dropped, len(groups), experience),
+            metrics=self._metrics(cursor, rounds, dropped, len(groups), experience),
         )
 
     def _chosen(self, chooser: Chooser, cursor: int) -> Gathered:
         """A step of the prompts that teach most, of those that come next; the others come again in the next epoch."""
         count, size = self.config.prompts, self.config.group_size
-        wanted = min(count * self.candidates, len(self.order.prompts))
+        wanted = min(count * self.candidates, self.order.available(cursor))
         offered, cursor = self._draw(cursor, wanted, (), set())
         chosen, counts = chooser.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
         repeated = [prompt for prompt, times in zip(chosen, counts, strict=True) for _ in range(times)]
@@ -118,7 +118,11 @@ class Gatherer:
             groups=self._whole(experience, least=1),
             cursor=cursor,
             waiting=(),
-            metrics={"allocation/most": float(max(counts)), "allocation/prompts": float(len(chosen))},
+            metrics={
+                **self._stage(cursor),
+                "allocation/most": float(max(counts)),
+                "allocation/prompts": float(len(chosen)),
+            },
         )
 
     def _draw(self, cursor: int, wanted: int, first: Sequence[Prompt], drawn: set[str]) -> tuple[list[Prompt], int]:
@@ -126,7 +130,7 @@ class Gatherer:
         random draws would be the same again."""
         chosen = list(first)
         names = {prompt.id for prompt in first} | drawn
-        size = len(self.order.prompts)
+        size = self.order.available(cursor)
         for _ in range(2 * size):  # an epoch's end and the next one's start may hold the same prompts
             if len(chosen) >= min(wanted, size):
                 break
@@ -156,8 +160,12 @@ class Gatherer:
         right = {rollout.id for rollout in experience.rollouts if self.correct(rollout)}
         return [group for group in groups if 0 < len(right.intersection(group.members)) < len(group.members)]
 
-    def _metrics(self, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def _stage(self, cursor: int) -> dict[str, float]:
+        """Where the curriculum is after this step; nothing where there is none."""
+        return {"stage": float(self.order.stage(cursor))} if len(self.order.stages) > 1 else {}
+
+    def _metrics(self, cursor: int, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
+        found = self._stage(cursor)
         if self.config.refill:
             found |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
             found["refill/missing"] = float(self.config.prompts - groups)

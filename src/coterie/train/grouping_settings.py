@@ -26,7 +26,7 @@ def settings_of(config: GroupingConfig) -> Settings:
         max_leaves=config.max_leaves,
         min_weight=config.min_weight,
         refit_every=config.refit_every,
-        unit_scale=config.unit_scale,
+        scale=config.scale,
         weighted=config.weights != "none",
     )
     for name in config.without:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.heb import LEAST_SCALE, GroupAwareBaseline
+from coterie.algo.grouping.heb import LEAST_SCALE, LEAST_SPREAD, GroupAwareBaseline
 from coterie.algo.grouping.parts import PartwiseBaseline
 from coterie.algo.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
 from coterie.algo.grouping.rollouts import Rollouts
@@ -251,7 +251,29 @@ def test_the_scale_comes_from_history_and_has_a_floor():
     for time in range(40):
         baseline.observe(batch([1, 1, 1], "abc", float(time)))
     assert LEAST_SCALE <= baseline.scale < 0.15
-    assert GroupAwareBaseline(COLUMNS, settings=Settings(unit_scale=True)).scale == 1.0
+    assert GroupAwareBaseline(COLUMNS, settings=Settings(scale="none")).scale == 1.0
+
+
+def test_the_expected_spread_comes_from_history_alone():
+    """p of .5 is expected before anything is known: √(.5 · .5); then of one kind of prompt less, down to a quarter."""
+    baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=Settings(scale="expected"))
+    first = batch([1, 0, 0, 0], "aabb", 0.0)
+    assert baseline.divisors(first).tolist() == [0.5] * 4
+    np.testing.assert_allclose(baseline.advantages(first), (first.rewards - baseline.predict(first)) / 0.5)
+    for time in range(30):
+        baseline.observe(batch([1, 0, 0, 0], "aabb", float(time)))
+    mixed, failed = baseline.divisors(batch([1, 0, 0, 0], "aabb", 30.0))[[0, 2]]
+    assert mixed == pytest.approx(0.5, abs=0.02)
+    assert failed == LEAST_SPREAD
+    other = baseline.divisors(batch([0, 0, 1, 1], "aabb", 30.0))
+    assert other.tolist() == [mixed, mixed, failed, failed]
+
+
+def test_the_expected_spread_follows_the_range_of_rewards():
+    bounds = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=(-2.0, 8.0), scale="expected"))
+    assert bounds.divisors(batch([8, -2], "ab", 0.0)).tolist() == [5.0, 5.0]
+    with pytest.raises(ValueError, match="needs bounds"):
+        Settings(bounds=None, scale="expected")
 
 
 def test_evidence_fades_in_policy_time():

@@ -22,6 +22,8 @@ from coterie.algo.grouping.tracker import Tracker
 STATE_VERSION = 2
 LEAST_SCALE = 0.05
 """Least advantage scale c, in reward ranges."""
+LEAST_SPREAD = 0.25
+"""Least standard deviation that is expected of a prompt, in reward ranges: that of a success in 15."""
 LEAST_WEIGHT = 0.01
 """Weights are floored at this share of their mean in history: peaked policies underflow to 0 / 0."""
 _STATELESS = {"group": group_mean, "rloo": sibling_mean, "global": batch_mean, "js2": james_stein}
@@ -85,7 +87,7 @@ class GroupAwareBaseline:
     @property
     def scale(self) -> float:
         """c: root mean squared error of the baseline in history, in reward units; half the range before that."""
-        if self.settings.unit_scale:
+        if self.settings.scale == "none":
             return 1.0
         low, high = self.range or (0.0, 1.0)
         squares, count = self.sums[0]
@@ -97,8 +99,20 @@ class GroupAwareBaseline:
         return self.explain(rollouts).baselines
 
     def advantages(self, rollouts: Rollouts) -> Floats:
-        """[B] (reward - baseline) / scale; 0 where the rollout failed."""
-        return np.nan_to_num((rollouts.rewards - self.predict(rollouts)) / self.scale)
+        """[B] (reward - baseline) / divisor; 0 where the rollout failed."""
+        return np.nan_to_num((rollouts.rewards - self.predict(rollouts)) / self.divisors(rollouts))
+
+    def divisors(self, rollouts: Rollouts) -> Floats:
+        """[B] what each advantage is divided by: from history alone, so no reward of the step moves it.
+
+        With `scale = "expected"` the objective is Σ_x J_x / σ_x, which counts a step up from 1 in 10 like one from 1 in
+        2, as the group's own standard deviation does in GRPO, but no rollout's reward enters its own σ.
+        """
+        if self.settings.scale != "expected":
+            return np.full(rollouts.rewards.size, self.scale)
+        low, high = self.range or (0.0, 1.0)
+        mean, _ = self.expect(rollouts.prompts, rollouts.features, rollouts.time)
+        return np.sqrt(np.maximum((mean - low) * (high - mean), (LEAST_SPREAD * (high - low)) ** 2))
 
     def explain(self, rollouts: Rollouts) -> Explanation:
         """The baselines with what each expert and each scale said. Changes nothing."""

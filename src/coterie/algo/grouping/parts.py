@@ -75,9 +75,9 @@ class PartwiseBaseline:
         shares: dict[str, Floats] = {}
         for name, weight in self.weights.items():
             estimator, seen = self.estimators[name], rollouts[name]
-            said = estimator.explain(seen)
-            advantages += weight * np.nan_to_num((seen.rewards - said.baselines) / estimator.scale)
-            shares |= {_named(name, scale): values / estimator.scale for scale, values in said.scales.items()}
+            said, divisors = estimator.explain(seen), estimator.divisors(seen)
+            advantages += weight * np.nan_to_num((seen.rewards - said.baselines) / divisors)
+            shares |= {_named(name, scale): values / divisors for scale, values in said.scales.items()}
         return Verdict(advantages, shares)
 
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:

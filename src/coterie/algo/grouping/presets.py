@@ -115,8 +115,9 @@ class Settings:
     keep_kappa: float = 0.97
     keep_tau: float = 0.99
     keep_scale: float = 0.98
-    unit_scale: bool = False
-    """True leaves advantages undivided, c = 1."""
+    scale: Literal["history", "expected", "none"] = "history"
+    """What advantages are divided by: c, the root mean squared error of the past; the standard deviation √(p (1 - p))
+    that is expected of the prompt; or nothing."""
     tracker_half_life: float | None = None
     """Half-life of SPO's tracker in units of the clock; None decays by .875 a visit."""
     weighted: bool = True
@@ -128,6 +129,8 @@ class Settings:
             raise ValueError(f"unknown scale or signal {wrong}; expected of {sorted(SCALES)} and {sorted(SIGNALS)}")
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds are {self.bounds}; expected the smallest reward before the largest")
+        if self.scale == "expected" and self.bounds is None:
+            raise ValueError('scale "expected" needs bounds: between them a mean says how far rewards can spread')
 
     def without(self, name: str) -> Settings:
         """The ablation: these settings without one scale or signal.
