@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.entropy import top_entropy_mask, top_entropy_threshold
+from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches import Batch
@@ -23,8 +23,9 @@ from coterie.policy.activations import arrange, saving
 from coterie.policy.compile import compile_layers
 from coterie.policy.critic import Critic, ValueMetrics
 from coterie.policy.fitting import Fitting
+from coterie.policy.inputs import Known, Scores, loss_inputs
 from coterie.policy.kernel import choose_kernel
-from coterie.policy.logprobs import TokenScores, Wanted
+from coterie.policy.logprobs import Wanted
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
@@ -33,9 +34,6 @@ from coterie.policy.reference import Reference
 from coterie.types import RolloutScores
 
 STATE_FILE = "optimizer.safetensors"
-
-Scores = Mapping[str, RolloutScores]
-"""rollout id → what was said of its tokens before the update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +48,6 @@ class UpdateReport:
     """Optimizer steps not taken because the gradient was not finite."""
     splits: int = 0
     """How often a packed batch was cut in two because memory was refused."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Known:
-    """What is known of the tokens of one optimizer step before its passes."""
-
-    scores: Scores | None = None
-    moved: bool = False
-    """The policy has changed since the scores were taken. Until then its own log-probs are the old ones, so that the
-    first ratio is exactly 1, whatever another pass's rounding is."""
-    threshold: float = -math.inf
-    """Entropy that a token needs for its policy term to count."""
-    tokens: int = 0
-    """Trained tokens of the whole optimizer step: an entropy bonus is for their mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -249,7 +233,9 @@ class Learner:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         with saving(self.policy.model.parameters(), self.config):
             states, said = self.passes.forward(self.policy, batch, self._wanted)
-        inputs = self._inputs(batch, said, known)
+        # Read at each pass: the coefficient may have been adapted since.
+        reference = self.passes.reference_logprobs if self.objective.kl_beta > 0 else None
+        inputs = loss_inputs(batch, said, known, reference)
         outputs = policy_loss(inputs, self.objective)
         loss, values, value_loss = outputs.loss, None, None
         if self.critic is not None:
@@ -272,39 +258,6 @@ class Learner:
     @property
     def _wanted(self) -> Wanted:
         return Wanted(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
-
-    def _inputs(self, batch: Batch, said: TokenScores, known: Known) -> LossInputs:
-        held, scores = said.logprobs.detach(), known.scores
-        old, reference = held, None
-        if scores is not None and known.moved:
-            old = self._gather(batch, scores, "logprobs", held)
-        if scores is not None and all(scores[name].reference is not None for name in batch.spans):
-            reference = self._gather(batch, scores, "reference", held)  # measured even where the KL is in the reward
-        elif self.objective.kl_beta > 0:
-            reference = self.passes.reference_logprobs(batch)
-        sampler = self._tensor(batch.sampler_logprobs, held)
-        if batch.replayed.any():
-            old = torch.where(torch.from_numpy(batch.replayed).to(held.device), sampler, old)
-        return LossInputs(
-            logprobs=said.logprobs,
-            old_logprobs=old,
-            sampler_logprobs=sampler,
-            reference_logprobs=reference,
-            advantages=self._tensor(batch.advantages, held),
-            clip_low=self._tensor(batch.clip_low, held),
-            clip_high=self._tensor(batch.clip_high, held),
-            weights=self._tensor(batch.weights, held),
-            rollout=torch.from_numpy(batch.rollout).to(held.device),
-            entropy=said.entropies,
-            policy_mask=self._important(batch, known, held),
-            entropy_weights=torch.full_like(held, 1 / known.tokens) if known.tokens else None,
-        )
-
-    def _important(self, batch: Batch, known: Known, like: Tensor) -> Tensor | None:
-        """[N] bool: tokens whose policy term counts; None = all."""
-        if known.scores is None or known.threshold == -math.inf:
-            return None
-        return top_entropy_mask(self._gather(batch, known.scores, "entropy", like), known.threshold)
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
@@ -330,14 +283,6 @@ class Learner:
             for part in self.scoring.run(batch, attempt):
                 found |= part
         return found
-
-    @staticmethod
-    def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device=like.device, dtype=like.dtype)
-
-    def _gather(self, batch: Batch, scores: Scores, name: str, like: Tensor) -> Tensor:
-        """[N] one column of the scores in the order of the batch's tokens."""
-        return self._tensor(np.concatenate([getattr(scores[rollout], name) for rollout in batch.spans]), like)
 
     def save(self, folder: Path) -> None:
         """Write the optimizer and its masters into `folder`, and what else is not in the model."""

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from coterie.errors import NonFiniteError, RunError
 from coterie.observer import EvalResult, Interval
-from coterie.runs.durable import json_dumps, json_loads, missing_room
+from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
 
 VERSION = 2
 _ROOM = 1 << 20
@@ -287,11 +287,7 @@ class MetricsDB:
         self._seal("evaluation of step", step)
 
     def _insert_event(self, event: Event) -> None:
-        data, message = (
-            json_dumps(dict(event.data)),
-            event.message.encode("utf-8", "backslashreplace").decode(),
-        )
-        row = (event.step, event.kind, message, data, event.time)
+        row = (event.step, event.kind, utf8(event.message), json_dumps(dict(event.data)), event.time)
         made = self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
         assert made.lastrowid is not None
         self._seal("event", made.lastrowid)

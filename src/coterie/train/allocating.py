@@ -45,5 +45,5 @@ def allocation(
 
 def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:
     """[N] the leaf of the tree that each prompt lies in; all the same where the preset has no tree."""
-    hierarchy = model.hierarchies.get("heb")
+    hierarchy = model.regions
     return np.zeros(len(features), dtype=np.int64) if hierarchy is None else hierarchy.tree.locate(features)

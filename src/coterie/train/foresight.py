@@ -36,7 +36,7 @@ class Foresight:
 
 def rules(model: GroupAwareBaseline, features: np.ndarray) -> list[str | None]:
     """[P] the region of each prompt in words; None where the preset has no tree."""
-    hierarchy = model.hierarchies.get("heb")
+    hierarchy = model.regions
     if hierarchy is None:
         return [None] * len(features)
     leaves = hierarchy.tree.locate(features)

@@ -59,6 +59,11 @@ def complexity(text: str, tools: int = 0) -> Floats:
     return np.array([log1p(count) for count in counts(text, tools).values()])
 
 
+def is_level(name: str, signal: Signal) -> bool:
+    """Whether a column marks the prompts of one text by the user's key."""
+    return signal == "key" and name.startswith("key=")
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One feature: its name, the signal it belongs to, and how to get back from standardised to plain units."""
@@ -71,7 +76,7 @@ class Column:
     @property
     def level(self) -> bool:
         """Marks the prompts of one text by the user's key: a group of its own beside the tree's."""
-        return self.signal == "key" and self.name.startswith("key=")
+        return is_level(self.name, self.signal)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +154,7 @@ class FeatureMap:
         names += [] if levels is None else [(f"key={name}", "key") for name in levels] or [("key", "key")]
         names += [(f"meaning {i + 1}", "semantic") for i in range(width)]
         mean, std = raw.mean(axis=0), raw.std(axis=0)
-        level = [signal == "key" and name.startswith("key=") for name, signal in names]
+        level = [is_level(name, signal) for name, signal in names]
         mean[level], std[level] = 0.5, 0.5  # so that 1 and -1 mark it, however rare it is among the prompts at hand
         if width:
             # One scale for the whole embedding: distances between meanings must survive.

@@ -165,6 +165,11 @@ class GroupAwareBaseline:
         )
 
     @property
+    def regions(self) -> Hierarchy | None:
+        """The hierarchy that has a tree; None where the preset has none."""
+        return self.hierarchies.get("heb")
+
+    @property
     def _known(self) -> float:
         total, count = self.sums[2]
         return float(total / count) if count > 0 else 0.5
@@ -194,18 +199,17 @@ class GroupAwareBaseline:
         if not groups.of.size:
             return groups, np.zeros((len(self.experts), 0)), {}
         predictions = {name: hierarchy.predict(groups) for name, hierarchy in self.hierarchies.items()}
-        said = [
-            predictions[name].baseline
-            if name in predictions
-            else self.trackers[name].predict(groups)
-            if name in self.trackers
-            else self._own(groups)
-            if name == "own"
-            else _STATELESS[name](groups)
-            for name in self.experts
-        ]
-        self._last = rollouts, groups, np.stack(said), predictions
+        said = np.stack([self._said(name, groups, predictions) for name in self.experts])
+        self._last = rollouts, groups, said, predictions
         return self._last[1:]
+
+    def _said(self, expert: str, groups: Groups, predictions: dict[str, Prediction]) -> Floats:
+        """[N] one expert's baselines, in a range of 1."""
+        if expert in predictions:
+            return predictions[expert].baseline
+        if expert in self.trackers:
+            return self.trackers[expert].predict(groups)
+        return self._own(groups) if expert == "own" else _STATELESS[expert](groups)
 
     def _own(self, groups: Groups) -> Floats:
         """[N] what the user's function says, mapped to a range of 1."""

@@ -40,7 +40,7 @@ class Region:
 
 def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
     """Every node of the tree, root first, parents before children. Empty for a preset without a tree."""
-    hierarchy = baseline.hierarchies.get("heb")
+    hierarchy = baseline.regions
     if hierarchy is None or not baseline.window.steps:
         return []
     tree, book, steps = hierarchy.tree, baseline.book, baseline.window.steps
