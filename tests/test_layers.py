@@ -18,7 +18,7 @@ LAYERS = [
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},
     {"train"},
-    {"assemble", "parts", "learning", "chatting", "checks", "demo", "one_off"},
+    {"assemble", "parts", "learning", "chatting", "checks", "demo", "drift", "one_off"},
     {"bench", "experience", "sweep"},
     {"console", "commands", "cli", "__main__"},
 ]

@@ -25,6 +25,7 @@ from torch import Tensor
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.presets import Settings
 from coterie.algo.grouping.rollouts import Rollouts
+from coterie.algo.roulette import chances
 from coterie.algo.streams import generator
 from coterie.batches import plan
 from coterie.config.load import load_file
@@ -48,7 +49,9 @@ BUDGET = 64
 """Rollouts of a batch, for every group size; as many prompts are sampled at least."""
 SIZES = (1, 2, 4, 8)
 ATTEMPTS = 8
-ARMS = ("grpo-std", "prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack")
+ROULETTE = "heb-stack, roulette 1"
+"""The stack, and `optim.roulette = 1`."""
+ARMS = ("grpo-std", "prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack", ROULETTE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +78,12 @@ class Gradient:
     """[D]"""
     noise: float
     """Trace of the covariance."""
-    signal: float
-    """Squared length of the mean, without the part that is noise of the mean; unbiased."""
     silent: float
-    """Share of rollouts without an advantage."""
+    """Share of rollouts without an advantage, or that roulette left out: those that cost no update."""
 
-    def numbers(self, true: Gradient) -> dict[str, float]:
-        """JSON-able; the cosine is with the mean of an arm that is known to be unbiased."""
-        cosine = float(self.mean @ true.mean / np.sqrt(max(self.signal, 1e-30) * max(true.signal, 1e-30)))
-        ratio = self.noise / max(self.signal, 1e-30)
-        return {
-            "noise": self.noise,
-            "signal": self.signal,
-            "ratio": ratio,
-            "silent": self.silent,
-            "cosine": min(cosine, 1.0),
-        }
+    def numbers(self, gain: float) -> dict[str, float]:
+        """JSON-able; `noise` is that of an estimate of the gradient itself, not of `gain` times it."""
+        return {"noise": self.noise / gain**2, "gain": gain, "silent": self.silent}
 
 
 class Projection:
@@ -170,7 +163,7 @@ def taught(run: Path, step: int, arm: str, features: PromptFeatures) -> GroupAwa
     """The arm's estimator after the run's recorded steps up to `step`; None for plain GRPO with its std."""
     if arm == "grpo-std":
         return None
-    estimator = GroupAwareBaseline(features.map.columns, preset=arm, settings=Settings(), seed=0)
+    estimator = GroupAwareBaseline(features.map.columns, preset=arm.partition(",")[0], settings=Settings(), seed=0)
     for number in (one for one in step_files.steps(run / "rollouts") if one <= step):
         estimator.observe(recorded(run, number, features))
     return estimator
@@ -218,20 +211,37 @@ def advantages(
     return np.nan_to_num(rewards - model.predict(shown))
 
 
-def measure(pool: Pool, size: int, model: GroupAwareBaseline | None, time: int, batches: int) -> Gradient:
+def measure(
+    pool: Pool, size: int, model: GroupAwareBaseline | None, time: int, batches: int, *, roulette: float = 0.0
+) -> Gradient:
     """Of `batches` batches; those of one size are the same for every arm."""
     gradients, silent = [], []
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
         found = advantages(pool, rows, attempts, size, model, time)
+        keep = chances(np.abs(found), roulette)
+        draws = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
+        found = np.where(draws < keep, found / np.maximum(keep, 1e-12), 0.0)
         gradients.append(found @ pool.scores[rows, attempts] / BUDGET)
         silent.append(np.mean(np.abs(found) < 1e-6))
     table = np.stack(gradients)
     mean = table.mean(axis=0)
     noise = float(((table - mean) ** 2).sum() / (len(table) - 1))
-    return Gradient(
-        mean=mean, noise=noise, signal=float(mean @ mean) - noise / len(table), silent=float(np.mean(silent))
-    )
+    return Gradient(mean=mean, noise=noise, silent=float(np.mean(silent)))
+
+
+def gain(arm: str, size: int, found: Mapping[tuple[str, int], Gradient]) -> float:
+    """What an arm's expected advantages multiply the gradient by.
+
+    1 for a baseline without the own reward, 1 - 1/G for the group's mean: known, and not measured, because the mean
+    over a thousand rollouts is itself mostly noise. Dividing by the group's deviation changes the direction a little
+    too; how much it lengthens the gradient is measured against the group's mean on the same rollouts, whose noise
+    cancels.
+    """
+    if arm not in ("prompt", "grpo-std"):
+        return 1.0
+    own, plain = found[arm, size].mean, found["prompt", size].mean
+    return (1 - 1 / size) * float(own @ plain) / float(plain @ plain)
 
 
 def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
@@ -242,10 +252,9 @@ def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
         model = taught(run, step, arm, features)
         for size in SIZES:
             if size > 1 or arm not in ("grpo-std", "prompt", "rloo"):  # a lone rollout has no siblings
-                found[arm, size] = measure(pool, size, model, step, batches)
-    true = found["rloo", max(SIZES)]
+                found[arm, size] = measure(pool, size, model, step, batches, roulette=float(arm == ROULETTE))
     return {
-        "arms": {f"{arm}/{size}": one.numbers(true) for (arm, size), one in found.items()},
+        "arms": {f"{arm}/{size}": one.numbers(gain(arm, size, found)) for (arm, size), one in found.items()},
         "reward": float(np.nanmean(pool.rewards)),
         "within": float(np.nanvar(pool.rewards, axis=1, ddof=1).mean()),
         "between": float(np.nanvar(np.nanmean(pool.rewards, axis=1), ddof=1)),
@@ -253,18 +262,18 @@ def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Noise per signal over that of plain GRPO in groups of eight; geometric mean and range over checkpoints."""
+def table(results: dict[str, Any], what: str = "noise") -> str:
+    """Noise over that of plain GRPO in groups of eight, as geometric mean and range over checkpoints; or `what` as it
+    is, as mean and range."""
     lines = ["| arm | " + " | ".join(f"G = {size}" for size in SIZES) + " |", "| --- |" + " --- |" * len(SIZES)]
     for arm in ARMS:
         cells = []
         for size in SIZES:
-            found = [
-                one["arms"][f"{arm}/{size}"]["ratio"] / one["arms"]["grpo-std/8"]["ratio"]
-                for one in results.values()
-                if f"{arm}/{size}" in one["arms"]
-            ]
-            mean = float(np.exp(np.mean(np.log(found)))) if found else float("nan")
+            tables = [one["arms"] for one in results.values() if f"{arm}/{size}" in one["arms"]]
+            found = [one[f"{arm}/{size}"][what] for one in tables]
+            if what == "noise":
+                found = [value / one["grpo-std/8"][what] for value, one in zip(found, tables, strict=True)]
+            mean = np.exp(np.mean(np.log(found))) if found and what == "noise" else np.mean(found or [np.nan])
             cells.append(f"{mean:.2f} [{min(found):.2f}, {max(found):.2f}]" if found else "–")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -286,7 +295,8 @@ def main() -> None:
             results[f"{run.name}/{step}"] = study(run, step, given.prompts, given.batches)
             write_file(given.out, json_dumps(results).encode())
             print(f"{run.name}, step {step}: {time.perf_counter() - started:.0f} s", flush=True)
-    print(table(results))
+    print(f"gradient noise at equal rollouts, GRPO in groups of eight = 1\n\n{table(results)}")
+    print(f"\nshare of rollouts that cost no update\n\n{table(results, 'silent')}")
 
 
 if __name__ == "__main__":

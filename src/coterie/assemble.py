@@ -17,6 +17,7 @@ from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
+from coterie.drift import measure as drift
 from coterie.errors import CheckpointError, CollapseError, CoterieError
 from coterie.observer import Observer, RunInfo, Silent
 from coterie.one_off import chat, evaluate, model_of, sample
@@ -42,7 +43,7 @@ from coterie.train.stopping import StopSignal
 
 NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
 """What the state of a checkpoint must hold."""
-__all__ = ["chat", "demo", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
+__all__ = ["chat", "demo", "drift", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
 
 
 def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:

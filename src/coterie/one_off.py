@@ -28,8 +28,10 @@ from coterie.parts import (
     sampling_for,
     use_threads,
 )
+from coterie.policy.model import Policy
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
+from coterie.train.evaluation import Evaluation
 from coterie.types import Prompt, Rollout
 
 
@@ -60,14 +62,29 @@ class Sampler:
 
     config: RunConfig
     inputs: Inputs
+    policy: Policy
     engine: Engine
 
+    def evaluate(self) -> Evaluation:
+        """Its held-out accuracy, with the rollouts."""
+        step = _step_of(self.config.model.name)
+        self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
+        with Scorer(self.config.rewards) as scorer:
+            scorer.start(self.inputs.prompts)
+            evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
+            return evaluator.evaluate(step)
 
-def _sampler(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
+
+def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
+    """The configured model, ready to be sampled.
+
+    Args:
+        need_train: False does without enough training prompts for a step.
+    """
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
     policy = policy_for(config, inputs)
-    return Sampler(config=config, inputs=inputs, engine=engine_for(config, inputs, policy))
+    return Sampler(config=config, inputs=inputs, policy=policy, engine=engine_for(config, inputs, policy))
 
 
 def with_model(config: RunConfig, target: str | None) -> RunConfig:
@@ -80,6 +97,16 @@ def with_model(config: RunConfig, target: str | None) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
+def require_heldout(config: RunConfig) -> None:
+    """Refuse to measure on nothing.
+
+    Raises:
+        DataError: no held-out prompts are configured.
+    """
+    if not config.data.heldout:
+        raise DataError("data.heldout is empty: add a [[data.heldout]] source, or evaluate a run that has one")
+
+
 def evaluate(target: str | None, config: RunConfig, observer: Observer | None = None) -> list[EvalResult]:
     """Held-out accuracy of a run, checkpoint or model on `data.heldout`.
 
@@ -88,15 +115,8 @@ def evaluate(target: str | None, config: RunConfig, observer: Observer | None = 
     """
     observer = observer or Silent()
     config = with_model(config, target)
-    if not config.data.heldout:
-        raise DataError("data.heldout is empty: add a [[data.heldout]] source, or evaluate a run that has one")
-    ready = _sampler(config, observer, need_train=False)
-    step = _step_of(config.model.name)
-    ready.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
-    with Scorer(config.rewards) as scorer:
-        scorer.start(ready.inputs.prompts)
-        evaluator = evaluator_for(config, ready.engine, ready.inputs.chat, scorer, ready.inputs.heldout)
-        results = list(evaluator.evaluate(step).results)
+    require_heldout(config)
+    results = list(sampler_for(config, observer, need_train=False).evaluate().results)
     observer.evaluated(results)
     return results
 
@@ -111,7 +131,7 @@ def _step_of(model: str) -> int:
 def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator[tuple[Prompt, Rollout]]:
     """Sample and score one rollout of each of `count` training prompts, without training."""
     config = with_model(config, target)
-    ready = _sampler(config, Silent(), need_train=False)
+    ready = sampler_for(config, Silent(), need_train=False)
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")

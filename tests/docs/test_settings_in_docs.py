@@ -22,7 +22,7 @@ from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks
 from coterie.rewards import registry
 
-SETTINGS_VERBS = ("demo", "train", "eval", "rollout", "validate", "print")
+SETTINGS_VERBS = ("demo", "train", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
 
 
@@ -123,7 +123,7 @@ def check_coterie(words: list[str]) -> None:
         return
     context = command.make_context(verb, list(words))  # refuses unknown options and missing arguments
     if verb in SETTINGS_VERBS:
-        target, settings = split_target(context.args) if verb in ("eval", "rollout") else (None, context.args)
+        target, settings = split_target(context.args) if verb in ("eval", "drift", "rollout") else (None, context.args)
         config = load([*settings_of(target), *settings]).config
         check_names(config)
         assert config.data.train or verb == "demo"

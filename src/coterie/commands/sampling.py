@@ -1,17 +1,31 @@
-"""eval, rollout, chat, validate: the verbs that sample or check but do not train."""
+"""eval, drift, rollout, chat, validate: the verbs that sample or check but do not train."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, paint, plain, print_json, print_report, split_target
+from coterie.commands.common import (
+    HELP,
+    JSON,
+    SETTINGS,
+    USAGE,
+    paint,
+    plain,
+    print_json,
+    print_report,
+    print_table,
+    split_target,
+)
 from coterie.errors import ConfigError
 from coterie.text import safe_text
+
+if TYPE_CHECKING:
+    from coterie.observer import Interval
 
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
@@ -31,6 +45,50 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
         return
     with console.watcher() as watch:
         assemble.evaluate(target, loaded.config, watch)
+
+
+def drift(
+    ctx: typer.Context,
+    against: Annotated[
+        str | None, typer.Option(help="The base; the model that a run started from when left out.", show_default=False)
+    ] = None,
+    json_: bool = JSON,
+    help_: bool = HELP,
+) -> None:
+    """Say how far a run or model has moved from its base.
+
+    Held-out accuracy of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    from coterie import assemble
+
+    found = assemble.drift(target, loaded.config, against)
+    if json_:
+        print_json(found)
+        return
+    print_table(
+        [
+            {
+                "task": one.task,
+                "prompts": one.prompts,
+                "base, %": interval_text(one.base, 100, 1),
+                "model, %": interval_text(one.model, 100, 1),
+                "KL(model‖base)": interval_text(one.forward, 1, 3),
+                "KL(base‖model)": interval_text(one.reverse, 1, 3),
+            }
+            for one in found
+        ]
+    )
+    typer.echo("KL in nats a token; brackets are 95 % intervals over prompts")
+
+
+def interval_text(one: Interval, scale: float, digits: int) -> str:
+    """An estimate with its interval."""
+    value, low, high = (f"{scale * part:.{digits}f}" for part in (one.value, one.low, one.high))
+    return f"{value} [{low}, {high}]"
 
 
 def rollout(
@@ -128,6 +186,7 @@ def settings_of(target: str | None) -> Sequence[str]:
 def register(app: typer.Typer) -> None:
     """Add these verbs to the program."""
     app.command("eval", **SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(evaluate)
+    app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(drift)
     app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(rollout)
     app.command()(chat)
     app.command(**SETTINGS, options_metavar=USAGE)(validate)
