@@ -130,6 +130,12 @@ def plan(
     return [_pack(units) for units in _fill(list(_units(kept, token_budget)), token_budget)]
 
 
+def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
+    """Packed batches of every trained token, for a pass that only asks what is said of them: nobody earns anything."""
+    nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
+    return plan(rollouts, nothing, normalize="token", token_budget=token_budget, skip_zero=False)
+
+
 def _sequences(
     rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Normalize, max_tokens: int
 ) -> list[_Sequence]:

@@ -13,20 +13,17 @@ import numpy as np
 import torch
 
 from coterie.algo.kl import k3
-from coterie.algo.statistics import bootstrap_interval
-from coterie.algo.streams import generator
-from coterie.batches import plan
+from coterie.batches import plan_scoring
 from coterie.config.schema import ReferenceConfig, RunConfig
+from coterie.data.prompts import POOLED
 from coterie.errors import ConfigError
 from coterie.observer import Interval, Observer, Silent
 from coterie.one_off import Sampler, require_heldout, sampler_for, with_model
 from coterie.policy.kernel import choose_kernel
 from coterie.policy.passes import Passes
 from coterie.policy.reference import Reference
-from coterie.train.evaluation import Evaluation
-from coterie.types import Credit, Rollout
-
-POOLED = "all"
+from coterie.train.evaluation import Evaluation, interval_over_prompts
+from coterie.types import Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +88,7 @@ def _divergence(one: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> di
     reference = Reference(one.policy, other.policy, ReferenceConfig())
     kernel = choose_kernel(one.policy, config.optim.attention)
     passes = Passes(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
-    nothing = [Credit(rollout_id=item.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for item in rollouts]
-    batches = plan(rollouts, nothing, normalize="token", token_budget=config.optim.token_budget, skip_zero=False)
+    batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
     scores = {name: found for batch in batches for name, found in passes.score(batch, entropy=False).items()}
     sums: dict[str, np.ndarray] = {}
     tasks = {item.context.prompt_id: item.context.task for item in rollouts}
@@ -114,9 +110,7 @@ def _table(
 
     def interval(task: str, number: int) -> Interval:
         values = [value for own, value in moved[number].values() if task in (own, POOLED)]
-        draw = int(generator("bootstrap", seed, task, f"kl {number}").integers(2**31))
-        value, low, high = bootstrap_interval(values, seed=draw)
-        return Interval(value=value, low=low, high=high)
+        return interval_over_prompts(values, seed, task, f"kl {number}")
 
     return [
         Drift(

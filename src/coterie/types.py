@@ -7,7 +7,7 @@ Axis letters in comments: P prompt tokens, C completion tokens, G members of a g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -239,6 +239,13 @@ class Credit:
     def silent(self) -> bool:
         """The advantage is exactly zero, so the policy's gradient is."""
         return not (any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage)
+
+    def weighed(self, weight: float) -> Credit:
+        """With its advantage, or those of its tokens, times `weight`."""
+        if weight == 1:
+            return self
+        own = self.advantage
+        return replace(self, advantage=tuple(weight * x for x in own) if isinstance(own, tuple) else weight * own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -51,7 +51,7 @@ def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float)
     sizes = np.array([_size(credit) for credit in credits])
     keep = chances(sizes, roulette)
     found = [
-        _weighed(credit, chance, draws[credit.rollout_id])
+        credit.weighed(1 / chance) if draws[credit.rollout_id] < chance else replace(credit, advantage=0.0)
         for credit, chance in zip(credits, keep.tolist(), strict=True)
     ]
     had = sum(not credit.silent for credit in credits)
@@ -67,13 +67,3 @@ def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float)
 def _size(credit: Credit) -> float:
     """Root mean square of its tokens' advantages."""
     return float(np.sqrt(np.mean(np.square(credit.advantage))))
-
-
-def _weighed(credit: Credit, chance: float, draw: float) -> Credit:
-    if chance >= 1 or credit.silent:
-        return credit
-    if draw >= chance:
-        return replace(credit, advantage=0.0)
-    if isinstance(credit.advantage, tuple):
-        return replace(credit, advantage=tuple(one / chance for one in credit.advantage))
-    return replace(credit, advantage=credit.advantage / chance)

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from coterie.config.section import Section
+
+
+class Presence(NamedTuple):
+    """While prompts are in the stream."""
+
+    after: int = 0
+    """How many prompts have been drawn when they join it."""
+    until: int | None = None
+    """When they leave it; None: never."""
+
+    def holds(self, cursor: int) -> bool:
+        """Whether they are among the next, when so many were drawn."""
+        return self.after <= cursor and not self.past(cursor)
+
+    def past(self, cursor: int) -> bool:
+        """Whether they have left, when so many were drawn."""
+        return self.until is not None and self.until <= cursor
+
+
+def changes(times: Iterable[Presence]) -> list[int]:
+    """How many prompts are drawn when some join or leave, ascending, 0 first."""
+    return sorted({0} | {at for pair in times for at in pair if at is not None})
 
 
 class _Source(Section):
@@ -19,9 +42,14 @@ class _Source(Section):
     until: int | None = Field(default=None, ge=1)
     """Training only: how many prompts have been drawn when those of this source leave; none = they stay."""
 
+    @property
+    def presence(self) -> Presence:
+        """While its prompts are in the stream."""
+        return Presence(self.after, self.until)
+
     def active(self, cursor: int) -> bool:
         """Whether its prompts are among the next, when so many were drawn."""
-        return self.after <= cursor and (self.until is None or cursor < self.until)
+        return self.presence.holds(cursor)
 
     @model_validator(mode="after")
     def _some_time(self) -> _Source:
@@ -121,8 +149,7 @@ class DataConfig(Section):
 
     def changes(self) -> list[int]:
         """How many prompts are drawn when sources join or leave, ascending, 0 first."""
-        ends = {source.until for source in self.train if source.until is not None}
-        return sorted({0, *(source.after for source in self.train), *ends})
+        return changes(source.presence for source in self.train)
 
     @model_validator(mode="after")
     def _always_some(self) -> DataConfig:

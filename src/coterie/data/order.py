@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from coterie.algo.streams import generator
+from coterie.config.data import Presence, changes
 from coterie.types import Prompt
-
-Presence = tuple[int, int | None]
-"""How many prompts have been drawn when a prompt joins the stream, and when it leaves it (None: never)."""
 
 
 class PromptOrder:
@@ -18,7 +16,7 @@ class PromptOrder:
     Where prompts join and leave, the stream falls into stages with epochs of their own.
 
     Args:
-        presence: by prompt id; who is not named is always there.
+        presence: see `Presence`, by prompt id; who is not named is always there.
         review: share of a stage's draws that come from the prompts that have left.
 
     Raises:
@@ -30,13 +28,13 @@ class PromptOrder:
         prompts: Sequence[Prompt],
         *,
         seed: int,
-        presence: Mapping[str, Presence] | None = None,
+        presence: Mapping[str, tuple[int, int | None]] | None = None,
         review: float = 0.0,
     ) -> None:
         self.prompts = list(prompts)
-        times = [(presence or {}).get(prompt.id, (0, None)) for prompt in self.prompts]
-        starts = sorted({0} | {at for pair in times for at in pair if at is not None})
-        self.stages = [_Stage(number, start, self.prompts, times, seed, review) for number, start in enumerate(starts)]
+        times = [Presence(*(presence or {}).get(prompt.id, ())) for prompt in self.prompts]
+        starts = enumerate(changes(times))
+        self.stages = [_Stage(number, start, self.prompts, times, seed, review) for number, start in starts]
 
     def draw(self, cursor: int, count: int) -> list[Prompt]:
         """The prompts number `cursor` … `cursor + count - 1` of the endless stream."""
@@ -62,8 +60,8 @@ class _Stage:
     ) -> None:
         self.number, self.start = number, start
         together = list(zip(prompts, times, strict=True))
-        current = [one for one, (after, until) in together if after <= start and (until is None or start < until)]
-        left = [one for one, (_, until) in together if until is not None and until <= start]
+        current = [one for one, when in together if when.holds(start)]
+        left = [one for one, when in together if when.past(start)]
         if prompts and not current:
             raise ValueError(f"there is no prompt to draw after {start} were drawn")
         counters = (number,) if number else ()

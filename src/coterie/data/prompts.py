@@ -13,6 +13,7 @@ from coterie.config.data import (
     DataConfig,
     FileSource,
     HubSource,
+    Presence,
     PythonSource,
     ReasoningGymSource,
     Source,
@@ -55,7 +56,7 @@ class PromptSet:
     """Good rows left out because `exclude` has the same prompt."""
     repeated: int
     """Generated items left out because an earlier one asks the same."""
-    presence: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    presence: Mapping[str, Presence] = field(default_factory=dict)
     """`after` and `until` of the source by prompt id, where it has any."""
 
     @classmethod
@@ -93,7 +94,7 @@ class _Loading:
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
-    presence: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    presence: dict[str, Presence] = field(default_factory=dict)
     excluded: int = 0
     repeated: int = 0
 
@@ -211,7 +212,7 @@ def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[
         loading.tokens[prompt.id] = tokens
         loading.taken.add(prompt.id)
         if source.after or source.until:
-            loading.presence[prompt.id] = source.after, source.until
+            loading.presence[prompt.id] = source.presence
 
 
 def _render(question: Question, instruction: str, loading: _Loading) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from coterie.algo.statistics import bootstrap_interval, pass_at_k
 from coterie.algo.streams import generator
 from coterie.collect import Collector, Experience
 from coterie.config.schema import EvalConfig
+from coterie.data.prompts import POOLED
 from coterie.engines.base import Sampling
 from coterie.errors import DataError
 from coterie.observer import EvalResult, Interval
@@ -87,7 +88,7 @@ class Evaluator:
         everything = [item for task in judged for item in items[task]]
         if len(results) > 1:
             pooled = [rollout for rollouts in judged.values() for rollout in rollouts]
-            results.append(self._result(step, "all", everything, pooled))
+            results.append(self._result(step, POOLED, everything, pooled))
         return Evaluation(results=tuple(results), items=tuple(everything), experience=found)
 
     def _items(self, task: str, rollouts: Sequence[Rollout]) -> list[EvalItem]:
@@ -119,6 +120,11 @@ class Evaluator:
         )
 
     def _interval(self, task: str, what: str, values: Sequence[float]) -> Interval:
-        seed = int(generator("bootstrap", self.seed, task, what).integers(2**31))
-        value, low, high = bootstrap_interval(values, seed=seed)
-        return Interval(value=value, low=low, high=high)
+        return interval_over_prompts(values, self.seed, task, what)
+
+
+def interval_over_prompts(values: Sequence[float], seed: int, task: str, what: str) -> Interval:
+    """Mean of one value a prompt with its 95 % bootstrap interval; the counters name the resampling."""
+    draws = int(generator("bootstrap", seed, task, what).integers(2**31))
+    value, low, high = bootstrap_interval(values, seed=draws)
+    return Interval(value=value, low=low, high=high)

@@ -17,7 +17,7 @@ from typing import Any
 
 from coterie.algo.roulette import Played, play
 from coterie.algo.streams import generator
-from coterie.batches import Batch, plan
+from coterie.batches import Batch, plan, plan_scoring
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Engine
 from coterie.engines.contract import check_version
@@ -95,8 +95,9 @@ class Trainer:
         scores = self._score(members) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
         past = self.replay.draw(self.step, partial(self._score, companions=scores is not None))
-        played = self._play({**rollouts, **past.rollouts}, [*credits, *past.credits])
-        minibatches = self._minibatches({**rollouts, **past.rollouts}, played.credits)
+        joined = {**rollouts, **past.rollouts}
+        played = self._play(joined, [*credits, *past.credits])
+        minibatches = self._minibatches(joined, played.credits)
         report = self.learner.update(minibatches, past.beside(scores))
         self.judge.updated(report.metrics)
         updated = time.perf_counter()
@@ -114,8 +115,8 @@ class Trainer:
 
     def _score(self, rollouts: Sequence[Rollout], *, companions: bool = True) -> dict[str, RolloutScores]:
         """What the learner says of these rollouts' tokens before the update; see `Learner.score`."""
-        nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
-        return self.learner.score(self._plan(rollouts, nothing, skip_zero=False), companions=companions)
+        batches = plan_scoring(rollouts, token_budget=self.config.optim.token_budget)
+        return self.learner.score(batches, companions=companions)
 
     def _trained(self, credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
         """Without those of rollouts that were cut off, where the settings say so."""
@@ -146,16 +147,16 @@ class Trainer:
             else:
                 order = generator("minibatch", self.config.seed, self.step, epoch).permutation(len(usable))
                 parts = [[usable[k] for k in order[part :: optim.minibatches]] for part in range(optim.minibatches)]
-            plans += [self._plan(part, credits, skip_zero=self.config.advantages_alone) for part in parts]
+            plans += [self._plan(part, credits) for part in parts]
         return plans
 
-    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit], *, skip_zero: bool) -> list[Batch]:
+    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit]) -> list[Batch]:
         return plan(
             rollouts,
             credits,
             normalize=self.config.objective.normalize,
             token_budget=self.config.optim.token_budget,
-            skip_zero=skip_zero,
+            skip_zero=self.config.advantages_alone,
             max_tokens=self.config.sampling.max_tokens,
         )
 

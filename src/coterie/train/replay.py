@@ -8,7 +8,7 @@ is only the importance ratio π_θ / π_sampler, to the log-probs recorded when 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Replay:
         return Replayed(
             rollouts={one.id: one for group in chosen for one in group.rollouts},
             credits=tuple(
-                _weighed(one, weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
+                one.weighed(weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
             ),
             scores=said,
             metrics={
@@ -194,13 +194,6 @@ def _log_ratio(rollout: Rollout, said: RolloutScores) -> float:
     """Mean log(π_now / π_sampler) of its tokens."""
     sampled = np.concatenate([np.asarray(turn.sampler_logprobs, dtype=np.float64) for turn in rollout.turns])
     return float(np.mean(said.logprobs - sampled))
-
-
-def _weighed(credit: Credit, weight: float) -> Credit:
-    if weight == 1:
-        return credit
-    own = credit.advantage
-    return replace(credit, advantage=tuple(weight * x for x in own) if isinstance(own, tuple) else weight * own)
 
 
 def _measures(chosen: Sequence[PastGroup], version: int) -> dict[str, float]:
