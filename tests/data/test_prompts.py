@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from coterie.config.data import (
     DataConfig,
     FileSource,
+    ReasoningGymSource,
 )
 from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, read_columns
@@ -255,6 +256,16 @@ def test_two_sources_of_one_task_keep_their_ids_apart(tmp_path: Path) -> None:
     )
     assert [prompt.id for prompt in held.prompts] == ["legs.3/1"]
     assert {prompt.task for prompt in (*found.prompts, *held.prompts)} == {"legs"}
+
+
+def test_two_difficulties_of_one_generator_are_two_tasks() -> None:
+    def sums(digits: int, task: str | None) -> ReasoningGymSource:
+        params = {"min_terms": 2, "max_terms": 2, "min_digits": digits, "max_digits": digits}
+        return ReasoningGymSource(type="reasoning_gym", name="chain_sum", size=3, seed=digits, params=params, task=task)
+
+    found = load([sums(1, "small sums"), sums(2, None)], DataConfig(), CHAT)
+    assert [prompt.task for prompt in found.prompts] == ["small sums"] * 3 + ["chain_sum"] * 3
+    assert {prompt.source for prompt in found.prompts} == {"reasoning_gym:chain_sum"}
 
 
 def test_limits(tmp_path: Path) -> None:

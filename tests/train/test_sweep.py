@@ -11,6 +11,7 @@ from runs_for_tests import make_config
 
 from coterie.cli import main
 from coterie.errors import ConfigError
+from coterie.sweep import budget
 from coterie.sweep.grid import Cell, cells, parse_arms, parse_seeds, parse_vary
 from coterie.sweep.result import CellResult, Held
 from coterie.sweep.table import markdown
@@ -84,6 +85,47 @@ def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
     assert "| never [never, never] | never [never, never] | 0/3 |" in markdown(found, reach=0.5)
 
 
+def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: float) -> CellResult:
+    """A run that is evaluated after every step of so many rollouts and seconds."""
+    held = tuple(
+        Held(step=step, rollouts=step * rollouts, seconds=step * seconds, accuracy=accuracy)
+        for step, accuracy in enumerate(accuracies)
+    )
+    cell = Cell(arm=arm, seed=seed)
+    return CellResult(cell=cell, steps=3, rewards=(0.5,) * 3, held=held, seconds=seconds, peak=None, error="")
+
+
+def test_accuracy_is_averaged_over_what_was_spent() -> None:
+    held = curve("a", 0, [0.0, 0.2, 0.4], rollouts=64, seconds=1.0).held
+    cost = budget.COSTS["rollouts"]
+    assert budget.mean_accuracy(held, cost, 128) == pytest.approx(0.2)
+    assert budget.mean_accuracy(held, cost, 96) == pytest.approx((0.1 * 64 + 0.25 * 32) / 96), "cut between two"
+    assert budget.mean_accuracy(held, budget.COSTS["seconds"], 1.0) == pytest.approx(0.1)
+
+
+def test_settings_are_compared_at_equal_cost_seed_by_seed() -> None:
+    slow = [curve("slow", seed, [0.0, 0.1 + seed / 10, 0.2 + seed / 10], 64, 1.0) for seed in (0, 1)]
+    fast = [curve("fast", seed, [0.0, 0.2 + seed / 10, 0.4 + seed / 10], 128, 1.0) for seed in (0, 1)]
+    alone = curve("alone", 7, [0.0, 0.2, 0.4], 64, 1.0)
+    text = budget.markdown({"slow": slow, "fast": fast, "alone": [alone]})
+    assert "| setting | seeds | first 128 rollouts | more than `slow` | first 2 seconds | more than `slow` |" in text
+    # 128 rollouts are one step of fast, and two of slow: (0.2 + 0.3) / 2 / 2, and (2·0.1 + 0.2 + 2·0.2 + 0.3) / 4 / 2.
+    rows = {
+        row.split("|")[1].strip(" `"): [cell.strip() for cell in row.split("|")[3:7]] for row in text.splitlines()[2:5]
+    }
+    assert [cell.split()[0] for cell in rows["slow"]] == ["13.8", "–", "13.8", "–"]
+    assert [cell.split()[0] for cell in rows["fast"]] == ["12.5", "-1.2", "23.8", "+10.0"]
+    assert rows["fast"][3] == "+10.0 [+10.0, +10.0]", "seeds differ, their differences do not"
+    assert rows["alone"][1] == "–", "no seed in common with the first"
+
+
+def test_runs_without_a_curve_are_not_compared() -> None:
+    failed = curve("b", 0, [0.0, 0.2, 0.4], 64, 1.0)
+    failed = CellResult(**{name: getattr(failed, name) for name in failed.__dataclass_fields__} | {"error": "RunError"})
+    short = curve("c", 0, [0.0, 0.4], 64, 1.0)
+    assert budget.markdown({"a": [curve("a", 0, [0.0, 0.2, 0.4], 64, 1.0)], "b": [failed], "c": [short]}) == ""
+
+
 def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     from coterie.config.algorithms import stored
     from coterie.config.toml import dumps
@@ -92,7 +134,7 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     config = make_config(tmp_path, steps=2, eval={"every": 0}, name="")
     (tmp_path / "base.toml").write_text(dumps(stored(config)), encoding="utf-8")
     words = ["sweep", "@", "base.toml", "--vary", "optim.lr=1e-3,1e-2", "--seeds", "0-1", "--out", "out"]
-    assert main(words) == 0
+    assert main([*words, "--jobs", "3"]) == 0
     table = capsys.readouterr().out
     assert "`optim.lr=1e-3` | 2 |" in table
     assert (tmp_path / "out" / "sweep.png").is_file()

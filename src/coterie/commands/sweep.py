@@ -20,6 +20,9 @@ def sweep(
         float | None,
         typer.Option(min=0, max=1, help="Held-out accuracy, e.g. 0.3: say after how many rollouts it was reached."),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at once, which share the cores evenly. Each needs its own memory.")
+    ] = 1,
     lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of runs that are done.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Only report what has been run.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -40,7 +43,7 @@ def sweep(
     from coterie.sweep.report import write
 
     if not report:
-        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean)
+        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
     results, text = write(out, found, varied, reach)
     if json_:
         print_json([one.numbers() for one in results])

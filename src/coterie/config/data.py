@@ -35,6 +35,9 @@ def changes(times: Iterable[Presence]) -> list[int]:
 class _Source(Section):
     """What every source has."""
 
+    task: str | None = None
+    """Task name of its rows, under which they are judged and reported; the name of the generator, file,
+    dataset, asset or function when left out."""
     instruction: str = ""
     """Added after the question, on a new line."""
     after: int = Field(default=0, ge=0)
@@ -78,8 +81,6 @@ class FileSource(_Source):
     type: Literal["file"]
     path: str
     """Path of the file."""
-    task: str | None = None
-    """Task name of its rows; the file's stem when left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
 
@@ -118,8 +119,6 @@ class PythonSource(_Source):
     """`module:function`."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
-    task: str | None = None
-    """Task name of its rows; the function's name when left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
 

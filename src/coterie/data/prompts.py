@@ -275,13 +275,14 @@ def _names(source: Source) -> tuple[str, str]:
     """(what a person knows the source as, its task name)."""
     match source:
         case FileSource():
-            return source.path, source.task or Path(source.path).stem
+            name, task = source.path, Path(source.path).stem
         case HubSource():
-            return source.name, source.name.rsplit("/", 1)[-1]
+            name, task = source.name, source.name.rsplit("/", 1)[-1]
         case PythonSource():
-            return source.target, source.task or source.target.rsplit(":", 1)[-1]
+            name, task = source.target, source.target.rsplit(":", 1)[-1]
         case _:
-            return source.name, source.name
+            name = task = source.name
+    return name, source.task or task
 
 
 def _check_share(name: str, bad: Sequence[BadRow], total: int, limit: float) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coterie.runs.durable import json_dumps, write_file
+from coterie.sweep import budget
 from coterie.sweep.grid import Cell
 from coterie.sweep.plot import draw
 from coterie.sweep.result import CellResult, read
-from coterie.sweep.table import markdown
+from coterie.sweep.table import by_setting, markdown
 
 
 def write(
@@ -21,7 +22,7 @@ def write(
         reach: held-out accuracy of which the table says when it was reached.
     """
     results = read(out, cells)
-    text = markdown(results, reach)
+    text = "\n".join(filter(None, [markdown(results, reach), budget.markdown(by_setting(results))]))
     write_file(out / "sweep.md", text.encode())
     write_file(out / "sweep-results.json", json_dumps([one.numbers() for one in results]).encode())
     numeric = next((key for key, values in vary.items() if len(values) > 1 and all(map(_is_number, values))), None)

@@ -1,14 +1,18 @@
-"""Runs the cells of a sweep one after the other, each in a process of its own; what is done is not done again."""
+"""Runs the cells of a sweep, each in a process of its own; what is done is not done again."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from coterie import machine, threads
 from coterie.config.load import load, load_file
 from coterie.errors import RunError
 from coterie.runs.durable import json_dumps, json_loads, write_file
@@ -27,6 +31,9 @@ run is tried again."""
 STOPPED = (130, 143)
 """Exit codes of a run that was asked to stop, by Ctrl-C or SIGTERM."""
 
+POLL_S = 0.1
+"""Seconds between two looks at the runs."""
+
 Say = Callable[[str], None]
 
 
@@ -34,43 +41,115 @@ def folder(out: Path, cell: Cell) -> Path:
     return out / RUNS / cell.name
 
 
-def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lean: bool = False) -> None:
+def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lean: bool = False, jobs: int = 1) -> None:
     """Train every cell that is not done; interrupted ones go on where they were.
 
     Args:
         words: settings that all cells share, as given to `coterie train`.
         out: folder of the sweep.
         lean: delete the checkpoints of a run that is done.
+        jobs: how many runs go on at once; they share the processors evenly.
 
     Raises:
         RunError: the folder holds a run of this name with other settings, a run could not start, or it was interrupted.
     """
     (out / LOGS).mkdir(parents=True, exist_ok=True)
+    waiting = deque(_to_do(cells, words, out, say))
+    going: list[_Going] = []
+    problem: RunError | None = None  # after one nothing new is started, and what goes on is waited for
+    while going or (waiting and problem is None):
+        try:
+            while waiting and problem is None and len(going) < jobs:
+                going.append(_start(waiting.popleft(), words, out, say, jobs))
+            done = _first_to_end(going)
+        except KeyboardInterrupt:  # the runs have heard it too, and are given the time to save
+            problem = RunError("the sweep was interrupted; the same command goes on with it")
+            continue
+        going.remove(done)
+        problem = _end(done, say, lean=lean, interrupted=problem is not None) or problem
+        if problem is not None and going:
+            say(f"{problem}\nwaiting for what still runs: {', '.join(one.planned.title for one in going)}")
+    if problem is not None:
+        raise problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A cell that is to run."""
+
+    cell: Cell
+    title: str
+    steps: int
+    """What it is to have."""
+    folder: Path
+    log: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Going:
+    """A cell whose process has been started."""
+
+    planned: _Planned
+    process: subprocess.Popen
+    started: float
+
+
+def _to_do(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say) -> Iterator[_Planned]:
     for number, cell in enumerate(cells, start=1):
         path = folder(out, cell)
         title = f"[{number}/{len(cells)}] {cell.label} seed {cell.seed}"
         steps = _check_same(cell, words, path)
         if _ended(path):
             say(f"{title}: done before")
-            continue
-        say(f"{title}: {'goes on' if path.is_dir() else 'starts'}; log in {_log(out, cell)}")
-        started = time.monotonic()
-        code, interrupted = _run_one(cell, words, out)
-        seconds = round(time.monotonic() - started, 1)
-        if not (path / "metrics.sqlite").is_file():
-            raise RunError(f"{title} could not start:\n{_log(out, cell).read_text(encoding='utf-8')[-2000:]}")
-        last, error = _ending(path)
-        (path / FAILED).unlink(missing_ok=True)
-        if code == 0 and last == steps:
-            write_file(path / DONE, json_dumps({"seconds": seconds}).encode())
-            if lean:
-                shutil.rmtree(path / "checkpoints", ignore_errors=True)
-            say(f"{title}: done after {seconds} s")
-        elif interrupted or code <= 0 or code in STOPPED:
-            raise RunError(f"{title} was interrupted at step {last} of {steps}; the same command goes on with it")
         else:
-            write_file(path / FAILED, json_dumps({"seconds": seconds, "exit_code": code, "error": error}).encode())
-            say(f"{title}: ended at step {last} of {steps}: {error}")
+            yield _Planned(cell=cell, title=title, steps=steps, folder=path, log=out / LOGS / f"{cell.name}.log")
+
+
+def _start(planned: _Planned, words: Sequence[str], out: Path, say: Say, jobs: int) -> _Going:
+    goes_on = (planned.folder / "config.toml").is_file()
+    say(f"{planned.title}: {'goes on' if goes_on else 'starts'}; log in {planned.log}")
+    program = [sys.executable, "-m", "coterie"]
+    if goes_on:
+        command = [*program, "resume", str(planned.folder)]
+    else:
+        own = [*planned.cell.words(), f"runs={out / RUNS}", f"name={planned.cell.name}"]
+        command = [*program, "train", *words, *own]
+    environment = dict(os.environ)
+    if jobs > 1:  # each would take all cores, and then they wait for each other's threads at every operation
+        environment.setdefault(threads.COUNT, str(max(1, machine.cores() // jobs)))
+    with planned.log.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return _Going(planned=planned, process=process, started=time.monotonic())
+
+
+def _first_to_end(going: Sequence[_Going]) -> _Going:
+    while True:
+        for one in going:
+            if one.process.poll() is not None:
+                return one
+        time.sleep(POLL_S)
+
+
+def _end(done: _Going, say: Say, *, lean: bool, interrupted: bool) -> RunError | None:
+    """Note how a run came out; what is returned ends the sweep."""
+    planned, path, code = done.planned, done.planned.folder, done.process.returncode
+    seconds = round(time.monotonic() - done.started, 1)
+    if not (path / "metrics.sqlite").is_file():
+        return RunError(f"{planned.title} could not start:\n{planned.log.read_text(encoding='utf-8')[-2000:]}")
+    last, error = _ending(path)
+    (path / FAILED).unlink(missing_ok=True)
+    if code == 0 and last == planned.steps:
+        write_file(path / DONE, json_dumps({"seconds": seconds}).encode())
+        if lean:
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        say(f"{planned.title}: done after {seconds} s")
+        return None
+    if interrupted or code <= 0 or code in STOPPED:
+        where = f"at step {last} of {planned.steps}"
+        return RunError(f"{planned.title} was interrupted {where}; the same command goes on with it")
+    write_file(path / FAILED, json_dumps({"seconds": seconds, "exit_code": code, "error": error}).encode())
+    say(f"{planned.title}: ended at step {last} of {planned.steps}: {error}")
+    return None
 
 
 def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
@@ -102,24 +181,3 @@ def _ending(path: Path) -> tuple[int, str]:
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         errors = database.events("error")
         return database.last_step() or 0, errors[-1].message if errors else ""
-
-
-def _log(out: Path, cell: Cell) -> Path:
-    return out / LOGS / f"{cell.name}.log"
-
-
-def _run_one(cell: Cell, words: Sequence[str], out: Path) -> tuple[int, bool]:
-    """Exit code, and whether Ctrl-C was pressed: the run has heard it too, and is given the time to save."""
-    path = folder(out, cell)
-    program = [sys.executable, "-m", "coterie"]
-    if (path / "config.toml").is_file():
-        command = [*program, "resume", str(path)]
-    else:
-        command = [*program, "train", *words, *cell.words(), f"runs={out / RUNS}", f"name={cell.name}"]
-    interrupted = False
-    with _log(out, cell).open("ab") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as child:
-        while True:
-            try:
-                return child.wait(), interrupted
-            except KeyboardInterrupt:
-                interrupted = True

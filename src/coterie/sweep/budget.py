@@ -1,0 +1,72 @@
+"""Settings compared at what all of them could spend: the same rollouts, the same seconds of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from coterie.algo.statistics import Estimate, t_interval
+from coterie.sweep.result import CellResult, Held
+
+LEAST = 3
+"""Evaluations without which a run has no curve to speak of."""
+
+Cost = Callable[[Held], float]
+COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
+"""What an evaluation had cost until then; seconds are those of training steps."""
+
+
+def mean_accuracy(held: Sequence[Held], cost: Cost, limit: float) -> float:
+    """Held-out accuracy, averaged over the first `limit` rollouts or seconds: how much was learned how early.
+
+    Between two evaluations the accuracy is taken to move in a straight line.
+    """
+    spent = np.array([cost(point) for point in held], dtype=np.float64)
+    accuracy = np.array([point.accuracy for point in held], dtype=np.float64)
+    inside = spent < limit
+    xs = np.append(spent[inside], limit)
+    return float(np.trapezoid(np.interp(xs, spent, accuracy), xs) / limit)
+
+
+def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
+    """A table that compares every setting with the first, seed by seed; empty where there is nothing to compare.
+
+    Runs that failed, or that were evaluated less than three times, take no part.
+    """
+    curves = {
+        label: {one.cell.seed: one.held for one in found if not one.error and len(one.held) >= LEAST}
+        for label, found in settings.items()
+    }
+    curves = {label: found for label, found in curves.items() if found}
+    if len(curves) < 2:
+        return ""
+    limits = {
+        name: min(cost(held[-1]) for found in curves.values() for held in found.values())
+        for name, cost in COSTS.items()
+    }
+    first = next(iter(curves))
+    head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in COSTS)
+    lines = [f"| setting | seeds | {head} |", "| --- | --: | --- | --- | --- | --- |"]
+    for label, found in curves.items():
+        cells = [f"`{label}`", str(len(found))]
+        for name, cost in COSTS.items():
+            means = {seed: mean_accuracy(held, cost, limits[name]) for seed, held in found.items()}
+            own = {seed: mean_accuracy(held, cost, limits[name]) for seed, held in curves[first].items()}
+            shared = [means[seed] - own[seed] for seed in means if seed in own]
+            cells.append(_percent(t_interval(list(means.values()))))
+            cells.append("–" if label == first or not shared else _percent(t_interval(shared), "+"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
+
+
+NOTE = (
+    "Held-out accuracy in %, averaged over what every run could spend, so that it counts how much was learned how "
+    "early; differences in points, seed by seed. Seconds are those of training steps. Means with Student's 95 % "
+    "interval."
+)
+
+
+def _percent(found: Estimate, sign: str = "") -> str:
+    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"

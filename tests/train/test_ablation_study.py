@@ -1,0 +1,78 @@
+"""The benchmark that replays recorded rollouts: what it calls a baseline's error is one, and no variant sees its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from runs_for_tests import make_config
+
+from coterie import assemble
+from coterie.algo.grouping.presets import Settings
+from coterie.algo.grouping.rollouts import Rollouts
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("ablate", FOLDER / "ablate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ablate", found)
+    spec.loader.exec_module(found)
+    return found
+
+
+def stream(steps: int, prompts: int, size: int) -> tuple[list[Rollouts], np.ndarray]:
+    """Right-or-wrong rollouts of prompts with fixed chances [P]; no features."""
+    source = np.random.default_rng(5)
+    chances = source.uniform(0.1, 0.9, prompts)
+    names = tuple(f"q{index}" for index in range(prompts) for _ in range(size))
+    found = [
+        Rollouts(
+            prompts=names,
+            rewards=(source.random(prompts * size) < np.repeat(chances, size)).astype(float),
+            features=np.zeros((prompts * size, 0)),
+            time=float(step),
+        )
+        for step in range(steps)
+    ]
+    return found, chances
+
+
+def test_the_error_is_the_distance_from_the_true_chance(study: ModuleType) -> None:
+    found, chances = stream(steps=60, prompts=40, size=4)
+    error = study.judge(found, (), "rloo", Settings())
+    # The mean of three siblings misses p by p(1 - p) / 3.
+    assert error.whole == pytest.approx(np.mean(chances * (1 - chances)) / 3, rel=0.1)
+    floor = np.mean([study.floor(one) for one in found])
+    assert floor == pytest.approx(np.mean(chances * (1 - chances)), rel=0.05)
+    assert study.judge(found, (), "heb", Settings()).whole < error.whole, "its memory knows these prompts"
+    assert error.power == pytest.approx(floor + error.whole), "without weights"
+
+
+def test_a_prompt_with_one_rollout_says_nothing_of_the_floor(study: ModuleType) -> None:
+    with pytest.raises(ValueError, match="q0 has a single rollout"):
+        study.floor(stream(steps=1, prompts=2, size=1)[0][0])
+
+
+def test_a_recorded_run_is_replayed_under_every_variant(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path, grouping={"preset": "heb", "min_weight": 4.0}, steps=3, eval={"every": 0})
+    run = assemble.train(config)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", str(run), "--out", "found.json"])
+    study.main()
+    text = capsys.readouterr().out
+    names = [name for name, _, _ in study.variants()]
+    assert len(names) == 1 + 5 + 6 + 5
+    assert all(f"| {name} | " in text for name in names)
+    assert (tmp_path / "found.json").is_file()
