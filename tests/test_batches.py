@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.batches import Batch, continuation, halves, largest, plan
+from coterie.batches import Batch, continuation, halves, largest, plan, shared_head
 from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)
@@ -63,12 +63,14 @@ def sequences(batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
     found = {}
     names = iter(batch.spans)
     for segment in batch.segments:
-        prompt = batch.tokens[segment.start : segment.start + segment.prompt].tolist()
+        own = slice(segment.start, segment.start + segment.prompt)
+        prompt = batch.tokens[: segment.head].tolist() + batch.tokens[own].tolist()
+        assert batch.positions[own].tolist() == list(range(segment.head, len(prompt)))
         at = segment.start + segment.prompt
         for length in segment.lengths:
             name = next(names)
             start, end = batch.spans[name]
-            assert batch.positions[at : at + length].tolist() == list(range(segment.prompt, segment.prompt + length))
+            assert batch.positions[at : at + length].tolist() == list(range(len(prompt), len(prompt) + length))
             whole = prompt + batch.tokens[at : at + length].tolist()
             for source, target in zip(batch.sources[start:end], batch.targets[start:end], strict=True):
                 # The state that predicts a token sits right before it, or at the prompt's end for the first.
@@ -81,7 +83,11 @@ def sequences(batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
 
 
 ROLLOUTS = st.lists(
-    st.tuples(st.sampled_from([(5, 6), (7,), (5, 6, 7)]), TOKENS, st.lists(st.tuples(TOKENS, TOKENS), max_size=2)),
+    st.tuples(
+        st.sampled_from([(5, 6, 8), (7,), (5, 6, 7), (5, 6, 7, 9)]),
+        TOKENS,
+        st.lists(st.tuples(TOKENS, TOKENS), max_size=2),
+    ),
     min_size=1,
     max_size=9,
 )
@@ -102,7 +108,36 @@ def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: in
     assert weights.sum() == pytest.approx(1)
     for batch in batches:
         single = len(batch.spans) == 1
-        assert single or len(batch.tokens) <= max(budget, 2 * max(segment.prompt for segment in batch.segments))
+        longest = max(segment.head + segment.prompt for segment in batch.segments)
+        assert single or len(batch.tokens) <= max(budget, 2 * longest)
+
+
+def test_what_all_prompts_start_with_is_there_once() -> None:
+    shapes = [([5, 6, 7], [8]), ([5, 6, 9, 9], [10]), ([5, 6, 7], [11, 12])]
+    rollouts = [make(f"r{k}", prompt, said) for k, (prompt, said) in enumerate(shapes)]
+    credits = [credit(one.id, 1.0) for one in rollouts]
+    (batch,) = plan(rollouts, credits, normalize="token", token_budget=99, skip_zero=False)
+    assert batch.tokens.tolist() == [5, 6, 7, 8, 11, 12, 9, 9, 10]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 3, 4, 2, 3, 4]
+    assert [(one.start, one.prompt, one.lengths, one.head) for one in batch.segments] == [
+        (2, 1, (1, 2), 2),
+        (6, 2, (1,), 2),
+    ]
+    assert sequences(batch)["r1"] == ([5, 6, 9, 9, 10], [10])
+    first, second = halves(batch)
+    assert {**sequences(first), **sequences(second)} == sequences(batch)
+    assert first.tokens[:2].tolist() == second.tokens[:2].tolist() == [5, 6]
+    # A row of its own has nobody to share with.
+    rows = plan(rollouts, credits, normalize="token", token_budget=7, skip_zero=False)
+    assert [one.segments[0].head for one in rows] == [0, 0]
+
+
+def test_a_head_is_shared_where_it_saves_something() -> None:
+    assert shared_head([(5, 6, 7), (5, 6, 8)]) == 2
+    assert shared_head([(5, 6, 7), (5, 6)]) == 1, "every prompt keeps a token of its own"
+    assert shared_head([(5, 6, 7)]) == 0
+    assert shared_head([(5,), (5, 6)]) == 0
+    assert shared_head([(5, *range(30)), (5, *range(9, 30))]) == 0, "one token in fifty"
 
 
 def test_denominators_still_count_what_is_skipped() -> None:

@@ -3,6 +3,11 @@
     tokens     [ prompt A | A's rollout 1 | A's rollout 2 | prompt B | B's rollout 1 | … ]
     positions  [ 0 1 2 3  | 4 5 6         | 4 5 6 7       | 0 1 2    | 3 4           | … ]
 
+Where all prompts start alike (a system message, the template), that head is there once too:
+
+    tokens     [ head | rest of prompt A | A's rollout 1 | rest of prompt B | B's rollout 1 | … ]
+    positions  [ 0 1  | 2 3              | 4 5 6         | 2                | 3 4           | … ]
+
 Axis letters: T tokens of the packed row, N trained tokens.
 """
 
@@ -16,17 +21,22 @@ import numpy as np
 from coterie.algo.normalizers import Normalize, token_weights
 from coterie.types import Credit, Rollout
 
+SAVING = 0.05
+"""Share of the prompts' tokens that a shared head has to save."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One prompt and its continuations inside a packed row."""
 
     start: int
-    """First token of the prompt."""
+    """First token of the prompt, or of what follows the head."""
     prompt: int
-    """Length of the prompt."""
+    """How many tokens of the prompt lie there, at least 1."""
     lengths: tuple[int, ...]
     """Length of each continuation, in the order in which they follow the prompt."""
+    head: int = 0
+    """How many tokens of the prompt lie at the start of the row instead, equal for all its segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +137,54 @@ def plan(
     by_id = {credit.rollout_id: credit for credit in credits}
     sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
     kept = [item for item in sequences if not (skip_zero and item.credit.silent)]
-    return [_pack(units) for units in _fill(list(_units(kept, token_budget)), token_budget)]
+    units = list(_units(kept, token_budget))
+    head = shared_head([unit[0].prompt for unit in units])
+    return [_pack(row, head) for row in _fill(units, token_budget, head)]
+
+
+def shared_head(prompts: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all prompts start that are worth running only once.
+
+    0 where it would save less than a twentieth of the prompts' tokens: what follows a head attends in two pieces. Every
+    prompt keeps a token of its own, whose state says what comes next.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in the order of tuples, so all others start with what these share
+    limit = min(map(len, prompts)) - 1
+    head = next((index for index in range(limit) if first[index] != last[index]), limit)
+    return head if head * (len(prompts) - 1) >= SAVING * sum(map(len, prompts)) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptRow:
+    """Prompts alone in a packed row."""
+
+    tokens: np.ndarray
+    """[T] int64."""
+    positions: np.ndarray
+    """[T] int64."""
+    segments: tuple[Segment, ...]
+    """One a prompt, in the order given, without continuations."""
+    head: int
+    """Tokens at the start that belong to every prompt."""
+
+
+def pack_prompts(prompts: Sequence[Sequence[int]]) -> PromptRow:
+    """What all of them start with once, and the rest of each behind it."""
+    head = shared_head(prompts)
+    rests = [np.array(prompt[head:], dtype=np.int64) for prompt in prompts]
+    starts = head + np.cumsum([0, *map(len, rests)])
+    segments = [
+        Segment(start=int(start), prompt=len(rest), lengths=(), head=head)
+        for start, rest in zip(starts, rests, strict=False)
+    ]
+    return PromptRow(
+        tokens=np.concatenate([np.array(prompts[0][:head], dtype=np.int64), *rests]),
+        positions=np.concatenate([np.arange(head), *(head + np.arange(len(rest)) for rest in rests)]),
+        segments=tuple(segments),
+        head=head,
+    )
 
 
 def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
@@ -197,37 +254,41 @@ def _size(unit: Sequence[_Sequence]) -> int:
     return len(unit[0].prompt) + sum(len(item.tokens) for item in unit)
 
 
-def _fill(units: list[list[_Sequence]], budget: int) -> Iterator[list[list[_Sequence]]]:
+def _fill(units: list[list[_Sequence]], budget: int, head: int = 0) -> Iterator[list[list[_Sequence]]]:
     row: list[list[_Sequence]] = []
-    size = 0
+    size = head
     for unit in units:
-        if row and size + _size(unit) > budget:
+        own = _size(unit) - head
+        if row and size + own > budget:
             yield row
-            row, size = [], 0
+            row, size = [], head
         row.append(unit)
-        size += _size(unit)
+        size += own
     if row:
         yield row
 
 
-def _pack(units: Sequence[Sequence[_Sequence]]) -> Batch:
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
+def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
+    """One row; `head` tokens, with which all its prompts start, lie at its start once."""
+    head = head if len(units) > 1 else 0
+    tokens = [np.array(units[0][0].prompt[:head], dtype=np.int64)]
+    positions = [np.arange(head)]
     segments: list[Segment] = []
     sources: list[np.ndarray] = []
     spans: dict[str, tuple[int, int]] = {}
-    cursor = trained = 0
+    cursor, trained = head, 0
     for unit in units:
-        prompt = np.array(unit[0].prompt, dtype=np.int64)
-        segments.append(Segment(start=cursor, prompt=len(prompt), lengths=tuple(len(item.tokens) for item in unit)))
+        prompt = np.array(unit[0].prompt[head:], dtype=np.int64)
+        lengths = tuple(len(item.tokens) for item in unit)
+        segments.append(Segment(start=cursor, prompt=len(prompt), lengths=lengths, head=head))
         tokens.append(prompt)
-        positions.append(np.arange(len(prompt)))
+        positions.append(head + np.arange(len(prompt)))
         last = cursor + len(prompt) - 1  # the state that predicts every continuation's first token
         cursor += len(prompt)
         for item in unit:
             count = len(item.tokens)
             tokens.append(item.tokens)
-            positions.append(len(prompt) + np.arange(count))
+            positions.append(head + len(prompt) + np.arange(count))
             predictors = np.concatenate([[last], cursor + np.arange(count - 1)])
             sources.append(predictors[item.trained])
             spans[item.rollout_id] = (trained, trained + len(sources[-1]))
@@ -275,9 +336,10 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
 
 def _select(batch: Batch, first: int, last: int) -> Batch:
     """The rollouts first..last-1 of a packed row, in its order."""
-    pieces: list[np.ndarray] = []  # where in the old row the new row's tokens are
+    head = batch.segments[0].head
+    pieces = [np.arange(head)]  # where in the old row the new row's tokens are
     segments: list[Segment] = []
-    seen = cursor = 0
+    seen, cursor = 0, head
     for segment in batch.segments:
         here = range(max(first - seen, 0), min(last - seen, len(segment.lengths)))
         seen += len(segment.lengths)
@@ -287,7 +349,7 @@ def _select(batch: Batch, first: int, last: int) -> Batch:
         begin = segment.start + segment.prompt + sum(segment.lengths[: here.start])
         pieces.append(np.arange(segment.start, segment.start + segment.prompt))
         pieces.append(np.arange(begin, begin + sum(lengths)))
-        segments.append(Segment(start=cursor, prompt=segment.prompt, lengths=lengths))
+        segments.append(Segment(start=cursor, prompt=segment.prompt, lengths=lengths, head=head))
         cursor += segment.prompt + sum(lengths)
     where = np.concatenate(pieces)
     names = list(batch.spans)[first:last]

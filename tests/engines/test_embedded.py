@@ -63,10 +63,11 @@ def by_hand(
 PROMPTS = [[5, 9, 4], [11, 3, 8, 40, 7, 21, 60, 2, 9], [70], [5, 9, 4, 12, 33]]
 
 
+@pytest.mark.parametrize("head", [[], [33, 12, 8]], ids=["unlike", "alike"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crowded_batch_says_what_recomputation_by_hand_says(kind: str) -> None:
+def test_a_crowded_batch_says_what_recomputation_by_hand_says(kind: str, head: list[int]) -> None:
     sampling = Sampling(temperature=0.8, max_tokens=9)
-    requests = [request(prompt, sample) for prompt in PROMPTS for sample in range(3)]
+    requests = [request(head + prompt, sample) for prompt in PROMPTS for sample in range(3)]
     # Few slots: rows retire, move and are replaced while others run. Several stop ids end rows early.
     turns = engine(tiny_policy(kind), slots=5, stop_ids=range(2, 30)).generate(requests, sampling)
     model = tiny_model(kind)

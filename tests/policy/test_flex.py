@@ -22,39 +22,43 @@ from tiny_models import KINDS, tiny_policy
 CPU = torch.device("cpu")
 
 
-def row(*shapes: tuple[int, tuple[int, ...]]) -> list[Segment]:
-    """Segments one behind the other."""
+def row(*shapes: tuple[int, tuple[int, ...]], head: int = 0) -> list[Segment]:
+    """Segments one behind the other, after the head that their prompts share."""
     segments: list[Segment] = []
-    start = 0
+    start = head
     for prompt, lengths in shapes:
-        segments.append(Segment(start=start, prompt=prompt, lengths=lengths))
+        segments.append(Segment(start=start, prompt=prompt, lengths=lengths, head=head))
         start += prompt + sum(lengths)
     return segments
 
 
 def inputs(segments: list[Segment], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and positions [1, T]."""
-    positions: list[int] = []
+    head = segments[0].head
+    positions = list(range(head))
     for segment in segments:
-        positions += range(segment.prompt)
+        positions += range(head, head + segment.prompt)
         for length in segment.lengths:
-            positions += range(segment.prompt, segment.prompt + length)
+            positions += range(head + segment.prompt, head + segment.prompt + length)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 97, (1, len(positions)), generator=generator), torch.tensor([positions])
 
 
 def visible(segments: list[Segment], size: int, window: int | None) -> torch.Tensor:
-    """[size, size] by the definition: a token sees its prompt's tokens and the earlier ones of its own run."""
+    """[size, size] by the definition: a token sees the head's, its prompt's and the earlier ones of its own run."""
     facts = np.full((3, size), -1)  # segment, run within it (0 is the prompt), position
+    head = segments[0].head
+    facts[:2, :head], facts[2, :head] = -2, np.arange(head)
     for number, segment in enumerate(segments):
         cursor = segment.start
         for run, length in enumerate((segment.prompt, *segment.lengths)):
             part = slice(cursor, cursor + length)
             facts[0, part], facts[1, part] = number, run
-            facts[2, part] = np.arange(length) + (segment.prompt if run else 0)
+            facts[2, part] = np.arange(length) + head + (segment.prompt if run else 0)
             cursor += length
     owner, run, position = (torch.from_numpy(fact) for fact in facts)
     related = (owner[:, None] == owner) & (owner != -1) & ((run == 0) | (run[:, None] == run))
+    related |= (owner == -2) & (owner[:, None] != -1)
     distance = position[:, None] - position
     return related & (distance >= 0) & (distance < (size if window is None else window))
 
@@ -63,11 +67,13 @@ SHAPES = st.lists(
     st.tuples(st.integers(1, 60), st.lists(st.integers(0, 50), max_size=4).map(tuple)), min_size=1, max_size=4
 )
 
+HEADS = st.sampled_from([0, 1, 30])
+
 
 @settings(max_examples=25, deadline=None)
-@given(shapes=SHAPES, window=st.none() | st.integers(1, 70))
-def test_mask_is_the_definition_and_its_blocks_are_what_torch_finds(shapes: Any, window: int | None) -> None:
-    segments = row(*shapes)
+@given(shapes=SHAPES, window=st.none() | st.integers(1, 70), head=HEADS)
+def test_mask_is_the_definition_and_its_blocks_are_what_torch_finds(shapes: Any, window: int | None, head: int) -> None:
+    segments = row(*shapes, head=head)
     size = flex.FlexLayout(segments, CPU).size
     made = flex.block_mask(segments, size, window, CPU)
     dense = create_mask(made.mask_mod, 1, 1, size, size, device="cpu")[0, 0]
@@ -100,30 +106,31 @@ def apart(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).detach().abs().max() / want.detach().abs().max())
 
 
-ROW = row((40, (30, 5, 61)), (1, (1,)), (9, ()), (130, (17, 0, 3)))
+SHAPE = ((40, (30, 5, 61)), (1, (1,)), (9, ()), (130, (17, 0, 3)))
+ROW = row(*SHAPE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 2e-3)])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("padded", "head"), [(False, 0), (True, 0), (True, 20)])
 def test_states_and_gradient_are_those_of_the_plain_layout(
-    kind: str, dtype: torch.dtype, tolerance: float, padded: bool
+    kind: str, dtype: torch.dtype, tolerance: float, padded: bool, head: int
 ) -> None:
-    policy = tiny_policy(kind, dtype=dtype)
-    want = states(policy, ROW, PackedLayout(ROW, CPU))
-    got = states(policy, ROW, flex.FlexLayout(ROW, CPU), padded=padded)
+    policy, segments = tiny_policy(kind, dtype=dtype), row(*SHAPE, head=head)
+    want = states(policy, segments, PackedLayout(segments, CPU))
+    got = states(policy, segments, flex.FlexLayout(segments, CPU), padded=padded)
     assert apart(got, want) < tolerance
-    plain = gradients(policy, ROW, PackedLayout(ROW, CPU))
-    flexible = gradients(policy, ROW, flex.FlexLayout(ROW, CPU), padded=padded)
+    plain = gradients(policy, segments, PackedLayout(segments, CPU))
+    flexible = gradients(policy, segments, flex.FlexLayout(segments, CPU), padded=padded)
     assert plain.keys() == flexible.keys()
     for name, grad in plain.items():
         assert apart(flexible[name], grad) < tolerance, name
 
 
 @settings(max_examples=15, deadline=None)
-@given(shapes=SHAPES, window=st.sampled_from([None, 1, 7]))
-def test_any_row_gives_the_same_gradient(shapes: Any, window: int | None) -> None:
-    segments = row(*shapes)
+@given(shapes=SHAPES, window=st.sampled_from([None, 1, 7, 50]), head=HEADS)
+def test_any_row_gives_the_same_gradient(shapes: Any, window: int | None, head: int) -> None:
+    segments = row(*shapes, head=head)
     length = inputs(segments)[0].shape[1]
     generator = torch.Generator().manual_seed(length)
 

@@ -17,6 +17,8 @@ from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy, load
 from tiny_models import KINDS, SIZES, tiny_model, tiny_policy
 
+CPU = torch.device("cpu")
+
 
 def read(folder: Path, **settings: object) -> Policy:
     config = ModelConfig(name=str(folder), **settings)  # ty: ignore[invalid-argument-type]
@@ -40,6 +42,40 @@ def test_packed_logits_are_the_models_own(kind: str) -> None:
     alone = [model(input_ids=torch.tensor([prompt + rest]), use_cache=False).logits[0] for rest in (one, other)]
     torch.testing.assert_close(logits[:9], alone[0], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(logits[9:], alone[1][6:], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rests", [[[7, 8], [9, 10, 11]], [[7], [8, 9, 10, 11, 12, 13]]], ids=["alike", "unlike"])
+def test_a_head_that_prompts_share_changes_nothing(kind: str, rests: list[list[int]]) -> None:
+    """Neither what is said after it nor any gradient, whether the rests are computed at once or one by one."""
+    policy = tiny_policy(kind, dtype=torch.float64)
+    head, said = [3, 4, 5, 6], [[[20, 21, 22], [23]], [[24, 25]]]
+    tokens, positions, segments, whole = list(head), list(range(4)), [], []
+    for rest, completions in zip(rests, said, strict=True):
+        lengths = tuple(map(len, completions))
+        segments.append(Segment(start=len(tokens), prompt=len(rest), lengths=lengths, head=4))
+        prompt = head + rest
+        positions += range(4, len(prompt))
+        tokens += rest
+        for completion in completions:
+            whole.append((len(tokens), prompt, completion))
+            positions += range(len(prompt), len(prompt) + len(completion))
+            tokens += completion
+    packed = policy.hidden(torch.tensor([tokens]), torch.tensor([positions]), PackedLayout(segments, CPU))[0]
+    parts, alone = [], []
+    for start, prompt, completion in whole:
+        layout = PackedLayout([Segment(start=0, prompt=len(prompt) + len(completion), lengths=())], CPU)
+        ids = torch.tensor([prompt + completion])
+        alone.append(policy.hidden(ids, torch.arange(ids.shape[1])[None], layout)[0, len(prompt) :])
+        parts.append(packed[start : start + len(completion)])
+    got, want = torch.cat(parts), torch.cat(alone)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    weights = torch.linspace(-1, 1, got.numel(), dtype=got.dtype).view_as(got)
+    parameters = list(policy.parameters().values())
+    found = [torch.autograd.grad((one * weights).sum(), parameters, allow_unused=True) for one in (got, want)]
+    for mine, theirs in zip(*found, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_saved_and_read_again_it_is_the_same_model(folder: Path, tmp_path: Path) -> None:

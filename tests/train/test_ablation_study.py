@@ -1,4 +1,4 @@
-"""The benchmark that replays recorded rollouts: what it calls a baseline's error is one, and no variant sees its own."""
+"""The benchmark that replays recorded rollouts: its error of a baseline is one, and no variant sees its own reward."""
 
 from __future__ import annotations
 

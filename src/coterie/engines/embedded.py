@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
+from coterie.batches import pack_prompts
 from coterie.engines.base import Quorum, Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
 from coterie.engines.quorum import Attendance
@@ -205,12 +206,11 @@ class _Session:
             batch = [todo.pop(0)]
             while todo and sum(map(len, batch)) + len(todo[0]) <= _PREFILL_TOKENS:
                 batch.append(todo.pop(0))
-            device = self.policy.device
-            layout = PrefillLayout([len(prompt) for prompt in batch])
-            tokens = torch.tensor([token for prompt in batch for token in prompt], device=device)[None]
-            positions = torch.cat([torch.arange(len(prompt), device=device) for prompt in batch])[None]
+            device, packed = self.policy.device, pack_prompts(batch)
+            layout = PrefillLayout(packed.segments, device)
+            tokens, positions = (torch.from_numpy(one).to(device)[None] for one in (packed.tokens, packed.positions))
             hidden = self.policy.hidden(tokens, positions, layout)
-            ends = torch.tensor([where.stop - 1 for where in layout.slices], device=device)
+            ends = torch.tensor([one.start + one.prompt - 1 for one in packed.segments], device=device)
             logits = self.policy.head(hidden[0, ends])
             for row, (prompt, kept) in enumerate(zip(batch, layout.kept, strict=True)):
                 self.prefilled[prompt] = _Prefilled(kv=kept, logits=logits[row])

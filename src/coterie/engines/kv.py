@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coterie.policy.attention import CausalAttention, additive, fold_mask, masked_attention, may_attend
+from coterie.batches import Segment
+from coterie.policy.attention import PackedLayout, additive, fold_mask, masked_attention, may_attend
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,20 +52,21 @@ class KVPool:
 
 
 class PrefillLayout:
-    """Several prompts packed in one row; each attends to itself, and its keys and values are kept."""
+    """Several prompts packed in one row, what they start with once; the keys and values of each are kept."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-        self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        self.kept = [PromptKV() for _ in lengths]
-        self._causal = CausalAttention()
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.kept = [PromptKV() for _ in segments]
+        self._segments = segments
+        self._packed = PackedLayout(segments, device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        pieces = []
-        for where, kept in zip(self.slices, self.kept, strict=True):
-            kept.keys[layer], kept.values[layer] = key[0, :, where], value[0, :, where]
-            pieces.append(self._causal(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
-        return torch.cat(pieces, dim=2)
+        for segment, kept in zip(self._segments, self.kept, strict=True):
+            own = slice(segment.start, segment.start + segment.prompt)
+            kept.keys[layer], kept.values[layer] = (
+                torch.cat([one[0, :, : segment.head], one[0, :, own]], dim=1) if segment.head else one[0, :, own]
+                for one in (key, value)
+            )
+        return self._packed.attend(layer, query, key, value, scale, window)
 
 
 class DecodeLayout:

@@ -30,6 +30,10 @@ _SHORT = 128
 one."""
 
 
+_PADDED = 1.25
+"""Runs of unequal length are computed at once as long as that makes at most this many times as many tokens."""
+
+
 class Layout(Protocol):
     """Decides who attends to whom."""
 
@@ -128,55 +132,67 @@ def may_attend(query_positions: Tensor, key_positions: Tensor, window: int | Non
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Block:
-    """Index tensors of one segment, made once per packed row and reused by every layer."""
+    """Runs of tokens that follow the same ones, as index tensors made once per packed row and used by every layer."""
 
-    prompt: slice
-    index: Tensor  # [G, L] where in the row each (padded) continuation token lives
+    prefix: tuple[slice, ...]
+    """Where in the row lies what all of them follow, in order."""
+    index: Tensor  # [G, L] where in the row each (padded) token lives
     rows: Tensor  # [ΣL] flat index into [G·L] of the real tokens
-    target: slice  # where the real tokens live in the row
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+
+def _block(prefix: tuple[slice, ...], starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> _Block:
+    """Of runs at `starts` that are as long as `lengths`."""
+    longest = max(lengths, default=0)
+    long = torch.tensor(lengths, dtype=torch.long, device=device)[:, None]
+    first = torch.tensor(starts, dtype=torch.long, device=device)[:, None]
+    first = torch.where(long > 0, first, min(starts))  # an empty run may start where the row ends
+    offsets = torch.arange(longest, device=device).expand(len(lengths), longest)
+    real = offsets < long
+    # Padding repeats the run's first token: causal masking keeps it out of sight of every real one.
+    index = torch.where(real, first + offsets, first)
+    return _Block(prefix=prefix, index=index, rows=real.flatten().nonzero().squeeze(1))
 
 
 class PackedLayout:
     """Shared-prefix packing: the prompt runs once, each continuation attends to it and to itself.
 
     Exactly equal, up to rounding, to running every (prompt + continuation) on its own: positions restart after the
-    prompt and no continuation sees another.
+    prompt and no continuation sees another. Where the prompts share a head, it runs once for all of them.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self.blocks = [self._block(segment, device) for segment in segments]
+        head = segments[0].head if segments else 0
+        self._parts: list[slice | _Block] = [slice(0, head), *_rests(segments, device)] if head else []
+        for segment in segments:
+            first = segment.start + segment.prompt
+            prompt = slice(segment.start, first)
+            if not head:
+                self._parts.append(prompt)
+            if any(segment.lengths):
+                starts = [first + sum(segment.lengths[:number]) for number in range(len(segment.lengths))]
+                prefix = (slice(0, head), prompt) if head else (prompt,)
+                self._parts.append(_block(prefix, starts, segment.lengths, device))
         self._causal = CausalAttention()
-
-    @staticmethod
-    def _block(segment: Segment, device: torch.device) -> _Block:
-        first = segment.start + segment.prompt
-        count, longest = len(segment.lengths), max(segment.lengths, default=0)
-        lengths = torch.tensor(segment.lengths, dtype=torch.long, device=device)
-        starts = first + torch.cumsum(lengths, 0) - lengths
-        offsets = torch.arange(longest, device=device).expand(count, longest)
-        real = offsets < lengths[:, None]
-        # Padding repeats the continuation's first token: causal masking keeps it out of sight of every real one.
-        index = torch.where(real, starts[:, None] + offsets, starts[:, None])
-        return _Block(
-            prompt=slice(segment.start, first),
-            index=index,
-            rows=real.flatten().nonzero().squeeze(1),
-            target=slice(first, first + sum(segment.lengths)),
-        )
+        said = torch.cat([_tokens(part, device) for part in self._parts]) if self._parts else torch.arange(0)
+        order = torch.argsort(said)  # where in what `attend` puts together each token of the row is
+        self._reordered = (order, said) if head else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         pieces = []
-        for block in self.blocks:
-            where = block.prompt
-            pieces.append(self._causal(query[:, :, where], key[:, :, where], value[:, :, where], scale, window))
-            if block.index.numel():
-                pieces.append(self._continuations(block, query, key, value, scale, window))
-        return torch.cat(pieces, dim=2)
+        for part in self._parts:
+            if isinstance(part, _Block):
+                pieces.append(self._follow(part, query, key, value, scale, window))
+            else:
+                alone = (query[:, :, part], key[:, :, part], value[:, :, part])
+                pieces.append(self._causal(*alone, scale, window))
+        out = torch.cat(pieces, dim=2)
+        return out if self._reordered is None else _Reorder.apply(out, *self._reordered)
 
-    def _continuations(
+    def _follow(
         self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
+        """[1, H, ΣL, D] of the block's real tokens."""
         count, longest = block.index.shape
         flat = block.index.flatten()
 
@@ -185,8 +201,8 @@ class PackedLayout:
             return picked.view(tensor.shape[1], count, longest, tensor.shape[3]).transpose(0, 1)
 
         def with_prefix(tensor: Tensor) -> Tensor:
-            prefix = tensor[:, :, block.prompt].expand(count, -1, -1, -1)
-            return torch.cat([prefix, rows(tensor)], dim=2)
+            prefix = [tensor[:, :, where].expand(count, -1, -1, -1) for where in block.prefix]
+            return torch.cat([*prefix, rows(tensor)], dim=2)
 
         mask = self._mask(block, window, query, key)
         out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale)
@@ -195,8 +211,40 @@ class PackedLayout:
 
     def _mask(self, block: _Block, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in block.masks:
-            size = block.prompt.stop - block.prompt.start
+            size = sum(where.stop - where.start for where in block.prefix)
             keys = torch.arange(size + block.index.shape[1], device=query.device)
             mask = additive(may_attend(keys[size:], keys, window), query.dtype)[None, None]
             block.masks[window] = fold_mask(mask, query, key)
         return block.masks[window]
+
+
+def _tokens(part: slice | _Block, device: torch.device) -> Tensor:
+    """Where in the row the tokens of a part are, in the order in which it computes them."""
+    return (
+        part.index.flatten()[part.rows]
+        if isinstance(part, _Block)
+        else torch.arange(part.start, part.stop, device=device)
+    )
+
+
+class _Reorder(torch.autograd.Function):
+    """Tokens [.., T, D] in another order; the way back is as cheap, which autograd does not know of an index."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return tokens.index_select(2, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0].index_select(2, inverse), None, None
+
+
+def _rests(segments: Sequence[Segment], device: torch.device) -> list[_Block]:
+    """What follows the head in each prompt: all at once, unless that would pad too much."""
+    head = (slice(0, segments[0].head),)
+    starts, lengths = [one.start for one in segments], [one.prompt for one in segments]
+    if max(lengths) * len(lengths) <= _PADDED * sum(lengths):
+        return [_block(head, starts, lengths, device)]
+    return [_block(head, [start], [length], device) for start, length in zip(starts, lengths, strict=True)]

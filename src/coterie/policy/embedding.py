@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from coterie.batches import Segment
+from coterie.batches import pack_prompts
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy
 
@@ -33,11 +33,11 @@ def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarra
 
 
 def _pass(policy: Policy, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in prompts])])
-    segments = [
-        Segment(start=int(start), prompt=len(ids), lengths=()) for start, ids in zip(starts, prompts, strict=False)
+    row = pack_prompts(prompts)
+    tokens, positions = (torch.from_numpy(one).to(policy.device)[None] for one in (row.tokens, row.positions))
+    hidden = policy.hidden(tokens, positions, PackedLayout(row.segments, policy.device))[0].double()
+    shared = hidden[: row.head].sum(0)
+    return [
+        ((shared + hidden[one.start : one.start + one.prompt].sum(0)) / (row.head + one.prompt)).numpy(force=True)
+        for one in row.segments
     ]
-    tokens = torch.tensor([token for ids in prompts for token in ids], device=policy.device)[None]
-    positions = torch.cat([torch.arange(len(ids), device=policy.device) for ids in prompts])[None]
-    hidden = policy.hidden(tokens, positions, PackedLayout(segments, policy.device))[0].double()
-    return [part.mean(0).numpy(force=True) for part in hidden.split([len(ids) for ids in prompts])]

@@ -1,9 +1,10 @@
 """Shared-prefix packing in one FlexAttention call: what the learner runs on a GPU.
 
 `PackedLayout` calls attention once per prompt and once per group; here the whole packed row is one block-sparse call.
-Every token sees at most two runs of the row: a run of its prompt, and a run that ends at itself. Three numbers per
-token therefore say everything, sliding window included:
+Every token sees at most three runs of the row: one of the head that all prompts share, one of its prompt, and one that
+ends at itself. Five numbers per token therefore say everything, sliding window included:
 
+    head_from, head_to        the head's tokens it sees (empty for a token of the head, and without a head)
     prompt_from, prompt_to    the prompt's tokens it sees (empty for a token of the prompt)
     own_from                  first token it sees of its own prompt or continuation; the last one is itself
 
@@ -72,20 +73,27 @@ def _end(segment: Segment) -> int:
 
 
 def intervals(segments: Sequence[Segment], size: int, window: int | None) -> np.ndarray:
-    """[3, size] int32: prompt_from, prompt_to and own_from of every token; what pads the row sees nothing."""
+    """[5, size] int32: head_from, head_to, prompt_from, prompt_to and own_from of every token; what pads the row sees
+    nothing."""
     index = np.arange(size)
-    found = np.stack([np.zeros(size, int), np.zeros(size, int), index + 1])
+    found = np.stack([*np.zeros((4, size), int), index + 1])
     reach = size + 1 if window is None else window
+    head = segments[0].head if segments else 0
+    found[4, :head] = np.maximum(0, index[:head] - reach + 1)
     for segment in segments:
         first = segment.start + segment.prompt
         runs = [(segment.start, segment.prompt), *_runs(first, segment.lengths)]
         for number, (start, length) in enumerate(runs):
             part = slice(start, start + length)
-            found[2, part] = np.maximum(start, index[part] - reach + 1)
-            if number:  # distance to the prompt's end is counted by position: the continuations between do not exist
-                nearest = first + index[part] - start - reach + 1
-                found[0, part] = np.clip(nearest, segment.start, first)
-                found[1, part] = first
+            found[4, part] = np.maximum(start, index[part] - reach + 1)
+            # Distances are counted by position: the continuations between do not exist.
+            before = first if number else segment.start
+            nearest = before + index[part] - start - reach + 1
+            if number:
+                found[2, part] = np.clip(nearest, segment.start, first)
+                found[3, part] = first
+            found[0, part] = np.clip(nearest - segment.start + head, 0, head)
+            found[1, part] = head
     return found.astype(np.int32)
 
 
@@ -98,12 +106,13 @@ def _runs(first: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
 def block_mask(segments: Sequence[Segment], size: int, window: int | None, device: torch.device) -> BlockMask:
     """The block-sparse mask of a packed row of `size` tokens, a multiple of `BLOCK`."""
     found = torch.from_numpy(intervals(segments, size, window)).to(device)
-    prompt_from, prompt_to, own_from = found.unbind(0)
+    head_from, head_to, prompt_from, prompt_to, own_from = found.unbind(0)
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ((k >= prompt_from[q]) & (k < prompt_to[q])) | ((k >= own_from[q]) & (k <= q))
+        shared = ((k >= head_from[q]) & (k < head_to[q])) | ((k >= prompt_from[q]) & (k < prompt_to[q]))
+        return shared | ((k >= own_from[q]) & (k <= q))
 
-    count = _overlaps(prompt_from, prompt_to, own_from)
+    count = _overlaps([(head_from, head_to), (prompt_from, prompt_to)], own_from)
     full = count == BLOCK * BLOCK
     some = (count > 0) & ~full
     return BlockMask.from_kv_blocks(
@@ -111,16 +120,18 @@ def block_mask(segments: Sequence[Segment], size: int, window: int | None, devic
     )
 
 
-def _overlaps(prompt_from: Tensor, prompt_to: Tensor, own_from: Tensor) -> Tensor:
+def _overlaps(shared: Sequence[tuple[Tensor, Tensor]], own_from: Tensor) -> Tensor:
     """[blocks of queries, blocks of keys]: how many of the BLOCK² pairs may attend."""
-    size = prompt_from.numel()
-    start = torch.arange(0, size, BLOCK, device=prompt_from.device)
-    after = torch.arange(1, size + 1, device=prompt_from.device)[:, None]
+    size = own_from.numel()
+    start = torch.arange(0, size, BLOCK, device=own_from.device)
+    after = torch.arange(1, size + 1, device=own_from.device)[:, None]
 
     def covered(low: Tensor, high: Tensor) -> Tensor:  # [T, blocks of keys]
         return (torch.minimum(high, start + BLOCK) - torch.maximum(low, start)).clamp(min=0)
 
-    seen = covered(prompt_from[:, None], prompt_to[:, None]) + covered(own_from[:, None], after)
+    seen = covered(own_from[:, None], after)
+    for low, high in shared:
+        seen += covered(low[:, None], high[:, None])
     return seen.view(-1, BLOCK, start.numel()).sum(1)
 
 
