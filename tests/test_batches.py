@@ -138,6 +138,9 @@ def test_a_head_is_shared_where_it_saves_something() -> None:
     assert shared_head([(5, 6, 7)]) == 0
     assert shared_head([(5,), (5, 6)]) == 0
     assert shared_head([(5, *range(30)), (5, *range(9, 30))]) == 0, "one token in fifty"
+    long = [(*range(200), other, *range(1800)) for other in (300, 301)]
+    assert shared_head(long) == 0, "what is saved is lost to the mask of 1,800 tokens"
+    assert shared_head([one[:400] for one in long]) == 200
 
 
 def test_denominators_still_count_what_is_skipped() -> None:

@@ -22,7 +22,10 @@ from coterie.algo.normalizers import Normalize, token_weights
 from coterie.types import Credit, Rollout
 
 SAVING = 0.05
-"""Share of the prompts' tokens that a shared head has to save."""
+"""Share of the prompts' tokens that a shared head has to save at least."""
+LONG = 7000
+"""What follows a head attends by an explicit mask, and so to all of itself instead of the causal half. Beside a small
+model's matrix products that costs one such share for each token of its length; beside a larger model's less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,17 +146,17 @@ def plan(
 
 
 def shared_head(prompts: Sequence[Sequence[int]]) -> int:
-    """With how many tokens all prompts start that are worth running only once.
+    """With how many tokens all prompts start that are worth running only once; 0 where that would save too little.
 
-    0 where it would save less than a twentieth of the prompts' tokens: what follows a head attends in two pieces. Every
-    prompt keeps a token of its own, whose state says what comes next.
+    Every prompt keeps a token of its own, whose state says what comes next.
     """
     if len(prompts) < 2:
         return 0
     first, last = min(prompts), max(prompts)  # in the order of tuples, so all others start with what these share
     limit = min(map(len, prompts)) - 1
     head = next((index for index in range(limit) if first[index] != last[index]), limit)
-    return head if head * (len(prompts) - 1) >= SAVING * sum(map(len, prompts)) else 0
+    worth = SAVING + (max(map(len, prompts)) - head) / LONG
+    return head if head * (len(prompts) - 1) >= worth * sum(map(len, prompts)) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

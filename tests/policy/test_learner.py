@@ -25,12 +25,18 @@ TEMPERATURE = 0.7
 
 
 def rollouts(
-    *, seed: int = 0, prompts: int = 3, size: int = 3, shortest: int = 2, two_turns: bool = False
+    *,
+    seed: int = 0,
+    prompts: int = 3,
+    size: int = 3,
+    shortest: int = 2,
+    two_turns: bool = False,
+    head: tuple[int, ...] = (),
 ) -> list[Rollout]:
     rng = np.random.default_rng(seed)
     made = []
     for p in range(prompts):
-        prompt = tuple(int(x) for x in rng.integers(3, 97, rng.integers(shortest, shortest + 7)))
+        prompt = head + tuple(int(x) for x in rng.integers(3, 97, rng.integers(shortest, shortest + 7)))
         for s in range(size):
             turns = [turn(rng, prompt)]
             if two_turns:
@@ -167,6 +173,18 @@ def test_packed_gradient_equals_the_naive_one(kind: str, normalize: Any) -> None
 def test_long_prompts_take_the_causal_kernel_and_give_the_same_gradient(kind: str) -> None:
     items = rollouts(seed=1, prompts=2, size=2, shortest=130)
     assert_same(gradient(learner(tiny_policy(kind)), items), naive_gradient(kind, items, "sequence"))
+
+
+@pytest.mark.parametrize("budget", [70, 10_000])
+@pytest.mark.parametrize("shortest", [2, 100])
+@pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma3"])
+def test_a_head_that_prompts_share_is_run_once_and_gives_the_same_gradient(
+    kind: str, shortest: int, budget: int
+) -> None:
+    items = rollouts(seed=2, shortest=shortest, head=tuple(range(20, 50)))
+    rows = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    assert [one.segments[0].head for one in rows] == [30]
+    assert_same(gradient(learner(tiny_policy(kind)), items, budget=budget), naive_gradient(kind, items, "sequence"))
 
 
 @pytest.mark.parametrize("budget", [1, 25, 60, 10_000])

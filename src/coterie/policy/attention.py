@@ -220,11 +220,9 @@ class PackedLayout:
 
 def _tokens(part: slice | _Block, device: torch.device) -> Tensor:
     """Where in the row the tokens of a part are, in the order in which it computes them."""
-    return (
-        part.index.flatten()[part.rows]
-        if isinstance(part, _Block)
-        else torch.arange(part.start, part.stop, device=device)
-    )
+    if isinstance(part, _Block):
+        return part.index.flatten()[part.rows]
+    return torch.arange(part.start, part.stop, device=device)
 
 
 class _Reorder(torch.autograd.Function):
