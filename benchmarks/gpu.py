@@ -266,7 +266,7 @@ def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float
 def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -> list[Any]:
     from coterie.algo.advantages import AdvantageRule, credit
     from coterie.algo.groups import by_prompt
-    from coterie.batches import plan
+    from coterie.batches.plan import plan
 
     by_id = {rollout.id: rollout for rollout in rollouts}
     credits = credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)

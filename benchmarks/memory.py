@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Highest resident memory of each phase in MiB, `peak` the highest of all; the process is used up."""
     from coterie import parts
-    from coterie.batches import largest
+    from coterie.batches.plan import largest
     from coterie.config.schema import RunConfig
     from coterie.learning import objective_for
     from coterie.observer import Silent

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.batches import Batch, continuation, halves, largest, plan, shared_head
+from coterie.batches.batch import Batch, halves
+from coterie.batches.plan import continuation, largest, plan
+from coterie.batches.segments import shared_head
 from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)

@@ -23,7 +23,7 @@ LAYERS = [
     {"console", "commands", "cli", "__main__"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}
-LIGHT = ["cli", "threads", "config.load", "config.show", "machine", "console", "types", "batches", "observer"]
+LIGHT = ["cli", "threads", "config.load", "config.show", "machine", "console", "types", "batches.plan", "observer"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

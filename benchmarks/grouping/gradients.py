@@ -27,7 +27,7 @@ from coterie.algo.grouping.presets import Settings
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.roulette import chances
 from coterie.algo.streams import generator
-from coterie.batches import plan
+from coterie.batches.plan import plan
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
 from coterie.learning import learner_for

@@ -10,7 +10,8 @@ from typing import Literal, TypeVar
 import torch
 
 from coterie import machine, parts
-from coterie.batches import Batch, largest, plan
+from coterie.batches.batch import Batch
+from coterie.batches.plan import largest, plan
 from coterie.config.schema import ReferenceConfig, RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from coterie.algo.kl import k3
-from coterie.batches import plan_scoring
+from coterie.batches.plan import plan_scoring
 from coterie.config.schema import ReferenceConfig, RunConfig
 from coterie.data.prompts import POOLED
 from coterie.errors import ConfigError

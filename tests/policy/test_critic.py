@@ -10,7 +10,8 @@ from test_learner import TEMPERATURE, assert_same, naive_loss, rollouts
 
 from coterie.algo.gae import GaeRule, credit_with_critic
 from coterie.algo.objective import Objective
-from coterie.batches import Batch, plan
+from coterie.batches.batch import Batch
+from coterie.batches.plan import plan
 from coterie.config.schema import CriticConfig, OptimConfig
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Known, Learner

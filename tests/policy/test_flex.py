@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.errors import ModelError
 from coterie.policy import flex, kernel
 from coterie.policy.attention import PackedLayout

@@ -12,7 +12,7 @@ import torch
 from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.groups import by_prompt
 from coterie.algo.objective import Objective
-from coterie.batches import plan
+from coterie.batches.plan import plan
 from coterie.config.schema import LoraConfig, OptimConfig, ReferenceConfig
 from coterie.errors import NonFiniteError
 from coterie.policy.learner import Learner

@@ -11,7 +11,8 @@ import torch
 from test_learner import assert_same, credits_of, learner, rollouts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coterie.batches import Batch, halves, largest, plan
+from coterie.batches.batch import Batch, halves
+from coterie.batches.plan import largest, plan
 from coterie.config.schema import LoraConfig, OptimConfig
 from coterie.engines.kv import reserved
 from coterie.errors import ConfigError, DoesNotFitError

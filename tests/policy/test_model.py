@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.config.schema import LoraConfig
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy

@@ -15,7 +15,7 @@ from runs_for_tests import importable, make_config
 
 from coterie import assemble
 from coterie.algo.roulette import chances, play
-from coterie.batches import plan
+from coterie.batches.plan import plan
 from coterie.runs import rollouts as files
 from coterie.types import Credit
 from policy.test_learner import learner, rollouts

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from coterie.algo.objective import Objective
-from coterie.batches import plan
+from coterie.batches.plan import plan
 from coterie.bench import rewards as rule
 from coterie.bench.rollouts import rollout
 from coterie.bench.wire import STOP, Wire, versions

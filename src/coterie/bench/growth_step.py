@@ -14,7 +14,7 @@ import torch
 
 from coterie import batches, machine, parts
 from coterie.algo.objective import Objective
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.bench.rollouts import rollout
 from coterie.config.schema import OptimConfig, RunConfig
 from coterie.engines.base import Request, Sampling

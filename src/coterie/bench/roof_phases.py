@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.bench import growth_step as step
 from coterie.bench.growth_step import Sizes
 from coterie.engines.base import Request

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
-from coterie.batches import pack_prompts
+from coterie.batches.segments import pack_prompts
 from coterie.engines.base import Quorum, Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
 from coterie.engines.quorum import Attendance

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.policy.attention import PackedLayout, additive, fold_mask, masked_attention, may_attend
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.errors import ModelError
 from coterie.policy.small_attention import LONGEST, small_attention
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coterie.algo.gae import explained_variance
 from coterie.algo.precision import at_least_float32
 from coterie.algo.value_loss import binary_value_loss, squared_value_loss
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.config.schema import CriticConfig, OptimConfig
 from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving

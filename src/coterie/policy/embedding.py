@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from coterie.batches import pack_prompts
+from coterie.batches.segments import pack_prompts
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy
 

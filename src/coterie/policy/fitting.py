@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from coterie.batches import Batch, halves
+from coterie.batches.batch import Batch, halves
 from coterie.errors import DoesNotFitError
 from coterie.policy.allocator import release
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 
 BLOCK = 128
 """Tokens in a block of the mask, and what packed rows are padded to: then one compiled kernel serves every length."""

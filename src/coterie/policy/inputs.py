@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coterie.algo.entropy import top_entropy_mask
 from coterie.algo.losses import LossInputs
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.policy.logprobs import TokenScores
 from coterie.types import RolloutScores
 

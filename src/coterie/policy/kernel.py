@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.errors import ModelError
 from coterie.policy.attention import Layout, PackedLayout
 from coterie.policy.model import Policy

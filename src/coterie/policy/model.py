@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from coterie.batches import Segment
+from coterie.batches.segments import Segment
 from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy import attention

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.errors import ModelError
 from coterie.policy.critic import Critic
 from coterie.policy.kernel import Kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coterie.batches import Batch
+from coterie.batches.batch import Batch
 from coterie.policy.kernel import Kernel, packed_layout, pad_row
 from coterie.policy.model import Policy
 

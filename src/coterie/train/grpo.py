@@ -17,7 +17,8 @@ from typing import Any
 
 from coterie.algo.roulette import Played, play
 from coterie.algo.streams import generator
-from coterie.batches import Batch, plan, plan_scoring
+from coterie.batches.batch import Batch
+from coterie.batches.plan import plan, plan_scoring
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Engine
 from coterie.engines.contract import check_version

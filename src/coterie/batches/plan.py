@@ -1,78 +1,16 @@
-"""From rollouts and credit to packed batches: the prompt once, its continuations behind it, no padding.
-
-    tokens     [ prompt A | A's rollout 1 | A's rollout 2 | prompt B | B's rollout 1 | … ]
-    positions  [ 0 1 2 3  | 4 5 6         | 4 5 6 7       | 0 1 2    | 3 4           | … ]
-
-Where all prompts start alike (a system message, the template), that head is there once too:
-
-    tokens     [ head | rest of prompt A | A's rollout 1 | rest of prompt B | B's rollout 1 | … ]
-    positions  [ 0 1  | 2 3              | 4 5 6         | 2                | 3 4           | … ]
-
-Axis letters: T tokens of the packed row, N trained tokens.
-"""
+"""Which rollouts of an optimizer step lie in which packed row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from coterie.algo.normalizers import Normalize, token_weights
+from coterie.batches.batch import Batch
+from coterie.batches.segments import Segment, shared_head
 from coterie.types import Credit, Rollout
-
-SAVING = 0.05
-"""Share of the prompts' tokens that a shared head has to save at least."""
-LONG = 7000
-"""What follows a head attends by an explicit mask, and so to all of itself instead of the causal half. Beside a small
-model's matrix products that costs one such share for each token of its length; beside a larger model's less."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One prompt and its continuations inside a packed row."""
-
-    start: int
-    """First token of the prompt, or of what follows the head."""
-    prompt: int
-    """How many tokens of the prompt lie there, at least 1."""
-    lengths: tuple[int, ...]
-    """Length of each continuation, in the order in which they follow the prompt."""
-    head: int = 0
-    """How many tokens of the prompt lie at the start of the row instead, equal for all its segments."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """One packed row: what a forward and backward pass needs."""
-
-    tokens: np.ndarray
-    """[T] int64."""
-    positions: np.ndarray
-    """[T] int64, restarting after each prompt for each of its continuations."""
-    segments: tuple[Segment, ...]
-    sources: np.ndarray
-    """[N] int64: index in the row of the state that predicts the trained token."""
-    targets: np.ndarray
-    """[N] int64: the trained token."""
-    sampler_logprobs: np.ndarray
-    """[N] float64."""
-    advantages: np.ndarray
-    """[N] float64."""
-    clip_low: np.ndarray
-    clip_high: np.ndarray
-    weights: np.ndarray
-    """[N] float64: share of the optimizer step's global denominator."""
-    replayed: np.ndarray
-    """[N] bool: of a rollout of an earlier step; its ratio is to the policy that sampled it."""
-    rollout: np.ndarray
-    """[N] int64: which of the row's rollouts the token is of, from 0."""
-    values: np.ndarray | None = None
-    """[N] float64: what the critic said before the update; None without one."""
-    returns: np.ndarray | None = None
-    """[N] float64: what it should have said."""
-    spans: Mapping[str, tuple[int, int]]
-    """rollout id → its trained tokens' half-open range in the [N] arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,51 +81,6 @@ def plan(
     units = list(_units(kept, token_budget))
     head = shared_head([unit[0].prompt for unit in units])
     return [_pack(row, head) for row in _fill(units, token_budget, head)]
-
-
-def shared_head(prompts: Sequence[Sequence[int]]) -> int:
-    """With how many tokens all prompts start that are worth running only once; 0 where that would save too little.
-
-    Every prompt keeps a token of its own, whose state says what comes next.
-    """
-    if len(prompts) < 2:
-        return 0
-    first, last = min(prompts), max(prompts)  # in the order of tuples, so all others start with what these share
-    limit = min(map(len, prompts)) - 1
-    head = next((index for index in range(limit) if first[index] != last[index]), limit)
-    worth = SAVING + (max(map(len, prompts)) - head) / LONG
-    return head if head * (len(prompts) - 1) >= worth * sum(map(len, prompts)) else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptRow:
-    """Prompts alone in a packed row."""
-
-    tokens: np.ndarray
-    """[T] int64."""
-    positions: np.ndarray
-    """[T] int64."""
-    segments: tuple[Segment, ...]
-    """One a prompt, in the order given, without continuations."""
-    head: int
-    """Tokens at the start that belong to every prompt."""
-
-
-def pack_prompts(prompts: Sequence[Sequence[int]]) -> PromptRow:
-    """What all of them start with once, and the rest of each behind it."""
-    head = shared_head(prompts)
-    rests = [np.array(prompt[head:], dtype=np.int64) for prompt in prompts]
-    starts = head + np.cumsum([0, *map(len, rests)])
-    segments = [
-        Segment(start=int(start), prompt=len(rest), lengths=(), head=head)
-        for start, rest in zip(starts, rests, strict=False)
-    ]
-    return PromptRow(
-        tokens=np.concatenate([np.array(prompts[0][:head], dtype=np.int64), *rests]),
-        positions=np.concatenate([np.arange(head), *(head + np.arange(len(rest)) for rest in rests)]),
-        segments=tuple(segments),
-        head=head,
-    )
 
 
 def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
@@ -319,62 +212,6 @@ def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
         values=spread("values") if judged else None,
         returns=spread("returns") if judged else None,
         spans=spans,
-    )
-
-
-def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Cut a packed row in two where the parts come closest to the same length; a prompt cut through is in both.
-
-    Weights stay as they are, so the parts' losses and gradients add up to the whole's.
-
-    Raises:
-        ValueError: a single rollout cannot be cut.
-    """
-    if len(batch.spans) < 2:
-        raise ValueError(f"a packed row of {len(batch.spans)} rollouts cannot be cut in two; expected at least 2")
-    ends = np.concatenate([segment.start + segment.prompt + np.cumsum(segment.lengths) for segment in batch.segments])
-    cut = 1 + int(np.argmin(np.abs(ends[:-1] - len(batch.tokens) / 2)))
-    return _select(batch, 0, cut), _select(batch, cut, len(batch.spans))
-
-
-def _select(batch: Batch, first: int, last: int) -> Batch:
-    """The rollouts first..last-1 of a packed row, in its order."""
-    head = batch.segments[0].head
-    pieces = [np.arange(head)]  # where in the old row the new row's tokens are
-    segments: list[Segment] = []
-    seen, cursor = 0, head
-    for segment in batch.segments:
-        here = range(max(first - seen, 0), min(last - seen, len(segment.lengths)))
-        seen += len(segment.lengths)
-        if not here:
-            continue
-        lengths = tuple(segment.lengths[k] for k in here)
-        begin = segment.start + segment.prompt + sum(segment.lengths[: here.start])
-        pieces.append(np.arange(segment.start, segment.start + segment.prompt))
-        pieces.append(np.arange(begin, begin + sum(lengths)))
-        segments.append(Segment(start=cursor, prompt=segment.prompt, lengths=lengths, head=head))
-        cursor += segment.prompt + sum(lengths)
-    where = np.concatenate(pieces)
-    names = list(batch.spans)[first:last]
-    low, high = batch.spans[names[0]][0], batch.spans[names[-1]][1]
-    part = slice(low, high)
-    return replace(
-        batch,
-        tokens=batch.tokens[where],
-        positions=batch.positions[where],
-        segments=tuple(segments),
-        sources=np.searchsorted(where, batch.sources[part]),
-        targets=batch.targets[part],
-        sampler_logprobs=batch.sampler_logprobs[part],
-        advantages=batch.advantages[part],
-        clip_low=batch.clip_low[part],
-        clip_high=batch.clip_high[part],
-        weights=batch.weights[part],
-        replayed=batch.replayed[part],
-        rollout=batch.rollout[part] - first,
-        values=None if batch.values is None else batch.values[part],
-        returns=None if batch.returns is None else batch.returns[part],
-        spans={name: (batch.spans[name][0] - low, batch.spans[name][1] - low) for name in names},
     )
 
 

@@ -1,0 +1,73 @@
+"""Where prompts lie in a packed row, and what they all start with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SAVING = 0.05
+"""Share of the prompts' tokens that a shared head has to save at least."""
+LONG = 7000
+"""What follows a head attends by an explicit mask, and so to all of itself instead of the causal half. Beside a small
+model's matrix products that costs one such share for each token of its length; beside a larger model's less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One prompt and its continuations inside a packed row."""
+
+    start: int
+    """First token of the prompt, or of what follows the head."""
+    prompt: int
+    """How many tokens of the prompt lie there, at least 1."""
+    lengths: tuple[int, ...]
+    """Length of each continuation, in the order in which they follow the prompt."""
+    head: int = 0
+    """How many tokens of the prompt lie at the start of the row instead, equal for all its segments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptRow:
+    """Prompts alone in a packed row."""
+
+    tokens: np.ndarray
+    """[T] int64."""
+    positions: np.ndarray
+    """[T] int64."""
+    segments: tuple[Segment, ...]
+    """One a prompt, in the order given, without continuations."""
+    head: int
+    """Tokens at the start that belong to every prompt."""
+
+
+def shared_head(prompts: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all prompts start that are worth running only once; 0 where that would save too little.
+
+    Every prompt keeps a token of its own, whose state says what comes next.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in the order of tuples, so all others start with what these share
+    limit = min(map(len, prompts)) - 1
+    head = next((index for index in range(limit) if first[index] != last[index]), limit)
+    worth = SAVING + (max(map(len, prompts)) - head) / LONG
+    return head if head * (len(prompts) - 1) >= worth * sum(map(len, prompts)) else 0
+
+
+def pack_prompts(prompts: Sequence[Sequence[int]]) -> PromptRow:
+    """What all of them start with once, and the rest of each behind it."""
+    head = shared_head(prompts)
+    rests = [np.array(prompt[head:], dtype=np.int64) for prompt in prompts]
+    starts = head + np.cumsum([0, *map(len, rests)])
+    segments = [
+        Segment(start=int(start), prompt=len(rest), lengths=(), head=head)
+        for start, rest in zip(starts, rests, strict=False)
+    ]
+    return PromptRow(
+        tokens=np.concatenate([np.array(prompts[0][:head], dtype=np.int64), *rests]),
+        positions=np.concatenate([np.arange(head), *(head + np.arange(len(rest)) for rest in rests)]),
+        segments=tuple(segments),
+        head=head,
+    )
