@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from coterie import batches, machine, parts
+from coterie import machine, parts
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
+from coterie.batches.plan import plan
 from coterie.bench.rollouts import rollout
 from coterie.config.schema import OptimConfig, RunConfig
 from coterie.engines.base import Request, Sampling
@@ -106,7 +107,7 @@ def packed(
         Credit(rollout_id=one.id, advantage=1.0 if one.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
         for one in rollouts
     ]
-    return batches.plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
+    return plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
 
 
 def use_threads() -> int:
