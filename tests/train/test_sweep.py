@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_settings_are_compared_at_equal_cost_seed_by_seed() -> None:
 
 def test_runs_without_a_curve_are_not_compared() -> None:
     failed = curve("b", 0, [0.0, 0.2, 0.4], 64, 1.0)
-    failed = CellResult(**{name: getattr(failed, name) for name in failed.__dataclass_fields__} | {"error": "RunError"})
+    failed = replace(failed, error="RunError")
     short = curve("c", 0, [0.0, 0.4], 64, 1.0)
     assert budget.markdown({"a": [curve("a", 0, [0.0, 0.2, 0.4], 64, 1.0)], "b": [failed], "c": [short]}) == ""
 

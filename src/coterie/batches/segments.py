@@ -49,7 +49,8 @@ def shared_head(prompts: Sequence[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # in the order of tuples, so all others start with what these share
+    ordered = sorted(map(tuple, prompts))  # so all others start with what the first and the last share
+    first, last = ordered[0], ordered[-1]
     limit = min(map(len, prompts)) - 1
     head = next((index for index in range(limit) if first[index] != last[index]), limit)
     worth = SAVING + (max(map(len, prompts)) - head) / LONG
