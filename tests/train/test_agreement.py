@@ -15,9 +15,9 @@ from coterie.train.agreement import disagreement
         (1e-6, torch.float32, False),
         (1.1e-6, torch.float32, True),
         (1.1e-6, torch.float64, True),
-        (1e-4, torch.bfloat16, False),
-        (1.1e-2, torch.bfloat16, True),
-        (1.1e-2, torch.float16, True),
+        (4e-2, torch.bfloat16, False),
+        (6e-2, torch.bfloat16, True),
+        (6e-2, torch.float16, True),
         (None, torch.float32, False),
     ],
 )
