@@ -9,8 +9,8 @@ import torch
 METRIC = "mismatch/kl"
 FULL, HALF = 1e-6, 5e-2
 """Nats a token that rounding does not reach: in float32 it makes 1e-13 on a CPU and 1e-8 between kernels; in bfloat16
-2e-3 in the mean of 1,100 steps of SmolLM2-135M, and up to 0.04 in one that trained 80 tokens. One matrix times 1.01 makes
-1e-5 to 5e-4, and so shows in float32 alone."""
+2e-3 in the mean of 1,100 steps of SmolLM2-135M, and up to 0.04 in one that trained few tokens. One matrix times 1.01
+makes 1e-5 to 5e-4, and so shows in float32 alone."""
 
 
 def disagreement(metrics: Mapping[str, float], dtype: torch.dtype) -> str | None:
