@@ -153,6 +153,7 @@ def test_lists_replace_and_tables_merge(toml):
             "size": 1000,
             "seed": 0,
             "params": {"a": 1, "max_animals": 3, "word": "hi"},
+            "task": None,
             "instruction": "",
             "after": 0,
             "until": None,

@@ -96,7 +96,7 @@ def test_memory_refused_again_and_again(seed: int) -> None:
     moments = np.random.default_rng(seed).integers(1, operations(batch), 4).tolist()
     one = small()
     refusing(one, *moments)
-    assert_same(one.gradient([batch]), want)
+    assert_same(one.gradient([batch]), want, tolerance=2e-6)  # each cut rounds once more in the norms' float32
     assert one.fitting.splits >= 1
 
 

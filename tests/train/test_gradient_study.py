@@ -64,8 +64,9 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     arms = results["one/4"]["arms"]
     assert arms["heb/1"]["noise"] > 0
     assert [arms[name]["gain"] for name in ("rloo/4", "heb/2", "prompt/4")] == pytest.approx([1.0, 1.0, 0.75])
-    # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy.
-    assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"])
+    # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy; nearly, since both
+    # are weighed by length.
+    assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"], rel=0.05)
     assert arms[f"{study.ROULETTE}/2"]["silent"] > arms["heb-stack/2"]["silent"]
     assert "| heb-stack | " in study.table(results)
 
