@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from coterie.algo.statistics import Estimate, t_interval
+from coterie.algo.statistics import t_interval
 from coterie.sweep.result import CellResult, Held
+from coterie.sweep.table import interval
 
 LEAST = 3
 """Evaluations without which a run has no curve to speak of."""
@@ -15,6 +16,12 @@ LEAST = 3
 Cost = Callable[[Held], float]
 COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
 """What an evaluation had cost until then; seconds are those of training steps."""
+
+NOTE = (
+    "Held-out accuracy in %, averaged over what every run could spend, so that it counts how much was learned how "
+    "early; differences in points, seed by seed. Seconds are those of training steps. Means with Student's 95 % "
+    "interval."
+)
 
 
 def mean_accuracy(held: Sequence[Held], cost: Cost, limit: float) -> float:
@@ -48,25 +55,19 @@ def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
     first = next(iter(curves))
     head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in COSTS)
     lines = [f"| setting | seeds | {head} |", "| --- | --: | --- | --- | --- | --- |"]
+    means = {
+        name: {
+            label: {seed: mean_accuracy(held, cost, limits[name]) for seed, held in found.items()}
+            for label, found in curves.items()
+        }
+        for name, cost in COSTS.items()
+    }
     for label, found in curves.items():
         cells = [f"`{label}`", str(len(found))]
-        for name, cost in COSTS.items():
-            means = {seed: mean_accuracy(held, cost, limits[name]) for seed, held in found.items()}
-            own = {seed: mean_accuracy(held, cost, limits[name]) for seed, held in curves[first].items()}
-            shared = [means[seed] - own[seed] for seed in means if seed in own]
-            cells.append(_percent(t_interval(list(means.values()))))
-            cells.append("–" if label == first or not shared else _percent(t_interval(shared), "+"))
+        for by_label in means.values():
+            own, beside = by_label[label], by_label[first]
+            more = [own[seed] - beside[seed] for seed in own if seed in beside and label != first]
+            cells.append(interval(t_interval(list(own.values())), 100))
+            cells.append(interval(t_interval(more) if more else None, 100, sign="+"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\n{NOTE}\n"
-
-
-NOTE = (
-    "Held-out accuracy in %, averaged over what every run could spend, so that it counts how much was learned how "
-    "early; differences in points, seed by seed. Seconds are those of training steps. Means with Student's 95 % "
-    "interval."
-)
-
-
-def _percent(found: Estimate, sign: str = "") -> str:
-    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"

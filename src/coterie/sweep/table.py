@@ -54,12 +54,12 @@ def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
     whole = [one for one in found if not one.error]
     before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
     seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
-    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {_interval(after, 100)}"
+    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {interval(after, 100)}"
     cells = [
         f"`{label}`",
         str(len(found)),
         change,
-        _interval(over_seeds(whole, lambda one: one.area), 1, 3),
+        interval(over_seeds(whole, lambda one: one.area), 1, 3),
         "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
         "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
         f"{sum(one.collapsed for one in found)}/{len(found)}",
@@ -81,8 +81,9 @@ def _middle(values: Sequence[float | None]) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def _interval(found: Estimate | None, factor: float, digits: int = 1) -> str:
+def interval(found: Estimate | None, factor: float, digits: int = 1, sign: str = "") -> str:
+    """Value [low, high], each times `factor`; `sign` is that of the format language."""
     if found is None:
         return "–"
-    value, low, high = (f"{factor * number:.{digits}f}" for number in (found.value, found.low, found.high))
+    value, low, high = (f"{factor * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
