@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,15 +130,26 @@ def test_what_all_prompts_start_with_is_there_once() -> None:
     first, second = halves(batch)
     assert {**sequences(first), **sequences(second)} == sequences(batch)
     assert first.tokens[:2].tolist() == second.tokens[:2].tolist() == [5, 6]
-    # A row of its own has nobody to share with.
-    rows = plan(rollouts, credits, normalize="token", token_budget=7, skip_zero=False)
-    assert [one.segments[0].head for one in rows] == [0, 0]
+
+
+def test_every_row_of_a_step_is_cut_at_the_same_place() -> None:
+    rollouts = [make("a", [5, 6, 7], [8, 9]), make("b", [5, 6, 8], [9, 9]), make("c", [5, 6, 9], [8])]
+    credits = [credit("a", 1.0), credit("b", 0.0), credit("c", -1.0)]
+    options: dict[str, Any] = {"normalize": "token", "skip_zero": True}
+    for budget in (7, 99):  # a row each, where nothing is saved; and one row, with one of the prompts left out
+        rows = plan(rollouts, credits, token_budget=budget, **options)
+        assert [{one.head for one in row.segments} for row in rows] == [{2}] * len(rows)
+    (row,) = plan(rollouts[:1], credits[:1], token_budget=99, head=2, **options)
+    assert (row.tokens.tolist(), row.segments[0].head, row.segments[0].prompt) == ([5, 6, 7, 8, 9], 2, 1)
+    for head, others in ((3, rollouts[:1]), (2, [*rollouts, make("d", [7, 6, 7], [8])])):
+        with pytest.raises(ValueError, match=f"the same {head} tokens and one more"):
+            plan(others, [credit(one.id, 1.0) for one in others], token_budget=99, head=head, **options)
 
 
 def test_a_head_is_shared_where_it_saves_something() -> None:
     assert shared_head([(5, 6, 7), (5, 6, 8)]) == 2
     assert shared_head([(5, 6, 7), (5, 6)]) == 1, "every prompt keeps a token of its own"
-    assert shared_head([(5, 6, 7)]) == 0
+    assert shared_head([(5, 6, 7)]) == shared_head([(5, 6, 7)] * 3) == 0
     assert shared_head([(5,), (5, 6)]) == 0
     assert shared_head([(5, *range(30)), (5, *range(9, 30))]) == 0, "one token in fifty"
     long = [(*range(200), other, *range(1800)) for other in (300, 301)]

@@ -78,6 +78,24 @@ def test_a_head_that_prompts_share_changes_nothing(kind: str, rests: list[list[i
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_way_up_the_other_half_is_not_run(kind: str) -> None:
+    model, policy = tiny_model(kind), tiny_policy(kind)
+    tokens, positions = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None]
+    layout = PackedLayout([Segment(start=0, prompt=4, lengths=())], CPU)
+    before = policy.hidden(tokens, positions, layout)
+    ran: list[int] = []
+    for number, layer in enumerate(policy.decoder.layers):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with torch.no_grad():
+        middle = policy.middle(tokens, positions, layout)
+        states = model(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
+    half = len(policy.decoder.layers) // 2
+    assert ran == list(range(half))
+    torch.testing.assert_close(middle, states[half], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(policy.hidden(tokens, positions, layout), before, atol=0, rtol=0)
+
+
 def test_saved_and_read_again_it_is_the_same_model(folder: Path, tmp_path: Path) -> None:
     policy = read(folder)
     policy.save(tmp_path / "copy")

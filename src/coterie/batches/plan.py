@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +59,12 @@ def plan(
     token_budget: int,
     skip_zero: bool,
     max_tokens: int = 0,
+    head: int | None = None,
 ) -> list[Batch]:
     """Packed batches of one optimizer step.
+
+    What all prompts given start with lies once in each row, even where a row has one prompt and nothing is saved: in
+    few digits it matters that the sampler and every pass of the learner cut a prompt at the same place.
 
     Rollouts of earlier steps (`Credit.replayed`) count in the denominator like any other: with R fresh and K replayed
     ones under "sequence", each weighs 1 / (R + K). So replay does not lengthen the step, it shares it.
@@ -74,13 +78,26 @@ def plan(
         skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
             gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
         max_tokens: the constant that `normalize = "constant"` divides by.
+        head: with how many tokens all prompts start, where these rollouts are some of more; see `shared_head`.
+
+    Raises:
+        ValueError: the prompts do not all start with the same `head` tokens and one more.
     """
+    if head is None:
+        head = step_head(rollouts)
     by_id = {credit.rollout_id: credit for credit in credits}
     sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
     kept = [item for item in sequences if not (skip_zero and item.credit.silent)]
     units = list(_units(kept, token_budget))
-    head = shared_head([unit[0].prompt for unit in units])
+    starts = {unit[0].prompt[:head] for unit in units}
+    if len(starts) > 1 or any(len(unit[0].prompt) <= head for unit in units):
+        raise ValueError(f"the prompts do not all start with the same {head} tokens and one more of their own")
     return [_pack(row, head) for row in _fill(units, token_budget, head)]
+
+
+def step_head(rollouts: Iterable[Rollout]) -> int:
+    """With how many tokens the prompts of all rollouts start that are worth running only once."""
+    return shared_head([one.turns[0].prompt_tokens for one in rollouts if one.turns])
 
 
 def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
@@ -166,7 +183,6 @@ def _fill(units: list[list[_Sequence]], budget: int, head: int = 0) -> Iterator[
 
 def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
     """One row; `head` tokens, with which all its prompts start, lie at its start once."""
-    head = head if len(units) > 1 else 0
     tokens = [np.array(units[0][0].prompt[:head], dtype=np.int64)]
     positions = [np.arange(head)]
     segments: list[Segment] = []

@@ -45,21 +45,26 @@ class PromptRow:
 def shared_head(prompts: Sequence[Sequence[int]]) -> int:
     """With how many tokens all prompts start that are worth running only once; 0 where that would save too little.
 
-    Every prompt keeps a token of its own, whose state says what comes next.
+    Every prompt keeps a token of its own, whose state says what comes next. A prompt that is given twice counts once.
     """
-    if len(prompts) < 2:
+    ordered = sorted({tuple(prompt) for prompt in prompts})  # all others start with what the first and the last share
+    if len(ordered) < 2:
         return 0
-    ordered = sorted(map(tuple, prompts))  # so all others start with what the first and the last share
-    first, last = ordered[0], ordered[-1]
-    limit = min(map(len, prompts)) - 1
+    first, last, lengths = ordered[0], ordered[-1], [len(prompt) for prompt in ordered]
+    limit = min(lengths) - 1
     head = next((index for index in range(limit) if first[index] != last[index]), limit)
-    worth = SAVING + (max(map(len, prompts)) - head) / LONG
-    return head if head * (len(prompts) - 1) >= worth * sum(map(len, prompts)) else 0
+    worth = SAVING + (max(lengths) - head) / LONG
+    return head if head * (len(ordered) - 1) >= worth * sum(lengths) else 0
 
 
-def pack_prompts(prompts: Sequence[Sequence[int]]) -> PromptRow:
-    """What all of them start with once, and the rest of each behind it."""
-    head = shared_head(prompts)
+def pack_prompts(prompts: Sequence[Sequence[int]], head: int | None = None) -> PromptRow:
+    """What all of them start with once, and the rest of each behind it.
+
+    Args:
+        head: how many tokens that is, where these are some of more prompts; see `shared_head`.
+    """
+    if head is None:
+        head = shared_head(prompts)
     rests = [np.array(prompt[head:], dtype=np.int64) for prompt in prompts]
     starts = head + np.cumsum([0, *map(len, rests)])
     segments = [

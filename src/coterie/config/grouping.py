@@ -40,8 +40,8 @@ class GroupingConfig(Section):
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
     of the mean: its score norm (needs a scoring pass), its length, or all alike."""
     embedding: Annotated[str, Field(min_length=1)] = "policy"
-    """Similarity of prompts: `policy`, the mean of its own last hidden states; `none`; or a sentence encoder, by asset
-    name (`minilm-l6`), folder or transformers id."""
+    """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
+    asset name (`minilm-l6`), folder or transformers id."""
     key: UserFunction | None = None
     """A scale of your own: `module:function` gets a prompt and returns a text, whose prompts become a group, or a
     number; regions may be drawn by either."""

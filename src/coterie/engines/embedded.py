@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.algo.streams import uniforms
-from coterie.batches.segments import pack_prompts
+from coterie.batches.segments import pack_prompts, shared_head
 from coterie.engines.base import Quorum, Request, Sampling, TextCodec
 from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout, PromptKV, reserved
 from coterie.engines.quorum import Attendance
@@ -160,6 +160,7 @@ class _Session:
         self.remaining: dict[tuple[int, ...], int] = {}
         for request in requests:
             self.remaining[request.prompt_tokens] = self.remaining.get(request.prompt_tokens, 0) + 1
+        self.head = shared_head(list(self.remaining))  # of all, so that each is cut where the learner will cut it
         self.prefilled: dict[tuple[int, ...], _Prefilled] = {}
         self.live: list[_Row] = []
         self.done: dict[int, Turn] = {}
@@ -206,7 +207,7 @@ class _Session:
             batch = [todo.pop(0)]
             while todo and sum(map(len, batch)) + len(todo[0]) <= _PREFILL_TOKENS:
                 batch.append(todo.pop(0))
-            device, packed = self.policy.device, pack_prompts(batch)
+            device, packed = self.policy.device, pack_prompts(batch, self.head)
             layout = PrefillLayout(packed.segments, device)
             tokens, positions = (torch.from_numpy(one).to(device)[None] for one in (packed.tokens, packed.positions))
             hidden = self.policy.hidden(tokens, positions, layout)

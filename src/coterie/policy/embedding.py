@@ -1,4 +1,4 @@
-"""What a prompt means to the policy: the mean of its last hidden states."""
+"""What a prompt means to the policy: the mean of its hidden states half way up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from coterie.batches.segments import pack_prompts
 from coterie.policy.attention import PackedLayout
+from coterie.policy.compile import eager
 from coterie.policy.model import Policy
 
 _TOKENS = 2048
@@ -19,6 +20,9 @@ _TOKENS = 2048
 def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     """[P, D] float64.
 
+    States in the middle say more of a text's meaning than the last ones, which are about the next token (Skean et al.
+    2025, Layer by Layer, arXiv:2502.02013), and cost half as much.
+
     Args:
         prompts: token ids of each, as the policy is asked them.
     """
@@ -28,14 +32,15 @@ def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarra
         batch = [todo.pop(0)]
         while todo and sum(map(len, batch)) + len(todo[0]) <= _TOKENS:
             batch.append(todo.pop(0))
-        found += _pass(policy, batch)
+        with eager(policy):
+            found += _pass(policy, batch)
     return np.stack(found) if found else np.zeros((0, policy.head.in_features))
 
 
 def _pass(policy: Policy, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     row = pack_prompts(prompts)
     tokens, positions = (torch.from_numpy(one).to(policy.device)[None] for one in (row.tokens, row.positions))
-    hidden = policy.hidden(tokens, positions, PackedLayout(row.segments, policy.device))[0].double()
+    hidden = policy.middle(tokens, positions, PackedLayout(row.segments, policy.device))[0].double()
     shared = hidden[: row.head].sum(0)
     return [
         ((shared + hidden[one.start : one.start + one.prompt].sum(0)) / (row.head + one.prompt)).numpy(force=True)

@@ -23,6 +23,14 @@ EXACT, ROUNDED = 1e-3, 0.1
 and in formats with fewer digits."""
 
 
+class _Reached(Exception):  # noqa: N818 - it reports no error
+    """A forward pass came as far as it should."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
 class Policy:
     """A causal language model whose attention follows a `Layout`.
 
@@ -94,6 +102,26 @@ class Policy:
             [B, T, D] in the model's dtype.
         """
         return self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
+
+    def middle(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
+        """Hidden states after half of the layers, [B, T, D]; the other half is not run.
+
+        Args: as of `hidden`. A model without a list of decoder layers gives its last hidden states.
+        """
+        layers = getattr(self.decoder, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
+            return self.hidden(tokens, positions, layout)
+
+        def stop(_layer: nn.Module, _given: Any, out: Any) -> None:
+            raise _Reached(out[0] if isinstance(out, tuple) else out)
+
+        hook = layers[len(layers) // 2 - 1].register_forward_hook(stop)
+        try:
+            return self.hidden(tokens, positions, layout)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            hook.remove()
 
     @contextmanager
     def without_adapters(self) -> Generator[None]:

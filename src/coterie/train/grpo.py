@@ -18,7 +18,7 @@ from typing import Any
 from coterie.algo.roulette import Played, play
 from coterie.algo.streams import generator
 from coterie.batches.batch import Batch
-from coterie.batches.plan import plan, plan_scoring
+from coterie.batches.plan import plan, plan_scoring, step_head
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Engine
 from coterie.engines.contract import check_version
@@ -139,7 +139,7 @@ class Trainer:
     def _minibatches(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
         """The packed batches of each optimizer step; several steps split the rollouts at random, as R1 does."""
         optim = self.config.optim
-        known = {credit.rollout_id for credit in credits}
+        known, head = {credit.rollout_id for credit in credits}, step_head(rollouts.values())
         usable = [rollout for name, rollout in rollouts.items() if name in known]
         plans = []
         for epoch in range(optim.epochs):
@@ -148,10 +148,10 @@ class Trainer:
             else:
                 order = generator("minibatch", self.config.seed, self.step, epoch).permutation(len(usable))
                 parts = [[usable[k] for k in order[part :: optim.minibatches]] for part in range(optim.minibatches)]
-            plans += [self._plan(part, credits) for part in parts]
+            plans += [self._plan(part, credits, head) for part in parts]
         return plans
 
-    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit]) -> list[Batch]:
+    def _plan(self, rollouts: Sequence[Rollout], credits: Sequence[Credit], head: int) -> list[Batch]:
         return plan(
             rollouts,
             credits,
@@ -159,6 +159,7 @@ class Trainer:
             token_budget=self.config.optim.token_budget,
             skip_zero=self.config.advantages_alone,
             max_tokens=self.config.sampling.max_tokens,
+            head=head,
         )
 
     def _record(

@@ -41,6 +41,7 @@ class PromptFeatures:
         self.fresh: list[tuple[Prompt, np.ndarray]] = []
         """Embeddings that nobody has stored yet."""
         self._map: FeatureMap | None = None
+        self._sampled: dict[str, np.ndarray] = {}  # embeddings of the sample whose prompts nobody has asked for yet
 
     @property
     def map(self) -> FeatureMap:
@@ -52,10 +53,12 @@ class PromptFeatures:
         if self._map is None:
             names = list(self.prompts)[:: max(1, len(self.prompts) // SAMPLE)][:SAMPLE]
             known = None if self.key is None else self._keys(self.key, list(self.prompts))
+            facts = self._facts(names)
             try:
-                self._map = FeatureMap.fit(**self._facts(names), known_keys=known, dims=self.dimensions, seed=self.seed)
+                self._map = FeatureMap.fit(**facts, known_keys=known, dims=self.dimensions, seed=self.seed)
             except ValueError as error:
                 raise ConfigError(f"[grouping]: {error}") from error
+            self._sampled = dict(zip(names, facts.get("embeddings", ()), strict=False))
         return self._map
 
     def of(self, names: Sequence[str]) -> np.ndarray:
@@ -63,6 +66,8 @@ class PromptFeatures:
         fresh = [name for name in dict.fromkeys(names) if name not in self.rows]
         if fresh:
             fitted, facts = self.map, self._facts(fresh)
+            for name in fresh:
+                self._sampled.pop(name, None)
             self.rows |= dict(zip(fresh, fitted.apply(**facts), strict=True))
             self.fresh += zip([self.prompts[name] for name in fresh], facts.get("embeddings", ()), strict=False)
         return np.stack([self.rows[name] for name in names])
@@ -74,7 +79,9 @@ class PromptFeatures:
             "tasks": [prompt.task for prompt in prompts],
         }
         if self.embed is not None:
-            facts["embeddings"] = self.embed(prompts)
+            unknown = [prompt for prompt in prompts if prompt.id not in self._sampled]
+            found = dict(zip([prompt.id for prompt in unknown], self.embed(unknown), strict=True)) if unknown else {}
+            facts["embeddings"] = np.stack([(self._sampled | found)[name] for name in names])
         if self.key is not None:
             facts["keys"] = self._keys(self.key, names)
         return facts
@@ -98,10 +105,13 @@ class PromptFeatures:
     def state(self) -> State:
         arrays, facts = self.map.state()
         rows = np.stack(list(self.rows.values())) if self.rows else np.zeros((0, len(self.map.columns)))
-        return {**arrays, "rows": rows}, {**facts, "names": list(self.rows)}
+        told = {"names": list(self.rows), "sampled": list(self._sampled)}
+        sampled = {"sampled": np.stack(list(self._sampled.values()))} if self._sampled else {}
+        return {**arrays, **sampled, "rows": rows}, {**facts, **told}
 
     def load(self, state: State) -> None:
         arrays, facts = state
-        rows = arrays["rows"]
-        self.rows = dict(zip(facts["names"], rows, strict=True))
-        self._map = FeatureMap.load(({key: value for key, value in arrays.items() if key != "rows"}, facts))
+        self.rows = dict(zip(facts["names"], arrays["rows"], strict=True))
+        self._sampled = dict(zip(facts.get("sampled", ()), arrays.get("sampled", ()), strict=True))
+        fitted = {key: value for key, value in arrays.items() if key not in ("rows", "sampled")}
+        self._map = FeatureMap.load((fitted, facts))
