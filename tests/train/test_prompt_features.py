@@ -1,0 +1,65 @@
+"""What is known of prompts beforehand: computed once each, also across a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coterie.train import prompt_features
+from coterie.train.prompt_features import PromptFeatures
+from coterie.types import Prompt
+
+NAMES = tuple("abcdefgh")
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(id=name, messages=({"role": "user", "content": f"What is 1{ord(name)}?"},), answer="1", task="sums")
+
+
+class Policy:
+    """Says what prompts mean, and otherwise after an update."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.shift = 0.0
+
+    def __call__(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        self.asked += [one.id for one in prompts]
+        return np.stack([np.cos(np.arange(1, 5) * ord(one.id)) + self.shift for one in prompts])
+
+
+def features(policy: Policy) -> PromptFeatures:
+    return PromptFeatures([prompt(name) for name in NAMES], policy, dimensions=2, seed=0)
+
+
+def test_no_prompt_is_embedded_twice(monkeypatch) -> None:
+    monkeypatch.setattr(prompt_features, "SAMPLE", 4)
+    policy = Policy()
+    known = features(policy)
+    assert known.of(["a", "b"]).shape[0] == 2
+    assert policy.asked == ["a", "c", "e", "g", "b"], (
+        "the sample on which the features are fitted, and who was asked for"
+    )
+    assert [one.id for one, _ in known.fresh] == ["a", "b"]
+    known.of(NAMES)
+    assert sorted(policy.asked) == list(NAMES)
+
+
+def test_a_resumed_run_knows_of_the_sample_what_the_first_model_said(monkeypatch) -> None:
+    monkeypatch.setattr(prompt_features, "SAMPLE", 4)
+    policy = Policy()
+    known = features(policy)
+    known.of(["a", "b"])
+    state = known.state()
+    policy.shift = 1.0
+    resumed = features(policy)
+    resumed.load(state)
+    assert np.array_equal(resumed.of(NAMES), known.of(NAMES))
+    assert [one.id for one, _ in resumed.fresh] == list("cdefgh")
+    arrays, facts = resumed.state()
+    assert facts["sampled"] == []
+    assert "sampled" not in arrays, "all of them were asked for"
+    again = features(policy)
+    again.load((arrays, facts))
+    assert np.array_equal(again.of(NAMES), known.of(NAMES))
