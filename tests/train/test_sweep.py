@@ -66,6 +66,10 @@ def test_a_run_that_loses_half_of_its_reward_has_collapsed() -> None:
     assert not result(rising).collapsed
     assert result([*rising, *[0.3] * 10]).collapsed
     assert not result([*rising, *[0.5] * 10]).collapsed
+    draw = np.random.default_rng(0)
+    few, many = (draw.binomial(count, 0.3, (20, 60)) / count for count in (2, 64))
+    assert not any(result([*steps]).collapsed for steps in few), "two prompts a step are lucky or not"
+    assert all(result([*steps, *steps[:10] / 4]).collapsed for steps in many)
     assert result(rising, error="NonFiniteError: the gradient").collapsed
     assert not result(rising, error="RunError: the disk is full").collapsed
 

@@ -20,6 +20,8 @@ LEAST = 3
 """Steps are looked at together at least, and twice as many a run needs to be judged by its rewards."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
+CHANCE = 4.0
+"""Standard errors of that difference which few prompts a step make by chance: the best of all tenths is picked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +75,16 @@ class CellResult:
 
     @property
     def collapsed(self) -> bool:
-        """It diverged, or lost half of the reward that it once had."""
+        """It diverged, or lost half of the reward that it once had, by more than the prompts that it drew explain."""
         if self.error or not self.rewards:
             return self.error.startswith(DIVERGED)
         width = max(LEAST, len(self.rewards) // WINDOW)
         if len(self.rewards) < 2 * width:
             return False
         means = np.convolve(self.rewards, np.ones(width) / width, "valid")
-        return bool(means[-1] < COLLAPSED * means.max())
+        noise = float(np.sqrt(np.mean(np.diff(self.rewards) ** 2) / 2))  # of a step, whatever the trend
+        chance = CHANCE * noise * np.sqrt(2 / width)
+        return bool(means[-1] < COLLAPSED * means.max() and means.max() - means[-1] > chance)
 
     def numbers(self) -> dict[str, Any]:
         """All of it as JSON-able data."""
