@@ -419,7 +419,7 @@ def bench_kernels(report: Report, work: Work, policy: Any, batches: Sequence[Any
 
 def learner_of(policy: Any) -> Any:
     from coterie.algo.objective import Objective
-    from coterie.config.schema import OptimConfig
+    from coterie.config.optim import OptimConfig
     from coterie.policy.learner import Learner
 
     return Learner(policy, optim=OptimConfig(lr=1e-6), objective=Objective(), temperature=1.0, total_steps=1000)

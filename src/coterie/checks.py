@@ -12,7 +12,8 @@ import torch
 from coterie import machine, parts
 from coterie.batches.batch import Batch
 from coterie.batches.plan import largest, plan
-from coterie.config.schema import ReferenceConfig, RunConfig
+from coterie.config.objective import ReferenceConfig
+from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved
 from coterie.errors import CoterieError

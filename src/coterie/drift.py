@@ -14,7 +14,8 @@ import torch
 
 from coterie.algo.kl import k3
 from coterie.batches.plan import plan_scoring
-from coterie.config.schema import ReferenceConfig, RunConfig
+from coterie.config.objective import ReferenceConfig
+from coterie.config.schema import RunConfig
 from coterie.data.prompts import POOLED
 from coterie.errors import ConfigError
 from coterie.observer import Interval, Observer, Silent

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from records_by_hand import series
 
-from coterie.config.schema import StopRuleConfig
+from coterie.config.stop import StopRuleConfig
 from coterie.diagnosis.stopping import KINDS, StopRule, judge, judge_all
 
 FIRES: dict[str, list[float]] = {

@@ -19,7 +19,7 @@ from train.runs_for_tests import importable, make_config
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("documented")
     parts = [{"name": "tiny_rewards:likes_a"}, {"name": "format"}]
-    changed = {"objective": {"kl_beta": 0.1}, "optim": {"minibatches": 2}, "eval": {"every": 0}}
+    changed = {"objective": {"kl_beta": 0.1}, "optim": {"minibatches": 2, "lr": 1e-3}, "eval": {"every": 0}}
     changed["replay"] = {"groups": 1, "low": 0.01, "high": 100.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

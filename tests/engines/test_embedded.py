@@ -123,7 +123,7 @@ def test_memory_is_reused_between_calls_without_leaking_old_rows() -> None:
 def test_sampler_logprobs_are_the_learners_own() -> None:
     from coterie.algo.objective import Objective
     from coterie.batches.plan import plan
-    from coterie.config.schema import OptimConfig
+    from coterie.config.optim import OptimConfig
     from coterie.policy.learner import Learner
     from coterie.types import Context, Credit, Outcome, Rollout
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from coterie.collect import Collector, Experience
 from coterie.commands.common import print_json, print_mapping, print_report, print_table
-from coterie.config.schema import RewardConfig, RewardsConfig, StepRewardConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.console import Watcher, sample_text
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine

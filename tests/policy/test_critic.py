@@ -12,7 +12,8 @@ from coterie.algo.gae import GaeRule, credit_with_critic
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.batches.plan import plan
-from coterie.config.schema import CriticConfig, OptimConfig
+from coterie.config.objective import CriticConfig
+from coterie.config.optim import OptimConfig
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Known, Learner
 from coterie.types import Credit, Rollout

@@ -13,7 +13,9 @@ from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.groups import by_prompt
 from coterie.algo.objective import Objective
 from coterie.batches.plan import plan
-from coterie.config.schema import LoraConfig, OptimConfig, ReferenceConfig
+from coterie.config.model import LoraConfig
+from coterie.config.objective import ReferenceConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coterie.batches.batch import Batch, halves
 from coterie.batches.plan import largest, plan
-from coterie.config.schema import LoraConfig, OptimConfig
+from coterie.config.model import LoraConfig
+from coterie.config.optim import OptimConfig
 from coterie.engines.kv import reserved
 from coterie.errors import ConfigError, DoesNotFitError
 from coterie.policy import activations, memory

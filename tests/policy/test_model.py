@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from coterie.batches.segments import Segment
-from coterie.config.schema import LoraConfig, ModelConfig
+from coterie.config.model import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy, load

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coterie.config.schema import OptimConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError
 from coterie.policy import masters
 from coterie.policy.masters import join, split

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coterie.batches.segments import Segment
-from coterie.config.schema import LoraConfig
+from coterie.config.model import LoraConfig
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy
 from coterie.policy.prepack import WORTH, prepacked, supported

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from coterie.config.schema import RewardConfig, RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.data import tasks
 from coterie.errors import RewardError
 from coterie.rewards.check import require_sound, self_test

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from coterie.config.schema import RewardConfig, RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie.config.schema import RewardConfig, RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards.pool import Scorer
 from coterie.rewards.process import PATIENCE
@@ -343,7 +343,7 @@ def test_an_interrupt_leaves_no_stale_answer(monkeypatch):
 
 PARENT = """
 import os, sys
-from coterie.config.schema import RewardConfig, RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 scorer = Scorer(RewardsConfig(parts=[RewardConfig(name="unruly:act")]))

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from coterie.config.schema import RewardConfig, RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
 from coterie.rewards.process import PATIENCE, LostError, Worker, _Processor
 from coterie.rewards.worker import LOWEST

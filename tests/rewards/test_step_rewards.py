@@ -11,7 +11,7 @@ from coterie import console
 from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.groups import by_prompt
 from coterie.collect import Collector
-from coterie.config.schema import RewardConfig, RewardsConfig, StepRewardConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.data.chat import Chat
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine

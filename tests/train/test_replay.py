@@ -18,7 +18,8 @@ from coterie import assemble
 from coterie.algo.advantages import AdvantageRule, credit
 from coterie.algo.groups import by_prompt
 from coterie.config.replay import ReplayConfig
-from coterie.config.schema import RewardsConfig, RunConfig
+from coterie.config.rewards import RewardsConfig
+from coterie.config.schema import RunConfig
 from coterie.errors import CheckpointError
 from coterie.rewards.identity import identity
 from coterie.runs import rollouts as files

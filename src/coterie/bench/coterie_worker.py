@@ -17,7 +17,9 @@ from coterie.batches.plan import plan
 from coterie.bench import rewards as rule
 from coterie.bench.rollouts import rollout
 from coterie.bench.wire import STOP, Wire, versions
-from coterie.config.schema import LoraConfig, ModelConfig, OptimConfig, ReferenceConfig
+from coterie.config.model import LoraConfig, ModelConfig
+from coterie.config.objective import ReferenceConfig
+from coterie.config.optim import OptimConfig
 from coterie.data.chat import load_chat
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine

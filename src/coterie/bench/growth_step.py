@@ -17,7 +17,8 @@ from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.batches.plan import plan
 from coterie.bench.rollouts import rollout
-from coterie.config.schema import OptimConfig, RunConfig
+from coterie.config.optim import OptimConfig
+from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.observer import Silent

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from coterie.config.schema import RewardsConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from coterie.config.algorithms import find
 from coterie.config.data import DataConfig
 from coterie.config.grouping import GroupingConfig
+from coterie.config.model import ModelConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
@@ -16,35 +17,11 @@ from coterie.config.objective import (
     ObjectiveConfig,
     ReferenceConfig,
 )
+from coterie.config.optim import OptimConfig
 from coterie.config.replay import ReplayConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.config.section import Section
-
-
-class LoraConfig(Section):
-    """Train a low-rank adapter (PEFT layout) instead of all weights."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank of the update."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale: the update is multiplied by alpha / rank."""
-    targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Module names to adapt."""
-
-
-class ModelConfig(Section):
-    """Which model is trained."""
-
-    name: str = "smollm2-135m"
-    """An asset name (`coterie assets ls`), a local folder, or a transformers id."""
-    revision: str | None = None
-    """Pinned revision of a transformers id."""
-    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
-    """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are
-    float32 (float64 under float64)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    lora: LoraConfig | None = None
-    """Set to train an adapter; leave out to train all weights."""
+from coterie.config.stop import StopConfig
 
 
 class SamplingConfig(Section):
@@ -87,112 +64,6 @@ class CollectConfig(Section):
     the next step, and are then waited for. Faster, but it favours short completions."""
 
 
-class RewardConfig(Section):
-    """One named part of the reward."""
-
-    name: str
-    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`, or
-    `module:function`."""
-    weight: float = 1.0
-    """Factor in the sum."""
-    label: str | None = None
-    """Name of the part in records and metrics; the function's name when left out."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the function."""
-
-    @property
-    def key(self) -> str:
-        """What the part is called in records and metrics."""
-        return self.label or self.name.split(":")[-1]
-
-
-class StepRewardConfig(RewardConfig):
-    """One function that rewards single steps of a completion."""
-
-    name: str
-    """`arithmetic`, `stages`, or `module:function`."""
-    weight: float = 1.0
-    """Factor of its normalised scores beside those of other step functions; 0 records and trains nothing."""
-
-
-class RewardsConfig(Section):
-    """How rollouts are scored: by functions in worker processes that can be killed."""
-
-    parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
-    """The parts of the reward."""
-    steps: list[StepRewardConfig] = Field(default_factory=list)
-    """Functions that reward single steps of a completion."""
-    deadline_s: float = Field(default=30.0, gt=0)
-    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors. On Linux, time in
-    which it only waits for a processor is not counted, up to ten times the limit."""
-    workers: int = Field(default=1, ge=1)
-    """Worker processes."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> RewardsConfig:
-        if not self.parts:
-            raise ValueError("rewards.parts is empty: a run needs at least one reward part")
-        for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
-            twice = sorted({label for label in labels if labels.count(label) > 1})
-            if twice:
-                raise ValueError(f"rewards.{section} has several parts called {twice[0]!r}; give each its own label")
-        return self
-
-    def labels(self) -> list[str]:
-        """Names of the parts, in order."""
-        return [part.key for part in self.parts]
-
-    def step_weights(self) -> dict[str, float]:
-        """Weight of each step function by its label."""
-        return {step.key: step.weight for step in self.steps}
-
-
-class OptimConfig(Section):
-    """AdamW and its schedule."""
-
-    lr: float = Field(default=1e-6, gt=0)
-    """Learning rate after warm-up."""
-    warmup: int = Field(default=0, ge=0)
-    """Optimizer steps of linear warm-up."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to zero at the last step."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the first moment."""
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the second moment."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps per collected batch; above 1 the old log-probs are scored first."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over a collected batch."""
-    token_budget: int = Field(default=1024, ge=1)
-    """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
-    (beyond rounding)."""
-    roulette: float = Field(default=0.0, ge=0, le=2)
-    """Leave rollouts with a small advantage out of the update at random: kept with the chance |advantage| / (roulette
-    times their root mean square), at most 1, and weighed by 1 / chance. The same expected gradient from fewer tokens;
-    the advantages' second moment grows by roulette² / 4 at most. 0 = off."""
-    state: Literal["float32", "8bit"] = "float32"
-    """The two moments: float32 (float64 under float64), or 8 bits each in blocks of 256 (needs the `8bit` extra)."""
-    checkpointing: bool = False
-    """Keep one state a layer and compute the rest again in the backward pass: less memory, about a third more work, the
-    same gradient."""
-    offload: bool = False
-    """Keep activations in main memory between the passes; GPU only."""
-    attention: Literal["auto", "flex", "sdpa"] = "auto"
-    """Kernel of the update: flex is one block-sparse FlexAttention call a layer, sdpa one plain call a prompt and a
-    group. The same numbers up to rounding; auto takes flex on CUDA."""
-    compile_layers: bool = False
-    """Compile each decoder layer with torch.compile for the update (a minute at the start; for GPUs)."""
-    max_skipped: int = Field(default=3, ge=0)
-    """Stop after this many consecutive updates with a non-finite gradient."""
-
-
 class EvalConfig(Section):
     """Held-out evaluation, at both ends and every n steps."""
 
@@ -223,33 +94,6 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0 = only at the end and on Ctrl-C."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept."""
-
-
-class StopRuleConfig(Section):
-    """One reason to end a run early; `docs/diagnostics.md` has the table of rules."""
-
-    name: str
-    """The rule, e.g. entropy_below, kl_above, reward_drop or non_finite; above and below watch any metric."""
-    metric: str = ""
-    """Name of the metric, for `above` and `below` only."""
-    threshold: float | None = None
-    """Where it becomes bad; the rule's own default when left out."""
-    patience: int | None = Field(default=None, ge=1)
-    """Steps in a row that must be bad; the rule's own default when left out."""
-
-    @model_validator(mode="after")
-    def _known(self) -> StopRuleConfig:
-        from coterie.diagnosis.stopping import StopRule  # brings numpy along
-
-        StopRule.of(self.name, metric=self.metric, threshold=self.threshold, patience=self.patience)
-        return self
-
-
-class StopConfig(Section):
-    """When to end a run that goes wrong; its last good checkpoint is kept."""
-
-    rules: list[StopRuleConfig] = Field(default_factory=list)
-    """Each is asked after every step; none by default."""
 
 
 class RunConfig(Section):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from coterie.config.schema import OptimConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import ConfigError, ModelError
 
 _SMALL = 1 << 16

@@ -13,7 +13,8 @@ from coterie.algo.gae import explained_variance
 from coterie.algo.precision import at_least_float32
 from coterie.algo.value_loss import binary_value_loss, squared_value_loss
 from coterie.batches.batch import Batch
-from coterie.config.schema import CriticConfig, OptimConfig
+from coterie.config.objective import CriticConfig
+from coterie.config.optim import OptimConfig
 from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving
 from coterie.policy.kernel import choose_kernel

@@ -16,7 +16,7 @@ from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
-from coterie.config.schema import OptimConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import ModelError, NonFiniteError
 from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coterie.batches.segments import Segment
-from coterie.config.schema import LoraConfig, ModelConfig
+from coterie.config.model import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy import attention
 from coterie.policy.pretrained import pretrained, refuse_unsafe

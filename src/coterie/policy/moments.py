@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from coterie.config.schema import OptimConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError
 
 BLOCK = 256

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.algo.precision import at_least_float32
-from coterie.config.schema import OptimConfig
+from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError
 from coterie.policy.gradients import GradientSum
 from coterie.policy.masters import join, pieces, split

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coterie.algo.precision import at_least_float32
-from coterie.config.schema import ReferenceConfig
+from coterie.config.objective import ReferenceConfig
 from coterie.policy import tensors
 from coterie.policy.model import Policy
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from coterie.config.schema import RewardsConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.errors import RewardError
 from coterie.rewards.base import Score
 from coterie.types import Prompt

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from coterie.config.schema import RewardsConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.rewards.registry import BUILT_IN, STEPS
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from coterie.config.schema import RewardsConfig, StepRewardConfig
+from coterie.config.rewards import RewardsConfig, StepRewardConfig
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards.base import Score
 from coterie.rewards.process import LostError, Worker, wait_for_any

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.config.schema import RewardConfig, StepRewardConfig
+from coterie.config.rewards import RewardConfig, StepRewardConfig
 from coterie.rewards.base import LENGTH, Score
 from coterie.types import Prompt
 

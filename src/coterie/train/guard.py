@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coterie.config.schema import StopConfig
+from coterie.config.stop import StopConfig
 from coterie.diagnosis.series import Series
 from coterie.diagnosis.stopping import StopRule, Verdict, judge_all
 from coterie.errors import RunError

@@ -1,0 +1,69 @@
+"""Settings of the reward: its parts, and who computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from coterie.config.section import Section
+
+
+class RewardConfig(Section):
+    """One named part of the reward."""
+
+    name: str
+    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`, or
+    `module:function`."""
+    weight: float = 1.0
+    """Factor in the sum."""
+    label: str | None = None
+    """Name of the part in records and metrics; the function's name when left out."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+
+    @property
+    def key(self) -> str:
+        """What the part is called in records and metrics."""
+        return self.label or self.name.split(":")[-1]
+
+
+class StepRewardConfig(RewardConfig):
+    """One function that rewards single steps of a completion."""
+
+    name: str
+    """`arithmetic`, `stages`, or `module:function`."""
+    weight: float = 1.0
+    """Factor of its normalised scores beside those of other step functions; 0 records and trains nothing."""
+
+
+class RewardsConfig(Section):
+    """How rollouts are scored: by functions in worker processes that can be killed."""
+
+    parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
+    """The parts of the reward."""
+    steps: list[StepRewardConfig] = Field(default_factory=list)
+    """Functions that reward single steps of a completion."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors. On Linux, time in
+    which it only waits for a processor is not counted, up to ten times the limit."""
+    workers: int = Field(default=1, ge=1)
+    """Worker processes."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> RewardsConfig:
+        if not self.parts:
+            raise ValueError("rewards.parts is empty: a run needs at least one reward part")
+        for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ValueError(f"rewards.{section} has several parts called {twice[0]!r}; give each its own label")
+        return self
+
+    def labels(self) -> list[str]:
+        """Names of the parts, in order."""
+        return [part.key for part in self.parts]
+
+    def step_weights(self) -> dict[str, float]:
+        """Weight of each step function by its label."""
+        return {step.key: step.weight for step in self.steps}
