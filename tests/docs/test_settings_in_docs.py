@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from coterie.config.load import load
 from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks
 from coterie.rewards import registry
+from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
 SETTINGS_VERBS = ("demo", "train", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
@@ -127,6 +129,11 @@ def check_coterie(words: list[str]) -> None:
         config = load([*settings_of(target), *settings]).config
         check_names(config)
         assert config.data.train or verb == "demo"
+    if verb == "sweep":
+        given = context.params
+        found = cells(parse_vary(given["vary"]), parse_seeds(given["seeds"]), parse_arms(given["arm"]))
+        for words_of_cell in {tuple(replace(cell, seed=0).words()) for cell in found}:
+            check_names(load([*context.args, *words_of_cell]).config)
 
 
 def test_every_verb_is_in_the_table() -> None:
