@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,13 @@ from coterie.algo.grouping.features import Column
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.presets import SCALES, Settings
 from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.statistics import Estimate, t_interval
+from coterie.algo.statistics import t_interval
 from coterie.config.load import load_file
 from coterie.observer import Silent
 from coterie.parts import judge_of, policy_for, read_inputs, use_threads
 from coterie.runs import step_files
 from coterie.runs.durable import json_dumps, write_file
+from coterie.text import interval_text
 from coterie.train.grouping import GroupAwareJudge
 
 EARLY = 10
@@ -115,19 +117,15 @@ def table(results: Mapping[str, Mapping[str, Error]]) -> str:
         f"| baseline | squared error | more than {FULL} | first {EARLY} steps | gradient power over {FULL}'s |",
         "| --- | --- | --- | --- | --- |",
     ]
-    full = results[FULL]
+    full, text = results[FULL], partial(interval_text, digits=4)
     for name, found in results.items():
         whole = t_interval([one.whole for one in found.values()])
         more = t_interval([one.whole - full[run].whole for run, one in found.items()])
         early = t_interval([one.early for one in found.values()])
         power = t_interval([one.power / full[run].power for run, one in found.items()])
-        rest = ["–", _text(early), "1"] if name == FULL else [_text(more, "+"), _text(early), _text(power, digits=3)]
-        lines.append(f"| {name} | {_text(whole)} | " + " | ".join(rest) + " |")
+        rest = ["–", text(early), "1"] if name == FULL else [text(more, sign="+"), text(early), text(power, digits=3)]
+        lines.append(f"| {name} | {text(whole)} | " + " | ".join(rest) + " |")
     return "\n".join(lines)
-
-
-def _text(found: Estimate, sign: str = "", digits: int = 4) -> str:
-    return f"{found.value:{sign}.{digits}f} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from coterie.observer import EvalResult, RunInfo
+from coterie.observer import POOLED, EvalResult, RunInfo
 from coterie.text import one_line, safe_text
 from coterie.types import Prompt, Rollout
 
@@ -153,7 +153,7 @@ class Watcher:
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
         for result in results:
-            self._say(eval_line(result), style="bold" if result.task == "all" or len(results) == 1 else "")
+            self._say(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
 
     def noted(self, kind: str, message: str) -> None:
         if kind == "stopped":

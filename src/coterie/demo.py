@@ -9,7 +9,7 @@ from coterie import assemble
 from coterie.algo.statistics import PairedTest
 from coterie.config.load import load
 from coterie.errors import RunError
-from coterie.observer import EvalResult, Observer
+from coterie.observer import POOLED, EvalResult, Observer
 from coterie.runs.inspect import compare, ends
 from coterie.runs.metrics import MetricsDB
 from coterie.train.report import before_and_after, is_right
@@ -46,7 +46,7 @@ def summary(run: Path) -> Iterator[str]:
         tests = compare(database, before, database, after)
         later = {result.task: result for result in after}
         for result in before:
-            if result.task in tests and result.task != "all":
+            if result.task in tests and result.task != POOLED:
                 yield _change(result, later[result.task], tests[result.task])
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]

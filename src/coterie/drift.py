@@ -16,9 +16,8 @@ from coterie.algo.kl import k3
 from coterie.batches.plan import plan_scoring
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
-from coterie.data.prompts import POOLED
 from coterie.errors import ConfigError
-from coterie.observer import Interval, Observer, Silent
+from coterie.observer import POOLED, Interval, Observer, Silent
 from coterie.one_off import Sampler, require_heldout, sampler_for, with_model
 from coterie.policy.kernel import choose_kernel
 from coterie.policy.passes import Passes

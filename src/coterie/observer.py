@@ -19,9 +19,13 @@ class Interval:
     high: float
 
 
+POOLED = "all"
+"""Task name of an evaluation's result over all tasks, which therefore no source may have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """One held-out evaluation of one task (`task = "all"` pools them)."""
+    """One held-out evaluation of one task, or of `POOLED`."""
 
     step: int
     task: str

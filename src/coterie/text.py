@@ -1,8 +1,9 @@
-"""Making text that a model wrote safe to print."""
+"""Text for people: what a model wrote, made safe to print; an estimate with its interval."""
 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 # A terminal acts on C0 (except tab and newline), DEL and C1; bidirectional marks and overrides, line and
 # paragraph separators and the byte-order mark deceive the eye; lone surrogates cannot be encoded.
@@ -24,6 +25,23 @@ def one_line(text: str, width: int) -> str:
     """`safe_text` on one line of at most `width` characters, ending in … where it was cut."""
     flat = " ".join(safe_text(text).split())
     return flat if len(flat) <= width else flat[: max(width - 1, 0)] + "…"
+
+
+class _Interval(Protocol):
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def interval_text(found: _Interval | None, scale: float = 1, digits: int = 1, sign: str = "") -> str:
+    """value [low, high], each times `scale`; `sign` is that of the format language. None is a dash."""
+    if found is None:
+        return "–"
+    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _escape(character: str) -> str:

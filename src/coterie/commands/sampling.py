@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,10 +22,7 @@ from coterie.commands.common import (
     split_target,
 )
 from coterie.errors import ConfigError
-from coterie.text import safe_text
-
-if TYPE_CHECKING:
-    from coterie.observer import Interval
+from coterie.text import interval_text, safe_text
 
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
@@ -83,12 +80,6 @@ def drift(
         ]
     )
     typer.echo("KL in nats a token; brackets are 95 % intervals over prompts")
-
-
-def interval_text(one: Interval, scale: float, digits: int) -> str:
-    """An estimate with its interval."""
-    value, low, high = (f"{scale * part:.{digits}f}" for part in (one.value, one.low, one.high))
-    return f"{value} [{low}, {high}]"
 
 
 def rollout(

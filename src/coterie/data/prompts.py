@@ -22,10 +22,8 @@ from coterie.data import assets, rows, tasks
 from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, Question, read_columns, with_instruction
 from coterie.errors import DataError
+from coterie.observer import POOLED
 from coterie.types import Message, Prompt
-
-POOLED = "all"
-"""Task name of an evaluation's result over all tasks, which therefore no source may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coterie.algo.statistics import PairedTest
 from coterie.diagnosis.series import PERSISTENT, Series, longest, streak
-from coterie.observer import EvalResult
+from coterie.observer import POOLED, EvalResult
 
 
 class Severity(StrEnum):
@@ -51,7 +51,7 @@ class Record:
 
     def evaluations(self) -> list[EvalResult]:
         """The pooled evaluations, or those of the only task; by step."""
-        pooled = [result for result in self.evals if result.task == "all"]
+        pooled = [result for result in self.evals if result.task == POOLED]
         tasks = {result.task for result in self.evals}
         return pooled or (list(self.evals) if len(tasks) == 1 else [])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coterie.observer import EvalResult
+from coterie.observer import POOLED, EvalResult
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
 from coterie.runs.metrics import MetricsDB
@@ -89,7 +89,7 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
     top = 0.0
     for index, task in enumerate(tasks):
         results = [result for result in evals if result.task == task]
-        color = INK if task == "all" else COLORS[1:-1][index % len(COLORS[1:-1])]
+        color = INK if task == POOLED else COLORS[1:-1][index % len(COLORS[1:-1])]
         # Tasks are moved apart a little, so that their bars can be told from each other.
         shift = (index - (len(tasks) - 1) / 2) * far * 0.006
         axis.errorbar(
@@ -104,7 +104,7 @@ def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:
             markersize=5,
             linewidth=1.8,
             # Between two points alone nothing was measured: a dotted line does not claim a straight rise.
-            linestyle=":" if len(results) == 2 else "--" if task == "all" else "-",
+            linestyle=":" if len(results) == 2 else "--" if task == POOLED else "-",
             capsize=3,
             elinewidth=1.2,
             label=one_line(task, 40).replace("$", r"\$"),

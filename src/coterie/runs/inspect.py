@@ -10,7 +10,7 @@ from typing import Any
 from coterie.algo.statistics import PairedTest, paired_test
 from coterie.config.layers import flatten
 from coterie.errors import RunError
-from coterie.observer import EvalResult
+from coterie.observer import POOLED, EvalResult
 from coterie.runs import checkpoint, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
@@ -230,7 +230,7 @@ def compare(
 
 def _shares(database: MetricsDB, step: int, task: str) -> dict[tuple[str, str], float]:
     """Share of right attempts by (task, prompt)."""
-    items = database.eval_items(step, None if task == "all" else task)
+    items = database.eval_items(step, None if task == POOLED else task)
     return {(item.task, item.prompt_id): item.correct / item.samples for item in items}
 
 
@@ -251,7 +251,7 @@ def compare_runs(one: Path, other: Path) -> dict[str, PairedTest]:
 
 
 def _pooled(results: tuple[EvalResult, ...]) -> float | None:
-    pooled = [result for result in results if result.task == "all"] or list(results)
+    pooled = [result for result in results if result.task == POOLED] or list(results)
     return pooled[0].pass_at_1.value if len(pooled) == 1 else None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from coterie.algo.statistics import t_interval
 from coterie.sweep.result import CellResult, Held
-from coterie.sweep.table import interval
+from coterie.text import interval_text
 
 LEAST = 3
 """Evaluations without which a run has no curve to speak of."""
@@ -67,7 +67,7 @@ def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
         for by_label in means.values():
             own, beside = by_label[label], by_label[first]
             more = [own[seed] - beside[seed] for seed in own if seed in beside and label != first]
-            cells.append(interval(t_interval(list(own.values())), 100))
-            cells.append(interval(t_interval(more) if more else None, 100, sign="+"))
+            cells.append(interval_text(t_interval(list(own.values())), 100))
+            cells.append(interval_text(t_interval(more) if more else None, 100, sign="+"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\n{NOTE}\n"

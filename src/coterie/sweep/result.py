@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.observer import EvalResult
+from coterie.observer import POOLED, EvalResult
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
 from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
@@ -135,4 +135,4 @@ def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
 
 def _pooled(results: Sequence[EvalResult]) -> float:
     values = {result.task: result.pass_at_1.value for result in results}
-    return values.get("all", next(iter(values.values())))
+    return values.get(POOLED, next(iter(values.values())))

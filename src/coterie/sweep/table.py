@@ -7,13 +7,14 @@ from statistics import median_high
 
 from coterie.algo.statistics import Estimate, t_interval
 from coterie.sweep.result import CellResult
+from coterie.text import interval_text
 
 GIB = 1 << 30
 
 NOTE = (
     "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "
     "all steps. Collapsed: stopped because it diverged, or the last tenth of the steps (three at least) has less than "
-    "half of the reward of the best tenth."
+    "half of the reward of the best tenth, by more than the few prompts of a step explain."
 )
 
 
@@ -54,12 +55,12 @@ def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
     whole = [one for one in found if not one.error]
     before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
     seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
-    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {interval(after, 100)}"
+    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {interval_text(after, 100)}"
     cells = [
         f"`{label}`",
         str(len(found)),
         change,
-        interval(over_seeds(whole, lambda one: one.area), 1, 3),
+        interval_text(over_seeds(whole, lambda one: one.area), 1, 3),
         "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
         "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
         f"{sum(one.collapsed for one in found)}/{len(found)}",
@@ -79,11 +80,3 @@ def _middle(values: Sequence[float | None]) -> str:
     known = sorted(float("inf") if value is None else float(value) for value in values)
     texts = [f"{value:.0f}" if value < float("inf") else "never" for value in (median_high(known), known[0], known[-1])]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def interval(found: Estimate | None, factor: float, digits: int = 1, sign: str = "") -> str:
-    """Value [low, high], each times `factor`; `sign` is that of the format language."""
-    if found is None:
-        return "–"
-    value, low, high = (f"{factor * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"

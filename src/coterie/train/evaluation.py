@@ -11,10 +11,9 @@ from coterie.algo.statistics import bootstrap_interval, pass_at_k
 from coterie.algo.streams import generator
 from coterie.collect import Collector, Experience
 from coterie.config.schema import EvalConfig
-from coterie.data.prompts import POOLED
 from coterie.engines.base import Sampling
 from coterie.errors import DataError
-from coterie.observer import EvalResult, Interval
+from coterie.observer import POOLED, EvalResult, Interval
 from coterie.runs.metrics import EvalItem
 from coterie.types import Prompt, Rollout
 
