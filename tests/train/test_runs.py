@@ -81,7 +81,10 @@ def test_it_learns_and_leaves_everything_behind(root: Path, lora: dict[str, Any]
     assert watch.message == f"{steps} steps done; everything is in {run}"
     names = {path.name for path in run.iterdir()}
     assert {"config.toml", "metrics.sqlite", "rollouts", "evals", "checkpoints", "logs", "README.md"} <= names
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [f"step_{steps - 1:06}", f"step_{steps:06}"]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        f"step_{steps - 1:06}",
+        f"step_{steps:06}",
+    ]
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert database.last_step() == steps
         assert database.step_metrics(1)["ratio/max"] == 1.0
