@@ -15,9 +15,9 @@ from coterie.train.agreement import disagreement
         (1e-6, torch.float32, False),
         (1.1e-6, torch.float32, True),
         (1.1e-6, torch.float64, True),
-        (4e-2, torch.bfloat16, False),
-        (6e-2, torch.bfloat16, True),
-        (6e-2, torch.float16, True),
+        (1e-4, torch.bfloat16, False),
+        (1.1e-2, torch.bfloat16, True),
+        (1.1e-2, torch.float16, True),
         (None, torch.float32, False),
     ],
 )
@@ -32,3 +32,11 @@ def test_more_than_rounding_is_told(found: float | None, dtype: torch.dtype, sai
 
 def test_rollouts_of_an_older_policy_are_expected_to_differ() -> None:
     assert disagreement({"mismatch/kl": 0.5, "staleness/max": 1.0}, torch.float32) is None
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(100, False), (999, True), (5000, True)])
+def test_a_single_token_may_decide_a_step_of_few(tokens: int, said: bool) -> None:
+    metrics = {"mismatch/kl": 0.07, "tokens/trained": float(tokens)}
+    assert (disagreement(metrics, torch.bfloat16) is not None) is said
+    assert disagreement(metrics, torch.float32) is not None
+    assert disagreement(metrics | {"mismatch/kl": 0.5}, torch.bfloat16) is not None
