@@ -28,11 +28,11 @@ def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarra
     """
     found: list[np.ndarray] = []
     todo = list(prompts)
-    while todo:
-        batch = [todo.pop(0)]
-        while todo and sum(map(len, batch)) + len(todo[0]) <= _TOKENS:
-            batch.append(todo.pop(0))
-        with eager(policy):
+    with eager(policy):
+        while todo:
+            batch = [todo.pop(0)]
+            while todo and sum(map(len, batch)) + len(todo[0]) <= _TOKENS:
+                batch.append(todo.pop(0))
             found += _pass(policy, batch)
     return np.stack(found) if found else np.zeros((0, policy.head.in_features))
 

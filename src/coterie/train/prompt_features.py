@@ -79,12 +79,17 @@ class PromptFeatures:
             "tasks": [prompt.task for prompt in prompts],
         }
         if self.embed is not None:
-            unknown = [prompt for prompt in prompts if prompt.id not in self._sampled]
-            found = dict(zip([prompt.id for prompt in unknown], self.embed(unknown), strict=True)) if unknown else {}
-            facts["embeddings"] = np.stack([(self._sampled | found)[name] for name in names])
+            facts["embeddings"] = self._embedded(self.embed, prompts)
         if self.key is not None:
             facts["keys"] = self._keys(self.key, names)
         return facts
+
+    def _embedded(self, embed: Embed, prompts: Sequence[Prompt]) -> np.ndarray:
+        """[n, D]; those of the sample were embedded before."""
+        known = dict(self._sampled)
+        if unknown := [prompt for prompt in prompts if prompt.id not in known]:
+            known |= zip([prompt.id for prompt in unknown], embed(unknown), strict=True)
+        return np.stack([known[prompt.id] for prompt in prompts])
 
     def _keys(self, key: Key, names: Sequence[str]) -> list[Any]:
         """What the user's function says of each prompt: all texts or all numbers."""
