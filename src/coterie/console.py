@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.observer import POOLED, EvalResult, RunInfo
-from coterie.text import one_line, safe_text
+from coterie.text import interval_text, one_line, safe_text
 from coterie.types import Prompt, Rollout
 
 ROWS = 12
@@ -236,8 +236,7 @@ def eval_line(result: EvalResult) -> str:
     """`held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`."""
 
     def percent(name: str) -> str:
-        one = getattr(result, name)
-        return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+        return interval_text(getattr(result, name), 100, unit=" %")
 
     more = f", pass@{result.k} {percent('pass_at_k')}" if result.k > 1 else ""
     return (

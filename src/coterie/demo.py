@@ -12,6 +12,7 @@ from coterie.errors import RunError
 from coterie.observer import POOLED, EvalResult, Observer
 from coterie.runs.inspect import compare, ends
 from coterie.runs.metrics import MetricsDB
+from coterie.text import interval_text
 from coterie.train.report import before_and_after, is_right
 from coterie.types import Rollout
 
@@ -67,8 +68,7 @@ def _change(before: EvalResult, after: EvalResult, test: PairedTest) -> str:
 
 
 def _interval(result: EvalResult) -> str:
-    one = result.pass_at_1
-    return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return interval_text(result.pass_at_1, 100, unit=" %")
 
 
 def _p(value: float) -> str:

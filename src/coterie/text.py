@@ -36,12 +36,12 @@ class _Interval(Protocol):
     def high(self) -> float: ...
 
 
-def interval_text(found: _Interval | None, scale: float = 1, digits: int = 1, sign: str = "") -> str:
-    """value [low, high], each times `scale`; `sign` is that of the format language. None is a dash."""
+def interval_text(found: _Interval | None, scale: float = 1, digits: int = 1, sign: str = "", unit: str = "") -> str:
+    """`41.2 % [37.0, 45.3]`: each number times `scale`; `sign` is that of the format language. None is a dash."""
     if found is None:
         return "–"
     value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def _escape(character: str) -> str:

@@ -138,19 +138,21 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path, steps=2, eval={"every": 0}, name="")
     (tmp_path / "base.toml").write_text(dumps(stored(config)), encoding="utf-8")
-    words = ["sweep", "@", "base.toml", "--vary", "optim.lr=1e-3,1e-2", "--seeds", "0", "--out", "out"]
+    words = ["sweep", "@", "base.toml", "--vary", "optim.lr=1e-3,1e-2", "--seeds", "0-1", "--out", "out"]
     assert main([*words, "--jobs", "3"]) == 0
     table = capsys.readouterr().out
-    assert "`optim.lr=1e-3` | 1 |" in table
+    assert "`optim.lr=1e-3` | 2 |" in table
     assert (tmp_path / "out" / "sweep.png").is_file()
     rows = json.loads((tmp_path / "out" / "sweep-results.json").read_text())
-    assert [(row["seed"], row["setting"]) for row in rows] == [(0, "optim.lr=1e-3"), (0, "optim.lr=1e-2")]
+    assert [(row["seed"], row["setting"]) for row in rows] == [
+        (seed, f"optim.lr={rate}") for seed in (0, 1) for rate in ("1e-3", "1e-2")
+    ]
     first, second = (tmp_path / "out" / "runs" / f"lr-{rate}--seed-0" for rate in ("1e-3", "1e-2"))
     for folder, error in ((first, "RunError: the disk is full"), (second, "CollapseError: entropy")):
         (folder / "done.json").unlink()
         (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
     assert main([*words, "--lean"]) == 0
-    assert capsys.readouterr().out.count("done before") == 1, "what says nothing about the setting is tried again"
+    assert capsys.readouterr().out.count("done before") == 3, "what says nothing about the setting is tried again"
     assert (first / "done.json").is_file()
     assert not (first / "failed.json").exists()
     assert not (first / "checkpoints").exists()
