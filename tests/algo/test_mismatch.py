@@ -107,6 +107,7 @@ def test_metrics_against_numpy():
     want = {
         "kl_k1": -logs.mean(),
         "kl_k3": (w - logs - 1).mean(),
+        "kl_error": (w - logs - 1).std(ddof=1) / len(w) ** 0.5,
         "chi2": (w**2).mean() - 1,
         "chi2_sequence": (whole**2).mean() - 1,
         "ess": w.sum() ** 2 / (len(w) * (w**2).sum()),
@@ -127,6 +128,7 @@ def test_parts_add_up_to_the_whole():
     added = sum((sums_of(part) for part in parts), MismatchSums())
     assert added.summary() == pytest.approx(sums_of(inputs).summary())
     assert MismatchSums().summary() == {}
+    assert sums_of(take(inputs, torch.tensor([0]))).summary()["kl_error"] == math.inf
 
 
 def test_tokens_that_do_not_count_are_in_no_sum():

@@ -22,7 +22,7 @@ from coterie.train.agreement import disagreement
     ],
 )
 def test_more_than_rounding_is_told(found: float | None, dtype: torch.dtype, said: bool) -> None:
-    metrics = {} if found is None else {"mismatch/kl": found, "staleness/max": 0.0}
+    metrics = {} if found is None else {"mismatch/kl": found, "mismatch/kl_error": 4e-4, "staleness/max": 0.0}
     text = disagreement(metrics, dtype)
     assert (text is not None) is said
     if text is not None:
@@ -34,9 +34,8 @@ def test_rollouts_of_an_older_policy_are_expected_to_differ() -> None:
     assert disagreement({"mismatch/kl": 0.5, "staleness/max": 1.0}, torch.float32) is None
 
 
-@pytest.mark.parametrize(("tokens", "said"), [(100, False), (999, True), (5000, True)])
-def test_a_single_token_may_decide_a_step_of_few(tokens: int, said: bool) -> None:
-    metrics = {"mismatch/kl": 0.07, "tokens/trained": float(tokens)}
+@pytest.mark.parametrize(("error", "said"), [(0.07, False), (0.031, False), (0.029, True), (None, False)])
+def test_one_token_alone_does_not_tell_in_half_precision(error: float | None, said: bool) -> None:
+    metrics = {"mismatch/kl": 0.07} | ({} if error is None else {"mismatch/kl_error": error})
     assert (disagreement(metrics, torch.bfloat16) is not None) is said
     assert disagreement(metrics, torch.float32) is not None
-    assert disagreement(metrics | {"mismatch/kl": 0.5}, torch.bfloat16) is not None

@@ -7,6 +7,7 @@ are constants of the objective: nothing here is ever differentiated. When the ol
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -117,7 +118,8 @@ class MismatchSums:
     rollouts: int = 0
     log_w: float = 0.0
     k3: float = 0.0
-    """Σ (w - log w - 1)."""
+    """Σ (w - log w - 1); so the next, of its squares."""
+    k3_squared: float = 0.0
     w: float = 0.0
     w_squared: float = 0.0
     sequence_w: float = 0.0
@@ -136,6 +138,7 @@ class MismatchSums:
             rollouts=self.rollouts + other.rollouts,
             log_w=self.log_w + other.log_w,
             k3=self.k3 + other.k3,
+            k3_squared=self.k3_squared + other.k3_squared,
             w=self.w + other.w,
             w_squared=self.w_squared + other.w_squared,
             sequence_w=self.sequence_w + other.sequence_w,
@@ -149,14 +152,15 @@ class MismatchSums:
     def summary(self) -> dict[str, float]:
         """Metrics by name; empty when there was no token.
 
-        kl_k1 and kl_k3 estimate KL(π_sampler‖π_old) in nats per token; chi2 = E[w²] - 1; ess = (Σw)² / (N·Σw²) in
-        (0, 1]; the shares are of tokens.
+        kl_k1 and kl_k3 estimate KL(π_sampler‖π_old) in nats per token, the latter with a standard error of kl_error,
+        infinite for one token; chi2 = E[w²] - 1; ess = (Σw)² / (N·Σw²) in (0, 1]; the shares are of tokens.
         """
         if not self.tokens:
             return {}
         found = {
             "kl_k1": -self.log_w / self.tokens,
             "kl_k3": self.k3 / self.tokens,
+            "kl_error": self._k3_error(),
             "chi2": self.w_squared / self.tokens - 1,
             "chi2_sequence": self.sequence_w_squared / self.rollouts - 1,
             "ess": self.w**2 / (self.tokens * self.w_squared),
@@ -168,6 +172,12 @@ class MismatchSums:
             "masked": self.masked / self.tokens,
         }
         return found
+
+    def _k3_error(self) -> float:
+        if self.tokens < 2:
+            return math.inf
+        scatter = self.k3_squared - self.k3**2 / self.tokens
+        return math.sqrt(max(0.0, scatter) / (self.tokens - 1) / self.tokens)
 
 
 def mismatch_metrics(
@@ -182,10 +192,12 @@ def mismatch_metrics(
         owner = torch.unique(rollout[counted], return_inverse=True)[1]
         totals = log_w.new_zeros(int(owner.max()) + 1).index_add(0, owner, log_w)
         w, sequence_w = log_w.exp(), totals.clamp(-LIMIT, LIMIT).exp()
+        k3 = w - log_w - 1
         sums = torch.stack(
             [
                 log_w.sum(),
-                (w - log_w - 1).sum(),
+                k3.sum(),
+                k3.square().sum(),
                 w.sum(),
                 w.square().sum(),
                 sequence_w.sum(),
@@ -196,11 +208,11 @@ def mismatch_metrics(
                 (~correction.kept & counted).sum(),
             ]
         ).tolist()
-    names = ("log_w", "k3", "w", "w_squared", "sequence_w", "sequence_w_squared", "low", "high")
+    names = ("log_w", "k3", "k3_squared", "w", "w_squared", "sequence_w", "sequence_w_squared", "low", "high")
     return MismatchSums(
         tokens=tokens,
         rollouts=len(totals),
-        truncated=int(sums[8]),
-        masked=int(sums[9]),
-        **dict(zip(names, sums[:8], strict=True)),
+        truncated=int(sums[9]),
+        masked=int(sums[10]),
+        **dict(zip(names, sums[:9], strict=True)),
     )

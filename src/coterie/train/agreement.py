@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-METRIC = "mismatch/kl"
+METRIC, ERROR = "mismatch/kl", "mismatch/kl_error"
 FULL, HALF = 1e-6, 1e-2
 """Nats a token that rounding does not reach: in float32 it makes 1e-13 on a CPU and 1e-8 between kernels, in bfloat16
 2e-3 in the mean of many steps of SmolLM2-135M. One matrix times 1.01 makes 1e-5 to 5e-4, and so shows in float32
 alone."""
-FEW = 1000
-"""Trained tokens below which a single one decides the mean in half precision: rounded apart where the policy is sure,
-it adds up to 8 nats to the sum (30 of 2,928 steps were above 0.01 a token; they trained 5 to 256 tokens)."""
+SURE = 2.0
+"""Standard errors by which half precision's limit has to be exceeded. A single token that is rounded apart where the
+policy is sure adds up to 8 nats, and decides the mean of a step with few tokens; other weights move all of them."""
 
 
 def disagreement(metrics: Mapping[str, float], dtype: torch.dtype) -> str | None:
@@ -23,9 +24,12 @@ def disagreement(metrics: Mapping[str, float], dtype: torch.dtype) -> str | None
         dtype: of the policy's weights.
     """
     found = metrics.get(METRIC)
-    tokens = metrics.get("tokens/trained", FEW)
-    limit = FULL if dtype in (torch.float32, torch.float64) else HALF * max(1.0, FEW / max(tokens, 1.0))
-    if found is None or found <= limit or metrics.get("staleness/max", 0.0) > 0:
+    if found is None or metrics.get("staleness/max", 0.0) > 0:
+        return None
+    full = dtype in (torch.float32, torch.float64)
+    limit = FULL if full else HALF
+    least = found if full else found - SURE * metrics.get(ERROR, math.inf)
+    if least <= limit:
         return None
     return (
         f"the learner scores the sampled tokens otherwise than the sampler did: {METRIC} = {found:.2g} nats a token, "
