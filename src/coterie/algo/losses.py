@@ -98,26 +98,7 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
     valid = inputs.weights != 0
     chosen = valid if inputs.policy_mask is None else valid & inputs.policy_mask
     inputs = _without(inputs, valid)
-    correction = correct(
-        inputs.old_logprobs,
-        inputs.sampler_logprobs,
-        inputs.rollout,
-        valid,
-        mode=objective.correction,
-        low=objective.correction_low,
-        high=objective.correction_high,
-        veto=objective.veto,
-    )
-    active = chosen & correction.kept
-    if objective.off_policy_mask is not None:
-        active = active & off_policy_keep(
-            inputs.logprobs,
-            inputs.sampler_logprobs,
-            inputs.advantages,
-            inputs.rollout,
-            valid,
-            objective.off_policy_mask,
-        )
+    correction, active = _kept(inputs, objective, valid, chosen)
     # What is summed over a rollout needs all its tokens; else a masked one is left out from the start.
     alone = row.per_token and objective.ratio == "token"
     view = _view(inputs, objective, correction, chosen if alone else valid)
@@ -192,6 +173,31 @@ def _without(inputs: LossInputs, valid: Tensor) -> LossInputs:
         reference_logprobs=None if reference is None else torch.where(valid, reference, 0.0),
         advantages=torch.where(valid, inputs.advantages, 0.0),
     )
+
+
+def _kept(inputs: LossInputs, objective: Objective, valid: Tensor, chosen: Tensor) -> tuple[Correction, Tensor]:
+    """The mismatch weights, and which of the chosen tokens are left in the policy term."""
+    correction = correct(
+        inputs.old_logprobs,
+        inputs.sampler_logprobs,
+        inputs.rollout,
+        valid,
+        mode=objective.correction,
+        low=objective.correction_low,
+        high=objective.correction_high,
+        veto=objective.veto,
+    )
+    active = chosen & correction.kept
+    if objective.off_policy_mask is not None:
+        active = active & off_policy_keep(
+            inputs.logprobs,
+            inputs.sampler_logprobs,
+            inputs.advantages,
+            inputs.rollout,
+            valid,
+            objective.off_policy_mask,
+        )
+    return correction, active
 
 
 def _view(inputs: LossInputs, objective: Objective, correction: Correction, counted: Tensor) -> TokenView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sqlite3
 import time
@@ -15,49 +14,10 @@ from typing import Any, Self
 from coterie.errors import NonFiniteError, RunError
 from coterie.observer import EvalResult, Interval
 from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
+from coterie.runs.metric_tables import VERSION, damaged, make_tables, seal
 
-VERSION = 2
 _ROOM = 1 << 20
 """Bytes; with fewer free, a full disk is the likely cause of an error (SQLite calls it `disk I/O error` at times)."""
-_SCHEMA = """
-CREATE TABLE metrics (step INTEGER NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
-                      PRIMARY KEY (step, name)) WITHOUT ROWID;
-CREATE INDEX metrics_by_name ON metrics (name, step);
-CREATE TABLE events (id INTEGER PRIMARY KEY, step INTEGER, kind TEXT NOT NULL, message TEXT NOT NULL,
-                     data TEXT NOT NULL, time REAL NOT NULL);
-CREATE TABLE evals (step INTEGER NOT NULL, task TEXT NOT NULL, prompts INTEGER NOT NULL,
-                    samples INTEGER NOT NULL, k INTEGER NOT NULL,
-                    pass_at_1 REAL NOT NULL, pass_at_1_low REAL NOT NULL, pass_at_1_high REAL NOT NULL,
-                    pass_at_k REAL NOT NULL, pass_at_k_low REAL NOT NULL,
-                    pass_at_k_high REAL NOT NULL, mean_length REAL NOT NULL, truncated REAL NOT NULL,
-                    PRIMARY KEY (step, task));
-CREATE TABLE eval_items (step INTEGER NOT NULL, task TEXT NOT NULL, prompt_id TEXT NOT NULL,
-                         correct INTEGER NOT NULL, samples INTEGER NOT NULL,
-                         PRIMARY KEY (step, task, prompt_id)) WITHOUT ROWID;
-"""
-# SQLite notices no flipped bit in a value, so whatever is recorded together carries the hash of its rows.
-_DIGESTS = """
-CREATE TABLE digests (kind TEXT NOT NULL, key INTEGER NOT NULL, sha256 TEXT NOT NULL,
-                      PRIMARY KEY (kind, key)) WITHOUT ROWID;
-"""
-_HASHED = {
-    "metrics of step": (
-        "SELECT DISTINCT step FROM metrics",
-        ("SELECT name, value FROM metrics WHERE step = ? ORDER BY name",),
-    ),
-    "evaluation of step": (
-        "SELECT DISTINCT step FROM evals UNION SELECT DISTINCT step FROM eval_items",
-        (
-            "SELECT * FROM evals WHERE step = ? ORDER BY task",
-            "SELECT * FROM eval_items WHERE step = ? ORDER BY task, prompt_id",
-        ),
-    ),
-    "event": (
-        "SELECT id FROM events",
-        ("SELECT step, kind, message, data, time FROM events WHERE id = ?",),
-    ),
-}
-"""Kind of record → which keys there are, and what is hashed of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +91,7 @@ class MetricsDB:
     def _upgrade(self, version: int) -> None:
         """Make the tables; to those of the first format add the hashes of what is there."""
         with self._transaction("set up"):
-            for statement in f"{_SCHEMA if version == 0 else ''}{_DIGESTS}".split(";"):
-                self._db.execute(statement)
-            for kind, (keys, _) in _HASHED.items():
-                for (key,) in self._db.execute(keys).fetchall():
-                    self._seal(kind, key)
+            make_tables(self._db, with_data=version > 0)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def record(
@@ -156,7 +112,7 @@ class MetricsDB:
         rows = [(step, name, _finite(step, name, value)) for name, value in metrics.items()]
         with self._transaction(f"record step {step}"):
             self._db.executemany("INSERT INTO metrics VALUES (?, ?, ?)", rows)
-            self._seal("metrics of step", step)
+            seal(self._db, "metrics of step", step)
             if evals or items:
                 self._insert_evals(step, evals, items)
             for event in events:
@@ -195,12 +151,7 @@ class MetricsDB:
         with self._named("verify"), self._snapshot():
             if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
                 return []  # of the first format, which had no hashes; the next resume adds them
-            known = {(kind, key): digest for kind, key, digest in self._db.execute("SELECT * FROM digests")}
-            found = set(known)
-            for kind, (keys, _) in _HASHED.items():
-                found |= {(kind, key) for (key,) in self._db.execute(keys)}
-            bad = [place for place in found if place[0] not in _HASHED or known.get(place) != self._digest(*place)]
-            return [f"{kind} {key}" for kind, key in sorted(bad, key=str)]
+            return damaged(self._db)
 
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
@@ -284,21 +235,13 @@ class MetricsDB:
             self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 13)})", (*head, *numbers))
         rows = [(step, item.task, item.prompt_id, item.correct, item.samples) for item in items]
         self._db.executemany("INSERT INTO eval_items VALUES (?, ?, ?, ?, ?)", rows)
-        self._seal("evaluation of step", step)
+        seal(self._db, "evaluation of step", step)
 
     def _insert_event(self, event: Event) -> None:
         row = (event.step, event.kind, utf8(event.message), json_dumps(dict(event.data)), event.time)
         made = self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
         assert made.lastrowid is not None
-        self._seal("event", made.lastrowid)
-
-    def _seal(self, kind: str, key: int) -> None:
-        row = (kind, key, self._digest(kind, key))
-        self._db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", row)
-
-    def _digest(self, kind: str, key: int) -> str:
-        rows = [self._db.execute(query, (key,)).fetchall() for query in _HASHED[kind][1]]
-        return hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
+        seal(self._db, "event", made.lastrowid)
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         with self._named("read"):
