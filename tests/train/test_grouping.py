@@ -236,6 +236,9 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert "heb-stack" in text
     assert "12 prompts" in text
     assert (root / "regions.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["groups", str(run), "--plot", "regions.svg"]) == 0
+    assert "all prompts" in capsys.readouterr().out
+    assert b"<svg" in (root / "regions.svg").read_bytes()
     assert main(["groups", str(run), "--json", "--step", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["step"] == 4

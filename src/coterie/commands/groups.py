@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.commands.common import JSON, cell, print_json
+from coterie.commands.common import JSON, print_json
 from coterie.commands.runs import Root, Run
 from coterie.text import safe_text
 
@@ -16,7 +16,9 @@ def groups(
     run: Run,
     root: Root = Path("runs"),
     step: Annotated[int | None, typer.Option(help="Checkpoint to look at; the newest when left out.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw prompts by similarity and success into this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the tree, and prompts by similarity and success, into this PNG or SVG.")
+    ] = None,
     json_: bool = JSON,
 ) -> None:
     """Print the regions of a group-aware run.
@@ -24,7 +26,8 @@ def groups(
     The tree with its rules in words, sizes, success, drift, examples, and how it moved.
     """
     from coterie.errors import RunError
-    from coterie.train.regions import draw, read
+    from coterie.train.region_picture import draw
+    from coterie.train.regions import read
 
     found = read(Path(run), root, step)
     if plot is not None and not draw(plot, found):
@@ -37,12 +40,13 @@ def groups(
     typer.echo(f"{found.run}, step {found.step}: {found.summary()}\n")
     for region in found.regions:
         start = "  " * region.depth
+        rule = f"{region.label}: {region.step}" if region.leaf else region.step
         typer.echo(
-            f"{start}{safe_text(region.rule)}: success {cell(region.success)} ({region.drift:+.2f} over the window), "
-            f"spread {cell(region.spread)}, {region.prompts} prompts"
+            f"{start}{safe_text(rule)}: success {region.success:.2f} ({region.drift:+.2f} over the window), "
+            f"spread {region.spread:.2f}, {region.prompts} prompts"
         )
         if region.leaf and region.examples:
-            typer.echo(f"{start}  e.g. {safe_text(', '.join(region.examples))}")
+            typer.echo(f"{start}   e.g. {safe_text(', '.join(region.examples))}")
     if found.moved:
         typer.echo("\nhow it moved")
     for at, what in found.moved:

@@ -1,13 +1,10 @@
-"""The regions of a group-aware run, read from a checkpoint: for people, for programs, and as a picture."""
+"""The regions of a group-aware run, read from a checkpoint: for people and for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.summary import Region, regions
@@ -16,12 +13,9 @@ from coterie.errors import RunError
 from coterie.runs import checkpoint
 from coterie.runs.directory import find
 from coterie.runs.metrics import MetricsDB
-from coterie.runs.pictures import FAINT, canvas, save
 from coterie.train.credit import NEWS, Terms
 from coterie.train.grouping import FILES, GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
-
-PANELS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,44 +97,3 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
         there = ", ".join(sorted(one.parent.name for one in path.glob(f"checkpoints/*/{FILES.facts}"))) or "none"
         raise RunError(f"{path} has no checkpoint with groups at step {step}; those that there are: {there}")
     return folder, step or 0
-
-
-def draw(file: Path, found: RunGroups) -> bool:
-    """Prompts in feature space, coloured by how well they were solved, in thirds of the window; False without
-    matplotlib, or when nothing was seen."""
-    steps = list(found.model.window.steps)
-    figure = canvas(11, 3.9)
-    if figure is None or not steps:
-        return False
-    points = _plane(found.model)
-    axes = figure.subplots(1, PANELS, sharex=True, sharey=True)
-    low, high = found.model.range or (0.0, 1.0)
-    shade = None
-    for axis, part in zip(axes, np.array_split(np.arange(len(steps)), PANELS), strict=True):
-        seen = [steps[index] for index in part]
-        axis.scatter(points[:, 0], points[:, 1], s=4, color=FAINT)
-        if seen:
-            rows = np.concatenate([one.rows for one in seen])
-            mean = low + (high - low) * np.concatenate([one.mean for one in seen])
-            shade = axis.scatter(
-                points[rows, 0], points[rows, 1], c=mean, s=18, cmap="viridis", vmin=low, vmax=high, linewidths=0
-            )
-            first, last = found.step - len(steps) + part[0] + 1, found.step - len(steps) + part[-1] + 1
-            axis.set_title(f"steps {first} to {last}", fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    axes[0].set_ylabel("prompts by similarity (two principal directions)")
-    if shade is not None:
-        figure.colorbar(shade, ax=axes, label="mean reward", shrink=0.9)
-    return save(figure, file)
-
-
-def _plane(model: GroupAwareBaseline) -> np.ndarray:
-    """[prompts, 2] the features' two leading principal directions, those of meaning where there are any."""
-    names: Sequence[int] = [i for i, column in enumerate(model.columns) if column.signal == "semantic"]
-    features = model.book.features[: len(model.book.rows)]
-    chosen = features[:, names] if len(names) > 1 else features
-    centred = chosen - chosen.mean(axis=0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    plane = centred @ directions[:2].T
-    return np.pad(plane, ((0, 0), (0, max(0, 2 - plane.shape[1]))))

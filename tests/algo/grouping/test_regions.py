@@ -6,7 +6,7 @@ import pytest
 from coterie.algo.grouping.growth import TAU_HIGH, TAU_LOW, Visits, grow
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.summary import regions
+from coterie.algo.grouping.summary import leaf_labels, regions
 from coterie.algo.grouping.tree import Tree
 from grouping_worlds import COLUMNS, features, step, trained
 
@@ -117,7 +117,8 @@ def test_the_summary_tells_what_each_region_is():
     rows = regions(baseline)
     assert rows[0].rule == "all prompts"
     assert rows[0].parent == -1
-    assert all(row.parent < row.node for row in rows)
+    below = [[row.node for row in rows if row.parent == one.node] for one in rows]
+    assert all(len(children) == (0 if one.leaf else 2) for one, children in zip(rows, below, strict=True))
     leaves = [row for row in rows if row.leaf]
     assert len(leaves) >= 2
     assert sum(row.prompts for row in leaves) == rows[0].prompts == len(baseline.book.rows)
@@ -125,4 +126,17 @@ def test_the_summary_tells_what_each_region_is():
     easy = max(rows, key=lambda row: row.success)
     assert "meaning 1 >" in easy.rule
     assert all(name in baseline.book.rows and len(row.examples) <= 3 for row in rows for name in row.examples)
+    assert [row.label for row in leaves] == list("ABCDEFGHIJKL"[: len(leaves)])
+    assert all(row.rule.endswith(row.step) for row in rows if row.depth == 1)
     assert regions(trained("tracker")[0]) == []
+
+
+def test_the_page_goes_down_before_it_goes_on():
+    tree = Tree.stump().split(0, 2, 1.0).split(1, 0, 0.0).split(2, 3, 0.0)
+    assert tree.order() == [0, 1, 3, 4, 2, 5, 6]
+    assert leaf_labels(tree) == {3: "A", 4: "B", 5: "C", 6: "D"}
+    assert [tree.last_rule(node, COLUMNS) for node in (0, 1, 3)] == ["all prompts", "log digits ≤ 2", "meaning 1 ≤ 0"]
+    many = tree
+    for node in range(3, 57, 2):
+        many = many.split(node, 0, 0.0)
+    assert list(leaf_labels(many).values())[25:28] == ["Z", "AA", "AB"]

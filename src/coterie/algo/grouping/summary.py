@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, count, product
+from string import ascii_uppercase
 
 import numpy as np
 
 from coterie.algo.grouping.growth import Visits
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.state import Floats, Ints
+from coterie.algo.grouping.tree import Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,12 @@ class Region:
     """-1 for the root."""
     depth: int
     leaf: bool
+    label: str
+    """Of a leaf a letter to find it by, in the order of the page; of another node empty."""
     rule: str
-    """In words and plain units."""
+    """From the root on, in words and plain units."""
+    step: str
+    """Its last part: what parts the node from its sibling."""
     prompts: int
     """Distinct prompts visited in the window."""
     rollouts: float
@@ -39,7 +46,7 @@ class Region:
 
 
 def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
-    """Every node of the tree, root first, parents before children. Empty for a preset without a tree."""
+    """Every node of the tree in the order of `Tree.order`. Empty for a preset without a tree."""
     hierarchy = baseline.regions
     if hierarchy is None or not baseline.window.steps:
         return []
@@ -49,20 +56,31 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
     inside = tree.membership[tree.locate(visits.features)] > 0
     when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
     names = list(book.rows)
+    order = tree.order()
+    labels = leaf_labels(tree)
     return [
         Region(
             node=node,
             parent=int(tree.parent[node]),
             depth=int(tree.depth[node]),
             leaf=bool(tree.feature[node] < 0),
+            label=labels.get(node, ""),
             rule=tree.rule(node, baseline.columns),
+            step=tree.last_rule(node, baseline.columns),
             rollouts=float(visits.weight[inside[:, node]].sum()),
             offset=(high - low) * float(hierarchy.belief.mean[node]),
             **_facts(visits, inside[:, node], when, len(steps), (low, high)),
             examples=tuple(names[row] for row in _latest(visits.prompt[inside[:, node]], examples)),
         )
-        for node in range(tree.feature.size)
+        for node in order
     ]
+
+
+def leaf_labels(tree: Tree) -> dict[int, str]:
+    """Leaf → A … Z, AA, AB, … in the order of `Tree.order`."""
+    leaves = (node for node in tree.order() if tree.feature[node] < 0)
+    names = map("".join, chain.from_iterable(product(ascii_uppercase, repeat=size) for size in count(1)))
+    return dict(zip(leaves, names, strict=False))
 
 
 def _facts(visits: Visits, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:

@@ -85,6 +85,30 @@ class Tree:
         words = [_words(columns[f], low.get(f), high.get(f)) for f in dict.fromkeys(order)]
         return " and ".join(words) or "all prompts"
 
+    def last_rule(self, node: int, columns: Sequence[Column]) -> str:
+        """What parts a node from its sibling, in words; of the root what `rule` says.
+
+        >>> columns = (Column("log digits", "complexity", 2.0, 1.0), Column("task=gsm", "task", 0.5, 0.5))
+        >>> Tree.stump().split(0, 0, 0.5).split(2, 1, 0.0).last_rule(4, columns)
+        'task is gsm'
+        """
+        above = int(self.parent[node])
+        if above < 0:
+            return self.rule(node, columns)
+        threshold = float(self.threshold[above])
+        low, high = (None, threshold) if node == self.left[above] else (threshold, None)
+        return _words(columns[int(self.feature[above])], low, high)
+
+    def order(self) -> list[int]:
+        """Nodes as a page lists them: each before what is below it, the left before the right."""
+        found, open_ = [], [0]
+        while open_:
+            node = open_.pop()
+            found.append(node)
+            if self.feature[node] >= 0:
+                open_ += [int(self.right[node]), int(self.left[node])]
+        return found
+
     def split(self, node: int, feature: int, threshold: float) -> Tree:
         """The tree with a leaf cut in two; the new leaves are its last two nodes, left first."""
         count = self.feature.size
