@@ -108,7 +108,7 @@ def streams(runs: Sequence[Path]) -> Iterator[tuple[Path, list[Rollouts], tuple[
             known[same] = found
         features = known[same].features
         steps = step_files.steps(run / "rollouts")
-        yield run, [recorded(run, number, features) for number in steps], features.map.columns
+        yield run, [recorded(run, number, features, config.grouping.weights) for number in steps], features.map.columns
 
 
 def table(results: Mapping[str, Mapping[str, Error]]) -> str:

@@ -38,7 +38,7 @@ from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint, step_files
 from coterie.runs import rollouts as store
 from coterie.runs.durable import json_dumps, write_file
-from coterie.train.grouping import GroupAwareJudge
+from coterie.train.grouping import GroupAwareJudge, sampled_weights
 from coterie.train.prompt_features import PromptFeatures
 from coterie.types import Credit, Rollout
 
@@ -49,9 +49,26 @@ BUDGET = 64
 """Rollouts of a batch, for every group size; as many prompts are sampled at least."""
 SIZES = (1, 2, 4, 8)
 ATTEMPTS = 8
-ROULETTE = "heb-stack, roulette 1"
-"""The stack, and `optim.roulette = 1`."""
-ARMS = ("grpo-std", "prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack", ROULETTE)
+WEIGHTS = ("length", "probability")
+"""What a rollout may count for (`grouping.weights`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A baseline, and what is done with it."""
+
+    preset: str | None
+    """None: plain GRPO with its std."""
+    weights: str = "none"
+    roulette: float = 0.0
+
+
+ARMS = {
+    "grpo-std": Arm(preset=None),
+    **{preset: Arm(preset=preset) for preset in ("prompt", "rloo", "global", "tracker")},
+    **{f"{p}, {w}": Arm(preset=p, weights=w) for p in ("js2", "heb", "heb-stack") for w in WEIGHTS},
+    "heb-stack, probability, roulette 1": Arm(preset="heb-stack", weights="probability", roulette=1.0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +79,8 @@ class Pool:
     """[P]"""
     rewards: np.ndarray
     """[P, S]"""
-    lengths: np.ndarray
-    """[P, S] trained tokens."""
+    weights: Mapping[str, np.ndarray]
+    """What each counts for under each of `WEIGHTS`, [P, S]."""
     features: np.ndarray
     """[P, F]"""
     scores: np.ndarray
@@ -137,7 +154,7 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
     pool = Pool(
         prompts=names,
         rewards=np.array([np.nan if one.reward is None else one.reward for one in found]).reshape(shape),
-        lengths=np.array([one.trained_tokens for one in found], dtype=np.float64).reshape(shape),
+        weights={kind: _weights(found, kind).reshape(shape) for kind in WEIGHTS},
         features=judge.features.of(names),
         scores=_scores(learner_for(config, policy, lambda: policy), found).reshape(*shape, -1),
     )
@@ -159,18 +176,24 @@ def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
     return np.stack([known[one.context.prompt_id, one.turns[0].tokens] for one in rollouts])
 
 
-def taught(run: Path, step: int, arm: str, features: PromptFeatures) -> GroupAwareBaseline | None:
+def _weights(rollouts: Sequence[Rollout], kind: str) -> np.ndarray:
+    found = sampled_weights(rollouts, kind)
+    assert found is not None
+    return found
+
+
+def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwareBaseline | None:
     """The arm's estimator after the run's recorded steps up to `step`; None for plain GRPO with its std."""
-    if arm == "grpo-std":
+    if arm.preset is None:
         return None
-    estimator = GroupAwareBaseline(features.map.columns, preset=arm.partition(",")[0], settings=Settings(), seed=0)
+    estimator = GroupAwareBaseline(features.map.columns, preset=arm.preset, settings=Settings(), seed=0)
     for number in (one for one in step_files.steps(run / "rollouts") if one <= step):
-        estimator.observe(recorded(run, number, features))
+        estimator.observe(recorded(run, number, features, arm.weights))
     return estimator
 
 
-def recorded(run: Path, number: int, features: PromptFeatures) -> Rollouts:
-    """One recorded step, as an estimator sees it."""
+def recorded(run: Path, number: int, features: PromptFeatures, weights: str) -> Rollouts:
+    """One recorded step, as an estimator sees it; `weights` as in `[grouping]`, but for score_norm."""
     rows = [one.rollout for one in store.read_step(run / "rollouts", number) if one.rollout.reward is not None]
     names = tuple(one.context.prompt_id for one in rows)
     return Rollouts(
@@ -178,7 +201,7 @@ def recorded(run: Path, number: int, features: PromptFeatures) -> Rollouts:
         rewards=np.array([one.reward for one in rows], dtype=np.float64),
         features=features.of(names),
         time=float(number - 1),
-        weights=np.array([max(one.trained_tokens, 1) for one in rows], dtype=np.float64),
+        weights=sampled_weights(rows, weights),
     )
 
 
@@ -193,7 +216,7 @@ def draw(pool: Pool, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def advantages(
-    pool: Pool, rows: np.ndarray, attempts: np.ndarray, size: int, model: GroupAwareBaseline | None, time: int
+    pool: Pool, rows: np.ndarray, attempts: np.ndarray, size: int, arm: Arm, model: GroupAwareBaseline | None, time: int
 ) -> np.ndarray:
     """[N] undivided, but for plain GRPO with its std. A rollout that could not be scored has none."""
     rewards = pool.rewards[rows, attempts]
@@ -206,20 +229,18 @@ def advantages(
         rewards=rewards,
         features=pool.features[rows],
         time=float(time),
-        weights=pool.lengths[rows, attempts],
+        weights=pool.weights[arm.weights][rows, attempts] if arm.weights in pool.weights else None,
     )
     return np.nan_to_num(rewards - model.predict(shown))
 
 
-def measure(
-    pool: Pool, size: int, model: GroupAwareBaseline | None, time: int, batches: int, *, roulette: float = 0.0
-) -> Gradient:
+def measure(pool: Pool, size: int, arm: Arm, model: GroupAwareBaseline | None, time: int, batches: int) -> Gradient:
     """Of `batches` batches; those of one size are the same for every arm."""
     gradients, silent = [], []
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
-        found = advantages(pool, rows, attempts, size, model, time)
-        keep = chances(np.abs(found), roulette)
+        found = advantages(pool, rows, attempts, size, arm, model, time)
+        keep = chances(np.abs(found), arm.roulette)
         draws = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
         found = np.where(draws < keep, found / np.maximum(keep, 1e-12), 0.0)
         gradients.append(found @ pool.scores[rows, attempts] / BUDGET)
@@ -248,11 +269,11 @@ def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
     """Every arm at every group size, at one checkpoint."""
     pool, features = collect(run, step, prompts)
     found: dict[tuple[str, int], Gradient] = {}
-    for arm in ARMS:
+    for name, arm in ARMS.items():
         model = taught(run, step, arm, features)
         for size in SIZES:
-            if size > 1 or arm not in ("grpo-std", "prompt", "rloo"):  # a lone rollout has no siblings
-                found[arm, size] = measure(pool, size, model, step, batches, roulette=float(arm == ROULETTE))
+            if size > 1 or name not in ("grpo-std", "prompt", "rloo"):  # a lone rollout has no siblings
+                found[name, size] = measure(pool, size, arm, model, step, batches)
     return {
         "arms": {f"{arm}/{size}": one.numbers(gain(arm, size, found)) for (arm, size), one in found.items()},
         "reward": float(np.nanmean(pool.rewards)),

@@ -52,24 +52,25 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     # The mean score of many attempts is near zero; each alone is not.
     alone = np.square(pool.scores).sum(-1).mean()
     assert np.square(pool.scores.reshape(64, -1).mean(0)).sum() < alone / 4
-    model = study.taught(run, 4, "heb", features)
+    arm = study.ARMS["heb, length"]
+    model = study.taught(run, 4, arm, features)
     rows, attempts = study.draw(pool, 2, 0)
-    found = study.advantages(pool, rows, attempts, 2, model, 4)
+    found = study.advantages(pool, rows, attempts, 2, arm, model, 4)
     changed = pool.rewards.copy()
     changed[rows[0], attempts[0]] = 0.123
-    other = study.advantages(study.Pool(**{**fields(pool), "rewards": changed}), rows, attempts, 2, model, 4)
+    other = study.advantages(study.Pool(**{**fields(pool), "rewards": changed}), rows, attempts, 2, arm, model, 4)
     moved = changed[rows[0], attempts[0]] - pool.rewards[rows[0], attempts[0]]
     assert other[0] - found[0] == pytest.approx(moved, abs=1e-9), "its own reward is not in its baseline"
     results = {"one/4": study.study(run, 4, 8, 6)}
     arms = results["one/4"]["arms"]
-    assert arms["heb/1"]["noise"] > 0
-    assert [arms[name]["gain"] for name in ("rloo/4", "heb/2", "prompt/4")] == pytest.approx([1.0, 1.0, 0.75])
+    assert arms["heb, length/1"]["noise"] > 0
+    assert [arms[name]["gain"] for name in ("rloo/4", "heb, length/2", "prompt/4")] == pytest.approx([1.0, 1.0, 0.75])
     # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy (with
     # `weights = "length"` the mean of the others is not that any more).
     assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"])
-    assert arms[f"{study.ROULETTE}/2"]["silent"] > arms["heb-stack/2"]["silent"]
-    assert "| heb-stack | " in study.table(results)
+    assert arms["heb-stack, probability, roulette 1/2"]["silent"] > arms["heb-stack, probability/2"]["silent"]
+    assert "| heb-stack, length | " in study.table(results)
 
 
 def fields(pool: object) -> dict[str, object]:
-    return {name: getattr(pool, name) for name in ("prompts", "rewards", "lengths", "features", "scores")}
+    return {name: getattr(pool, name) for name in ("prompts", "rewards", "weights", "features", "scores")}

@@ -61,7 +61,7 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     [
         {},
         {"weights": "score_norm", "embedding": "none", "without": ["tree"]},
-        {"per_part": True, "rewards": None},
+        {"weights": "probability", "per_part": True, "rewards": None},
         {"allocate": True, "candidates": 2, "most": 6, "uniform": True, "clock": "policy", "trust": 0.5},
     ],
     ids=["plain", "score norms", "per part", "allocation, policy time, trust"],

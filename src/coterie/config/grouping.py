@@ -36,9 +36,10 @@ class GroupingConfig(Section):
     without: list[Part] = Field(default_factory=list)
     """Scales (siblings, batch, prompt, tree, key, linear, root) and signals (semantic, complexity, task, key, reward,
     temporal) to leave out: an ablation."""
-    weights: Literal["score_norm", "length", "none"] = "length"
+    weights: Literal["score_norm", "probability", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
-    of the mean: its score norm (needs a scoring pass), its length, or all alike."""
+    of the mean: its score norm (needs a scoring pass), Σ (1 - p)² over its tokens as sampled (about the same, for
+    free), its length, or all alike."""
     embedding: Annotated[str, Field(min_length=1)] = "policy"
     """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
     asset name (`minilm-l6`), folder or transformers id."""

@@ -17,6 +17,7 @@ from coterie.algo.grouping.parts import WHOLE, PartwiseBaseline, Verdict
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import join, pick
 from coterie.algo.grouping.trust import trust_factors
+from coterie.algo.grouping.weights import probability_weight
 from coterie.algo.returns import returns_to_go
 from coterie.config.grouping import GroupingConfig
 from coterie.errors import ConfigError
@@ -149,12 +150,10 @@ class GroupAwareJudge(Judge):
 
     def _weights(self, members: Sequence[Rollout], scores: Scores) -> np.ndarray | None:
         """[B] what each rollout counts for."""
-        if self.config.weights == "length":
-            return np.array([max(one.trained_tokens, 1) for one in members], dtype=np.float64)
         if self.config.weights == "score_norm":
             norms = [scores[one.id].score_norms if one.id in scores else None for one in members]
             return np.array([0.0 if one is None else float(one.sum()) for one in norms])
-        return None
+        return sampled_weights(members, self.config.weights)
 
     def _credits(
         self, members: Sequence[Rollout], verdict: Verdict, penalties: Mapping[str, np.ndarray]
@@ -259,3 +258,14 @@ class GroupAwareJudge(Judge):
             self.clock.load(held["clock"])
         if adopt:
             self.model.adopt(**self.versions)
+
+
+def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:
+    """[B] what each rollout counts for, as far as it can be told without a pass of the model; None: all alike."""
+    if kind == "length":
+        return np.array([max(one.trained_tokens, 1) for one in members], dtype=np.float64)
+    if kind == "probability":
+        return np.array(
+            [probability_weight([p for turn in one.turns for p in turn.sampler_logprobs]) for one in members]
+        )
+    return None
