@@ -23,7 +23,7 @@ class Rollouts:
     time: float
     """Policy time (`PolicyClock`) of the policy that generated them, or the step number."""
     weights: Floats | None = None
-    """[B] positive score norms Σ_t m(1 - 2π + Σπ²), or a proxy (`probability_weight`, token counts); None: all alike."""
+    """[B] positive score norms Σ_t m(1 - 2π + Σπ²), or a proxy (`probability_weight`, length); None: all alike."""
 
     def __post_init__(self) -> None:
         count = len(self.prompts)
