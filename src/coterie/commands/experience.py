@@ -79,24 +79,33 @@ def experience(
         if filters != Filters() or by or sort or columns:
             raise typer.BadParameter("a SELECT filters, sorts and names its columns itself", param_hint="--sql")
         table = _answer(stored, sql)
-        _show(table, len(table), most, export, json_)
-        return
-    selection = select(stored, filters)
-    if by is not None:
-        from coterie.experience.summary import summarise
-
+    elif by is not None:
         if columns:
             raise typer.BadParameter("a summary has columns of its own", param_hint="--columns")
-        table = summarise(selection, by, sort=sort)
-        _show(table, len(table), most, export, json_)
+        table = _summary(select(stored, filters), by, sort)
+    else:
+        _list(select(stored, filters), columns, sort, most, export, json_)
         return
-    names = _columns(selection, columns, whole=export is not None)
-    if export is not None and sort is None and limit is None:
-        _stream(selection, names, export)
+    _show(table, len(table), most, export, json_)
+
+
+def _list(
+    selection: Selection, wanted: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
+) -> None:
+    """The rollouts themselves; a whole unsorted selection goes to a file without being held in memory."""
+    names = _columns(selection, wanted, whole=file is not None)
+    if file is not None and sort is None and most is None:
+        _stream(selection, names, file)
         return
     table = selection.table(names, sort=sort, limit=most)
-    count = len(table) if export is not None or most is None or len(table) < most else selection.count()
-    _show(table, count, most, export, json_)
+    count = len(table) if file is not None or most is None or len(table) < most else selection.count()
+    _show(table, count, most, file, json_)
+
+
+def _summary(selection: Selection, by: str, sort: str | None) -> pa.Table:
+    from coterie.experience.summary import summarise
+
+    return summarise(selection, by, sort=sort)
 
 
 def _answer(stored: Any, sql: str) -> pa.Table:

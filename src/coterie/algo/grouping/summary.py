@@ -56,7 +56,6 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
     inside = tree.membership[tree.locate(visits.features)] > 0
     when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
     names = list(book.rows)
-    order = tree.order()
     labels = leaf_labels(tree)
     return [
         Region(
@@ -72,7 +71,7 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
             **_facts(visits, inside[:, node], when, len(steps), (low, high)),
             examples=tuple(names[row] for row in _latest(visits.prompt[inside[:, node]], examples)),
         )
-        for node in order
+        for node in tree.order()
     ]
 
 
