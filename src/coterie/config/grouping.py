@@ -39,8 +39,8 @@ class GroupingConfig(Section):
     weights: Literal["score_norm", "probability", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
     of the mean: its score norm (needs a scoring pass), Σ (1 - p)² over its tokens as sampled (about the same, for
-    free), its length, or all alike. By the first two what is expected of a prompt is no plain success rate any more,
-    so they do not go well with `allocate` and `scale = "expected"`."""
+    free), its length, or all alike. What is expected of a prompt, for `allocate` and `scale = "expected"`, is a plain
+    mean whatever this says."""
     embedding: Annotated[str, Field(min_length=1)] = "policy"
     """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
     asset name (`minilm-l6`), folder or transformers id."""

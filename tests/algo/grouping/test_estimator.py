@@ -183,6 +183,29 @@ def test_history_knows_better_than_the_overall_mean():
     assert strangers[0] > 0.7
 
 
+@pytest.mark.parametrize("preset", ["tracker", "heb", "heb-stack"])
+def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
+    """Where right answers count little, as those of a policy that is sure of them do, a weighted mean is too low."""
+    baseline = GroupAwareBaseline(preset=preset)
+    for time in range(30):
+        baseline.observe(
+            Rollouts(
+                prompts=tuple(f"p{i // 4}" for i in range(16)),
+                rewards=np.tile([1.0, 1.0, 1.0, 0.0], 4),
+                features=np.zeros((16, 0)),
+                time=float(time),
+                weights=np.tile([0.1, 0.1, 0.1, 3.0], 4),
+            )
+        )
+    mean, _ = baseline.expect(("p0", "p1"), np.zeros((2, 0)), 30.0)
+    np.testing.assert_allclose(mean, 0.75, atol=0.03)
+    again = GroupAwareBaseline(preset=preset)
+    again.load(baseline.state())
+    np.testing.assert_array_equal(again.expect(("p0", "p1"), np.zeros((2, 0)), 30.0)[0], mean)
+    baseline.widen()
+    np.testing.assert_allclose(baseline.expect(("p0", "p1"), np.zeros((2, 0)), 30.0)[0], mean)
+
+
 @pytest.mark.parametrize("name", sorted((SCALES | SIGNALS) - {"task", "key"}))
 def test_each_scale_and_signal_makes_a_difference(name):
     full, rng, table = trained("heb")

@@ -19,7 +19,7 @@ from coterie.algo.grouping.stack import Stack, buckets
 from coterie.algo.grouping.state import Floats, State, join, pick
 from coterie.algo.grouping.tracker import Tracker
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 LEAST_SCALE = 0.05
 """Least advantage scale c, in reward ranges."""
 LEAST_SPREAD = 0.25
@@ -59,7 +59,7 @@ class GroupAwareBaseline:
         self.given = Settings() if settings is None else settings
         self.settings = self.given.in_effect()
         start = experts_of(preset, self.settings.scales)
-        self.preset, self.experts, self.columns = preset, tuple(start), columns
+        self.preset, self.experts, self.columns, self.seed = preset, tuple(start), columns, seed
         self.versions = {"reward": reward, "reference": reference}
         self.book, self.window = PromptBook(), Window(self.settings.window)
         self.hierarchies = {name: self._hierarchy(name, seed) for name in self.experts if name.startswith("heb")}
@@ -74,7 +74,19 @@ class GroupAwareBaseline:
         # Running sums with forgetting: [squared error, rollouts], [weight, rollouts], [weighted reward, weight].
         self.sums = np.zeros((3, 2))
         self.steps = 0
+        self.plain: GroupAwareBaseline | None = None
+        """The same without weights, from the first weighted step on: what a prompt is expected to earn. Weighted means
+        keep the gradient quiet, but are no success rates where what counts little is right more often."""
         self._last: tuple[Rollouts, Groups, Floats, dict[str, Prediction]] | None = None
+
+    def _without_weights(self) -> GroupAwareBaseline:
+        settings = replace(self.given, weighted=False)
+        preset = "heb" if self.hierarchies else "tracker"
+        return GroupAwareBaseline(self.columns, preset=preset, settings=settings, seed=self.seed)
+
+    def _learners(self) -> dict[str, Hierarchy | Tracker | GroupAwareBaseline]:
+        """What has a state of its own beside the book, the window and the stack."""
+        return {**self.hierarchies, **self.trackers, **({} if self.plain is None else {"plain": self.plain})}
 
     def _hierarchy(self, name: str, seed: int) -> Hierarchy:
         settings = self.settings
@@ -136,8 +148,11 @@ class GroupAwareBaseline:
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats]:
         """[P] expected reward and [P] its variance from history alone, before sampling: for allocation and dispatch.
 
-        Presets without a hierarchy expect what their tracker says, or the running mean, with a variance of .03 ranges².
+        A plain mean over attempts, whatever a rollout counts for in the baseline. Presets without a hierarchy expect
+        what their tracker says, or the running mean, with a variance of .03 ranges².
         """
+        if self.plain is not None:
+            return self.plain.expect(prompts, features, time)
         low, high = self.range or (0.0, 1.0)
         rows = np.array([self.book.rows.get(name, -1) for name in prompts], dtype=np.int64)
         for hierarchy in self.hierarchies.values():
@@ -227,6 +242,9 @@ class GroupAwareBaseline:
         self._last = None
         if not groups.of.size:
             return Lesson({}, 0.0, 0.0, 0, {}, None)
+        if self.settings.weighted and rollouts.weights is not None and (self.hierarchies or self.trackers):
+            self.plain = self.plain or self._without_weights()
+            self.plain.observe(replace(rollouts, weights=None))
         bucket = buckets(groups)
         combined = self.stack.combine(experts, bucket)
         lesson = self._lesson(groups, experts, combined, predictions)
@@ -274,9 +292,8 @@ class GroupAwareBaseline:
 
     def _restart(self) -> None:
         """What was learned in other units is dropped; rows of prompts stay."""
-        seed = next(iter(self.hierarchies.values())).seed if self.hierarchies else 0
         self.window.steps.clear()
-        self.hierarchies = {name: self._hierarchy(name, seed) for name in self.hierarchies}
+        self.hierarchies = {name: self._hierarchy(name, self.seed) for name in self.hierarchies}
         self.trackers = {name: Tracker(tracker.half_life, tracker.rho) for name, tracker in self.trackers.items()}
         self.stack = Stack(self.stack.start, keep=self.settings.keep_gram)
         self.sums[0], self.sums[2] = 0.0, 0.0
@@ -286,7 +303,7 @@ class GroupAwareBaseline:
     def widen(self, factor: float = 10.0) -> None:
         """The reward function or the reference changed: what is known stays, with `factor` times its variance."""
         self._last = None
-        for part in (*self.hierarchies.values(), *self.trackers.values(), self.stack):
+        for part in (*self._learners().values(), self.stack):
             part.widen(factor)
         self.sums[0] /= factor
 
@@ -308,13 +325,14 @@ class GroupAwareBaseline:
             "versions": self.versions,
             "range": None if self.range is None else list(self.range),
             "steps": self.steps,
+            "plain": self.plain is not None,
         }
         return join(
             own=({"sums": self.sums.copy()}, own),
             book=self.book.state(),
             window=self.window.state(),
             stack=self.stack.state(),
-            **{name: part.state() for name, part in (self.hierarchies | self.trackers).items()},
+            **{name: part.state() for name, part in self._learners().items()},
         )
 
     def load(self, state: State) -> None:
@@ -334,5 +352,6 @@ class GroupAwareBaseline:
         self.book.load(pick(state, "book"))
         self.window.load(pick(state, "window"))
         self.stack.load(pick(state, "stack"))
-        for name, part in (self.hierarchies | self.trackers).items():
+        self.plain = self._without_weights() if json["plain"] else None
+        for name, part in self._learners().items():
             part.load(pick(state, name))
