@@ -16,7 +16,7 @@ from coterie.errors import RewardError
 from coterie.policy.learner import UpdateReport
 from coterie.rewards.base import Score
 from coterie.train.measures import step_metrics
-from coterie.types import Message, Outcome, Prompt
+from coterie.types import Message, Outcome, Prompt, StopReason
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=3)
 
@@ -30,12 +30,21 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(ord("a") + token) for token in ids)
 
+    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+        return self.render(messages)
+
 
 class Marks:
     """1 for a completion that starts with the answer; `?` makes it an error."""
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        turns: Sequence[Sequence[str]] | None = None,
+        earned: Sequence[Sequence[float]] | None = None,
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
@@ -105,14 +114,16 @@ def test_an_environment_that_raises_is_no_reward() -> None:
     assert found.rollouts[0].error == "the environment raised RuntimeError: the tool is gone"
 
 
-def test_an_environment_that_wants_more_turns_is_refused_by_name() -> None:
+def test_an_environment_that_wants_more_turns_than_allowed_is_cut() -> None:
     class Chatty:
         def episode(self, prompt: Prompt) -> Episode:
             yield prompt.messages
             yield prompt.messages
 
     found = collector(Chatty()).collect([prompt("p")], samples=1, sampling=SAMPLING)
-    assert "only single-turn episodes" in (found.rollouts[0].error or "")
+    (rollout,) = found.rollouts
+    assert (rollout.outcome, rollout.stop_reason) == (Outcome.TRUNCATED, StopReason.EPISODE)
+    assert len(rollout.turns) == 1
 
 
 def test_groups_of_another_scale_are_a_key_away() -> None:

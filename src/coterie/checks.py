@@ -16,6 +16,8 @@ from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved
+from coterie.engines.scripted import ScriptedEngine
+from coterie.envs.episodes import Episodes
 from coterie.errors import CoterieError
 from coterie.learning import learner_for
 from coterie.observer import Silent
@@ -61,6 +63,7 @@ def validate(config: RunConfig) -> Report:
     inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is not None:
         _data_lines(report, config, inputs)
+        report.attempt("environment", lambda: _environment_line(report, config, inputs))
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     return report
 
@@ -74,6 +77,7 @@ def dry_run(config: RunConfig) -> Report:
     if inputs is None:
         return report
     _data_lines(report, config, inputs)
+    report.attempt("environment", lambda: _environment_line(report, config, inputs))
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     policy = report.attempt("model", lambda: parts.policy_for(config, inputs))
     if policy is None:
@@ -105,6 +109,37 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
         report.add("warn", "data, held out", "none: the run will not know whether it learned; add [[data.heldout]]")
+
+
+def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    """Some episodes in which every turn says the gold answer: that the environment runs, and what it thinks of it."""
+    limits = parts.limits_of(config.environment)
+    if limits is None or not inputs.prompts:
+        return
+    seen = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
+
+    def script(request: Request) -> list[int]:
+        words = seen[request.key.prompt].answer or "?"
+        return list(inputs.chat.tokenizer(words, add_special_tokens=False)["input_ids"])
+
+    engine, environment = ScriptedEngine(script), parts.environment_for(config.environment)
+    episodes = Episodes(engine, environment, inputs.chat, seed=config.seed, limits=limits)
+    sampling = Sampling(temperature=1.0, max_tokens=config.sampling.max_tokens)
+    played = episodes.play([(prompt, 0) for prompt in seen.values()], sampling)
+    broken = [one for one in played if one.error is not None]
+    if broken:
+        level = "warn" if len(broken) <= config.collect.max_error_share * len(played) else "fail"
+        text = f"{len(broken)} of {len(played)} episodes failed; the first, of prompt {broken[0].prompt.id}: "
+        report.add(level, "environment", text + str(broken[0].error))
+        return
+    turns = sum(len(one.turns) for one in played) / len(played)
+    earned = sum(turn.reward for one in played for turn in one.turns) / len(played)
+    report.add(
+        "ok",
+        "environment",
+        f"{config.environment.name}: {len(played)} episodes in which every turn says the gold answer have {turns:.1f} "
+        f"turns and earn {earned:.2f} on average",
+    )
 
 
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
@@ -143,12 +178,12 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
     """
     row = largest(
         prompt=inputs.longest(),
-        completion=config.sampling.max_tokens,
+        completion=parts.longest_episode(config, inputs) - inputs.longest(),
         prompts=config.collect.prompts + config.replay.groups,
         group_size=config.collect.group_size,
         token_budget=config.optim.token_budget,
     )
-    longest = inputs.longest() + config.sampling.max_tokens
+    longest = parts.longest_episode(config, inputs)
     sampling = config.collect.slots * reserved(longest) * learner.policy.cache_bytes()
     return memory.preflight(learner, row, sampling=sampling)
 
@@ -177,7 +212,8 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     learner.gradient([batch])
     sampled = sum(len(turn.tokens) for turn in turns) / generate
     trained = len(batch.targets) / (time.perf_counter() - started)
-    longest = config.sampling.max_tokens
+    turns_each = config.environment.max_turns if config.environment.talks else 1
+    longest = config.sampling.max_tokens * turns_each
     tokens = config.collect.prompts * config.collect.group_size * longest
     replayed = config.replay.groups * config.collect.group_size * longest
     # A pass without gradient, of every candidate, is a third of one with.
@@ -189,9 +225,14 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
         "time",
         f"at most about {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
         f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, if every completion had "
-        f"sampling.max_tokens = {longest} tokens and no group was skipped (measured: {sampled:.0f} tok/s sampled, "
+        f"{_longest_words(config)} and no group was skipped (measured: {sampled:.0f} tok/s sampled, "
         f"{trained:.0f} tok/s trained)",
     )
+
+
+def _longest_words(config: RunConfig) -> str:
+    words = f"sampling.max_tokens = {config.sampling.max_tokens} tokens"
+    return words + (f" in each of {config.environment.max_turns} turns" if config.environment.talks else "")
 
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from coterie.algo.grouping.facts import facts_of
-from coterie.engines.base import Engine, Quorum, Request, Sampling
-from coterie.engines.contract import check_turns
-from coterie.envs.base import Environment, Episode
+from coterie.engines.base import Engine, Quorum, Sampling
+from coterie.envs.base import Environment
+from coterie.envs.episodes import Attempt, Episodes, Limits, Talk
 from coterie.errors import RewardError
 from coterie.rewards.boundaries import token_ends
-from coterie.types import Context, Message, Outcome, Prompt, Rollout, SampleKey, StepReward, StopReason, Turn
+from coterie.types import Context, Outcome, Prompt, Rollout, StepReward, StopReason
 
 
 class Score(Protocol):
@@ -30,16 +30,17 @@ class Score(Protocol):
 
 
 class Scorer(Protocol):
+    """`turns` and `earned` come where the environment may have several turns."""
+
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        turns: Sequence[Sequence[str]] | None = None,
+        earned: Sequence[Sequence[float]] | None = None,
     ) -> Sequence[Score]: ...
-
-
-class Renderer(Protocol):
-    """The part of the chat that collecting needs: tokens in, text out for the rewards."""
-
-    def render(self, messages: Sequence[Message]) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,8 @@ class Collector:
     Args:
         seed: of the run; every draw derives from it and from (version, prompt, sample, turn).
         max_error_share: a larger share of errors in one call ends the run with the first error's text.
+        limits: of episodes of several turns; an environment that would go on beyond them ends in a truncated rollout.
+            None: one turn, of which the scorer is told no more than its text.
     """
 
     def __init__(
@@ -88,10 +91,11 @@ class Collector:
         *,
         engine: Engine,
         environment: Environment,
-        chat: Renderer,
+        chat: Talk,
         scorer: Scorer,
         seed: int,
         max_error_share: float,
+        limits: Limits | None = None,
     ) -> None:
         self.engine = engine
         self.environment = environment
@@ -99,6 +103,7 @@ class Collector:
         self.scorer = scorer
         self.seed = seed
         self.max_error_share = max_error_share
+        self.limits = limits
 
     def collect(
         self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling, quorum: Quorum | None = None
@@ -117,35 +122,16 @@ class Collector:
             counts[prompt.id] = counts.get(prompt.id, 0) + samples
         attempts = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
         started = time.perf_counter()
-        turns, episodes = self._sample(attempts, sampling, quorum)
+        found = self._play(attempts, sampling, quorum)
         sampled = time.perf_counter()
-        left = {
-            prompt.id
-            for (prompt, _), turn in zip(attempts, turns, strict=True)
-            if turn.stop_reason is StopReason.ABANDONED
-        }
-        kept = [k for k, (prompt, _) in enumerate(attempts) if prompt.id not in left]
-        wasted = sum(len(turn.tokens) for turn in turns) - sum(len(turns[k].tokens) for k in kept)
-        attempts, turns = [attempts[k] for k in kept], [turns[k] for k in kept]
-        episodes = [episodes[k] for k in kept]
-        completions = [self.chat.decode(turn.tokens) for turn in turns]
-        lengths = [len(turn.tokens) for turn in turns]
-        scores = self.scorer.score([prompt for prompt, _ in attempts], completions, lengths=lengths)
+        left = {one.prompt.id for one in found if one.turns[-1].stop_reason is StopReason.ABANDONED}
+        kept = [one for one in found if one.prompt.id not in left]
+        wasted = sum(map(_length, found)) - sum(map(_length, kept))
+        scores = self._scores(kept)
         facts = {prompt.id: facts_of(prompt) for prompt in distinct.values()}
         rollouts = tuple(
-            _rollout(
-                prompt,
-                facts[prompt.id],
-                sample,
-                turn,
-                completion,
-                score,
-                _ends(episode, completion),
-                self._steps(turn, completion, score),
-            )
-            for (prompt, sample), turn, completion, score, episode in zip(
-                attempts, turns, completions, scores, episodes, strict=True
-            )
+            _rollout(one, facts[one.prompt.id], score, self._steps(one, score))
+            for one, score in zip(kept, scores, strict=True)
         )
         self._check(rollouts)
         return Experience(
@@ -157,31 +143,32 @@ class Collector:
             abandoned_tokens=wasted,
         )
 
-    def _sample(
-        self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None
-    ) -> tuple[list[Turn], list[Episode]]:
-        rendered: dict[str, tuple[int, ...]] = {}
-        requests, episodes = [], []
-        for prompt, sample in attempts:
-            episode = self.environment.episode(prompt)
-            opening = next(episode)
-            if prompt.id not in rendered:
-                rendered[prompt.id] = tuple(self.chat.render(opening))
-            key = SampleKey(seed=self.seed, version=self.engine.version, prompt=prompt.id, sample=sample)
-            requests.append(Request(key=key, prompt_tokens=rendered[prompt.id]))
-            episodes.append(episode)
-        turns = self.engine.generate(requests, sampling, quorum)
-        check_turns(requests, turns, vocabulary=self.engine.vocabulary, sampling=sampling, quorum=quorum)
-        return turns, episodes
+    def _play(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None) -> list[Attempt]:
+        limits = self.limits or Limits()
+        episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=limits)
+        return episodes.play(attempts, sampling, quorum)
 
-    def _steps(self, turn: Turn, completion: str, score: Score) -> tuple[StepReward, ...]:
-        """The steps' ends in tokens instead of characters."""
+    def _scores(self, attempts: Sequence[Attempt]) -> Sequence[Score]:
+        """What the scorer says of each attempt's last turn; it is told of the others where there may be several."""
+        prompts, completions = [one.prompt for one in attempts], [one.texts[-1] for one in attempts]
+        lengths = [_length(one) for one in attempts]
+        if self.limits is None:
+            return self.scorer.score(prompts, completions, lengths=lengths)
+        earned = [[turn.reward for turn in one.turns] for one in attempts]
+        return self.scorer.score(
+            prompts, completions, lengths=lengths, turns=[one.texts for one in attempts], earned=earned
+        )
+
+    def _steps(self, attempt: Attempt, score: Score) -> tuple[StepReward, ...]:
+        """The steps' ends in tokens of all turns instead of characters of the last one."""
         if not any(score.steps.values()):
             return ()
         ends = sorted({end for steps in score.steps.values() for end, _ in steps})
-        tokens = dict(zip(ends, token_ends([turn.tokens], ends, self.chat.decode), strict=True))
+        last = attempt.turns[-1].tokens
+        before = _length(attempt) - len(last)
+        tokens = dict(zip(ends, token_ends([last], ends, self.chat.decode), strict=True))
         found = [
-            StepReward(end=tokens[end], value=value, label=label)
+            StepReward(end=before + tokens[end], value=value, label=label)
             for label, steps in score.steps.items()
             for end, value in steps
         ]
@@ -197,41 +184,28 @@ class Collector:
             )
 
 
-def _ends(episode: Episode, completion: str) -> str | None:
-    """None when the episode is over after this completion, else why it cannot be used."""
-    try:
-        episode.send(completion)
-    except StopIteration:
-        return None
-    except Exception as error:
-        return f"the environment raised {type(error).__name__}: {error}"
-    return "the environment asked for another turn, but only single-turn episodes are collected"
+def _length(attempt: Attempt) -> int:
+    """Tokens that the model said, over all turns."""
+    return sum(len(turn.tokens) for turn in attempt.turns)
 
 
-def _rollout(
-    prompt: Prompt,
-    facts: Mapping[str, Any],
-    sample: int,
-    turn: Turn,
-    completion: str,
-    score: Score,
-    env_error: str | None,
-    steps: tuple[StepReward, ...],
-) -> Rollout:
-    outcome = Outcome.TRUNCATED if turn.stop_reason.truncated else Outcome.OK
-    error = env_error or score.error
+def _rollout(attempt: Attempt, facts: Mapping[str, Any], score: Score, steps: tuple[StepReward, ...]) -> Rollout:
+    prompt, first, last = attempt.prompt, attempt.turns[0], attempt.turns[-1]
+    outcome = Outcome.TRUNCATED if last.stop_reason.truncated else Outcome.OK
+    error = attempt.error or score.error
     if score.error is not None:
         outcome = Outcome.REWARD_ERROR
-    if turn.stop_reason is StopReason.DEADLINE and not turn.tokens:
+    if last.stop_reason is StopReason.DEADLINE and not last.tokens:
         outcome, error = Outcome.ENGINE_ERROR, "sampling.deadline_s passed before its first token"
-    if env_error is not None:
-        outcome = Outcome.ENV_ERROR
+    if attempt.error is not None:
+        outcome, error = Outcome.ENV_ERROR, attempt.error
     difficulty = prompt.attributes.get("difficulty")
     return Rollout(
-        id=f"{prompt.id}#{sample}@{turn.version}",
-        sample=sample,
-        turns=(turn,),
-        completion=completion,
+        id=f"{prompt.id}#{attempt.sample}@{first.version}",
+        sample=attempt.sample,
+        turns=tuple(attempt.turns),
+        completion=attempt.texts[-1],
+        messages=attempt.transcript,
         reward=score.reward if outcome.usable else None,
         reward_parts=dict(score.parts),
         step_rewards=steps if outcome.usable else (),
@@ -241,10 +215,10 @@ def _rollout(
             prompt_id=prompt.id,
             task=prompt.task,
             difficulty=float(difficulty) if isinstance(difficulty, int | float) else None,
-            version=turn.version,
-            prompt_length=len(turn.prompt_tokens),
-            completion_length=len(turn.tokens),
-            stop_reason=turn.stop_reason,
+            version=first.version,
+            prompt_length=len(first.prompt_tokens),
+            completion_length=_length(attempt),
+            stop_reason=last.stop_reason,
             attributes=prompt.attributes,
             **facts,
         ),

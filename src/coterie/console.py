@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.observer import POOLED, EvalResult, RunInfo
-from coterie.text import interval_text, one_line, safe_text
+from coterie.text import conversation, interval_text, one_line, safe_text
 from coterie.types import Prompt, Rollout
 
 ROWS = 12
@@ -252,13 +252,22 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
     ending = rollout.error or rollout.outcome.value
     return "\n".join(
         [
-            f"prompt     {_clipped_text(prompt.messages[-1]['content'], lines)}",
-            f"completion {_clipped_text(rollout.completion, lines)}",
+            *_said(prompt, rollout, lines),
             f"answer     {_clipped_text(prompt.answer or ABSENT, 1)}",
             f"reward     {number(rollout.reward, 2)} ({safe_text(parts or 'no parts')}); {safe_text(ending)}",
             *([f"steps      {_clipped_text(_steps(rollout), 1)}"] if rollout.step_rewards else []),
         ]
     )
+
+
+def _said(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
+    """Question and answer; of several turns, all that was said, with who said it."""
+    if rollout.messages:
+        return [f"episode    {_clipped_text(conversation(rollout.messages), lines)}"]
+    return [
+        f"prompt     {_clipped_text(prompt.messages[-1]['content'], lines)}",
+        f"completion {_clipped_text(rollout.completion, lines)}",
+    ]
 
 
 def _steps(rollout: Rollout) -> str:

@@ -90,6 +90,7 @@ def terms_for(config: RunConfig) -> Terms:
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
         kl_beta=objective.kl_beta if objective.kl_place == "reward" else 0.0,
+        environment=config.rewards.environment,
     )
 
 
@@ -121,6 +122,8 @@ def judge_for(config: RunConfig) -> Judge:
             whiten=advantage.whiten,
             per_part=advantage.per_part,
             step_weight=advantage.step_weight,
+            anchors=advantage.anchors,
+            anchor_gamma=advantage.gamma,
         ),
         terms=terms,
         part_weights={part.key: part.weight for part in config.rewards.parts},
@@ -148,7 +151,7 @@ def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: E
         own=own_baseline(config.grouping),
         part_weights={part.key: part.weight for part in config.rewards.parts},
         seed=config.seed,
-        reward=identity(config.rewards),
+        reward=identity(config.rewards, config.environment),
         reference=str(config.model.name),
     )
 

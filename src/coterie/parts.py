@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from coterie import machine, threads
 from coterie.collect import Collector
 from coterie.config.data import Source
+from coterie.config.environment import EnvironmentConfig
+from coterie.config.functions import user_function
 from coterie.config.schema import RunConfig
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
@@ -20,6 +23,11 @@ from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.envs.base import Environment
+from coterie.envs.episodes import Limits
+from coterie.envs.function import FunctionEnvironment, check_params
+from coterie.envs.retry import Retry
+from coterie.envs.running_sum import RunningSum
 from coterie.envs.single_turn import SingleTurn
 from coterie.errors import ConfigError, DataError
 from coterie.learning import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
@@ -48,6 +56,13 @@ ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     ),
 }
 """What `collect.engine` may name."""
+
+ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
+    "single_turn": SingleTurn,
+    "retry": Retry,
+    "running_sum": RunningSum,
+}
+"""What `environment.name` may name, beside `module:function`; `environment.params` are the fields."""
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -134,16 +149,33 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     """Load the tokenizer and every prompt, rendered and checked.
 
     Raises:
-        DataError: no training prompts, or too many bad rows.
+        DataError: no training prompts, or too many bad rows, or the chat template does not do for the environment.
+        ConfigError: there is no such environment, or it does not take its params.
     """
     source = locate_model(config.model.name, observer)
     chat = load_chat(source, config.model.revision)
+    environment_for(config.environment)
+    if config.environment.talks:
+        chat.check_turns()
     train = _load(config.data.train, config, chat)
     if need_train:
         _check_enough(config, train)
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
     encoder = encoder_for(config, observer) if need_train else None
     return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def environment_for(config: EnvironmentConfig) -> Environment:
+    """Who answers the model.
+
+    Raises:
+        ConfigError: it cannot be had, or does not take these params.
+    """
+    if ":" in config.name:
+        return FunctionEnvironment(name=config.name, function=user_function(config.name), params=config.params)
+    kind = ENVIRONMENTS[config.name]
+    check_params(config.params, list(inspect.signature(kind).parameters))
+    return kind(**config.params)
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
@@ -202,6 +234,7 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
         DataError: the longest prompt and completion do not fit the model's context.
     """
     _check_stops(config, inputs.chat)
+    _check_room(config, inputs)
     policy = load_policy(config, inputs.source)
     inputs.chat.check_vocabulary(policy.head.weight.shape[0])
     for name, ids in (*inputs.train.token_ids.items(), *inputs.heldout.token_ids.items()):
@@ -211,7 +244,23 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
                 f"is more than the model's context of {policy.context}; lower data.max_prompt_tokens (longer rows are "
                 "then left out) or sampling.max_tokens"
             )
+    if config.environment.talks and config.environment.max_tokens > policy.context:
+        raise ConfigError(
+            f"environment.max_tokens = {config.environment.max_tokens} is more than the model's context of "
+            f"{policy.context}; lower it"
+        )
     return policy
+
+
+def _check_room(config: RunConfig, inputs: Inputs) -> None:
+    """The first turn fits into every episode."""
+    limit, least = config.environment.max_tokens, inputs.longest() + config.sampling.max_tokens
+    if config.environment.talks and least > limit:
+        raise ConfigError(
+            f"environment.max_tokens = {limit}, but the longest prompt and one turn of sampling.max_tokens = "
+            f"{config.sampling.max_tokens} have {least} tokens; raise the first, or lower the second or "
+            "data.max_prompt_tokens"
+        )
 
 
 def _check_stops(config: RunConfig, chat: Chat) -> None:
@@ -243,8 +292,14 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    capacity = inputs.longest() + config.sampling.max_tokens
-    return ENGINES[config.collect.engine](policy, inputs.chat, config, capacity)
+    return ENGINES[config.collect.engine](policy, inputs.chat, config, longest_episode(config, inputs))
+
+
+def longest_episode(config: RunConfig, inputs: Inputs) -> int:
+    """Tokens of the longest sequence that can be sampled."""
+    if config.environment.talks:
+        return config.environment.max_tokens
+    return inputs.longest() + config.sampling.max_tokens
 
 
 def sampling_for(config: RunConfig, temperature: float) -> Sampling:
@@ -262,12 +317,18 @@ def sampling_for(config: RunConfig, temperature: float) -> Sampling:
 def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, *, seed: int) -> Collector:
     return Collector(
         engine=engine,
-        environment=SingleTurn(),
+        environment=environment_for(config.environment),
         chat=chat,
         scorer=scorer,
         seed=seed,
         max_error_share=config.collect.max_error_share,
+        limits=limits_of(config.environment),
     )
+
+
+def limits_of(config: EnvironmentConfig) -> Limits | None:
+    """Of an episode; None where it has one turn."""
+    return Limits(turns=config.max_turns, tokens=config.max_tokens) if config.talks else None
 
 
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
@@ -324,7 +385,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         replay=Replay(
             config.replay,
             seed=config.seed,
-            reward=identity(config.rewards),
+            reward=identity(config.rewards, config.environment),
             reference=str(config.model.name),
             renewed_every=config.reference.every,
         ),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol
+
+from coterie.types import Message
 
 # A terminal acts on C0 (except tab and newline), DEL and C1; bidirectional marks and overrides, line and
 # paragraph separators and the byte-order mark deceive the eye; lone surrogates cannot be encoded.
@@ -25,6 +28,18 @@ def one_line(text: str, width: int) -> str:
     """`safe_text` on one line of at most `width` characters, ending in … where it was cut."""
     flat = " ".join(safe_text(text).split())
     return flat if len(flat) <= width else flat[: max(width - 1, 0)] + "…"
+
+
+def conversation(messages: Sequence[Message], ends: str = "\n") -> str:
+    """Who said what, from the question of the first turn on; not yet made safe to print.
+
+    >>> print(conversation([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]))
+    user: 1 + 1?
+    assistant: 2
+    """
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    first = max(answers[0] - 1, 0) if answers else 0
+    return ends.join(f"{message['role']}: {message['content'].strip()}" for message in messages[first:])
 
 
 class _Interval(Protocol):

@@ -29,6 +29,7 @@ class StopReason(StrEnum):
     LENGTH = "length"  # the token limit
     DEADLINE = "deadline"  # the wall-clock limit
     ABANDONED = "abandoned"  # enough other prompts were whole
+    EPISODE = "episode"  # a limit of the episode: its environment would have gone on
 
     @property
     def truncated(self) -> bool:
@@ -98,6 +99,10 @@ class Turn:
     stop_reason: StopReason
     version: int
     """Policy version that sampled every token of this turn."""
+    state: str | None = None
+    """Names what the environment was in before this turn; None in an episode of one turn that names none."""
+    reward: float = 0.0
+    """What the environment gave for this turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +181,9 @@ class Rollout:
     sample: int
     turns: tuple[Turn, ...]
     completion: str
-    """Decoded text of the model's turns, for rewards and readers; the token ids stay the truth."""
+    """Decoded text of the model's last turn, for rewards and readers; the token ids stay the truth."""
+    messages: tuple[Message, ...] = ()
+    """The whole episode, the model's turns among it, for readers; empty where the model answered its prompt once."""
     reward: float | None
     """Weighted sum of the applicable parts; None when the outcome is an error."""
     reward_parts: Mapping[str, float | None]

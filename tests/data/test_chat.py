@@ -253,3 +253,66 @@ def test_a_broken_generation_config_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"generation_config.json is no JSON"):
         load_chat(tmp_path)
+
+
+# what lies between two turns
+
+
+def said(chat: Chat, text: str, *end: str) -> list[int]:
+    return [*chat._encode(text), *(chat.tokenizer.convert_tokens_to_ids(one) for one in end)]
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chatml", "plain"])
+def test_turns_laid_end_to_end_read_as_the_template_writes_the_whole(template: str | None) -> None:
+    chat = Chat(tiny_tokenizer(template=template))
+    chat.check_turns()
+    first: list[Message] = [{"role": "user", "content": "how many legs"}]
+    more: list[Message] = [{"role": "user", "content": "and <|im_end|> now?"}]
+    whole = [*first, Message(role="assistant", content="8"), *more]
+    end = ("<|im_end|>",) if template else ()
+    answer = said(chat, "8", *end)
+    if not template:
+        answer = said(chat, " 8")
+        whole[1] = Message(role="assistant", content="8")
+    laid = [*chat.render(first), *answer, *chat.between(more, answer)]
+    assert chat.tokenizer.decode(laid) == chat.tokenizer.decode(chat.render(whole))
+
+
+def test_a_turn_without_its_end_gets_one() -> None:
+    chat = Chat(tiny_tokenizer())
+    more: list[Message] = [{"role": "user", "content": "again"}]
+    end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    whole, cut = chat.between(more, said(chat, "8", "<|im_end|>")), chat.between(more, said(chat, "8"))
+    assert cut == [end, *whole]
+    other = chat.between(more, said(chat, "8", "<|endoftext|>"))
+    assert other == cut  # its own end of text is no end of turn
+
+
+def test_a_stop_string_that_the_template_writes_too_stands_once() -> None:
+    chat = Chat(tiny_tokenizer(template=None))
+    more: list[Message] = [{"role": "user", "content": "again"}]
+    answer = said(chat, " 8\nUser:")
+    text = chat.tokenizer.decode([*answer, *chat.between(more, answer, stop=["\nUser:"])])
+    assert text == " 8\nUser: again\nAssistant:"
+    assert chat.tokenizer.decode(chat.between(more, said(chat, " 8"))) == "\nUser: again\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        ("{{ messages[-1]['content'] }}:", "does not write"),
+        (
+            "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+            "{% if messages | length > 3 %}now {% endif %}",
+            "cannot be continued turn by turn",
+        ),
+        (
+            "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}{{ messages[0].content }}",
+            "refuses these messages .*one question",
+        ),
+    ],
+    ids=["forgets", "changes", "refuses"],
+)
+def test_a_template_for_single_questions_is_refused(template: str, cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        Chat(tiny_tokenizer(template=template)).check_turns()

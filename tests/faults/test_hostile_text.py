@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -86,8 +87,16 @@ class Parrot:
     def decode(self, ids: Sequence[int]) -> str:
         return self.saying
 
+    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+        return self.render(messages)
+
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        **episodes: Any,
     ) -> list[Score]:
         """The last row of each call ends in an error that quotes the completion."""
         good = [Score(reward=0.5, parts={"likes": 0.5}, error=None) for _ in completions[1:]]

@@ -51,6 +51,8 @@ def turns(draw, count):
             temperature=draw(st.floats(0.1, 2)),
             stop_reason=draw(st.sampled_from(StopReason)),
             version=draw(st.integers(0, 99)),
+            state=draw(st.none() | TEXT),
+            reward=draw(REAL),
         )
         out.append(turn)
         seen = seen + tokens + draw(TOKENS)
@@ -89,6 +91,7 @@ def records(draw):
         sample=draw(st.integers(0, 999)),
         turns=said,
         completion=draw(TEXT),
+        messages=tuple(draw(st.lists(st.builds(lambda r, c: Message(role=r, content=c), TEXT, TEXT), max_size=3))),
         reward=draw(st.none() | REAL),
         reward_parts=draw(st.dictionaries(TEXT, st.none() | REAL, max_size=3)),
         step_rewards=tuple(draw(st.lists(STEP, max_size=3))),
@@ -174,6 +177,17 @@ def test_a_file_of_format_1_is_read_without_its_context(tmp_path):
     assert read_step(tmp_path, 4) == [record]
 
 
+def test_a_file_of_format_2_is_read_without_its_episode(tmp_path):
+    record = make_record()
+    episode = (Message(role="user", content="1?"), Message(role="assistant", content="2"))
+    path = write_step(tmp_path, 4, [replace(record, rollout=replace(record.rollout, messages=episode))])
+    assert read_step(tmp_path, 4)[0].rollout.messages == episode
+    table = pq.read_table(path).drop_columns(["messages"])
+    digest = files._digest(table.to_pylist())
+    pq.write_table(table.replace_schema_metadata({"coterie": "2", "step": "4", "sha256": digest}), path)
+    assert read_step(tmp_path, 4) == [record]
+
+
 def test_a_step_is_never_overwritten(tmp_path):
     write_step(tmp_path, 1, [make_record()])
     with pytest.raises(RunError, match=r"step_000001.parquet exists; .*truncate_after"):
@@ -229,7 +243,7 @@ def test_truncation_is_named(tmp_path, damage):
 
 def test_a_renamed_file_is_noticed(tmp_path):
     os.rename(write_step(tmp_path, 5, [make_record()]), tmp_path / "step_000006.parquet")
-    with pytest.raises(RunError, match="expected format 1 or 2 and step 6"):
+    with pytest.raises(RunError, match="expected format 1 or 2 or 3 and step 6"):
         read_step(tmp_path, 6)
 
 

@@ -27,12 +27,20 @@ class Plain:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
+    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+        return self.render(messages)
+
 
 class Says:
     """Right when the last token is 1; a completion that ends with 9 is an error."""
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        **episodes: Any,
     ) -> list[Score]:
         return [self._one(text) for text in completions]
 

@@ -1,6 +1,6 @@
 """From groups to credit: how much better was each rollout than the attempts it is compared with?
 
-rewards - baseline  →  / scale  →  (to every token, with token rewards)  →  whiten  →  + step rewards
+rewards - baseline  →  / scale  →  (to every token, with token rewards)  →  whiten  →  + step rewards, + states
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from coterie.algo.baselines import BASELINES, Baseline, Scored
+from coterie.algo.grouping.anchors import anchor_advantages
 from coterie.algo.returns import returns_to_go, whiten
 from coterie.algo.scales import SCALES
 from coterie.algo.steps import step_advantages
+from coterie.algo.turns import episode_of, given_by_environment, several, spread
 from coterie.types import Credit, Group, Rollout
 
 ALONE = ("batch_mean", "none")
@@ -42,6 +44,10 @@ class AdvantageRule:
     """Weight of the step rewards' advantage beside the outcome's."""
     gamma: float = 1.0
     """Discount per trained token from the last one backwards; 1 in everything published for language models."""
+    anchors: float = 0.0
+    """Weight of each turn's advantage among those that other attempts took from the same state (GiGPO's ω)."""
+    anchor_gamma: float = 0.95
+    """Discount per turn of the returns compared there."""
 
     def __post_init__(self) -> None:
         known = (("baseline", BASELINES), ("scale", SCALES), ("whiten", ("none", "samples", "tokens")))
@@ -61,6 +67,7 @@ def credit(
     part_weights: Mapping[str, float] | None = None,
     step_weights: Mapping[str, float] | None = None,
     token_rewards: Mapping[str, np.ndarray] | None = None,
+    environment: Mapping[str, float] | None = None,
 ) -> list[Credit]:
     """One credit per member of each group, in their order; the clip bounds travel with it as data.
 
@@ -71,6 +78,7 @@ def credit(
         step_weights: weight of each step function by its label; 1 for those not named.
         token_rewards: [C] per rollout id, rewards of single tokens beside the outcome's, such as `kl_in_reward`; a
             token's advantage then is the sum of what follows, as in REINFORCE++.
+        environment: weight of the reward part that was earned turn by turn, by label, for `anchors`.
 
     Raises:
         ValueError: the rule is not defined for these groups, or token rewards do not fit the tokens.
@@ -82,6 +90,7 @@ def credit(
     outcome = outcome_advantages(groups, rollouts, rule, part_weights=part_weights)
     scales = [group.scale for group in groups for _ in group.members]
     steps = _steps(groups, rollouts, rule, step_weights)
+    states = _states(groups, rollouts, rule, environment or {})
     if token_rewards is None and rule.gamma == 1:
         if rule.whiten != "none":
             outcome = whiten(outcome, lengths if rule.whiten == "tokens" else np.ones_like(lengths))
@@ -89,8 +98,8 @@ def credit(
     else:
         pieces = _per_token(members, outcome, rule, token_rewards or {})
     return [
-        _credit(rollout, piece, step, scale, clip_low, clip_high)
-        for rollout, piece, step, scale in zip(members, pieces, steps, scales, strict=True)
+        _credit(rollout, piece, {"steps": step, "state": state}, scale, clip_low, clip_high)
+        for rollout, piece, step, state, scale in zip(members, pieces, steps, states, scales, strict=True)
     ]
 
 
@@ -198,6 +207,23 @@ def _steps(
     return out
 
 
+def _states(
+    groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule, environment: Mapping[str, float]
+) -> list[np.ndarray | None]:
+    """[C] of every member, weighted; None where it has one turn or met nobody."""
+    members = [rollouts[name] for group in groups for name in group.members]
+    if rule.anchors == 0 or not any(map(several, members)):
+        return [None] * len(members)
+    totals = [reward for group in groups for reward in group.rewards]
+    given = given_by_environment(environment, "")
+    episodes = [episode_of(one, total, given) for one, total in zip(members, totals, strict=True)]
+    found = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
+    return [
+        rule.anchors * spread(values, one) if several(one) and values.any() else None
+        for one, values in zip(members, found, strict=True)
+    ]
+
+
 def _constant(values: np.ndarray) -> bool:
     return bool((values == values[0]).all())
 
@@ -208,18 +234,21 @@ def _share(values: np.ndarray) -> float:
 
 
 def _credit(
-    rollout: Rollout, outcome: np.ndarray, steps: np.ndarray | None, scale: str, clip_low: float, clip_high: float
+    rollout: Rollout,
+    outcome: np.ndarray,
+    beside: Mapping[str, np.ndarray | None],
+    scale: str,
+    clip_low: float,
+    clip_high: float,
 ) -> Credit:
-    total = outcome if steps is None else outcome + steps
+    found = {scale: outcome} | {name: one for name, one in beside.items() if one is not None}
+    total = np.sum(list(found.values()), axis=0) if len(found) > 1 else outcome
     if not np.isfinite(total).all():
         raise ValueError(f"the advantage of rollout {rollout.id} is not finite; check the baseline function")
-    contributions = {scale: _share(outcome)}
-    if steps is not None:
-        contributions["steps"] = _share(steps)
     return Credit(
         rollout_id=rollout.id,
         advantage=_share(total) if _constant(total) else tuple(total.tolist()),
         clip_low=clip_low,
         clip_high=clip_high,
-        contributions=contributions,
+        contributions={name: _share(one) for name, one in found.items()},
     )

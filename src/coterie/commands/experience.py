@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from coterie.commands.common import JSON, print_json, print_table
 from coterie.commands.runs import Root
-from coterie.text import one_line
+from coterie.text import conversation, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,15 +148,17 @@ def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json
     elif not rows:
         typer.echo("no rollouts match")
     else:
-        print_table([{one_line(name, WIDTH): _cell(value) for name, value in row.items()} for row in rows])
+        print_table([{one_line(name, WIDTH): _cell(name, value) for name, value in row.items()} for row in rows])
         if count > len(rows):
             typer.echo(f"… {count - len(rows)} more; --limit N shows more of them, --export FILE keeps all")
 
 
-def _cell(value: Any) -> Any:
-    """Short enough for a table."""
+def _cell(name: str, value: Any) -> Any:
+    """Short enough for a table; of an episode's messages, who said what."""
     if isinstance(value, float | int) or value is None:
         return value
+    if name == "messages":
+        value = conversation(json.loads(value), " | ")
     return one_line(value if isinstance(value, str) else str(value), WIDTH)
 
 

@@ -105,6 +105,10 @@ def rollout(
                 "messages": list(prompt.messages),
                 "answer": prompt.answer,
                 "completion": one.completion,
+                "episode": list(one.messages),
+                "turns": [
+                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in one.turns
+                ],
                 "reward": one.reward,
                 "reward_parts": dict(one.reward_parts),
                 "step_rewards": [plain(step) for step in one.step_rewards],

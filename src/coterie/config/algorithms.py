@@ -270,6 +270,16 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.normalize": "token",
         },
     ),
+    "gigpo": Algorithm(
+        title="Group-in-Group Policy Optimization",
+        formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",
+        source="arXiv 2505.10978, with F = 1",
+        settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
+        note="For environments of several turns (`environment.name`). The paper's mean of a state holds the turn "
+        "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
+        'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, weighed '
+        "by evidence.",
+    ),
     "ppo": Algorithm(
         title="Proximal Policy Optimization with a learned critic",
         formula="(1/Σ L) Σ min(ρA, clip(ρ)A) - c/2 (V - R)²,  A = generalised advantage estimation, whitened",

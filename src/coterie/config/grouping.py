@@ -17,6 +17,7 @@ Part = Literal[
     "key",
     "linear",
     "root",
+    "state",
     "semantic",
     "complexity",
     "task",
@@ -34,8 +35,8 @@ class GroupingConfig(Section):
     as `module:function`, which gets a view of the step (`coterie.algo.grouping.own.View`) and returns one number for
     each rollout."""
     without: list[Part] = Field(default_factory=list)
-    """Scales (siblings, batch, prompt, tree, key, linear, root) and signals (semantic, complexity, task, key, reward,
-    temporal) to leave out: an ablation."""
+    """Scales (siblings, batch, prompt, tree, key, linear, root; state, of turns that other attempts took from the same
+    state) and signals (semantic, complexity, task, key, reward, temporal) to leave out: an ablation."""
     weights: Literal["score_norm", "probability", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
     of the mean: its score norm (needs a scoring pass), Σ (1 - p)² over its tokens as sampled (about the same, for

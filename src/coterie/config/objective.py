@@ -107,8 +107,22 @@ class AdvantageConfig(Section):
     """Estimate each part of the reward on its own, then add (GDPO)."""
     step_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantages of reasoning steps (process supervision), beside the answer's."""
+    anchors: float = Field(default=0.0, ge=0)
+    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), beside the
+    episode's; episodes of one turn have no states to share."""
+    gamma: float = Field(default=0.95, ge=0, le=1)
+    """Discount a turn of the returns that `anchors` compares."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of your own baseline."""
+
+    @model_validator(mode="after")
+    def _anchored(self) -> AdvantageConfig:
+        if self.anchors and self.scale not in ("group_std", "none"):
+            raise ValueError(
+                f"anchors = {self.anchors} divides by the standard deviation of the returns from a state, or by "
+                f'nothing; set scale = "group_std" or "none", not "{self.scale}"'
+            )
+        return self
 
 
 class MismatchConfig(Section):

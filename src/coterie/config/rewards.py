@@ -13,8 +13,8 @@ class RewardConfig(Section):
     """One named part of the reward."""
 
     name: str
-    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`, or
-    `module:function`."""
+    """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
+    `environment` (what the environment gave, over all turns), or `module:function`."""
     weight: float = 1.0
     """Factor in the sum."""
     label: str | None = None
@@ -54,6 +54,8 @@ class RewardsConfig(Section):
     def _distinct(self) -> RewardsConfig:
         if not self.parts:
             raise ValueError("rewards.parts is empty: a run needs at least one reward part")
+        if len(self.environment) > 1:
+            raise ValueError(f"rewards.parts has the environment's reward {len(self.environment)} times; name it once")
         for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
@@ -63,6 +65,11 @@ class RewardsConfig(Section):
     def labels(self) -> list[str]:
         """Names of the parts, in order."""
         return [part.key for part in self.parts]
+
+    @property
+    def environment(self) -> dict[str, float]:
+        """Weight of the part that is the environment's own reward, by its label; empty without one."""
+        return {part.key: part.weight for part in self.parts if part.name == "environment"}
 
     def step_weights(self) -> dict[str, float]:
         """Weight of each step function by its label."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from coterie.config.algorithms import find
 from coterie.config.data import DataConfig
+from coterie.config.environment import EnvironmentConfig
 from coterie.config.grouping import GroupingConfig
 from coterie.config.model import ModelConfig
 from coterie.config.objective import (
@@ -34,12 +35,12 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """Keep the k likeliest tokens; 0 = off. Training needs 0."""
     max_tokens: int = Field(default=128, ge=1)
-    """Longest completion, in tokens."""
+    """Longest completion, in tokens; of an episode of several turns, each one's."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Strings that end a completion (kept in it), beside the model's own end tokens."""
     deadline_s: float = Field(default=600.0, gt=0)
-    """Wall-clock limit of one generation call; what is unfinished then is truncated. Hitting it makes a
-    run irreproducible, and is reported."""
+    """Wall-clock limit of one generation call, all turns of the episodes together; what is unfinished then is
+    truncated. Hitting it makes a run irreproducible, and is reported."""
 
 
 class CollectConfig(Section):
@@ -116,6 +117,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     collect: CollectConfig = Field(default_factory=CollectConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
     mismatch: MismatchConfig = Field(default_factory=MismatchConfig)
@@ -135,6 +137,7 @@ class RunConfig(Section):
         labels = self.rewards.labels()
         if self.eval.part and self.eval.part not in labels:
             raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
+        self._check_environment()
         self._check_groups()
         self._check_replay()
         if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
@@ -158,6 +161,27 @@ class RunConfig(Section):
         entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
         everywhere = objective.entropy_share < 1 or ":" in objective.surrogate  # these look at every token
         return not (in_loss or entropy or everywhere or self.critic is not None)
+
+    def _check_environment(self) -> None:
+        """Episodes of several turns, and what is made of them."""
+        environment = self.environment
+        if not environment.talks and self.rewards.environment:
+            raise ValueError(
+                'the reward part "environment" is what an environment gives, and environment.name = "single_turn" '
+                "gives nothing; name another environment, or leave the part out"
+            )
+        if not environment.talks:
+            return
+        if self.collect.oversample > 1:
+            raise ValueError(
+                f"collect.oversample = {self.collect.oversample} stops when enough prompts are whole, which is not "
+                f"known before the last turn of environment.name = {environment.name!r}; set collect.oversample = 1"
+            )
+        if environment.max_tokens <= self.sampling.max_tokens:
+            raise ValueError(
+                f"environment.max_tokens = {environment.max_tokens} leaves no room for a prompt beside a turn of "
+                f"sampling.max_tokens = {self.sampling.max_tokens}; raise it, or lower sampling.max_tokens"
+            )
 
     def _check_algorithm(self) -> None:
         """Settings that were put together by hand must not carry a method's name without its row."""

@@ -76,7 +76,81 @@ class Chat:
             DataError: the template refuses these messages, or their text cannot be encoded.
         """
         hidden, back = self._hide(messages)
-        text = self._text(hidden, add_generation_prompt=add_generation_prompt)
+        return self._ids(self._text(hidden, add_generation_prompt=add_generation_prompt), back)
+
+    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+        """Token ids from the end of the assistant's words to the start of its next turn, `messages` in between.
+
+        They begin with the template's end-of-turn token where the model did not say it itself: it was cut, stopped by
+        a stop string, or ended by another of its end tokens. A stop string that the template writes too, such as the
+        `\nUser:` of a base model, is not written twice.
+
+        Args:
+            messages: what the environment says to the turn.
+            said: tokens of that turn.
+            stop: strings that end a turn.
+
+        Raises:
+            DataError: the template refuses these messages here, or leaves the assistant's words out.
+        """
+        hidden, back = self._hide(messages)
+        tail = self._tail(hidden)
+        end = self._special.match(tail.lstrip())
+        ids = [] if end is None else self._encode(end.group())
+        if len(ids) == 1 and said[-1:] and said[-1] == ids[0] and end is not None:
+            tail = tail.lstrip()[end.end() :]
+        else:
+            text = self.decode(said)
+            doubled = next((one for one in stop if text.endswith(one) and tail.startswith(one)), "")
+            tail = tail.removeprefix(doubled)
+        return self._ids(tail, back)
+
+    def check_turns(self) -> None:
+        """Refuse a template that cannot continue a conversation.
+
+        Raises:
+            DataError: it refuses a second question, leaves words out, or writes what lies between two turns in another
+                way after a longer conversation.
+        """
+        asked = [Message(role="user", content=text) for text in ("and then?", "what else?")]
+        once = self._tail(asked[:1])
+        again = self._tail(asked[:1], before=asked[1:])
+        if once != again:
+            raise DataError(
+                "the model's chat template cannot be continued turn by turn: between two turns it writes "
+                f"{once[:60]!r} at the start of a conversation and {again[:60]!r} later; expected the same. Give the "
+                "model's folder a chat_template that adds each message to the end, or use environment.name = "
+                "single_turn"
+            )
+
+    def _tail(self, messages: Sequence[Message], before: Sequence[Message] = ()) -> str:
+        """What the template writes after an assistant's words, when `messages` answer them, up to its next turn.
+
+        Args:
+            messages: without special tokens.
+            before: further exchanges that come first.
+        """
+        free = self._stand_ins([*before, *messages])
+        asked, words = next(free), next(free)
+        chat: list[Message] = []
+        for message in before:
+            chat += [message, Message(role="assistant", content=next(free))]
+        chat += [Message(role="user", content=asked), Message(role="assistant", content=words), *messages]
+        text = self._text(chat, add_generation_prompt=True)
+        tail = text.rpartition(words)[2]
+        spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system")]
+        missing = [one for one in (words, *spoken) if one not in text]
+        if missing or text.count(words) != 1:
+            what = "the assistant's earlier words" if words in missing or not missing else f"{missing[0][:60]!r}"
+            raise DataError(
+                f"the model's chat template does not write {what} once in a conversation of several turns, which an "
+                "environment with several turns needs; give the model's folder a chat_template that writes each "
+                "message['content'], or use environment.name = single_turn"
+            )
+        return tail
+
+    def _ids(self, text: str, back: Mapping[str, str]) -> list[int]:
+        """Token ids of a rendered text, in which the characters of `back` stand for the spelling of special tokens."""
         if not back:
             return self._encode(text)
         ids: list[int] = []

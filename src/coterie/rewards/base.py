@@ -15,6 +15,15 @@ Steps = Sequence[tuple[int, float]]
 LENGTH = "completion_length"
 """Column of the completions' token counts: the one fact of a rollout that its text does not tell."""
 
+TURNS = "completion_turns"
+"""Column of what the model said in each turn."""
+
+EARNED = "environment_rewards"
+"""Column of what the environment gave for each turn."""
+
+OF_ROLLOUT = (LENGTH, TURNS, EARNED)
+"""Columns that come from the rollout; a column of the data cannot have these names."""
+
 LIMIT = 1e12
 """Largest magnitude of a reward. Beyond it the spread of a group drowns in rounding: always a bug, never a signal."""
 
@@ -27,10 +36,12 @@ class Reward(Protocol):
     Called with keyword arguments only, and only with those that its parameters name (all of them under `**columns`):
 
     - `prompts`: list of n message lists, `[[{"role": …, "content": …}, …], …]`.
-    - `completions`: list of n strings, the decoded text of the model. TRL gives message lists here for
-      conversational prompts; a function written for those reads `completion[0]["content"]` and must read
-      `completion` instead.
+    - `completions`: list of n strings, the decoded text of the model, of several turns the last one's. TRL gives
+      message lists here for conversational prompts; a function written for those reads `completion[0]["content"]` and
+      must read `completion` instead.
     - `completion_length`: list of n token counts (over all turns, end-of-turn tokens included); None where unknown.
+    - `completion_turns`, `environment_rewards`: lists of n lists, one item a turn: what the model said, and what the
+      environment gave for it; None where there is no environment of several turns.
     - `answer`, `task`: lists of n gold answers (None where there is none) and task names.
     - every attribute of the prompts: a list of n values, None where a row lacks it.
     - the `params` of the configuration: as they stand, for all rows.

@@ -13,6 +13,8 @@ from coterie.types import Prompt
 
 JUDGES = ("task", "exact", "number", "math")
 """Built-in parts that must give 1 to a gold answer and 0 to garbage."""
+ENVIRONMENT = "environment"
+"""The built-in part that no text has without an episode."""
 CONSOLATION = 0.05
 """What a reasoning-gym scorer may give to a wrong answer."""
 GARBAGE = ("", "zzz no answer zzz")
@@ -102,8 +104,9 @@ def self_test(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 32) -> 
     # [row of scores per layout or garbage text][prompt]
     table = [scores[k * len(sound) : (k + 1) * len(sound)] for k in range(len(LAYOUTS) + len(GARBAGE))]
     good, bad = table[: len(LAYOUTS)], table[len(LAYOUTS) :]
-    parts, failures = [], _errors(sound, table)
-    for part in scorer.config.parts:
+    asked_here = [part for part in scorer.config.parts if part.name != ENVIRONMENT]
+    parts, failures = [], _errors(sound, table) if any(part.weight for part in asked_here) else []
+    for part in asked_here:
         judge = part.name in JUDGES
         gold, garbage = _best(good, part.key), _best(bad, part.key)
         parts.append(PartCheck(label=part.key, judge=judge, gold=_mean(gold), garbage=_mean(garbage)))

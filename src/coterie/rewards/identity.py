@@ -10,18 +10,23 @@ from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from coterie.config.environment import EnvironmentConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.rewards.registry import BUILT_IN, STEPS
 
 
-def identity(rewards: RewardsConfig) -> str:
-    """Equal for equal parts and steps whose modules read the same; deadlines and workers do not matter.
+def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = None) -> str:
+    """Equal for equal parts and steps, and an equal environment, whose modules read the same; deadlines and workers do
+    not matter.
 
     A module is found where a worker looks for it, and read without being imported. What it imports in turn is not
     looked at, and one that is no Python file counts by its name.
     """
     settings = rewards.model_dump(mode="json", include={"parts", "steps"})
     own = [one.name for one in (*rewards.parts, *rewards.steps) if one.name not in BUILT_IN and one.name not in STEPS]
+    if environment is not None and environment.talks:
+        settings["environment"] = environment.model_dump(mode="json")
+        own += [environment.name] if ":" in environment.name else []
     sources = {name: _digest(name.partition(":")[0]) for name in sorted(set(own))}
     return hashlib.sha256(json.dumps([settings, sources], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -64,7 +64,13 @@ class Scorer:
         return [worker.pid for worker in self._workers]
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        turns: Sequence[Sequence[str]] | None = None,
+        earned: Sequence[Sequence[float]] | None = None,
     ) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
@@ -74,6 +80,8 @@ class Scorer:
 
         Args:
             lengths: tokens of each completion, the column `completion_length`; None where they are not known.
+            turns: what the model said in each turn, the column `completion_turns`.
+            earned: what the environment gave for each turn, the column `environment_rewards`.
 
         The columns are those of these prompts and of all that `start` was told of; a row without one has None there.
 
@@ -92,6 +100,8 @@ class Scorer:
             shares=self.config.workers,
             known=list(self._known),
             lengths=lengths,
+            turns=turns,
+            earned=earned,
         )
         names = scoring.names
         try:

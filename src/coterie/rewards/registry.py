@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "length": "coterie.rewards.text:length",
     "overlong": "coterie.rewards.overlong:overlong",
     "language": "coterie.rewards.language:language",
+    "environment": "coterie.rewards.environment:environment",
 }
 """What `rewards.parts.name` may name, beside `module:function`."""
 

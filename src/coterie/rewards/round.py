@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.config.rewards import RewardConfig, StepRewardConfig
-from coterie.rewards.base import LENGTH, Score
+from coterie.rewards.base import EARNED, LENGTH, OF_ROLLOUT, TURNS, Score
 from coterie.types import Prompt
 
 MAX_LOST = 3
@@ -34,6 +34,7 @@ class Round:
         shares: into how many calls the rows of each part are cut at least, one a worker; none has over `MAX_ROWS`.
         known: columns that other prompts have; the rows of this call hold None there.
         lengths: tokens of each completion.
+        turns, earned: of each row, what the model said and what the environment gave, turn by turn.
     """
 
     def __init__(
@@ -45,12 +46,16 @@ class Round:
         shares: int,
         known: Sequence[str] = (),
         lengths: Sequence[int] | None = None,
+        turns: Sequence[Sequence[str]] | None = None,
+        earned: Sequence[Sequence[float]] | None = None,
     ) -> None:
         self.parts = parts
         self.prompts = prompts
-        self.names = list(dict.fromkeys((LENGTH, *known, *column_names(prompts))))
-        self.lengths: Sequence[int | None] = [None] * len(completions) if lengths is None else lengths
         size = len(completions)
+        self.own: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
+        self.own |= {name: found for name, found in ((TURNS, turns), (EARNED, earned)) if found is not None}
+        """Columns of the rollouts."""
+        self.names = list(dict.fromkeys((*self.own, *known, *column_names(prompts))))
         self._values: list[dict[int, Any]] = [{} for _ in parts]
         self._errors: list[dict[int, str]] = [{} for _ in parts]
         self._lost = [0] * len(parts)
@@ -155,8 +160,8 @@ class Round:
                 known[id(prompt)] = _as_json(prompt)
             text = known[id(prompt)]
             if text is not None:
-                length = json.dumps(self.lengths[row])
-                encoded[row] = f'{{"completion":{json.dumps(completion)},"length":{length},{text}}}'
+                own = json.dumps({name: values[row] for name, values in self.own.items()})
+                encoded[row] = f'{{"completion":{json.dumps(completion)},"own":{own},{text}}}'
                 continue
             where = f"row {row}{self._prompt(row)}"
             for part, errors in enumerate(self._errors):
@@ -169,7 +174,7 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
     names = {"answer": None, "task": None}
     for prompt in prompts:
         names |= dict.fromkeys(prompt.attributes)
-    return [name for name in names if name not in ("prompts", "completions", LENGTH)]
+    return [name for name in names if name not in ("prompts", "completions", *OF_ROLLOUT)]
 
 
 def _ends(steps: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[tuple[int, float], ...]]:

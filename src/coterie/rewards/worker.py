@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from coterie.errors import CoterieError, RewardError
-from coterie.rewards.base import LENGTH, ContractError, check_steps, check_values
+from coterie.rewards.base import OF_ROLLOUT, ContractError, check_steps, check_values
 from coterie.rewards.registry import Part, load
 
 LONGEST_MESSAGE = 500
@@ -60,7 +60,7 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
         guilty from the innocent.
     """
     columns = {name: [row["columns"].get(name) for row in rows] for name in names}
-    columns[LENGTH] = [row["length"] for row in rows]
+    columns |= {name: [row["own"][name] for row in rows] for name in OF_ROLLOUT if name in names}
     prompts, completions = [row["prompt"] for row in rows], [row["completion"] for row in rows]
     try:
         arguments = part.arguments({**columns, "prompts": prompts, "completions": completions})

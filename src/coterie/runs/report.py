@@ -20,7 +20,7 @@ from coterie.runs.durable import write_file
 from coterie.runs.health import health_lines
 from coterie.runs.inspect import compare, ends
 from coterie.runs.metrics import Event, MetricsDB
-from coterie.text import safe_text
+from coterie.text import conversation, safe_text
 from coterie.types import Prompt, Rollout
 
 _CORE = (
@@ -218,7 +218,7 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
             reward = rollout.outcome if rollout.reward is None else f"reward {rollout.reward:.2f}"
             cut = ", cut by the limit" if rollout.context.stop_reason.truncated else ""
             yield f"**{label}**, {reward}, {rollout.context.completion_length} tokens{cut}:"
-            yield _quoted(rollout.completion)
+            yield _quoted(conversation(rollout.messages) if rollout.messages else rollout.completion)
 
 
 def _quoted(text: str) -> str:

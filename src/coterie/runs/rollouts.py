@@ -16,9 +16,10 @@ from coterie.runs.rows import REPEATED, RolloutRecord, from_row, schema, to_row
 
 __all__ = ["RolloutRecord", "read_step", "write_step"]
 
-FORMAT = "2"
-READABLE = ("1", "2")
-"""1 has no context columns (`runs/contexts.py`): what they would say is None."""
+FORMAT = "3"
+READABLE = ("1", "2", "3")
+"""1 has no context columns (`runs/contexts.py`): what they would say is None. 1 and 2 have no `messages`: their
+episodes had one turn."""
 NOUN = "rollout"
 
 

@@ -65,7 +65,7 @@ def schema() -> pa.Schema:
             ("loss_mask", pa.list_(pa.bool_())),  # true where the model spoke
             ("sampler_logprobs", reals),  # null where it did not
             ("logprobs", reals),
-            ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version
+            ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version, state, reward
             ("reward", real),
             ("reward_parts", text),  # JSON
             ("step_rewards", pa.list_(pa.struct([("end", pa.int32()), ("value", real), ("label", text)]))),
@@ -87,6 +87,7 @@ def schema() -> pa.Schema:
             ("attributes", text),  # JSON, of the context
             ("seconds", real),
             *CONTEXT,
+            ("messages", text),  # JSON, the whole episode; null where the model answered its prompt once
         ]
     )
 
@@ -138,6 +139,7 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
         "attributes": as_json("context attributes", dict(context.attributes)),
         "seconds": record.seconds,
         **to_columns(context),
+        "messages": as_json("messages of the episode", list(rollout.messages)) if rollout.messages else None,
     }
 
 
@@ -188,21 +190,23 @@ def _tokens(record: RolloutRecord) -> dict[str, Any]:
 
 
 def _turn_facts(turn: Turn, end: int) -> dict[str, Any]:
-    return {
+    facts = {
         "start": end - len(turn.tokens),
         "end": end,
         "temperature": turn.temperature,
         "stop_reason": str(turn.stop_reason),
         "version": turn.version,
     }
+    if turn.state is None and not turn.reward:  # as in every episode of one question and one answer
+        return facts
+    return {**facts, "state": turn.state, "reward": turn.reward}
 
 
 def from_row(row: dict[str, Any]) -> RolloutRecord:
     """Inverse of `to_row`. Raises ValueError, KeyError or TypeError where a damaged row makes no sense."""
-    messages = tuple(Message(role=m["role"], content=m["content"]) for m in json_loads(row["prompt"]))
     prompt = Prompt(
         id=row["prompt_id"],
-        messages=messages,
+        messages=_messages(row["prompt"]),
         answer=row["answer"],
         task=row["task"],
         attributes=json_loads(row["prompt_attributes"]),
@@ -225,6 +229,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
         sample=row["sample"],
         turns=tuple(_turn(row, facts) for facts in json_loads(row["turns"])),
         completion=row["completion"],
+        messages=_messages(row.get("messages")),
         reward=row["reward"],
         reward_parts=json_loads(row["reward_parts"]),
         step_rewards=tuple(StepReward(**step) for step in row["step_rewards"]),
@@ -241,6 +246,11 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
     )
 
 
+def _messages(text: str | None) -> tuple[Message, ...]:
+    found = [] if text is None else json_loads(text)
+    return tuple(Message(role=m["role"], content=m["content"]) for m in found)
+
+
 def _turn(row: dict[str, Any], facts: dict[str, Any]) -> Turn:
     start, end = facts["start"], facts["end"]
     return Turn(
@@ -250,6 +260,8 @@ def _turn(row: dict[str, Any], facts: dict[str, Any]) -> Turn:
         temperature=facts["temperature"],
         stop_reason=StopReason(facts["stop_reason"]),
         version=facts["version"],
+        state=facts.get("state"),
+        reward=facts.get("reward", 0.0),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,9 @@ class Terms:
     clip_high: float
     kl_beta: float = 0.0
     """Weight of the k1 KL in each token's reward; 0 = none there."""
+    environment: Mapping[str, float] = field(default_factory=dict)
+    """Weight of the reward part that is the environment's own, by label: it is earned turn by turn, the rest at the
+    last one."""
 
     def token_rewards(self, groups: Sequence[Group], scores: Scores) -> dict[str, np.ndarray] | None:
         """[C] per rollout id, -β (log π - log π_ref) of each token; None without a KL in the reward."""
@@ -113,6 +116,7 @@ class GroupJudge(Judge):
                 part_weights=self.part_weights,
                 step_weights=self.step_weights,
                 token_rewards=self.terms.token_rewards(groups, scores),
+                environment=self.terms.environment,
             )
         except ValueError as error:
             raise ConfigError(f"[advantage] does not fit these rewards: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coterie.algo.grouping.anchors import Episode
 from coterie.algo.grouping.clock import PolicyClock
 from coterie.algo.grouping.lessons import Lesson
 from coterie.algo.grouping.own import Own, own_influence
@@ -19,6 +20,7 @@ from coterie.algo.grouping.state import join, pick
 from coterie.algo.grouping.trust import trust_factors
 from coterie.algo.grouping.weights import probability_weight
 from coterie.algo.returns import returns_to_go
+from coterie.algo.turns import episode_of, given_by_environment, several, spread
 from coterie.config.grouping import GroupingConfig
 from coterie.errors import ConfigError
 from coterie.train.allocating import allocation
@@ -66,6 +68,7 @@ class GroupAwareJudge(Judge):
         self.importance: dict[str, float] = {}
         self.trust: dict[str, float] = {}
         self.judged = 0.0
+        self.of_states: dict[str, float] = {}
         self._model: PartwiseBaseline | None = None
 
     @property
@@ -97,17 +100,18 @@ class GroupAwareJudge(Judge):
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
-        self.lessons, self.trust, self.judged = {}, {}, self.time
+        self.lessons, self.trust, self.judged, self.of_states = {}, {}, self.time, {}
         self.doubts = []
         if not members:
             return []
         self.trust = self._trust(members)
         seen = self._parts(members, [reward for group in groups for reward in group.rewards], scores)
         try:
-            verdict = self.model.explain(seen)
+            verdict = self.model.explain(seen, self._episodes(members, seen))
             self.doubts = self._doubts(seen) if self.own is not None and self.step == 0 else []
         except ValueError as error:
             raise ConfigError(f"[grouping]: {error}") from error
+        self.of_states = verdict.metrics
         self.lessons = self.model.observe(seen)
         self.step += 1
         return self._credits(members, verdict, self.terms.token_rewards(groups, scores) or {})
@@ -148,6 +152,17 @@ class GroupAwareJudge(Judge):
 
         return {label: of(label) for label in self.weights}
 
+    def _episodes(self, members: Sequence[Rollout], seen: Mapping[str, Rollouts]) -> dict[str, list[Episode]] | None:
+        """The step turn by turn, once for each part of the reward; None where all have one turn."""
+        if not any(map(several, members)):
+            return None
+
+        def of(label: str, totals: np.ndarray) -> list[Episode]:
+            given = given_by_environment(self.terms.environment, label)
+            return [episode_of(one, float(total), given) for one, total in zip(members, totals, strict=True)]
+
+        return {label: of(label, one.rewards) for label, one in seen.items()}
+
     def _weights(self, members: Sequence[Rollout], scores: Scores) -> np.ndarray | None:
         """[B] what each rollout counts for."""
         if self.config.weights == "score_norm":
@@ -159,11 +174,17 @@ class GroupAwareJudge(Judge):
         self, members: Sequence[Rollout], verdict: Verdict, penalties: Mapping[str, np.ndarray]
     ) -> list[Credit]:
         def one(k: int, rollout: Rollout) -> Credit:
+            weight = self.importance.get(rollout.context.prompt_id, 1.0)
             value: float | tuple[float, ...] = float(verdict.advantages[k])
-            value *= self.importance.get(rollout.context.prompt_id, 1.0)
-            if rollout.id in penalties:
-                value = tuple((value + returns_to_go(penalties[rollout.id])).tolist())
             shares = {name: float(values[k]) for name, values in verdict.shares.items() if np.isfinite(values[k])}
+            states = {name: spread(moved[k], rollout) for name, moved in verdict.states.items() if several(rollout)}
+            shares |= {name: float(moved.mean()) for name, moved in states.items()}
+            if any(moved.any() for moved in states.values()):
+                value = tuple((weight * (value - np.sum(list(states.values()), axis=0))).tolist())
+            else:
+                value *= weight
+            if rollout.id in penalties:
+                value = tuple((np.asarray(value) + returns_to_go(penalties[rollout.id])).tolist())
             low, high = self.terms.clip_low, self.terms.clip_high
             factor = self.trust.get(rollout.context.prompt_id, 1.0)
             return Credit(
@@ -216,7 +237,7 @@ class GroupAwareJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
-        found = self.model.metrics(self.lessons) | {"time": self.judged}
+        found = self.model.metrics(self.lessons) | {"time": self.judged} | self.of_states
         if self.trust:
             factors = list(self.trust.values())
             found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}

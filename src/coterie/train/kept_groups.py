@@ -60,7 +60,9 @@ def _lean(rollout: Rollout) -> Rollout:
     context = rollout.context
     return replace(
         rollout,
+        turns=tuple(replace(turn, state=None, reward=0.0) for turn in rollout.turns),
         completion="",
+        messages=(),
         reward_parts={},
         step_rewards=(),
         context=Context(

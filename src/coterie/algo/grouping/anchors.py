@@ -3,6 +3,9 @@
 GiGPO (2505.10978) compares the discounted return of a step with that of all steps taken from the same state. Its
 group holds the step itself, and every other visit of the same episode, which shares its future; here the whole episode
 is left out of its own baseline, so that the gradient stays unbiased. Environments of one turn have no use for it.
+
+`anchor_advantages` are GiGPO's, beside those of whole episodes. `anchor_corrections` are the same comparison weighed by
+evidence against a baseline that is there already: the scale `state` of group-aware credit.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 
 from coterie.algo.grouping.state import Floats
 from coterie.algo.returns import returns_to_go
+from coterie.algo.scales import EPSILON, SMALLEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,9 +36,20 @@ class Episode:
             raise ValueError(f"{len(self.states)} states came with rewards {self.rewards.shape}; expected one a turn")
 
 
-def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
-    """[K] of each episode: the mean discounted return that the *other* episodes of its prompt had from each turn's
-    state, over all their visits of it; NaN where no other came there.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Company:
+    """What the *other* episodes of its prompt found in the states of one episode, over all their visits; K turns."""
+
+    mean: Floats
+    """[K] of the discounted returns from there; NaN where no other came there."""
+    spread: Floats
+    """[K] standard deviation of the returns from there, own visits included."""
+    episodes: Floats
+    """[K] how many others came there."""
+
+
+def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
+    """Of each episode. One whose rewards are not finite is left out of the others'.
 
     Args:
         episodes: of one step, in any order.
@@ -44,29 +59,84 @@ def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[F
     visits: dict[tuple[str, Hashable], list[tuple[int, float]]] = {}
     for number, (episode, gained) in enumerate(zip(episodes, returns, strict=True)):
         for state, value in zip(episode.states, gained.tolist(), strict=True):
-            visits.setdefault((episode.prompt, state), []).append((number, value))
+            if np.isfinite(gained).all():
+                visits.setdefault((episode.prompt, state), []).append((number, value))
 
-    def others(number: int, state: Hashable) -> float:
-        found = [value for own, value in visits[episodes[number].prompt, state] if own != number]
-        return float(np.mean(found)) if found else float("nan")
+    def one(number: int, episode: Episode) -> Company:
+        rows = np.full((3, len(episode.states)), np.nan)
+        for turn, state in enumerate(episode.states):
+            there = visits.get((episode.prompt, state), [])
+            others = [value for who, value in there if who != number]
+            rows[0, turn] = np.mean(others) if others else np.nan
+            rows[1, turn] = np.std([value for _, value in there]) if there else 0.0
+            rows[2, turn] = len({who for who, _ in there if who != number})
+        return Company(mean=rows[0], spread=rows[1], episodes=rows[2])
 
-    return [
-        np.array([others(number, state) for state in episode.states], dtype=np.float64)
-        for number, episode in enumerate(episodes)
-    ]
+    return [one(number, episode) for number, episode in enumerate(episodes)]
 
 
-def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
+def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
+    """[K] of each episode: the mean discounted return that the *other* episodes of its prompt had from each turn's
+    state, over all their visits of it; NaN where no other came there.
+
+    Args:
+        episodes: of one step, in any order.
+        gamma: discount per turn.
+    """
+    return [found.mean for found in company(episodes, gamma)]
+
+
+def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, normalise: bool = False) -> list[Floats]:
     """[K] of each episode: the discounted return of each turn less its baseline; 0 where no other episode came to its
     state. To be added to the episode's own advantage (GiGPO: with weight 1), for all tokens of the turn.
+
+    Args:
+        normalise: divide by the standard deviation of all returns from the state (GiGPO's F = std); biased, as the
+            group's own deviation is in GRPO.
 
     >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
     >>> two = Episode(prompt="q", states=("a", "c"), rewards=np.array([0.0, 0.0]))
     >>> [found.tolist() for found in anchor_advantages([one, two], gamma=0.5)]
     [[0.5, 0.0], [-0.5, 0.0]]
     """
-    pairs = zip(_returns(episodes, gamma), anchor_baselines(episodes, gamma), strict=True)
-    return [np.nan_to_num(gained - baseline, nan=0.0) for gained, baseline in pairs]
+    found = []
+    for gained, there in zip(_returns(episodes, gamma), company(episodes, gamma), strict=True):
+        divisor = np.where(there.spread > SMALLEST, there.spread + EPSILON, 1.0) if normalise else 1.0
+        found.append(np.nan_to_num((gained - there.mean) / divisor, nan=0.0))
+    return found
+
+
+def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, noise: Floats, prior: float) -> list[Floats]:
+    """[K] of each episode: what its state adds to the baseline of each turn after the first.
+
+    The turn's baseline without it is what is expected of the whole episode, less what was received before. Where n
+    others came to its state, it moves to their mean return from there by the weight w = τn / (τn + σ²):
+
+        b_k = (1 - w) (b - received_k) + w mean_others,    the correction is w (mean_others - (b - received_k))
+
+    All of it is settled before the turn is sampled: the state and what was received are of earlier turns, the mean of
+    other episodes. So the gradient of the undiscounted return stays unbiased.
+
+    Args:
+        episodes: B of one step, in any order.
+        baselines: [B] of the whole episodes, in reward units, none moved by its own rewards; NaN = none.
+        noise: [B] σ², variance of a return, in squared reward units.
+        prior: τ, variance of what states are worth around what is expected of the episode, in the same.
+
+    >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
+    >>> two = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
+    >>> [found.tolist() for found in anchor_corrections([one, two], np.full(2, 0.5), np.full(2, 0.1), 0.1)]
+    [[0.0, -0.25], [0.0, 0.5]]
+    """
+    found = []
+    for row, (episode, there) in enumerate(zip(episodes, company(episodes), strict=True)):
+        received = np.concatenate([[0.0], np.cumsum(episode.rewards)[:-1]])
+        evidence = prior * there.episodes
+        weight = evidence / (evidence + noise[row])
+        moved = np.nan_to_num(weight * (there.mean - (baselines[row] - received)), nan=0.0)
+        moved[:1] = 0.0
+        found.append(moved)
+    return found
 
 
 def _returns(episodes: Sequence[Episode], gamma: float) -> list[Floats]:

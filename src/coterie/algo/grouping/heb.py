@@ -179,6 +179,15 @@ class GroupAwareBaseline:
             f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
         )
 
+    def noise(self, rollouts: Rollouts) -> Floats:
+        """[B] variance of one reward of each rollout's prompt, from history alone, in squared reward units."""
+        low, high = self.range or (0.0, 1.0)
+        mean, _ = self.expect(rollouts.prompts, rollouts.features, rollouts.time)
+        share = (mean - low) / (high - low)
+        shape = np.clip(share * (1.0 - share), 0.02, 0.25) if self.settings.bounds is not None else 0.25
+        ratio = next((hierarchy.noise.value for hierarchy in self.hierarchies.values()), 1.0)
+        return (high - low) ** 2 * np.maximum(ratio * shape * np.ones(share.size), 1e-4)
+
     @property
     def regions(self) -> Hierarchy | None:
         """The hierarchy that has a tree; None where the preset has none."""

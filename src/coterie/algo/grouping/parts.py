@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from coterie.algo.grouping.anchors import Episode, anchor_corrections, company
 from coterie.algo.grouping.features import Column
 from coterie.algo.grouping.heb import GroupAwareBaseline
 from coterie.algo.grouping.lessons import Lesson
 from coterie.algo.grouping.own import Own
-from coterie.algo.grouping.presets import Settings
+from coterie.algo.grouping.presets import STATE, Settings
 from coterie.algo.grouping.rollouts import Rollouts
 from coterie.algo.grouping.state import Floats, State, join, pick
 
@@ -28,6 +29,11 @@ class Verdict:
     shares: dict[str, Floats]
     """[B] by `scale`, or `part/scale` where parts have names: what each scale says, in units of the advantage; NaN
     where the rollout failed."""
+    states: dict[str, tuple[Floats, ...]] = field(default_factory=dict)
+    """[K] of each rollout by `state`, or `part/state`: what its states add to the baseline of each turn, in units of
+    the advantage, from which it is to be subtracted; empty where no episode was given."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """How much the states said."""
 
 
 class PartwiseBaseline:
@@ -67,18 +73,32 @@ class PartwiseBaseline:
         """The estimator of the first part: of the whole reward where it is not divided."""
         return next(iter(self.estimators.values()))
 
-    def explain(self, rollouts: Mapping[str, Rollouts]) -> Verdict:
-        """From one `Rollouts` a part, same rollouts in the same order. Changes nothing."""
+    def explain(
+        self, rollouts: Mapping[str, Rollouts], episodes: Mapping[str, Sequence[Episode]] | None = None
+    ) -> Verdict:
+        """From one `Rollouts` a part, same rollouts in the same order. Changes nothing.
+
+        Args:
+            episodes: the same rollouts turn by turn, where there are several turns.
+        """
         if set(rollouts) != set(self.weights):
             raise ValueError(f"parts are {sorted(rollouts)}; expected {sorted(self.weights)}")
         advantages: Floats = np.zeros(len(next(iter(rollouts.values())).prompts))
         shares: dict[str, Floats] = {}
+        states: dict[str, tuple[Floats, ...]] = {}
+        metrics: dict[str, float] = {}
         for name, weight in self.weights.items():
             estimator, seen = self.estimators[name], rollouts[name]
             said, divisors = estimator.explain(seen), estimator.divisors(seen)
             advantages += weight * np.nan_to_num((seen.rewards - said.baselines) / divisors)
             shares |= {_named(name, scale): values / divisors for scale, values in said.scales.items()}
-        return Verdict(advantages, shares)
+            if episodes is not None and estimator.settings.states:
+                moved = _moved(estimator, seen, episodes[name], said.baselines)
+                scaled = zip(moved, divisors, strict=True)
+                states[_named(name, STATE)] = tuple(weight * one / divisor for one, divisor in scaled)
+                found = _measured(moved, episodes[name], estimator.range or (0.0, 1.0))
+                metrics |= {_named(name, key): value for key, value in found.items()}
+        return Verdict(advantages, shares, states, metrics)
 
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:
         """[P] expected reward and [P] its variance, before sampling; None while the range of a part is not known."""
@@ -128,6 +148,23 @@ class PartwiseBaseline:
         """
         for name, estimator in self.estimators.items():
             estimator.load(pick(state, name))
+
+
+def _moved(
+    estimator: GroupAwareBaseline, seen: Rollouts, episodes: Sequence[Episode], baselines: Floats
+) -> list[Floats]:
+    """[K] of each episode: what its states add to the baseline of each turn, in reward units."""
+    low, high = estimator.range or (0.0, 1.0)
+    prior = (high - low) ** 2 * estimator.settings.state_variance
+    return anchor_corrections(episodes, baselines, estimator.noise(seen), prior)
+
+
+def _measured(moved: Sequence[Floats], episodes: Sequence[Episode], bounds: tuple[float, float]) -> dict[str, float]:
+    """Mean size of what the states add to the baseline, in reward ranges; and the share of later turns whose state
+    another attempt came to."""
+    later = np.concatenate([there.episodes[1:] for there in company(episodes)])
+    size = float(np.mean([np.abs(one).mean() for one in moved])) / (bounds[1] - bounds[0])
+    return {f"scale/{STATE}": size} | ({f"{STATE}/shared": float(np.mean(later > 0))} if later.size else {})
 
 
 def _named(part: str, what: str) -> str:

@@ -12,6 +12,9 @@ SCALES: frozenset[Scale] = frozenset({"siblings", "batch", "prompt", "tree", "ke
 prompt. tree: its region. key: prompts of the same text by the user's own key. linear: prompts near it in feature space.
 root: all prompts."""
 
+STATE = "state"
+"""One more, within episodes of several turns: other attempts that came to the same state. See anchors.py."""
+
 SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "temporal"})
 """semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
 are cut at medians of features). temporal: forgetting (off: evidence never fades)."""
@@ -90,6 +93,11 @@ class Settings:
 
     scales: frozenset[Scale] = SCALES
     signals: frozenset[str] = SIGNALS
+    states: bool = True
+    """The scale `state`: turns of an episode are also compared with those that other attempts took from there."""
+    state_variance: float = 0.05
+    """Prior variance of what a state is worth around what is expected of its episode. One other attempt that came there
+    then counts a fifth beside the reward of an even chance, seven others more than half."""
     use_batch: bool = True
     """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
@@ -138,8 +146,10 @@ class Settings:
         >>> sorted(Settings().without("tree").scales)
         ['batch', 'key', 'linear', 'prompt', 'root', 'siblings']
         """
+        if name == STATE:
+            return replace(self, states=False)
         if name not in SCALES | SIGNALS:
-            raise ValueError(f"nothing is called {name!r}; expected one of {sorted(SCALES | SIGNALS)}")
+            raise ValueError(f"nothing is called {name!r}; expected one of {sorted(SCALES | SIGNALS | {STATE})}")
         return replace(
             self,
             scales=frozenset(scale for scale in self.scales if scale != name),
@@ -163,8 +173,9 @@ class Settings:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """As JSON, to tell whether a state was saved under the same settings."""
-        plain = asdict(self)
+        """As JSON, to tell whether a state was saved under the same settings; without those that nothing saved
+        depends on."""
+        plain = {key: value for key, value in asdict(self).items() if key not in ("states", "state_variance")}
         return {
             key: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()
