@@ -20,6 +20,7 @@ from coterie.config.functions import user_function
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks
+from coterie.parts import environment_for
 from coterie.rewards import registry
 from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
@@ -50,6 +51,7 @@ def check_names(config: RunConfig) -> None:
     for target in own:
         if ":" in target:
             user_function(target)
+    environment_for(config.environment)
     for step in config.rewards.steps:
         registry.load(step.name, step.params, steps=True)
     for source in sources(config):

@@ -158,7 +158,7 @@ def _cell(name: str, value: Any) -> Any:
     if isinstance(value, float | int) or value is None:
         return value
     if name == "messages":
-        value = conversation(json.loads(value), " | ")
+        return one_line(conversation(json.loads(value), " | "), 4 * WIDTH)
     return one_line(value if isinstance(value, str) else str(value), WIDTH)
 
 

@@ -277,8 +277,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
         note="For environments of several turns (`environment.name`). The paper's mean of a state holds the turn "
         "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
-        'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, weighed '
-        "by evidence.",
+        'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, '
+        "weighed by evidence.",
     ),
     "ppo": Algorithm(
         title="Proximal Policy Optimization with a learned critic",

@@ -44,6 +44,7 @@ def step_metrics(
         **_lengths(experience.rollouts, usable, correct),
         **_surprisal(usable, correct),
         **_staleness(usable, version),
+        **_turns(experience.rollouts),
         **text_measures(usable, groups),
         **report.metrics,
         "updates/skipped": float(report.skipped),
@@ -134,6 +135,12 @@ def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Ma
         for kind, members in kinds.items()
         if members
     }
+
+
+def _turns(rollouts: Sequence[Rollout]) -> Metrics:
+    """Turns of an episode; nothing where all have one."""
+    counts = [len(rollout.turns) for rollout in rollouts]
+    return {"turns/mean": float(np.mean(counts))} if max(counts, default=1) > 1 else {}
 
 
 def _surprisal(usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
