@@ -46,6 +46,16 @@ def test_every_metric_that_a_group_aware_run_records_is_explained(
     assert [name for name in names if not is_documented(name)] == []
 
 
+def test_every_metric_of_a_run_with_several_turns_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed = {"environment": {"name": "retry", "max_tokens": 200}, "rewards": {"parts": [{"name": "environment"}]}}
+    run = assemble.train(make_config(tmp_path, steps=2, grouping={"preset": "heb"}, eval={"every": 0}, **changed))
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        names = database.names()
+    assert {"turns/mean", "grouping/scale/state", "grouping/state/shared"} <= set(names)
+    assert [name for name in names if not is_documented(name)] == []
+
+
 def test_every_metric_that_a_rule_reads_is_explained() -> None:
     read = {name for rule in RULES for name in (*rule.needs, *rule.any_of)} | {kind.metric for kind in KINDS.values()}
     assert [name for name in sorted(read - {""}) if not is_documented(name)] == []

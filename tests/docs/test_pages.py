@@ -95,6 +95,7 @@ def test_imports_point_up_the_tree() -> None:
 def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     code = compile(block.text, str(block), "exec")
     if block.note == "sketch":
         loop = (PACKAGE / "train/grpo.py").read_text(encoding="utf-8")
