@@ -240,8 +240,8 @@ class Credit:
     replayed: bool = False
     """Earned in an earlier step, so the policy that sampled the rollout is the old one of its ratio."""
     contributions: Mapping[str, float] = field(default_factory=dict)
-    """Share of the advantage by scale name (mean over the tokens), `steps` for that of the step rewards, and `state` for
-    that of what other attempts made of the same states."""
+    """Share of the advantage by scale name (mean over the tokens), `steps` for that of the step rewards, and `state`
+    for that of what other attempts made of the same states."""
 
     @property
     def silent(self) -> bool:
