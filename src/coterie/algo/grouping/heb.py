@@ -17,6 +17,7 @@ from coterie.algo.grouping.rollouts import Groups, Rollouts, gather
 from coterie.algo.grouping.shrink import batch_mean, group_mean, james_stein, sibling_mean
 from coterie.algo.grouping.stack import Stack, buckets
 from coterie.algo.grouping.state import Floats, State, join, pick
+from coterie.algo.grouping.sums import RunningSums
 from coterie.algo.grouping.tracker import Tracker
 
 STATE_VERSION = 3
@@ -71,8 +72,7 @@ class GroupAwareBaseline:
         }
         self.stack = Stack(np.array(list(start.values())), keep=self.settings.keep_gram)
         self.range: tuple[float, float] | None = self.settings.bounds
-        # Running sums with forgetting: [squared error, rollouts], [weight, rollouts], [weighted reward, weight].
-        self.sums = np.zeros((3, 2))
+        self.sums = RunningSums(self.settings.keep_scale)
         self.steps = 0
         self.plain: GroupAwareBaseline | None = None
         """The same without weights, from the first weighted step on: what a prompt is expected to earn. Weighted means
@@ -102,9 +102,7 @@ class GroupAwareBaseline:
         if self.settings.scale == "none":
             return 1.0
         low, high = self.range or (0.0, 1.0)
-        squares, count = self.sums[0]
-        spread = (squares + 0.25) / (count + 1.0)
-        return (high - low) * max(float(np.sqrt(spread)), LEAST_SCALE)
+        return (high - low) * max(float(np.sqrt(self.sums.spread)), LEAST_SCALE)
 
     def predict(self, rollouts: Rollouts) -> Floats:
         """[B] baseline of each rollout, in reward units; NaN where the rollout failed. Changes nothing."""
@@ -159,7 +157,7 @@ class GroupAwareBaseline:
             mean, var = hierarchy.expect(rows, features, time)
             break
         else:
-            mean, var = np.full(len(prompts), self._known), np.full(len(prompts), 0.03)
+            mean, var = np.full(len(prompts), self.sums.known), np.full(len(prompts), 0.03)
             for tracker in self.trackers.values():
                 once = Rollouts(prompts=prompts, rewards=np.full(len(prompts), low), features=features, time=time)
                 mean = tracker.predict(self._gather(once))
@@ -193,11 +191,6 @@ class GroupAwareBaseline:
         """The hierarchy that has a tree; None where the preset has none."""
         return self.hierarchies.get("heb")
 
-    @property
-    def _known(self) -> float:
-        total, count = self.sums[2]
-        return float(total / count) if count > 0 else 0.5
-
     def _gather(self, rollouts: Rollouts) -> Groups:
         low, high = self.range or (0.0, 1.0)
         if self.settings.bounds is not None:
@@ -205,11 +198,11 @@ class GroupAwareBaseline:
             if outside.size:
                 raise ValueError(f"reward {outside[0]} lies outside bounds {(low, high)}; widen bounds or pass None")
         weights = np.ones(rollouts.rewards.size)
-        total, count = self.sums[1]
-        if self.settings.weighted and rollouts.weights is not None and count > 0:
+        usual = self.sums.weight
+        if self.settings.weighted and rollouts.weights is not None and usual is not None:
             # The mean comes from history: this step's mean would let a rollout's own tokens into its baseline.
-            weights = np.maximum(rollouts.weights / (total / count), LEAST_WEIGHT)
-        return gather(rollouts, (rollouts.rewards - low) / (high - low), weights, self.book.rows, self._known)
+            weights = np.maximum(rollouts.weights / usual, LEAST_WEIGHT)
+        return gather(rollouts, (rollouts.rewards - low) / (high - low), weights, self.book.rows, self.sums.known)
 
     def _predictions(self, rollouts: Rollouts) -> tuple[Groups, Floats, dict[str, Prediction]]:
         """Groups, [K, N] what each expert says, and the hierarchies' predictions; remembered for `observe`."""
@@ -285,14 +278,8 @@ class GroupAwareBaseline:
         )
 
     def _sum_up(self, rollouts: Rollouts, groups: Groups, combined: Floats) -> None:
-        kept = rollouts.weights[groups.keep] if rollouts.weights is not None else np.ones(groups.of.size)
-        count = float(groups.of.size)
-        sums = [
-            (((groups.rewards - combined) ** 2).sum(), count),
-            (kept.sum(), count),
-            (groups.weights @ groups.rewards, groups.weights.sum()),
-        ]
-        self.sums = self.settings.keep_scale * self.sums + np.array(sums)
+        kept = None if rollouts.weights is None else rollouts.weights[groups.keep]
+        self.sums.add(groups, groups.rewards - combined, kept)
         if self.range is None:
             # Unbounded rewards: four standard deviations of the first step are one range, for ever after.
             centre, spread = float(groups.rewards.mean()), max(float(groups.rewards.std()), 1e-6)
@@ -305,7 +292,7 @@ class GroupAwareBaseline:
         self.hierarchies = {name: self._hierarchy(name, self.seed) for name in self.hierarchies}
         self.trackers = {name: Tracker(tracker.half_life, tracker.rho) for name, tracker in self.trackers.items()}
         self.stack = Stack(self.stack.start, keep=self.settings.keep_gram)
-        self.sums[0], self.sums[2] = 0.0, 0.0
+        self.sums.restart()
 
     # state
 
@@ -314,7 +301,7 @@ class GroupAwareBaseline:
         self._last = None
         for part in (*self._learners().values(), self.stack):
             part.widen(factor)
-        self.sums[0] /= factor
+        self.sums.widen(factor)
 
     def adopt(self, *, reward: str, reference: str) -> bool:
         """Continue under these versions; widens, and says so, if either is another than before."""
@@ -337,7 +324,7 @@ class GroupAwareBaseline:
             "plain": self.plain is not None,
         }
         return join(
-            own=({"sums": self.sums.copy()}, own),
+            own=({"sums": self.sums.table.copy()}, own),
             book=self.book.state(),
             window=self.window.state(),
             stack=self.stack.state(),
@@ -356,7 +343,7 @@ class GroupAwareBaseline:
         if different:
             raise ValueError(f"the state was saved with another {' and '.join(different)}; start anew or restore them")
         self._last = None
-        self.sums, self.steps, self.versions = arrays["sums"].copy(), json["steps"], dict(json["versions"])
+        self.sums.table, self.steps, self.versions = arrays["sums"].copy(), json["steps"], dict(json["versions"])
         self.range = None if json["range"] is None else (json["range"][0], json["range"][1])
         self.book.load(pick(state, "book"))
         self.window.load(pick(state, "window"))
