@@ -93,22 +93,29 @@ def floor(rollouts: Rollouts) -> float:
     return total / names.size
 
 
-def streams(runs: Sequence[Path]) -> Iterator[tuple[Path, list[Rollouts], tuple[Column, ...]]]:
-    """Every run's steps with the features that its questions have. Runs on the same data share the model's answers."""
+def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareJudge]]:
+    """Every run with a judge that knows its questions' features. Runs on the same data share the model's answers."""
     known: dict[str, GroupAwareJudge] = {}
     for run in runs:
         config = load_file(run / "config.toml").config
-        same = repr((config.model, config.data, config.grouping.embedding, config.grouping.key))
+        same = repr(
+            (config.model, config.data, config.grouping.embedding, config.grouping.key, config.grouping.weights)
+        )
         if same not in known:
             use_threads(config)
             inputs = read_inputs(config, Silent())
-            grouping = config.grouping.model_copy(update={"preset": FULL})
+            grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
             found = judge_of(config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs))
             assert isinstance(found, GroupAwareJudge)
             known[same] = found
-        features = known[same].features
-        steps = step_files.steps(run / "rollouts")
-        yield run, [recorded(run, number, features, config.grouping.weights) for number in steps], features.map.columns
+        yield run, known[same]
+
+
+def streams(runs: Sequence[Path]) -> Iterator[tuple[Path, list[Rollouts], tuple[Column, ...]]]:
+    """Every run's steps with the features that its questions have."""
+    for run, judge in judges(runs):
+        steps, features = step_files.steps(run / "rollouts"), judge.features
+        yield run, [recorded(run, number, features, judge.config.weights) for number in steps], features.map.columns
 
 
 def table(results: Mapping[str, Mapping[str, Error]]) -> str:
