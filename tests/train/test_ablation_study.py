@@ -9,7 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs_for_tests import make_config
+from runs_for_tests import importable, make_config
+from test_turns_in_runs import ENVIRONMENT
 
 from coterie import assemble
 from coterie.algo.grouping.presets import Settings
@@ -18,16 +19,20 @@ from coterie.algo.grouping.rollouts import Rollouts
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping"
 
 
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("ablate", FOLDER / "ablate.py")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ablate", found)
+    monkeypatch.setitem(sys.modules, name, found)
     spec.loader.exec_module(found)
     return found
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load("ablate", monkeypatch)
 
 
 def stream(steps: int, prompts: int, size: int) -> tuple[list[Rollouts], np.ndarray]:
@@ -76,3 +81,32 @@ def test_a_recorded_run_is_replayed_under_every_variant(
     assert len(names) == 1 + 5 + 6 + 5
     assert all(f"| {name} | " in text for name in names)
     assert (tmp_path / "found.json").is_file()
+
+
+def test_recorded_episodes_say_what_their_states_are_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Three turns of which each earns what it says: what was said before does not matter, and the state says so."""
+    (tmp_path / "tiny_env.py").write_text(ENVIRONMENT, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", importable(tmp_path))
+    config = make_config(
+        tmp_path,
+        environment={"name": "tiny_env:letters", "max_tokens": 160},
+        rewards={"parts": [{"name": "environment"}]},
+        grouping={"preset": "heb-stack", "min_weight": 4.0},
+        collect={"prompts": 2, "group_size": 8},
+        steps=3,
+        eval={"every": 0},
+    )
+    run = assemble.train(config)
+    monkeypatch.setattr(sys, "argv", ["states.py", str(run)])
+    states = load("states", monkeypatch)
+    states.main()
+    assert "| 8 | " in capsys.readouterr().out
+    (judged,) = states.judges([run])
+    found = {size: states.measure(*judged, size) for size in (1, 2, 8)}
+    assert found[1].shared == 0, "nobody else"
+    assert found[1].power == 1
+    assert 0 < found[2].shared <= found[8].shared <= 1
+    assert found[8].power < 1
