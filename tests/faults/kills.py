@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
+from faults.child import log_of
 from faults.harness import Harness, Trial
 from faults.points import INTERRUPTED, WHILE_RESUMING, WHILE_TRAINING, Point, count_all, die_at
 
@@ -40,7 +41,7 @@ def _chosen(
         harness.wait(harness.start(runs, die_at(first, 3)))
     file = runs / "passes"
     done = harness.wait(harness.start(runs, count_all(points, str(file))))
-    assert done.code == 0, "the run that only counts failed"
+    assert done.code == 0, f"the run that only counts failed: {log_of(runs)}"
     counted = Counter(map(int, file.read_text().split()))
     for index, point in enumerate(points):
         total = counted[index]

@@ -38,7 +38,7 @@ WHILE_TRAINING = [
     Point("prompts are drawn", "coterie.data.order:PromptOrder.draw", "after"),
     Point("prompts are read", "coterie.engines.embedded:_Session._prefill", "after"),
     Point("one more token", "coterie.engines.embedded:_Session._decode", "before"),
-    Point("all is sampled", "coterie.collect:check_turns", "before"),
+    Point("all is sampled", "coterie.envs.episodes:check_turns", "before"),
     Point("a reward is asked", "coterie.rewards.process:Worker.ask", "after"),
     Point("all is scored", "coterie.rewards.pool:Scorer.score", "after"),
     Point("a backward pass", "coterie.policy.learner:Learner._backward", "after"),
