@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.anchors import Episode, anchor_advantages, anchor_corrections, company
+from coterie.algo.grouping.anchors import Beliefs, Episode, anchor_advantages, anchor_corrections, company
 
 NEXT = {0: "start", 1: "x", 2: "x"}  # one action comes back, two others meet
 FIRST = np.array([0.1, 0.4, 0.0])
@@ -60,10 +60,14 @@ def siblings(episodes: Sequence[Episode]) -> np.ndarray:
     return (totals.sum() - totals) / (len(totals) - 1)
 
 
+def beliefs(count: int, *, mean: float = 0.5, variance: float = 0.1, noise: float = 0.2) -> Beliefs:
+    return Beliefs(mean=np.full(count, mean), variance=np.full(count, variance), noise=np.full(count, noise))
+
+
 def by_state(episodes: Sequence[Episode]) -> list[np.ndarray]:
     """As group-aware credit does it."""
     baselines = siblings(episodes)
-    moved = anchor_corrections(episodes, baselines, np.full(len(episodes), 0.2), 0.05)
+    moved = anchor_corrections(episodes, baselines, beliefs(len(episodes)), 0.25)
     return [one.rewards.sum() - base - delta for one, base, delta in zip(episodes, baselines, moved, strict=True)]
 
 
@@ -129,7 +133,8 @@ def test_a_mean_that_holds_its_own_attempt_has_another_gradient(credit: Credit, 
 
 
 def test_the_hand_worked_example() -> None:
-    """The second attempt meets the first and the third in `b`, where they had 1 and 0 still to come."""
+    """The second attempt meets the first and the third in `b`, where they had 1 and 0 still to come; the fourth, which
+    earned nothing, says by its total alone what the prompt is."""
     episodes = [
         Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0])),
         Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0])),
@@ -137,17 +142,33 @@ def test_the_hand_worked_example() -> None:
         Episode(prompt="q", states=("a", "c"), rewards=np.array([0.0, 0.0])),
     ]
     baselines = np.array([0.25, 0.5, 0.5, 0.6])
-    moved = anchor_corrections(episodes, baselines, np.full(4, 0.2), 0.05)
-    weight = 0.05 * 2 / (0.05 * 2 + 0.2)
-    np.testing.assert_allclose(moved[1], [0.0, weight * (0.5 - (0.5 - 0.5))])
-    np.testing.assert_allclose(moved[0], [0.0, weight * (0.0 - 0.25)])
+    moved = anchor_corrections(episodes, baselines, beliefs(4), 0.25)
+    # v' = 1 / (10 + 5) = 1/15, m' = 1/15 · 10 · 0.5 = 1/3, τ = 0.05, w = (7/60 · 2) / (7/60 · 2 + 0.2) = 7/13.
+    weight = 7 / 13
+    np.testing.assert_allclose(moved[1], [0.0, (1 - weight) * (1 / 3 - 0.5) + weight * 0.5 - 0.0])
+    np.testing.assert_allclose(moved[0], [0.0, (1 - weight) / 3 + weight * 0.0 - 0.25])
     assert moved[3].tolist() == [0.0, 0.0]  # nobody else came to c
+
+
+def test_it_is_what_a_joint_gaussian_says() -> None:
+    """Against the posterior mean of μ + δ by the full covariance of what was seen."""
+    rewards = np.array([[0.0, 1.0], [0.0, 0.2], [0.0, 0.7], [0.0, 0.4], [0.0, 0.9]])
+    states = ["b", "b", "b", "c", "d"]
+    episodes = [Episode(prompt="q", states=("a", s), rewards=row) for s, row in zip(states, rewards, strict=True)]
+    moved = anchor_corrections(episodes, np.full(5, 0.3), beliefs(5), 0.25)[0]
+    mean, variance, noise, tau = 0.5, 0.1, 0.2, 0.05
+    here = np.array([True, True, False, False])  # attempts 1 to 4 in the state of attempt 0
+    # As in the model: those elsewhere say what the prompt is, whatever their own states add.
+    seen = variance + tau * np.outer(here, here) + noise * np.eye(4)
+    with_it = variance + tau * here
+    expected = mean + with_it @ np.linalg.solve(seen, rewards[1:, 1] - mean)
+    np.testing.assert_allclose(0.3 + moved[1], expected)
 
 
 def test_much_evidence_is_the_others_mean_alone() -> None:
     others = [Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 0.75]))] * 4
     own = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
-    (_, *_, found) = anchor_corrections([*others, own], np.full(5, 0.9), np.full(5, 1e-12), 0.05)
+    (_, *_, found) = anchor_corrections([*others, own], np.full(5, 0.9), beliefs(5, noise=1e-12), 0.25)
     received = 0.5
     np.testing.assert_allclose(0.9 - received + found[1], 0.75)
 
@@ -158,10 +179,11 @@ def test_nothing_of_its_own_future_moves_the_baseline_of_a_turn() -> None:
         Episode(prompt=f"p{rng.integers(2)}", states=tuple(rng.integers(0, 3, size).tolist()), rewards=rng.random(size))
         for size in rng.integers(1, 6, 12)
     ]
-    baselines, noise = rng.random(12), rng.uniform(0.02, 0.25, 12)
+    baselines = rng.random(12)
+    known = Beliefs(mean=rng.random(12), variance=rng.uniform(0.01, 0.1, 12), noise=rng.uniform(0.02, 0.25, 12))
 
     def said(changed: Sequence[Episode]) -> list[np.ndarray]:
-        return anchor_corrections(changed, baselines, noise, 0.05)
+        return anchor_corrections(changed, baselines, known, 0.25)
 
     before = said(episodes)
     for number, one in enumerate(episodes):
@@ -176,7 +198,7 @@ def test_nothing_of_its_own_future_moves_the_baseline_of_a_turn() -> None:
 def test_an_attempt_without_a_reward_says_nothing_of_its_states() -> None:
     good = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
     lost = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, np.nan]))
-    found = anchor_corrections([good, lost], np.array([0.5, np.nan]), np.full(2, 0.2), 0.05)
+    found = anchor_corrections([good, lost], np.array([0.5, np.nan]), beliefs(2), 0.25)
     assert [one.tolist() for one in found] == [[0.0, 0.0], [0.0, 0.0]]
 
 

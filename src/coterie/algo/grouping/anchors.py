@@ -46,6 +46,22 @@ class Company:
     """[K] standard deviation of the returns from there, own visits included."""
     episodes: Floats
     """[K] how many others came there."""
+    elsewhere: Floats
+    """[K] how many others never did."""
+    total: Floats
+    """[K] mean of what these earned in all; NaN where there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Beliefs:
+    """What is expected of the prompt of each of B episodes without the attempts at it in this step, in reward units."""
+
+    mean: Floats
+    """[B]; NaN of an episode without a reward."""
+    variance: Floats
+    """[B] of that mean."""
+    noise: Floats
+    """[B] variance of one attempt's reward."""
 
 
 def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
@@ -57,20 +73,24 @@ def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
     """
     returns = _returns(episodes, gamma)
     visits: dict[tuple[str, Hashable], list[tuple[int, float]]] = {}
+    totals: dict[str, dict[int, float]] = {}
     for number, (episode, gained) in enumerate(zip(episodes, returns, strict=True)):
+        if not np.isfinite(gained).all():
+            continue
+        totals.setdefault(episode.prompt, {})[number] = float(episode.rewards.sum())
         for state, value in zip(episode.states, gained.tolist(), strict=True):
-            if np.isfinite(gained).all():
-                visits.setdefault((episode.prompt, state), []).append((number, value))
+            visits.setdefault((episode.prompt, state), []).append((number, value))
 
     def one(number: int, episode: Episode) -> Company:
-        rows = np.full((3, len(episode.states)), np.nan)
+        rows = np.full((5, len(episode.states)), np.nan)
         for turn, state in enumerate(episode.states):
             there = visits.get((episode.prompt, state), [])
-            others = [value for who, value in there if who != number]
-            rows[0, turn] = np.mean(others) if others else np.nan
+            came = {who for who, _ in there} - {number}
+            away = [value for who, value in totals.get(episode.prompt, {}).items() if who not in came | {number}]
+            rows[0, turn] = _mean([value for who, value in there if who != number])
             rows[1, turn] = np.std([value for _, value in there]) if there else 0.0
-            rows[2, turn] = len({who for who, _ in there if who != number})
-        return Company(mean=rows[0], spread=rows[1], episodes=rows[2])
+            rows[2, turn], rows[3, turn], rows[4, turn] = len(came), len(away), _mean(away)
+        return Company(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
 
     return [one(number, episode) for number, episode in enumerate(episodes)]
 
@@ -106,37 +126,53 @@ def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, norma
     return found
 
 
-def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, noise: Floats, prior: float) -> list[Floats]:
+def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: Beliefs, spread: float) -> list[Floats]:
     """[K] of each episode: what its state adds to the baseline of each turn after the first.
 
-    The turn's baseline without it is what is expected of the whole episode, less what was received before. Where n
-    others came to its state, it moves to their mean return from there by the weight w = τn / (τn + σ²):
+    A state is worth μ + δ to come: μ what the prompt is, believed to be N(m, v), and δ ~ N(0, τ) what is special to the
+    state, τ = spread · σ². The other attempts that never came there, n' with the mean total t, speak of μ alone:
 
-        b_k = (1 - w) (b - received_k) + w mean_others,    the correction is w (mean_others - (b - received_k))
+        v' = 1 / (1/v + n'/σ²)        m' = v' (m/v + n' t/σ²)
 
-    All of it is settled before the turn is sampled: the state and what was received are of earlier turns, the mean of
-    other episodes. So the gradient of the undiscounted return stays unbiased.
+    and the n that came there, with the mean return r from there on, of the sum, with the weight w:
+
+        b_k = (1 - w) (m' - received_k) + w r        w = (v' + τ) n / ((v' + τ) n + σ²)
+
+    so that no attempt counts twice. The correction is what b_k is more than the episode's own baseline less what was
+    received before, which holds where nobody else came. All of it is settled before the turn is sampled: the state and
+    what was received are of earlier turns, all else of other episodes. So the gradient of the undiscounted return stays
+    unbiased.
 
     Args:
         episodes: B of one step, in any order.
         baselines: [B] of the whole episodes, in reward units, none moved by its own rewards; NaN = none.
-        noise: [B] σ², variance of a return, in squared reward units.
-        prior: τ, variance of what states are worth around what is expected of the episode, in the same.
+        beliefs: of the episodes' prompts.
+        spread: τ / σ².
 
     >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
     >>> two = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
-    >>> [found.tolist() for found in anchor_corrections([one, two], np.full(2, 0.5), np.full(2, 0.1), 0.1)]
+    >>> known = Beliefs(mean=np.full(2, 0.5), variance=np.full(2, 0.05), noise=np.full(2, 0.1))
+    >>> [found.tolist() for found in anchor_corrections([one, two], np.full(2, 0.5), known, 0.5)]
     [[0.0, -0.25], [0.0, 0.5]]
     """
     found = []
     for row, (episode, there) in enumerate(zip(episodes, company(episodes), strict=True)):
         received = np.concatenate([[0.0], np.cumsum(episode.rewards)[:-1]])
-        evidence = prior * there.episodes
-        weight = evidence / (evidence + noise[row])
-        moved = np.nan_to_num(weight * (there.mean - (baselines[row] - received)), nan=0.0)
+        noise = float(beliefs.noise[row])
+        precision, elsewhere = 1.0 / float(beliefs.variance[row]), there.elsewhere / noise
+        variance = 1.0 / (precision + elsewhere)
+        mean = variance * (precision * beliefs.mean[row] + elsewhere * np.nan_to_num(there.total))
+        evidence = (variance + spread * noise) * there.episodes
+        weight = evidence / (evidence + noise)
+        expected = (1.0 - weight) * (mean - received) + weight * there.mean
+        moved = np.nan_to_num(expected - (baselines[row] - received), nan=0.0)  # nobody came: the mean is NaN
         moved[:1] = 0.0
         found.append(moved)
     return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _returns(episodes: Sequence[Episode], gamma: float) -> list[Floats]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from coterie.algo.grouping.anchors import Beliefs
 from coterie.algo.grouping.features import Column
-from coterie.algo.grouping.hierarchy import Hierarchy, Prediction
+from coterie.algo.grouping.hierarchy import Hierarchy, Prediction, one_reward
 from coterie.algo.grouping.history import PromptBook, Step, Window
 from coterie.algo.grouping.lessons import Explanation, Lesson
 from coterie.algo.grouping.own import Own, ask, view_of
@@ -131,9 +132,7 @@ class GroupAwareBaseline:
         low, high = self.range or (0.0, 1.0)
 
         def spread_out(values: Floats, origin: float) -> Floats:
-            out = np.full(groups.keep.size, np.nan)
-            out[groups.keep] = origin + (high - low) * values
-            return out
+            return groups.placed(origin + (high - low) * values)
 
         parts = predictions["heb"].parts if "heb" in predictions else {}
         return Explanation(
@@ -177,14 +176,22 @@ class GroupAwareBaseline:
             f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
         )
 
-    def noise(self, rollouts: Rollouts) -> Floats:
-        """[B] variance of one reward of each rollout's prompt, from history alone, in squared reward units."""
+    def beliefs(self, rollouts: Rollouts) -> Beliefs:
+        """What is expected of each rollout's prompt from history and, by a hierarchy, from the step's other groups."""
+        groups, _, predictions = self._predictions(rollouts)
         low, high = self.range or (0.0, 1.0)
-        mean, _ = self.expect(rollouts.prompts, rollouts.features, rollouts.time)
-        share = (mean - low) / (high - low)
-        shape = np.clip(share * (1.0 - share), 0.02, 0.25) if self.settings.bounds is not None else 0.25
-        ratio = next((hierarchy.noise.value for hierarchy in self.hierarchies.values()), 1.0)
-        return (high - low) ** 2 * np.maximum(ratio * shape * np.ones(share.size), 1e-4)
+        if "heb" in predictions:
+            own, hierarchy = predictions["heb"], self.hierarchies["heb"]
+            mean, variance, noise = own.mean, hierarchy.calibration(groups.rows) * own.variance, own.noise
+        else:
+            expected, spread = self.expect(groups.prompts, groups.features, groups.time)
+            mean, variance = (expected - low) / (high - low), spread / (high - low) ** 2
+            noise = one_reward(mean, bounded=self.settings.bounds is not None)
+        return Beliefs(
+            mean=groups.placed(low + (high - low) * mean[groups.of]),
+            variance=groups.placed((high - low) ** 2 * variance[groups.of]),
+            noise=groups.placed((high - low) ** 2 * noise[groups.of]),
+        )
 
     @property
     def regions(self) -> Hierarchy | None:

@@ -117,9 +117,11 @@ class Hierarchy:
 
     def _reward_noise(self, mean: Floats) -> Floats:
         """[P] variance of one reward; bounded away from 0 because a prediction of certainty is never certain."""
-        bounded = self.settings.bounds is not None
-        shape = np.clip(mean * (1.0 - mean), 0.02, 0.25) if bounded else np.full(mean.size, 0.25)
-        return np.maximum(self.noise.value * shape, 1e-4)
+        return np.maximum(self.noise.value * one_reward(mean, bounded=self.settings.bounds is not None), 1e-4)
+
+    def calibration(self, rows: Ints) -> Floats:
+        """[P] factor of a prediction's variance that was right in the past, for prompts seen before and for others."""
+        return np.where(self.memory.seen(rows), self.kappa[1].value, self.kappa[0].value)
 
     def _memory_prior(self, rows: Ints, time: float) -> tuple[Floats, Floats]:
         if "prompt" in self.settings.scales:
@@ -132,9 +134,8 @@ class Hierarchy:
         """[P] mean and [P] calibrated variance of the expected reward, from history alone, before any rollout."""
         belief, design = self._later(time), self._design(features)
         memory_mean, memory_var = self._memory_prior(rows, time)
-        kappa = np.where(self.memory.seen(rows), self.kappa[1].value, self.kappa[0].value)
         mean = ROOT_MEAN + design @ belief.mean + memory_mean
-        return mean, kappa * np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
+        return mean, self.calibration(rows) * np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
 
     def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
         """[P] variance of what is expected of each prompt's region and neighbours, and [P] the same before any
@@ -157,8 +158,7 @@ class Hierarchy:
         else:
             correction = np.zeros(prior.size)
             var = np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
-        seen = self.memory.seen(groups.rows)
-        believed = (np.where(seen, self.kappa[1].value, self.kappa[0].value) * var)[groups.of]
+        believed = (self.calibration(groups.rows) * var)[groups.of]
         trust = believed * groups.others / (believed * groups.others + noise[groups.of])
         trust = trust if "siblings" in scales else np.zeros(trust.size)
         nodes = self.tree.feature.size
@@ -312,6 +312,11 @@ class Hierarchy:
         self.memory.load(pick(state, "memory"))
         for name, ratio in (("first", self.kappa[0]), ("again", self.kappa[1]), ("noise", self.noise)):
             ratio.load(pick(state, name))
+
+
+def one_reward(mean: Floats, *, bounded: bool) -> Floats:
+    """[P] variance of a right-or-wrong reward of that mean, in a range of 1; the most there can be without bounds."""
+    return np.clip(mean * (1.0 - mean), 0.02, 0.25) if bounded else np.full(mean.size, 0.25)
 
 
 def _past_groups(rows: Ints, mean: Floats, evidence: Floats, features: Floats, time: float) -> Groups:

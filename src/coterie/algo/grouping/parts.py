@@ -154,9 +154,7 @@ def _moved(
     estimator: GroupAwareBaseline, seen: Rollouts, episodes: Sequence[Episode], baselines: Floats
 ) -> list[Floats]:
     """[K] of each episode: what its states add to the baseline of each turn, in reward units."""
-    low, high = estimator.range or (0.0, 1.0)
-    prior = (high - low) ** 2 * estimator.settings.state_variance
-    return anchor_corrections(episodes, baselines, estimator.noise(seen), prior)
+    return anchor_corrections(episodes, baselines, estimator.beliefs(seen), estimator.settings.state_spread)
 
 
 def _measured(moved: Sequence[Floats], episodes: Sequence[Episode], bounds: tuple[float, float]) -> dict[str, float]:

@@ -95,9 +95,8 @@ class Settings:
     signals: frozenset[str] = SIGNALS
     states: bool = True
     """The scale `state`: turns of an episode are also compared with those that other attempts took from there."""
-    state_variance: float = 0.05
-    """Prior variance of what a state is worth around what is expected of its episode. One other attempt that came there
-    then counts a fifth beside the reward of an even chance, seven others more than half."""
+    state_spread: float = 0.2
+    """Prior variance of what a state is worth around what its prompt is, in variances of one reward."""
     use_batch: bool = True
     """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
@@ -175,7 +174,7 @@ class Settings:
     def fingerprint(self) -> dict[str, Any]:
         """As JSON, to tell whether a state was saved under the same settings; without those that nothing saved
         depends on."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("states", "state_variance")}
+        plain = {key: value for key, value in asdict(self).items() if key not in ("states", "state_spread")}
         return {
             key: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()

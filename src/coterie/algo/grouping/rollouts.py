@@ -73,6 +73,12 @@ class Groups:
     known: float
     """Mean reward in history: the fallback where there is nobody to compare with."""
 
+    def placed(self, values: Floats) -> Floats:
+        """[N] of the usable rollouts → [B] of all, NaN where one is not usable."""
+        out = np.full(self.keep.size, np.nan)
+        out[self.keep] = values
+        return out
+
     @property
     def lone(self) -> NDArray[np.bool_]:
         """[N] rollouts without siblings."""
