@@ -18,6 +18,7 @@ from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.episodes import Episodes
+from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import CoterieError
 from coterie.learning import learner_for
 from coterie.observer import Silent
@@ -113,7 +114,7 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
 
 def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
     """Some episodes in which every turn says the gold answer: that the environment runs, and what it thinks of it."""
-    limits = parts.limits_of(config.environment)
+    limits = limits_of(config.environment)
     if limits is None or not inputs.prompts:
         return
     seen = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
@@ -122,7 +123,7 @@ def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None
         words = seen[request.key.prompt].answer or "?"
         return list(inputs.chat.tokenizer(words, add_special_tokens=False)["input_ids"])
 
-    engine, environment = ScriptedEngine(script), parts.environment_for(config.environment)
+    engine, environment = ScriptedEngine(script), environment_for(config.environment)
     episodes = Episodes(engine, environment, inputs.chat, seed=config.seed, limits=limits)
     sampling = Sampling(temperature=1.0, max_tokens=config.sampling.max_tokens)
     played = episodes.play([(prompt, 0) for prompt in seen.values()], sampling)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,6 @@ import torch
 from coterie import machine, threads
 from coterie.collect import Collector
 from coterie.config.data import Source
-from coterie.config.environment import EnvironmentConfig
-from coterie.config.functions import user_function
 from coterie.config.schema import RunConfig
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
@@ -23,12 +20,7 @@ from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.envs.base import Environment
-from coterie.envs.episodes import Limits
-from coterie.envs.function import FunctionEnvironment, check_params
-from coterie.envs.retry import Retry
-from coterie.envs.running_sum import RunningSum
-from coterie.envs.single_turn import SingleTurn
+from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import ConfigError, DataError
 from coterie.learning import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
 from coterie.observer import Observer
@@ -56,13 +48,6 @@ ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     ),
 }
 """What `collect.engine` may name."""
-
-ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
-    "single_turn": SingleTurn,
-    "retry": Retry,
-    "running_sum": RunningSum,
-}
-"""What `environment.name` may name, beside `module:function`; `environment.params` are the fields."""
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -163,19 +148,6 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
     encoder = encoder_for(config, observer) if need_train else None
     return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
-
-
-def environment_for(config: EnvironmentConfig) -> Environment:
-    """Who answers the model.
-
-    Raises:
-        ConfigError: it cannot be had, or does not take these params.
-    """
-    if ":" in config.name:
-        return FunctionEnvironment(name=config.name, function=user_function(config.name), params=config.params)
-    kind = ENVIRONMENTS[config.name]
-    check_params(config.params, list(inspect.signature(kind).parameters))
-    return kind(**config.params)
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
@@ -324,11 +296,6 @@ def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
         max_error_share=config.collect.max_error_share,
         limits=limits_of(config.environment),
     )
-
-
-def limits_of(config: EnvironmentConfig) -> Limits | None:
-    """Of an episode; None where it has one turn."""
-    return Limits(turns=config.max_turns, tokens=config.max_tokens) if config.talks else None
 
 
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:

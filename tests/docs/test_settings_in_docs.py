@@ -20,7 +20,7 @@ from coterie.config.functions import user_function
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks
-from coterie.parts import environment_for
+from coterie.envs.registry import environment_for
 from coterie.rewards import registry
 from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
