@@ -37,7 +37,7 @@ def test_generated_items_keep_seed_and_index_in_the_id_and_drop_repeats(monkeypa
     assert [prompt.id for prompt in found.prompts] == [f"leg_counting/3-{index}" for index in (0, 2, 4)]
     assert found.prompts[1].attributes == {"reasoning_gym": {"index": 2}}
     assert found.repeated == 3
-    assert found.warnings == ["3 generated items left out that repeat an earlier one"]
+    assert found.warnings == ["dropped 3 duplicate prompts"]
     assert len(load([source], DataConfig(), CHAT, limit=2).prompts) == 2
 
 

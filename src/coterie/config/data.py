@@ -32,6 +32,15 @@ def changes(times: Iterable[Presence]) -> list[int]:
     return sorted({0} | {at for pair in times for at in pair if at is not None})
 
 
+class ColumnNames(NamedTuple):
+    """Which columns of a source hold what, as set; None where the layout is recognised from the columns' names."""
+
+    prompt: str | None = None
+    answer: str | None = None
+    """Empty: the rows have no gold answer."""
+    system: str | None = None
+
+
 class _Source(Section):
     """What every source has."""
 
@@ -61,6 +70,27 @@ class _Source(Section):
         return self
 
 
+class RowSource(_Source):
+    """A source of rows with columns."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    prompt_column: str | None = Field(default=None, min_length=1)
+    """Column with the prompt, text or messages, e.g. `query`, or a dotted path, e.g. `extra_info.question`. When left
+    out, it is recognised: `prompt`, `question`, `problem`, `messages`, `conversations` or `instruction`."""
+    answer_column: str | None = None
+    """Column with the gold answer, e.g. `reward_model.ground_truth`. When left out, it is recognised: `answer`,
+    `reward_model.ground_truth`, `ground_truth`, `final_answer`, `expected_answer`, `solution` or `extra_info.answer`,
+    or the reply that ends the conversation. Empty: the rows have no gold answer."""
+    system_column: str | None = Field(default=None, min_length=1)
+    """Column with the row's own system message; wins over `data.system`."""
+
+    @property
+    def column_names(self) -> ColumnNames:
+        """The three settings above."""
+        return ColumnNames(self.prompt_column, self.answer_column, self.system_column)
+
+
 class ReasoningGymSource(_Source):
     """A procedural generator of reasoning-gym with its own scorer."""
 
@@ -75,17 +105,20 @@ class ReasoningGymSource(_Source):
     """The generator's own parameters, e.g. {max_animals = 3}."""
 
 
-class FileSource(_Source):
-    """A .jsonl, .parquet or .csv file with `prompt` or `question` and, usually, `answer`."""
+class FileSource(RowSource):
+    """A .jsonl, .json, .parquet, .csv, .tsv or .arrow file (text also compressed), or a folder: a dataset saved with
+    `save_to_disk`, or shards such as `data/train-00000-of-00004.parquet`."""
 
     type: Literal["file"]
     path: str
-    """Path of the file."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first rows."""
+    """Path of the file or folder."""
+    split: str | None = None
+    """Split to read of a folder; `train`, or the only one, when left out."""
+    config: str | None = None
+    """Configuration to read of a folder whose README.md names several; the default one when left out."""
 
 
-class HubSource(_Source):
+class HubSource(RowSource):
     """A Hugging Face dataset (needs the `hub` extra)."""
 
     type: Literal["hub"]
@@ -97,21 +130,17 @@ class HubSource(_Source):
     """Split."""
     revision: str | None = None
     """Pinned revision."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first rows."""
 
 
-class AssetSource(_Source):
+class AssetSource(RowSource):
     """A question asset of `coterie assets ls`, e.g. gsm8k-100."""
 
     type: Literal["asset"]
     name: str
     """Asset name."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first rows."""
 
 
-class PythonSource(_Source):
+class PythonSource(RowSource):
     """Your own function: `module:function` returning an iterable of row dicts."""
 
     type: Literal["python"]
@@ -119,8 +148,6 @@ class PythonSource(_Source):
     """`module:function`."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first rows."""
 
 
 Source = Annotated[

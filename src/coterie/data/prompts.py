@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
 from coterie.config.data import (
     AssetSource,
+    ColumnNames,
     DataConfig,
     FileSource,
     HubSource,
     Presence,
     PythonSource,
     ReasoningGymSource,
+    RowSource,
     Source,
 )
 from coterie.data import assets, rows, tasks
 from coterie.data.chat import Chat
-from coterie.data.columns import BadRowError, Question, read_columns, with_instruction
+from coterie.data.columns import BadRowError, Question, read_columns, to_json, with_instruction
+from coterie.data.files import read_file, stem_of
+from coterie.data.layouts import check_columns, column_paths, listed
+from coterie.data.notes import SourceNotes, counted
+from coterie.data.shards import read_path
 from coterie.errors import DataError
 from coterie.observer import POOLED
 from coterie.types import Message, Prompt
+
+_FIRST_ROWS = 256
+"""Rows by whose columns a source is judged as a whole."""
+_MOST_CHARACTERS = 64
+"""Characters a token of a prompt can stand for on average, at most; in text it is about 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,19 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceColumns:
+    """What the columns of a source are, for messages."""
+
+    source: str
+    columns: tuple[str, ...]
+    """Names, nested ones as dotted paths."""
+    prompts: frozenset[str]
+    """Ids of the prompts of the source."""
+    unmarked: int
+    """Rows whose worked solution ends in no marked answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
     """What a list of sources holds."""
 
@@ -53,9 +77,13 @@ class PromptSet:
     excluded: int
     """Good rows left out because `exclude` has the same prompt."""
     repeated: int
-    """Generated items left out because an earlier one asks the same."""
+    """Rows and generated items left out because an earlier one, of any source, asks the same."""
     presence: Mapping[str, Presence] = field(default_factory=dict)
     """`after` and `until` of the source by prompt id, where it has any."""
+    notes: tuple[str, ...] = ()
+    """How the sources were read, where that was not set: files of a folder, layouts, columns."""
+    sources: tuple[SourceColumns, ...] = ()
+    """Of the sources with columns."""
 
     @classmethod
     def empty(cls) -> PromptSet:
@@ -64,14 +92,15 @@ class PromptSet:
 
     @property
     def warnings(self) -> list[str]:
-        """What was left out, one line each."""
-        lines: list[str] = []
+        """How the sources were read, and what was left out, one line each."""
+        lines: list[str] = list(self.notes)
         if self.quarantined:
-            lines.append(f"{len(self.quarantined)} bad rows left out; first: {_describe(self.quarantined[0])}")
+            count = counted(len(self.quarantined), "bad row")
+            lines.append(f"{count} left out; first: {_describe(self.quarantined[0])}")
         if self.excluded:
-            lines.append(f"{self.excluded} held-out prompts left out that also occur in training")
+            lines.append(f"dropped {counted(self.excluded, 'held-out prompt')} (also in the training data)")
         if self.repeated:
-            lines.append(f"{self.repeated} generated items left out that repeat an earlier one")
+            lines.append(f"dropped {counted(self.repeated, 'duplicate prompt')}")
         return lines
 
     def write_quarantine(self, path: Path) -> None:
@@ -80,19 +109,40 @@ class PromptSet:
 
 
 @dataclass(slots=True)
+class _SourceRows:
+    """The rows of one source, as far as it has been read."""
+
+    name: str
+    task: str
+    columns: list[str] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    fresh: list[tuple[str, Question, tuple[int, ...]]] = field(default_factory=list)
+    """Id within the task, question and rendered prompt of each row that is kept."""
+    total: int = 0
+    excluded: int = 0
+    repeated: int = 0
+
+
+@dataclass(slots=True)
 class _Loading:
-    """What has been seen so far, over all sources."""
+    """What has been read so far, over all sources."""
 
     config: DataConfig
     chat: Chat
     forbidden: frozenset[tuple[int, ...]]
     taken: set[str]
     limit: int | None
+    staged: bool
+    """Whether sources join and leave."""
     prompts: list[Prompt] = field(default_factory=list)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    asked: dict[tuple[int, ...], str] = field(default_factory=dict)
+    asked: dict[tuple[int, ...], str | None] = field(default_factory=dict)
+    """Gold answer by rendered prompt."""
     bad: list[BadRow] = field(default_factory=list)
     presence: dict[str, Presence] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    sources: list[SourceColumns] = field(default_factory=list)
     excluded: int = 0
     repeated: int = 0
 
@@ -132,6 +182,7 @@ def load(
         forbidden=forbidden,
         taken={prompt.id for prompt in known},
         limit=limit,
+        staged=any(source.after or source.until for source in sources),
     )
     if not sources:
         raise DataError('there are no prompt sources; add a [[data.train]] table, e.g. type = "reasoning_gym"')
@@ -144,6 +195,8 @@ def load(
         excluded=loading.excluded,
         repeated=loading.repeated,
         presence=loading.presence,
+        notes=tuple(loading.notes),
+        sources=tuple(loading.sources),
     )
 
 
@@ -154,54 +207,82 @@ def _load_source(source: Source, loading: _Loading) -> None:
             f"{name} gives its prompts the task name {task!r}, which is reserved for the result over all tasks; give "
             "the source another `task`, or rename the file or function"
         )
-    generated = isinstance(source, ReasoningGymSource)
-    bad: list[BadRow] = []
-    ids: set[str] = set()
-    fresh: list[tuple[str, Question, tuple[int, ...]]] = []
-    total, excluded, repeated = 0, loading.excluded, loading.repeated
-    for number, candidate in _questions(source):
-        if generated and len(fresh) == loading.limit:
+    notes = SourceNotes(name, source.column_names if isinstance(source, RowSource) else ColumnNames())
+    rows = _SourceRows(name, task)
+    for number, candidate in _questions(source, name, rows, notes):
+        if isinstance(source, ReasoningGymSource) and len(rows.fresh) == loading.limit:
             break
-        total += 1
+        rows.total += 1
         try:
             if isinstance(candidate, BadRowError):
                 raise candidate
             tokens = _render(candidate, source.instruction, loading)
-            local = candidate.id or str(number)
-            if local in ids:
-                raise BadRowError(f"has the id {local!r} of an earlier row")
-            if tokens in loading.asked and not generated:
-                raise BadRowError(f"asks the same as {loading.asked[tokens]}")
         except BadRowError as error:
-            bad.append(BadRow(source=name, row=number, reason=str(error)))
+            rows.bad.append(BadRow(source=name, row=number, reason=str(error)))
             continue
-        ids.add(local)
-        if tokens in loading.asked:
-            loading.repeated += 1
-        elif tokens in loading.forbidden:
-            loading.excluded += 1
-        else:
-            fresh.append((local, candidate, tokens))
-        loading.asked.setdefault(tokens, f"{task}/{local}")
-    _check_share(name, bad, total, loading.config.max_bad_share)
-    loading.bad += bad
-    if not fresh:
-        raise DataError(
-            f"no prompt of {name} is left: {len(bad)} of {total} rows are bad, {loading.excluded - excluded} also "
-            f"occur in training, {loading.repeated - repeated} repeat another; for a generator change seed or params"
+        _sort_in(rows, number, candidate, tokens, loading, notes)
+    _check_share(rows, loading.config.max_bad_share)
+    loading.bad += rows.bad
+    if not rows.fresh:
+        _check_left(rows, loading)
+    kept = _keep(source, rows, loading)
+    loading.notes += notes.lines()
+    if isinstance(source, RowSource):
+        columns = tuple(rows.columns)
+        loading.sources.append(SourceColumns(source=name, columns=columns, prompts=kept, unmarked=notes.unmarked))
+
+
+def _sort_in(
+    rows: _SourceRows,
+    number: int,
+    question: Question,
+    tokens: tuple[int, ...],
+    loading: _Loading,
+    notes: SourceNotes,
+) -> None:
+    """A good row: to keep, or one too many."""
+    if tokens in loading.asked:
+        rows.repeated += 1
+        loading.repeated += 1
+        notes.conflicting += rows.columns != [] and question.answer != loading.asked[tokens]
+        return
+    loading.asked[tokens] = question.answer
+    if tokens in loading.forbidden:
+        rows.excluded += 1
+        loading.excluded += 1
+        return
+    local = question.id or str(number)
+    if local in rows.ids:
+        notes.renumbered += question.id is not None
+        local = next(
+            name for name in (f"row-{number}", *(f"row-{number}.{k}" for k in range(2, 9))) if name not in rows.ids
         )
-    _keep(source, task, fresh[: loading.limit], loading)
+    rows.ids.add(local)
+    rows.fresh.append((local, question, tokens))
 
 
-def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[int, ...]]], loading: _Loading) -> None:
-    prefix = _free_prefix(task, [local for local, _, _ in fresh], loading.taken)
-    name, _ = _names(source)
+def _check_left(rows: _SourceRows, loading: _Loading) -> None:
+    """A source of which nothing is left is refused, unless all of it stands in other sources of an unstaged run."""
+    if rows.repeated == rows.total and not loading.staged and loading.prompts:
+        return
+    raise DataError(
+        f"no prompt of {rows.name} is left: {len(rows.bad)} of {rows.total} rows are bad, {rows.excluded} also "
+        f"occur in training, {rows.repeated} are duplicates; for a generator change seed or params"
+    )
+
+
+def _keep(source: Source, rows: _SourceRows, loading: _Loading) -> frozenset[str]:
+    """Ids of the prompts that were added."""
+    fresh = rows.fresh[: loading.limit]
+    prefix = _free_prefix(rows.task, [local for local, _, _ in fresh], loading.taken)
+    name = rows.name
+    ids = []
     for local, question, tokens in fresh:
         prompt = Prompt(
             id=f"{prefix}/{local}",
             messages=_messages(question, source.instruction, loading.config.system),
             answer=question.answer,
-            task=task,
+            task=rows.task,
             attributes=question.attributes,
             # Of a file the name alone: the same rows are the same experience wherever they lie.
             source=f"{source.type}:{Path(name).name if isinstance(source, FileSource) else name}",
@@ -209,17 +290,22 @@ def _keep(source: Source, task: str, fresh: Sequence[tuple[str, Question, tuple[
         loading.prompts.append(prompt)
         loading.tokens[prompt.id] = tokens
         loading.taken.add(prompt.id)
+        ids.append(prompt.id)
         if source.after or source.until:
             loading.presence[prompt.id] = source.presence
+    return frozenset(ids)
 
 
 def _render(question: Question, instruction: str, loading: _Loading) -> tuple[int, ...]:
     messages = _messages(question, instruction, loading.config.system)
+    limit = loading.config.max_prompt_tokens
+    length = sum(len(message["content"]) for message in messages)
+    if length > _MOST_CHARACTERS * limit:  # a file in one cell: half a minute of tokenising, to no end
+        raise BadRowError(f"has {length:,} characters, more than data.max_prompt_tokens = {limit} can hold")
     try:
         tokens = tuple(loading.chat.render(messages))
     except DataError as error:
         raise BadRowError(f"cannot be rendered: {error}") from error
-    limit = loading.config.max_prompt_tokens
     if len(tokens) > limit:
         raise BadRowError(f"has {len(tokens)} prompt tokens, more than data.max_prompt_tokens = {limit}")
     return tokens
@@ -233,28 +319,50 @@ def _messages(question: Question, instruction: str, system: str | None) -> tuple
     return (Message(role="system", content=system), *messages)
 
 
-def _questions(source: Source) -> Iterator[tuple[int, Question | BadRowError]]:
-    """(row number, question or what is wrong with it) of every row."""
+def _questions(
+    source: Source, name: str, rows: _SourceRows, notes: SourceNotes
+) -> Iterator[tuple[int, Question | BadRowError]]:
+    """(row number, question or what is wrong with it) of every row.
+
+    Raises:
+        DataError: no row has a column for the prompt, or one that is set.
+    """
     if isinstance(source, ReasoningGymSource):
         for item in tasks.items(source.name, source.params, source.size, source.seed):
-            row = {"id": f"{source.seed}-{item.index}", "question": item.question, "answer": item.answer}
-            yield item.index, _question({**row, **item.attributes})
+            yield item.index, _generated(item, source.seed)
         return
-    for row in islice(_rows(source), source.limit):
-        yield row.number, BadRowError(row.problem) if row.data is None else _question(row.data)
+    stream = islice(_rows(source, notes), source.limit)
+    first = list(islice(stream, _FIRST_ROWS))
+    readable = [row.data for row in first if row.data is not None]
+    rows.columns = column_paths(readable)
+    check_columns(readable, source.column_names, name)
+    for row in chain(first, stream):
+        if row.data is None:
+            yield row.number, BadRowError(row.problem)
+            continue
+        try:
+            question = read_columns(row.data, source.column_names)
+        except BadRowError as error:
+            yield row.number, error
+            continue
+        notes.add(row.data, question)
+        yield row.number, question
 
 
-def _question(data: Mapping[str, object]) -> Question | BadRowError:
+def _generated(item: tasks.Item, seed: int) -> Question | BadRowError:
+    row = {"id": f"{seed}-{item.index}", "prompt": item.question, "answer": item.answer}
     try:
-        return read_columns(data)
+        question = read_columns(row)
     except BadRowError as error:
         return error
+    return replace(question, attributes={name: to_json(value, name) for name, value in item.attributes.items()})
 
 
-def _rows(source: FileSource | HubSource | AssetSource | PythonSource) -> Iterator[rows.Row]:
+def _rows(source: RowSource, notes: SourceNotes) -> Iterator[rows.Row]:
     match source:
         case FileSource():
-            return rows.read_file(Path(source.path).expanduser())
+            found, notes.chosen = read_path(Path(source.path).expanduser(), split=source.split, config=source.config)
+            return found
         case HubSource():
             return rows.read_hub(source.name, source.config, source.split, source.revision)
         case PythonSource():
@@ -266,14 +374,15 @@ def _rows(source: FileSource | HubSource | AssetSource | PythonSource) -> Iterat
                     f"the asset {source.name!r} is a model, not questions; put it into model.name, or choose a "
                     "questions asset of `coterie assets ls`"
                 )
-            return rows.read_file(path)
+            return read_file(path)
+    raise AssertionError(source.type)
 
 
 def _names(source: Source) -> tuple[str, str]:
     """(what a person knows the source as, its task name)."""
     match source:
         case FileSource():
-            name, task = source.path, Path(source.path).stem
+            name, task = source.path, _file_task(Path(source.path).expanduser())
         case HubSource():
             name, task = source.name, source.name.rsplit("/", 1)[-1]
         case PythonSource():
@@ -283,16 +392,27 @@ def _names(source: Source) -> tuple[str, str]:
     return name, source.task or task
 
 
-def _check_share(name: str, bad: Sequence[BadRow], total: int, limit: float) -> None:
+def _file_task(path: Path) -> str:
+    if path.is_dir():
+        return path.name or path.resolve().name or "data"
+    return stem_of(path)
+
+
+def _check_share(rows: _SourceRows, limit: float) -> None:
+    bad, total = rows.bad, rows.total
     if total == 0:
-        raise DataError(f"{name} has no rows; expected rows with `prompt` or `question`")
-    if len(bad) > limit * total:
-        first = "".join(f"\n  {_describe(row)}" for row in bad[:5])
-        more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise DataError(
-            f"{len(bad)} of {total} rows of {name} are bad, more than data.max_bad_share = {limit:g} allows; repair "
-            f"them, or raise data.max_bad_share to train without them:{first}{more}"
-        )
+        raise DataError(f"{rows.name} has no rows; expected rows with `prompt` or `question`")
+    if len(bad) <= limit * total:
+        return
+    first = "".join(f"\n  {_describe(row)}" for row in bad[:5])
+    more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
+    if len(bad) == total:
+        columns = f"; its columns are {listed(rows.columns)}" if rows.columns else ""
+        raise DataError(f"none of the {counted(total, 'row')} of {rows.name} can be used{columns}:{first}{more}")
+    raise DataError(
+        f"{len(bad)} of {total} rows of {rows.name} are bad, more than data.max_bad_share = {limit:g} allows; fix "
+        f"them, or raise data.max_bad_share to train without them:{first}{more}"
+    )
 
 
 def _describe(bad: BadRow) -> str:

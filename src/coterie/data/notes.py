@@ -1,0 +1,93 @@
+"""How the rows of one source were read, in words: layouts that were recognised, columns that are not what they seem."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coterie.config.data import ColumnNames
+from coterie.data.columns import Question
+from coterie.data.layouts import Layout
+from coterie.rewards.base import OF_ROLLOUT
+
+RESERVED = frozenset({"prompts", "completions", *OF_ROLLOUT})
+"""Names under which a reward function gets something of the rollout, so a column of the data cannot have them."""
+_SHOWN = 3
+
+
+def counted(number: int, what: str) -> str:
+    """`1 bad row`, `2 bad rows`, `20,000 bad rows`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+@dataclass(slots=True)
+class SourceNotes:
+    """Counts over the usable rows of a source."""
+
+    source: str
+    names: ColumnNames
+    chosen: str = ""
+    """What was chosen of a folder."""
+    layouts: Counter[Layout] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    reserved: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    """Rows whose `answer` column is not their gold answer."""
+    worked: int = 0
+    """Rows whose gold answer is the end of a longer text."""
+    renumbered: int = 0
+    """Rows whose id an earlier row has."""
+    conflicting: int = 0
+    """Duplicates with another gold answer than the prompt that was kept."""
+
+    def add(self, data: Mapping[str, Any], question: Question) -> None:
+        """Count a row."""
+        self.layouts[question.layout] += 1
+        self.dropped.update(question.dropped)
+        self.reserved.update(RESERVED & data.keys())
+        elsewhere = question.answer is not None and question.layout.answer != "answer"
+        self.hidden += elsewhere and data.get("answer") is not None
+        self.worked += "worked_answer" in question.attributes and "worked_answer" not in data
+
+    @property
+    def unmarked(self) -> int:
+        """Rows whose worked solution ends in no marked answer."""
+        return sum(count for layout, count in self.layouts.items() if layout.unmarked)
+
+    def lines(self) -> list[str]:
+        """One line a fact; none for a source that is as documented."""
+        lines = [self.chosen] if self.chosen else []
+        guessed = [(layout, count) for layout, count in self.layouts.most_common() if not layout.native(self.names)]
+        for layout, count in guessed[:_SHOWN]:
+            rows = "" if len(self.layouts) == 1 else f" ({counted(count, 'row')})"
+            lines.append(f"{layout.describe()}{rows}")
+        if self.worked:
+            lines.append(
+                f"{counted(self.worked, 'answer')} end in a `####` line or a box: what stands there is the gold answer, "
+                "the whole text is in the column `worked_answer`"
+            )
+        if self.hidden:
+            lines.append(
+                f"the column `answer` of {counted(self.hidden, 'row')} does not reach reward functions: they get the "
+                "gold answer under this name; rename the column"
+            )
+        for name in self.reserved:
+            lines.append(
+                f"the column `{name}` does not reach reward functions: they get what belongs to the rollout under "
+                "this name; rename the column"
+            )
+        for name, count in self.dropped.items():
+            lines.append(
+                f"the column `{name}` of {counted(count, 'row')} was left out: it is not text, numbers or lists"
+            )
+        if self.renumbered:
+            lines.append(
+                f"{counted(self.renumbered, 'row')} have an id that an earlier row has; they are named by number"
+            )
+        if self.conflicting:
+            lines.append(
+                f"{counted(self.conflicting, 'dropped duplicate')} had another gold answer than the prompt that is kept"
+            )
+        return [f"{self.source}: {line}" for line in lines]
