@@ -133,11 +133,16 @@ def test_layouts_are_read_as_they_are(name: str) -> None:
 def test_every_column_reaches_rewards_under_its_name() -> None:
     assert read_columns(VERL).attributes == {name: VERL[name] for name in VERL if name != "prompt"}
     assert read_columns(OPEN_R1).attributes == {name: OPEN_R1[name] for name in OPEN_R1 if name != "answer"}
-    row = {"id": [1], "question": "?", "answer": 4, "task": "math", "worked_answer": "mine", "completions": 3}
+    row = {"id": [1], "question": "?", "answer": 4, "task": "math", "gold_answer": "mine", "completions": 3}
     question = read_columns(row)
-    assert question.attributes == {name: row[name] for name in row if name != "answer"}
+    assert question.answer == "4"
+    assert question.attributes == row
     assert question.layout.native(ColumnNames())
-    assert read_columns({**row, "answer": "so\n#### 4"}).attributes["worked_answer"] == "mine"
+    question = read_columns({"question": "?", "answer": "so\n#### 4"})
+    assert question.attributes == {"question": "?", "answer": "so\n#### 4", "gold_answer": "4"}
+    question = read_columns({"question": "?", "answer": ["4"], "label": 5}, ColumnNames(answer="label"))
+    assert question.answer == "5"
+    assert question.attributes == {"question": "?", "answer": ["4"], "label": 5, "gold_answer": "5"}
 
 
 def test_columns_of_bytes_are_dropped_and_named() -> None:

@@ -60,7 +60,7 @@ def test_a_file_becomes_prompts_with_ids_answers_and_attributes(tmp_path: Path) 
     assert (first.id, first.task, first.answer) == ("q/1", "q", "2")
     assert first.messages == ({"role": "user", "content": "one and one?"},)
     assert first.attributes == {"question": "one and one?", "difficulty": 1.5, "tags": ["sum", {"deep": None}]}
-    assert second.attributes == {"id": "second"}
+    assert second.attributes == {"id": "second", "answer": 4, "gold_answer": "4"}
     assert (second.id, second.answer) == ("q/second", "4")
     assert found.token_ids["q/1"] == tuple(CHAT.render(first.messages))
     assert found.quarantined == ()
@@ -109,8 +109,8 @@ def test_a_rows_own_messages_and_system_message_stay(tmp_path: Path) -> None:
 def test_gold_answers(answer: object, gold: str) -> None:
     question = read_columns({"question": "?", "answer": answer})
     assert question.answer == gold
-    worked = isinstance(answer, str) and "####" in answer
-    assert question.attributes == {"question": "?"} | ({"worked_answer": answer} if worked else {})
+    same = answer == gold
+    assert question.attributes == {"question": "?"} | ({} if same else {"answer": answer, "gold_answer": gold})
 
 
 BAD_LINES: dict[str, tuple[object, str]] = {
@@ -397,12 +397,10 @@ def test_what_was_recognised_is_said(tmp_path: Path) -> None:
         "this name; rename the column",
     ]
     (note,) = of_lines(tmp_path, {"question": "?", "answer": "so\n#### 4"}).warnings
-    assert note.endswith("gold answer, the whole text is in the column `worked_answer`")
+    assert note.endswith("compare with what stands there, the column `gold_answer`")
     (columns,) = found.sources
     assert columns.columns == ("prompt", "solution", "completions")
     assert (columns.unmarked, columns.prompts) == (1, {"q/1", "q/2", "q/3"})
-    found = of_lines(tmp_path, {"question": "?", "answer": [1, 2], "gold": 3}, answer_column="gold")
-    assert found.warnings[0].endswith("they get the gold answer under this name; rename the column")
 
 
 def test_a_file_in_one_cell_is_refused_before_it_is_tokenised(tmp_path: Path) -> None:

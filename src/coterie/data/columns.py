@@ -63,8 +63,8 @@ class Question:
     messages: tuple[Message, ...]
     answer: str | None
     attributes: dict[str, Any]
-    """All columns as JSON but the `prompt` and the `answer`; `worked_answer` holds the original of an `answer` that
-    ends in `#### gold` or in a box."""
+    """All columns as JSON but the `prompt`, and but the `answer` where it is the gold answer to the letter; where it is
+    not, `gold_answer` is."""
     layout: Layout
     """What was read from where."""
     dropped: tuple[str, ...] = ()
@@ -85,11 +85,11 @@ def read_columns(data: Mapping[str, Any], names: ColumnNames = NO_NAMES) -> Ques
     messages, reply = _read_prompt(data, path, names)
     answer_path, answer, unmarked = _find_answer(data, names, path, reply)
     gold = answer if answer is None else _final_answer(answer)
-    # A reward function gets the messages as `prompts` and the gold answer as `answer`, whichever column it is of.
-    used = {path, "answer" if gold is not None else answer_path} & {"prompt", "answer"}
-    attributes, dropped = _attributes(data, used)
-    if gold != answer and answer_path == "answer":  # other columns are passed on under their own name
-        attributes.setdefault("worked_answer", answer)
+    attributes, dropped = _attributes(data, path)
+    if attributes.get("answer") == gold and isinstance(attributes.get("answer"), str | None):
+        attributes.pop("answer", None)
+    elif gold is not None and "answer" in attributes:
+        attributes.setdefault("gold_answer", gold)
     return Question(
         id=_read_id(data.get("id")),
         messages=messages,
@@ -100,11 +100,12 @@ def read_columns(data: Mapping[str, Any], names: ColumnNames = NO_NAMES) -> Ques
     )
 
 
-def _attributes(data: Mapping[str, Any], used: set[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _attributes(data: Mapping[str, Any], prompt: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The columns as JSON, and the names of those that are not."""
     attributes: dict[str, Any] = {}
     dropped: list[str] = []
     for name, value in data.items():
-        if name in used:
+        if name == prompt == "prompt":  # rewards get the messages as `prompts`
             continue
         try:
             attributes[name] = to_json(value, name)

@@ -33,10 +33,8 @@ class SourceNotes:
     layouts: Counter[Layout] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     reserved: Counter[str] = field(default_factory=Counter)
-    hidden: int = 0
-    """Rows whose `answer` column is not their gold answer."""
     worked: int = 0
-    """Rows whose gold answer is the end of a longer text."""
+    """Rows whose gold answer is the end of a longer text in `answer`."""
     renumbered: int = 0
     """Rows whose id an earlier row has."""
     conflicting: int = 0
@@ -47,9 +45,10 @@ class SourceNotes:
         self.layouts[question.layout] += 1
         self.dropped.update(question.dropped)
         self.reserved.update(RESERVED & data.keys())
-        elsewhere = question.answer is not None and question.layout.answer != "answer"
-        self.hidden += elsewhere and data.get("answer") is not None
-        self.worked += "worked_answer" in question.attributes and "worked_answer" not in data
+        answer = question.attributes.get("answer")
+        self.worked += (
+            question.layout.answer == "answer" and isinstance(answer, str) and answer.strip() != question.answer
+        )
 
     @property
     def unmarked(self) -> int:
@@ -65,13 +64,8 @@ class SourceNotes:
             lines.append(f"{layout.describe()}{rows}")
         if self.worked:
             lines.append(
-                f"{counted(self.worked, 'answer')} end in a `####` line or a box: what stands there is the gold answer, "
-                "the whole text is in the column `worked_answer`"
-            )
-        if self.hidden:
-            lines.append(
-                f"the column `answer` of {counted(self.hidden, 'row')} does not reach reward functions: they get the "
-                "gold answer under this name; rename the column"
+                f"{counted(self.worked, 'answer')} end in a `####` line or a box: built-in rewards compare with what "
+                "stands there, the column `gold_answer`"
             )
         for name in self.reserved:
             lines.append(
