@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from coterie import machine
-from coterie.checks import dry_run, preflight, validate
+from coterie.checks import dry_run, preflight, require_judges, validate
 from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
@@ -79,6 +79,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     check_trainable(config)
     use_threads(config)
     inputs = read_inputs(config, observer)
+    require_judges(config, inputs)
     stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards) as scorer:
         scorer.start(inputs.prompts)

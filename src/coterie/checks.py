@@ -19,7 +19,7 @@ from coterie.engines.kv import reserved
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.episodes import Episodes
 from coterie.envs.registry import environment_for, limits_of
-from coterie.errors import CoterieError
+from coterie.errors import CoterieError, RewardError
 from coterie.learning import learner_for
 from coterie.observer import Silent
 from coterie.parts import Inputs
@@ -28,6 +28,7 @@ from coterie.policy.learner import Learner
 from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
+from coterie.rewards.gaps import judge_gaps
 from coterie.rewards.pool import Scorer
 from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
@@ -59,12 +60,17 @@ class Report:
 
 
 def validate(config: RunConfig) -> Report:
-    """Data and rewards: every prompt rendered, gold answers scored, garbage scored. Loads no weights."""
+    """Settings, data and rewards: every prompt rendered, gold answers scored, garbage scored. Loads no weights.
+
+    It fails where training could not begin.
+    """
     report = Report()
+    report.attempt("settings", lambda: parts.check_trainable(config))
     inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
+        _judge_lines(report, config, inputs)
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     return report
 
@@ -79,6 +85,7 @@ def dry_run(config: RunConfig) -> Report:
         return report
     _data_lines(report, config, inputs)
     report.attempt("environment", lambda: _environment_line(report, config, inputs))
+    _judge_lines(report, config, inputs)
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     policy = report.attempt("model", lambda: parts.policy_for(config, inputs))
     if policy is None:
@@ -109,7 +116,7 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
         for note in found.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
-        report.add("warn", "data, held out", "none: the run will not know whether it learned; add [[data.heldout]]")
+        report.add("warn", "data, held out", "no eval set: held-out results will not be reported; add [[data.heldout]]")
 
 
 def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
@@ -143,8 +150,27 @@ def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None
     )
 
 
+def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    for prompts in (inputs.train, inputs.heldout):
+        for gap in judge_gaps(config, prompts):
+            report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
+
+
+def require_judges(config: RunConfig, inputs: Inputs) -> None:
+    """Refuse to begin with prompts that nothing can score: the run would end after its first step was sampled.
+
+    Raises:
+        RewardError: names the source, its columns and the setting.
+    """
+    for prompts in (inputs.train, inputs.heldout):
+        for gap in judge_gaps(config, prompts):
+            if gap.fatal:
+                raise RewardError(gap.text, function=config.rewards.parts[0].name)
+
+
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     with Scorer(config.rewards) as scorer:
+        scorer.start(inputs.prompts)
         for level, subject, text in self_test(scorer, _spread(inputs.prompts, 32)).lines():
             report.add(level, subject, text)
 

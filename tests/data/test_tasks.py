@@ -127,7 +127,9 @@ def test_a_composite_takes_tables_from_the_settings() -> None:
 
 
 def test_prompts_of_other_sources_have_no_scorer_of_their_own() -> None:
-    with pytest.raises(DataError, match=r"no 'reasoning_gym' attribute: .*use another reward, such as `number`"):
+    with pytest.raises(
+        DataError, match=r"is not an item of a reasoning-gym source .*use another reward, such as `number`"
+    ):
         tasks.score({"difficulty": 3}, "4")
 
 

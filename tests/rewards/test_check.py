@@ -10,7 +10,7 @@ import pytest
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.data import tasks
 from coterie.errors import RewardError
-from coterie.rewards.check import require_sound, self_test
+from coterie.rewards.check import require_sound, self_test, unjudged
 from coterie.rewards.pool import Scorer
 from coterie.rewards.task import task
 from coterie.types import Prompt
@@ -56,9 +56,7 @@ def test_builtin_judges():
 
 def test_a_generous_reward_is_noticed():
     found = check(["unruly:judge"], [prompt("a", "4")])
-    assert found.lines() == [
-        ("warn", "reward judge", "gold answers score 2, garbage 2: it does not tell them apart (1 prompts)")
-    ]
+    assert found.lines() == [("warn", "reward judge", "gold answers score 2, garbage 2: no difference (1 prompt)")]
 
 
 def test_failing_rows_are_listed():
@@ -67,7 +65,7 @@ def test_failing_rows_are_listed():
     (failure,) = found.failures
     assert (failure.prompt_id, failure.part) == ("b", "reward")
     assert "raised KeyError" in failure.text
-    assert ("fail", "reward reward", failure.text) in found.lines()
+    assert ("fail", "rewards", failure.text) in found.lines()
 
 
 def test_a_gold_answer_that_is_not_accepted():
@@ -103,8 +101,59 @@ def test_training_on_a_judge_that_is_wrong_is_refused():
     ask(["exact"], [prompt(str(k), str(k)) for k in range(40)])
     ask(["exact"], [prompt("a", None)])
     ask(["exact"], [])
-    ask(["unruly:raises"], [prompt("b", "bad")])  # a function of the user's own may mean anything
-    with pytest.raises(RewardError, match=r"1 are misjudged; the first: .*of prompt a scores 0"):
+    ask(["unruly:raises"], [prompt("a", "4"), prompt("b", "bad")])  # a function of the user's own may mean anything
+    with pytest.raises(RewardError, match=r"1 of 1 prompt looked at .*; the first: .*of prompt a scores 0"):
         ask(["exact", "unruly:raises"], [prompt("a", "x <answer>y</answer>")])
-    with pytest.raises(RewardError, match=r"does not know right from wrong.*coterie validate"):
+    with pytest.raises(RewardError, match=r"misjudges gold answers or garbage.*coterie validate"):
         ask(["exact"], [prompt(str(k), "" if k % 3 == 0 else str(k)) for k in range(30)])
+
+
+def test_a_function_that_fails_on_every_prompt_is_refused_before_the_model_is_loaded():
+    def ask(part, prompts):
+        with Scorer(RewardsConfig(parts=[RewardConfig(name=part)])) as scorer:
+            require_sound(scorer, prompts)
+
+    with pytest.raises(RewardError, match=r"fails on every prompt looked at \(2\); .* raised KeyError: 'bad'"):
+        ask("unruly:raises", [prompt("a", "bad"), prompt("b", "bad")])
+    with pytest.raises(
+        RewardError, match=r"needs 'solution', but the prompts only have answer, .*label.*add the column"
+    ):
+        ask("unruly:needs_solution", [prompt("a", None, label=1)])
+    ask("unruly:needs_solution", [prompt("a", None, solution="4")])
+    ask("unruly:not_applicable", [prompt("a", "4")])  # to the gold answer as plain text, perhaps
+
+
+def test_prompts_without_a_gold_answer_are_tried_too():
+    test = check(["unruly:needs_solution"], [prompt(str(k), None) for k in range(4)])
+    assert not test.ok
+    assert (test.checked, test.open_ended) == (0, 4)
+    assert test.lines()[1][0] == "fail"
+    test = check(["unruly:not_applicable"], [prompt("a", None)])
+    assert test.ok
+    assert test.lines()[-1] == (
+        "warn",
+        "rewards",
+        "no part applied to 1 prompt without a gold answer, when the completion was garbage",
+    )
+
+
+def test_what_built_in_judges_cannot_score():
+    item = {"name": "x", "params": {}, "size": 1, "seed": 0, "entry": {}}
+    prompts = [
+        prompt("a", "4"),
+        prompt("b", None),
+        prompt("c", None, reasoning_gym=item),
+        prompt("d", None, reasoning_gym=1),
+    ]
+
+    def ids(*parts):
+        return [found.id for found in unjudged(parts, prompts)]
+
+    assert ids(RewardConfig(name="task")) == ["b", "d"]
+    assert ids(RewardConfig(name="exact"), RewardConfig(name="format", weight=0)) == ["b", "c", "d"]
+    assert ids(RewardConfig(name="exact"), RewardConfig(name="format", weight=0.1)) == []
+
+
+def test_a_column_that_is_called_like_an_item_is_no_item():
+    assert task(["so 4"], ["4"], reasoning_gym=["no"]) == [1]
+    assert task(["so 4"], ["4"], reasoning_gym=[{"name": "mine"}]) == [1]

@@ -229,3 +229,11 @@ class Judge:
 
 judge = Judge()
 not_callable = 3
+
+
+def needs_solution(completions, solution):
+    return [float(text == gold) for text, gold in zip(completions, solution, strict=True)]
+
+
+def not_applicable(completions):
+    return [None] * len(completions)

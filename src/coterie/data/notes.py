@@ -11,15 +11,11 @@ from coterie.config.data import ColumnNames
 from coterie.data.columns import Question
 from coterie.data.layouts import Layout
 from coterie.rewards.base import OF_ROLLOUT
+from coterie.text import counted
 
 RESERVED = frozenset({"prompts", "completions", *OF_ROLLOUT})
 """Names under which a reward function gets something of the rollout, so a column of the data cannot have them."""
 _SHOWN = 3
-
-
-def counted(number: int, what: str) -> str:
-    """`1 bad row`, `2 bad rows`, `20,000 bad rows`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @dataclass(slots=True)

@@ -25,10 +25,11 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, Question, read_columns, to_json, with_instruction
 from coterie.data.files import read_file, stem_of
 from coterie.data.layouts import check_columns, column_paths, listed
-from coterie.data.notes import SourceNotes, counted
+from coterie.data.notes import SourceNotes
 from coterie.data.shards import read_path
 from coterie.errors import DataError
 from coterie.observer import POOLED
+from coterie.text import counted
 from coterie.types import Message, Prompt
 
 _FIRST_ROWS = 256

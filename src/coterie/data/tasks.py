@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from io import StringIO
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from coterie.data.answers import extract_answer
 from coterie.data.tagged import decode, encode
@@ -92,6 +92,11 @@ def _items(recipe: Mapping[str, Any], entries: Iterator[dict[str, Any]]) -> Iter
         )
 
 
+def is_item(record: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether this is what an item carries, and not a column of the data that happens to have the same name."""
+    return isinstance(record, Mapping) and {"name", "params", "size", "seed", "entry"} <= record.keys()
+
+
 def score(attributes: Mapping[str, Any], completion: str) -> float:
     r"""The generator's own score of a completion, as it is: 0 … 1, often 0.01 or 0.05 for a well-formed wrong answer.
 
@@ -105,10 +110,10 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
         DataError: the prompt is not one of `items`, or its scorer failed.
     """
     record = attributes.get(ATTRIBUTE)
-    if not isinstance(record, Mapping) or not {"name", "params", "size", "seed", "entry"} <= record.keys():
+    if not is_item(record):
         raise DataError(
-            f"this prompt has no {ATTRIBUTE!r} attribute: the task's own scorer judges reasoning-gym prompts only; use "
-            "another reward, such as `number` or `exact`, for the other sources"
+            f"this prompt is not an item of a reasoning-gym source (its {ATTRIBUTE!r} is {record!r:.60}); use another "
+            "reward, such as `number` or `exact`, for the other sources"
         )
     recipe = {key: record[key] for key in ("name", "params", "size", "seed")}
     dataset = _dataset(json.dumps(recipe, sort_keys=True))

@@ -1,4 +1,4 @@
-"""Does the reward know right from wrong? Gold answers and garbage, scored through the real path."""
+"""Self-test of the reward: gold answers and garbage are scored as completions are, and rows that nothing can judge."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from coterie.config.rewards import RewardsConfig
+from coterie.config.rewards import RewardConfig, RewardsConfig
+from coterie.data import tasks
 from coterie.errors import RewardError
-from coterie.rewards.base import Score
+from coterie.rewards.base import OF_ROLLOUT, Score
+from coterie.text import counted
 from coterie.types import Prompt
+
+Level = Literal["ok", "warn", "fail"]
 
 JUDGES = ("task", "exact", "number", "math")
 """Built-in parts that must give 1 to a gold answer and 0 to garbage."""
@@ -22,13 +26,19 @@ LAYOUTS = ("{}", "<think>Known.</think>\n<answer>{}</answer>", "\\boxed{{{}}}")
 """A gold answer counts as accepted when it is accepted in one of these."""
 MAX_SHARE = 0.05
 """A larger share of failing prompts fails the check; below it is a warning."""
+ROW = "reward"
+"""What `RowFailure.part` says where the whole row could not be scored."""
 _SHOWN = 3
+_CALLED = 4
+"""Prompts on which functions of the user's own are called before the model is loaded."""
 
 
 class Scorer(Protocol):
     config: RewardsConfig
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[Score]: ...
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> Sequence[Score]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +60,7 @@ class RowFailure:
 
     prompt_id: str
     part: str
-    """Label of the part, or `reward` where the whole row could not be scored."""
+    """Label of the part, or `ROW`."""
     text: str
 
 
@@ -64,87 +74,166 @@ class RewardCheck:
     """Prompts among those looked at that have none."""
     parts: tuple[PartCheck, ...]
     failures: tuple[RowFailure, ...]
+    open_ended: int = 0
+    """Prompts without a gold answer that were scored."""
+    silent: int = 0
+    """Those among them to which no part applied."""
 
     @property
     def ok(self) -> bool:
         failed = {failure.prompt_id for failure in self.failures}
-        return len(failed) <= MAX_SHARE * self.checked
+        return len(failed) <= MAX_SHARE * (self.checked + self.open_ended)
 
-    def lines(self) -> list[tuple[Literal["ok", "warn", "fail"], str, str]]:
+    def lines(self) -> list[tuple[Level, str, str]]:
         """Verdict, subject and text of each fact, for a person."""
+        lines: list[tuple[Level, str, str]] = []
         if not self.checked:
-            return [("warn", "rewards", "no prompt has a gold answer, so the reward cannot be checked before the run")]
-        lines: list[tuple[Literal["ok", "warn", "fail"], str, str]] = []
-        for part in self.parts:
+            lines.append(("warn", "rewards", "no prompt has a gold answer to check the reward with"))
+        for part in self.parts if self.checked else ():
             broken = any(failure.part == part.label for failure in self.failures)
-            level = ("warn" if self.ok else "fail") if broken else "ok"
+            level: Level = ("warn" if self.ok else "fail") if broken else "ok"
             text = f"gold answers score {_shown(part.gold)}, garbage {_shown(part.garbage)}"
             if not part.judge and not broken and (part.gold is None or part.gold <= (part.garbage or 0.0)):
-                level, text = "warn", f"{text}: it does not tell them apart"
-            lines.append((level, f"reward {part.label}", f"{text} ({self.checked} prompts)"))
+                level, text = "warn", f"{text}: no difference"
+            lines.append((level, f"reward {part.label}", f"{text} ({counted(self.checked, 'prompt')})"))
         for failure in self.failures[:_SHOWN]:
-            lines.append(("warn" if self.ok else "fail", f"reward {failure.part}", failure.text))
+            subject = "rewards" if failure.part == ROW else f"reward {failure.part}"
+            lines.append(("warn" if self.ok else "fail", subject, failure.text))
         if len(self.failures) > _SHOWN:
             lines.append(("warn", "rewards", f"{len(self.failures) - _SHOWN} more failures like these"))
+        if self.silent:
+            lines.append(
+                (
+                    "warn",
+                    "rewards",
+                    f"no part applied to {counted(self.silent, 'prompt')} without a gold answer, when the completion "
+                    "was garbage",
+                )
+            )
         return lines
 
 
+def unjudged(parts: Sequence[RewardConfig], prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts that cannot be scored whatever the completion is: all parts with a weight are built-in judges, which
+    compare with a gold answer, and there is none."""
+    weighted = [part for part in parts if part.weight]
+    if any(part.name not in JUDGES for part in weighted):
+        return []
+    generated = any(part.name == "task" for part in weighted)
+    return [
+        prompt
+        for prompt in prompts
+        if prompt.answer is None and not (generated and tasks.is_item(prompt.attributes.get(tasks.ATTRIBUTE)))
+    ]
+
+
 def self_test(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 32) -> RewardCheck:
-    """Score the gold answers (in several layouts) and garbage of up to `limit` prompts, spread over all of them.
+    """Score the gold answers (in several layouts) and garbage of up to `limit` prompts, spread over all of them; of
+    prompts without a gold answer garbage alone, unless nothing can judge them.
 
     Raises:
         RewardError: a reward function cannot be imported, or does not take its params.
     """
-    seen = [prompts[k * len(prompts) // limit] for k in range(limit)] if len(prompts) > limit else list(prompts)
-    sound = [prompt for prompt in seen if prompt.answer is not None]
+    sample = spread(prompts, limit)
+    sound = [prompt for prompt in sample if prompt.answer is not None]
+    hopeless = {prompt.id for prompt in unjudged(scorer.config.parts, sample)}
+    open_ended = [prompt for prompt in sample if prompt.answer is None and prompt.id not in hopeless]
     golds = [layout.format(prompt.answer) for layout in LAYOUTS for prompt in sound]
-    junk = [text for text in GARBAGE for _ in sound]
-    asked = sound * (len(LAYOUTS) + len(GARBAGE))
+    junk = [text for text in GARBAGE for _ in (*sound, *open_ended)]
+    asked = [*sound * len(LAYOUTS), *[*sound, *open_ended] * len(GARBAGE)]
     scores = scorer.score(asked, golds + junk)
-    # [row of scores per layout or garbage text][prompt]
-    table = [scores[k * len(sound) : (k + 1) * len(sound)] for k in range(len(LAYOUTS) + len(GARBAGE))]
-    good, bad = table[: len(LAYOUTS)], table[len(LAYOUTS) :]
-    asked_here = [part for part in scorer.config.parts if part.name != ENVIRONMENT]
-    parts, failures = [], _errors(sound, table) if any(part.weight for part in asked_here) else []
-    for part in asked_here:
+    good = _rows(scores[: len(golds)], len(sound))
+    bad = _rows(scores[len(golds) :], len(sound) + len(open_ended))
+    outside = [part for part in scorer.config.parts if part.name != ENVIRONMENT]
+    parts: list[PartCheck] = []
+    failures: list[RowFailure] = []
+    silent = 0
+    if any(part.weight for part in outside):
+        table = [*good, *(row[: len(sound)] for row in bad)]
+        failures = _errors(sound, table) + _errors(open_ended, [row[len(sound) :] for row in bad], silent=True)
+        silent = sum(all(_nothing_applies(row[len(sound) + k]) for row in bad) for k in range(len(open_ended)))
+    for part in outside:
         judge = part.name in JUDGES
-        gold, garbage = _best(good, part.key), _best(bad, part.key)
+        gold, garbage = _best(good, part.key), _best([row[: len(sound)] for row in bad], part.key)
         parts.append(PartCheck(label=part.key, judge=judge, gold=_mean(gold), garbage=_mean(garbage)))
         if judge:
             failures += _misjudged(sound, part.key, gold, garbage)
     return RewardCheck(
-        checked=len(sound), without_gold=len(seen) - len(sound), parts=tuple(parts), failures=tuple(failures)
+        checked=len(sound),
+        without_gold=len(sample) - len(sound),
+        parts=tuple(parts),
+        failures=tuple(failures),
+        open_ended=len(open_ended),
+        silent=silent,
     )
+
+
+def spread(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` of the prompts, evenly spread."""
+    return [prompts[k * len(prompts) // limit] for k in range(limit)] if len(prompts) > limit else list(prompts)
+
+
+def _rows(scores: Sequence[Score], width: int) -> list[Sequence[Score]]:
+    """[texts][prompts]"""
+    return [scores[start : start + width] for start in range(0, len(scores), width)] if width else []
 
 
 def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16) -> None:
     """Refuse to train with a built-in judge that refuses the gold answers, or accepts garbage: hours would teach the
-    wrong thing. Functions of the user's own may mean anything, and are not asked.
+    wrong thing. Functions of the user's own may mean anything; they are refused when they fail on every prompt.
 
     Raises:
-        RewardError: more than `MAX_SHARE` of the prompts looked at are misjudged; the first is named.
+        RewardError: more than `MAX_SHARE` of the prompts looked at are misjudged, or none can be scored; the first is
+            named.
     """
-    if not any(part.name in JUDGES for part in scorer.config.parts):
-        return
-    found = self_test(scorer, prompts, limit=limit)
-    misjudged = {failure.prompt_id: failure for failure in found.failures}
-    if len(misjudged) > MAX_SHARE * found.checked:
-        first = next(iter(misjudged.values()))
+    if any(part.name in JUDGES for part in scorer.config.parts):
+        test = self_test(scorer, prompts, limit=limit)
+        misjudged = {failure.prompt_id: failure for failure in test.failures}
+        if not test.ok:
+            first = next(iter(misjudged.values()))
+            raise RewardError(
+                f"the reward misjudges gold answers or garbage: {len(misjudged)} of "
+                f"{counted(test.checked + test.open_ended, 'prompt')} looked at get a wrong score or none; the first: "
+                f"{first.text}. Fix the gold answers or choose another reward; `coterie validate` shows more",
+                function=first.part,
+            )
+    elif prompts:
+        _require_scores(scorer, spread(prompts, _CALLED))
+
+
+def _require_scores(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+    """One completion a prompt, in one call: what fails on all of them would fail after the first step was sampled."""
+    texts = [GARBAGE[-1] if prompt.answer is None else prompt.answer for prompt in prompts]
+    scores = scorer.score(prompts, texts, lengths=[len(text.split()) for text in texts])
+    errors = [str(score.error) for score in scores if score.error is not None and not _nothing_applies(score)]
+    of_episodes = any(f"needs {name!r}" in error for error in errors for name in OF_ROLLOUT)
+    if len(errors) == len(scores) and not of_episodes:
         raise RewardError(
-            f"the reward does not know right from wrong: of {found.checked} prompts looked at, {len(misjudged)} are "
-            f"misjudged; the first: {first.text}. Mend the gold answers or choose another reward; `coterie validate` "
+            f"the reward fails on every prompt looked at ({len(scores)}); the first: {errors[0]}. `coterie validate` "
             "shows more",
-            function=first.part,
+            function=scorer.config.parts[0].name,
         )
 
 
-def _errors(prompts: Sequence[Prompt], table: Sequence[Sequence[Score]]) -> list[RowFailure]:
-    """The first error of each prompt."""
+def _nothing_applies(score: Score) -> bool:
+    return score.error is not None and "no reward part applies" in score.error
+
+
+def _errors(prompts: Sequence[Prompt], table: Sequence[Sequence[Score]], *, silent: bool = False) -> list[RowFailure]:
+    """The first error of each prompt. That nothing applies is one only where nothing does to any text.
+
+    Args:
+        table: [texts][prompts]
+        silent: that nothing applies is no failure at all.
+    """
     failures = []
     for column, prompt in enumerate(prompts):
-        errors = [scores[column].error for scores in table if scores[column].error is not None]
+        scores = [row[column] for row in table]
+        errors = [score.error for score in scores if score.error is not None and not _nothing_applies(score)]
+        if not errors and scores and not silent and all(_nothing_applies(score) for score in scores):
+            errors = [scores[0].error]
         if errors:
-            failures.append(RowFailure(prompt_id=prompt.id, part="reward", text=str(errors[0])))
+            failures.append(RowFailure(prompt_id=prompt.id, part=ROW, text=str(errors[0])))
     return failures
 
 
@@ -165,13 +254,13 @@ def _misjudged(
 def _best(table: Sequence[Sequence[Score]], label: str) -> list[float | None]:
     """[prompts] largest value of a part over the rows of the table; None where it never applied."""
     columns = zip(*table, strict=True)
-    found = [[score.parts[label] for score in column if score.parts[label] is not None] for column in columns]
-    return [max((v for v in values if v is not None), default=None) for values in found]
+    values = [[score.parts[label] for score in column] for column in columns]
+    return [max((value for value in column if value is not None), default=None) for column in values]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    applicable = [value for value in values if value is not None]
+    return sum(applicable) / len(applicable) if applicable else None
 
 
 def _shown(value: float | None) -> str:

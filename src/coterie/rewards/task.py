@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from coterie.data import tasks
@@ -13,7 +13,7 @@ from coterie.rewards.text import exact
 def task(
     completions: Sequence[str],
     answer: Sequence[str | None],
-    reasoning_gym: Sequence[Mapping[str, Any] | None] | None = None,
+    reasoning_gym: Sequence[Any] | None = None,
 ) -> list[float | None]:
     """The score of a reasoning-gym item's own scorer; for the rows of other sources `number` or `exact`.
 
@@ -25,7 +25,7 @@ def task(
     if reasoning_gym is None:
         reasoning_gym = [None] * len(completions)
     return [
-        _general(completion, gold) if record is None else tasks.score({tasks.ATTRIBUTE: record}, completion)
+        tasks.score({tasks.ATTRIBUTE: record}, completion) if tasks.is_item(record) else _general(completion, gold)
         for completion, gold, record in zip(completions, answer, reasoning_gym, strict=True)
     ]
 

@@ -1,0 +1,51 @@
+"""Prompts that no reward can score: how many of which source, its columns, and the setting that would help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.config.schema import RunConfig
+from coterie.data.layouts import likely_answer, listed
+from coterie.data.prompts import PromptSet, SourceColumns
+from coterie.rewards.check import unjudged
+from coterie.text import counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Prompts of one source that cannot be scored."""
+
+    text: str
+    fatal: bool
+    """They are too many of a prompt set to begin with."""
+
+
+def judge_gaps(config: RunConfig, prompts: PromptSet) -> list[Gap]:
+    """What no part with a weight can judge, as it needs a gold answer and the prompt has none."""
+    parts = config.rewards.parts
+    hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
+    fatal = len(hopeless) > config.collect.max_error_share * len(prompts.prompts)
+    names = ", ".join(part.key for part in parts if part.weight)
+    gaps = []
+    for source in prompts.sources:
+        missing = hopeless & source.prompts
+        if missing:
+            number = f"{len(missing)} of {counted(len(source.prompts), 'prompt')} of {source.source}"
+            text = f"{number} cannot be scored: {names} needs a gold answer, and they have none; {_remedy(source)}"
+            gaps.append(Gap(text=text, fatal=fatal))
+            hopeless -= missing
+    if hopeless:
+        text = f"{counted(len(hopeless), 'prompt')} cannot be scored: {names} needs a gold answer, and they have none"
+        gaps.append(Gap(text=text, fatal=fatal))
+    return gaps
+
+
+def _remedy(source: SourceColumns) -> str:
+    columns = [column for column in source.columns if column not in ("prompt", "question")]
+    example = likely_answer(columns)
+    why = "; `solution` ends neither in a box nor in a `####` line" if source.unmarked else ""
+    return (
+        f"its columns are {listed(source.columns)}{why}; set answer_column on this source"
+        + (f', e.g. answer_column = "{example}"' if example else "")
+        + ", or add a reward that needs no gold answer"
+    )
