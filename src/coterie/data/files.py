@@ -99,23 +99,39 @@ def _open(path: Path) -> BinaryIO:
 def _read_json(path: Path) -> Iterator[Row]:
     """JSON lines; or one array, or objects over several lines, which are then read as a whole."""
     with _open(path) as handle:
-        first, number = b"", 0
-        while not first:
-            line = handle.readline()
-            if not line:
-                return
-            number += 1
-            first = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
-        lines = suffix_of(path) != ".json" and first.startswith(b"{")
-        if not _complete(first) or (_last(handle) and not lines):
-            handle.seek(0)
-            text = handle.read().decode("utf-8-sig", errors="surrogateescape")
-            rows = _whole(text, path)
-            if rows is not None:
-                yield from rows
-                return
+        first, whole = _shape(handle, path)
+        if not first:
+            return
         handle.seek(0)
-        yield from _lines(handle)
+        rows = _whole(handle.read().decode("utf-8-sig", errors="surrogateescape"), path) if whole else None
+        handle.seek(0)
+        yield from _lines(handle) if rows is None else rows
+
+
+def is_array(path: Path) -> bool:
+    """Whether a JSON file is one array instead of one object a line.
+
+    Raises:
+        DataError: it is UTF-16.
+    """
+    with _open(path) as handle:
+        first, whole = _shape(handle, path)
+        return whole and first.startswith(b"[")
+
+
+def _shape(handle: BinaryIO, path: Path) -> tuple[bytes, bool]:
+    """(first line that is not blank, whether the file is to be read as a whole)."""
+    first, number = b"", 0
+    while not first:
+        line = handle.readline()
+        if not line:
+            return b"", False
+        number += 1
+        first = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+    if not _complete(first):
+        return first, True
+    lines = suffix_of(path) != ".json" and first.startswith(b"{")
+    return first, not lines and _last(handle)
 
 
 def _complete(line: bytes) -> bool:

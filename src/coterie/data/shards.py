@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from coterie.data.files import READERS, read_file, suffix_of
+from coterie.data.files import READERS, is_array, read_file, suffix_of
 from coterie.data.rows import Row
 from coterie.errors import DataError
 
@@ -46,7 +46,7 @@ class Shards:
 
 
 def read_path(path: Path, *, split: str | None = None, config: str | None = None) -> tuple[Iterator[Row], str]:
-    """Rows of a file or of a folder, and what was chosen of the folder; empty for a file.
+    """Rows of a file or of a folder, and what was recognised or chosen, if anything.
 
     Raises:
         DataError: see `read_file` and `shards_of`; or a split or configuration is named for a file.
@@ -55,9 +55,17 @@ def read_path(path: Path, *, split: str | None = None, config: str | None = None
         for name, value in (("split", split), ("config", config)):
             if value is not None and path.is_file():
                 raise DataError(f"{name} = {value!r} is for folders, and {path} is a file; leave it out")
-        return read_file(path), ""
+        lines = path.is_file() and suffix_of(path) in (".jsonl", ".ndjson")
+        return read_file(path), "read as one JSON array, not as one object a line" if lines and _array(path) else ""
     shards = shards_of(path, split, config)
     return _numbered(shards.files), shards.note
+
+
+def _array(path: Path) -> bool:
+    try:
+        return is_array(path)
+    except (OSError, EOFError, ValueError):
+        return False  # reading says what is wrong
 
 
 def _numbered(files: Sequence[Path]) -> Iterator[Row]:
