@@ -28,8 +28,9 @@ from coterie.policy.learner import Learner
 from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
-from coterie.rewards.gaps import judge_gaps
+from coterie.rewards.gaps import hidden_columns, judge_gaps
 from coterie.rewards.pool import Scorer
+from coterie.text import counted
 from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
@@ -109,11 +110,12 @@ def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
-        tasks = sorted({prompt.task for prompt in found.prompts})
-        text = f"{len(found.prompts)} prompts of {', '.join(tasks) or 'nothing'}"
-        report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
-        for note in found.warnings:
+    for name, prompts in (("train", inputs.train), ("held out", inputs.heldout)):
+        if prompts.prompts:
+            tasks = ", ".join(sorted({prompt.task for prompt in prompts.prompts}))
+            text = f"{counted(len(prompts.prompts), 'prompt')} of {tasks}"
+            report.add("warn" if prompts.quarantined else "ok", f"data, {name}", text)
+        for note in prompts.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
         report.add("warn", "data, held out", "no eval set: held-out results will not be reported; add [[data.heldout]]")
@@ -154,6 +156,8 @@ def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for prompts in (inputs.train, inputs.heldout):
         for gap in judge_gaps(config, prompts):
             report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
+        for line in hidden_columns(prompts):
+            report.add("warn", "rewards", line)
 
 
 def require_judges(config: RunConfig, inputs: Inputs) -> None:

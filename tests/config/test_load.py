@@ -212,7 +212,7 @@ def test_resolved_settings_reproduce(toml):
         ),
         (
             ["--data.train.0.type", "file"],
-            "data.train.0.path is missing (from --data.train.0.type): Path of the file.",
+            "data.train.0.path is missing (from --data.train.0.type): Path of the file or folder.",
         ),
         (
             [*GYM, "--data.train.0.limit", "3"],

@@ -393,8 +393,6 @@ def test_what_was_recognised_is_said(tmp_path: Path) -> None:
         f"{name}: read as TRL's layout: prompt from `prompt`, answer from `solution` (2 rows)",
         f"{name}: read prompt from `prompt`, no gold answer (`solution` ends neither in a box nor in a `####` line) "
         "(1 row)",
-        f"{name}: the column `completions` does not reach reward functions: they get what belongs to the rollout under "
-        "this name; rename the column",
     ]
     (note,) = of_lines(tmp_path, {"question": "?", "answer": "so\n#### 4"}).warnings
     assert note.endswith("compare with what stands there, the column `gold_answer`")

@@ -185,6 +185,19 @@ def test_a_reward_that_needs_a_missing_column_is_refused_before_the_model_is_loa
         assemble.train(config)
 
 
+def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
+    path = parquet(
+        root / "odd.parquet", [{"prompt": asked(k), "answer": k, "completions": "mine"} for k in range(COUNT)]
+    )
+    told = [
+        text
+        for level, subject, text in assemble.validate(of(root, path)).lines
+        if (level, subject) == ("warn", "rewards")
+    ]
+    assert len(told) == 1
+    assert re.match(r"the column 'completions' of the data does not reach reward functions", told[0])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -106,8 +106,7 @@ class ReasoningGymSource(_Source):
 
 
 class FileSource(RowSource):
-    """A .jsonl, .json, .parquet, .csv, .tsv or .arrow file (text also compressed), or a folder: a dataset saved with
-    `save_to_disk`, or shards such as `data/train-00000-of-00004.parquet`."""
+    """A file (.jsonl, .json, .parquet, .csv, .tsv, .arrow), or a folder of shards or of a saved dataset."""
 
     type: Literal["file"]
     path: str

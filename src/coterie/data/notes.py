@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from coterie.config.data import ColumnNames
 from coterie.data.columns import Question
 from coterie.data.layouts import Layout
-from coterie.rewards.base import OF_ROLLOUT
 from coterie.text import counted
 
-RESERVED = frozenset({"prompts", "completions", *OF_ROLLOUT})
-"""Names under which a reward function gets something of the rollout, so a column of the data cannot have them."""
 _SHOWN = 3
 
 
@@ -28,7 +23,6 @@ class SourceNotes:
     """What was chosen of a folder."""
     layouts: Counter[Layout] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
-    reserved: Counter[str] = field(default_factory=Counter)
     worked: int = 0
     """Rows whose gold answer is the end of a longer text in `answer`."""
     renumbered: int = 0
@@ -36,11 +30,10 @@ class SourceNotes:
     conflicting: int = 0
     """Duplicates with another gold answer than the prompt that was kept."""
 
-    def add(self, data: Mapping[str, Any], question: Question) -> None:
+    def add(self, question: Question) -> None:
         """Count a row."""
         self.layouts[question.layout] += 1
         self.dropped.update(question.dropped)
-        self.reserved.update(RESERVED & data.keys())
         answer = question.attributes.get("answer")
         self.worked += (
             question.layout.answer == "answer" and isinstance(answer, str) and answer.strip() != question.answer
@@ -62,11 +55,6 @@ class SourceNotes:
             lines.append(
                 f"{counted(self.worked, 'answer')} end in a `####` line or a box: built-in rewards compare with what "
                 "stands there, the column `gold_answer`"
-            )
-        for name in self.reserved:
-            lines.append(
-                f"the column `{name}` does not reach reward functions: they get what belongs to the rollout under "
-                "this name; rename the column"
             )
         for name, count in self.dropped.items():
             lines.append(

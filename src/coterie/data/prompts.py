@@ -346,7 +346,7 @@ def _questions(
         except BadRowError as error:
             yield row.number, error
             continue
-        notes.add(row.data, question)
+        notes.add(question)
         yield row.number, question
 
 

@@ -1,4 +1,4 @@
-"""Prompts that no reward can score: how many of which source, its columns, and the setting that would help."""
+"""Where data and rewards do not fit: prompts that no reward can score, columns that no function can get."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from coterie.config.schema import RunConfig
 from coterie.data.layouts import likely_answer, listed
 from coterie.data.prompts import PromptSet, SourceColumns
+from coterie.rewards.base import OF_ROLLOUT
 from coterie.rewards.check import unjudged
 from coterie.text import counted
 
@@ -38,6 +39,16 @@ def judge_gaps(config: RunConfig, prompts: PromptSet) -> list[Gap]:
         text = f"{counted(len(hopeless), 'prompt')} cannot be scored: {names} needs a gold answer, and they have none"
         gaps.append(Gap(text=text, fatal=fatal))
     return gaps
+
+
+def hidden_columns(prompts: PromptSet) -> list[str]:
+    """A line for each column of the data whose name is that of an argument that reward functions get anyway."""
+    names = {name for prompt in prompts.prompts for name in prompt.attributes} & {"prompts", "completions", *OF_ROLLOUT}
+    return [
+        f"the column {name!r} of the data does not reach reward functions: they get what belongs to the rollout under "
+        "this name; rename the column"
+        for name in sorted(names)
+    ]
 
 
 def _remedy(source: SourceColumns) -> str:
