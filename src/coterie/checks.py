@@ -110,15 +110,18 @@ def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    for name, prompts in (("train", inputs.train), ("held out", inputs.heldout)):
-        if prompts.prompts:
-            tasks = ", ".join(sorted({prompt.task for prompt in prompts.prompts}))
-            text = f"{counted(len(prompts.prompts), 'prompt')} of {tasks}"
-            report.add("warn" if prompts.quarantined else "ok", f"data, {name}", text)
-        for note in prompts.warnings:
+    for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
+        tasks = sorted({prompt.task for prompt in found.prompts})
+        text = counted(len(found.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
+        report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
+        for note in found.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
-        report.add("warn", "data, held out", "no eval set: held-out results will not be reported; add [[data.heldout]]")
+        report.add(
+            "warn",
+            "data, held out",
+            "no held-out prompts: held-out accuracy will not be reported; add [[data.heldout]]",
+        )
 
 
 def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:

@@ -116,8 +116,8 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, str]], str | None, str]] =
 }
 
 
-def messages(question: Question) -> list[dict[str, str]]:
-    return [dict(message) for message in question.messages]
+def messages(question: Question) -> list[Any]:
+    return list(question.messages)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -65,7 +65,7 @@ def test_failing_rows_are_listed():
     (failure,) = found.failures
     assert (failure.prompt_id, failure.part) == ("b", "reward")
     assert "raised KeyError" in failure.text
-    assert ("fail", "rewards", failure.text) in found.lines()
+    assert ("fail", "reward", failure.text) in found.lines()
 
 
 def test_a_gold_answer_that_is_not_accepted():

@@ -359,11 +359,12 @@ def _generated(item: tasks.Item, seed: int) -> Question | BadRowError:
     return replace(question, attributes={name: to_json(value, name) for name, value in item.attributes.items()})
 
 
-def _rows(source: RowSource, notes: SourceNotes) -> Iterator[rows.Row]:
+def _rows(source: FileSource | HubSource | AssetSource | PythonSource, notes: SourceNotes) -> Iterator[rows.Row]:
     match source:
         case FileSource():
-            found, notes.chosen = read_path(Path(source.path).expanduser(), split=source.split, config=source.config)
-            return found
+            path = Path(source.path).expanduser()
+            stream, notes.chosen = read_path(path, split=source.split, config=source.config)
+            return stream
         case HubSource():
             return rows.read_hub(source.name, source.config, source.split, source.revision)
         case PythonSource():
@@ -376,7 +377,6 @@ def _rows(source: RowSource, notes: SourceNotes) -> Iterator[rows.Row]:
                     "questions asset of `coterie assets ls`"
                 )
             return read_file(path)
-    raise AssertionError(source.type)
 
 
 def _names(source: Source) -> tuple[str, str]:

@@ -97,7 +97,7 @@ class RewardCheck:
                 level, text = "warn", f"{text}: no difference"
             lines.append((level, f"reward {part.label}", f"{text} ({counted(self.checked, 'prompt')})"))
         for failure in self.failures[:_SHOWN]:
-            subject = "rewards" if failure.part == ROW else f"reward {failure.part}"
+            subject = "reward" if failure.part == ROW else f"reward {failure.part}"
             lines.append(("warn" if self.ok else "fail", subject, failure.text))
         if len(self.failures) > _SHOWN:
             lines.append(("warn", "rewards", f"{len(self.failures) - _SHOWN} more failures like these"))
