@@ -61,7 +61,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, str]], str | None, str]] =
             "id": "x",
             "system": "Think.",
             "conversations": [
-                {"from": "human", "value": "Hi"},
+                {"from": "Human", "value": "Hi"},
                 {"from": "gpt", "value": "Hello"},
                 {"from": "human", "value": "2 + 2?"},
                 {"from": "gpt", "value": "four"},

@@ -355,6 +355,20 @@ def test_duplicates_are_dropped_with_a_note_within_and_across_sources(tmp_path: 
         load([two, three.model_copy(update={"after": 5})], DataConfig(), CHAT)
 
 
+def test_a_question_that_a_file_repeats_is_rendered_once(tmp_path: Path) -> None:
+    class Counting(Chat):
+        rendered = 0
+
+        def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+            self.rendered += 1
+            return super().render(messages, add_generation_prompt=add_generation_prompt)
+
+    chat = Counting(tiny_tokenizer())
+    before = chat.rendered
+    load([FileSource(type="file", path=write(tmp_path / "a.jsonl", *[good(1), good(2)] * 50))], DataConfig(), chat)
+    assert chat.rendered - before == 2
+
+
 def test_ids_that_repeat_or_cannot_be_used_are_no_reason_to_drop_a_row(tmp_path: Path) -> None:
     ids = ["x", "x", [1], "a\nb", 2.5, "x"]
     found = of_lines(tmp_path, *({**good(k), "id": name} for k, name in enumerate(ids)), config=DataConfig())

@@ -35,6 +35,7 @@ _ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bot": "assistant",
     "model": "assistant",
 }
 """Roles of messages as OpenAI, ShareGPT and Gemma name them."""
@@ -228,14 +229,15 @@ def _read_message(value: Any, where: str) -> Message:
         raise BadRowError(f"has a {type(value).__name__} at {where}, expected a message with role and content")
     sharegpt = "from" in value and "role" not in value
     role, content = (value.get("from"), value.get("value")) if sharegpt else (value.get("role"), value.get("content"))
-    if not isinstance(role, str) or role not in _ROLES:
+    spoken_by = _ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
+    if spoken_by is None:
         raise BadRowError(f"has the role {role!r:.40} at {where}, expected {', '.join(dict.fromkeys(_ROLES.values()))}")
     content = _plain_value(content)
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         content = _text_of_parts(content)
     if not isinstance(content, str):
         raise BadRowError(f"has a {type(content).__name__} as content of {where}, expected text")
-    return Message(role=_ROLES[role], content=_text(content, where))
+    return Message(role=spoken_by, content=_text(content, where))
 
 
 def _text_of_parts(content: Sequence[Any]) -> Any:

@@ -140,6 +140,8 @@ class _Loading:
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str | None] = field(default_factory=dict)
     """Gold answer by rendered prompt."""
+    rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = field(default_factory=dict)
+    """Rendered prompt by its messages: some files hold every question a hundred times."""
     bad: list[BadRow] = field(default_factory=list)
     presence: dict[str, Presence] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -303,10 +305,13 @@ def _render(question: Question, instruction: str, loading: _Loading) -> tuple[in
     length = sum(len(message["content"]) for message in messages)
     if length > _MOST_CHARACTERS * limit:  # a file in one cell: half a minute of tokenising, to no end
         raise BadRowError(f"has {length:,} characters, more than data.max_prompt_tokens = {limit} can hold")
-    try:
-        tokens = tuple(loading.chat.render(messages))
-    except DataError as error:
-        raise BadRowError(f"cannot be rendered: {error}") from error
+    key = tuple((message["role"], message["content"]) for message in messages)
+    tokens = loading.rendered.get(key)
+    if tokens is None:
+        try:
+            tokens = loading.rendered[key] = tuple(loading.chat.render(messages))
+        except DataError as error:
+            raise BadRowError(f"cannot be rendered: {error}") from error
     if len(tokens) > limit:
         raise BadRowError(f"has {len(tokens)} prompt tokens, more than data.max_prompt_tokens = {limit}")
     return tokens
