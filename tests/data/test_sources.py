@@ -80,11 +80,27 @@ def test_a_hub_source_is_read_and_its_errors_are_named(monkeypatch: pytest.Monke
         load([HubSource(type="hub", name="openai/gsm8k", split="tset")], DataConfig(), CHAT)
 
 
+def test_the_columns_of_a_hub_source_are_mapped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Datasets:
+        @staticmethod
+        def load_dataset(name: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, Any]]:
+            return [{"query": "2 + 2?", "response": {"text": "The answer is $\\boxed{4}$."}, "type": "GSM"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    source = HubSource(type="hub", name="meta-math/MetaMathQA", prompt_column="query", answer_column="response.text")
+    (prompt,) = load([source], DataConfig(), CHAT).prompts
+    assert (prompt.messages[0]["content"], prompt.answer) == ("2 + 2?", "4")
+    said = r"meta-math/MetaMathQA has no column `prompt`.* columns are query, response.text, type; .*\"query\""
+    with pytest.raises(DataError, match=said):
+        load([source.model_copy(update={"prompt_column": None})], DataConfig(), CHAT)
+
+
 MODULE = """
 def rows(count=2):
     for index in range(count):
         yield {"question": f"number {index}", "answer": index}
 def wrong(): return {"question": "a"}
+def other(): return [{"text": "a"}]
 def mixed(): return [{"question": "a"}, 7]
 def fails(): raise RuntimeError("no network")
 def breaks():
@@ -127,6 +143,7 @@ def test_your_own_function_in_the_working_folder(module: str, tmp_path: Path) ->
         ("my_questions:constant", {}, "'my_questions' has no function 'constant'"),
         ("my_questions:fails", {}, "my_questions:fails raised RuntimeError: no network; it was called with {}"),
         ("my_questions:breaks", {}, "my_questions:breaks raised RuntimeError at row 2: half way"),
+        ("my_questions:other", {}, "has no column `prompt`, .*its columns are text; set prompt_column .*text"),
         ("my_questions:wrong", {}, "my_questions:wrong returned a dict, expected an iterable of row dicts"),
         ("my_questions:rows", {"cuont": 1}, "raised TypeError: .*cuont.*called with {'cuont': 1}"),
     ],
