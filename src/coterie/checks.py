@@ -29,6 +29,7 @@ from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
 from coterie.rewards.pool import Scorer
+from coterie.text import counted
 from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
@@ -104,12 +105,16 @@ def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
         tasks = sorted({prompt.task for prompt in found.prompts})
-        text = f"{len(found.prompts)} prompts of {', '.join(tasks) or 'nothing'}"
+        text = counted(len(found.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
         report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
         for note in found.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
-        report.add("warn", "data, held out", "none: the run will not know whether it learned; add [[data.heldout]]")
+        report.add(
+            "warn",
+            "data, held out",
+            "no held-out prompts: held-out accuracy will not be reported; add [[data.heldout]]",
+        )
 
 
 def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
@@ -161,12 +166,12 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
     rollouts = collect.prompts * collect.group_size
-    updates = optim.minibatches * optim.epochs
+    updates = counted(optim.minibatches * optim.epochs, "optimizer step")
+    batch = f"{counted(collect.prompts, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
     report.add(
         "ok",
         "batch",
-        f"{collect.prompts} prompts × {collect.group_size} rollouts = {rollouts} rollouts a step, {updates} optimizer "
-        f"step{'s' if updates > 1 else ''} each; {config.steps} steps = {config.steps * rollouts} rollouts"
+        f"{batch} a step, {updates} each; {counted(config.steps, 'step')} = {config.steps * rollouts} rollouts"
         + (f"; up to {config.replay.groups} past groups join each update" if config.replay.groups else ""),
     )
 
@@ -201,7 +206,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         free = machine.facts().memory_free + machine.resident()
     else:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    text += f"; {free / GIB:.1f} GiB can be had"
+    text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
 
 
@@ -224,9 +229,9 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     report.add(
         "ok",
         "time",
-        f"at most about {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
-        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, if every completion had "
-        f"{_longest_words(config)} and no group was skipped (measured: {sampled:.0f} tok/s sampled, "
+        f"upper bound: {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
+        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, for completions of "
+        f"{_longest_words(config)} and no group skipped (measured: {sampled:.0f} tok/s sampled, "
         f"{trained:.0f} tok/s trained)",
     )
 

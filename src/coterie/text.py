@@ -30,6 +30,15 @@ def one_line(text: str, width: int) -> str:
     return flat if len(flat) <= width else flat[: max(width - 1, 0)] + "…"
 
 
+def counted(count: int, noun: str) -> str:
+    """The count with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "step"), counted(12_000, "prompt")
+    ('1 step', '12000 prompts')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def conversation(messages: Sequence[Message], ends: str = "\n") -> str:
     """Who said what, from the question of the first turn on; not yet made safe to print.
 
