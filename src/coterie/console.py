@@ -80,7 +80,7 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "reward": lambda m: f"{number(m.get('reward/mean'))}±{number(m.get('reward/std'), 2)}",
     "solved/mixed/none%": _groups,
     "length": lambda m: number(m.get("length/mean"), 0),
-    "cut": lambda m: share(m.get("truncated")),
+    "trunc": lambda m: share(m.get("truncated")),
     "KL": lambda m: number(m.get("kl/ref"), 4),
     "entropy": lambda m: number(m.get("entropy"), 2),
     "clip": lambda m: share(_clipped(m)),
@@ -90,7 +90,7 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "s/step": lambda m: number(m.get("time/step"), 1),
 }
 """Heading → text of a step's metrics."""
-DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "cut", "length", "s/step")
+DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "trunc", "length", "s/step")
 """Columns that a narrow terminal goes without, the first first."""
 PLAIN_WITHOUT = ("clip", "tok/s", "entropy", "s/step")
 """Columns that a plain line goes without."""

@@ -93,9 +93,9 @@ def test_plain_lines():
     assert "\x1b" not in text
     assert "fetching the model" in lines
     assert sum(line.startswith("step ") for line in lines) == 15
-    assert "step 3/50  reward 0.412±0.31  solved/mixed/none% 12/62/25  length 45  cut 3.0%  grad 0.83" in text
+    assert "step 3/50  reward 0.412±0.31  solved/mixed/none% 12/62/25  length 45  trunc 3.0%  grad 0.83" in text
     assert "grad 0.83  lr 3e-05  4.0 s  ETA 3m08s" in text
-    assert max(len(line) for line in lines if line.startswith("step ")) < 120
+    assert max(len(line) for line in lines if line.startswith("step ")) <= 120
     assert "checkpoint: step 15\\x1b" in lines
     assert lines[-1] == "done"
     assert "[red]bold[/red]" in text
