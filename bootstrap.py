@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """From an empty machine to a running coterie: makes .venv, installs what the task needs, runs it.
 
+    python3 bootstrap.py setup           install coterie into .venv, without running anything
     python3 bootstrap.py demo [ARGS]     train a small model to learn something, in minutes
     python3 bootstrap.py test [ARGS]     the tests; --slow adds the minutes-long ones, the rest goes to pytest
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -30,11 +32,12 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "coterie-stamp.json"
 EXTRAS = {
+    "setup": {"train"},
     "demo": {"train"},
     "run": {"train"},
     "bench": {"train"},
-    "test": {"train", "experience", "dev"},
-    "check": {"train", "experience", "dev"},
+    "test": {"train", "tasks", "experience", "dev"},
+    "check": {"train", "tasks", "experience", "dev"},
     "faults": {"train", "dev"},
 }
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036 - the file may be started by an older Python
         return fail(
             f"coterie needs Python 3.11 or newer, this is {sys.version.split()[0]}",
-            "python3.11 bootstrap.py …",
+            f"{newer_python()} bootstrap.py {' '.join(argv) or 'demo'}",
         )
     if not argv or argv[0] not in EXTRAS:
         print(__doc__)
@@ -54,6 +57,9 @@ def main(argv: list[str]) -> int:
     problem = set_up(EXTRAS[verb] | ({"gpu"} if gpu else set()), gpu)
     if problem is not None:
         return problem
+    if verb == "setup":
+        say(f"coterie is installed: {BIN / 'coterie'} --help")
+        return 0
     if verb == "demo":
         return run_program(["-m", "coterie", "demo", *rest])
     if verb == "run":
@@ -66,6 +72,12 @@ def main(argv: list[str]) -> int:
         os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
         return run_program(["-m", "faults", *rest])
     return (check() if verb == "check" else 0) or run_program(test_command(rest, gpu))
+
+
+def newer_python() -> str:
+    """Name of a Python on the path that is new enough, else the name of the oldest that would be."""
+    names = [f"python3.{minor}" for minor in range(14, 10, -1)]
+    return next((name for name in names if shutil.which(name)), names[-1])
 
 
 def test_command(rest: list[str], gpu: bool) -> list[str]:
@@ -169,10 +181,12 @@ def install(extras: set[str], gpu: bool) -> set[str] | None:
     attempts = [extras] + ([extras - {"gpu"}] if "gpu" in extras else [])
     for attempt in attempts:
         target = f".[{','.join(sorted(attempt))}]"
-        if uv and any(uv_install(target, env, flags) for flags in torch_flags(gpu, env)):
+        installed = uv and any(uv_install(["-e", target], env, flags) for flags in torch_flags(gpu, env))
+        if installed and install_tasks(attempt, lambda words: uv_install(words, env, [])):
             return attempt
         say("installing with pip" + (", since uv did not manage" if uv else ""))
-        if pip(["install", "-e", target], env):
+        installed = pip(["install", "-e", target], env)
+        if installed and install_tasks(attempt, lambda words: pip(["install", *words], env)):
             return attempt
         if "gpu" in attempt:
             say("no GPU extras: vLLM did not install (it needs Linux and an NVIDIA driver >= 580)")
@@ -184,9 +198,18 @@ def pip(words: list[str], env: dict[str, str]) -> bool:
     return subprocess.call(command, cwd=ROOT, env=env) == 0
 
 
-def uv_install(target: str, env: dict[str, str], flags: list[str]) -> bool:
-    command = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON), *flags, "-e", target]
+def uv_install(words: list[str], env: dict[str, str], flags: list[str]) -> bool:
+    command = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON), *flags, *words]
     return subprocess.call(command, cwd=ROOT, env=env) == 0
+
+
+def install_tasks(extras: set[str], tool: Callable[[list[str]], bool]) -> bool:
+    """reasoning-gym without its dependencies: one must be compiled, and only a few generators need them.
+
+    The extra `tasks` has installed it with all of them.
+    """
+    pin = re.search(r"reasoning-gym==[\w.]+", (ROOT / "pyproject.toml").read_text())
+    return pin is None or "tasks" in extras or tool(["--no-deps", pin.group()])
 
 
 def torch_flags(gpu: bool, env: dict[str, str]) -> list[list[str]]:

@@ -42,7 +42,7 @@ def installs(bootstrap, monkeypatch) -> list[str]:
     seen: list[str] = []
     monkeypatch.setattr(bootstrap, "pip", lambda words, env: seen.append("pip: " + " ".join(words)) or True)
     monkeypatch.setattr(
-        bootstrap, "uv_install", lambda target, env, flags: seen.append(f"uv: {target} {flags}") or True
+        bootstrap, "uv_install", lambda words, env, flags: seen.append(f"uv: {' '.join(words)} {flags}") or True
     )
     monkeypatch.setattr(bootstrap, "usable_venv", lambda: True)
     return seen
@@ -65,7 +65,7 @@ def test_extras_add_up(bootstrap, installs):
     assert len(installs) == before
     bootstrap.set_up({"train", "gpu"}, gpu=True)
     assert json.loads(bootstrap.STAMP.read_text())["extras"] == ["dev", "gpu", "train"]
-    assert installs[-1].startswith("uv: .[dev,gpu,train]")
+    assert installs[-1].startswith("uv: -e .[dev,gpu,train]")
 
 
 def test_broken_stamp_is_no_stamp(bootstrap, installs):
@@ -86,8 +86,25 @@ def test_falls_back_to_pip(bootstrap, installs, monkeypatch):
     assert installs == ["pip: install -q uv", "pip: install -e .[train]"]
 
 
+@pytest.mark.parametrize("uv", [True, False])
+def test_the_tasks_come_without_what_has_to_be_compiled(bootstrap, installs, monkeypatch, tmp_path, uv):
+    (tmp_path / "pyproject.toml").write_text('dependencies = ["torch==9.9.9"]\ntasks = ["reasoning-gym==0.1.25"]')
+    if not uv:
+        monkeypatch.setenv("COTERIE_NO_UV", "1")
+    assert bootstrap.install({"train"}, gpu=False) == {"train"}
+    last = "uv: --no-deps reasoning-gym==0.1.25 []" if uv else "pip: install --no-deps reasoning-gym==0.1.25"
+    assert installs[-1] == last
+
+
+def test_set_up_alone_says_where_the_program_is(bootstrap, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "set_up", lambda extras, gpu: None)
+    monkeypatch.setattr(bootstrap, "has_gpu", lambda: False)
+    assert bootstrap.main(["setup"]) == 0
+    assert "coterie is installed: " in capsys.readouterr().err
+
+
 def test_goes_on_without_the_gpu_extras(bootstrap, installs, monkeypatch, capsys):
-    monkeypatch.setattr(bootstrap, "uv_install", lambda target, *_: "gpu" not in target)
+    monkeypatch.setattr(bootstrap, "uv_install", lambda words, *_: "gpu" not in words[-1])
     monkeypatch.setattr(bootstrap, "pip", lambda words, env: "gpu" not in words[-1])
     assert bootstrap.install({"train", "gpu"}, gpu=True) == {"train"}
     assert "vLLM did not install" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import coterie
 
 ROOT = Path(coterie.__file__).parent
 LAYERS = [
-    {"text", "types", "errors", "observer"},
+    {"text", "types", "errors", "observer", "progress"},
     {"config", "algo", "diagnosis", "batches", "machine", "threads"},
     {"engines", "envs", "rewards", "data", "policy", "sandbox"},
     {"collect", "runs"},

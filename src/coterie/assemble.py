@@ -18,7 +18,7 @@ from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.drift import measure as drift
-from coterie.errors import CheckpointError, CollapseError, CoterieError
+from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
 from coterie.observer import Observer, RunInfo, Silent
 from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
@@ -33,8 +33,10 @@ from coterie.policy.model import Policy
 from coterie.rewards.check import require_sound
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
-from coterie.runs.directory import RunDirectory
+from coterie.runs.directory import RunDirectory, check_name
 from coterie.runs.durable import json_dumps
+from coterie.runs.inspect import last_step
+from coterie.text import counted
 from coterie.train.grpo import Trainer
 from coterie.train.guard import refuse_to_repeat, stop_rules, why_it_ended
 from coterie.train.recorder import Recorder
@@ -76,6 +78,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
     observer = observer or Silent()
+    check_name(Path(config.runs), config.name)
     check_trainable(config)
     use_threads(config)
     inputs = read_inputs(config, observer)
@@ -83,7 +86,9 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards) as scorer:
         scorer.start(inputs.prompts)
+        observer.progressed("checking the rewards")
         require_sound(scorer, inputs.prompts)
+        observer.progressed("loading the model")
         policy = policy_for(config, inputs)
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
@@ -93,28 +98,58 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
 
 
 def resume(
-    run: str | Path, observer: Observer | None = None, *, runs: Path = Path("runs"), fresh: bool = False
+    run: str | Path,
+    observer: Observer | None = None,
+    *,
+    runs: Path = Path("runs"),
+    fresh: bool = False,
+    steps: int | None = None,
 ) -> Path:
     """Continue a run from its newest verified checkpoint to its target step, bit for bit as if never interrupted.
 
     Args:
         fresh: set the checkpoints aside, whatever their state, and start over from step 0 with the same settings.
+        steps: the run's new target, which its stored settings get; None keeps theirs. With `optim.schedule =
+            "constant"` a longer run continues to the bit as one that was to have so many steps from the start; the
+            linear schedule's rate follows the new length from the next step on.
 
     Raises:
-        RunError: no such run, another process uses it, or a stop rule ended it and would do so again.
+        RunError: no such run, another process uses it, it has more steps than `steps` already, or a stop rule ended
+            it and would do so again.
         CheckpointError: there are checkpoints, or were, but none verifies.
     """
     observer = observer or Silent()
     with RunDirectory.open(run, runs) as directory:
         config = load_file(directory.config).config
+        if steps is not None:
+            config = _lengthened(directory, config, steps, observer)
         refuse_to_repeat(directory, stop_rules(config.stop))
         use_threads(config)
         inputs = read_inputs(config, observer)
         with Scorer(config.rewards) as scorer:
             scorer.start(inputs.prompts)
+            observer.progressed("loading the model")
             policy = policy_for(config, inputs)
             begin = _start_over if fresh else _restore
             return _go(config, observer, directory, inputs, policy, scorer, begin)
+
+
+def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Observer) -> RunConfig:
+    """The settings with another number of steps, stored as the run's own."""
+    finished = last_step(run)
+    if steps < max(finished, 1):
+        raise RunError(f"--steps {steps}: {run.path} has {counted(finished, 'step')} already; ask for more than that")
+    if steps == config.steps:
+        return config
+    run.write_steps(steps)
+    observer.noted("resume", f"{run.config}: steps = {steps} (was {config.steps})")
+    if config.optim.schedule != "constant" and finished:
+        observer.noted(
+            "warning",
+            f"optim.schedule = {config.optim.schedule!r}: from step {finished + 1} on the learning rate is that of "
+            f"a run of {steps} steps, while steps 1 to {finished} had that of one of {config.steps}",
+        )
+    return config.model_copy(update={"steps": steps})
 
 
 def _go(
@@ -137,6 +172,7 @@ def _go(
         stops=stop_rules(config.stop),
         part=config.eval.part or config.rewards.labels()[0],
     )
+    trainer: Trainer | None = None
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
         begin(trainer, recorder)
@@ -145,8 +181,9 @@ def _go(
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
         if trainer.step < config.steps:
+            observer.progressed("measuring the memory of the longest batch")
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
-        with StopSignal(lambda message: observer.noted("stop", message)) as stop:
+        with StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop:
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
@@ -155,6 +192,11 @@ def _go(
     except CollapseError:
         report_run(run)
         raise
+    except KeyboardInterrupt:
+        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
+        with suppress(CoterieError):
+            recorder.record_event(None if trainer is None else trainer.step, "stop", f"interrupted; {message}")
+        raise KeyboardInterrupt(message) from None
     except BaseException as error:
         recorder.log.line("error", traceback.format_exc())
         with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
@@ -262,9 +304,12 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
 
 
 def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
-    if finished or step >= steps:
-        return f"{step} steps done; everything is in {run.path}"
-    return f"stopped after step {step} of {steps}; continue with: coterie resume {run.path}"
+    if finished:
+        return f"training finished, {counted(step, 'step')}; results and checkpoint are in {run.path}"
+    if step == 0:
+        return "stopped before the first step was finished; start again with the same command"
+    what = f"stopped after step {step} of {steps}" if step < steps else "stopped before the last evaluation"
+    return f"{what}; continue with: coterie resume {run.path}"
 
 
 def _safe_name(text: str) -> str:

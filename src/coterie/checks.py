@@ -194,12 +194,12 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
     rollouts = collect.prompts * collect.group_size
-    updates = optim.minibatches * optim.epochs
+    updates = counted(optim.minibatches * optim.epochs, "optimizer step")
+    batch = f"{counted(collect.prompts, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
     report.add(
         "ok",
         "batch",
-        f"{collect.prompts} prompts × {collect.group_size} rollouts = {rollouts} rollouts a step, {updates} optimizer "
-        f"step{'s' if updates > 1 else ''} each; {config.steps} steps = {config.steps * rollouts} rollouts"
+        f"{batch} a step, {updates} each; {counted(config.steps, 'step')} = {config.steps * rollouts} rollouts"
         + (f"; up to {config.replay.groups} past groups join each update" if config.replay.groups else ""),
     )
 
@@ -234,7 +234,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         free = machine.facts().memory_free + machine.resident()
     else:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    text += f"; {free / GIB:.1f} GiB can be had"
+    text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
 
 
@@ -257,9 +257,9 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     report.add(
         "ok",
         "time",
-        f"at most about {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
-        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, if every completion had "
-        f"{_longest_words(config)} and no group was skipped (measured: {sampled:.0f} tok/s sampled, "
+        f"upper bound: {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
+        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, for completions of "
+        f"{_longest_words(config)} and no group skipped (measured: {sampled:.0f} tok/s sampled, "
         f"{trained:.0f} tok/s trained)",
     )
 

@@ -57,11 +57,35 @@ def main(args: Sequence[str] | None = None) -> int:
     except CoterieError as error:
         typer.echo(f"{paint('error:', fg='red', bold=True)} {safe_text(str(error))}", err=True)
         return error.exit_code
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop)
     except SystemExit as stop:
+        cause = _interrupt_behind(stop)
+        if cause is not None:
+            return _interrupted(cause)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         _let_go()
     return 0
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
+    """The Ctrl-C that typer turned into an exit code."""
+    cause: BaseException | None = stop
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause if stop.code == INTERRUPTED else None
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    """Say that it was Ctrl-C which ended the program, and what the error tells beside."""
+    detail = f": {safe_text(str(stop))}" if str(stop) else ""
+    typer.echo(f"{paint('interrupted', fg='yellow', bold=True)}{detail}", err=True)
+    return INTERRUPTED
 
 
 def _prepare_streams() -> None:

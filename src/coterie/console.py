@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import textwrap
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,11 +22,16 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.observer import POOLED, EvalResult, RunInfo
-from coterie.text import conversation, interval_text, one_line, safe_text
+from coterie.progress import Activity, bar
+from coterie.text import conversation, counted, interval_text, one_line, safe_text
 from coterie.types import Prompt, Rollout
 
 ROWS = 12
 """Steps that the live table keeps."""
+SILENCE_S = 15.0
+"""Without a terminal, how long a count may go on before a line tells how far it is."""
+FRAME_S = 0.25
+"""How often a count is drawn anew on a terminal."""
 ABSENT = "–"
 
 Metrics = Mapping[str, float]
@@ -36,6 +44,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if value and (abs(value) < 10**-digits or abs(value) >= 10**5):
         return f"{value:.1e}"
     return f"{value:.{digits}f}"
+
+
+def short(value: float | None) -> str:
+    """A setting with few digits: `3e-05`, `0.1`, `–`."""
+    return ABSENT if value is None else f"{value:.2g}"
 
 
 def share(value: float | None) -> str:
@@ -67,14 +80,20 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "reward": lambda m: f"{number(m.get('reward/mean'))}±{number(m.get('reward/std'), 2)}",
     "solved/mixed/none%": _groups,
     "length": lambda m: number(m.get("length/mean"), 0),
-    "cut": lambda m: share(m.get("truncated")),
+    "trunc": lambda m: share(m.get("truncated")),
     "KL": lambda m: number(m.get("kl/ref"), 4),
     "entropy": lambda m: number(m.get("entropy"), 2),
     "clip": lambda m: share(_clipped(m)),
     "grad": lambda m: number(m.get("grad_norm"), 2),
     "tok/s": lambda m: number(m.get("speed/generate"), 0),
+    "lr": lambda m: short(m.get("lr")),
+    "s/step": lambda m: number(m.get("time/step"), 1),
 }
 """Heading → text of a step's metrics."""
+DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "trunc", "length", "s/step")
+"""Columns that a narrow terminal goes without, the first first."""
+PLAIN_WITHOUT = ("clip", "tok/s", "entropy", "s/step")
+"""Columns that a plain line goes without."""
 
 
 def discard(stream: IO[str]) -> None:
@@ -102,16 +121,26 @@ class Watcher:
     No callback raises because of the output: once that is gone, the training goes on unwatched.
     """
 
-    def __init__(self, console: Console | None = None, *, live: bool | None = None) -> None:
-        """`live` is decided by the console when None: a terminal that can move the cursor."""
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        live: bool | None = None,
+        results: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`live` is decided by the console when None: a terminal that can move the cursor. Without `results`, those of
+        an evaluation are not printed: somebody else does."""
         self.console = console or Lasting(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
+        self.clock, self.results = clock, results
         self._live: Live | None = None
         self._info: RunInfo | None = None
         self._rows: deque[tuple[int, Metrics]] = deque(maxlen=ROWS)
         self._times: deque[float] = deque(maxlen=ROWS)
         self._sample: tuple[Prompt, Rollout] | None = None
-        self._progress = ""
+        self._activity: Activity | None = None
+        self._began = self._printed = self._drawn = clock()
         self.stopped = ""
         """Name of the signal that ended the run before its last step."""
 
@@ -124,70 +153,93 @@ class Watcher:
         self._stop()
 
     def started(self, info: RunInfo) -> None:
-        self._info = info
-        size = f"{info.parameters / 1e6:.0f}M parameters, {info.trained_parameters / 1e6:.3g}M trained"
+        self._stop()
+        self._info, self._began = info, self.clock()
+        size = f"{millions(info.parameters)} parameters, {millions(info.trained_parameters)} trained"
         self._say(f"run      {info.run}")
         self._say(f"model    {info.model} ({size})")
-        self._say(f"prompts  {info.train_prompts} to train on, {info.heldout_prompts} held out")
-        batch = info.prompts_per_step * info.group_size
-        self._say(
-            f"steps    {info.first_step} to {info.steps}, each {info.prompts_per_step} prompts × "
-            f"{info.group_size} rollouts = {batch}"
-        )
-        if self.is_live:
-            self._live = Live(self._picture(), console=self.console, refresh_per_second=4)
-            with self._unharmed():
-                self._live.start()
+        self._say(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
+        batch = f"{counted(info.prompts_per_step, 'prompt')} × {counted(info.group_size, 'rollout')}"
+        each = f"{batch} = {info.prompts_per_step * info.group_size}"
+        if info.first_step > info.steps:
+            self._say(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
+        else:
+            self._say(f"steps    {info.first_step} to {info.steps}, each {each}")
+            self._begin()
 
     def stepped(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
         self._rows.append((step, dict(metrics)))
         if "time/step" in metrics:
             self._times.append(metrics["time/step"])
         self._sample = sample or self._sample
-        self._progress = ""
+        self._activity = None
         if self._live is not None:
             self._redraw(self._live)
             return
-        values = "  ".join(f"{title} {show(metrics)}" for title, show in COLUMNS.items())
-        self._say(f"step {step}/{self._last()}  {values}  ETA {duration(self._remaining(step))}")
+        cells = {title: show(metrics) for title, show in COLUMNS.items() if title not in PLAIN_WITHOUT}
+        values = "  ".join(f"{title} {text}" for title, text in cells.items() if text != ABSENT)
+        pace = f"{number(metrics.get('time/step'), 1)} s"
+        self._say(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
+
+    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = self._activity is None or self._activity.name != activity
+        if self._activity is None or begins:
+            self._activity = Activity(name=activity, clock=self.clock)
+        self._activity.update(done, total, unit)
+        counts = bool(total or done)
+        if self.is_live:
+            if self._live is None:
+                self._begin(transient=True)
+            elif begins or self.clock() - self._drawn >= FRAME_S:
+                self._redraw(self._live)
+        elif self.clock() - max(self._printed, self._activity.began) >= SILENCE_S if counts else begins:
+            self._say(self._activity.text())
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
-        for result in results:
+        self._activity = None
+        for result in results if self.results else ():
             self._say(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
 
     def noted(self, kind: str, message: str) -> None:
         if kind == "stopped":
             self.stopped = message
             return
-        if kind == "progress" and self._live is not None:
-            self._progress = one_line(message, 200)
-            self._redraw(self._live)
-            return
         style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
-        self._say(message if kind in ("progress", "demo") else f"{kind}: {message}", style=style)
+        self._say(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
 
     def finished(self, run: Path, message: str) -> None:
         self._stop()
         if not self.is_live and self._sample is not None:
             self._say(sample_text(*self._sample))
         self._say(message, style="bold")
-        self._say(f"run: {run}")
+
+    def _begin(self, *, transient: bool = False) -> None:
+        """Draw on a terminal; what is transient leaves nothing behind."""
+        if self.is_live and not self.console.quiet:
+            self._live = Live(self._picture(), console=self.console, refresh_per_second=4, transient=transient)
+            with self._unharmed():
+                self._live.start()
 
     def _stop(self) -> None:
+        self._activity = None
         if self._live is not None:
-            self._progress = ""
             self._redraw(self._live)
             with self._unharmed():
                 self._live.stop()
             self._live = None
 
     def _say(self, message: str, style: str = "") -> None:
+        self._printed = self.clock()
+        text = safe_text(message)
+        if self.console.is_terminal:
+            text = wrapped(text, self.console.width)
         with self._unharmed():
-            self.console.print(Text(safe_text(message), style=style), soft_wrap=True)
+            self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _redraw(self, live: Live) -> None:
+        self._drawn = self.clock()
         with self._unharmed():
-            live.update(self._picture())
+            live.update(self._picture(), refresh=True)
 
     @contextmanager
     def _unharmed(self) -> Generator[None]:
@@ -214,22 +266,63 @@ class Watcher:
         return (self._info.steps - step) * sum(self._times) / len(self._times)
 
     def _picture(self) -> RenderableType:
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("step", justify="right")
-        for title in COLUMNS:
-            table.add_column(title, justify="right", no_wrap=True)
-        for step, metrics in self._rows:
-            table.add_row(str(step), *(show(metrics) for show in COLUMNS.values()))
-        parts: list[RenderableType] = [table]
+        activity = None if self._activity is None else Text(self._activity.text(drawn=True), style="dim")
+        if self._info is None:
+            return activity or Text("")
+        parts: list[RenderableType] = []
         if self._rows:
-            step = self._rows[-1][0]
-            left = duration(self._remaining(step))
-            parts.append(Text(f"step {step} of {self._last()}, ETA {left}   {self._progress}", style="dim"))
-        else:
-            parts.append(Text(self._progress or "collecting the first step …", style="dim"))
+            step, elapsed = self._rows[-1][0], duration(self.clock() - self._began)
+            parts.append(_table(self._rows, self.console.width))
+            done = f"step {step} of {self._last()} {bar(step, self._info.steps)}"
+            parts.append(Text(f"{done} {elapsed} elapsed, {duration(self._remaining(step))} left", style="dim"))
+        if activity is not None or not self._rows:
+            parts.append(activity or Text("collecting the first step …", style="dim"))
         if self._sample is not None:
             parts.append(Panel(Text(sample_text(*self._sample, lines=8)), title="one rollout", title_align="left"))
         return Group(*parts)
+
+
+def _table(rows: Iterable[tuple[int, Metrics]], width: int) -> Table:
+    """The steps; columns that say nothing, and those that the width has no room for, are left out."""
+    cells = [(str(step), {title: show(metrics) for title, show in COLUMNS.items()}) for step, metrics in rows]
+    shown = [title for title in COLUMNS if any(row[title] != ABSENT for _, row in cells)]
+    widths = {title: max(len(title), *(len(row[title]) for _, row in cells)) for title in shown}
+    for title in DISPENSABLE:
+        if len("step") + sum(1 + widths[name] for name in shown) <= width:
+            break
+        shown = [name for name in shown if name != title]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for title in ("step", *shown):
+        table.add_column(title, justify="right", no_wrap=True)
+    for step, row in cells:
+        table.add_row(step, *(row[title] for title in shown))
+    return table
+
+
+_GLUE = re.compile(r" (?=[%\[])|(?<=,) (?=-?[\d.]+\])| (?=-?[\d.]+( %)? \[)")
+"""Spaces inside `pass@1 61.2 % [57.0, 65.3]`, a number with its name, unit and interval, where no line may break."""
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` characters, broken between words and never inside a number with its interval."""
+    lines = []
+    for line in text.split("\n"):
+        indent = re.match(r" *(?:\S+  +)?", line)
+        behind = " " * (len(indent[0]) if indent and len(indent[0]) <= width // 3 else 0)
+        lines += textwrap.wrap(
+            _GLUE.sub("\0", line),
+            max(width, 20),
+            subsequent_indent=behind,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        ) or [""]
+    return "\n".join(lines).replace("\0", " ")
+
+
+def millions(count: int) -> str:
+    """`135M`, `0.029M`."""
+    return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
 
 
 def eval_line(result: EvalResult) -> str:
@@ -284,6 +377,6 @@ def _clipped_text(text: str, lines: int, width: int = 400) -> str:
     return "\n           ".join(shown)
 
 
-def watcher() -> Watcher:
-    """The observer for this process's standard output; NO_COLOR and a pipe are respected."""
-    return Watcher(Lasting(file=sys.stdout, highlight=False))
+def watcher(file: IO[str] | None = None, *, results: bool = True) -> Watcher:
+    """The observer for this process's standard output, or another stream; NO_COLOR and a pipe are respected."""
+    return Watcher(Lasting(file=file or sys.stdout, highlight=False), results=results)

@@ -10,7 +10,8 @@ from coterie.algo.statistics import PairedTest
 from coterie.config.load import load
 from coterie.errors import RunError
 from coterie.observer import POOLED, EvalResult, Observer
-from coterie.runs.inspect import compare, ends
+from coterie.runs.directory import RunDirectory
+from coterie.runs.inspect import compare, ends, last_step
 from coterie.runs.metrics import MetricsDB
 from coterie.text import interval_text
 from coterie.train.report import before_and_after, is_right
@@ -28,20 +29,24 @@ def recipe(name: str) -> Path:
         path = root / name / "config.toml"
         if path.is_file():
             return path
-    raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml beside the package")
+    raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml next to the package")
 
 
 def run_demo(observer: Observer, *, seed: int, overrides: Sequence[str]) -> Path:
-    """Train, then say what was learned: accuracy before and after, three rollouts of each, and what to try next."""
+    """Train, then report accuracy before and after, completions of both, and what to try next.
+
+    A demo that was interrupted reports nothing: `coterie resume` finishes its training.
+    """
     config = load(["@", str(recipe("demo")), "--seed", str(seed), *overrides]).config
     run = assemble.train(config, observer)
-    for line in summary(run):
-        observer.noted("demo", line)
+    if last_step(RunDirectory.at(run)) == config.steps:
+        for line in summary(run):
+            observer.noted("demo", line)
     return run
 
 
 def summary(run: Path) -> Iterator[str]:
-    """The demo's last words, a line each."""
+    """What the demo prints at its end, a line each."""
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         before, after = ends(database)
         tests = compare(database, before, database, after)
@@ -51,13 +56,20 @@ def summary(run: Path) -> Iterator[str]:
                 yield _change(result, later[result.task], tests[result.task])
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
-        yield f"asked   {question}   (answer: {pair.prompt.answer})"
-        yield f"  before  {_verdict(pair.before)}  {_short(pair.before.completion)}"
-        yield f"  after   {_verdict(pair.after)}  {_short(pair.after.completion)}"
-    yield f"look    coterie show {run}     the picture is {run / 'curve.png'}, the report {run / 'README.md'}"
-    yield f"talk    coterie chat {run}"
-    yield "next    coterie demo --seed 1 --steps 90        longer, another seed"
-    yield "        coterie train @ recipes/gsm-symbolic/config.toml     word problems, a long run"
+        yield f"prompt   {question}   (answer: {pair.prompt.answer})"
+        yield f"  before   {_verdict(pair.before)}  {_short(pair.before.completion)}"
+        yield f"  after    {_verdict(pair.after)}  {_short(pair.after.completion)}"
+    yield f"results  {run / 'README.md'} (learning curve: {run / 'curve.png'})"
+    yield f"chat     coterie chat {run}"
+    yield "next     train longer:      coterie demo --steps 90"
+    yield f"         several tasks:     coterie train @ {_nearby(recipe('group-aware'))}"
+    yield "         your own data:     coterie config init my.toml, or README.md, Train on your own data"
+
+
+def _nearby(path: Path) -> Path:
+    """Relative to the working folder where it is inside of it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _change(before: EvalResult, after: EvalResult, test: PairedTest) -> str:

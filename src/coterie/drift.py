@@ -67,7 +67,7 @@ def measure(
             f"{settings[0].model.name} and {settings[1].model.name} read the same prompts as different tokens, so "
             "neither can score what the other says; compare models of one tokenizer and chat template"
         )
-    said = model.evaluate(), base.evaluate()
+    said = model.evaluate(observer), base.evaluate(observer)
     moved = _divergence(model, base, _rollouts(said[0])), _divergence(base, model, _rollouts(said[1]))
     return _table(said, moved, config.seed)
 

@@ -106,11 +106,6 @@ def extras() -> dict[str, dict[str, str | None]]:
     return found
 
 
-def sandboxes() -> dict[str, str | None]:
-    """What can fence off model-written code: program or package → where it is or its version."""
-    return {"bwrap": shutil.which("bwrap"), "wasmtime": _version("wasmtime") or shutil.which("wasmtime")}
-
-
 def plan(seen: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
     """What coterie will do here, in plain words; `threads` is `coterie.threads.Choice.line`."""
     lines = []

@@ -72,7 +72,19 @@ class Observer(Protocol):
         ...
 
     def noted(self, kind: str, message: str) -> None:
-        """An event worth a line: `checkpoint`, `warning`, `stop`, `skipped_update`, `progress` …"""
+        """An event worth a line: `checkpoint`, `warning`, `stop`, `skipped_update`, `asset` …"""
+        ...
+
+    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """What is being done now, of which nothing remains to be read once it is over.
+
+        Called often, also before `started`.
+
+        Args:
+            activity: e.g. `loading the model`.
+            done: of `total`; a total of 0 means that it cannot be counted.
+            unit: of both, in the plural; empty for a count of nothing in particular.
+        """
         ...
 
     def finished(self, run: Path, message: str) -> None: ...
@@ -91,6 +103,9 @@ class Silent:
         pass
 
     def noted(self, kind: str, message: str) -> None:
+        pass
+
+    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         pass
 
     def finished(self, run: Path, message: str) -> None:

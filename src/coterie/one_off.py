@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coterie.chatting import ChatSession
@@ -31,7 +31,7 @@ from coterie.parts import (
 from coterie.policy.model import Policy
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
-from coterie.train.evaluation import Evaluation
+from coterie.train.evaluation import EVALUATING, Evaluation
 from coterie.types import Prompt, Rollout
 
 
@@ -65,14 +65,16 @@ class Sampler:
     policy: Policy
     engine: Engine
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, observer: Observer) -> Evaluation:
         """Its held-out accuracy, with the rollouts."""
         step = _step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
         with Scorer(self.config.rewards) as scorer:
             scorer.start(self.inputs.prompts)
             evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
-            return evaluator.evaluate(step)
+            return evaluator.evaluate(
+                step, lambda done, total: observer.progressed(EVALUATING, done, total, "completions")
+            )
 
 
 def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
@@ -83,6 +85,7 @@ def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> S
     """
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
+    observer.progressed("loading the model")
     policy = policy_for(config, inputs)
     return Sampler(config=config, inputs=inputs, policy=policy, engine=engine_for(config, inputs, policy))
 
@@ -116,7 +119,7 @@ def evaluate(target: str | None, config: RunConfig, observer: Observer | None = 
     observer = observer or Silent()
     config = with_model(config, target)
     require_heldout(config)
-    results = list(sampler_for(config, observer, need_train=False).evaluate().results)
+    results = list(sampler_for(config, observer, need_train=False).evaluate(observer).results)
     observer.evaluated(results)
     return results
 
@@ -128,23 +131,36 @@ def _step_of(model: str) -> int:
     return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else 0
 
 
-def sample(config: RunConfig, count: int, target: str | None = None) -> Iterator[tuple[Prompt, Rollout]]:
+def sample(
+    config: RunConfig, count: int, target: str | None = None, observer: Observer | None = None
+) -> Iterator[tuple[Prompt, Rollout]]:
     """Sample and score one rollout of each of `count` training prompts, without training."""
+    observer = observer or Silent()
     config = with_model(config, target)
-    ready = sampler_for(config, Silent(), need_train=False)
+    ready = sampler_for(config, observer, need_train=False)
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")
     with Scorer(config.rewards) as scorer:
         collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
         drawn = order.draw(0, count)
-        found = collector.collect(drawn, samples=1, sampling=sampling_for(config, config.sampling.temperature))
+        sampling = replace(
+            sampling_for(config, config.sampling.temperature),
+            progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+        )
+        found = collector.collect(drawn, samples=1, sampling=sampling)
     for rollout in found.rollouts:
         yield found.prompt_of(rollout), rollout
 
 
 def chat(
-    target: str, *, system: str | None = None, temperature: float = 0.7, max_tokens: int = 512, seed: int | None = None
+    target: str,
+    *,
+    system: str | None = None,
+    temperature: float = 0.7,
+    max_tokens: int = 512,
+    seed: int | None = None,
+    observer: Observer | None = None,
 ) -> ChatSession:
     """A conversation with a run's or a model's policy: `.reply(text)`.
 
@@ -154,8 +170,10 @@ def chat(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    source = locate_model(config.model.name, Silent())
+    observer = observer or Silent()
+    source = locate_model(config.model.name, observer)
     talk = load_chat(source, config.model.revision)
+    observer.progressed("loading the model")
     policy = load_policy(config, source)
     engine = EmbeddedEngine(policy, talk, slots=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)

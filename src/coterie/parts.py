@@ -96,7 +96,13 @@ def locate_model(name: str, observer: Observer) -> str:
         AssetError: the asset cannot be had.
     """
     if name in assets.ASSETS and not Path(name).is_dir():
-        return str(assets.ensure(name, progress=lambda message: observer.noted("progress", message)))
+        return str(
+            assets.ensure(
+                name,
+                progress=lambda message: observer.noted("progress", message),
+                arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
+            )
+        )
     return name
 
 
@@ -138,7 +144,9 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
         ConfigError: there is no such environment, or it does not take its params.
     """
     source = locate_model(config.model.name, observer)
+    observer.progressed("loading the tokenizer")
     chat = load_chat(source, config.model.revision)
+    observer.progressed("reading and tokenizing the prompts")
     environment_for(config.environment)
     if config.environment.talks:
         chat.check_turns()
@@ -337,7 +345,10 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
         _order(config, inputs.train),
         config=config.collect,
-        sampling=sampling_for(config, config.sampling.temperature),
+        sampling=replace(
+            sampling_for(config, config.sampling.temperature),
+            progress=lambda done, total: recorder.observer.progressed("sampling", done, total, "completions"),
+        ),
         correct=functools.partial(is_correct, part=evaluator.part),
         chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
         candidates=config.grouping.candidates,

@@ -86,7 +86,7 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         observer.evaluated([one])
         return [one]
 
-    def sample(config, count, target=None) -> Iterator[tuple[Prompt, Rollout]]:
+    def sample(config, count, target=None, observer=None) -> Iterator[tuple[Prompt, Rollout]]:
         calls.append(("sample", (config, count, target)))
         for _ in range(count):
             yield a_rollout()
@@ -95,12 +95,12 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         def reply(self, text: str) -> str:
             return f"you said {text}\x07"
 
-    def refuse(run, observer, *, runs, fresh=False):
+    def refuse(run, observer, *, runs, fresh=False, steps=None):
         raise DataError(f"{run} has bad rows:\x1b[2J 7")
 
     fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
 
-    def chat(target, *, system=None, temperature=0.7, max_tokens=512):
+    def chat(target, *, system=None, temperature=0.7, max_tokens=512, observer=None):
         calls.append(("chat", (target, system, temperature, max_tokens)))
         return Session()
 
@@ -121,7 +121,7 @@ def test_train_hands_over_settings_and_sources(assemble, capsys):
     assert provenance["optim.lr"] == "--optim.lr"
     out = capsys.readouterr().out
     assert "warning: slow" in out
-    assert "run: runs/x" in out
+    assert out.splitlines() == ["loading PyTorch and transformers …", "warning: slow", "done"]
 
 
 def test_settings_and_options_mix(assemble, capsys):
@@ -142,11 +142,53 @@ def test_validate(assemble, capsys):
     assert capsys.readouterr().out.splitlines() == ["ok    gold  scores 1", "warn  rows  2 bad\\x1b"]
 
 
-def test_errors_are_one_clean_line(assemble, capsys):
+def a_run(tmp_path: Path, name: str) -> Path:
+    run = tmp_path / "runs" / name
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text("steps = 5\n")
+    return run
+
+
+def test_errors_are_one_clean_line(assemble, capsys, tmp_path):
+    a_run(tmp_path, "legs")
     assert main(["resume", "legs"]) == 1
-    seen = capsys.readouterr()
-    assert seen.err == "error: legs has bad rows:\\x1b[2J 7\n"
-    assert seen.out == ""
+    assert capsys.readouterr().err == "error: legs has bad rows:\\x1b[2J 7\n"
+
+
+def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(assemble, capsys, tmp_path):
+    taken = a_run(tmp_path, "taken")
+    (taken / "rollouts").mkdir()
+    (taken / "rollouts/step_000001.parquet").touch()
+    for words, code, text in (
+        (["resume", "nope"], 1, "no run 'nope'"),
+        (["train", "--name", "a/b"], 1, "name = 'a/b' is not a folder name"),
+        (["train", "--name", "taken"], 1, "runs/taken exists, and a run is never overwritten"),
+        (["train", 'data.train=[{"type": "file", "path": "none.jsonl"}]'], 1, "none.jsonl does not exist"),
+    ):
+        assert main(words) == code
+        seen = capsys.readouterr()
+        assert text in seen.err
+        assert seen.out == ""  # not even that something is being loaded
+    assert assemble == []
+
+
+def test_the_first_line_comes_before_what_takes_seconds():
+    program = "import sys; from coterie.cli import main; sys.modules['torch'] = None; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", program, "chat", "m"], capture_output=True, text=True)
+    assert done.stderr.startswith("loading PyTorch and transformers …\n")
+    assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["train"], ["eval", "m"], ["rollout"], ["chat", "m"], ["demo"]])
+def test_ctrl_c_says_so(assemble, capsys, monkeypatch, words):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt("step 3 is saved" if words == ["train"] else "")
+
+    for name in ("train", "evaluate", "sample", "chat", "demo"):
+        monkeypatch.setattr(sys.modules["coterie.assemble"], name, interrupt)
+    assert main(words) == 130
+    detail = ": step 3 is saved" if words == ["train"] else ""
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted{detail}"
 
 
 def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
@@ -194,8 +236,10 @@ def test_chat(assemble, capsys, monkeypatch):
         assert main(["chat", "m", *wrong]) == 2
 
 
-def test_bugs_keep_their_traceback(assemble, monkeypatch):
-    def broken(run, observer, *, runs, fresh=False):
+def test_bugs_keep_their_traceback(assemble, monkeypatch, tmp_path):
+    a_run(tmp_path, "x")
+
+    def broken(run, observer, *, runs, fresh=False, steps=None):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["coterie.assemble"], "resume", broken)
@@ -268,7 +312,8 @@ def test_ls(two_runs, capsys):
     assert main(["ls", "--runs", str(two_runs)]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["name", "state"]
-    assert [row.split()[0] for row in rows] == ["legs-001", "legs-002"]
+    assert [row.split()[0] for row in rows] == ["legs-001", "legs-002"] * 2
+    assert rows[2] == f"legs-001 was stopped; coterie resume {two_runs}/legs-001 starts over: no step was finished"
     assert main(["ls", "--runs", str(two_runs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[1]["name"] == "legs-002"
     assert main(["ls", "--runs", str(two_runs / "none")]) == 0
@@ -312,10 +357,20 @@ def test_doctor(tmp_path, monkeypatch, capsys):
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     subjects = [line.split()[0] for line in lines]
-    assert {"cpu", "memory", "gpu", "[train]", "sandbox", "asset", "therefore"} <= set(subjects)
+    assert {"cpu", "memory", "gpu", "[train]", "[gpu]", "asset", "selected"} <= set(subjects)
     assert "gpu        H100 (80 GiB)" in lines
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpus"][0]["name"] == "H100"
+
+
+def test_doctor_asks_for_nothing_that_is_of_no_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COTERIE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "gpus", list)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "gpu        none" in out
+    assert "[gpu]" not in out
+    assert "sandbox" not in out
 
 
 def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):

@@ -6,13 +6,15 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from coterie.console import Lasting, Watcher, duration, eval_line, number, sample_text, share
+from coterie.console import Lasting, Watcher, duration, eval_line, millions, number, sample_text, share, wrapped
 from coterie.observer import EvalResult, Interval, Observer, RunInfo
+from coterie.progress import Activity
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
 INFO = RunInfo(
@@ -30,7 +32,7 @@ INFO = RunInfo(
 METRICS = {
     **{"reward/mean": 0.4123, "reward/std": 0.31, "groups/solved": 0.125, "groups/mixed": 0.625},
     **{"groups/none": 0.25, "length/mean": 45.2, "truncated": 0.03, "entropy": 1.2, "clip/low": 0.001},
-    **{"clip/high": 0.002, "grad_norm": 0.83, "speed/generate": 812.0, "time/step": 4.0},
+    **{"clip/high": 0.002, "grad_norm": 0.83, "speed/generate": 812.0, "time/step": 4.0, "lr": 3e-05},
 }
 RESULT = EvalResult(
     step=50,
@@ -91,30 +93,104 @@ def test_plain_lines():
     assert "\x1b" not in text
     assert "fetching the model" in lines
     assert sum(line.startswith("step ") for line in lines) == 15
-    assert "step 3/50  reward 0.412±0.31  solved/mixed/none% 12/62/25  length 45  cut 3.0%  KL –" in text
-    assert "clip 0.3%  grad 0.83  tok/s 812  ETA 3m08s" in text
+    assert "step 3/50  reward 0.412±0.31  solved/mixed/none% 12/62/25  length 45  trunc 3.0%  grad 0.83" in text
+    assert "grad 0.83  lr 3e-05  4.0 s  ETA 3m08s" in text
+    assert max(len(line) for line in lines if line.startswith("step ")) <= 120
     assert "checkpoint: step 15\\x1b" in lines
-    assert "run: runs/legs-001" in lines
+    assert lines[-1] == "done"
     assert "[red]bold[/red]" in text
 
 
 def test_live_table_keeps_the_last_steps_and_gives_the_terminal_back():
     text, watcher = watch(live=True)
     assert watcher._live is None
-    assert text.rstrip().endswith("run: runs/legs-001")
+    assert text.rstrip().endswith("done\x1b[0m")
     last = text[text.rindex("solved/mixed/none%") :]
     rows = [line.split()[0] for line in re.sub(r"\x1b\[[\d;?]*\w", "", last).splitlines() if "±" in line]
     assert rows == [str(step) for step in range(4, 16)]
-    assert "ETA 2m20s" in last
+    assert "step 15 of 50 ━━━━━━──────────────" in last
+    assert "elapsed, 2m20s left" in last
     assert "one rollout" in last
     assert "owned\\x07" in last
     assert "]0;owned\x07" not in text
 
 
-@pytest.mark.parametrize("width", [80, 100])
-def test_table_fits(width):
+@pytest.mark.parametrize(("width", "titles"), [(60, "step reward solved/mixed/none%"), (80, "s/step"), (100, "lr")])
+def test_table_fits(width, titles):
     text, _ = watch(live=True, width=width)
-    assert "…" not in text[text.rindex("reward") : text.rindex("tok/s")]
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", text).replace("\r", "\n").splitlines()
+    heads = [line.split() for line in plain if "solved/mixed/none%" in line]
+    assert set(titles.split()) <= set(heads[-1])
+    assert "KL" not in heads[-1]  # nothing measured it
+    assert all(len(line.rstrip()) <= width for line in plain)
+
+
+def test_no_line_breaks_inside_a_number_with_its_interval():
+    text = wrapped(eval_line(RESULT), 80)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert re.findall(r"pass@\d [\d.]+ % \[[\d.]+, [\d.]+\]", text) == [
+        "pass@1 61.2 % [57.0, 65.3]",
+        "pass@4 90.0 % [85.0, 94.0]",
+    ]
+    for width in range(20, 90):
+        assert " ".join(wrapped(eval_line(RESULT), width).split()) == " ".join(eval_line(RESULT).split())
+    assert wrapped("model    a b c\n\n  x", 20) == "model    a b c\n\n  x"
+    assert wrapped("steps    all fifty of them are done", 30) == "steps    all fifty of them are\n         done"
+
+
+def test_progress_without_a_terminal_is_told_at_once_and_then_now_and_then():
+    out, seconds = io.StringIO(), 0.0
+    watcher = Watcher(Console(file=out, width=100), live=False, clock=lambda: seconds)
+    watcher.progressed("loading the model")
+    watcher.progressed("loading the model")
+    for done in range(0, 120):  # half a second each
+        watcher.progressed("evaluating", done, 120, "completions")
+        seconds += 0.5
+    assert out.getvalue().splitlines() == [
+        "loading the model …",
+        "evaluating: 30 of 120 completions",
+        "evaluating: 60 of 120 completions",
+        "evaluating: 90 of 120 completions",
+    ]
+
+
+def test_progress_on_a_terminal_leaves_nothing_behind():
+    out, seconds = io.StringIO(), 0.0
+    console = Console(file=out, force_terminal=True, width=100, highlight=False)
+    with Watcher(console, clock=lambda: seconds) as watcher:
+        watcher.progressed("downloading smollm2", 0, 98_400_000, "bytes")
+        for _ in range(8):
+            seconds += 0.5
+            watcher.progressed("downloading smollm2", int(seconds * 10e6), 98_400_000, "bytes")
+        assert "downloading smollm2 ━━━━━━━━────────────: 40 of about 98 MB, 10.0 MB/s" in out.getvalue()
+        watcher.evaluated([RESULT])
+    assert watcher._live is None
+    assert out.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, the line is gone
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((0, 0, ""), "at work …"),
+        ((0, 120, "completions"), "at work: 0 of 120 completions"),
+        ((7, 0, "rows"), "at work: 7 rows"),
+        ((2_000_000, 0, "bytes"), "at work: 2 MB"),
+    ],
+)
+def test_activities(figures, text):
+    activity = Activity(name="at work")
+    activity.update(*figures)
+    assert activity.text() == text
+
+
+def test_a_finished_run_says_how_to_train_on():
+    out = io.StringIO()
+    Watcher(Console(file=out, width=100), live=False).started(replace(INFO, first_step=51))
+    assert "all 50 done; `coterie resume runs/legs-001 --steps N` adds more" in out.getvalue()
+
+
+def test_small_models_have_a_size():
+    assert [millions(count) for count in (134_515_008, 28_900, 1_500_000)] == ["135M", "0.029M", "1.5M"]
 
 
 def test_broken_run_leaves_a_clean_terminal():
@@ -142,7 +218,7 @@ def test_no_color(monkeypatch):
 def test_steps_without_metrics():
     out = io.StringIO()
     Watcher(Console(file=out, width=200), live=False).stepped(1, {}, None)
-    assert out.getvalue().startswith("step 1/?  reward –±–  solved/mixed/none% –/–/–  length –  cut –")
+    assert out.getvalue().startswith("step 1/?  reward –±–  solved/mixed/none% –/–/–  – s  ETA –")
 
 
 def test_sample_is_short_and_safe():
@@ -222,6 +298,7 @@ def test_a_text_that_cannot_be_written_costs_no_other():
 
 HEAD = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from coterie import console
 from coterie.cli import app, main

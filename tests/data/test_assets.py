@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Index:
             for name, content in members.items():
                 archive.writestr(name, content)
 
-    def download(self, package: str, version: str, folder: Path) -> Path:
+    def download(self, package: str, version: str, folder: Path, progress: Callable[[int], None] | None = None) -> Path:
         self.downloads += 1
         time.sleep(self.delay)
         copy = folder / self.wheel.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,30 +14,70 @@ from coterie.data import questions, wheels
 from coterie.errors import AssetError
 
 
+class Pip:
+    """A stand-in for the process: what it left in the folder, and how it ended."""
+
+    def __init__(self, code: int, stderr: str, wheels_left: int, polls: int) -> None:
+        self.code, self.stderr, self.wheels_left, self.polls = code, stderr, wheels_left, polls
+        self.called: list[list[str]] = []
+        self.killed = False
+        self.returncode: int | None = None
+
+    def __call__(self, command: list[str], *, env: dict[str, str], **options: object) -> Pip:
+        self.called.append(command)
+        self.folder, self.partial = Path(command[command.index("--dest") + 1]), Path(env["TMPDIR"])
+        return self
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        if self.polls > 0 and not self.killed:
+            self.polls -= 1
+            with (self.partial / "w0.whl").open("ab") as file:
+                file.write(b"x" * 1000)
+            raise subprocess.TimeoutExpired("pip", 0)
+        self.returncode = self.code
+        for number in range(self.wheels_left):
+            (self.folder / f"w{number}.whl").touch()
+        return None, self.stderr
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.killed = True
+
+
 def pip(
-    monkeypatch: pytest.MonkeyPatch, *, code: int = 0, stderr: str = "", wheels_left: int = 1, timeout: bool = False
-) -> list[list[str]]:
-    called: list[list[str]] = []
-
-    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        called.append(command)
-        if timeout:
-            raise subprocess.TimeoutExpired(command, 1)
-        for number in range(wheels_left):
-            (Path(command[command.index("--dest") + 1]) / f"w{number}.whl").touch()
-        return subprocess.CompletedProcess(command, code, "", stderr)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    return called
+    monkeypatch: pytest.MonkeyPatch, *, code: int = 0, stderr: str = "", wheels_left: int = 1, polls: int = 0
+) -> Pip:
+    process = Pip(code, stderr, wheels_left, polls)
+    monkeypatch.setattr(subprocess, "Popen", process)
+    return process
 
 
 def test_pip_downloads_the_pinned_wheel_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    called = pip(monkeypatch)
+    process = pip(monkeypatch)
     assert wheels.download("toy-bench", "1.0", tmp_path) == tmp_path / "w0.whl"
-    (command,) = called
+    (command,) = process.called
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "toy-bench==1.0"} <= set(command)
     assert not any("index" in word or "://" in word for word in command)
+
+
+def test_what_has_arrived_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pip(monkeypatch, polls=3)
+    sizes: list[int] = []
+    wheels.download("toy-bench", "1.0", tmp_path, sizes.append)
+    assert sizes == [1000, 2000, 3000]
+
+
+def test_ctrl_c_ends_pip_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(size: int) -> None:
+        raise KeyboardInterrupt
+
+    process = pip(monkeypatch, polls=3)
+    with pytest.raises(KeyboardInterrupt):
+        wheels.download("toy-bench", "1.0", tmp_path, interrupt)
+    assert process.killed
 
 
 PIP_TROUBLE: dict[str, tuple[dict[str, Any], str]] = {
@@ -46,16 +87,19 @@ PIP_TROUBLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no words": ({"code": 2}, "could not fetch toy-bench==1.0: no message"),
     "no wheel": ({"wheels_left": 0}, "pip left 0 wheels for toy-bench==1.0, expected exactly 1"),
-    "hangs": ({"timeout": True}, "did not fetch toy-bench==1.0 within 1800 s; check the network"),
+    "hangs": ({"polls": 10**9}, "did not fetch toy-bench==1.0 within 1800 s; check the network"),
 }
 
 
 @pytest.mark.parametrize("name", PIP_TROUBLE)
 def test_what_can_go_wrong_with_pip(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     behaviour, message = PIP_TROUBLE[name]
-    pip(monkeypatch, **behaviour)
+    process = pip(monkeypatch, **behaviour)
+    if name == "hangs":
+        monkeypatch.setattr("time.monotonic", itertools.count(step=600.0).__next__)
     with pytest.raises(AssetError, match=message):
         wheels.download("toy-bench", "1.0", tmp_path)
+    assert process.killed == (name == "hangs")
 
 
 def test_without_pip_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from tiny_models import tiny_model
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The finished run of `coterie train @ sorting.toml`, shortened."""
+    """The finished run of `coterie train @ dates.toml`, shortened."""
     folder, before = tmp_path_factory.mktemp("example"), Path.cwd()
     write_files(folder)
     save_tiny_model(folder / "tiny")
     os.chdir(folder)
+    exec((folder / "make_dates.py").read_text(encoding="utf-8"), {})
     try:
         yield folder / assemble.train(settings())
     finally:
@@ -34,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def settings() -> RunConfig:
     """With a KL and two optimizer steps, so that every metric there is appears."""
     words = "--model.name tiny --threads 1 --steps 2 --objective.kl-beta 0.01 --optim.minibatches 2 --eval.every 1"
-    return load(["@", "sorting.toml", *words.split(), "--sampling.max-tokens", "4"], env={}).config
+    return load(["@", "dates.toml", *words.split(), "--sampling.max-tokens", "4"], env={}).config
 
 
 def save_tiny_model(folder: Path) -> None:
@@ -47,12 +48,12 @@ def save_tiny_model(folder: Path) -> None:
 def test_the_example_is_sound(run: Path) -> None:
     lines = assemble.validate(settings()).lines
     assert [text for level, _, text in lines if level == "fail"] == []
-    (said,) = [text for level, subject, text in lines if (level, subject) == ("ok", "reward in_place")]
+    (said,) = [text for level, subject, text in lines if (level, subject) == ("ok", "reward similarity")]
     assert said.startswith("gold answers score 1, garbage 0")
 
 
 def test_the_run_leaves_what_the_pages_list(run: Path) -> None:
-    assert run.name == "tiny-words-001"
+    assert run.name == "tiny-dates-001"
     shown: set[str] = set()
     for line in (ROOT / "docs/runs.md").read_text(encoding="utf-8").split("## Rollouts")[0].splitlines():
         if line.startswith("| `"):

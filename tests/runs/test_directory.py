@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from coterie.errors import RunError
-from coterie.runs.directory import RunDirectory
+from coterie.runs.directory import RunDirectory, check_name
 from coterie.runs.lock import Lock, lock_holder
+from coterie.runs.metrics import MetricsDB
 
 
 def test_layout(tmp_path):
@@ -43,6 +44,57 @@ def test_bad_names(tmp_path, name):
     with pytest.raises(RunError, match="is not a folder name"):
         RunDirectory.create(tmp_path, name, "x")
     assert os.listdir(tmp_path) == []
+
+
+def ended_early(tmp_path, name="mine"):
+    """A run that ended in an error before its first step: settings, a log, an evaluation, metrics without a step."""
+    with RunDirectory.create(tmp_path, name, "x") as run:
+        run.write_config({"steps": 3})
+        run.open_log().close()
+        (run.path / "evals").mkdir()
+        (run.path / "evals/step_000000.parquet").touch()
+        with MetricsDB(run.metrics) as database:
+            database.event("error", "RewardError")
+    return run
+
+
+def test_the_name_of_a_run_without_a_step_is_free(tmp_path):
+    ended_early(tmp_path)
+    check_name(tmp_path, "mine")
+    with RunDirectory.create(tmp_path, "mine", "x") as run:
+        assert sorted(os.listdir(run.path)) == [".lock", "checkpoints", "logs", "rollouts"]
+        assert os.listdir(run.logs) == []
+
+
+@pytest.mark.parametrize("kept", ["rollouts/step_000001.parquet", "checkpoints/step_000001", "notes.txt", "metrics"])
+def test_what_holds_a_step_or_something_else_is_never_touched(tmp_path, kept):
+    run = ended_early(tmp_path)
+    if kept == "metrics":
+        with MetricsDB(run.metrics) as database:
+            database.record(1, {"reward/mean": 0.5})
+    else:
+        (run.path / kept).touch()
+    before = sorted(path.relative_to(tmp_path) for path in run.path.rglob("*"))
+    for refuse in (lambda: check_name(tmp_path, "mine"), lambda: RunDirectory.create(tmp_path, "mine", "x")):
+        with pytest.raises(RunError, match="never overwritten"):
+            refuse()
+    assert {*before} <= {path.relative_to(tmp_path) for path in run.path.rglob("*")}
+
+
+def test_the_name_of_a_run_that_is_just_beginning_is_taken(tmp_path):
+    run = RunDirectory.create(tmp_path, "mine", "x")
+    run.write_config({"steps": 3})
+    code = f"from coterie.runs.directory import RunDirectory as R, Path; R.create(Path({str(tmp_path)!r}), 'mine', 'x')"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"in use by process {os.getpid()}" in other.stderr
+    assert run.read_config() == {"steps": 3}
+
+
+def test_a_run_can_be_given_more_steps(tmp_path):
+    with RunDirectory.create(tmp_path, "mine", "x") as run:
+        run.write_config({"steps": 3, "model": {"name": "tiny"}})
+        run.write_steps(5)
+        assert run.read_config() == {"steps": 5, "model": {"name": "tiny"}}
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -46,8 +46,8 @@ def test_a_good_run_is_called_healthy_and_what_could_not_be_judged_is_listed(
     assert main(["doctor", str(run.path)]) == 0
     said = capsys.readouterr().out
     assert f"{run.path}: healthy, as far as 20 steps tell: " in said
-    assert "asked and found in order: ratio, " in said
-    assert "could not be judged:" in said
+    assert "checks passed: ratio, " in said
+    assert "checks skipped:" in said
     assert "critic: Is the critic better than a constant? critic/explained_variance was not recorded" in said
     assert diagnose(run.path).findings == ()
 
@@ -64,7 +64,7 @@ def test_findings_are_told_in_words_with_evidence_and_advice(
     assert serious < warning
     assert "mismatch/kl above 0.01 in 20 of 20 steps, steps 1 to 20, and still so" in lines[serious + 1]
     said = " ".join(line.strip() for line in lines[warning:])
-    assert "do: Raise sampling.max_tokens from 128 to about 256" in said
+    assert "suggested fix: Raise sampling.max_tokens from 128 to about 256" in said
 
 
 def test_the_json_has_the_same_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

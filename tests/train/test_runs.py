@@ -23,6 +23,7 @@ from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, 
 from coterie.observer import EvalResult, RunInfo, Silent
 from coterie.parts import policy_for, read_inputs
 from coterie.runs.metrics import MetricsDB
+from coterie.train.evaluation import EVALUATING
 from coterie.types import Prompt, Rollout
 
 
@@ -78,7 +79,7 @@ def test_it_learns_and_leaves_everything_behind(root: Path, lora: dict[str, Any]
     rewards = [step["reward/mean"] for step in watch.steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
     assert {result.step for result in watch.evals} == {*range(0, steps, 3), steps}
-    assert watch.message == f"{steps} steps done; everything is in {run}"
+    assert watch.message == f"training finished, {steps} steps; results and checkpoint are in {run}"
     names = {path.name for path in run.iterdir()}
     assert {"config.toml", "metrics.sqlite", "rollouts", "evals", "checkpoints", "logs", "README.md"} <= names
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
@@ -130,6 +131,7 @@ from coterie.engines.embedded import _Session
 from coterie.policy.optim import MasterAdamW
 from coterie.runs import checkpoint, durable, rollouts
 from coterie.runs.metrics import MetricsDB
+from coterie.train.evaluation import EVALUATING
 POINTS = {
     "decode": (_Session, "_decode", False),
     "optimizer": (MasterAdamW, "step", True),
@@ -213,15 +215,84 @@ def test_one_interrupt_checkpoints_and_stops_and_resume_finishes(root: Path, gol
     watch = stop_at(3, signal.SIGINT)
     run = assemble.train(make_config(root), watch)
     assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
-    assert ("stop", "SIGINT: finishing this step, then checkpoint and stop (again = stop now)") in watch.notes
+    plan = "finishing the current step, saving a checkpoint, then stopping; press Ctrl-C again to quit now"
+    assert ("stop", f"interrupted by SIGINT: {plan}") in watch.notes
     assert fingerprint(assemble.resume(run))["weights"] == golden["weights"]
 
 
 def test_two_interrupts_stop_now(root: Path, golden: dict[str, Any]) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    lost = r"runs/one continues from the checkpoint of step 2 and trains step 3 again, which no checkpoint holds"
+    with pytest.raises(KeyboardInterrupt, match=lost):
         assemble.train(make_config(root), stop_at(3, signal.SIGINT, times=2))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
+
+
+class StopInEvaluation(Watch):
+    """Sends this process a Ctrl-C in the middle of the nth evaluation."""
+
+    def __init__(self, nth: int) -> None:
+        super().__init__()
+        self.left, self.activity = nth, ""
+
+    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = activity == EVALUATING and self.activity != EVALUATING
+        self.activity = activity
+        self.left -= begins
+        if begins and self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        super().stepped(step, metrics, sample)
+        self.activity = ""
+
+
+def test_an_interrupt_abandons_an_evaluation_and_resume_makes_it_again(root: Path, golden: dict[str, Any]) -> None:
+    watch = StopInEvaluation(2)
+    run = assemble.train(make_config(root), watch)
+    assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
+    assert {result.step for result in watch.evals} == {0}
+    plan = "abandoning the evaluation, saving a checkpoint, then stopping; press Ctrl-C again to quit now"
+    assert ("stop", f"interrupted by SIGINT: {plan}") in watch.notes
+    finished = fingerprint(assemble.resume(run))
+    assert finished["weights"] == golden["weights"]
+    assert finished["evals"] == golden["evals"]
+
+
+def test_an_interrupt_of_the_last_evaluation_leaves_that_alone_to_do(root: Path, golden: dict[str, Any]) -> None:
+    watch = StopInEvaluation(3)
+    run = assemble.train(make_config(root), watch)
+    assert watch.message == f"stopped before the last evaluation; continue with: coterie resume {run}"
+    later = Watch()
+    assemble.resume(run, later)
+    assert later.steps == []
+    assert {result.step for result in later.evals} == {6}
+    assert fingerprint(run)["weights"] == golden["weights"]
+
+
+def test_a_run_that_never_stored_a_step_does_not_use_up_its_name(root: Path, golden: dict[str, Any]) -> None:
+    watch = StopInEvaluation(1)
+    assemble.train(make_config(root, seed=5), watch)
+    assert watch.message == "stopped before the first step was finished; start again with the same command"
+    assert fingerprint(assemble.train(make_config(root))) == golden
+
+
+def test_a_finished_run_goes_on_to_more_steps_to_the_same_bits(root: Path, golden: dict[str, Any]) -> None:
+    run = assemble.train(make_config(root, steps=3))
+    watch = Watch()
+    assemble.resume(run, watch, steps=6)
+    assert len(watch.steps) == 3
+    assert fingerprint(run) == golden
+    with pytest.raises(RunError, match=r"--steps 5: .*one has 6 steps already"):
+        assemble.resume(run, steps=5)
+
+
+def test_a_longer_run_with_a_linear_schedule_says_what_its_rate_is(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=2, optim={"schedule": "linear"}, eval={"every": 0}))
+    watch = Watch()
+    assemble.resume(run, watch, steps=3)
+    (warning,) = [text for kind, text in watch.notes if kind == "warning" and "schedule" in text]
+    assert warning.startswith("optim.schedule = 'linear': from step 3 on the learning rate is that of a run of 3 steps")
 
 
 def test_a_damaged_checkpoint_is_skipped_by_name(root: Path, golden: dict[str, Any]) -> None:
@@ -327,7 +398,7 @@ def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
     config = make_config(root, steps=1, sampling={"deadline_s": 1e-9}, collect={"max_error_share": 1.0})
     run = assemble.train(config, watch)
     assert any("cut by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
-    assert any("count as wrong" in text for kind, text in watch.notes if kind == "warning")
+    assert any("counted as wrong" in text for kind, text in watch.notes if kind == "warning")
     assert "groups/mixed" not in watch.steps[0]
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert all(item.correct == 0 for item in database.eval_items(0))

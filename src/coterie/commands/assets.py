@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,12 +10,12 @@ import typer
 from coterie.commands.common import JSON, print_json, print_table
 from coterie.text import safe_text
 
-assets = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Models and questions from pinned packages.")
+assets = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Built-in models and datasets.")
 
 
 @assets.command()
 def ls(json_: bool = JSON) -> None:
-    """What there is, what is here already, and under which licence."""
+    """List the built-in models and datasets, whether they are downloaded, and their licences."""
     from coterie.data import assets as store
 
     listed = store.ls()
@@ -39,11 +40,16 @@ def ls(json_: bool = JSON) -> None:
 @assets.command()
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Download, verify and unpack one asset; nothing happens when it is here and whole."""
+    from coterie import console
     from coterie.data import assets as store
 
-    typer.echo(
-        safe_text(str(store.fetch(name, progress=lambda message: typer.echo(safe_text(str(message)), err=True))))
-    )
+    with console.watcher(sys.stderr) as watch:
+        path = store.fetch(
+            name,
+            progress=lambda message: watch.noted("progress", message),
+            arrived=lambda done, total: watch.progressed(f"downloading {name}", done, total, "bytes"),
+        )
+    typer.echo(safe_text(str(path)))
 
 
 def register(app: typer.Typer) -> None:

@@ -8,17 +8,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
 from coterie.text import one_line, safe_text
+
+if TYPE_CHECKING:
+    from coterie.config.schema import RunConfig  # brings pydantic along
 
 # The words after these verbs are settings, not options: they pass through to coterie.config.load.
 SETTINGS: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
+LOADING = "loading PyTorch and transformers"
+"""What is done first, and takes seconds: nothing of it is imported before the user has been told."""
 USAGE = "[@ FILE.toml]... [--KEY VALUE]... [OPTIONS]"
 
 
@@ -61,6 +66,19 @@ def split_target(words: Sequence[str]) -> tuple[str | None, list[str]]:
     if words and not words[0].startswith(("-", "@")) and ("=" not in words[0] or Path(words[0]).exists()):
         return words[0], list(words[1:])
     return None, list(words)
+
+
+def check_files(config: RunConfig) -> None:
+    """Refuse data files that are not there, before anything is loaded.
+
+    Raises:
+        DataError: as reading them would.
+    """
+    from coterie.data import rows
+
+    for source in (*config.data.train, *config.data.heldout):
+        if source.type == "file" and not Path(source.path).expanduser().exists():
+            next(iter(rows.read_file(Path(source.path).expanduser())), None)
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ Patient = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name under
 
 
 def doctor(run: Patient = None, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """What this machine has; or, with RUN, what is wrong with a run.
+    """Show system information, or diagnose RUN.
 
     Exit code 1 when a finding about a run is serious, 0 otherwise. docs/diagnostics.md explains every metric and rule.
     """
@@ -62,16 +62,16 @@ def run_lines(found: Diagnosis) -> Iterator[str]:
         yield ""
         yield f"{paint(finding.severity, fg=COLORS[finding.severity], bold=True)}: {safe_text(finding.title)}"
         for evidence in finding.evidence:
-            yield from _folded("seen", evidence.text)
-        yield from _folded("means", finding.meaning)
-        yield from _folded("do", finding.action)
+            yield from _folded("evidence", evidence.text)
+        yield from _folded("why it matters", finding.meaning)
+        yield from _folded("suggested fix", finding.action)
         yield from _folded("rule", finding.rule)
     if found.quiet:
         yield ""
-        yield from _folded("asked and found in order", ", ".join(found.quiet))
+        yield from _folded("checks passed", ", ".join(found.quiet))
     if found.unjudged:
         yield ""
-        yield "could not be judged:"
+        yield "checks skipped:"
         for one in found.unjudged:
             yield from _folded(one.rule, f"{one.asks} {one.reason}")
 
@@ -95,7 +95,6 @@ def examine() -> dict[str, Any]:
         "gpus": [asdict(one) for one in accelerators],
         "trouble": trouble,
         "extras": machine.extras(),
-        "sandboxes": machine.sandboxes(),
         "assets": [plain(one) for one in assets.ls()],
         "threads": asdict(chosen),
         "plan": machine.plan(facts, accelerators, chosen.line()),
@@ -106,7 +105,10 @@ def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(subject, text) of each line a person reads."""
     here = seen["machine"]
     yield "coterie", f"{seen['coterie']} on Python {here['python']}, {here['system']}"
-    yield "cpu", f"{here['cpu']}, {here['cores']} cores; {', '.join(here['flags']) or 'no flags that matter'}"
+    yield (
+        "cpu",
+        f"{here['cpu']}, {here['cores']} cores; {', '.join(here['flags']) or 'no vector extensions known to matter'}",
+    )
     yield "memory", f"{here['memory'] / machine.GIB:.1f} GiB, {here['memory_free'] / machine.GIB:.1f} free"
     yield "disk", f"{here['disk_free'] / machine.GIB:.1f} GiB free in this folder"
     names = [f"{gpu['name']} ({gpu['memory'] / machine.GIB:.0f} GiB)" for gpu in seen["gpus"]]
@@ -114,18 +116,15 @@ def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if seen["trouble"]:
         yield "trouble", seen["trouble"]
     for extra, packages in sorted(seen["extras"].items()):
-        have = ", ".join(f"{name} {version}" if version else f"{name} missing" for name, version in packages.items())
-        remedy = "" if all(packages.values()) else f"; in the source folder: pip install -e '.[{extra}]'"
+        if extra == "gpu" and not seen["gpus"]:
+            continue  # of no use here
+        have = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
+        remedy = "" if all(packages.values()) else f" (optional; in the source folder: pip install -e '.[{extra}]')"
         yield f"[{extra}]", have + remedy
-    fences = [f"{name} ({where})" for name, where in seen["sandboxes"].items() if where]
-    yield (
-        "sandbox",
-        ", ".join(fences) or "neither bwrap nor wasmtime; model-written code has no fence of its own",
-    )
     for asset in seen["assets"]:
         yield "asset", f"{asset['name']}: {asset['state']} ({asset['size_mb']:.1f} MB, {asset['licence']})"
     for line in seen["plan"]:
-        yield "therefore", line
+        yield "selected", line
 
 
 def register(app: typer.Typer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,20 @@ def ls(root: Root = Path("runs"), json_: bool = JSON) -> None:
         print_table(runs)
     else:
         typer.echo(f"no runs in {root}; `coterie demo` makes one")
+    for line in () if json_ else _stopped(runs, root):
+        typer.echo(line)
+
+
+def _stopped(runs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[str]:
+    """For each run that was stopped, a line on how to continue it."""
+    from coterie.runs import checkpoint
+
+    for run in (run for run in runs if run["state"] == "stopped"):
+        saved = max(checkpoint.steps(root / run["name"] / "checkpoints"), default=0)
+        start = f"continues from step {saved}" if saved else "starts over: no checkpoint is saved"
+        if not run["step"]:
+            start = "starts over: no step was finished"
+        yield f"{run['name']} was stopped; coterie resume {root / run['name']} {start}"
 
 
 def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:

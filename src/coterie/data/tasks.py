@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, TypeGuard
 
 from coterie.data.answers import extract_answer
+from coterie.data.stand_ins import stand_ins
 from coterie.data.tagged import decode, encode
 from coterie.errors import DataError
 
@@ -129,12 +130,13 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
 @lru_cache(maxsize=1)
 def _gym() -> ModuleType:
     try:
-        with _quiet():
+        with _quiet(), stand_ins():
             import reasoning_gym
             import reasoning_gym.factory
     except ImportError as error:
         raise DataError(
-            f"reasoning_gym sources need the package reasoning-gym ({error}): install coterie with its `train` extra"
+            f"reasoning_gym sources need the package reasoning-gym ({error}); in the source folder: pip install -e "
+            "'.[train,tasks]'"
         ) from error
     return reasoning_gym
 

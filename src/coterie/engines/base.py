@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from coterie.types import SampleKey, Turn
@@ -30,6 +30,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Strings that end a turn; the token that completes one is kept."""
     deadline_s: float = 600.0
+    progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+    """Told (finished, all) sequences of a call, often; what it raises ends the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,10 @@ class _Session:
         self.deadline = time.monotonic() + sampling.deadline_s
 
     def run(self) -> list[Turn]:
+        total = len(self.waiting)
         while self.waiting or self.live:
+            if self.sampling.progress is not None:
+                self.sampling.progress(len(self.done), total)
             if self.attendance.reached:
                 self._give_up(StopReason.ABANDONED)
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from coterie.errors import RunError
 from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_leftovers, write_file
 from coterie.runs.lock import Lock
 from coterie.runs.log import RunLog
+from coterie.runs.metrics import MetricsDB
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -33,16 +35,18 @@ class RunDirectory:
     def create(cls, runs: Path, name: str, stem: str) -> Self:
         """Make and lock a new folder `runs/name`, or `runs/<stem>-001`, `-002` … when the name is empty.
 
-        A folder whose run was killed before its settings were written holds nothing, and is taken over.
+        A folder of that name whose run ended before its first step was stored is emptied and taken over.
 
         Raises:
-            RunError: the name is taken or no good as a folder's name, or the disk refused.
+            RunError: the name is taken or not valid as a folder's name, or the disk refused.
         """
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path = _make(runs, name) if name else _make_numbered(runs, stem)
             run = cls(path, Lock(path))
-            remove_leftovers(path)
+            if not _is_free(path):  # asked again now that no other process can write to it
+                raise _taken(path)
+            _empty(path)
             for folder in (run.rollouts, run.checkpoints, run.logs):
                 folder.mkdir(exist_ok=True)
             fsync(path)
@@ -115,6 +119,10 @@ class RunDirectory:
             raise RunError(f"{self.config} exists; a run's settings never change. Start a new run")
         write_file(self.config, dumps(config).encode())
 
+    def write_steps(self, steps: int) -> None:
+        """Give the stored settings another number of steps; everything else in them stays."""
+        write_file(self.config, dumps(self.read_config() | {"steps": steps}).encode())
+
     def read_config(self) -> dict[str, Any]:
         """The settings as plain data, for `RunConfig.model_validate`."""
         try:
@@ -186,34 +194,84 @@ def find(run: str | Path, runs: Path) -> Path:
     raise RunError(f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs}; {there}")
 
 
-def _make(runs: Path, name: str) -> Path:
+def check_name(runs: Path, name: str) -> None:
+    """Refuse a name that `RunDirectory.create` would refuse, before anything is loaded. Writes nothing.
+
+    Args:
+        name: empty for a numbered one, which is always free.
+
+    Raises:
+        RunError: the name is taken or not valid as a folder's name.
+    """
+    if not name:
+        return
     if not _NAME.fullmatch(name):
         raise RunError(
-            f"run.name = {name!r} is not a folder name; use up to 100 letters, digits, '.', '_' and '-', "
+            f"name = {name!r} is not a folder name; use up to 100 letters, digits, '.', '_' and '-', "
             "the first a letter or digit"
         )
     path = runs / name
-    try:
-        path.mkdir()
-    except FileExistsError:
-        if _never_began(path):
-            return path
-        raise RunError(
-            f"{path} exists, and a run is never overwritten; choose another name, leave the name empty "
-            f"to get a numbered one, or go on with it: coterie resume {path}"
-        ) from None
+    if path.exists() and not _is_free(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(
+        f"{path} exists, and a run is never overwritten; choose another name, leave the name empty "
+        f"to get a numbered one, or continue it: coterie resume {path}"
+    )
+
+
+def _make(runs: Path, name: str) -> Path:
+    check_name(runs, name)
+    path = runs / name
+    path.mkdir(exist_ok=True)
     return path
 
 
-def _never_began(path: Path) -> bool:
-    """Whether a folder holds only what `create` makes before the settings are written. Its lock decides who has it."""
-    made = {"rollouts", "checkpoints", "logs"}
-    return path.is_dir() and all(
-        child.name == ".lock"
-        or child.name.startswith(LEFTOVER)
-        or (child.name in made and child.is_dir() and not any(child.iterdir()))
-        for child in path.iterdir()
-    )
+_STEPS = ("rollouts", "checkpoints")
+"""Folders that hold something once a step is stored."""
+_BEFORE_STEPS = {
+    *_STEPS,
+    *("logs", "evals", "prompts", "config.toml", "quarantine.jsonl", "README.md", "curve.png"),
+    *("metrics.sqlite", "metrics.sqlite-wal", "metrics.sqlite-shm", ".lock"),
+}
+"""All that a run may have made before its first step is stored."""
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder holds nothing but what a run makes before its first step is stored: no step, no file of anybody
+    else's. Its lock decides who may have it."""
+    if not path.is_dir() or not all(
+        child.name in _BEFORE_STEPS or child.name.startswith(LEFTOVER) for child in path.iterdir()
+    ):
+        return False
+    for folder in (path / name for name in _STEPS):
+        if folder.is_dir() and any(not child.name.startswith(LEFTOVER) for child in folder.iterdir()):
+            return False
+    return not _has_recorded_step(path / "metrics.sqlite")
+
+
+def _has_recorded_step(metrics: Path) -> bool:
+    """Whether the metrics hold a step, or cannot be read."""
+    if not metrics.exists():
+        return False
+    try:
+        with MetricsDB.reader(metrics) as database:
+            return database.last_step() is not None
+    except RunError:
+        return True
+
+
+def _empty(path: Path) -> None:
+    """Remove what a run left that never stored a step; the lock stays."""
+    for child in path.iterdir():
+        if child.name == ".lock":
+            continue
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
 
 
 def _make_numbered(runs: Path, stem: str) -> Path:

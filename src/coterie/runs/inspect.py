@@ -150,6 +150,14 @@ def list_runs(root: Path) -> list[RunLine]:
     return lines
 
 
+def last_step(run: RunDirectory) -> int:
+    """Steps that a run recorded; 0 before the first."""
+    if not run.metrics.exists():
+        return 0
+    with MetricsDB.reader(run.metrics) as database:
+        return database.last_step() or 0
+
+
 def diff(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
     """What differs, as (one, other); sections without a difference are left out, so {} means equal.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from coterie.observer import POOLED, EvalResult, Interval
 from coterie.runs.metrics import EvalItem
 from coterie.types import Prompt, Rollout
 
+EVALUATING = "evaluating on the held-out prompts"
+"""The activity, as observers are told it."""
 CORRECT = 1 - 1e-6
 """A completion is correct when the evaluated reward part reaches this."""
 
@@ -63,8 +65,11 @@ class Evaluator:
         self.part = part
         self.seed = seed
 
-    def evaluate(self, step: int) -> Evaluation:
+    def evaluate(self, step: int, progress: Callable[[int, int], None] | None = None) -> Evaluation:
         """Evaluate the weights as they are.
+
+        Args:
+            progress: told (finished, all) completions while they are sampled; what it raises ends the evaluation.
 
         Raises:
             EngineError, RewardError: as collecting does.
@@ -72,7 +77,8 @@ class Evaluator:
         """
         if not self.prompts:
             return Evaluation(results=(), items=(), experience=None)
-        found = self.collector.collect(self.prompts, samples=self.config.samples, sampling=self.sampling)
+        sampling = replace(self.sampling, progress=progress)
+        found = self.collector.collect(self.prompts, samples=self.config.samples, sampling=sampling)
         by_task: dict[str, list[Rollout]] = {}
         for rollout in found.rollouts:
             by_task.setdefault(rollout.context.task, []).append(rollout)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from coterie.algo.roulette import Played, play
@@ -24,17 +25,18 @@ from coterie.engines.base import Engine
 from coterie.engines.contract import check_version
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
+from coterie.text import counted
 from coterie.train.agreement import disagreement
 from coterie.train.coefficients import Coefficients
 from coterie.train.credit import BIASED, NEWS, Judge
-from coterie.train.evaluation import Evaluator
+from coterie.train.evaluation import EVALUATING, Evaluator
 from coterie.train.foresight import Foresight
 from coterie.train.gathering import Gathered, Gatherer
 from coterie.train.measures import step_metrics
 from coterie.train.recorder import Recorder, late
 from coterie.train.replay import NEWS as REPLAYED
 from coterie.train.replay import Replay, Replayed
-from coterie.train.stopping import StopSignal
+from coterie.train.stopping import AbandonedError, StopSignal
 from coterie.types import Credit, Rollout, RolloutScores
 
 
@@ -61,6 +63,8 @@ class Trainer:
     """The last step that was evaluated."""
     saved: int = -1
     """The last step that has a checkpoint."""
+    evaluating: bool = False
+    """An evaluation is going on."""
     disagreed: bool = False
     """The last step's sampler and learner disagreed; it is said once, not in every step."""
 
@@ -72,7 +76,7 @@ class Trainer:
         """
         while True:
             if self._evaluation_due() and not stop.requested:
-                self.evaluate()
+                self.evaluate(stop)
             if self.step and (stop.requested or self._due(self.config.checkpoint.every)):
                 self.checkpoint()
             if self._done() or stop.requested:
@@ -214,20 +218,53 @@ class Trainer:
             self.recorder.note(self.step, "warning", different)
         self.disagreed = different is not None
         if report.splits:
-            message = f"{report.splits} packed rows were cut in two: their memory was refused"
+            rows = "1 packed row was" if report.splits == 1 else f"{report.splits} packed rows were"
+            message = f"{rows} cut in two: their memory was refused"
             self.recorder.note(self.step, "memory", message)
         if report.skipped:
             self.recorder.note(
                 self.step,
                 "skipped_update",
-                f"{report.skipped} optimizer steps had a gradient that is not finite",
+                f"{counted(report.skipped, 'optimizer step')} skipped: the gradient is not finite",
             )
 
-    def evaluate(self) -> None:
-        """Measure the held-out prompts with the weights as they are."""
+    def evaluate(self, stop: StopSignal) -> None:
+        """Measure the held-out prompts with the weights as they are; a request to stop abandons it."""
         check_version(self.engine.version, self.step)
-        self.recorder.evaluation(self.step, self.evaluator.evaluate(self.step))
+
+        def progress(done: int, total: int) -> None:
+            if stop.requested:
+                raise AbandonedError
+            self.recorder.observer.progressed(EVALUATING, done, total, "completions")
+
+        self.evaluating = True
+        try:
+            evaluation = self.evaluator.evaluate(self.step, progress)
+        except AbandonedError:
+            return
+        finally:
+            self.evaluating = False
+        self.recorder.evaluation(self.step, evaluation)
         self.evaluated = self.step
+
+    def plan(self) -> str:
+        """What follows a request to stop that comes now."""
+        save = "saving a checkpoint, then stopping"
+        if self.evaluating:
+            return f"abandoning the evaluation, {save if self.step else 'then stopping'}"
+        return f"finishing the current step, {save}"
+
+    def losses(self, run: Path) -> str:
+        """What is lost when the process ends now, and how to go on."""
+        if not self.step:
+            return "no step was finished; start again with the same command"
+        last = max(self.saved, 0)
+        if last == self.step:
+            return f"step {last} is saved; continue with: coterie resume {run}"
+        steps = f"step {self.step}" if last == self.step - 1 else f"steps {last + 1} to {self.step}"
+        again = f"trains {steps} again, which no checkpoint holds"
+        start = f"continues from the checkpoint of step {last} and" if last else "starts over and"
+        return f"coterie resume {run} {start} {again}"
 
     def checkpoint(self) -> None:
         """Make this step the one that a resume continues from."""

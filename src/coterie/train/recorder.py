@@ -19,6 +19,7 @@ from coterie.runs.inspect import COLLAPSE
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
+from coterie.text import counted
 from coterie.train.evaluation import Evaluation
 from coterie.train.foresight import Foresight
 from coterie.train.guard import Guard
@@ -117,7 +118,8 @@ class Recorder:
         lost = len(found.experience.errors)
         if lost:
             first = found.experience.errors[0]
-            self.note(step, "warning", f"{lost} held-out attempts ended in an error and count as wrong: {first.error}")
+            attempts = counted(lost, "held-out completion")
+            self.note(step, "warning", f"{attempts} ended in an error, counted as wrong: {first.error}")
         if found.experience.late:
             self.note(step, "warning", late(found.experience))
 
@@ -241,8 +243,8 @@ class Recorder:
 def late(experience: Experience) -> str:
     """What to say when the deadline cut completions."""
     return (
-        f"{experience.late} completions were cut by sampling.deadline_s: they depend on this machine's speed and will "
-        "not repeat; raise it"
+        f"{counted(experience.late, 'completion')} truncated by sampling.deadline_s, which depends on this machine's "
+        "speed and will not repeat; raise it"
     )
 
 

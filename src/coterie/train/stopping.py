@@ -1,4 +1,5 @@
-"""Ctrl-C once: finish the step, checkpoint, stop. Twice: stop now. SIGTERM counts as the first."""
+"""Ctrl-C once: finish the step (or abandon the evaluation), checkpoint, stop. Twice: stop now. SIGTERM counts as the
+first."""
 
 from __future__ import annotations
 
@@ -9,17 +10,27 @@ from types import FrameType
 from typing import Any, Self
 
 
+class AbandonedError(Exception):
+    """An evaluation was given up because the run was asked to stop."""
+
+
 class StopSignal:
     """While entered, turns the first interrupt into `requested = True`; the second raises KeyboardInterrupt.
 
     Outside the main thread no handler can be set, and `requested` is simply what the caller makes it.
+
+    Args:
+        announce: told once, when the first interrupt comes, what will happen now.
+        plan: what the loop will do before it stops, e.g. `finishing the current step`.
     """
 
-    def __init__(self, announce: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, announce: Callable[[str], None] = lambda _: None, plan: Callable[[], str] = lambda: "stopping"
+    ) -> None:
         self.requested = False
         self.name = ""
         """Of the signal that asked, e.g. `SIGTERM`."""
-        self._announce = announce
+        self._announce, self._plan = announce, plan
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -37,4 +48,4 @@ class StopSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested, self.name = True, signal.Signals(number).name
-        self._announce(f"{self.name}: finishing this step, then checkpoint and stop (again = stop now)")
+        self._announce(f"interrupted by {self.name}: {self._plan()}; press Ctrl-C again to quit now")
