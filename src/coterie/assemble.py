@@ -24,6 +24,7 @@ from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
     Inputs,
     check_trainable,
+    criterion_for,
     policy_for,
     read_inputs,
     trainer_for,
@@ -35,6 +36,7 @@ from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import json_dumps
+from coterie.runs.health import untrained
 from coterie.train.grpo import Trainer
 from coterie.train.guard import refuse_to_repeat, stop_rules, why_it_ended
 from coterie.train.recorder import Recorder
@@ -134,7 +136,7 @@ def _go(
         config_hash=_config_hash(config),
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
-        part=config.eval.part or config.rewards.labels()[0],
+        criterion=criterion_for(config),
     )
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
@@ -145,11 +147,14 @@ def _go(
         _note_circumstances(recorder, trainer.step, inputs, policy)
         if trainer.step < config.steps:
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
+        first = trainer.step
         with StopSignal(lambda message: observer.noted("stop", message)) as stop:
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
             observer.noted("stopped", stop.name)
+        if trainer.step > first and (reason := untrained(recorder.db)):
+            recorder.note(trainer.step, "warning", reason)
         report_run(run)
     except CollapseError:
         report_run(run)

@@ -58,8 +58,8 @@ def prompts(count: int) -> list[Prompt]:
     ]
 
 
-def right(rollout: Rollout) -> bool:
-    return rollout.reward_parts["right"] == 1.0
+def rights(rollouts: Sequence[Rollout]) -> list[float]:
+    return [rollout.reward_parts["right"] or 0.0 for rollout in rollouts]
 
 
 def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: Any) -> Gatherer:
@@ -81,7 +81,7 @@ def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: An
         PromptOrder(prompts(count), seed=0),
         config=CollectConfig(**held),
         sampling=SAMPLING,
-        correct=right,
+        metric=rights,
         chooser=chooser,
         candidates=2,
     )

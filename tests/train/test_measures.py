@@ -10,6 +10,7 @@ import pytest
 from coterie.algo.groups import by_prompt
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
+from coterie.train.evaluation import Criterion
 from coterie.train.measures import step_metrics
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
@@ -80,7 +81,7 @@ def measured(
         by_prompt(rollouts) if groups is None else groups,
         report,
         {"update": 3.0},
-        part="number",
+        criterion=Criterion(part="number"),
         credits=credits,
         version=version,
     )

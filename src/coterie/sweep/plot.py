@@ -70,18 +70,23 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 
 def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     """Against what they cost, since a step may sample more in one setting than in another."""
-    top = 0.0
+    low = top = 0.0
     for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
         whole = [one.held for one in found if not one.error]
         count = min(map(len, whole), default=0)
         if count:
             spent = np.mean([[point.rollouts for point in held[:count]] for held in whole], axis=0)
-            accuracy = np.array([[point.accuracy for point in held[:count]] for held in whole])
-            _band(axis, spent, accuracy, label, color, style)
-            top = max(top, float(accuracy.max()))
+            values = np.array([[point.value for point in held[:count]] for held in whole])
+            _band(axis, spent, values, label, color, style)
+            top, low = max(top, float(values.max())), min(low, float(values.min()))
     axis.set_xlabel("rollouts sampled")
-    axis.set_ylabel("held-out pass@1 (band: 95 %)")
-    axis.set_ylim(0, 1.05 * top or 1.0)
+    axis.set_ylabel(f"held-out {_metric(settings)} (band: 95 %)")
+    axis.set_ylim(1.05 * low, 1.05 * top or 1.0)
+
+
+def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
+    """The same for all results of a sweep."""
+    return next(one.metric for found in settings.values() for one in found)
 
 
 def _looks() -> Iterator[tuple[str, str]]:
@@ -99,7 +104,7 @@ def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str,
 
 
 def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
-    """Held-out accuracy after training (reward where there is none) against the varied number."""
+    """Held-out result after training (training reward where there is none) against the varied number."""
     lines: dict[str, dict[float, list[CellResult]]] = {}
     for one in results:
         words = [f"{key}={value}" for key, value in one.cell.choice if key != numeric]
@@ -117,5 +122,6 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
         axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label)
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
-    axis.set_ylabel("held-out pass@1 at the end (bars: 95 %)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")
+    if all((one.area if one.after is None else one.after) >= 0 for one in results):
+        axis.set_ylim(bottom=0)

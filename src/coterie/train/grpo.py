@@ -178,7 +178,7 @@ class Trainer:
             gathered.groups,
             report,
             seconds,
-            part=self.evaluator.part,
+            criterion=self.evaluator.criterion,
             credits=credits,
             version=self.step - 1,
         )
@@ -194,13 +194,7 @@ class Trainer:
     def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
         """What a reader should know of the step beside its numbers."""
         if gathered.metrics.get("refill/missing"):
-            self.recorder.note(
-                self.step,
-                "warning",
-                f"{len(gathered.groups)} of {self.config.collect.prompts} groups were mixed after "
-                f"{gathered.metrics['refill/rounds']:.0f} rounds: the others' attempts were all right or all wrong by "
-                f"{self.evaluator.part!r} (eval.part), which counts as right from 1 on",
-            )
+            self.recorder.note(self.step, "warning", self._shortage(gathered))
         for text in self.judge.warnings():
             self.recorder.note(self.step, BIASED, text)
         for text in self.judge.news():
@@ -222,6 +216,18 @@ class Trainer:
                 "skipped_update",
                 f"{report.skipped} optimizer steps had a gradient that is not finite",
             )
+
+    def _shortage(self, gathered: Gathered) -> str:
+        """Dynamic sampling found too few groups with variance."""
+        rounds, dropped = int(gathered.metrics["refill/rounds"]), int(gathered.metrics["refill/dropped"])
+        kept = len(gathered.groups)
+        trains = f"this step trains on {kept}" if kept else "this step trains on nothing"
+        tries = "1 round" if rounds == 1 else f"{rounds} rounds"
+        return (
+            f"collect.refill found {kept} of {self.config.collect.prompts} groups with variance after {tries} and "
+            f"dropped {dropped}, in each of which all attempts have the same {self.evaluator.criterion.part!r} "
+            f"(eval.part); {trains}"
+        )
 
     def evaluate(self) -> None:
         """Measure the held-out prompts with the weights as they are."""
