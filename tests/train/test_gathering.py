@@ -192,3 +192,15 @@ def test_small_data_never_runs_in_circles(limit: int) -> None:
         0
     )
     assert len(found.groups) == 4
+
+
+def test_refill_keeps_groups_whose_graded_rewards_differ() -> None:
+    one = gatherer(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
+
+    def share(rollouts: Sequence[Rollout]) -> list[float]:
+        return [0.1 + 0.2 * int(rollout.completion) for rollout in rollouts]
+
+    one.metric = share
+    found = one.gather(0)
+    assert len(found.groups) == 4
+    assert all(int(name[1:]) % 2 for name in members(found)), "0.1 and 0.3 differ, 1.5 and 1.5 do not"

@@ -162,3 +162,16 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main([*arm, "x: optim.beta1=0.8"]) == 0
     assert main([*arm, "x: optim.beta1=0.7"]) == 1
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_graded_reward_is_compared_by_its_held_out_mean() -> None:
+    found = [replace(curve("a", seed, [0.07, 0.2, 0.43], 64, 1.0), metric="reward") for seed in (0, 1)]
+    other = [replace(curve("b", seed, [0.07, 0.1, 0.21], 64, 1.0), metric="reward") for seed in (0, 1)]
+    table = markdown([*found, *other], reach=0.3)
+    assert "| held-out reward before → after |" in table
+    assert "| rollouts to reward 0.3 | seconds to reward 0.3 | reached |" in table
+    assert "| `a` | 2 | 0.070 → 0.430 [0.430, 0.430] |" in table
+    text = budget.markdown({"a": found, "b": other})
+    assert "| `b` | 2 | 0.120 [0.120, 0.120] | -0.105 [-0.105, -0.105] |" in text
+    assert "Held-out reward, averaged" in text
+    assert "points" not in text

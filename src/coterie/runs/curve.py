@@ -10,7 +10,7 @@ from coterie.observer import PASS, POOLED, EvalResult, metric_of
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
 from coterie.runs.metrics import MetricsDB
-from coterie.runs.pictures import COLORS, INK, canvas, dress, save
+from coterie.runs.pictures import COLORS, INK, canvas, centred_mean, dress, save
 from coterie.text import one_line
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float], bounds: tuple[floa
     steps, values = [step for step, _ in mean], [value for _, value in mean]
     spread = [std.get(step, 0.0) for step in steps]
     span = max(5, len(steps) // 15) | 1 if len(steps) > 30 else 1  # odd: as many before as after
-    center, around = _running_mean(values, span), _running_mean(spread, span)
+    center, around = centred_mean(values, span), centred_mean(spread, span)
     axis.fill_between(
         steps,
         [max(value - width, bounds[0]) for value, width in zip(center, around, strict=True)],
@@ -89,13 +89,6 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float], bounds: tuple[floa
 def _legend(axis: Axes) -> None:
     """Above the panel, where no curve can run into it."""
     axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.2)
-
-
-def _running_mean(values: Sequence[float], span: int) -> list[float]:
-    """Mean of the `span` values around each point; of fewer, but as many on either side, near the ends. A mean of the
-    values before it would lag behind what it is drawn over."""
-    halves = (min(span // 2, at, len(values) - 1 - at) for at in range(len(values)))
-    return [sum(values[at - half : at + half + 1]) / (2 * half + 1) for at, half in enumerate(halves)]
 
 
 def _heldout(axis: Axes, evals: Sequence[EvalResult]) -> None:

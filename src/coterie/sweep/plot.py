@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from coterie.algo.statistics import t_interval
-from coterie.runs.pictures import COLORS, canvas, dress, save
+from coterie.runs.pictures import COLORS, canvas, centred_mean, dress, save
 from coterie.sweep.result import CellResult
 from coterie.sweep.table import by_setting, over_seeds
 
@@ -19,7 +19,7 @@ STYLES = ("-", "--", ":", "-.")
 MOST = 6
 """Settings whose names find room inside a panel; those of more are below it."""
 SMOOTH = 5
-"""Steps of the moving average that is drawn."""
+"""Steps of the moving average that is drawn, centred; odd."""
 
 
 def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool:
@@ -43,7 +43,10 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis)
         dress(axis)
-        crowded = len(axis.get_legend_handles_labels()[0]) > MOST
+        labels = axis.get_legend_handles_labels()[1]
+        if not labels:
+            continue  # one line, whose varied setting is the axis
+        crowded = len(labels) > MOST
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2} if crowded else {}
         axis.legend(frameon=False, fontsize=8, **place)
     return save(figure, file)
@@ -55,10 +58,8 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
         length = min((len(one.rewards) for one in found if not one.error), default=0)
         if not length:
             continue
-        width = min(SMOOTH, length)
-        kernel = np.ones(width) / width
-        smooth = [np.convolve(one.rewards[:length], kernel, "valid") for one in found if not one.error]
-        _band(axis, np.arange(width, length + 1), np.array(smooth), label, color, style)
+        smooth = [centred_mean(one.rewards[:length], SMOOTH) for one in found if not one.error]
+        _band(axis, np.arange(1, length + 1), np.array(smooth), label, color, style)
         top = max(top, float(np.max(smooth)))
         low = min(low, float(np.min(smooth)))
     # The interval of a few seeds may be far wider than anything that was measured.
@@ -110,7 +111,7 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
         words = [f"{key}={value}" for key, value in one.cell.choice if key != numeric]
         rest = " ".join([*filter(None, [one.cell.arm]), *words])
         number = float(dict(one.cell.choice)[numeric])
-        lines.setdefault(rest or "as it is", {}).setdefault(number, []).append(one)
+        lines.setdefault(rest, {}).setdefault(number, []).append(one)
     for index, (label, found) in enumerate(lines.items()):
         xs = sorted(found)
         points = [over_seeds(found[x], lambda one: one.area if one.after is None else one.after) for x in xs]
@@ -119,7 +120,7 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
         low = [point.value - point.low for _, point in kept]
         high = [point.high - point.value for _, point in kept]
         color = COLORS[index % len(COLORS)]
-        axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label)
+        axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label or None)
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
     axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")

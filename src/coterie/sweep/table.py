@@ -44,12 +44,12 @@ def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
     head = f"| setting | seeds | {what} | reward, area | s/step | peak GiB | collapsed |"
     rule, note = "| --- | --: | --- | --- | --: | --: | --: |", NOTE
     if reach is not None:
-        level = f"{100 * reach:g} %" if metric == PASS else f"a reward of {reach:g}"
+        level = f"{100 * reach:g} %" if metric == PASS else f"reward {reach:g}"
         head += f" rollouts to {level} | seconds to {level} | reached |"
         rule += " --- | --- | --: |"
         note += (
-            f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: "
-            "median over all seeds [least, most], where never is more than any number."
+            f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: median over "
+            "all seeds [least, most], where never is more than any number."
         )
     lines = [head, rule, *(_row(label, found, reach) for label, found in by_setting(results).items())]
     return "\n".join(lines) + f"\n\n{note}\n"
