@@ -24,6 +24,7 @@ from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
     Inputs,
     check_trainable,
+    criterion_for,
     policy_for,
     read_inputs,
     trainer_for,
@@ -35,6 +36,7 @@ from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory, check_name
 from coterie.runs.durable import json_dumps
+from coterie.runs.health import untrained
 from coterie.runs.inspect import last_step
 from coterie.text import counted
 from coterie.train.grpo import Trainer
@@ -170,7 +172,7 @@ def _go(
         config_hash=_config_hash(config),
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
-        part=config.eval.part or config.rewards.labels()[0],
+        criterion=criterion_for(config),
     )
     trainer: Trainer | None = None
     try:
@@ -183,11 +185,14 @@ def _go(
         if trainer.step < config.steps:
             observer.progressed("measuring the memory of the longest batch")
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
+        first = trainer.step
         with StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop:
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
             observer.noted("stopped", stop.name)
+        if trainer.step > first and (reason := untrained(recorder.db)):
+            recorder.note(trainer.step, "warning", reason)
         report_run(run)
     except CollapseError:
         report_run(run)

@@ -21,9 +21,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from coterie.observer import POOLED, EvalResult, RunInfo
+from coterie.observer import PASS, POOLED, REWARD, EvalResult, RunInfo
 from coterie.progress import Activity, bar
-from coterie.text import conversation, counted, interval_text, one_line, safe_text
+from coterie.text import conversation, counted, metric_text, one_line, safe_text
 from coterie.types import Prompt, Rollout
 
 ROWS = 12
@@ -326,14 +326,18 @@ def millions(count: int) -> str:
 
 
 def eval_line(result: EvalResult) -> str:
-    """`held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`."""
-
-    def percent(name: str) -> str:
-        return interval_text(getattr(result, name), 100, unit=" %")
-
-    more = f", pass@{result.k} {percent('pass_at_k')}" if result.k > 1 else ""
+    """`held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`; of a graded reward `reward 0.412 …`."""
+    estimates = {}
+    if result.pass_at_1 is not None:
+        estimates[PASS] = metric_text(PASS, result.pass_at_1)
+        if result.k > 1:
+            estimates[f"pass@{result.k}"] = metric_text(PASS, result.pass_at_k)
+    # 0 of 0 may be a graded reward that has not risen yet.
+    if result.reward is not None and (result.reward != result.pass_at_1 or result.reward.value == 0):
+        estimates[REWARD] = metric_text(REWARD, result.reward)
     return (
-        f"held-out {result.task} at step {result.step}: pass@1 {percent('pass_at_1')}{more}"
+        f"held-out {result.task} at step {result.step}: "
+        f"{', '.join(f'{name} {text}' for name, text in estimates.items())}"
         f"  ({result.prompts} prompts × {result.samples}, length {result.mean_length:.0f}, "
         f"cut {share(result.truncated)})"
     )

@@ -13,7 +13,7 @@ from coterie.observer import POOLED, EvalResult, Observer
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
 from coterie.runs.metrics import MetricsDB
-from coterie.text import interval_text
+from coterie.text import difference_text, metric_text
 from coterie.train.report import before_and_after, is_right
 from coterie.types import Rollout
 
@@ -74,13 +74,13 @@ def _nearby(path: Path) -> Path:
 
 def _change(before: EvalResult, after: EvalResult, test: PairedTest) -> str:
     return (
-        f"held-out {before.task}, {before.prompts} unseen items: {_interval(before)} before, {_interval(after)} after "
-        f"({100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], p {_p(test.p_value)})"
+        f"held-out {before.task}, {before.prompts} unseen items: {_estimate(before, test)} before, "
+        f"{_estimate(after, test)} after ({difference_text(test.metric, test)}, p {_p(test.p_value)})"
     )
 
 
-def _interval(result: EvalResult) -> str:
-    return interval_text(result.pass_at_1, 100, unit=" %")
+def _estimate(result: EvalResult, test: PairedTest) -> str:
+    return metric_text(test.metric, result.metric(test.metric))
 
 
 def _p(value: float) -> str:

@@ -17,7 +17,7 @@ from coterie.batches.plan import plan_scoring
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
-from coterie.observer import POOLED, Interval, Observer, Silent
+from coterie.observer import PASS, POOLED, Interval, Observer, Silent, metric_of
 from coterie.one_off import Sampler, require_heldout, sampler_for, with_model
 from coterie.policy.kernel import choose_kernel
 from coterie.policy.passes import Passes
@@ -32,14 +32,16 @@ class Drift:
 
     task: str
     prompts: int
-    base: Interval
-    """pass@1 of the base."""
-    model: Interval
-    """pass@1 of the model."""
+    base: Interval | None
+    """The base's result, by `metric`."""
+    model: Interval | None
+    """The model's."""
     forward: Interval
     """KL(model‖base), on what the model says."""
     reverse: Interval
     """KL(base‖model), on what the base says."""
+    metric: str = PASS
+    """What `base` and `model` are: `pass@1`, or `reward` where the evaluated reward is graded."""
 
 
 def measure(
@@ -112,15 +114,16 @@ def _table(
         values = [value for own, value in moved[number].values() if task in (own, POOLED)]
         return interval_over_prompts(values, seed, task, f"kl {number}")
 
+    metrics = {task: metric_of([base[task], result]) for task, result in model.items() if task in base}
     return [
         Drift(
             task=task,
-            prompts=result.prompts,
-            base=base[task].pass_at_1,
-            model=result.pass_at_1,
+            prompts=model[task].prompts,
+            base=base[task].metric(metric),
+            model=model[task].metric(metric),
             forward=interval(task, 0),
             reverse=interval(task, 1),
+            metric=metric,
         )
-        for task, result in model.items()
-        if task in base
+        for task, metric in metrics.items()
     ]

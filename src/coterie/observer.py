@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,8 @@ class Interval:
     high: float
 
 
+PASS, REWARD = "pass@1", "reward"
+"""Metrics by which evaluations are compared: share of correct attempts, and mean reward (TRL's `eval/reward`)."""
 POOLED = "all"
 """Task name of an evaluation's result over all tasks, which therefore no source may have."""
 
@@ -33,12 +35,28 @@ class EvalResult:
     samples: int
     """Attempts per prompt."""
     k: int
-    pass_at_1: Interval
-    pass_at_k: Interval
+    pass_at_1: Interval | None
+    """Share of correct attempts; None where the evaluated reward is graded and `eval.correct_threshold` is not set."""
+    pass_at_k: Interval | None
+    """None where `pass_at_1` is."""
     mean_length: float
     """Tokens per completion."""
     truncated: float
     """Share of completions cut by the token limit."""
+    reward: Interval | None = None
+    """Mean reward, the weighted sum of the parts, over prompts; None in runs of before it was recorded."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted mean of each reward part over the attempts to which it applies."""
+
+    def metric(self, name: str) -> Interval | None:
+        """The value of `PASS` or `REWARD`; None where this evaluation does not have it."""
+        return self.pass_at_1 if name == PASS else self.reward
+
+
+def metric_of(results: Iterable[EvalResult]) -> str:
+    """The metric by which these evaluations are compared with each other: `REWARD` where the evaluated reward is graded
+    in any of them (0.0 at the start may be a graded reward that has not risen yet), else `PASS`."""
+    return REWARD if any(result.pass_at_1 is None for result in results) else PASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +27,12 @@ from coterie.policy.allocator import keep_freed
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.encoder import Encoder, load_encoder
 from coterie.policy.model import Policy, load
+from coterie.rewards.check import CONSOLATION
 from coterie.rewards.identity import identity
 from coterie.rewards.pool import Scorer
 from coterie.runs.durable import json_dumps
 from coterie.train.credit import Judge
-from coterie.train.evaluation import Evaluator, is_correct
+from coterie.train.evaluation import Criterion, Evaluator
 from coterie.train.gathering import Gatherer
 from coterie.train.grouping import GroupAwareJudge
 from coterie.train.grouping_settings import check as check_grouping
@@ -306,6 +306,14 @@ def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
     )
 
 
+def criterion_for(config: RunConfig) -> Criterion:
+    """What counts as correct. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
+    part = config.eval.part or config.rewards.labels()[0]
+    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
+    wrong = CONSOLATION if names[part] == "task" else 0.0
+    return Criterion(part=part, threshold=config.eval.correct_threshold, wrong=wrong)
+
+
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
     sampling = sampling_for(config, config.eval.temperature)
     # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
@@ -315,7 +323,7 @@ def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
         heldout.prompts,
         config=config.eval,
         sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
-        part=config.eval.part or config.rewards.labels()[0],
+        criterion=criterion_for(config),
         seed=config.seed,
     )
 
@@ -349,7 +357,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
             sampling_for(config, config.sampling.temperature),
             progress=lambda done, total: recorder.observer.progressed("sampling", done, total, "completions"),
         ),
-        correct=functools.partial(is_correct, part=evaluator.part),
+        metric=evaluator.criterion.of_group,
         chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
         candidates=config.grouping.candidates,
     )

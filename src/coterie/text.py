@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from coterie.observer import PASS
 from coterie.types import Message
 
 # A terminal acts on C0 (except tab and newline), DEL and C1; bidirectional marks and overrides, line and
@@ -65,6 +66,29 @@ def interval_text(found: _Interval | None, scale: float = 1, digits: int = 1, si
     if found is None:
         return "–"
     value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def metric_text(metric: str, estimate: _Interval | None) -> str:
+    """A held-out metric with its interval: `41.2 % [37.0, 45.3]` for pass@1 and pass@k, `0.412 [0.370, 0.453]` for a
+    mean reward."""
+    return interval_text(estimate, 1, 3) if metric != PASS else interval_text(estimate, 100, unit=" %")
+
+
+class _Difference(Protocol):
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def difference_text(metric: str, test: _Difference) -> str:
+    """A difference in a held-out metric: `+12.0 points [+8.1, +15.9]` for pass@1, `+0.120 [+0.081, +0.159]` for a mean
+    reward."""
+    scale, digits, unit = (100, 1, " points") if metric == PASS else (1, 3, "")
+    value, low, high = (f"{scale * number:+.{digits}f}" for number in (test.difference, test.low, test.high))
     return f"{value}{unit} [{low}, {high}]"
 
 

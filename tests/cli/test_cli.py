@@ -427,11 +427,12 @@ def measured(tmp_path) -> Path:
 def test_show_tests_the_difference(measured, capsys):
     assert main(["show", "one", "--runs", str(measured)]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^paired\n  task t  pass@1 \+37\.5 points \[\+\d+\.\d, \+\d+\.\d\]  p 0\.\d+$", out, re.M)
+    line = r"  task t  pass@1 \+37\.5 points \[\+\d+\.\d, \+\d+\.\d\]  p 0\.\d+"
+    assert re.search(rf"^after minus before\n{line}$", out, re.M)
     assert main(["show", "one", "--runs", str(measured), "--json"]) == 0
     test = json.loads(capsys.readouterr().out)["paired"]["t"]
     assert test["difference"] == 0.375
-    assert set(test) == {"difference", "low", "high", "p_value"}
+    assert set(test) == {"difference", "low", "high", "p_value", "metric"}
 
 
 def test_diff_tests_the_difference(measured, capsys):

@@ -326,3 +326,13 @@ def test_a_reader_that_leaves_does_not_end_the_training(tmp_path):
         assert training.stderr.read() == b""
     assert training.returncode == 0
     assert (tmp_path / "result").read_text() == "trained"
+
+
+def test_eval_line_of_a_graded_reward() -> None:
+    graded = replace(RESULT, pass_at_1=None, pass_at_k=None, reward=Interval(value=0.4123, low=0.37, high=0.453))
+    assert eval_line(graded).startswith("held-out leg_counting at step 50: reward 0.412 [0.370, 0.453]  (100 prompts")
+    same = replace(RESULT, reward=RESULT.pass_at_1)
+    assert eval_line(same) == eval_line(RESULT), "the mean of a binary reward is pass@1"
+    zero = Interval(value=0.0, low=0.0, high=0.0)
+    unknown = eval_line(replace(RESULT, pass_at_1=zero, pass_at_k=zero, reward=zero))
+    assert "pass@1 0.0 % [0.0, 0.0], pass@4 0.0 % [0.0, 0.0], reward 0.000 [0.000, 0.000]" in unknown

@@ -328,3 +328,11 @@ def test_parse_keeps_order():
     files, flags = parse_args(["steps=1", "@", "a.toml", "--steps", "2", "@b.toml"])
     assert [str(file) for file in files] == ["a.toml", "b.toml"]
     assert [flag.value for flag in flags] == ["1", "2"]
+
+
+def test_eval_k_follows_eval_samples_where_only_these_are_set() -> None:
+    assert load(["--eval.samples", "2"]).config.eval.k == 2
+    assert load(["--eval.samples", "9"]).config.eval.k == 4
+    assert load([]).config.eval.k == 4
+    with pytest.raises(ConfigError, match=r"eval.k = 4 needs at least as many eval.samples, which is 2"):
+        load(["--eval.samples", "2", "--eval.k", "4"])

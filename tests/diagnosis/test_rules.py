@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from records_by_hand import evaluation, findings, paired_by_hand, record
+from records_by_hand import evaluation, findings, interval, paired_by_hand, record
 
 from coterie.diagnosis.findings import Record, Severity
+from coterie.diagnosis.groups import zero_gradient
 from coterie.diagnosis.rules import RULES, examine
+from coterie.observer import EvalResult
 
 UP = [0.1] * 10 + [0.5] * 10
 FLAT = [0.3, 0.31] * 10
@@ -47,6 +51,7 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("mismatch_cut", Severity.WARNING, record({"mismatch/truncated": [0.051] * 3})),
     ("mismatch_ess", Severity.WARNING, record({"mismatch/ess": [0.49] * 3})),
     ("mismatch_ess_sequence", Severity.WARNING, record({"mismatch/ess_sequence": [0.49] * 3})),
+    ("no_gradient", Severity.SERIOUS, record({"grad_norm": [0.0, 0.0]})),
     ("zero_variance", Severity.WARNING, record({"groups/zero_variance": [0.61] * 10})),
     ("zero_variance", Severity.SERIOUS, record({"groups/zero_variance": [0.95] * 10})),
     ("zero_variance", Severity.NOTE, record({"groups/zero_variance": [1.0] * 10, "groups/solved": [0.81] * 10})),
@@ -121,6 +126,7 @@ QUIET: list[tuple[str, Record]] = [
     ("mismatch_cut", record({"mismatch/masked": [0.05] * 3})),
     ("mismatch_ess", record({"mismatch/ess": [0.5] * 3})),
     ("mismatch_ess_sequence", record({"mismatch/ess_sequence": [0.5] * 3})),
+    ("no_gradient", record({"grad_norm": [0.0, 1e-9]})),
     ("zero_variance", record({"groups/zero_variance": [0.6] * 10})),
     ("zero_variance", record({"groups/zero_variance": [0.9] * 9 + [0.5] + [0.9] * 9})),
     ("effective_groups", record({"groups/effective": [2.0] * 10})),
@@ -227,3 +233,65 @@ def test_a_good_run_is_healthy() -> None:
     assert found.healthy
     assert not found.serious
     assert not found.findings
+
+
+def graded(step: int, reward: float) -> EvalResult:
+    return replace(evaluation(step, 0, 0), pass_at_1=None, pass_at_k=None, reward=interval(reward))
+
+
+def test_a_graded_reward_is_judged_by_its_held_out_mean() -> None:
+    rose = [graded(0, 0.07), graded(20, 0.43)]
+    paired = {"legs": replace(paired_by_hand(0.36, 0.05), metric="reward")}
+    assert findings(record({"reward/mean": UP}, evals=rose, paired=paired)) == {}
+    unsure = {"legs": replace(paired_by_hand(0.01, 0.05), metric="reward")}
+    found = findings(record({"reward/mean": UP}, evals=rose, paired=unsure))
+    assert set(found) == {"heldout_flat", "heldout_unsure"}
+    assert found["heldout_flat"].title == "The training reward rises, and held-out reward has not been shown to follow."
+    assert (
+        found["heldout_flat"].evidence[1].text == "held-out reward changed by +0.010 [-0.040, +0.060] from step 0 to 20"
+    )
+    assert found["heldout_unsure"].evidence[0].text.startswith("reward changed by +0.010 [-0.040, +0.060], p = 0.010")
+    assert "0.050 wide" in found["heldout_unsure"].action
+    lost = findings(record({}, evals=rose, paired={"legs": replace(paired_by_hand(-0.36, 0.05), metric="reward")}))
+    assert lost["heldout_lost"].title == "Held-out reward of legs is lower than before the training."
+
+
+def test_an_evaluation_of_nothing_but_zeros_is_graded_when_a_later_one_is() -> None:
+    zeros = replace(evaluation(0, 0, 0), reward=interval(0.0))
+    assert findings(record({"reward/mean": UP}, evals=[zeros, graded(20, 0.4)])) == {}
+    assert "heldout_flat" in findings(record({"reward/mean": UP}, evals=[zeros, graded(20, -0.1)]))
+
+
+def test_solved_and_none_of_some_steps_say_nothing_of_a_graded_run() -> None:
+    made = {"groups/zero_variance": [1.0] * 10, "groups/mixed": [0.0] * 20, "groups/solved": [1.0] * 3}
+    finding = findings(record(made | {"groups/none": [0.0] * 3}))["zero_variance"]
+    assert finding.severity is Severity.SERIOUS
+    assert [evidence.metric for evidence in finding.evidence] == ["groups/zero_variance"]
+    assert "finer" in finding.action
+
+
+def test_groups_that_were_thrown_away_are_told_as_such() -> None:
+    made = {"groups/effective": [0.0] * 10, "refill/dropped": [40.0] * 10}
+    (evidence,) = findings(record(made))["effective_groups"].evidence
+    assert evidence.text == (
+        "0 groups a step were trained on (mean of the last 10 steps); collect.refill dropped 40, in which all attempts "
+        "had the same 'task'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [
+        ({"reward/min": [0.5] * 2, "reward/max": [0.5] * 2}, "the reward was 0.5 for every rollout"),
+        ({"reward/min": [0.1] * 2, "reward/max": [0.5] * 2, "groups/effective": [0, 0]}, "in every group all attempts"),
+        ({"refill/missing": [4, 4], "groups/effective": [0, 0]}, "dynamic sampling (collect.refill) found no group"),
+        ({}, "every advantage was zero"),
+    ],
+)
+def test_a_gradient_of_zero_has_a_reason(metrics: dict[str, list[float]], why: str) -> None:
+    (evidence, *_) = findings(record({"grad_norm": [0.0, 0.0], **metrics}))["no_gradient"].evidence
+    assert evidence.text.startswith(f"grad_norm is zero in 2 of 2 steps: {why}")
+    some = {name: [*values, 1.0] for name, values in metrics.items()}
+    assert zero_gradient(record({"grad_norm": [0.0, 0.0, 1.0], **some}).series).startswith(
+        f"zero in 2 of 3 steps: {why}"
+    )

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from records import make_eval
 
 from coterie.errors import NonFiniteError, RunError
+from coterie.observer import Interval
 from coterie.runs.metrics import Event, MetricsDB
 
 
@@ -198,7 +200,7 @@ def test_a_newer_format(path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RunError, match="has format 99, this coterie reads up to 2"):
+    with pytest.raises(RunError, match="has format 99, this coterie reads up to 3"):
         MetricsDB(path)
 
 
@@ -249,9 +251,72 @@ def test_what_is_truncated_is_not_missed(path):
         assert db.damage() == []
 
 
+OLD = """
+CREATE TABLE old_evals (step INTEGER NOT NULL, task TEXT NOT NULL, prompts INTEGER NOT NULL,
+                        samples INTEGER NOT NULL, k INTEGER NOT NULL,
+                        pass_at_1 REAL NOT NULL, pass_at_1_low REAL NOT NULL, pass_at_1_high REAL NOT NULL,
+                        pass_at_k REAL NOT NULL, pass_at_k_low REAL NOT NULL,
+                        pass_at_k_high REAL NOT NULL, mean_length REAL NOT NULL, truncated REAL NOT NULL,
+                        PRIMARY KEY (step, task));
+CREATE TABLE old_items (step INTEGER NOT NULL, task TEXT NOT NULL, prompt_id TEXT NOT NULL,
+                        correct INTEGER NOT NULL, samples INTEGER NOT NULL,
+                        PRIMARY KEY (step, task, prompt_id)) WITHOUT ROWID;
+INSERT INTO old_evals SELECT step, task, prompts, samples, k, pass_at_1, pass_at_1_low, pass_at_1_high, pass_at_k,
+                             pass_at_k_low, pass_at_k_high, mean_length, truncated FROM evals ORDER BY rowid;
+INSERT INTO old_items SELECT step, task, prompt_id, correct, samples FROM eval_items;
+DROP TABLE evals;
+DROP TABLE eval_items;
+ALTER TABLE old_evals RENAME TO evals;
+ALTER TABLE old_items RENAME TO eval_items;
+PRAGMA user_version = 2;
+"""
+
+
+def as_before(path, sql=OLD):
+    """Turn a file into one of an older format."""
+    connection = sqlite3.connect(path)
+    connection.executescript(sql)
+    connection.close()
+
+
+def test_a_database_without_held_out_rewards_is_read_and_resumed(path):
+    first, first_items = make_eval(0, "legs", [1, 2])
+    with MetricsDB(path) as db:
+        db.record_evals([first, replace(first, task="a")], first_items)
+    as_before(path)
+    with MetricsDB.reader(path) as db:
+        assert (db.evals(), db.eval_items(0), db.damage()) == ([first, replace(first, task="a")], first_items, [])
+    graded = replace(first, step=2, pass_at_1=None, pass_at_k=None, reward=Interval(value=0.25, low=0.1, high=0.4))
+    graded = replace(graded, reward_parts={"share": 0.5})
+    items = [replace(item, reward=0.25) for item in first_items]
+    with MetricsDB(path) as db:
+        db.record_evals([graded], items)
+        assert (db.evals("legs"), db.eval_items(2), db.damage()) == ([first, graded], items, [])
+    for sql in ("UPDATE evals SET reward = 1 WHERE step = 2", "UPDATE eval_items SET reward = NULL WHERE step = 2"):
+        changed(path, sql)
+        with MetricsDB.reader(path) as db:
+            assert db.damage() == ["held-out reward of step 2"]
+    changed(path, "UPDATE evals SET pass_at_1 = 1 WHERE step = 0")
+    with MetricsDB(path) as db:
+        assert "evaluation of step 0" in db.damage()
+        db.truncate_after(0)
+        assert db.damage() == ["evaluation of step 0"]
+
+
+def test_damage_is_not_sealed_by_the_upgrade(path):
+    with MetricsDB(path) as db:
+        result, items = make_eval(0, "legs", [1, 2])
+        db.record_evals([result], items)
+    as_before(path)
+    changed(path, "UPDATE evals SET pass_at_1 = 1")
+    with MetricsDB(path) as db:
+        assert db.damage() == ["evaluation of step 0"]
+
+
 def test_a_database_of_the_first_format_gets_its_hashes(path):
     with MetricsDB(path) as db:
         db.record(1, {"loss": 0.5})
+    as_before(path)
     changed(path, "DROP TABLE digests")
     changed(path, "PRAGMA user_version = 1")
     with MetricsDB.reader(path) as db:

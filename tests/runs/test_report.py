@@ -8,8 +8,12 @@ import pytest
 from records import make_eval, make_prompt, make_rollout, make_run
 
 from coterie.errors import RunError
+from coterie.observer import Interval
+from coterie.runs import curve
 from coterie.runs.directory import RunDirectory
+from coterie.runs.inspect import list_runs
 from coterie.runs.metrics import MetricsDB
+from coterie.runs.pictures import centred_mean
 from coterie.runs.report import BeforeAfter, write_report
 from coterie.types import Outcome
 
@@ -122,3 +126,57 @@ def test_only_a_run_on_a_cpu_is_promised_to_repeat(tmp_path, config, found, exac
     text = write_report(run, machine="m", seconds=1).read_text()
     assert (EXACT in text) == exact
     assert ("kernels there may differ in the last bits" in text) != exact
+
+
+def graded_run(root, *, bounds=True):
+    """Two tasks, one graded and one binary, whose evaluations at the start saw nothing but zeros; 40 steps."""
+    with RunDirectory.create(root, "graded", "x") as run:
+        run.write_config({"steps": 40, "model": {"name": "/some/long/path/qwen"}})
+        with MetricsDB(run.metrics) as database:
+            for step, mean in ((0, 0.0), (40, 0.4)):
+                share, shares = make_eval(step, "share", [0, 0, 0])
+                legs, pairs = make_eval(step, "legs", [step // 10, 0, step // 10])
+                share = replace(share, reward=Interval(value=mean, low=mean, high=mean + 0.1))
+                if step:
+                    share = replace(share, pass_at_1=None, pass_at_k=None)
+                shares = [replace(item, reward=mean) for item in shares]
+                pairs = [replace(item, reward=item.correct / item.samples) for item in pairs]
+                database.record_evals([share, replace(legs, reward=legs.pass_at_1)], [*shares, *pairs])
+            for step in range(1, 41):
+                ends = {"reward/min": 0.0, "reward/max": 0.9} if bounds else {}
+                database.record(step, {"reward/mean": step / 42, "reward/std": 0.1, **ends})
+    return run
+
+
+def test_a_graded_task_is_reported_by_its_mean_reward(tmp_path):
+    run = graded_run(tmp_path)
+    rows = [line for line in write_report(run, machine="m", seconds=3).read_text().splitlines() if " × 4 |" in line]
+    assert len(rows) == 3, "legs is binary, and its mean reward its pass@1"
+    share = "| share | 3 × 4 | reward | 0.000 [0.000, 0.100] | 0.400 [0.400, 0.500] | **+0.400** [+0.400, +0.400] | 0.2"
+    assert rows[0].startswith(share)
+    assert rows[1].startswith("| legs | 3 × 4 | pass@1 | 0.0 % [0.0, 0.0] | 66.7 % [")
+    assert "| **+66.7** points [+0.0, +100.0] |" in rows[1]
+    assert rows[2].startswith("| legs | 3 × 4 | pass@4 | 0.0 % [0.0, 0.0] | 66.7 % [")
+    lines = {line.name: line for line in list_runs(tmp_path)}
+    assert lines["graded"].before is None, "two tasks and no pooled result"
+
+
+@pytest.mark.parametrize("bounds", [True, False], ids=["recorded", "older run"])
+def test_the_band_of_the_curve_stays_within_possible_rewards(tmp_path, monkeypatch, bounds):
+    from matplotlib.axes import Axes
+
+    drawn = []
+
+    def fill_between(axis, x, low, high, **style):
+        drawn.append((min(low), max(high)))
+
+    monkeypatch.setattr(Axes, "fill_between", fill_between)
+    titles = []
+    monkeypatch.setattr(curve, "one_line", lambda text, width: titles.append(text) or text)
+    write_report(graded_run(tmp_path, bounds=bounds), machine="m", seconds=3)
+    assert drawn == [(0.0, 0.9 if bounds else 1.0)]
+    assert titles[0] == "graded: qwen, 40 steps of GRPO"
+
+
+def test_a_mean_around_each_point_does_not_lag():
+    assert centred_mean([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 5) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]

@@ -58,8 +58,8 @@ def prompts(count: int) -> list[Prompt]:
     ]
 
 
-def right(rollout: Rollout) -> bool:
-    return rollout.reward_parts["right"] == 1.0
+def rights(rollouts: Sequence[Rollout]) -> list[float]:
+    return [rollout.reward_parts["right"] or 0.0 for rollout in rollouts]
 
 
 def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: Any) -> Gatherer:
@@ -81,7 +81,7 @@ def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: An
         PromptOrder(prompts(count), seed=0),
         config=CollectConfig(**held),
         sampling=SAMPLING,
-        correct=right,
+        metric=rights,
         chooser=chooser,
         candidates=2,
     )
@@ -192,3 +192,15 @@ def test_small_data_never_runs_in_circles(limit: int) -> None:
         0
     )
     assert len(found.groups) == 4
+
+
+def test_refill_keeps_groups_whose_graded_rewards_differ() -> None:
+    one = gatherer(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
+
+    def share(rollouts: Sequence[Rollout]) -> list[float]:
+        return [0.1 + 0.2 * int(rollout.completion) for rollout in rollouts]
+
+    one.metric = share
+    found = one.gather(0)
+    assert len(found.groups) == 4
+    assert all(int(name[1:]) % 2 for name in members(found)), "0.1 and 0.3 differ, 1.5 and 1.5 do not"

@@ -10,6 +10,7 @@ import pytest
 from coterie.algo.groups import by_prompt
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
+from coterie.train.evaluation import Criterion
 from coterie.train.measures import step_metrics
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
@@ -57,6 +58,9 @@ def rollout(
     )
 
 
+NUMBER = Criterion(part="number")
+
+
 def credit(name: str, advantage: float) -> Credit:
     return Credit(rollout_id=name, advantage=advantage, clip_low=0.2, clip_high=0.2)
 
@@ -68,6 +72,7 @@ def measured(
     credits: Sequence[Credit] = (),
     version: int | None = 7,
     skipped: int = 0,
+    criterion: Criterion = NUMBER,
 ) -> dict[str, float]:
     names = dict.fromkeys(one.context.prompt_id for one in rollouts)
     prompts = tuple(
@@ -80,7 +85,7 @@ def measured(
         by_prompt(rollouts) if groups is None else groups,
         report,
         {"update": 3.0},
-        part="number",
+        criterion=criterion,
         credits=credits,
         version=version,
     )
@@ -184,3 +189,37 @@ def test_skipped_updates_and_a_step_without_groups() -> None:
     found = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
     assert (found["updates/skipped"], found["groups/effective"], found["errors"]) == (2, 0, 2)
     assert "groups/solved" not in found
+
+
+def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:
+    found = measured(
+        [
+            *(rollout("varies", k, reward=0.1 + 0.2 * k) for k in range(2)),
+            *(rollout("varies too", k, reward=2.0 + k) for k in range(2)),
+            *(rollout("same", k, reward=0.3) for k in range(2)),
+            *(rollout("zero", k, reward=0.0) for k in range(2)),
+        ]
+    )
+    assert (found["groups/mixed"], found["groups/zero_variance"], found["groups/effective"]) == (0.5, 0.5, 2)
+    assert (found["reward/min"], found["reward/max"]) == (0.0, 3.0)
+    absent = {f"groups/{name}" for name in ("solved", "none", "zero_variance_solved", "zero_variance_none")}
+    assert not (absent | {"length/correct", "length/wrong", "surprisal/wrong"}) & set(found)
+
+
+def test_with_a_threshold_a_graded_reward_has_correct_completions() -> None:
+    rollouts = [
+        *(rollout("high", k, reward=0.9) for k in range(2)),
+        *(rollout("low", k, reward=0.3) for k in range(2)),
+        *(rollout("varies", k, reward=0.1 + 0.1 * k, tokens=range(5)) for k in range(2)),
+    ]
+    found = measured(rollouts, criterion=Criterion(part="number", threshold=0.8))
+    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == pytest.approx([1 / 3] * 3)
+    assert (found["length/correct"], found["length/wrong"]) == (3, 4)
+
+
+def test_a_reward_of_minus_one_and_one_is_binary() -> None:
+    rollouts = [rollout("a", k, reward=-1.0) for k in range(2)] + [
+        rollout("b", k, reward=2.0 * k - 1) for k in range(2)
+    ]
+    found = measured(rollouts)
+    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == [0, 0.5, 0.5]

@@ -19,6 +19,7 @@ from coterie.collect import Experience
 from coterie.runs import prompts, rollouts, step_files
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.credit import Terms
+from coterie.train.evaluation import Criterion
 from coterie.train.foresight import Foresight
 from coterie.train.grouping import GroupAwareJudge, PromptFeatures
 from coterie.train.history import MEMORY, History
@@ -156,7 +157,7 @@ def known_of(history: History, step: int, name: str) -> Dispatch:
 
 
 def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
-    history = History("number")
+    history = History(Criterion(part="number"))
     history.learn(1, [rollout("a", 1.0), rollout("a", 0.5, length=30), rollout("a", None), rollout("b", 0.0)])
     known = known_of(history, 2, "a")
     assert (known.tries, known.passed, known.reward, known.length) == (2, 0.5, 0.75, 20.0)
@@ -166,23 +167,23 @@ def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
 
 
 def test_old_attempts_fade() -> None:
-    history = History("number")
+    history = History(Criterion(part="number"))
     history.learn(0, [rollout("a", 1.0)])
     history.learn(int(MEMORY), [rollout("a", 0.0)])
     assert known_of(history, 41, "a").passed == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
 
 
 def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    history, draw = History("number"), np.random.default_rng(0)
+    history, draw = History(Criterion(part="number")), np.random.default_rng(0)
     for step in range(9):
         found = [rollout(f"p{draw.integers(4)}", float(draw.random())) for _ in range(6)]
         stamped, _ = history.stamp(step, experience(*found), Foresight())
         history.learn(step, stamped.rollouts)
     history.save(tmp_path)
-    again = History("number")
+    again = History(Criterion(part="number"))
     again.load(tmp_path)
     assert (again.prompts, again.tasks, again.stored) == (history.prompts, history.tasks, history.stored)
-    empty = History("number")
+    empty = History(Criterion(part="number"))
     empty.load(tmp_path / "made before this was kept")
     assert empty.prompts == {}
 

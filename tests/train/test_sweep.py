@@ -52,8 +52,8 @@ def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResul
         steps=len(rewards),
         rewards=tuple(rewards),
         held=(
-            Held(step=0, rollouts=0, seconds=0.0, accuracy=0.1),
-            Held(step=1, rollouts=64, seconds=2.0, accuracy=0.2 + seed / 10),
+            Held(step=0, rollouts=0, seconds=0.0, value=0.1),
+            Held(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10),
         ),
         seconds=2.0,
         peak=float(1 << 30),
@@ -93,7 +93,7 @@ def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
 def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: float) -> CellResult:
     """A run that is evaluated after every step of so many rollouts and seconds."""
     held = tuple(
-        Held(step=step, rollouts=step * rollouts, seconds=step * seconds, accuracy=accuracy)
+        Held(step=step, rollouts=step * rollouts, seconds=step * seconds, value=accuracy)
         for step, accuracy in enumerate(accuracies)
     )
     cell = Cell(arm=arm, seed=seed)
@@ -103,9 +103,9 @@ def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: 
 def test_accuracy_is_averaged_over_what_was_spent() -> None:
     held = curve("a", 0, [0.0, 0.2, 0.4], rollouts=64, seconds=1.0).held
     cost = budget.COSTS["rollouts"]
-    assert budget.mean_accuracy(held, cost, 128) == pytest.approx(0.2)
-    assert budget.mean_accuracy(held, cost, 96) == pytest.approx((0.1 * 64 + 0.25 * 32) / 96), "cut between two"
-    assert budget.mean_accuracy(held, budget.COSTS["seconds"], 1.0) == pytest.approx(0.1)
+    assert budget.mean_result(held, cost, 128) == pytest.approx(0.2)
+    assert budget.mean_result(held, cost, 96) == pytest.approx((0.1 * 64 + 0.25 * 32) / 96), "cut between two"
+    assert budget.mean_result(held, budget.COSTS["seconds"], 1.0) == pytest.approx(0.1)
 
 
 def test_settings_are_compared_at_equal_cost_seed_by_seed() -> None:
@@ -162,3 +162,16 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main([*arm, "x: optim.beta1=0.8"]) == 0
     assert main([*arm, "x: optim.beta1=0.7"]) == 1
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_graded_reward_is_compared_by_its_held_out_mean() -> None:
+    found = [replace(curve("a", seed, [0.07, 0.2, 0.43], 64, 1.0), metric="reward") for seed in (0, 1)]
+    other = [replace(curve("b", seed, [0.07, 0.1, 0.21], 64, 1.0), metric="reward") for seed in (0, 1)]
+    table = markdown([*found, *other], reach=0.3)
+    assert "| held-out reward before → after |" in table
+    assert "| rollouts to reward 0.3 | seconds to reward 0.3 | reached |" in table
+    assert "| `a` | 2 | 0.070 → 0.430 [0.430, 0.430] |" in table
+    text = budget.markdown({"a": found, "b": other})
+    assert "| `b` | 2 | 0.120 [0.120, 0.120] | -0.105 [-0.105, -0.105] |" in text
+    assert "Held-out reward, averaged" in text
+    assert "points" not in text

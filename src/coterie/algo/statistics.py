@@ -23,6 +23,8 @@ class PairedTest:
     """Ends of the 95 % bootstrap interval of the difference."""
     p_value: float
     """Two-sided, of no difference, from random sign flips; never below 1 / (draws + 1)."""
+    metric: str = "pass@1"
+    """What was measured of each prompt: `pass@1` or `reward`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +119,15 @@ def t_interval(values: ArrayLike) -> Estimate:
     return Estimate(value=mean, low=mean - half, high=mean + half, count=count)
 
 
-def paired_test(before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000) -> PairedTest:
+def paired_test(
+    before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000, *, metric: str = "pass@1"
+) -> PairedTest:
     """Did it get better? Paired bootstrap for the interval, sign-flip permutation for the p-value.
 
     Args:
         before: [N] one number per prompt.
         after: [N] the same prompts in the same order.
+        metric: name of what the numbers are.
     """
     first, second = _checked(before, "before"), _checked(after, "after")
     if len(first) != len(second):
@@ -135,7 +140,7 @@ def paired_test(before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int =
     for rng, rows in _blocks(gain, seed + 1, draws):
         signs = rng.integers(0, 2, (rows, len(gain)), dtype=np.int8) * 2.0 - 1.0
         extreme += int((np.abs(signs @ gain) >= bar).sum())
-    return PairedTest(difference=difference, low=low, high=high, p_value=(extreme + 1) / (draws + 1))
+    return PairedTest(difference=difference, low=low, high=high, p_value=(extreme + 1) / (draws + 1), metric=metric)
 
 
 def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) -> RewardSummary:
@@ -159,6 +164,15 @@ def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) ->
         none=sum(not any(group) for group in solved) / len(groups),
         zero_variance=sum(max(group) - min(group) < 1e-8 for group in groups) / len(groups),
     )
+
+
+def has_variance(rewards: Sequence[float]) -> bool:
+    """Whether rewards differ, beyond rounding: a group whose rewards do not has no advantage, and no gradient.
+
+    >>> has_variance([0.25, 0.5]), has_variance([0.5, 0.5])
+    (True, False)
+    """
+    return max(rewards) - min(rewards) >= 1e-8
 
 
 def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:

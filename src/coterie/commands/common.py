@@ -74,11 +74,11 @@ def check_files(config: RunConfig) -> None:
     Raises:
         DataError: as reading them would.
     """
-    from coterie.data import rows
+    from coterie.data.files import read_file
 
     for source in (*config.data.train, *config.data.heldout):
         if source.type == "file" and not Path(source.path).expanduser().exists():
-            next(iter(rows.read_file(Path(source.path).expanduser())), None)
+            next(iter(read_file(Path(source.path).expanduser())), None)
 
 
 def plain(value: Any) -> Any:

@@ -9,24 +9,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coterie.commands.common import JSON, cell, plain, print_json, print_mapping, print_table
-from coterie.observer import EvalResult, Interval
+from coterie.observer import PASS, REWARD, EvalResult
+from coterie.text import difference_text, metric_text
 
 if TYPE_CHECKING:
     from coterie.algo.statistics import PairedTest  # brings numpy along
 
+LS = {"reward": "train reward", "heldout": "held-out"}
+"""Columns of `ls` that are headed by more than their key."""
+SHOW = {
+    "before": "held-out before",
+    "after": "held-out after",
+    "paired": "after minus before",
+    "metrics": "metrics of the last step",
+}
+"""Headings of `show` that say more than their key."""
+FAMILIES = (
+    *("reward", "groups", "answers", "advantage", "step", "loss", "ratio", "clip", "kl", "surprisal", "critic"),
+    *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
+)
+"""Order in which `show` prints families of metrics; others follow by name. `step` has those without a family."""
 Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name under the runs' folder, or a path.")]
 
 
 def ls(root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """List the runs of a folder."""
+    """List the runs of a folder.
+
+    before and after are of the first and the last held-out evaluation; the column heldout names their metric.
+    """
     from coterie.runs import inspect
 
     runs = [plain(one) for one in inspect.list_runs(root)]
     if json_:
         print_json(runs)
     elif runs:
-        print_table(runs)
+        print_table([{LS.get(key, key): value for key, value in run.items()} for run in runs])
     else:
         typer.echo(f"no runs in {root}; `coterie demo` makes one")
     for line in () if json_ else _stopped(runs, root):
@@ -56,8 +74,10 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
         return
     page: dict[str, Any] = plain(summary)
     for end in ("before", "after"):
-        page[end] = [_accuracy(result) for result in getattr(summary, end)]
+        page[end] = [_estimates(result, summary.heldout.get(result.task, PASS)) for result in getattr(summary, end)]
     page["paired"] = _differences(summary.paired)
+    page["metrics"] = _grouped(summary.metrics)
+    page = {SHOW.get(key, key): value for key, value in page.items() if key != "heldout"}
     print_mapping({key: value for key, value in page.items() if value not in (None, [], {})})
 
 
@@ -85,27 +105,37 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
 
 
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
-    """Of pass@1, in points; intervals are 95 % bootstrap intervals over prompts."""
+    """Of pass@1, in points, or of the mean reward; intervals are 95 % bootstrap intervals over prompts."""
+    metrics = {test.metric for test in tests.values()}
     return [
         {
             "task": task,
-            "pass@1": f"{100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}]",
+            **({} if len(metrics) == 1 else {"metric": test.metric}),
+            (test.metric if len(metrics) == 1 else "difference"): difference_text(test.metric, test),
             "p": "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}",
         }
         for task, test in tests.items()
     ]
 
 
-def _accuracy(result: EvalResult) -> dict[str, Any]:
-    def percent(one: Interval) -> str:
-        return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+def _estimates(result: EvalResult, metric: str) -> dict[str, Any]:
+    estimates: dict[str, Any] = {"step": result.step, "task": result.task}
+    if metric == PASS:
+        estimates[PASS] = metric_text(PASS, result.pass_at_1)
+        estimates[f"pass@{result.k}"] = metric_text(PASS, result.pass_at_k)
+    if result.reward is not None or metric == REWARD:
+        estimates[REWARD] = metric_text(REWARD, result.reward)
+    return estimates
 
-    return {
-        "step": result.step,
-        "task": result.task,
-        "pass@1": percent(result.pass_at_1),
-        f"pass@{result.k}": percent(result.pass_at_k),
-    }
+
+def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The metrics of the last step under the first part of their names, in the order of docs/diagnostics.md."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        family, slash, rest = name.partition("/")
+        groups.setdefault(family if slash else "step", {})[rest or name] = value
+    order = {family: place for place, family in enumerate(FAMILIES)}
+    return {family: groups[family] for family in sorted(groups, key=lambda name: (order.get(name, len(order)), name))}
 
 
 def register(app: typer.Typer) -> None:

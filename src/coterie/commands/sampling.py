@@ -24,11 +24,11 @@ from coterie.commands.common import (
     split_target,
 )
 from coterie.errors import ConfigError
-from coterie.text import interval_text, safe_text
+from coterie.text import interval_text, metric_text, safe_text
 
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Measure held-out accuracy of a run or model.
+    """Measure the held-out reward, and pass@k where it is binary, of a run or model.
 
     A run, or a checkpoint of one, is measured on its own held-out data unless settings say otherwise.
     """
@@ -57,7 +57,7 @@ def drift(
 ) -> None:
     """Report the KL divergence from the base model, and forgetting.
 
-    Held-out accuracy of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
+    Held-out result of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
     """
     from coterie.config.load import load
 
@@ -78,8 +78,9 @@ def drift(
             {
                 "task": one.task,
                 "prompts": one.prompts,
-                "base, %": interval_text(one.base, 100, 1),
-                "model, %": interval_text(one.model, 100, 1),
+                "metric": one.metric,
+                "base": metric_text(one.metric, one.base),
+                "model": metric_text(one.metric, one.model),
                 "KL(model‖base)": interval_text(one.forward, 1, 3),
                 "KL(base‖model)": interval_text(one.reverse, 1, 3),
             }

@@ -18,7 +18,7 @@ def sweep(
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-4 or 0,1,7.")] = "0-2",
     reach: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Held-out accuracy, e.g. 0.3: say after how many rollouts it was reached."),
+        typer.Option(help="Held-out pass@1 (a share) or reward, e.g. 0.3: say after how many rollouts it was reached."),
     ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at once, which share the cores evenly. Each needs its own memory.")

@@ -84,7 +84,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "collect.refill": True,
         },
         note="Missing groups are drawn again one for one, at most collect.refill_limit times; the paper draws whole "
-        "batches and stops with an error. Variance is judged by the evaluated part of the reward. Its punishment of "
+        "batches and stops with an error. Variance is that of the evaluated reward part, as in verl. Its punishment of "
         'long completions is a part of the reward: [[rewards.parts]] name = "overlong".',
     ),
     "rloo": Algorithm(

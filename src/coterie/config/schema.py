@@ -57,7 +57,8 @@ class CollectConfig(Section):
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
     refill: bool = False
-    """Replace groups whose attempts are all right or all wrong by other prompts (DAPO's dynamic sampling)."""
+    """Replace groups whose attempts all have the same evaluated reward (eval.part) by other prompts (DAPO's dynamic
+    sampling)."""
     refill_limit: int = Field(default=10, ge=1)
     """How many times a step may sample, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
@@ -73,16 +74,21 @@ class EvalConfig(Section):
     samples: int = Field(default=4, ge=1)
     """Attempts per held-out prompt."""
     k: int = Field(default=4, ge=1)
-    """pass@k is reported beside pass@1."""
+    """pass@k is reported in addition to pass@1; where only `samples` is set, at most that many."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the evaluation."""
     limit: int | None = Field(default=None, ge=1)
     """Evaluate only the first held-out prompts of each source."""
     part: str = ""
     """Label of the reward part that says what is correct (when it reaches 1); the first part when empty."""
+    correct_threshold: float | None = None
+    """A completion is correct, and counts in pass@k, when the evaluated part is at least this. none: when it reaches 1,
+    if the part is binary (0 or 1); a graded part then has no pass@k, and the mean reward is reported alone."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvalConfig:
+        if "k" not in self.model_fields_set:
+            self.__dict__["k"] = min(self.k, self.samples)  # frozen for everybody else
         if self.k > self.samples:
             raise ValueError(f"eval.k = {self.k} needs at least as many eval.samples, which is {self.samples}")
         return self

@@ -21,7 +21,7 @@ def _entropy_low(record: Record) -> Iterator[Alarm]:
     low = now < ENTROPY_LOW
     if not (low or fell):
         return
-    solved = record.series.get("groups/solved")
+    solved = record.correctness("groups/solved")
     done = solved is not None and solved.now() > SOLVED
     text = f"entropy was {start:.3g} nats in the first 5 steps and is {now:.3g} in the last 5"
     proof = level(entropy, ENTROPY_LOW, now, text)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coterie.algo.statistics import PairedTest
 from coterie.diagnosis.series import PERSISTENT, Series, longest, streak
-from coterie.observer import POOLED, EvalResult
+from coterie.observer import POOLED, EvalResult, Interval, metric_of
 
 
 class Severity(StrEnum):
@@ -35,7 +35,7 @@ class Record:
     evals: tuple[EvalResult, ...] = ()
     """Held-out evaluations by step."""
     paired: Mapping[str, PairedTest] = field(default_factory=dict)
-    """Last minus first evaluation in pass@1 on the same prompts, by task."""
+    """Last minus first evaluation on the same prompts, by task, in the metric that each names."""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -54,6 +54,30 @@ class Record:
         pooled = [result for result in self.evals if result.task == POOLED]
         tasks = {result.task for result in self.evals}
         return pooled or (list(self.evals) if len(tasks) == 1 else [])
+
+    def metric(self, task: str) -> str:
+        """By what a held-out task is judged: `pass@1`, or `reward` where the evaluated reward is graded."""
+        return metric_of(result for result in self.evals if result.task == task)
+
+    def ends(self) -> tuple[Interval, Interval] | None:
+        """The pooled result (or that of the only task) of the first and of the last evaluation, by its metric.
+
+        None where there are not two.
+        """
+        results = self.evaluations()
+        if len(results) < 2:
+            return None
+        metric = self.metric(results[-1].task)
+        first, last = results[0].metric(metric), results[-1].metric(metric)
+        return None if first is None or last is None else (first, last)
+
+    def correctness(self, name: str) -> Series | None:
+        """A metric that only a binary reward (or a threshold) has, such as `groups/solved`.
+
+        None where the run lacks it, or has it in some steps alone: a graded reward that happened to be 0 everywhere.
+        """
+        series, every = self.series.get(name), self.series.get("groups/mixed")
+        return None if series is None or (every is not None and len(every) > len(series)) else series
 
     @property
     def optimizer_steps(self) -> int:

@@ -1,10 +1,12 @@
-"""Rules about held-out accuracy: what was gained, what was lost, and how sure that is."""
+"""Rules about held-out results: what was gained, what was lost, and how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from coterie.diagnosis.findings import Alarm, Evidence, Record, Rule, Severity
+from coterie.observer import PASS
+from coterie.text import difference_text
 
 INTERVALS = "95 % bootstrap intervals over prompts, paired by prompt"
 
@@ -13,21 +15,27 @@ def _steps(record: Record) -> tuple[int, int]:
     return record.evals[0].step, record.evals[-1].step
 
 
+def noun(metric: str) -> str:
+    """What a held-out metric is, in a sentence."""
+    return "accuracy" if metric == PASS else "reward"
+
+
+def _width(metric: str, width: float) -> str:
+    return f"{100 * width:.1f} points" if metric == PASS else f"{width:.3f}"
+
+
 def _lost(record: Record) -> Iterator[Alarm]:
     for task, test in record.paired.items():
         if test.high < 0:
-            text = (
-                f"pass@1 of {task}: {100 * test.difference:+.1f} points "
-                f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}], p = {test.p_value:.3f}"
-            )
+            text = f"{test.metric} of {task}: {difference_text(test.metric, test)}, p = {test.p_value:.3f}"
             proof = Evidence(
-                metric=f"held-out {task} pass@1",
+                metric=f"held-out {task} {test.metric}",
                 value=test.difference,
                 threshold=0.0,
                 steps=_steps(record),
                 text=text,
             )
-            title = f"Held-out accuracy of {task} is lower than before the training."
+            title = f"Held-out {noun(test.metric)} of {task} is lower than before the training."
             yield Alarm(severity=Severity.SERIOUS, title=title, evidence=(proof,))
 
 
@@ -38,23 +46,23 @@ def _unsure(record: Record) -> Iterator[Alarm]:
         result = record.evaluations()[-1]
         width = test.high - test.low
         text = (
-            f"pass@1 changed by {100 * test.difference:+.1f} points [{100 * test.low:+.1f}, {100 * test.high:+.1f}], "
-            f"p = {test.p_value:.3f}, on {result.prompts} prompts × {result.samples} attempts"
+            f"{test.metric} changed by {difference_text(test.metric, test)}, p = {test.p_value:.3f}, "
+            f"on {result.prompts} prompts × {result.samples} attempts"
         )
         yield Alarm(
             severity=Severity.NOTE,
             title="The evaluation cannot tell whether the training helped.",
             evidence=(
                 Evidence(
-                    metric="held-out pass@1",
+                    metric=f"held-out {test.metric}",
                     value=test.difference,
                     threshold=0.0,
                     steps=_steps(record),
                     text=text,
                 ),
             ),
-            action=f"Half the interval ({100 * width / 2:.1f} points wide) takes four times the held-out prompts; or "
-            "train for longer."
+            action=f"Half the interval ({_width(test.metric, width / 2)} wide) takes four times the held-out prompts; "
+            "or train for longer."
             if width > 0
             else "No held-out prompt changed at all: see what the groups say, then train for longer.",
         )
@@ -65,14 +73,17 @@ def _sharpened(record: Record) -> Iterator[Alarm]:
     if len(results) < 2 or results[-1].k < 2:
         return
     first, last = results[0], results[-1]
-    gained = last.pass_at_1.low > first.pass_at_1.high
-    fell = last.pass_at_k.value < first.pass_at_k.value
+    ones, several = (first.pass_at_1, last.pass_at_1), (first.pass_at_k, last.pass_at_k)
+    if ones[0] is None or ones[1] is None or several[0] is None or several[1] is None:
+        return  # a graded reward has no pass@k
+    gained = ones[1].low > ones[0].high
+    fell = several[1].value < several[0].value
     if gained and fell:
-        lost = last.pass_at_k.value - first.pass_at_k.value
-        sure = last.pass_at_k.high < first.pass_at_k.low
+        lost = several[1].value - several[0].value
+        sure = several[1].high < several[0].low
         text = (
-            f"pass@1 {100 * first.pass_at_1.value:.1f} → {100 * last.pass_at_1.value:.1f} %, pass@{last.k} "
-            f"{100 * first.pass_at_k.value:.1f} → {100 * last.pass_at_k.value:.1f} %"
+            f"pass@1 {100 * ones[0].value:.1f} → {100 * ones[1].value:.1f} %, pass@{last.k} "
+            f"{100 * several[0].value:.1f} → {100 * several[1].value:.1f} %"
         )
         yield Alarm(
             severity=Severity.WARNING if sure else Severity.NOTE,
@@ -93,8 +104,8 @@ RULES = (
     Rule(
         name="heldout_lost",
         asks="Is no held-out task worse than before?",
-        alarm="the 95 % interval of the paired difference in pass@1, last minus first evaluation, lies below 0, for "
-        "any task",
+        alarm="the 95 % interval of the paired difference in pass@1 (in reward where it is graded), last minus first "
+        "evaluation, lies below 0, for any task",
         source=INTERVALS,
         meaning="The model unlearned something that it could do.",
         action="Take an earlier checkpoint; train on that task too; lower optim.lr or raise objective.kl_beta.",
@@ -104,7 +115,8 @@ RULES = (
     Rule(
         name="heldout_unsure",
         asks="Can the evaluation tell a difference?",
-        alarm="the 95 % interval of the paired difference in pooled pass@1 holds 0; a note",
+        alarm="the 95 % interval of the paired difference in pooled pass@1 (in reward where it is graded) holds 0; a "
+        "note",
         source=INTERVALS,
         meaning="The difference may be chance; do not report it as a gain or a loss.",
         action="Evaluate on more held-out prompts, or train for longer.",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coterie.diagnosis.findings import Alarm, Evidence, Record, Rule, Severity, beyond, level
-from coterie.diagnosis.series import WINDOW, change
+from coterie.diagnosis.series import WINDOW, Series, change
 
 ZERO_VARIANCE = 0.6
 DEAD = 0.95
@@ -18,16 +21,19 @@ HEURISTIC = "a rule of thumb of practitioners"
 
 def _ends(record: Record) -> list[Evidence]:
     """What the useless groups are: all right, or all wrong."""
-    found = []
+    evidence = []
     for name, words in (("groups/solved", "all right"), ("groups/none", "all wrong")):
-        if name in record.series:
-            now = record.series[name].now()
-            found.append(level(record.series[name], None, now, f"{100 * now:.0f} % of the groups are now {words}"))
-    return found
+        series = record.correctness(name)
+        if series is not None:
+            now = series.now()
+            evidence.append(level(series, None, now, f"{100 * now:.0f} % of the groups are now {words}"))
+    return evidence
 
 
 def _easier_or_harder(record: Record) -> str:
-    solved, none = record.series.get("groups/solved"), record.series.get("groups/none")
+    solved, none = record.correctness("groups/solved"), record.correctness("groups/none")
+    if (solved is None or none is None) and "groups/mixed" in record.series:
+        return "Make the reward finer, so that better attempts earn more, or raise collect.group_size."
     if solved is None or none is None:
         return ""
     if solved.now() > none.now():
@@ -38,10 +44,49 @@ def _easier_or_harder(record: Record) -> str:
     )
 
 
+def zero_gradient(series: Mapping[str, Series]) -> str:
+    """How many steps had a gradient of exactly zero, and why, e.g. `zero in 2 of 2 steps: …`; empty when none."""
+    norms = series.get("grad_norm")
+    if norms is None or not len(norms) or norms.values.all():
+        return ""
+    steps = norms.steps[norms.values == 0]
+    count = "1 step" if len(norms) == 1 else f"{len(norms)} steps"
+    return f"zero in {len(steps)} of {count}: {_why(series, steps)}"
+
+
+def _why(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
+    def values(name: str) -> NDArray[np.float64]:
+        return series[name].values[np.isin(series[name].steps, steps)] if name in series else np.empty(0)
+
+    low, high, missing = values("reward/min"), values("reward/max"), values("refill/missing")
+    if len(low) == len(high) == len(steps) and low.min() == high.max():
+        return f"the reward was {low.min():g} for every rollout"
+    if len(missing) == len(steps) and missing.all():
+        return (
+            "dynamic sampling (collect.refill) found no group whose attempts differ in the evaluated reward (eval.part)"
+        )
+    effective = values("groups/effective")
+    if len(effective) == len(steps) and not effective.any():
+        return "in every group all attempts had the same reward"
+    return "every advantage was zero"
+
+
+def _no_gradient(record: Record) -> Iterator[Alarm]:
+    norms = record.series["grad_norm"]
+    if norms.values.any():
+        return
+    yield Alarm(
+        severity=Severity.SERIOUS,
+        title="Nothing was trained: the gradient was zero in every step.",
+        evidence=(level(norms, 0.0, 0.0, f"grad_norm is {zero_gradient(record.series)}"), *_ends(record)),
+        action=_easier_or_harder(record),
+    )
+
+
 def _zero_variance(record: Record) -> Iterator[Alarm]:
     if found := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
         now = record.series["groups/zero_variance"].now()
-        solved = record.series.get("groups/solved")
+        solved = record.correctness("groups/solved")
         if solved is not None and solved.now() > SOLVED:
             yield Alarm(
                 severity=Severity.NOTE,
@@ -64,6 +109,13 @@ def _effective(record: Record) -> Iterator[Alarm]:
     effective = record.series["groups/effective"]
     if effective.now() < EFFECTIVE <= record.setting("collect.prompts", EFFECTIVE):
         text = f"{effective.now():.2g} groups a step had rewards that differ (mean of the last {WINDOW} steps)"
+        dropped = record.series.get("refill/dropped")
+        if dropped is not None:
+            text = (
+                f"{effective.now():.2g} groups a step were trained on (mean of the last {WINDOW} steps); "
+                f"collect.refill dropped {dropped.now():.2g}, in which all attempts had the same "
+                f"{record.accuracy_part!r}"
+            )
         yield Alarm(
             severity=Severity.WARNING,
             title="The gradient of a step rests on one or two prompts.",
@@ -76,7 +128,7 @@ def _unmoved(record: Record) -> Iterator[Alarm]:
     moved = change(reward.values)
     if moved.clear():
         return
-    solved = record.series.get("groups/solved")
+    solved = record.correctness("groups/solved")
     if solved is not None and solved.start() > DEAD:
         return  # there was nothing to gain
     flat = bool(reward.values.max() - reward.values.min() < 1e-8)
@@ -106,6 +158,17 @@ def _fell(record: Record) -> Iterator[Alarm]:
 
 RULES = (
     Rule(
+        name="no_gradient",
+        asks="Is anything trained?",
+        alarm="`grad_norm` exactly 0 in every step",
+        source="by definition",
+        meaning="The weights are those of the start; every result is that of the untrained model.",
+        action="Read rollouts with their rewards: a reward has to differ between attempts at the same prompt.",
+        needs=("grad_norm",),
+        steps=1,
+        check=_no_gradient,
+    ),
+    Rule(
         name="zero_variance",
         asks="Do most groups teach something?",
         alarm=f"`groups/zero_variance` above {ZERO_VARIANCE:g} for {WINDOW} steps in a row; serious when it is now "
@@ -113,7 +176,7 @@ RULES = (
         source=HEURISTIC,
         meaning="Attempts that all earn the same have no advantage over each other; their rollouts are paid for and "
         "teach nothing.",
-        action="Choose prompts that the model solves sometimes.",
+        action="Choose prompts that the model solves sometimes, or make the reward finer.",
         needs=("groups/zero_variance",),
         steps=WINDOW,
         check=_zero_variance,

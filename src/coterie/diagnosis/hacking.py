@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from coterie.algo.statistics import PairedTest
 from coterie.diagnosis.findings import Alarm, Evidence, Record, Rule, Severity, level
+from coterie.diagnosis.forgetting import noun
 from coterie.diagnosis.series import WINDOW, Change, Series, change
+from coterie.text import difference_text
 
 REWARD_GAIN = 0.05
 FORMAT_FULL = 0.95
@@ -24,24 +27,24 @@ def _rose(moved: Change) -> bool:
 
 def _heldout(record: Record) -> Iterator[Alarm]:
     reward = record.series["reward/mean"]
-    results = record.evaluations()
+    results, ends = record.evaluations(), record.ends()
     moved = change(reward.values)
-    if len(results) < 2 or not _rose(moved):
+    if ends is None or not _rose(moved):
         return
     first, last = results[0], results[-1]
-    test = record.paired.get(last.task)
-    gained = test.difference if test else last.pass_at_1.value - first.pass_at_1.value
-    low, high = (test.low, test.high) if test else (gained, gained)
-    if low > 0 or (test is None and gained > 0):
-        return
-    fell = high < 0
-    text = (
-        f"held-out pass@1 changed by {100 * gained:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] from step "
-        f"{first.step} to {last.step}"
+    gained = ends[1].value - ends[0].value
+    test = record.paired.get(last.task) or PairedTest(
+        difference=gained, low=gained, high=gained, p_value=1.0, metric=record.metric(last.task)
     )
-    held = Evidence(
-        metric="held-out pass@1",
-        value=gained,
+    if test.low > 0:
+        return
+    fell = test.high < 0
+    text = (
+        f"held-out {test.metric} changed by {difference_text(test.metric, test)} from step {first.step} to {last.step}"
+    )
+    heldout = Evidence(
+        metric=f"held-out {test.metric}",
+        value=test.difference,
         threshold=0.0,
         steps=(first.step, last.step),
         text=text,
@@ -54,10 +57,11 @@ def _heldout(record: Record) -> Iterator[Alarm]:
     )
     yield Alarm(
         severity=Severity.SERIOUS if fell else Severity.WARNING,
-        title="The training reward rises while held-out accuracy falls: the reward is being gamed, or memorised."
+        title=f"The training reward rises while held-out {noun(test.metric)} falls: the reward is being gamed, or "
+        "memorised."
         if fell
-        else "The training reward rises, and held-out accuracy has not been shown to follow.",
-        evidence=(trained, held),
+        else f"The training reward rises, and held-out {noun(test.metric)} has not been shown to follow.",
+        evidence=(trained, heldout),
     )
 
 
@@ -121,9 +125,10 @@ def _kl_without_gain(record: Record) -> Iterator[Alarm]:
 RULES = (
     Rule(
         name="heldout_flat",
-        asks="Does held-out accuracy follow the training reward?",
+        asks="Does the held-out result follow the training reward?",
         alarm=f"`reward/mean` rose by more than {REWARD_GAIN:g} and 2 standard errors, and the 95 % interval of the "
-        "difference in held-out pass@1 reaches to 0 or below; serious when it lies below 0",
+        "difference in held-out pass@1 (in reward where it is graded) reaches to 0 or below; serious when it lies "
+        "below 0",
         source="the definition of reward hacking and of overfitting",
         meaning="What is paid for and what is wanted have come apart, the training prompts are learned by heart, or "
         "the evaluation is too small to tell.",

@@ -90,7 +90,7 @@ def _kl_jump(record: Record) -> Iterator[Alarm]:
 def _spikes(record: Record) -> Iterator[Alarm]:
     norm = record.series["grad_norm"]
     before = preceding_median(norm.values)
-    mask = norm.values > SPIKE * before
+    mask = (norm.values > SPIKE * before) & (before > 0)  # after steps that trained nothing any norm is a spike
     if mask.any():
         many = int(mask.sum())
         at = int(np.flatnonzero(mask)[int(norm.values[mask].argmax())])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.diagnosis.findings import Finding, Record, Severity
+from coterie.diagnosis.groups import zero_gradient
 from coterie.diagnosis.rules import Unjudged, examine
 from coterie.diagnosis.series import Series
 from coterie.errors import RunError
@@ -74,6 +75,15 @@ def read_record(run: RunDirectory) -> tuple[Record, str]:
             config=run.read_config(),
         )
     return record, collapses[-1].message if collapses else ""
+
+
+def untrained(database: MetricsDB) -> str:
+    """Why nothing was trained, where every step had a gradient of exactly zero; else empty."""
+    names = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/effective")
+    series = {name: Series.of(name, rows) for name in names if (rows := database.series(name))}
+    if "grad_norm" not in series or series["grad_norm"].values.any():
+        return ""
+    return f"nothing was trained: the gradient was {zero_gradient(series)}"
 
 
 def _verdict(findings: tuple[Finding, ...], quiet: int, steps: int, ended: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from coterie.algo.statistics import PairedTest, paired_test
 from coterie.config.layers import flatten
 from coterie.errors import RunError
-from coterie.observer import POOLED, EvalResult
+from coterie.observer import PASS, POOLED, REWARD, EvalResult, metric_of
 from coterie.runs import checkpoint, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
@@ -36,10 +36,12 @@ class RunLine:
     tasks: str
     reward: float | None
     """Mean of the last step."""
+    heldout: str | None
+    """What `before` and `after` are: `pass@1` (a share), or `reward` where the evaluated reward is graded."""
     before: float | None
-    """First held-out pass@1, all tasks pooled."""
+    """Of the first held-out evaluation, all tasks pooled."""
     after: float | None
-    """Last one."""
+    """Of the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +68,10 @@ class RunSummary:
     """The first held-out evaluation, by task."""
     after: tuple[EvalResult, ...]
     """The last one, empty while there is only one."""
+    heldout: Mapping[str, str]
+    """By which metric each task is judged: `pass@1`, or `reward` where the evaluated reward is graded."""
     paired: Mapping[str, PairedTest]
-    """After minus before in pass@1 on the same prompts, by task."""
+    """After minus before on the same prompts, by task: in pass@1, or in reward where it is graded."""
     metrics: Mapping[str, float]
     """Of the last step."""
     events: Mapping[str, int]
@@ -116,6 +120,7 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
         size_mb=round(_size(run.path) / 1e6, 1),
         before=seen.before,
         after=seen.after,
+        heldout=seen.heldout,
         paired=seen.paired,
         metrics=seen.metrics,
         events=seen.events,
@@ -133,18 +138,20 @@ def list_runs(root: Path) -> list[RunLine]:
     """All runs of a folder by name; a damaged one is listed as such. Empty when there is no such folder."""
     lines = []
     for config in sorted(root.glob("*/config.toml")):
-        one = summary(config.parent, tests=False)
+        run = summary(config.parent, tests=False)
+        metric = run.heldout.get(POOLED) or next(iter(run.heldout.values()), PASS)
         lines.append(
             RunLine(
-                name=one.name,
-                state=one.state,
-                step=one.step,
-                steps=one.steps,
-                model=one.model,
-                tasks=", ".join(one.tasks),
-                reward=one.metrics.get(REWARD_MEAN),
-                before=_pooled(one.before),
-                after=_pooled(one.after),
+                name=run.name,
+                state=run.state,
+                step=run.step,
+                steps=run.steps,
+                model=run.model,
+                tasks=", ".join(run.tasks),
+                reward=run.metrics.get(REWARD_MEAN),
+                heldout=metric if run.before else None,
+                before=_pooled(run.before, metric),
+                after=_pooled(run.after, metric),
             )
         )
     return lines
@@ -161,7 +168,7 @@ def last_step(run: RunDirectory) -> int:
 def diff(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
     """What differs, as (one, other); sections without a difference are left out, so {} means equal.
 
-    Sections: `config` (dotted keys), `heldout` (`<task> pass@1` and `pass@k` of the last evaluation),
+    Sections: `config` (dotted keys), `heldout` (`<task> pass@1`, `pass@k` and `reward` of the last evaluation),
     `metrics` (of the last step).
 
     Raises:
@@ -176,7 +183,12 @@ def diff(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
             {
                 f"{result.task} {name}": interval.value
                 for result in seen.after or seen.before
-                for name, interval in (("pass@1", result.pass_at_1), (f"pass@{result.k}", result.pass_at_k))
+                for name, interval in (
+                    (PASS, result.pass_at_1),
+                    (f"pass@{result.k}", result.pass_at_k),
+                    (REWARD, result.reward),
+                )
+                if interval is not None
             }
         )
         sections["metrics"].append(seen.metrics)
@@ -190,6 +202,7 @@ class _Measured:
     metrics: Mapping[str, float] = field(default_factory=dict)
     before: tuple[EvalResult, ...] = ()
     after: tuple[EvalResult, ...] = ()
+    heldout: Mapping[str, str] = field(default_factory=dict)
     paired: Mapping[str, PairedTest] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
 
@@ -203,7 +216,10 @@ def _measured(path: Path, tests: bool = False) -> _Measured:
             events[event.kind] = events.get(event.kind, 0) + 1
         metrics = {} if step is None else database.step_metrics(step)
         paired = compare(database, before, database, after) if tests else {}
-    return _Measured(step=step, metrics=metrics, before=before, after=after, paired=paired, events=events)
+        heldout = metrics_by_task(database)
+    return _Measured(
+        step=step, metrics=metrics, before=before, after=after, heldout=heldout, paired=paired, events=events
+    )
 
 
 def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult, ...]]:
@@ -216,34 +232,48 @@ def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult,
     return before, tuple(result for result in results if result.step == last) if last != first else ()
 
 
+def metrics_by_task(*databases: MetricsDB) -> dict[str, str]:
+    """The metric by which the evaluations of each task are compared, over all of these runs: `PASS` or `REWARD`."""
+    by_task: dict[str, list[EvalResult]] = {}
+    for database in databases:
+        for result in database.evals():
+            by_task.setdefault(result.task, []).append(result)
+    return {task: metric_of(results) for task, results in by_task.items()}
+
+
 def compare(
     one: MetricsDB, before: Sequence[EvalResult], other: MetricsDB, after: Sequence[EvalResult]
 ) -> dict[str, PairedTest]:
-    """Difference in pass@1 of two evaluations, `after` minus `before`, by task, on the prompts that both hold.
+    """Difference of two evaluations, `after` minus `before`, by task, on the prompts that both hold: in pass@1, or in
+    mean reward where the evaluated reward is graded in any evaluation of the two runs.
 
     A task is left out where the evaluations share no prompt, or a database did not record their items.
     """
     later = {result.task: result.step for result in after}
-    found = {}
+    metrics = metrics_by_task(one, other)
+    tests = {}
     for result in before:
         if result.task not in later:
             continue
-        first = _shares(one, result.step, result.task)
-        second = _shares(other, later[result.task], result.task)
+        metric = metrics.get(result.task, PASS)
+        first = _by_prompt(one, result.step, result.task, metric)
+        second = _by_prompt(other, later[result.task], result.task, metric)
         shared = sorted(first.keys() & second.keys())
         if shared:
-            found[result.task] = paired_test([first[key] for key in shared], [second[key] for key in shared])
-    return found
+            tests[result.task] = paired_test(
+                [first[key] for key in shared], [second[key] for key in shared], metric=metric
+            )
+    return tests
 
 
-def _shares(database: MetricsDB, step: int, task: str) -> dict[tuple[str, str], float]:
-    """Share of right attempts by (task, prompt)."""
+def _by_prompt(database: MetricsDB, step: int, task: str, metric: str) -> dict[tuple[str, str], float]:
+    """The metric of each held-out prompt by (task, prompt)."""
     items = database.eval_items(step, None if task == POOLED else task)
-    return {(item.task, item.prompt_id): item.correct / item.samples for item in items}
+    return {(item.task, item.prompt_id): value for item in items if (value := item.metric(metric)) is not None}
 
 
 def compare_runs(one: Path, other: Path) -> dict[str, PairedTest]:
-    """Difference in pass@1 of two runs' last evaluations, other minus one, by task, on the prompts that both hold.
+    """Difference of two runs' last evaluations, other minus one, by task, on the prompts that both hold: see `compare`.
 
     Prompts are the same when their ids are: compare runs on the same held-out data.
 
@@ -258,9 +288,10 @@ def compare_runs(one: Path, other: Path) -> dict[str, PairedTest]:
         return compare(first, after or before, second, later or earlier)
 
 
-def _pooled(results: tuple[EvalResult, ...]) -> float | None:
+def _pooled(results: tuple[EvalResult, ...], metric: str) -> float | None:
     pooled = [result for result in results if result.task == POOLED] or list(results)
-    return pooled[0].pass_at_1.value if len(pooled) == 1 else None
+    estimate = pooled[0].metric(metric) if len(pooled) == 1 else None
+    return None if estimate is None else estimate.value
 
 
 def _is_complete(seen: _Measured, saved: Sequence[int], steps: int | None) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from coterie.errors import NonFiniteError, RunError
-from coterie.observer import EvalResult, Interval
+from coterie.observer import PASS, EvalResult, Interval
 from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
-from coterie.runs.metric_tables import VERSION, damaged, make_tables, seal
+from coterie.runs.metric_tables import REWARD_OF_STEP, VERSION, damaged, make_tables, seal
 
 _ROOM = 1 << 20
 """Bytes; with fewer free, a full disk is the likely cause of an error (SQLite calls it `disk I/O error` at times)."""
@@ -39,7 +39,17 @@ class EvalItem:
     task: str
     prompt_id: str
     correct: int
+    """Attempts that are correct."""
     samples: int
+    """Attempts that the evaluated part of the reward judges."""
+    reward: float | None = None
+    """Mean reward of the attempts; None where none could be scored, and in runs of before it was recorded."""
+
+    def metric(self, name: str) -> float | None:
+        """The prompt's own `PASS` (share of correct attempts) or `REWARD`; None where it does not have it."""
+        if name == PASS:
+            return self.correct / self.samples if self.samples else None
+        return self.reward
 
 
 class MetricsDB:
@@ -89,9 +99,9 @@ class MetricsDB:
         self._upgrade(0)
 
     def _upgrade(self, version: int) -> None:
-        """Make the tables; to those of the first format add the hashes of what is there."""
+        """Make the tables; to those of an older format add what it lacks."""
         with self._transaction("set up"):
-            make_tables(self._db, with_data=version > 0)
+            make_tables(self._db, version)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def record(
@@ -149,9 +159,7 @@ class MetricsDB:
         Reads everything, so it is for a resume and for a look at a run, not for every open.
         """
         with self._named("verify"), self._snapshot():
-            if self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
-                return []  # of the first format, which had no hashes; the next resume adds them
-            return damaged(self._db)
+            return damaged(self._db, self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
@@ -191,10 +199,12 @@ class MetricsDB:
                 prompts=row[2],
                 samples=row[3],
                 k=row[4],
-                pass_at_1=Interval(value=row[5], low=row[6], high=row[7]),
-                pass_at_k=Interval(value=row[8], low=row[9], high=row[10]),
+                pass_at_1=_interval(row[5:8]),
+                pass_at_k=_interval(row[8:11]),
                 mean_length=row[11],
                 truncated=row[12],
+                reward=_interval(row[13:16]),  # older formats end before it
+                reward_parts=json_loads(row[16]) if len(row) > 16 and row[16] is not None else {},
             )
             for row in rows
         ]
@@ -202,12 +212,14 @@ class MetricsDB:
     def eval_items(self, step: int, task: str | None = None) -> list[EvalItem]:
         """Held-out prompts of one evaluation, sorted by task and id; all tasks when none is given."""
         rows = self._rows(
-            "SELECT task, prompt_id, correct, samples FROM eval_items "
-            "WHERE step = ?1 AND (?2 IS NULL OR task = ?2) ORDER BY task, prompt_id",
+            "SELECT * FROM eval_items WHERE step = ?1 AND (?2 IS NULL OR task = ?2) ORDER BY task, prompt_id",
             step,
             task,
         )
-        return [EvalItem(task=row[0], prompt_id=row[1], correct=row[2], samples=row[3]) for row in rows]
+        return [
+            EvalItem(task=task, prompt_id=name, correct=correct, samples=samples, reward=reward[0] if reward else None)
+            for _, task, name, correct, samples, *reward in rows
+        ]
 
     def close(self) -> None:
         """Fold the log back into the file, so that one file holds everything."""
@@ -229,13 +241,18 @@ class MetricsDB:
                 *_values(result.pass_at_k),
                 result.mean_length,
                 result.truncated,
+                *_values(result.reward),
             )
-            numbers = [_finite(step, f"evaluation of {result.task}", value) for value in values]
+            named = f"evaluation of {result.task}"
+            numbers = [None if value is None else _finite(step, named, value) for value in values]
             head = (step, result.task, result.prompts, result.samples, result.k)
-            self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 13)})", (*head, *numbers))
-        rows = [(step, item.task, item.prompt_id, item.correct, item.samples) for item in items]
-        self._db.executemany("INSERT INTO eval_items VALUES (?, ?, ?, ?, ?)", rows)
+            row = (*head, *numbers, json_dumps(dict(result.reward_parts)))
+            self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 17)})", row)
+        rows = [(step, item.task, item.prompt_id, item.correct, item.samples, item.reward) for item in items]
+        self._db.executemany("INSERT INTO eval_items VALUES (?, ?, ?, ?, ?, ?)", rows)
         seal(self._db, "evaluation of step", step)
+        if any(measured.reward is not None for measured in (*evals, *items)):
+            seal(self._db, REWARD_OF_STEP, step)
 
     def _insert_event(self, event: Event) -> None:
         row = (event.step, event.kind, utf8(event.message), json_dumps(dict(event.data)), event.time)
@@ -298,8 +315,14 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     return db
 
 
-def _values(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
+def _values(interval: Interval | None) -> tuple[float, float, float] | tuple[None, None, None]:
+    return (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+
+
+def _interval(columns: Sequence[float | None]) -> Interval | None:
+    """The inverse of `_values`; also None for a table that lacks the columns."""
+    numbers = [column for column in columns if column is not None]
+    return Interval(value=numbers[0], low=numbers[1], high=numbers[2]) if numbers else None
 
 
 def _finite(step: int, name: str, value: Any) -> float:

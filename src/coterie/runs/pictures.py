@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +36,17 @@ def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
     axis.tick_params(colors=INK)
     axis.grid(axis=grid, color=FAINT, linewidth=0.8)
     axis.set_axisbelow(True)
+
+
+def centred_mean(values: Sequence[float], span: int) -> list[float]:
+    """Mean of the `span` (odd) values around each point; of fewer, but as many on either side, near the ends. A mean of
+    the values before it would lag behind what it is drawn over.
+
+    >>> centred_mean([0.0, 3.0, 0.0, 3.0], 3)
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    halves = (min(span // 2, at, len(values) - 1 - at) for at in range(len(values)))
+    return [sum(values[at - half : at + half + 1]) / (2 * half + 1) for at, half in enumerate(halves)]
 
 
 def save(figure: Figure, file: Path) -> bool:

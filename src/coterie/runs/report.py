@@ -12,15 +12,17 @@ from typing import Any
 from coterie.algo.statistics import PairedTest
 from coterie.config.layers import flatten
 from coterie.config.schema import RunConfig
+from coterie.diagnosis.groups import zero_gradient
+from coterie.diagnosis.series import Series
 from coterie.errors import RunError
-from coterie.observer import EvalResult, Interval
+from coterie.observer import PASS, REWARD, EvalResult, Interval, metric_of
 from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
 from coterie.runs.health import health_lines
-from coterie.runs.inspect import compare, ends
+from coterie.runs.inspect import compare, ends, metrics_by_task
 from coterie.runs.metrics import Event, MetricsDB
-from coterie.text import conversation, safe_text
+from coterie.text import conversation, metric_text, safe_text
 from coterie.types import Prompt, Rollout
 
 _CORE = (
@@ -64,8 +66,11 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     with MetricsDB.reader(run.metrics) as database:
         done, events = database.last_step() or 0, database.events()
         results = _results(database)
+        series = {name: Series.of(name, database.series(name)) for name in database.names()}
+        still = zero_gradient(series)
         speeds = {name: database.series(f"speed/{name}") for name in ("generate", "update")}
-    picture = draw_curve(run, f"{run.path.resolve().name}: {model}, {done} steps of GRPO")
+    # Of a path the last name: a picture has no room for more, and the run's settings hold the rest.
+    picture = draw_curve(run, f"{run.path.resolve().name}: {Path(str(model)).name}, {done} steps of GRPO")
     counts: dict[str, int] = {}
     for event in events:
         counts[event.kind] = counts.get(event.kind, 0) + 1
@@ -75,6 +80,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"- Steps: {done} of {config.get('steps', '?')}.",
         f"- Time: {_duration(seconds)}" + (f" ({', '.join(rates)})." if rates else "."),
         f"- Machine: {_inline(machine)}.",
+        *([f"- Gradient: {_inline(still)}."] if still else []),
         f"- Out of the ordinary: {', '.join(unusual) or 'nothing'}.",
     ]
     sections = [
@@ -82,7 +88,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
         "## Health\n\n" + "\n".join(health_lines(run.path)),
-        "![Reward in training and held-out accuracy by step](curve.png)" if picture else _NO_PICTURE,
+        "![Reward in training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
         "## Do it again\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
         "## Time and place\n\n" + "\n".join(facts),
         "## Settings that matter\n\n" + _settings(config),
@@ -111,22 +117,29 @@ def _results(database: MetricsDB) -> str:
     if not after:
         head = f"| held-out task | prompts × attempts | metric | step {before[0].step} |\n" + "| --- " * 4 + "|"
         rows = [
-            _row(result.task, _size(result), name, _percent(one)) for result in before for name, one in _both(result)
+            _row(result.task, _size(result), name, metric_text(kind, estimate))
+            for result in before
+            for name, kind, estimate, _ in _lines(result, result, metric_of([result]))
         ]
         return "\n".join((head, *rows)) + "\n\nIntervals are 95 % bootstrap intervals over prompts."
     later = {result.task: result for result in after}
-    tests = compare(database, before, database, after)
+    tests, metrics = compare(database, before, database, after), metrics_by_task(database)
+    lines = [
+        (result, line)
+        for result in before
+        if result.task in later
+        for line in _lines(result, later[result.task], metrics.get(result.task, PASS))
+    ]
+    points = all(kind == PASS for _, (_, kind, _, _) in lines)
     rows = []
-    for result in before:
-        if result.task not in later:
-            continue
-        test = tests.get(result.task)
-        for (name, one), (_, other) in zip(_both(result), _both(later[result.task]), strict=True):
-            change = _change(one, other, test if name == "pass@1" else None)
-            rows.append(_row(result.task, _size(result), name, _percent(one), _percent(other), *change))
+    for result, (name, kind, first, last) in lines:
+        test = tests.get(result.task) if name == metrics.get(result.task, PASS) else None
+        change = _change(kind, first, last, test, unit="" if points or kind != PASS else " points")
+        rows.append(_row(result.task, _size(result), name, metric_text(kind, first), metric_text(kind, last), *change))
+    unit = " in points" if points else ""
     head = (
         f"| held-out task | prompts × attempts | metric | before (step {before[0].step}) "
-        f"| after (step {after[0].step}) | difference in points | p |\n" + "| --- " * 7 + "|"
+        f"| after (step {after[0].step}) | difference{unit} | p |\n" + "| --- " * 7 + "|"
     )
     note = (
         "Intervals are 95 % bootstrap intervals over prompts. The difference and its interval are paired by "
@@ -135,21 +148,33 @@ def _results(database: MetricsDB) -> str:
     return "\n".join((head, *rows)) + "\n\n" + note
 
 
-def _both(result: EvalResult) -> list[tuple[str, Interval]]:
-    rows = [("pass@1", result.pass_at_1)]
-    return rows if result.k == 1 else [*rows, (f"pass@{result.k}", result.pass_at_k)]
+Line = tuple[str, str, Interval | None, Interval | None]
 
 
-def _change(before: Interval, after: Interval, test: PairedTest | None) -> tuple[str, str]:
+def _lines(before: EvalResult, after: EvalResult, metric: str) -> list[Line]:
+    """Of one task (label, kind of number, before, after): pass@1 and pass@k where the task is judged by them, and the
+    mean reward where it says something else."""
+    lines: list[Line] = []
+    if metric == PASS:
+        lines.append((PASS, PASS, before.pass_at_1, after.pass_at_1))
+        if before.k > 1:
+            lines.append((f"pass@{before.k}", PASS, before.pass_at_k, after.pass_at_k))
+        if (before.reward, after.reward) in ((None, None), (before.pass_at_1, after.pass_at_1)):
+            return lines
+    return [*lines, (REWARD, REWARD, before.reward, after.reward)]
+
+
+def _change(
+    metric: str, before: Interval | None, after: Interval | None, test: PairedTest | None, *, unit: str
+) -> tuple[str, str]:
+    if before is None or after is None:
+        return "–", ""
+    scale, digits = (100, 1) if metric == PASS else (1, 3)
     if test is None:
-        return f"{100 * (after.value - before.value):+.1f}", ""
-    interval = f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+        return f"{scale * (after.value - before.value):+.{digits}f}{unit}", ""
+    interval = f"[{scale * test.low:+.{digits}f}, {scale * test.high:+.{digits}f}]"
     p = "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
-    return f"**{100 * test.difference:+.1f}** {interval}", p
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"**{scale * test.difference:+.{digits}f}**{unit} {interval}", p
 
 
 def _size(result: EvalResult) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from coterie.algo.statistics import t_interval
+from coterie.observer import PASS
 from coterie.sweep.result import CellResult, Held
 from coterie.text import interval_text
 
@@ -18,22 +19,23 @@ COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds"
 """What an evaluation had cost until then; seconds are those of training steps."""
 
 NOTE = (
-    "Held-out accuracy in %, averaged over what every run could spend, so that it counts how much was learned how "
-    "early; differences in points, seed by seed. Seconds are those of training steps. Means with Student's 95 % "
+    "Held-out {metric}, averaged over what every run could spend, so that it counts how much was learned how "
+    "early; differences{points} seed by seed. Seconds are those of training steps. Means with Student's 95 % "
     "interval."
 )
 
 
-def mean_accuracy(held: Sequence[Held], cost: Cost, limit: float) -> float:
-    """Held-out accuracy, averaged over the first `limit` rollouts or seconds: how much was learned how early.
+def mean_result(held: Sequence[Held], cost: Cost, limit: float) -> float:
+    """The held-out result (pass@1 or mean reward), averaged over the first `limit` rollouts or seconds: how much was
+    learned how early.
 
-    Between two evaluations the accuracy is taken to move in a straight line.
+    Between two evaluations the result is taken to move in a straight line.
     """
     spent = np.array([cost(point) for point in held], dtype=np.float64)
-    accuracy = np.array([point.accuracy for point in held], dtype=np.float64)
+    values = np.array([point.value for point in held], dtype=np.float64)
     inside = spent < limit
     xs = np.append(spent[inside], limit)
-    return float(np.trapezoid(np.interp(xs, spent, accuracy), xs) / limit)
+    return float(np.trapezoid(np.interp(xs, spent, values), xs) / limit)
 
 
 def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
@@ -53,11 +55,13 @@ def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
         for name, cost in COSTS.items()
     }
     first = next(iter(curves))
+    metric = next(one.metric for found in settings.values() for one in found)
+    scale, digits = (100, 1) if metric == PASS else (1, 3)
     head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in COSTS)
     lines = [f"| setting | seeds | {head} |", "| --- | --: | --- | --- | --- | --- |"]
     means = {
         name: {
-            label: {seed: mean_accuracy(held, cost, limits[name]) for seed, held in found.items()}
+            label: {seed: mean_result(held, cost, limits[name]) for seed, held in found.items()}
             for label, found in curves.items()
         }
         for name, cost in COSTS.items()
@@ -67,7 +71,8 @@ def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
         for by_label in means.values():
             own, beside = by_label[label], by_label[first]
             more = [own[seed] - beside[seed] for seed in own if seed in beside and label != first]
-            cells.append(interval_text(t_interval(list(own.values())), 100))
-            cells.append(interval_text(t_interval(more) if more else None, 100, sign="+"))
+            cells.append(interval_text(t_interval(list(own.values())), scale, digits))
+            cells.append(interval_text(t_interval(more) if more else None, scale, digits, sign="+"))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{NOTE}\n"
+    words = ("accuracy in %", " in points,") if metric == PASS else ("reward", "")
+    return "\n".join(lines) + f"\n\n{NOTE.format(metric=words[0], points=words[1])}\n"

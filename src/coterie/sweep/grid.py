@@ -25,7 +25,9 @@ class Cell:
     @property
     def label(self) -> str:
         """What distinguishes its setting from the others', e.g. `algorithm=ppo optim.lr=1e-5`."""
-        return " ".join([*filter(None, [self.arm]), *(f"{key}={value}" for key, value in self.choice)]) or "as it is"
+        return (
+            " ".join([*filter(None, [self.arm]), *(f"{key}={value}" for key, value in self.choice)]) or "base settings"
+        )
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from coterie.algo.statistics import t_interval
-from coterie.runs.pictures import COLORS, canvas, dress, save
+from coterie.runs.pictures import COLORS, canvas, centred_mean, dress, save
 from coterie.sweep.result import CellResult
 from coterie.sweep.table import by_setting, over_seeds
 
@@ -19,7 +19,7 @@ STYLES = ("-", "--", ":", "-.")
 MOST = 6
 """Settings whose names find room inside a panel; those of more are below it."""
 SMOOTH = 5
-"""Steps of the moving average that is drawn."""
+"""Steps of the moving average that is drawn, centred; odd."""
 
 
 def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool:
@@ -43,7 +43,10 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis)
         dress(axis)
-        crowded = len(axis.get_legend_handles_labels()[0]) > MOST
+        labels = axis.get_legend_handles_labels()[1]
+        if not labels:
+            continue  # one line, whose varied setting is the axis
+        crowded = len(labels) > MOST
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2} if crowded else {}
         axis.legend(frameon=False, fontsize=8, **place)
     return save(figure, file)
@@ -55,10 +58,8 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
         length = min((len(one.rewards) for one in found if not one.error), default=0)
         if not length:
             continue
-        width = min(SMOOTH, length)
-        kernel = np.ones(width) / width
-        smooth = [np.convolve(one.rewards[:length], kernel, "valid") for one in found if not one.error]
-        _band(axis, np.arange(width, length + 1), np.array(smooth), label, color, style)
+        smooth = [centred_mean(one.rewards[:length], SMOOTH) for one in found if not one.error]
+        _band(axis, np.arange(1, length + 1), np.array(smooth), label, color, style)
         top = max(top, float(np.max(smooth)))
         low = min(low, float(np.min(smooth)))
     # The interval of a few seeds may be far wider than anything that was measured.
@@ -70,18 +71,23 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 
 def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     """Against what they cost, since a step may sample more in one setting than in another."""
-    top = 0.0
+    low = top = 0.0
     for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
         whole = [one.held for one in found if not one.error]
         count = min(map(len, whole), default=0)
         if count:
             spent = np.mean([[point.rollouts for point in held[:count]] for held in whole], axis=0)
-            accuracy = np.array([[point.accuracy for point in held[:count]] for held in whole])
-            _band(axis, spent, accuracy, label, color, style)
-            top = max(top, float(accuracy.max()))
+            values = np.array([[point.value for point in held[:count]] for held in whole])
+            _band(axis, spent, values, label, color, style)
+            top, low = max(top, float(values.max())), min(low, float(values.min()))
     axis.set_xlabel("rollouts sampled")
-    axis.set_ylabel("held-out pass@1 (band: 95 %)")
-    axis.set_ylim(0, 1.05 * top or 1.0)
+    axis.set_ylabel(f"held-out {_metric(settings)} (band: 95 %)")
+    axis.set_ylim(1.05 * low, 1.05 * top or 1.0)
+
+
+def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
+    """The same for all results of a sweep."""
+    return next(one.metric for found in settings.values() for one in found)
 
 
 def _looks() -> Iterator[tuple[str, str]]:
@@ -99,13 +105,13 @@ def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str,
 
 
 def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
-    """Held-out accuracy after training (reward where there is none) against the varied number."""
+    """Held-out result after training (training reward where there is none) against the varied number."""
     lines: dict[str, dict[float, list[CellResult]]] = {}
     for one in results:
         words = [f"{key}={value}" for key, value in one.cell.choice if key != numeric]
         rest = " ".join([*filter(None, [one.cell.arm]), *words])
         number = float(dict(one.cell.choice)[numeric])
-        lines.setdefault(rest or "as it is", {}).setdefault(number, []).append(one)
+        lines.setdefault(rest, {}).setdefault(number, []).append(one)
     for index, (label, found) in enumerate(lines.items()):
         xs = sorted(found)
         points = [over_seeds(found[x], lambda one: one.area if one.after is None else one.after) for x in xs]
@@ -114,8 +120,9 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
         low = [point.value - point.low for _, point in kept]
         high = [point.high - point.value for _, point in kept]
         color = COLORS[index % len(COLORS)]
-        axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label)
+        axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label or None)
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
-    axis.set_ylabel("held-out pass@1 at the end (bars: 95 %)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")
+    if all((one.area if one.after is None else one.after) >= 0 for one in results):
+        axis.set_ylim(bottom=0)

@@ -19,7 +19,7 @@ def write(
     """`sweep.md`, `sweep-results.json` and `sweep.png` in the folder; returns the results and the table.
 
     Args:
-        reach: held-out accuracy of which the table says when it was reached.
+        reach: held-out result (pass@1, or the reward where it is graded) of which the table says when it was reached.
     """
     results = read(out, cells)
     text = "\n".join(filter(None, [markdown(results, reach), budget.markdown(by_setting(results))]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.observer import POOLED, EvalResult
+from coterie.observer import PASS, POOLED, EvalResult, metric_of
 from coterie.runs.metrics import MetricsDB
 from coterie.sweep.grid import Cell
 from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
@@ -33,8 +33,8 @@ class Held:
     """Sampled in training, those of groups that were replaced included."""
     seconds: float
     """Of training steps, without evaluations."""
-    accuracy: float
-    """Held-out pass@1, pooled over tasks."""
+    value: float
+    """The held-out result by the sweep's metric, pooled over tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +53,23 @@ class CellResult:
     """Highest resident bytes."""
     error: str
     """Why it did not finish its steps; empty when it did."""
+    metric: str = PASS
+    """What was held out is measured by: `pass@1`, or `reward` where the evaluated reward is graded in any run of the
+    sweep, so that all are compared by the same."""
 
     @property
     def before(self) -> float | None:
-        """Held-out pass@1 at the start, pooled over tasks; None without held-out prompts."""
-        return self.held[0].accuracy if self.held else None
+        """The held-out result at the start, pooled over tasks; None without held-out prompts."""
+        return self.held[0].value if self.held else None
 
     @property
     def after(self) -> float | None:
-        """Held-out pass@1 at the end."""
-        return self.held[-1].accuracy if self.held else None
+        """The held-out result at the end."""
+        return self.held[-1].value if self.held else None
 
     def reached(self, level: float) -> Held | None:
-        """The first evaluation after the start with at least this held-out accuracy; None if there is none."""
-        return next((one for one in self.held[1:] if one.accuracy >= level), None)
+        """The first evaluation after the start with at least this held-out result; None if there is none."""
+        return next((one for one in self.held[1:] if one.value >= level), None)
 
     @property
     def area(self) -> float:
@@ -96,16 +99,23 @@ class CellResult:
 def read(out: Path, cells: Sequence[Cell]) -> list[CellResult]:
     """The results of the cells that have ended, in their order."""
     ended = [cell for cell in cells if any((folder(out, cell) / name).is_file() for name in (DONE, FAILED))]
-    return [_read(cell, folder(out, cell)) for cell in ended]
+    evals = {cell.name: _pooled_evals(folder(out, cell)) for cell in ended}
+    metric = metric_of(result for results in evals.values() for result in results)
+    return [_read(cell, folder(out, cell), evals[cell.name], metric) for cell in ended]
 
 
-def _read(cell: Cell, path: Path) -> CellResult:
+def _pooled_evals(path: Path) -> list[EvalResult]:
+    """Every evaluation of a run, all tasks pooled."""
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        return [_pooled(results) for results in _by_step(database.evals()).values()]
+
+
+def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> CellResult:
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         rewards = tuple(value for _, value in database.series("reward/mean"))
         seconds = database.series("time/step")
         peaks = [value for _, value in database.series("memory/peak")]
         sampled = database.series("rollouts")
-        evals = [(step, _pooled(results)) for step, results in _by_step(database.evals()).items()]
         steps = database.last_step() or 0
     return CellResult(
         cell=cell,
@@ -113,13 +123,15 @@ def _read(cell: Cell, path: Path) -> CellResult:
         rewards=rewards,
         held=tuple(
             Held(
-                step=step,
-                rollouts=round(sum(value for at, value in sampled if at <= step)),
-                seconds=sum(value for at, value in seconds if at <= step),
-                accuracy=accuracy,
+                step=result.step,
+                rollouts=round(sum(value for at, value in sampled if at <= result.step)),
+                seconds=sum(value for at, value in seconds if at <= result.step),
+                value=estimate.value,
             )
-            for step, accuracy in evals
+            for result in evals
+            if (estimate := result.metric(metric)) is not None
         ),
+        metric=metric,
         seconds=float(np.median([value for _, value in seconds])) if seconds else float("nan"),
         peak=max(peaks) if peaks else None,
         error=failure(path),
@@ -133,6 +145,6 @@ def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
     return found
 
 
-def _pooled(results: Sequence[EvalResult]) -> float:
-    values = {result.task: result.pass_at_1.value for result in results}
-    return values.get(POOLED, next(iter(values.values())))
+def _pooled(results: Sequence[EvalResult]) -> EvalResult:
+    by_task = {result.task: result for result in results}
+    return by_task.get(POOLED, results[0])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import median_high
 
 from coterie.algo.statistics import Estimate, t_interval
+from coterie.observer import PASS
 from coterie.sweep.result import CellResult
 from coterie.text import interval_text
 
@@ -36,16 +37,19 @@ def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
     """The table, and below it what its columns mean.
 
     Args:
-        reach: held-out accuracy of which is said when it was reached.
+        reach: held-out result (a share, or a reward where it is graded) of which is said when it was reached.
     """
-    head = "| setting | seeds | held-out before → after, % | reward, area | s/step | peak GiB | collapsed |"
+    metric = results[0].metric if results else PASS
+    what = "held-out before → after, %" if metric == PASS else "held-out reward before → after"
+    head = f"| setting | seeds | {what} | reward, area | s/step | peak GiB | collapsed |"
     rule, note = "| --- | --: | --- | --- | --: | --: | --: |", NOTE
     if reach is not None:
-        head += f" rollouts to {100 * reach:g} % | seconds to {100 * reach:g} % | reached |"
+        level = f"{100 * reach:g} %" if metric == PASS else f"reward {reach:g}"
+        head += f" rollouts to {level} | seconds to {level} | reached |"
         rule += " --- | --- | --: |"
         note += (
-            f" Rollouts and seconds of training until the first evaluation with at least {100 * reach:g} % held-out: "
-            "median over all seeds [least, most], where never is more than any number."
+            f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: median over "
+            "all seeds [least, most], where never is more than any number."
         )
     lines = [head, rule, *(_row(label, found, reach) for label, found in by_setting(results).items())]
     return "\n".join(lines) + f"\n\n{note}\n"
@@ -55,7 +59,10 @@ def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
     whole = [one for one in found if not one.error]
     before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
     seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
-    change = "–" if before is None or after is None else f"{100 * before.value:.1f} → {interval_text(after, 100)}"
+    scale, digits = (100, 1) if not found or found[0].metric == PASS else (1, 3)
+    change = "–"
+    if before is not None and after is not None:
+        change = f"{scale * before.value:.{digits}f} → {interval_text(after, scale, digits)}"
     cells = [
         f"`{label}`",
         str(len(found)),

@@ -1,8 +1,8 @@
-"""Held-out accuracy with intervals: pass@1 and pass@k per task, and per-prompt counts for paired tests."""
+"""Held-out evaluation with intervals: mean reward, pass@1 and pass@k per task; per-prompt values for paired tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +19,58 @@ from coterie.types import Prompt, Rollout
 
 EVALUATING = "evaluating on the held-out prompts"
 """The activity, as observers are told it."""
-CORRECT = 1 - 1e-6
-"""A completion is correct when the evaluated reward part reaches this."""
+TOLERANCE = 1e-6
+CORRECT = 1 - TOLERANCE
+"""A completion is correct when the evaluated reward part reaches this, where `eval.correct_threshold` is not set."""
 
 
-def is_correct(rollout: Rollout, part: str) -> bool:
-    """Whether this part of the reward calls the rollout right; one that ended in an error is not."""
-    value = rollout.reward_parts.get(part)
-    return rollout.outcome.usable and value is not None and value >= CORRECT
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """When a completion is correct, and whether that can be said at all."""
+
+    part: str = ""
+    """Label of the evaluated reward part; empty evaluates the whole reward."""
+    threshold: float | None = None
+    """A completion is correct when the evaluated reward is at least this; None: when it reaches 1, if the reward is
+    binary."""
+    wrong: float = 0.0
+    """Largest reward of a wrong answer where the reward is binary: reasoning-gym's scorers give 0.01 or 0.05 to a wrong
+    answer in the right layout."""
+
+    def value(self, rollout: Rollout) -> float | None:
+        """What is evaluated of a rollout; None where it ended in an error or the part does not apply."""
+        if not rollout.outcome.usable:
+            return None
+        return rollout.reward_parts.get(self.part) if self.part else rollout.reward
+
+    def is_correct(self, rollout: Rollout) -> bool:
+        """Whether the rollout is correct; one that ended in an error is not."""
+        value = self.value(rollout)
+        return value is not None and self.reached(value)
+
+    def reached(self, value: float) -> bool:
+        """Whether an evaluated reward counts as correct."""
+        return value >= (CORRECT if self.threshold is None else self.threshold)
+
+    def applies(self, values: Iterable[float]) -> bool:
+        """Whether correct and wrong are defined for these evaluated rewards: by a threshold, or as they are binary.
+
+        Binary: every value is 0 or 1, or every value is -1 or 1. Neither a graded reward nor one that counts is.
+        """
+        if self.threshold is not None:
+            return True
+        distances = np.asarray(list(values), dtype=np.float64)
+        right = np.abs(distances - 1) <= TOLERANCE
+        zero = (distances >= -TOLERANCE) & (distances <= self.wrong + TOLERANCE)
+        return bool(np.all(right | zero) or np.all(right | (np.abs(distances + 1) <= TOLERANCE)))
+
+    def of_group(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """[G] evaluated rewards of the usable attempts at one prompt, by which dynamic sampling judges its variance: 0
+        where the part does not apply to an attempt, and the whole reward where it applies to none of them."""
+        values = [self.value(rollout) for rollout in rollouts]
+        if all(value is None for value in values):
+            return [rollout.reward or 0.0 for rollout in rollouts]
+        return [0.0 if value is None else value for value in values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +85,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Samples `config.samples` attempts per held-out prompt and counts the correct ones.
+    """Samples `config.samples` attempts per held-out prompt, averages their rewards and counts the correct ones.
 
     Args:
-        part: label of the reward part that says what is correct.
+        criterion: says which are correct.
         seed: of the bootstrap.
     """
 
@@ -55,14 +99,14 @@ class Evaluator:
         *,
         config: EvalConfig,
         sampling: Sampling,
-        part: str,
+        criterion: Criterion,
         seed: int,
     ) -> None:
         self.collector = collector
         self.prompts = list(prompts)
         self.config = config
         self.sampling = sampling
-        self.part = part
+        self.criterion = criterion
         self.seed = seed
 
     def evaluate(self, step: int, progress: Callable[[int, int], None] | None = None) -> Evaluation:
@@ -78,54 +122,85 @@ class Evaluator:
         if not self.prompts:
             return Evaluation(results=(), items=(), experience=None)
         sampling = replace(self.sampling, progress=progress)
-        found = self.collector.collect(self.prompts, samples=self.config.samples, sampling=sampling)
+        experience = self.collector.collect(self.prompts, samples=self.config.samples, sampling=sampling)
         by_task: dict[str, list[Rollout]] = {}
-        for rollout in found.rollouts:
+        for rollout in experience.rollouts:
             by_task.setdefault(rollout.context.task, []).append(rollout)
         items = {task: self._items(task, rollouts) for task, rollouts in by_task.items()}
         judged = {task: rollouts for task, rollouts in by_task.items() if items[task]}
-        if not judged:
+        if not any(item.samples for task in judged for item in items[task]):
             raise DataError(
-                f"the reward part {self.part!r} applies to none of the {len(self.prompts)} held-out prompts; name "
-                "another in eval.part"
+                f"the reward part {self.criterion.part!r} applies to none of the {len(self.prompts)} held-out prompts; "
+                "name another in eval.part"
             )
         results = [self._result(step, task, items[task], rollouts) for task, rollouts in judged.items()]
         everything = [item for task in judged for item in items[task]]
         if len(results) > 1:
             pooled = [rollout for rollouts in judged.values() for rollout in rollouts]
             results.append(self._result(step, POOLED, everything, pooled))
-        return Evaluation(results=tuple(results), items=tuple(everything), experience=found)
+        return Evaluation(results=tuple(results), items=tuple(everything), experience=experience)
 
     def _items(self, task: str, rollouts: Sequence[Rollout]) -> list[EvalItem]:
-        """Correct attempts per prompt. An attempt that ended in an error counts as wrong; one that the part does not
-        apply to does not count at all."""
-        counts: dict[str, list[int]] = {}
+        """Correct attempts and mean reward per prompt. An attempt that ended in an error counts as wrong, and has no
+        reward; one that the evaluated part does not apply to does not count at all, unless that part applies to nothing
+        of the task: then there is no pass@1, and the reward is that of the other parts."""
+        usable = [rollout for rollout in rollouts if rollout.outcome.usable]
+        judged = not usable or any(self.criterion.value(rollout) is not None for rollout in usable)
+        counted: dict[str, list[Rollout]] = {}
         for rollout in rollouts:
-            value = rollout.reward_parts.get(self.part)
-            if value is not None or not rollout.outcome.usable:
-                counts.setdefault(rollout.context.prompt_id, []).append(int(is_correct(rollout, self.part)))
-        return [
-            EvalItem(task=task, prompt_id=name, correct=sum(hits), samples=len(hits)) for name, hits in counts.items()
+            if not judged or self.criterion.value(rollout) is not None or not rollout.outcome.usable:
+                counted.setdefault(rollout.context.prompt_id, []).append(rollout)
+        items = [
+            EvalItem(
+                task=task,
+                prompt_id=name,
+                correct=sum(map(self.criterion.is_correct, attempts)),
+                samples=len(attempts) if judged else 0,
+                reward=_mean_reward(attempts),
+            )
+            for name, attempts in counted.items()
         ]
+        return [item for item in items if item.samples or item.reward is not None]
 
     def _result(self, step: int, task: str, items: Sequence[EvalItem], rollouts: Sequence[Rollout]) -> EvalResult:
         k = self.config.k
-        ones = [item.correct / item.samples for item in items]
-        several = [pass_at_k(item.samples, item.correct, min(k, item.samples)) for item in items]
+        values = [value for rollout in rollouts if (value := self.criterion.value(rollout)) is not None]
+        judged = [item for item in items if item.samples]
+        correctness = self.criterion.applies(values) and len(judged) == len(items)
+        ones = [item.correct / item.samples for item in judged]
+        several = [pass_at_k(item.samples, item.correct, min(k, item.samples)) for item in judged]
+        rewards = [item.reward for item in items if item.reward is not None]
         return EvalResult(
             step=step,
             task=task,
             prompts=len(items),
             samples=self.config.samples,
             k=k,
-            pass_at_1=self._interval(task, "pass@1", ones),
-            pass_at_k=self._interval(task, "pass@k", several),
+            pass_at_1=self._interval(task, "pass@1", ones) if correctness else None,
+            pass_at_k=self._interval(task, "pass@k", several) if correctness else None,
             mean_length=float(np.mean([rollout.context.completion_length for rollout in rollouts])),
             truncated=float(np.mean([rollout.stop_reason.truncated for rollout in rollouts])),
+            # The draws of pass@1: of one binary part, the mean reward is pass@1, and so is its interval.
+            reward=self._interval(task, "pass@1", rewards) if rewards else None,
+            reward_parts=_part_means(rollouts),
         )
 
     def _interval(self, task: str, what: str, values: Sequence[float]) -> Interval:
         return interval_over_prompts(values, self.seed, task, what)
+
+
+def _mean_reward(rollouts: Sequence[Rollout]) -> float | None:
+    rewards = [rollout.reward for rollout in rollouts if rollout.outcome.usable and rollout.reward is not None]
+    return float(np.mean(rewards)) if rewards else None
+
+
+def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for label, value in rollout.reward_parts.items():
+            if value is not None and rollout.outcome.usable:
+                values.setdefault(label, []).append(value)
+    return {label: float(np.mean(numbers)) for label, numbers in values.items()}
 
 
 def interval_over_prompts(values: Sequence[float], seed: int, task: str, what: str) -> Interval:

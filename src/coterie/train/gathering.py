@@ -1,4 +1,4 @@
-"""What one step learns from: prompts drawn, sampled, grouped; drawn again where a group says nothing.
+"""What one step learns from: prompts drawn, sampled, grouped; drawn again where a group has no signal.
 
 Every decision depends on the cursor and on what was sampled, so a resumed run repeats it.
 """
@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from coterie.algo.groups import by_prompt
+from coterie.algo.statistics import has_variance
 from coterie.collect import Collector, Experience
 from coterie.config.schema import CollectConfig
 from coterie.data.order import PromptOrder
 from coterie.engines.base import Quorum, Sampling
 from coterie.types import Group, Prompt, Rollout
 
-Correct = Callable[[Rollout], bool]
+Metric = Callable[[Sequence[Rollout]], Sequence[float]]
+"""[G] rollouts of one group → [G] the reward whose variance decides whether the group is kept."""
 
 
 class Chooser(Protocol):
@@ -45,7 +47,7 @@ class Gatherer:
     """Fills a step.
 
     Args:
-        correct: says of a rollout whether it is right: a group of which all or none are is one without variance.
+        metric: the evaluated rewards of a group; with `config.refill` a group without variance in them is replaced.
         chooser: None takes the prompts as they come, `group_size` rollouts each.
         candidates: prompts that the chooser is offered for each one that it may take.
     """
@@ -57,7 +59,7 @@ class Gatherer:
         *,
         config: CollectConfig,
         sampling: Sampling,
-        correct: Correct,
+        metric: Metric,
         chooser: Chooser | None = None,
         candidates: int = 1,
     ) -> None:
@@ -65,7 +67,7 @@ class Gatherer:
         self.order = order
         self.config = config
         self.sampling = sampling
-        self.correct = correct
+        self.metric = metric
         self.chooser, self.candidates = chooser, candidates
         self.by_id = {prompt.id: prompt for prompt in order.prompts}
 
@@ -156,9 +158,10 @@ class Gatherer:
         return [group for group in groups if group.key not in broken and len(group.members) >= least]
 
     def _mixed(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
-        """Those of which some attempts are right and some are not."""
-        right = {rollout.id for rollout in experience.rollouts if self.correct(rollout)}
-        return [group for group in groups if 0 < len(right.intersection(group.members)) < len(group.members)]
+        """Those whose evaluated rewards differ: the condition of verl's `filter_groups`, std(metric) > 0. Of a binary
+        reward these are the groups with correct and wrong attempts."""
+        by_id = {rollout.id: rollout for rollout in experience.rollouts}
+        return [group for group in groups if has_variance(self.metric([by_id[name] for name in group.members]))]
 
     def _stage(self, cursor: int) -> dict[str, float]:
         """Where the curriculum is after this step; nothing where there is none."""

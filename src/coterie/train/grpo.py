@@ -182,7 +182,7 @@ class Trainer:
             gathered.groups,
             report,
             seconds,
-            part=self.evaluator.part,
+            criterion=self.evaluator.criterion,
             credits=credits,
             version=self.step - 1,
         )
@@ -198,13 +198,7 @@ class Trainer:
     def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
         """What a reader should know of the step beside its numbers."""
         if gathered.metrics.get("refill/missing"):
-            self.recorder.note(
-                self.step,
-                "warning",
-                f"{len(gathered.groups)} of {self.config.collect.prompts} groups were mixed after "
-                f"{gathered.metrics['refill/rounds']:.0f} rounds: the others' attempts were all right or all wrong by "
-                f"{self.evaluator.part!r} (eval.part), which counts as right from 1 on",
-            )
+            self.recorder.note(self.step, "warning", self._shortage(gathered))
         for text in self.judge.warnings():
             self.recorder.note(self.step, BIASED, text)
         for text in self.judge.news():
@@ -227,6 +221,17 @@ class Trainer:
                 "skipped_update",
                 f"{counted(report.skipped, 'optimizer step')} skipped: the gradient is not finite",
             )
+
+    def _shortage(self, gathered: Gathered) -> str:
+        """Dynamic sampling found too few groups with variance."""
+        rounds, dropped = int(gathered.metrics["refill/rounds"]), int(gathered.metrics["refill/dropped"])
+        kept = len(gathered.groups)
+        trains = f"this step trains on {kept}" if kept else "this step trains on nothing"
+        return (
+            f"collect.refill found {kept} of {self.config.collect.prompts} groups with variance after "
+            f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same "
+            f"{self.evaluator.criterion.part!r} (eval.part); {trains}"
+        )
 
     def evaluate(self, stop: StopSignal) -> None:
         """Measure the held-out prompts with the weights as they are; a request to stop abandons it."""

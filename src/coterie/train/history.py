@@ -11,7 +11,7 @@ import numpy as np
 from coterie.algo.grouping.words import text_embedding
 from coterie.collect import Experience
 from coterie.runs.prompts import MetPrompt
-from coterie.train.evaluation import CORRECT, is_correct
+from coterie.train.evaluation import Criterion
 from coterie.train.foresight import Foresight
 from coterie.train.state_files import StateFiles
 from coterie.types import Dispatch, Prompt, Rollout
@@ -52,11 +52,11 @@ class History:
     """Pass rates, rewards and lengths so far, and which prompts have been stored.
 
     Args:
-        part: label of the reward part that says what is right; empty takes the whole reward.
+        criterion: says which rollouts are correct.
     """
 
-    def __init__(self, part: str = "") -> None:
-        self.part = part
+    def __init__(self, criterion: Criterion | None = None) -> None:
+        self.criterion = criterion or Criterion()
         self.prompts: dict[str, Tally] = {}
         self.tasks: dict[str, Tally] = {}
         self.stored: dict[str, int] = {}
@@ -106,7 +106,7 @@ class History:
         for rollout in rollouts:
             if not rollout.outcome.usable or rollout.reward is None:
                 continue
-            right = is_correct(rollout, self.part) if self.part else rollout.reward >= CORRECT
+            right = self.criterion.is_correct(rollout)
             context = rollout.context
             self.prompts.setdefault(context.prompt_id, Tally()).add(step, rollout, right)
             self.tasks.setdefault(context.task, Tally()).add(step, rollout, right)

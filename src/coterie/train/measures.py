@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coterie.algo.statistics import has_variance
 from coterie.collect import Experience
 from coterie.policy.learner import UpdateReport
-from coterie.train.evaluation import is_correct
+from coterie.train.evaluation import Criterion
 from coterie.train.texts import text_measures
 from coterie.types import Credit, Group, Rollout
 
@@ -24,22 +25,26 @@ def step_metrics(
     report: UpdateReport,
     seconds: Mapping[str, float],
     *,
-    part: str,
+    criterion: Criterion,
     credits: Sequence[Credit] = (),
     version: int | None = None,
 ) -> Metrics:
     """Named floats, all finite. `time/*`, `speed/*` and `memory/*` depend on the machine; others repeat bit for bit.
 
     Args:
-        part: label of the reward part that says what is correct.
+        criterion: says what is correct. What depends on it is left out where the evaluated reward is graded.
         credits: of the rollouts that are trained on.
         version: of the policy that the update started from; None where staleness means nothing.
     """
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
-    correct = {rollout.id: is_correct(rollout, part) for rollout in experience.rollouts}
+    by_id = {rollout.id: rollout for rollout in experience.rollouts}
+    evaluated = [criterion.of_group([by_id[name] for name in group.members]) for group in groups]
+    values = [value for rollout in usable if (value := criterion.value(rollout)) is not None]
+    judged = criterion.applies([*values, *(value for group in evaluated for value in group)])
+    correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if judged else {}
     return {
         **_rewards(experience.rollouts),
-        **_groups(groups, correct),
+        **_groups(groups, evaluated, criterion if judged else None),
         **_advantages(credits),
         **_lengths(experience.rollouts, usable, correct),
         **_surprisal(usable, correct),
@@ -66,6 +71,9 @@ def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
     for rollout in rollouts:
         tasks.setdefault(rollout.context.task, []).append(rollout)
     found = _rewards_of(rollouts, "reward")
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    if rewards:
+        found |= {"reward/min": float(min(rewards)), "reward/max": float(max(rewards))}
     for task, members in tasks.items():
         found |= _rewards_of(members, f"reward/task/{task}")
     return found
@@ -84,24 +92,35 @@ def _rewards_of(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
     return found | {f"{prefix}/part/{label}": float(np.mean(values)) for label, values in parts.items()}
 
 
-def _groups(groups: Sequence[Group], correct: Mapping[str, bool]) -> Metrics:
-    """Shares of groups: `solved` every member correct, `none` no member, `mixed` the rest.
+def _groups(groups: Sequence[Group], evaluated: Sequence[Sequence[float]], criterion: Criterion | None) -> Metrics:
+    """Shares of groups: `mixed` those whose evaluated rewards differ; of the others `solved` those in which every
+    member is correct and `none` those in which no member is, which only a binary reward or a threshold can say.
 
     `zero_variance` is about the whole reward: such a group teaches nothing.
+
+    Args:
+        evaluated: [groups][G] the evaluated reward of each member, as `Criterion.of_group` gives it.
+        criterion: None where the evaluated reward is graded.
     """
     if not groups:
         return {"groups/effective": 0.0}
-    hits = np.array([np.mean([correct[member] for member in group.members]) for group in groups])
     same = np.array([group.zero_variance for group in groups])
-    return {
-        "groups/solved": float(np.mean(hits == 1)),
-        "groups/none": float(np.mean(hits == 0)),
-        "groups/mixed": float(np.mean((hits > 0) & (hits < 1))),
+    mixed = np.array([has_variance(values) for values in evaluated])
+    metrics = {
+        "groups/mixed": float(np.mean(mixed)),
         "groups/zero_variance": float(np.mean(same)),
-        "groups/zero_variance_solved": float(np.mean(same & (hits == 1))),
-        "groups/zero_variance_none": float(np.mean(same & (hits == 0))),
         "groups/std": float(np.mean([np.std(group.rewards) for group in groups])),
         "groups/effective": float(np.sum(~same)),
+    }
+    if criterion is None:
+        return metrics
+    reached = np.array([criterion.reached(values[0]) for values in evaluated])
+    solved, none = ~mixed & reached, ~mixed & ~reached
+    return metrics | {
+        "groups/solved": float(np.mean(solved)),
+        "groups/none": float(np.mean(none)),
+        "groups/zero_variance_solved": float(np.mean(same & solved)),
+        "groups/zero_variance_none": float(np.mean(same & none)),
     }
 
 
@@ -118,6 +137,7 @@ def _advantages(credits: Sequence[Credit]) -> Metrics:
 
 
 def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
+    """`correct` is empty where the reward is graded, and so are the lengths of correct and of wrong completions."""
     lengths = [rollout.context.completion_length for rollout in rollouts]
     found = {
         "length/mean": float(np.mean(lengths)),
@@ -126,8 +146,8 @@ def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Ma
         "truncated": float(np.mean([rollout.stop_reason.truncated for rollout in rollouts])),
     }
     kinds = {
-        "correct": [rollout for rollout in usable if correct[rollout.id]],
-        "wrong": [rollout for rollout in usable if not correct[rollout.id]],
+        "correct": [rollout for rollout in usable if correct.get(rollout.id) is True],
+        "wrong": [rollout for rollout in usable if correct.get(rollout.id) is False],
         "terminated": [rollout for rollout in rollouts if not rollout.stop_reason.truncated],
     }
     return found | {
@@ -150,7 +170,7 @@ def _surprisal(usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metric
         logprobs = [
             np.asarray(turn.sampler_logprobs)
             for rollout in usable
-            if correct[rollout.id] is wanted
+            if correct.get(rollout.id) is wanted
             for turn in rollout.turns
         ]
         joined = np.concatenate(logprobs) if logprobs else np.empty(0)

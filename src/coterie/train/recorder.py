@@ -11,7 +11,7 @@ import numpy as np
 from coterie.collect import Experience
 from coterie.diagnosis.stopping import StopRule
 from coterie.errors import CollapseError, RunError
-from coterie.observer import Observer
+from coterie.observer import PASS, REWARD, Observer
 from coterie.runs import checkpoint, prompts, rollouts, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import describe, fsync, missing_room
@@ -20,7 +20,7 @@ from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.text import counted
-from coterie.train.evaluation import Evaluation
+from coterie.train.evaluation import Criterion, Evaluation
 from coterie.train.foresight import Foresight
 from coterie.train.guard import Guard
 from coterie.train.history import History
@@ -42,7 +42,7 @@ class Recorder:
         config_hash: names the settings a checkpoint belongs to.
         data_hash: names the prompts and the template it belongs to.
         stops: rules that may end the run.
-        part: label of the reward part that says which rollouts were right; empty takes the whole reward.
+        criterion: says which rollouts are correct; None asks the whole reward.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Recorder:
         config_hash: str,
         data_hash: str,
         stops: Sequence[StopRule] = (),
-        part: str = "",
+        criterion: Criterion | None = None,
     ) -> None:
         self.run = run
         self.observer = observer
@@ -68,7 +68,7 @@ class Recorder:
         self.db = MetricsDB(run.metrics)
         self.guard = Guard(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
-        self.history = History(part)
+        self.history = History(criterion)
         self.evals, self.prompts = run.path / EVALS, run.path / PROMPTS
         try:
             self.evals.mkdir(exist_ok=True)
@@ -112,14 +112,21 @@ class Recorder:
         rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
         self.db.record_evals(found.results, found.items)
         for result in found.results:
-            one = result.pass_at_1
-            self.log.line("eval", f"{result.task} pass@1={one.value:.4f} [{one.low:.4f}, {one.high:.4f}]")
+            for name in (PASS, REWARD):
+                if (estimate := result.metric(name)) is not None:
+                    interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+                    self.log.line("eval", f"{result.task} {name}={estimate.value:.4f} {interval}")
         self.observer.evaluated(found.results)
         lost = len(found.experience.errors)
         if lost:
             first = found.experience.errors[0]
-            attempts = counted(lost, "held-out completion")
-            self.note(step, "warning", f"{attempts} ended in an error, counted as wrong: {first.error}")
+            completions = counted(lost, "held-out completion")
+            self.note(
+                step,
+                "warning",
+                f"{completions} ended in an error, counted as wrong in pass@k and left out of the mean reward: "
+                f"{first.error}",
+            )
         if found.experience.late:
             self.note(step, "warning", late(found.experience))
 

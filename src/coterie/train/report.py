@@ -6,8 +6,10 @@ from pathlib import Path
 
 from coterie import machine
 from coterie.errors import RunError
+from coterie.observer import REWARD
 from coterie.runs import rollouts, step_files
 from coterie.runs.directory import RunDirectory
+from coterie.runs.inspect import metrics_by_task
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.report import BeforeAfter, write_report
 from coterie.runs.rollouts import RolloutRecord
@@ -27,7 +29,8 @@ def report_run(run: RunDirectory) -> Path:
 
 def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     """First attempts at held-out prompts of the first task, at the first and the last evaluation: the first prompt that
-    turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste."""
+    turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste. Of a graded reward: the
+    first whose reward rose, the first for which it stayed, the first for which it fell."""
     folder = run / EVALS
     steps = step_files.steps(folder)
     if len(steps) < 2:
@@ -38,15 +41,38 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
         return []  # damaged rollouts cost the examples, never the report
     shared = [name for name in before if name in after]
     main = [name for name in shared if before[name].prompt.task == before[shared[0]].prompt.task]
-    firsts: dict[tuple[bool, bool], str] = {}
-    for name in main:  # the first of each kind: turned right, stayed wrong, stayed right, turned wrong
-        firsts.setdefault((is_right(before[name].rollout), is_right(after[name].rollout)), name)
-    kinds = [(False, True), (False, False), (True, True), (True, False)]
+    pairs = {name: (before[name].rollout, after[name].rollout) for name in main}
+    graded = REWARD in _metrics(run).values()
+    kind_of, kinds = (_movement, MOVEMENTS) if graded else (_rightness, RIGHTNESS)
+    firsts: dict[Kind, str] = {}
+    for name, pair in pairs.items():
+        firsts.setdefault(kind_of(*pair), name)
     chosen = [firsts[kind] for kind in kinds if kind in firsts][:count]
     return [
         BeforeAfter(prompt=before[name].prompt, before=before[name].rollout, after=after[name].rollout)
         for name in chosen
     ]
+
+
+Kind = tuple[bool, bool]
+RIGHTNESS: tuple[Kind, ...] = ((False, True), (False, False), (True, True), (True, False))
+"""Right before and after: turned right, stayed wrong, stayed right, turned wrong."""
+MOVEMENTS: tuple[Kind, ...] = ((True, False), (False, False), (False, True))
+"""The reward rose, or fell: rose, stayed, fell."""
+
+
+def _rightness(before: Rollout, after: Rollout) -> Kind:
+    return is_right(before), is_right(after)
+
+
+def _movement(before: Rollout, after: Rollout) -> Kind:
+    change = (after.reward or 0.0) - (before.reward or 0.0)
+    return change > 0, change < 0
+
+
+def _metrics(run: Path) -> dict[str, str]:
+    with MetricsDB.reader(RunDirectory.at(run).metrics) as database:
+        return metrics_by_task(database)
 
 
 def is_right(rollout: Rollout) -> bool:

@@ -1,0 +1,200 @@
+"""A reward that never reaches 1: held-out results are its mean, and dynamic sampling looks at its variance."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_for_tests import make_config
+
+from coterie import assemble
+from coterie.cli import main
+from coterie.observer import PASS, REWARD, EvalResult, Silent, metric_of
+from coterie.runs.health import diagnose
+from coterie.runs.metrics import MetricsDB
+from coterie.train.evaluation import Criterion
+from coterie.types import Context, Outcome, Rollout, StopReason
+
+
+def rollout(value: float | None, *, reward: float = 0.0, outcome: Outcome = Outcome.OK) -> Rollout:
+    context = Context(
+        prompt_id="p",
+        task="t",
+        difficulty=None,
+        version=0,
+        prompt_length=1,
+        completion_length=1,
+        stop_reason=StopReason.STOP,
+    )
+    return Rollout(
+        id="p#0@0",
+        sample=0,
+        turns=(),
+        completion="",
+        reward=reward,
+        reward_parts={"share": value},
+        outcome=outcome,
+        context=context,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "binary"),
+    [
+        ([0, 1, 1, 0], True),
+        ([0, 0], True),
+        ([1, 1], True),
+        ([-1, 1], True),
+        ([1 - 1e-7, 0.0], True),
+        ([], True),
+        ([-1, 0, 1], False),
+        ([0, 0.5, 1], False),
+        ([2, 3, 1], False),
+        ([0.01, 1], False),
+    ],
+)
+def test_a_reward_is_binary_when_all_its_values_are(values: list[float], binary: bool) -> None:
+    assert Criterion(part="share").applies(values) == binary
+    assert Criterion(part="share", threshold=0.5).applies(values)
+
+
+def test_what_the_own_scorer_gives_a_wrong_answer_is_wrong() -> None:
+    task = Criterion(part="task", wrong=0.05)
+    assert task.applies([0.01, 0.05, 0.0, 1.0])
+    assert not task.applies([0.01, 0.3, 1.0])
+
+
+def test_a_threshold_says_what_is_correct() -> None:
+    half = Criterion(part="share", threshold=0.5)
+    assert [half.is_correct(rollout(value)) for value in (0.49, 0.5, 2.0, None)] == [False, True, True, False]
+    assert not half.is_correct(rollout(1.0, outcome=Outcome.ENV_ERROR))
+    assert [Criterion(part="share").is_correct(rollout(value)) for value in (0.99, 1.0)] == [False, True]
+
+
+def test_a_group_is_judged_by_the_evaluated_part_and_by_the_reward_where_that_does_not_apply() -> None:
+    share = Criterion(part="share")
+    assert share.of_group([rollout(0.25), rollout(None, reward=3.0)]) == [0.25, 0.0]
+    assert share.of_group([rollout(None, reward=0.1), rollout(None, reward=0.2)]) == [0.1, 0.2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("graded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def run(root: Path) -> Path:
+    data = {"heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}]}
+    return assemble.train(make_config(root, name="graded", steps=24, data=data, eval={"every": 8, "samples": 4}))
+
+
+def test_the_held_out_reward_rises_with_the_training_reward(run: Path) -> None:
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        evals = database.evals()
+        items = database.eval_items(24)
+        trained = [value for _, value in database.series("reward/mean")]
+        mixed = [value for _, value in database.series("groups/mixed")]
+        zero = [value for _, value in database.series("groups/zero_variance")]
+        names = database.names()
+    rewards = [result.reward.value for result in evals if result.reward]
+    assert [result.pass_at_1 for result in evals[1:]] == [None] * 3
+    assert metric_of(evals) == REWARD
+    assert rewards[-1] > rewards[0] + 0.1 < trained[-1] + 0.1
+    assert rewards[-1] == pytest.approx(sum(item.reward or 0.0 for item in items) / len(items))
+    assert evals[-1].reward_parts == pytest.approx({"likes_a": rewards[-1]})
+    assert mixed == pytest.approx([1 - share for share in zero])
+    assert sum(mixed) > 0
+    assert not {"length/correct", "surprisal/correct"} & set(names)
+
+
+def test_the_readme_the_list_and_the_doctor_tell_of_the_gain(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| heldout |")]
+    assert "| reward | 0." in row
+    assert "**+0." in row
+    assert "pass@1" not in text.split("## Health")[0]
+    assert "points" not in text.split("## Health")[0]
+    diagnosis = diagnose(run)
+    told = {finding.rule: finding for finding in diagnosis.findings}
+    assert not {"heldout_unsure", "heldout_flat", "heldout_lost", "no_gradient"} & set(told)
+
+    assert main(["ls", "--runs", str(run.parent), "--json"]) == 0
+    (line,) = [one for one in json.loads(capsys.readouterr().out) if one["name"] == "graded"]
+    assert line["heldout"] == REWARD
+    assert line["after"] > line["before"] + 0.1
+    assert main(["ls", "--runs", str(run.parent)]) == 0
+    assert "train reward  held-out" in capsys.readouterr().out.splitlines()[0]
+
+    assert main(["show", str(run)]) == 0
+    page = capsys.readouterr().out
+    assert "reward 0." in page.split("held-out after")[1].split("after minus before")[0]
+    assert "metrics of the last step\n  reward\n" in page
+    assert main(["show", str(run), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["paired"]["heldout"]["metric"] == REWARD
+    assert seen["paired"]["heldout"]["low"] > 0
+    assert seen["after"][0]["pass_at_1"] is None
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.results: list[EvalResult] = []
+
+    def noted(self, kind: str, message: str) -> None:
+        self.notes.append(f"{kind}: {message}")
+
+    def evaluated(self, results: Any) -> None:
+        self.results += results
+
+
+def test_dynamic_sampling_trains_on_a_graded_reward(root: Path) -> None:
+    told = Told()
+    config = make_config(root, name="dapo", steps=3, collect={"refill": True}, eval={"every": 0, "limit": 1})
+    found = assemble.train(config, told)
+    with MetricsDB.reader(found / "metrics.sqlite") as database:
+        assert all(value > 0 for _, value in database.series("grad_norm"))
+        assert all(value > 0 for _, value in database.series("groups/effective"))
+        assert {value for _, value in database.series("groups/mixed")} == {1.0}
+    assert not [note for note in told.notes if "trained" in note]
+
+
+def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
+    (root / "constant.py").write_text("def half(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    told = Told()
+    parts = {"parts": [{"name": "constant:half"}]}
+    collect = {"refill": True, "refill_limit": 2}
+    ways = {"constant": {}, "dropped": {"collect": collect}}
+    for name, changed in ways.items():
+        found = assemble.train(
+            make_config(root, name=name, steps=2, rewards=parts, eval={"every": 0, "limit": 1}, **changed), told
+        )
+        text = "the gradient was zero in 2 of 2 steps: the reward was 0.5 for every rollout"
+        assert f"warning: nothing was trained: {text}" in told.notes
+        readme = (found / "README.md").read_text(encoding="utf-8")
+        assert "- serious: Nothing was trained: the gradient was zero in every step." in readme
+        assert "- Gradient: zero in 2 of 2 steps: the reward was 0.5 for every rollout." in readme
+    short = [note for note in told.notes if "collect.refill" in note]
+    assert short[0] == (
+        "warning: collect.refill found 0 of 3 groups with variance after 2 rounds and dropped 6, in each of which all "
+        "attempts have the same 'half' (eval.part); this step trains on nothing"
+    )
+
+
+def test_a_threshold_gives_a_graded_reward_pass_at_k(root: Path, run: Path) -> None:
+    config = make_config(root, eval={"samples": 4, "k": 2, "correct_threshold": 0.05})
+    told = Told()
+    (result,) = assemble.evaluate(str(run), config, told)
+    assert result.pass_at_1 is not None
+    assert result.pass_at_k is not None
+    assert 0 < result.pass_at_1.value <= result.pass_at_k.value
+    assert metric_of([result]) == PASS
+    (graded,) = assemble.evaluate(str(run), make_config(root, eval={"samples": 4, "k": 2}), told)
+    assert (graded.pass_at_1, graded.reward) == (None, result.reward)
