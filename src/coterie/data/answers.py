@@ -68,9 +68,10 @@ def hashed_answer(text: str) -> str | None:
     ('42', None)
     """
     lines = list(_HASHES.finditer(text))
+    end = len(text.rstrip())
     for line in reversed(lines):
         answer = line[1].strip()
-        last = not text[line.end() :].strip()
+        last = line.end() >= end
         number = parse_number(answer) is not None and not plain_characters(answer).endswith((".", ":"))
         if number or (last and (len(lines) == 1 or any(character.isdigit() for character in answer))):
             return answer

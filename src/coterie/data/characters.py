@@ -154,7 +154,7 @@ def plain_mathematics(text: str) -> str:
     if "\\" in text or "{" in text:
         text = _plain_latex(text)
     text = re.sub(r"(?<![A-Za-z])(?:sqrt|log|ln)[ ]?(?=[(\d])", "√", text)
-    text = re.sub(r"(\d+)[ ]?分[之の][ ]?(\d+)", r"\2/\1", text)
+    text = re.sub(r"(?<!\d)(\d{1,9})[ ]?分[之の][ ]?(\d{1,9})", r"\2/\1", text)
     text = re.sub(r"(?<=\d)\*\*(?=[-\d(])", "^", text)
     text = re.sub(r"[ ]{2,}", " ", text)
     text = re.sub(r"\*\*|`|(?<![\w_])__|__(?![\w_])", "", text)

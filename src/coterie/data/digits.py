@@ -54,7 +54,7 @@ HAN_ANSWER = re.compile(
     r"(?:[是为為は共有得：:=]|等于)[ ]?"
     r"([零一二三四五六七八九〇两兩十百千万萬亿億]{2,40}|[零一二三四五六七八九〇两兩十百千](?=[。.!！\s]*\Z))"
 )
-"""A number in Chinese characters that is said to be something; a single one, which may be an article, at the end alone."""
+"""A number in Chinese characters that is said to be something; a single one may be an article, so only at the end."""
 HAN_NUMERAL = re.compile("[零一二三四五六七八九〇壹贰叁肆伍陆柒捌玖两兩十百千万萬亿億]{1,40}")
 
 _SINGLE = re.compile(

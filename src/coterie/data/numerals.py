@@ -36,24 +36,8 @@ _SYMBOL_AFTER = re.compile(
     |[ ]?,[ ]*[-+]?∞|[ ]?[≤≥≠]|[ ][<>][ ]?[A-Za-z]""",
     re.VERBOSE,
 )
-_LABELS = frozenset(
-    (
-        "step",
-        "equation",
-        "eq",
-        "eq.",
-        "example",
-        "question",
-        "part",
-        "problem",
-        "figure",
-        "fig",
-        "fig.",
-        "table",
-        "case",
-    )
-    + ("section", "chapter", "line", "footnote", "ref")
-)
+_LABELS = {"step", "equation", "eq", "eq.", "example", "question", "part", "problem", "figure", "fig", "fig.", "table"}
+_LABELS |= {"case", "section", "chapter", "line", "footnote", "ref"}
 _MARKER = re.compile(r"[.)][ \t]+\S")
 _JOINER = re.compile(
     r""":|[ ]:[ ]|["'%°$)\]}]{0,2}(?:[ ]{0,2}(?:[×*/^±~→]|\.\.\.?|…)[ ]{0,2}|[ ]?x[ ]?|[ ](?:plus|minus|times|over)[ ]
