@@ -141,8 +141,13 @@ def test_never_raises(text):
         "3万" * 9_000,
         "½" * 9_000,
         "1分の" * 9_000,
-    ]
-    + ["\\frac{" * 9_000, "\\text{" * 9_000, "#### a\n" * 9_000, "<think>" * 9_000, "1 or " * 9_000, "(1," * 9_000],
+        "\\frac{" * 9_000,
+        "\\text{" * 9_000,
+        "#### a\n" * 9_000,
+        "<think>" * 9_000,
+        "1 or " * 9_000,
+        "(1," * 9_000,
+    ],
     ids=lambda text: text[:7],
 )
 def test_hostile_text_is_fast(text):
