@@ -148,3 +148,75 @@ def test_solved_means_correct_and_not_just_equal() -> None:
     shares = {name: metrics[f"groups/{name}"] for name in ("solved", "none", "mixed", "zero_variance")}
     assert shares == pytest.approx({"solved": 1 / 3, "none": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
     assert metrics["reward/mean"] == metrics["reward/part/marks"] == 0.5
+
+
+class Opened(Letters):
+    """Its template opens a thought."""
+
+    opening = "<think>\n"
+
+
+class Listener:
+    """Remembers what it is asked to judge, and ends a step at the opening, after one letter, and at the end."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[tuple[str, ...], dict[str, object]]] = []
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], **facts: object) -> list[Score]:
+        self.asked.append((tuple(completions), facts))
+        steps = [{"s": ((3, 0.5), (len(text) - 1, 0.0), (len(text), 1.0))} for text in completions]
+        return [Score(reward=1.0, parts={"s": 1.0}, error=None, steps=found) for found in steps]
+
+
+def listened(chat: Letters, words: list[int], stop: tuple[str, ...] = ()) -> tuple[Listener, Experience]:
+    listener = Listener()
+    collecting = Collector(
+        engine=ScriptedEngine(lambda request: words),
+        environment=SingleTurn(),
+        chat=chat,
+        scorer=listener,  # ty: ignore[invalid-argument-type]
+        seed=3,
+        max_error_share=1.0,
+    )
+    return listener, collecting.collect(
+        [prompt("p")], samples=1, sampling=Sampling(temperature=1, max_tokens=9, stop=stop)
+    )
+
+
+def test_what_the_template_opened_stands_before_what_rewards_judge_and_not_in_the_record() -> None:
+    listener, found = listened(Opened(), [1, 2, 3])
+    assert listener.asked == [(("<think>\nbcd",), {"lengths": [3], "openings": ["<think>\n"]})]
+    (rollout,) = found.rollouts
+    assert rollout.completion == "bcd"
+    assert [(step.end, step.value) for step in rollout.step_rewards] == [(0, 0.5), (1, 0.0), (2, 1.0)]
+    listener, _ = listened(Letters(), [1, 2, 3])
+    assert listener.asked == [(("bcd",), {"lengths": [3]})]
+
+
+def test_a_stop_string_leaves_the_text_and_stays_in_the_tokens() -> None:
+    listener, found = listened(Letters(), [1, 2, 3, 4, 5], stop=("de", "zz"))
+    (rollout,) = found.rollouts
+    assert listener.asked == [(("bc",), {"lengths": [5]})]
+    assert (rollout.completion, rollout.turns[0].tokens) == ("bc", (1, 2, 3, 4, 5))
+    assert rollout.context.completion_length == 5
+    assert [step.end for step in rollout.step_rewards if step.value == 1.0] == [1]
+
+
+def test_a_stop_string_stays_in_a_text_that_was_cut() -> None:
+    _, found = listened(Letters(), list(range(1, 12)), stop=("zz",))
+    assert found.rollouts[0].completion == "bcdefghij"
+
+
+def test_an_environment_is_told_without_the_stop_string_and_with_the_opening() -> None:
+    heard: list[str] = []
+
+    class Hears:
+        def episode(self, prompt: Prompt) -> Episode:
+            heard.append((yield prompt.messages))
+            return None
+
+    collecting = collector(Hears())
+    collecting.chat = Opened()
+    collecting.engine = ScriptedEngine(lambda request: [1, 2, 3])
+    collecting.collect([prompt("p")], samples=1, sampling=Sampling(temperature=1, max_tokens=9, stop=("d",)))
+    assert heard == ["<think>\nbc"]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.errors import EngineError
+from coterie.text import before_stop
 from coterie.types import Message, SampleKey
 
 
@@ -54,6 +55,6 @@ class ChatSession:
             )
         sampling = replace(self.sampling, max_tokens=min(self.sampling.max_tokens, room))
         (turn,) = self.engine.generate([request], sampling)
-        answer = self.talk.decode(turn.tokens)
+        answer = before_stop(self.talk.decode(turn.tokens), sampling.stop)
         self.messages = [*asked, Message(role="assistant", content=answer)]
         return answer

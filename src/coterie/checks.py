@@ -14,6 +14,7 @@ from coterie.batches.batch import Batch
 from coterie.batches.plan import largest, plan
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
+from coterie.data.answers import THOUGHTS
 from coterie.engines.base import Request, Sampling
 from coterie.engines.kv import reserved
 from coterie.engines.scripted import ScriptedEngine
@@ -132,7 +133,8 @@ def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None
     seen = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
 
     def script(request: Request) -> list[int]:
-        words = seen[request.key.prompt].answer or "?"
+        closing = THOUGHTS.get(inputs.chat.opening.strip(), "")
+        words = closing + (seen[request.key.prompt].answer or "?")
         return list(inputs.chat.tokenizer(words, add_special_tokens=False)["input_ids"])
 
     engine, environment = ScriptedEngine(script), environment_for(config.environment)

@@ -30,7 +30,8 @@ class Score(Protocol):
 
 
 class Scorer(Protocol):
-    """`turns` and `earned` come where the environment may have several turns."""
+    """`turns` and `earned` come where the environment may have several turns, `openings` where the chat template opens
+    the model's turn."""
 
     def score(
         self,
@@ -40,6 +41,7 @@ class Scorer(Protocol):
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
+        openings: Sequence[str] | None = None,
     ) -> Sequence[Score]: ...
 
 
@@ -103,6 +105,7 @@ class Collector:
         self.scorer = scorer
         self.seed = seed
         self.max_error_share = max_error_share
+        self.opening = getattr(chat, "opening", "")
         self.limits = limits
 
     def collect(
@@ -149,15 +152,19 @@ class Collector:
         return episodes.play(attempts, sampling, quorum)
 
     def _scores(self, attempts: Sequence[Attempt]) -> Sequence[Score]:
-        """What the scorer says of each attempt's last turn; it is told of the others where there may be several."""
-        prompts, completions = [one.prompt for one in attempts], [one.texts[-1] for one in attempts]
-        lengths = [_length(one) for one in attempts]
-        if self.limits is None:
-            return self.scorer.score(prompts, completions, lengths=lengths)
-        earned = [[turn.reward for turn in one.turns] for one in attempts]
-        return self.scorer.score(
-            prompts, completions, lengths=lengths, turns=[one.texts for one in attempts], earned=earned
-        )
+        """What the scorer says of each attempt's last turn; it is told of the others where there may be several.
+
+        A text begins with what the chat template opened in the prompt, `<think>` for some: that belongs to the layout.
+        """
+        opening = self.opening
+        prompts, completions = [one.prompt for one in attempts], [opening + one.texts[-1] for one in attempts]
+        facts: dict[str, Any] = {"lengths": [_length(one) for one in attempts]}
+        if opening:
+            facts["openings"] = [opening] * len(attempts)
+        if self.limits is not None:
+            facts["earned"] = [[turn.reward for turn in one.turns] for one in attempts]
+            facts["turns"] = [[opening + text for text in one.texts] for one in attempts]
+        return self.scorer.score(prompts, completions, **facts)
 
     def _steps(self, attempt: Attempt, score: Score) -> tuple[StepReward, ...]:
         """The steps' ends in tokens of all turns instead of characters of the last one."""
@@ -166,11 +173,14 @@ class Collector:
         ends = sorted({end for steps in score.steps.values() for end, _ in steps})
         last = attempt.turns[-1].tokens
         before = _length(attempt) - len(last)
-        tokens = dict(zip(ends, token_ends([last], ends, self.chat.decode), strict=True))
+        # A step that ends within what the template opened ends with the first token that the model said.
+        places = [max(end - len(self.opening), 1) for end in ends] if attempt.texts[-1] else []
+        tokens = dict(zip(ends, token_ends([last], places, self.chat.decode), strict=True)) if places else {}
         found = [
             StepReward(end=before + tokens[end], value=value, label=label)
             for label, steps in score.steps.items()
             for end, value in steps
+            if end in tokens
         ]
         return tuple(sorted(found, key=lambda step: step.end))
 

@@ -172,7 +172,7 @@ def chat(
     use_threads(config)
     observer = observer or Silent()
     source = locate_model(config.model.name, observer)
-    talk = load_chat(source, config.model.revision)
+    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("loading the model")
     policy = load_policy(config, source)
     engine = EmbeddedEngine(policy, talk, slots=1)

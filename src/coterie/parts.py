@@ -145,7 +145,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     """
     source = locate_model(config.model.name, observer)
     observer.progressed("loading the tokenizer")
-    chat = load_chat(source, config.model.revision)
+    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("reading and tokenizing the prompts")
     environment_for(config.environment)
     if config.environment.talks:

@@ -40,6 +40,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    r"""What was said before the stop string that ended it; all of it where there is none.
+
+    >>> before_stop("apple pear\nUser:", ["\nUser:"])
+    'apple pear'
+    """
+    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
+
+
 def conversation(messages: Sequence[Message], ends: str = "\n") -> str:
     """Who said what, from the question of the first turn on; not yet made safe to print.
 

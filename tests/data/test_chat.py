@@ -316,3 +316,43 @@ def test_a_stop_string_that_the_template_writes_too_stands_once() -> None:
 def test_a_template_for_single_questions_is_refused(template: str, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
         Chat(tiny_tokenizer(template=template)).check_turns()
+
+
+def opened(prompt: str) -> str:
+    return CHATML.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{prompt}")
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (CHATML, ""),
+        (opened("<think>\\n"), "<think>\n"),
+        (opened("<think>"), "<think>"),
+        (opened("<think>\\n\\n</think>\\n\\n"), ""),  # a thought that is over
+        (opened("[THINK]"), "[THINK]"),
+        (opened("<plan>\\n"), "<plan>\n"),
+        (opened("Let me see: "), ""),  # words are no tag
+        (None, ""),
+        (LLAMA_LIKE, ""),
+        (NO_SYSTEM, ""),
+    ],
+)
+def test_a_tag_that_the_template_opens_is_known(template: str | None, opening: str) -> None:
+    bos = "<|endoftext|>"
+    specials = (bos, "<|im_start|>", "<|im_end|>", "<|eot|>")
+    chat = Chat(tiny_tokenizer(template=template, bos=bos, specials=specials))
+    assert chat.opening == opening
+    assert any("opens every answer" in note for note in chat.notes) == bool(opening)
+
+
+def test_special_tokens_that_are_tags_stay_in_the_text() -> None:
+    tags = ("<think>", "</think>", "<answer>", "</answer>", "<|tool|>")
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *tags)
+    template = "{{ 'Use <think> </think> <answer> </answer>.' }}" + opened("<think>\\n")
+    chat = Chat(tiny_tokenizer(template=template, bos="<|endoftext|>", specials=specials))
+    ids = chat._encode("<think>2</think><answer>4</answer><|tool|>")
+    assert set(chat.tokenizer.convert_tokens_to_ids(list(tags))) < set(ids)
+    noise = chat._encode("<|endoftext|><|im_start|><|im_end|>")
+    assert chat.decode([*noise, *ids, *noise]) == "<think>2</think><answer>4</answer><|tool|>"
+    bare = Chat(tiny_tokenizer(template=template, bos="<|endoftext|>", specials=specials), skip_special_tokens=True)
+    assert bare.decode([*noise, *ids, *noise]) == "24"

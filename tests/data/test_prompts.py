@@ -98,6 +98,10 @@ def test_a_rows_own_messages_and_system_message_stay(tmp_path: Path) -> None:
         ("so\n#### $1,234.50", "1234.50"),
         ("#### -3", "-3"),
         ("#### 3 apples", "3 apples"),
+        ("so\n#### 10,\\!080", "10080"),
+        ("so\n#### 1{,}234.50", "1234.50"),
+        ("so\n#### −5", "-5"),
+        ("so\n#### 1/2", "1/2"),
         ("  42 ", "42"),
         ("1,234", "1,234"),
         (7, "7"),
@@ -111,6 +115,19 @@ def test_gold_answers(answer: object, gold: str) -> None:
     assert question.answer == gold
     same = answer == gold
     assert question.attributes == {"question": "?"} | ({} if same else {"answer": answer, "gold_answer": gold})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "#### Summary\nWe add both: 42.\n\n#### Check\nDone.",
+        "#### Sum\n40 + 2\n#### Check",
+        "see\n##### 42",
+        "#### 42\nDone.",
+    ],
+)
+def test_headings_are_no_gold_answers(answer: str) -> None:
+    assert read_columns({"question": "?", "answer": answer}).answer == answer
 
 
 BAD_LINES: dict[str, tuple[object, str]] = {

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coterie.data.numerals import gold_number
 from coterie.rewards.number import last_number, number, parse_number
 
 WRITTEN = [
@@ -57,9 +58,10 @@ def test_parse_refuses(text):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("10 - 5", 5),
-        ("10-3", 3),
-        ("(2)-3", 3),
+        ("10 - 5", None),  # a difference, not a number
+        ("10-3", None),
+        ("(2)-3", None),
+        ("15 - 10 = 5", 5),
         ("x = -3", -3),
         ("I have 3 cats and 1,234 dogs.", 1234),
         ("1, 2", 2),
@@ -128,8 +130,29 @@ def test_never_raises(text):
     parse_number(text)
 
 
-@pytest.mark.parametrize("text", ["1," * 20_000, "1,111" * 5_000, "9" * 50_000, "1/" * 20_000, "1e" * 20_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1," * 20_000,
+        "1,111" * 5_000,
+        "9" * 50_000,
+        "1/" * 20_000,
+        "1e" * 20_000,
+        "3万" * 9_000,
+        "½" * 9_000,
+        "1分の" * 9_000,
+        "\\frac{" * 9_000,
+        "\\text{" * 9_000,
+        "#### a\n" * 9_000,
+        "<think>" * 9_000,
+        "1 or " * 9_000,
+        "(1," * 9_000,
+    ],
+    ids=lambda text: text[:7],
+)
 def test_hostile_text_is_fast(text):
     started = time.monotonic()
     number([text], ["7"])
+    parse_number(text)
+    gold_number(text)
     assert time.monotonic() - started < 2

@@ -22,12 +22,18 @@ THINK, ANSWER = "<think>a</think>", "<answer>b</answer>"
         ("<think>a<answer>b</answer></think>", [(26, 0), (34, 1)]),
         ("<think>a" + ANSWER, [(26, 0)]),
         ("</think><think>" + ANSWER, [(33, 0)]),
+        ("a</think>" + ANSWER, [(9, 1), (27, 1)]),  # the template may have opened it
         ("nothing", [(7, 0)]),
         ("", []),
     ],
 )
 def test_each_stage_is_a_step(text: str, want: list[tuple[int, float]]) -> None:
     assert stages([text]) == [want]
+
+
+def test_a_stage_that_the_template_did_not_open_is_missing() -> None:
+    assert stages(["a</think>" + ANSWER], [""]) == [[(27, 0)]]
+    assert stages([THINK + ANSWER], ["<think>"]) == [[(16, 1), (34, 1)]]
 
 
 def test_stages_of_ones_own() -> None:

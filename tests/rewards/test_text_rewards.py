@@ -20,6 +20,11 @@ GOOD = "<think>2 + 2</think>\n<answer>4</answer>"
         (r"\boxed {a\}b}", r"a\}b"),
         (r"<answer>$\boxed{7}$</answer>", "7"),
         ("2 + 2 = 4\n#### 4\n", "4"),
+        ("#### 1. Add\n2 + 2\n#### 2. Check\nIt is 4", "#### 1. Add\n2 + 2\n#### 2. Check\nIt is 4"),
+        ("<think>9", ""),
+        ("9</think> 4", "4"),
+        ("<think>9</think> 4 <think>or 5", "4"),
+        ("<reasoning>9</reasoning>4", "4"),
         ("<think><answer>3</answer></think> 9", "9"),
         ("<answer>4", "<answer>4"),
         ("\\boxed{" * 20_000, "\\boxed{" * 20_000),
@@ -52,6 +57,8 @@ def test_exact():
         (f"\n{GOOD} ", 1),
         (f"{GOOD} bye", 0),
         ("<answer>4</answer>", 0),
+        ("2 + 2</think><answer>4</answer>", 1),  # the template may have opened it
+        ("<think>2 + 2", 0),
         (GOOD + GOOD, 0),
         ("<think><think></think><answer></answer>", 0),
         ("", 0),
@@ -59,6 +66,10 @@ def test_exact():
 )
 def test_format(completion, value):
     assert format([completion]) == [value]
+
+
+def test_a_thought_that_the_template_did_not_open_is_missing():
+    assert format(["2 + 2</think><answer>4</answer>", GOOD], ["", "<think>"]) == [0, 1]
 
 
 def test_format_with_a_pattern():

@@ -37,7 +37,11 @@ class SamplingConfig(Section):
     max_tokens: int = Field(default=128, ge=1)
     """Longest completion, in tokens; of an episode of several turns, each one's."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Strings that end a completion (kept in it), beside the model's own end tokens."""
+    """Strings that end a completion, beside the model's own end tokens. The tokens that write one are kept and trained;
+    the text that rewards, environments and records see ends before it."""
+    skip_special_tokens: bool = False
+    """Leave every special token out of that text. By default only those that end, begin or pad a text or write the chat
+    template's turns are left out, so that a `<think>` that is one token stays."""
     deadline_s: float = Field(default=600.0, gt=0)
     """Wall-clock limit of one generation call, all turns of the episodes together; what is unfinished then is
     truncated. Hitting it makes a run irreproducible, and is reported."""

@@ -1,15 +1,33 @@
 """Finding the final answer inside a completion: the one place that knows the layouts.
 
 Where several marks stand in a completion the first kind in this list decides, and of that kind the last one:
-`<answer>…</answer>`, `\\boxed{…}`, `#### …` (GSM8K). Nothing before `</think>` counts.
+`<answer>…</answer>`, `\\boxed{…}`, `#### …` (GSM8K). Nothing inside a thought counts, and a thought that is never
+closed has answered nothing.
 """
 
 from __future__ import annotations
 
 import re
 
+from coterie.data.characters import plain_characters
+from coterie.data.numerals import parse_number
+
+THOUGHTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+}
+"""The tags between which models think, as they are opened and closed."""
+
 _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-_HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
+_HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*)$", re.MULTILINE)
+_OPENS = re.compile("|".join(map(re.escape, THOUGHTS)), re.IGNORECASE)
+_CLOSES = re.compile("|".join(map(re.escape, THOUGHTS.values())), re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox) *\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is taken as a pair and does not count
 
@@ -36,13 +54,49 @@ def marked_answer(completion: str) -> str | None:
     boxed = _last_box(said)
     if boxed is not None:
         return boxed.strip()
-    hashes = _HASHES.findall(said)
-    return hashes[-1].strip() if hashes else None
+    return hashed_answer(said)
+
+
+def hashed_answer(text: str) -> str | None:
+    """What follows the last `####` that marks an answer; None where there is none.
+
+    GSM8K ends a solution with such a line. Markdown writes headings in the same way, so `#### Check` or
+    `#### 2. Compute` marks an answer only as the last line, and words only where the text has no other such line. A
+    number may be followed by more: models go on to the next question.
+
+    >>> hashed_answer("2 + 40 = 42\\n#### 42"), hashed_answer("#### 1. Read\\nTwo piles.\\n#### 2. Add\\nIt is 42.")
+    ('42', None)
+    """
+    lines = list(_HASHES.finditer(text))
+    end = len(text.rstrip())
+    for line in reversed(lines):
+        answer = line[1].strip()
+        last = line.end() >= end
+        number = parse_number(answer) is not None and not plain_characters(answer).endswith((".", ":"))
+        if number or (last and (len(lines) == 1 or any(character.isdigit() for character in answer))):
+            return answer
+    return None
 
 
 def spoken(completion: str) -> str:
-    """The completion without its thinking: what follows the last `</think>`."""
-    return completion.rpartition("</think>")[2]
+    """The completion without its thinking: what follows the last closed thought, up to one that is opened after it.
+
+    Nothing, where the only thought is never closed. A closing tag needs no opening one: the chat template may have
+    written that.
+
+    >>> spoken("<think>2 + 2</think> 4"), spoken("2 + 2</think> 4"), spoken("<think> maybe 4")
+    (' 4', ' 4', '')
+    """
+    closed = 0
+    for match in _CLOSES.finditer(completion):
+        closed = match.end()
+    opened = _OPENS.search(completion, closed)
+    return completion[closed : opened.start() if opened else None]
+
+
+def cut_in_thought(completion: str) -> bool:
+    """Whether the completion ends inside a thought, with nothing said before it."""
+    return not spoken(completion).strip() and _OPENS.search(completion) is not None
 
 
 def _last_box(text: str) -> str | None:

@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from coterie.data.answers import THOUGHTS
 from coterie.errors import DataError, ModelError
 from coterie.types import Message
 
@@ -42,14 +44,20 @@ class Chat:
         stop_ids: any of these ends a turn: the model's and the tokenizer's end tokens, the template's end-of-turn
             token. Empty when there is none; then only the token limit ends a completion.
         pad_id: a valid id to fill rectangles with. Masks never come from ids, so it may equal an end token.
+        opening: what the template writes of the model's own turn at the end of every prompt, such as `<think>\n`; empty
+            for most. Rewards and environments see it in front of what the model said.
+        silent_ids: tokens that `decode` leaves out.
         notes: what the user should know about this tokenizer, one line each.
     """
 
-    def __init__(self, tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, *, stop_ids: Iterable[int] = (), skip_special_tokens: bool = False) -> None:
         """
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
             stop_ids: the end tokens of the model's own generation settings.
+            skip_special_tokens: leave every special token out of decoded text. Otherwise only those that end, begin or
+                pad a text or write the template's turns are left out, so that tags such as `<think>` stay where they
+                are tokens of their own.
 
         Raises:
             DataError: the template does not compile, or loses the user's words.
@@ -66,6 +74,13 @@ class Chat:
             self.notes.append(
                 "the tokenizer has no end token: only sampling.max_tokens and sampling.stop end a completion"
             )
+        self.opening = self._opening()
+        if self.opening:
+            self.notes.append(
+                f"the chat template opens every answer with {self.opening!r}: rewards and environments see it in front "
+                "of what the model says"
+            )
+        self.silent_ids = self._silent_ids(skip_special_tokens)
         filler = (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(self.stop_ids), 0)
         self.pad_id: int = next(token for token in filler if token is not None)
 
@@ -159,10 +174,10 @@ class Chat:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of sampled tokens, without special tokens; broken UTF-8 becomes U+FFFD. For readers and rewards:
-        never encoded again."""
-        kept = [token for token in ids if token not in self.stop_ids]
-        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of sampled tokens, without end tokens and the others of `silent_ids`; broken UTF-8 becomes U+FFFD.
+        For readers and rewards: never encoded again."""
+        kept = [token for token in ids if token not in self.silent_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer and its own template, so that the folder opens with transformers as it is."""
@@ -291,6 +306,60 @@ class Chat:
             return ""  # a template for single questions
         return text.rpartition(assistant)[2] if assistant in text else ""
 
+    def _opening(self) -> str:
+        """What the generation prompt holds beyond the beginning of any assistant's turn: a tag that is still open.
+
+        Templates open a thought, `<think>` and a new line, which is told by its name; any other tag is told by what the
+        template writes before the words of an assistant whose turn is over.
+        """
+        stand_ins = self._stand_ins([])
+        user, assistant = next(stand_ins), next(stand_ins)
+        asked: list[Message] = [{"role": "user", "content": user}]
+        prompt = self._text(asked, add_generation_prompt=True).rpartition(user)[2]
+        tags = "|".join(map(re.escape, THOUGHTS))
+        thought = re.search(rf"(?:{tags})\s*\Z", prompt)
+        if thought is not None:
+            return thought.group()
+        try:
+            answered = self._text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
+        except DataError:
+            return ""  # a template for single questions
+        header = answered.rpartition(user)[2].partition(assistant)[0]
+        extra = prompt.removeprefix(header) if header and prompt.startswith(header) else ""
+        return extra if re.fullmatch(r"\s*<[A-Za-z][\w:-]*>\s*", extra) else ""
+
+    def _silent_ids(self, skip_special_tokens: bool) -> frozenset[int]:
+        """End tokens, and of the special tokens those that begin, end, pad or stand for unknown text, and those with
+        which the template writes turns; all of them with `skip_special_tokens`."""
+        special = {token: str(added) for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        special |= dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        if skip_special_tokens:
+            return self.stop_ids | special.keys()
+        named = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+        roles = {getattr(self.tokenizer, f"{name}_token_id", None) for name in named}
+        texts = set(special.values())
+        tags = {self.opening.strip(), *THOUGHTS, *THOUGHTS.values()}
+        # A template's own system prompt may speak of <answer>…</answer> without writing turns with it.
+        tags |= {
+            tag for text in texts if text[:1] == "<" and (close := f"</{text[1:]}") in texts for tag in (text, close)
+        }
+        turns = self._written()
+        written = {token for token, text in special.items() if text in turns and text not in tags}
+        return self.stop_ids | written | {token for token in special if token in roles}
+
+    def _written(self) -> str:
+        """What the template writes around a conversation, with and without a system message."""
+        stand_ins = self._stand_ins([])
+        chat: list[Message] = [
+            {"role": role, "content": next(stand_ins)} for role in ("system", "user", "assistant", "user")
+        ]
+        texts = []
+        for messages in (chat, chat[1:], chat[1:3], chat[1:2]):
+            for prompt in (True, False):
+                with suppress(DataError):
+                    texts.append(self._text(messages, add_generation_prompt=prompt))
+        return "\n".join(texts)
+
     def _end_of_turn(self, tail: str) -> list[int]:
         """The special token that directly follows the assistant's words, e.g. <|im_end|>, <|eot_id|>, <end_of_turn>."""
         match = self._special.match(tail.lstrip())
@@ -300,12 +369,13 @@ class Chat:
         return ids if len(ids) == 1 else []
 
 
-def load_chat(source: str | Path, revision: str | None = None) -> Chat:
+def load_chat(source: str | Path, revision: str | None = None, *, skip_special_tokens: bool = False) -> Chat:
     """The tokenizer, template and end tokens of a model.
 
     Args:
         source: a local folder, or a transformers id.
         revision: pinned revision of an id.
+        skip_special_tokens: as of `Chat`.
 
     Raises:
         ModelError: no tokenizer there that transformers can load without running the folder's own code.
@@ -324,7 +394,7 @@ def load_chat(source: str | Path, revision: str | None = None) -> Chat:
         ) from error
     files = ("generation_config.json", "config.json")
     ends = [end for name in files for end in _end_tokens(_json_of(str(source), name, options))]
-    return Chat(tokenizer, stop_ids=ends)
+    return Chat(tokenizer, stop_ids=ends, skip_special_tokens=skip_special_tokens)
 
 
 def _json_of(source: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from coterie.config.data import ColumnNames
+from coterie.data.answers import hashed_answer
+from coterie.data.characters import plain_mathematics
 from coterie.data.layouts import (
     ANSWERS,
     CONVERSATIONS,
@@ -24,6 +26,7 @@ from coterie.data.layouts import (
     plain,
     recognised,
 )
+from coterie.data.numerals import parse_number
 from coterie.data.worked import boxed_at_end
 from coterie.types import Message
 
@@ -42,8 +45,8 @@ _ROLES = {
 _LONGEST_ANSWER = 80
 """Characters of a `solution` on one line that is taken for the answer itself."""
 NO_NAMES = ColumnNames()
-_WORKED = re.compile(r"^\s*####[ \t]*(.*\S)[ \t]*$", re.MULTILINE)
-_NUMBER_WITH_COMMAS = re.compile(r"\$?\s*(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?)")
+_GROUPED = re.compile(r"\$?[ ]?(-?\d[\d,' ]*(?:\.\d+)?)\.?")
+"""A number in plain characters, perhaps with separated thousands."""
 _DEEPEST = 64
 
 
@@ -316,17 +319,19 @@ def _is_answer(solution: str) -> bool:
 def _final_answer(answer: str) -> str:
     """Of a worked solution what follows the `####` of its last line, or the box that it ends in; else the text."""
     if answer.rpartition("\n")[2].lstrip().startswith("####"):
-        return _gold(answer) or answer
+        return _hashed(answer)
     return boxed_at_end(answer) or answer
 
 
-def _gold(answer: str | None) -> str | None:
-    """GSM8K writes a worked solution and then `#### 1,234`: the gold answer is 1234."""
-    found = _WORKED.findall(answer) if answer is not None else []
-    if not found:
+def _hashed(answer: str) -> str:
+    """GSM8K writes a worked solution and ends in `#### 1,234`: the gold answer is 1234. Headings are not answers."""
+    gold = hashed_answer(answer)
+    if gold is None:
         return answer
-    number = _NUMBER_WITH_COMMAS.fullmatch(found[-1])
-    return number.group(1).replace(",", "") if number else found[-1].removeprefix("$")
+    grouped = _GROUPED.fullmatch(plain_mathematics(gold))
+    if grouped is None or parse_number(gold) is None:
+        return gold.removeprefix("$")
+    return re.sub(r"[,' ]", "", grouped[1])
 
 
 def _read_id(value: Any) -> str | None:

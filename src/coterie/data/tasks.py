@@ -21,7 +21,9 @@ from io import StringIO
 from types import ModuleType
 from typing import Any, TypeGuard
 
-from coterie.data.answers import extract_answer
+from coterie.data.answers import cut_in_thought, extract_answer
+from coterie.data.characters import plain_words
+from coterie.data.numerals import parse_number
 from coterie.data.stand_ins import stand_ins
 from coterie.data.tagged import decode, encode
 from coterie.errors import DataError
@@ -102,7 +104,9 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
     r"""The generator's own score of a completion, as it is: 0 … 1, often 0.01 or 0.05 for a well-formed wrong answer.
 
     The judged answer is that of `answers.extract_answer`: what stands in the last `<answer>…</answer>`, else in
-    the last `\boxed{…}`, else after `####`, else the whole completion, stripped.
+    the last `\boxed{…}`, else after `####`, else the whole completion, stripped. An answer in LaTeX or in other
+    characters than ASCII (`−5`, `４２`, `$42$`) is judged in the plain spelling too, and the higher score counts. A
+    completion that ends inside its thought scores 0.
 
     Args:
         attributes: of the prompt; they may have been through JSON.
@@ -118,13 +122,33 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
         )
     recipe = {key: record[key] for key in ("name", "params", "size", "seed")}
     dataset = _dataset(json.dumps(recipe, sort_keys=True))
+    if cut_in_thought(completion):
+        return 0.0
     try:
         with _quiet():
-            return float(dataset.score_answer(extract_answer(completion), decode(record["entry"])))
+            return _score(dataset, extract_answer(completion), decode(record["entry"]))
     except Exception as error:  # somebody else's scorer on a model's text: it can raise anything
         raise DataError(
             f"the scorer of {record['name']} failed on {completion[:60]!r}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float:
+    """The scorer's word on the answer as it stands, and on its plain spelling where that is another one."""
+    value = float(dataset.score_answer(answer, entry))
+    if value < 1 and (not answer.isascii() or any(sign in answer for sign in "\\$")):
+        plain, number = plain_words(answer), parse_number(answer)
+        # A fraction or a decimal stays as it is written: the question may ask for that form.
+        if (
+            number is not None
+            and not number.percent
+            and number.value.denominator == 1
+            and not set(plain) & set("./^eE")
+        ):
+            plain = str(number.value)
+        if plain != answer:
+            value = max(value, float(dataset.score_answer(plain, entry)))
+    return value
 
 
 @lru_cache(maxsize=1)

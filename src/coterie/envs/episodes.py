@@ -16,13 +16,14 @@ from coterie.engines.base import Engine, Quorum, Request, Sampling
 from coterie.engines.contract import check_turns
 from coterie.envs.base import Environment, Episode, EpisodeError, digest, earned, observed, state_key
 from coterie.errors import ConfigError, DataError
+from coterie.text import before_stop
 from coterie.types import Message, Prompt, SampleKey, StopReason, Turn
 
 UNLIMITED = 1 << 40
 
 
 class Talk(Protocol):
-    """The part of the chat that episodes need."""
+    """The part of the chat that episodes need; an attribute `opening` is taken where there is one."""
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -132,6 +133,8 @@ class Episodes:
     def __init__(self, engine: Engine, environment: Environment, chat: Talk, *, seed: int, limits: Limits) -> None:
         self.engine, self.environment, self.chat = engine, environment, chat
         self.seed, self.limits = seed, limits
+        self.opening = getattr(chat, "opening", "")
+        """What the chat template writes of each turn, which the environment sees in front of it."""
 
     def play(
         self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
@@ -219,14 +222,14 @@ class Episodes:
             elif not turn.tokens and attempt.turns:  # the deadline came before this turn's first token
                 attempt.cut(turn.stop_reason)
             else:
-                attempt.hear(turn, self.chat.decode(turn.tokens))
+                attempt.hear(turn, spoken_text(turn, self.chat, sampling.stop))
                 self._answer(attempt, sampling)
 
     def _answer(self, attempt: Attempt, sampling: Sampling) -> None:
         """What the environment says to the newest turn, and whether there is a next one."""
         turn = attempt.turns[-1]
         try:
-            found = attempt.episode.send(attempt.texts[-1])
+            found = attempt.episode.send(self.opening + attempt.texts[-1])
         except StopIteration as ending:
             try:
                 attempt.end(earned(ending.value))
@@ -248,6 +251,12 @@ class Episodes:
             attempt.cut(StopReason.DEADLINE)
         elif not more or len(attempt.tokens) + sampling.max_tokens > self.limits.tokens:
             attempt.cut(StopReason.EPISODE)
+
+
+def spoken_text(turn: Turn, chat: Talk, stop: Sequence[str]) -> str:
+    """A turn's text, without the stop string that ended it; its tokens keep that."""
+    text = chat.decode(turn.tokens)
+    return before_stop(text, stop) if turn.stop_reason is StopReason.STOP else text
 
 
 def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) -> Turn:

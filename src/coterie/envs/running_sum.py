@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from coterie.data.answers import extract_answer
 from coterie.envs.base import Episode, Observation
 from coterie.errors import ConfigError
-from coterie.rewards.number import last_number, parse_number
+from coterie.rewards.number import answered_number
 from coterie.types import Message, Prompt
 
 LARGEST = 10**9
@@ -78,8 +77,7 @@ def whole_number(said: str) -> int | None:
     >>> whole_number("It is 12."), whole_number("a dozen"), whole_number("1/2")
     (12, None, None)
     """
-    text = extract_answer(said)
-    found = parse_number(text) or last_number(text)
+    found = answered_number(said)
     if found is None or found.value.denominator != 1 or abs(found.value) > LARGEST:
         return None
     return int(found.value)

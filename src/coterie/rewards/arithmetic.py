@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
+from coterie.data.characters import EQUALS, plain_characters, plain_spaces
 from coterie.rewards.expression import Item, Value, evaluate
 
 MAX_DIGITS = 100
@@ -16,12 +17,10 @@ _SPELLINGS = (
     (re.compile(r"\\(?:left|right|,|!|;|quad|displaystyle)(?![A-Za-z])|\\[()\[\]]|[$€£¥]"), " "),
     (re.compile(r"(?<!\S)\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?=[\s.,;:!?)]|$)"), " "),  # bold
     (re.compile(r"\\[dt]?frac\s*\{([\d.,]+)\}\s*\{([\d.,]+)\}"), r"(\1/\2)"),
-    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[×✕⋅·∙∗＊]"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])|[÷∕⁄／]"), "/"),
-    (re.compile(r"[−–—﹣－]"), "-"),
-    (re.compile(r"[＋﹢]"), "+"),
-    (re.compile(r"[＝﹦]"), "="),
-    (re.compile(r"\{,\}|(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|×"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\^\{(\d+)\}"), r"^\1"),
+    (re.compile(r"(?<=\d)'(?=\d{3}(?!\d))"), ","),
 )
 _MARKER = re.compile(r"\s*(?:[-*•+>#]+|\d+[.)])\s+")
 _TOKEN = re.compile(
@@ -73,8 +72,9 @@ def _steps(completion: str, exact: bool) -> Iterator[tuple[int, float]]:
 
 def _claims(line: str, exact: bool) -> Iterator[bool]:
     """Whether each claim of a line is true."""
-    if "=" not in line and "＝" not in line and "﹦" not in line:
+    if not any(sign in line for sign in ("=", *EQUALS)):
         return
+    line = plain_spaces(plain_characters(line))
     for pattern, plain in _SPELLINGS:
         line = pattern.sub(plain, line)
     marker = _MARKER.match(line)

@@ -21,7 +21,10 @@ TURNS = "completion_turns"
 EARNED = "environment_rewards"
 """Column of what the environment gave for each turn."""
 
-OF_ROLLOUT = (LENGTH, TURNS, EARNED)
+OPENING = "completion_opening"
+"""Column of what the chat template wrote of each completion, which begins with it."""
+
+OF_ROLLOUT = (LENGTH, TURNS, EARNED, OPENING)
 """Columns that come from the rollout; a column of the data cannot have these names."""
 
 LIMIT = 1e12
@@ -40,6 +43,8 @@ class Reward(Protocol):
       message lists here for conversational prompts; a function written for those reads `completion[0]["content"]` and
       must read `completion` instead.
     - `completion_length`: list of n token counts (over all turns, end-of-turn tokens included); None where unknown.
+    - `completion_opening`: list of n strings: what the chat template opened of the model's turn, such as `<think>` and
+      a new line, with which `completions` begin; empty where it opens nothing.
     - `completion_turns`, `environment_rewards`: lists of n lists, one item a turn: what the model said, and what the
       environment gave for it; None where there is no environment of several turns.
     - `answer`, `task`: lists of n gold answers (None where there is none) and task names.

@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from coterie.data.answers import marked_answer, spoken
+from coterie.data.characters import plain_characters
+from coterie.data.numerals import gold_number, last_number, parse_number
 from coterie.errors import RewardError
-from coterie.rewards.number import Number, parse_number, same_number
+from coterie.rewards.number import same_number
 from coterie.rewards.text import same_text
 
 try:
@@ -39,7 +41,8 @@ def math(
 ) -> list[float | None]:
     """1 where the completion's answer equals the gold answer as mathematics, else 0; None without a gold answer.
 
-    A gold answer that is no mathematics is compared as text.
+    A gold answer that is a number is compared with the number that `number` would read, and, where that reads none,
+    with what math-verify makes of the answer. A gold answer that is not mathematics is compared as text.
 
     Args:
         tolerance: allowed relative difference of plain numbers; see `number`.
@@ -60,23 +63,35 @@ def _right(completion: str, gold: str, tolerance: float | None) -> bool:
     said = spoken(completion).strip() if marked is None else marked
     if same_text(said, gold, casefold=True):
         return True
-    one, other = parse_number(said), parse_number(gold)
-    if one is not None and other is not None:
-        return same_number(one, other, tolerance=tolerance) or _doubtful(one, other, said, gold)
     if not said or (marked is not None and len(marked) > LONGEST_ANSWER):
         return False
-    text = _delimited(said) if marked is not None or "\\" in said else said
-    return verify(_parsed(gold), _parse(text[-LONGEST_TEXT:]), timeout_seconds=None)
+    number = gold_number(gold)
+    answered = None if number is None else parse_number(said) or last_number(said, marked=marked is not None)
+    if number is not None and answered is not None:
+        # Two plain numbers leave no room for computer algebra, but for per cent.
+        return same_number(answered, number, tolerance=tolerance) or (
+            answered.percent != number.percent and _verified(said, gold, delimited=True)
+        )
+    if number is not None and marked is None and "\\" not in said:
+        return False  # prose without a number of its own; math-verify would take any number in it
+    return _verified(said, gold, delimited=marked is not None or "\\" in said)
 
 
-def _doubtful(one: Number, other: Number, said: str, gold: str) -> bool:
-    """Whether computer algebra sees more in two different plain numbers: only per cent leaves room for it."""
-    return one.percent != other.percent and verify(_parsed(gold), _parse(_delimited(said)), timeout_seconds=None)
+def _verified(said: str, gold: str, *, delimited: bool) -> bool:
+    text = _plain(said)
+    return verify(
+        _parsed(gold), _parse((_delimited(text) if delimited else text)[-LONGEST_TEXT:]), timeout_seconds=None
+    )
+
+
+def _plain(text: str) -> str:
+    """The characters that math-verify's grammar has."""
+    return plain_characters(text).replace("×", r"\times ")
 
 
 @lru_cache(maxsize=1024)
 def _parsed(gold: str) -> list[Any]:
-    return _parse(_delimited(gold))
+    return _parse(_delimited(_plain(gold)))
 
 
 def _parse(text: str) -> list[Any]:

@@ -71,6 +71,7 @@ class Scorer:
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
+        openings: Sequence[str] | None = None,
     ) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
@@ -82,6 +83,8 @@ class Scorer:
             lengths: tokens of each completion, the column `completion_length`; None where they are not known.
             turns: what the model said in each turn, the column `completion_turns`.
             earned: what the environment gave for each turn, the column `environment_rewards`.
+            openings: what the chat template wrote of each completion, the column `completion_opening`; nothing when
+                left out.
 
         The columns are those of these prompts and of all that `start` was told of; a row without one has None there.
 
@@ -102,6 +105,7 @@ class Scorer:
             lengths=lengths,
             turns=turns,
             earned=earned,
+            openings=openings,
         )
         names = scoring.names
         try:

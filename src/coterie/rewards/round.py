@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.config.rewards import RewardConfig, StepRewardConfig
-from coterie.rewards.base import EARNED, LENGTH, OF_ROLLOUT, TURNS, Score
+from coterie.rewards.base import EARNED, LENGTH, OF_ROLLOUT, OPENING, TURNS, Score
 from coterie.types import Prompt
 
 MAX_LOST = 3
@@ -35,6 +35,7 @@ class Round:
         known: columns that other prompts have; the rows of this call hold None there.
         lengths: tokens of each completion.
         turns, earned: of each row, what the model said and what the environment gave, turn by turn.
+        openings: of each row, what the chat template wrote of the completion.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class Round:
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
+        openings: Sequence[str] | None = None,
     ) -> None:
         self.parts = parts
         self.prompts = prompts
         size = len(completions)
         self.own: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
+        self.own[OPENING] = [""] * size if openings is None else openings
         self.own |= {name: found for name, found in ((TURNS, turns), (EARNED, earned)) if found is not None}
         """Columns of the rollouts."""
         self.names = list(dict.fromkeys((*self.own, *known, *column_names(prompts))))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from coterie.data import tasks
-from coterie.rewards.number import number, parse_number
+from coterie.data.numerals import gold_number
+from coterie.rewards.number import number
 from coterie.rewards.text import exact
 
 
@@ -37,6 +38,6 @@ def prepare(columns: Sequence[str]) -> None:
 
 
 def _general(completion: str, gold: str | None) -> float | None:
-    if gold is not None and parse_number(gold) is None:
+    if gold is not None and gold_number(gold) is None:
         return exact([completion], [gold], casefold=True)[0]
     return number([completion], [gold])[0]

@@ -6,15 +6,20 @@ import re
 from collections.abc import Sequence
 
 from coterie.data.answers import extract_answer
+from coterie.data.characters import plain_words
 
 THINK_ANSWER = re.compile(
     r"\s*<think>((?!</?(?:think|answer)>).)*</think>\s*<answer>((?!</?(?:think|answer)>).)*</answer>\s*", re.DOTALL
 )
 """The layout of DeepSeek-R1-Zero (table 1): each tag exactly once, in order, and nothing outside."""
+_THINK = "<think>"
 
 
 def exact(completions: Sequence[str], answer: Sequence[str | None], *, casefold: bool = False) -> list[float | None]:
-    """1 where the completion's answer equals the gold answer up to white space, else 0; None without a gold answer.
+    """1 where the completion's answer equals the gold answer, else 0; None without a gold answer.
+
+    White space, the Unicode form of a character (full-width letters, dashes, digits of other scripts) and LaTeX's
+    marks of text (`\\text{…}`, `$…$`) are not compared.
 
     Args:
         casefold: ignore upper and lower case.
@@ -26,15 +31,21 @@ def exact(completions: Sequence[str], answer: Sequence[str | None], *, casefold:
 
 
 def same_text(one: str, other: str, *, casefold: bool = False) -> bool:
-    """Equality after stripping and with every run of white space as one space."""
+    """Equality after stripping and with every run of white space as one space, in plain characters."""
     one, other = " ".join(one.split()), " ".join(other.split())
-    return one.casefold() == other.casefold() if casefold else one == other
+    if casefold:
+        one, other = one.casefold(), other.casefold()
+    return one == other or (bool(one) and plain_words(one) == plain_words(other))
 
 
-def format(completions: Sequence[str], *, pattern: str | None = None) -> list[float]:
+def format(
+    completions: Sequence[str], completion_opening: Sequence[str] | None = None, *, pattern: str | None = None
+) -> list[float]:
     r"""1 where the whole completion has the layout, else 0.
 
     Args:
+        completion_opening: what the chat template wrote of each completion, which begins with it. Left out where that
+            is not known: then a thought that is closed but not opened counts as opened by the template.
         pattern: regular expression for the whole completion without surrounding white space, in which `.` also stands
             for a new line; the default asks for `<think>…</think> <answer>…</answer>`.
 
@@ -45,7 +56,10 @@ def format(completions: Sequence[str], *, pattern: str | None = None) -> list[fl
         layout = THINK_ANSWER if pattern is None else re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ValueError(f"pattern = {pattern!r} is no regular expression: {error}") from error
-    return [float(layout.fullmatch(completion.strip()) is not None) for completion in completions]
+    texts = [completion.strip() for completion in completions]
+    if completion_opening is None:
+        texts = [f"{_THINK}{text}" if _THINK not in text and "</think>" in text else text for text in texts]
+    return [float(layout.fullmatch(text) is not None) for text in texts]
 
 
 def length(

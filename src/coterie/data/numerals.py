@@ -1,0 +1,284 @@
+"""Reading numbers as people write them: the one reader of rewards, gold answers and environments. No computer algebra.
+
+The rules are those of docs/rewards.md, "How an answer is read".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+from coterie.data.characters import plain_mathematics
+from coterie.data.digits import HAN, HAN_ANSWER, HAN_NUMERAL, Number, Written, find, han_value, numeral, value_of
+
+_TAIL = 600
+"""Characters from the end in which the last number of a long text is sought first."""
+_LONGEST_JOINER = 40
+"""Characters between two numbers that may make one thing of them."""
+
+_LETTER = "A-Za-zÀ-ÖØ-öø-ɏͰ-ϿЀ-ӿ"
+"""Alphabets in which words are spaced: such a letter right before a digit makes it part of a name, as in x2 or CO2."""
+_NAME = re.compile(rf"[{_LETTER}_](?:\.|[-])?\Z|[\^_][ ]?[{{(]?[ ]?[-+]?\Z|\d\.\Z")
+# Right before or after a number, these make it a part of something else: 2π, √3, x + 5, π/2, x > 5, (-∞, 5], |-5|.
+_SYMBOL_BEFORE = re.compile(
+    r"""(?:√[ ]?_?[\d{}]*[ ]*[({\[]?[ ]*|[∪∩±≤≥≠][ ]*[({\[$]*[ ]*|[}|][ ]?\{[ ]?|[^\s|]\|
+    |[^\s=≈:<>(\[{,;/][ ]?/[ ]?[({]?|[^\s=≈:<>(\[{,;+×*-](?:[ ]?×[ ]?|[ ][+*][ ]|[+*])[({]?
+    |(?<![\w])[xyznt][ ]?-[ ]?|[\[(][ ]*[-+]?∞[ ]*,[ ]*|[\w\s][ ][<>][ ]|(?<![</A-Za-z])[A-Za-z][<>])\Z""",
+    re.VERBOSE,
+)
+_SYMBOLS = frozenset("√∪∩±≤≥≠/×+*-∞<>{|")
+_SYMBOL_AFTER = re.compile(
+    r"""[)}]*[ ]?(?:[×*.]?[ ]?[√π∞]|\^|±)|\||[xyznqruvabi](?![\w'])|\([^()]{0,20}(?<![A-Za-z])[xyz√π](?![A-Za-z])
+    |[)}]*[ ]?[×*/+][ ]?[({]?-?[ ]?(?:[√π(]|[a-z](?!\w))|[)}]*[ ]?-[ ]?(?:[√π]|[xyznt](?!\w))|[)}]*/\(
+    |[ ]?,[ ]*[-+]?∞|[ ]?[≤≥≠]|[ ][<>][ ]?[A-Za-z]""",
+    re.VERBOSE,
+)
+_LABELS = {"step", "equation", "eq", "eq.", "example", "question", "part", "problem", "figure", "fig", "fig.", "table"}
+_LABELS |= {"case", "section", "chapter", "line", "footnote", "ref"}
+_MARKER = re.compile(r"[.)][ \t]+\S")
+_JOINER = re.compile(
+    r""":|[ ]:[ ]|["'%°$)\]}]{0,2}(?:[ ]{0,2}(?:[×*/^±~→]|\.\.\.?|…)[ ]{0,2}|[ ]?x[ ]?|[ ](?:plus|minus|times|over)[ ]
+    |[ ](?:to|through|bis|до|a|o|à)[ ]|[ ](?:and|und|et|и|y)[ ](?:[A-Za-z][ ]?=[ ]?)?
+    |[ ]?[A-Za-z.]{0,12}[ ](?:or|oder|ou|или|and/or)[ ](?:[A-Za-z][ ]?=[ ]?)?
+    |[ ]?[元円个個人岁歳개명]?[ ]?(?:或者?|至|到|和|与|與|または|もしくは|か|と|から|또는|에서|와|과)[ ]?)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_LIST = re.compile(r"[ \t]*[,;、，；|&][ \t]*(?:(?:and|or|und|et|y)[ ])?(?:[A-Za-z][ ]?=[ ]?)?|[ ](?:and|or)[ ]")
+_NEGATED = re.compile(r"(?:(?<![A-Za-z])not|instead of|rather than|不是)[ ]?\Z", re.IGNORECASE)
+# 2 hours 30 minutes: a number with a unit before a number with a lesser one.
+_PARTS = re.compile(
+    r"""[ ]?(?:°|hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?|lbs?|dollars?|euros?
+    |met(?:er|re)s?|m|小时|小時|時間|시간|分钟|分鐘|分|元|天|日|年)[ ]?,?[ ]?(?:and[ ]|又)?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_LESSER = re.compile(
+    r"[ ]?(?:['′]|min|(?:m|s|h|in)(?![A-Za-z])|sec|hour|inch|ounce|oz|cent|cm|month|day|week|分|秒|角|초|분)",
+    re.IGNORECASE,
+)
+_UNSPACED_SIGN = re.compile(rf"[{_LETTER}\d)\]}}%°'\u0590-\u06ff\u0750-\u077f]\Z")
+_UNITS = re.compile(
+    r"""(?:\s|square|cubic|sq\.?|cu\.?|per|/|·|×|°|\^\{?-?\d\}?|(?:[kcmdnμ]?m|[kmμ]?g|[mkcd]?[lL]|[mnμ]?s|h|hrs?|hours?|minutes?
+    |mins?|min|seconds?|secs?|days?|weeks?|months?|years?|km/h|mph|kph|in(?:ch(?:es)?)?|ft|feet|foot|yd|yards?|miles?|mi
+    |(?:kilo|centi|milli)?(?:met(?:er|re)s?|grams?)|lit(?:er|re)s?|lbs?|pounds?|oz|ounces?|degrees?|radians?|rad|units?
+    |dollars?|cents?|euros?|[kM]?[JWNV]|Hz|Pa|mol|K|C|F)(?![A-Za-z])|平方|立方|厘米|毫米|千米|公里|分米|千克|公斤|毫升|小时|小時
+    |分钟|分鐘|時間|分|秒|米|克|吨|升|元|円|원|个|個|只|人|岁|歳|天|日|年|月|개|명|점|시간|次|本|枚|页|道|条|种|倍)+\.?""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantity:
+    """Something that looks like a number in a text."""
+
+    start: int
+    end: int
+    number: Number | None
+    """None where it is no plain number: a coefficient, an argument, a date, or too long."""
+    several: bool = False
+    """It is a list of numbers in one run of digits, 1,2,3; the number is the last of them."""
+    decimal_comma: bool = False
+    label: bool = False
+    """It counts or names something: 3rd, Step 3."""
+    joined: bool = False
+    """With the number before it: 5 or 6, 3-5, 2 + 3, 12:30."""
+    listed: bool = False
+    """It follows another number after a comma."""
+
+
+@lru_cache(maxsize=4096)
+def parse_number(text: str) -> Number | None:
+    """The number that the whole text is; None when it says anything else.
+
+    A currency, a degree or a per cent sign belongs to the number, a unit of measure does not.
+
+    >>> parse_number("$1,234.50").value
+    Fraction(2469, 2)
+    >>> parse_number("12 apples") is None
+    True
+    """
+    plain = _bare(plain_mathematics(text))
+    quantity = _whole(plain)
+    if quantity is not None:
+        return quantity.number if quantity.end == len(plain) else None
+    return Number(Fraction(han_value(plain))) if HAN_NUMERAL.fullmatch(plain) else None
+
+
+@lru_cache(maxsize=4096)
+def gold_number(text: str) -> Number | None:
+    r"""The number that a gold answer is: as `parse_number`, and with a unit of measure after it.
+
+    >>> gold_number(r"12 \text{ cm}^2").value
+    Fraction(12, 1)
+    """
+    number = parse_number(text)
+    if number is not None:
+        return number
+    plain = _bare(plain_mathematics(text))
+    quantity = _whole(plain)
+    return quantity.number if quantity is not None and _UNITS.fullmatch(plain, quantity.end) is not None else None
+
+
+def last_number(text: str, *, marked: bool = False) -> Number | None:
+    """The number that a text ends with; None when there is none, or when the last one does not stand for itself.
+
+    It does not when it is one of several (`5 or 6`, `3-5`, `(1, 2)`), a term or an argument (`2 + 3`, `2x`, `√3`), a
+    date or a time. Exponents, indices and digits in names are no numbers at all; ordinals and labels (`3rd`, `Step 3`)
+    count only where nothing else does.
+
+    Args:
+        marked: the text is an answer as a whole, so that a list of numbers is no answer: `1, 2`.
+    """
+    if len(text) > 2 * _TAIL:
+        last = _last(plain_mathematics(text[-_TAIL:].partition(" ")[2]))
+        if last is not None and not last.label:
+            return None if last.joined or (marked and (last.several or last.listed)) else last.number
+    plain = plain_mathematics(text)
+    last = _last(_bare(plain) if marked else plain)
+    if last is None and (words := HAN_ANSWER.findall(plain[-_TAIL:])):
+        return Number(Fraction(han_value(words[-1])))
+    return None if last is None or last.joined or (marked and (last.several or last.listed)) else last.number
+
+
+def _last(plain: str) -> _Quantity | None:
+    """The last quantity that does not only label something, else the last one."""
+    last: _Quantity | None = None
+    for quantity in _quantities(plain):
+        if not quantity.label or last is None or last.label:
+            last = quantity
+    return last
+
+
+def _bare(plain: str) -> str:
+    """Without the delimiters of mathematics and the full stop around a whole answer."""
+    plain = plain.strip().rstrip(".。!！").strip()
+    for mark in ("$$", "$", "{"):
+        inner = plain[len(mark) : -len(mark)]
+        closing = "}" if mark == "{" else mark
+        if (
+            len(plain) > 2 * len(mark)
+            and plain == f"{mark}{inner}{closing}"
+            and not set(inner) & {mark[0], closing[0], ","}
+        ):
+            return inner.strip().rstrip(".。").strip()
+    return plain
+
+
+def _whole(plain: str) -> _Quantity | None:
+    """The single number with which a text begins."""
+    match = find(plain, 0)
+    quantity = None if match is None or match.start > 0 else _quantity(match, plain, whole=True)
+    while quantity is not None and (match := find(plain, quantity.end)) is not None:
+        longer = _chained(quantity, match, plain)
+        if longer is None:
+            break
+        quantity = longer
+    if quantity is None or quantity.several or quantity.decimal_comma or quantity.label:
+        return None
+    return quantity
+
+
+def _quantities(plain: str) -> Iterator[_Quantity]:
+    """All that looks like a number, in order, with what binds each to the one before."""
+    before: _Quantity | None = None
+    opened = counted = place = 0
+    while (match := find(plain, place)) is not None:
+        place = match.end
+        quantity = _quantity(match, plain)
+        if quantity is None:
+            continue
+        if before is not None and (longer := _chained(before, match, plain)) is not None:
+            quantity = longer
+        elif (number := _marker(quantity, plain)) == 1 or number == counted + 1:
+            counted = number
+            quantity = replace(quantity, label=True)
+        elif before is not None and not before.label and quantity.start - before.end <= _LONGEST_JOINER:
+            between = plain[before.end : quantity.start]
+            if _joined(between, match, plain):
+                quantity = replace(quantity, joined=True)
+            elif _LIST.fullmatch(between):
+                opened = opened if before.listed else before.start
+                quantity = replace(quantity, listed=True, joined=_enclosed(opened, quantity.end, plain))
+        if (quantity.several or quantity.decimal_comma) and _enclosed(quantity.start, quantity.end, plain):
+            quantity = replace(quantity, joined=True)
+        before = quantity
+        yield quantity
+
+
+def _enclosed(start: int, end: int, plain: str) -> bool:
+    """Whether brackets stand around a list of numbers: a tuple, an interval, a set."""
+    before, after = plain[max(start - 3, 0) : start].rstrip(), plain[end : end + 3].lstrip()
+    return before[-1:] in tuple("([{⟨") and after[:1] in tuple(")]}⟩")
+
+
+def _joined(between: str, match: Written, plain: str) -> bool:
+    """Whether two numbers make one thing that is neither: a range, an alternative, a sum, a ratio, a date."""
+    signed = match.before["sign"] or match.before["word"]
+    if signed and not between.strip(" )]%°元円个個人月日") and "\n" not in between:
+        return True
+    if _JOINER.fullmatch(between):
+        return True
+    return _PARTS.fullmatch(between) is not None and _LESSER.match(plain, match.core.end("top")) is not None
+
+
+def _marker(quantity: _Quantity, plain: str) -> int:
+    """The number of a list's item at the start of a line, `2. ` or `(2) `; 0 where it is none."""
+    before = plain[max(quantity.start - 8, 0) : quantity.start].rstrip(" \t(#*-")
+    if (before and not before.endswith("\n")) or quantity.end - quantity.start > 2 or quantity.number is None:
+        return 0
+    return int(quantity.number.value) if _MARKER.match(plain, quantity.end) else 0
+
+
+def _chained(before: _Quantity, match: Written, plain: str) -> _Quantity | None:
+    """A number of Chinese, Japanese or Korean parts, 3万5千; None where the two are not parts of one."""
+    size = HAN.get(plain[before.end - 1])
+    value = value_of(match) if size and not plain[before.end : match.core.start()].strip() else None
+    if size is None or value is None or value.percent or value.value >= size or before.number is None or before.several:
+        return None
+    total = before.number.value + (-value.value if before.number.value < 0 else value.value)
+    return replace(before, end=match.end, number=Number(total))
+
+
+def _quantity(match: Written, plain: str, *, whole: bool = False) -> _Quantity | None:
+    """What a match is; None where its digits belong to a name, an exponent or an index."""
+    before = plain[max(match.start - 24, 0) : match.start]
+    sign = match.before["sign"] or ""
+    signed = bool(sign) and not match.before["word"] and _is_sign(sign, before, whole)
+    lead = before if signed or match.before["word"] or not sign else before + sign
+    if (lead[-1:] not in " =" or not {"^", "_"}.isdisjoint(lead[-4:])) and _NAME.search(lead):
+        return None
+    if _NEGATED.search(lead[-13:]):
+        return None
+    number, kind = _number(match, plain, negative=signed and sign[0] == "-"), numeral(match.core["top"])[1]
+    symbolic = _SYMBOL_AFTER.match(plain, match.end) is not None
+    symbolic = symbolic or (not _SYMBOLS.isdisjoint(lead) and _SYMBOL_BEFORE.search(lead) is not None)
+    if symbolic or match.core["more"] or kind == "broken":
+        return _Quantity(match.start, match.end, None)
+    label = bool(match.core["ordinal"]) or _labelled(lead)
+    return _Quantity(match.start, match.end, number, kind == "list", kind == "comma", label)
+
+
+def _labelled(lead: str) -> bool:
+    """Whether the words before a number make it the name of something: Step 3, 第3."""
+    words = lead.rstrip(" (#")
+    return (
+        words[-1:] in ("第", "№") or words[-12:].replace("\n", " ").rpartition(" ")[2].lstrip("([").lower() in _LABELS
+    )
+
+
+def _is_sign(sign: str, before: str, whole: bool) -> bool:
+    """Whether a minus or plus belongs to the number behind it, and is neither a hyphen, a bullet nor an operation."""
+    if _UNSPACED_SIGN.search(before):
+        return False
+    if len(sign) > 1:  # a space follows
+        return (whole and not before) or before.rstrip()[-1:] in tuple("=≈$")
+    return True
+
+
+def _number(match: Written, plain: str, *, negative: bool) -> Number | None:
+    number = value_of(match)
+    minuses = negative + (match.before["inner"] or "").count("-")
+    minuses += bool(match.before["word"]) and not plain[max(match.start - 8, 0) : match.start].rstrip()[-1:].isdigit()
+    return Number(-number.value, number.percent) if number is not None and minuses % 2 else number
