@@ -180,3 +180,20 @@ def test_the_band_of_the_curve_stays_within_possible_rewards(tmp_path, monkeypat
 
 def test_a_mean_around_each_point_does_not_lag():
     assert centred_mean([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 5) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_the_reward_of_a_binary_task_has_a_row_where_other_parts_count(tmp_path):
+    with RunDirectory.create(tmp_path, "", "x") as run:
+        run.write_config({"steps": 40})
+        with MetricsDB(run.metrics) as database:
+            for step, correct in ((0, [0, 1, 0]), (40, [4, 3, 4])):
+                result, items = make_eval(step, "legs", correct)
+                reward = Interval(value=0.5 + step / 100, low=0.4, high=1.0)
+                items = [replace(item, reward=0.5 + step / 100) for item in items]
+                database.record_evals([replace(result, reward=reward)], items)
+        text = write_report(run, machine="m", seconds=3).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| legs")]
+    assert "| **+83.3** points [" in rows[0]
+    assert rows[2].startswith(
+        "| legs | 3 × 4 | reward | 0.500 [0.400, 1.000] | 0.900 [0.400, 1.000] | **+0.400** [+0.400,"
+    )

@@ -44,6 +44,10 @@ def _easier_or_harder(record: Record) -> str:
     )
 
 
+CAUSES = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/effective")
+"""Metrics that `zero_gradient` reads."""
+
+
 def zero_gradient(series: Mapping[str, Series]) -> str:
     """How many steps had a gradient of exactly zero, and why, e.g. `zero in 2 of 2 steps: …`; empty when none."""
     norms = series.get("grad_norm")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.diagnosis.findings import Finding, Record, Severity
-from coterie.diagnosis.groups import zero_gradient
+from coterie.diagnosis.groups import CAUSES, zero_gradient
 from coterie.diagnosis.rules import Unjudged, examine
 from coterie.diagnosis.series import Series
 from coterie.errors import RunError
@@ -79,11 +79,14 @@ def read_record(run: RunDirectory) -> tuple[Record, str]:
 
 def untrained(database: MetricsDB) -> str:
     """Why nothing was trained, where every step had a gradient of exactly zero; else empty."""
-    names = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/effective")
-    series = {name: Series.of(name, rows) for name in names if (rows := database.series(name))}
-    if "grad_norm" not in series or series["grad_norm"].values.any():
-        return ""
-    return f"nothing was trained: the gradient was {zero_gradient(series)}"
+    norms = database.series("grad_norm")
+    trained = not norms or any(norm for _, norm in norms)
+    return "" if trained else f"nothing was trained: the gradient was {gradient_line(database)}"
+
+
+def gradient_line(database: MetricsDB) -> str:
+    """How many steps had a gradient of exactly zero, and why; empty when none had."""
+    return zero_gradient({name: Series.of(name, rows) for name in CAUSES if (rows := database.series(name))})
 
 
 def _verdict(findings: tuple[Finding, ...], quiet: int, steps: int, ended: bool) -> str:

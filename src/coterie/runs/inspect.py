@@ -242,12 +242,20 @@ def metrics_by_task(*databases: MetricsDB) -> dict[str, str]:
 
 
 def compare(
-    one: MetricsDB, before: Sequence[EvalResult], other: MetricsDB, after: Sequence[EvalResult]
+    one: MetricsDB,
+    before: Sequence[EvalResult],
+    other: MetricsDB,
+    after: Sequence[EvalResult],
+    *,
+    metric: str | None = None,
 ) -> dict[str, PairedTest]:
     """Difference of two evaluations, `after` minus `before`, by task, on the prompts that both hold: in pass@1, or in
     mean reward where the evaluated reward is graded in any evaluation of the two runs.
 
     A task is left out where the evaluations share no prompt, or a database did not record their items.
+
+    Args:
+        metric: `PASS` or `REWARD` for all tasks; None takes that of each task.
     """
     later = {result.task: result.step for result in after}
     metrics = metrics_by_task(one, other)
@@ -255,13 +263,13 @@ def compare(
     for result in before:
         if result.task not in later:
             continue
-        metric = metrics.get(result.task, PASS)
-        first = _by_prompt(one, result.step, result.task, metric)
-        second = _by_prompt(other, later[result.task], result.task, metric)
+        name = metric or metrics.get(result.task, PASS)
+        first = _by_prompt(one, result.step, result.task, name)
+        second = _by_prompt(other, later[result.task], result.task, name)
         shared = sorted(first.keys() & second.keys())
         if shared:
             tests[result.task] = paired_test(
-                [first[key] for key in shared], [second[key] for key in shared], metric=metric
+                [first[key] for key in shared], [second[key] for key in shared], metric=name
             )
     return tests
 

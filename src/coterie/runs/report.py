@@ -12,14 +12,12 @@ from typing import Any
 from coterie.algo.statistics import PairedTest
 from coterie.config.layers import flatten
 from coterie.config.schema import RunConfig
-from coterie.diagnosis.groups import zero_gradient
-from coterie.diagnosis.series import Series
 from coterie.errors import RunError
 from coterie.observer import PASS, REWARD, EvalResult, Interval, metric_of
 from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
-from coterie.runs.health import health_lines
+from coterie.runs.health import gradient_line, health_lines
 from coterie.runs.inspect import compare, ends, metrics_by_task
 from coterie.runs.metrics import Event, MetricsDB
 from coterie.text import conversation, metric_text, safe_text
@@ -66,8 +64,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     with MetricsDB.reader(run.metrics) as database:
         done, events = database.last_step() or 0, database.events()
         results = _results(database)
-        series = {name: Series.of(name, database.series(name)) for name in database.names()}
-        still = zero_gradient(series)
+        still = gradient_line(database)
         speeds = {name: database.series(f"speed/{name}") for name in ("generate", "update")}
     # Of a path the last name: a picture has no room for more, and the run's settings hold the rest.
     picture = draw_curve(run, f"{run.path.resolve().name}: {Path(str(model)).name}, {done} steps of GRPO")
@@ -131,9 +128,10 @@ def _results(database: MetricsDB) -> str:
         for line in _lines(result, later[result.task], metrics.get(result.task, PASS))
     ]
     points = all(kind == PASS for _, (_, kind, _, _) in lines)
+    rewards = {} if points else compare(database, before, database, after, metric=REWARD)
     rows = []
     for result, (name, kind, first, last) in lines:
-        test = tests.get(result.task) if name == metrics.get(result.task, PASS) else None
+        test = {metrics.get(result.task, PASS): tests.get(result.task), REWARD: rewards.get(result.task)}.get(name)
         change = _change(kind, first, last, test, unit="" if points or kind != PASS else " points")
         rows.append(_row(result.task, _size(result), name, metric_text(kind, first), metric_text(kind, last), *change))
     unit = " in points" if points else ""

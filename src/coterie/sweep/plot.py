@@ -124,5 +124,5 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
     axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")
-    if all((one.area if one.after is None else one.after) >= 0 for one in results):
+    if not any((one.area if one.after is None else one.after) < 0 for one in results):
         axis.set_ylim(bottom=0)
