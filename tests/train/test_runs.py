@@ -318,10 +318,19 @@ def test_other_settings_do_not_continue_a_run(root: Path) -> None:
 def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> None:
     config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
     (root / "bad_rewards.py").write_text(
-        "def broken(prompts, completions, **columns):\n    return [1 / 0 for _ in completions]\n", encoding="utf-8"
+        "def broken(prompts, completions, **columns):\n    return [1 / (len(text) < 3) for text in completions]\n",
+        encoding="utf-8",
     )
     with pytest.raises(RewardError, match=r"rollouts ended in an error .*broken.*ZeroDivisionError"):
+        assemble.train(config)  # gold answers have two characters at most
+
+
+def test_a_reward_that_always_raises_leaves_no_run_behind(root: Path) -> None:
+    config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
+    (root / "bad_rewards.py").write_text("def broken(completions):\n    return [1 / 0]\n", encoding="utf-8")
+    with pytest.raises(RewardError, match=r"fails on every prompt looked at .*broken.*ZeroDivisionError"):
         assemble.train(config)
+    assert not (root / "runs" / "one").exists()
 
 
 def test_bad_data_leaves_no_run_behind(root: Path) -> None:
