@@ -46,6 +46,7 @@ class Marks:
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
+        openings: Sequence[str] | None = None,
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
@@ -174,7 +175,7 @@ def listened(chat: Letters, words: list[int], stop: tuple[str, ...] = ()) -> tup
         engine=ScriptedEngine(lambda request: words),
         environment=SingleTurn(),
         chat=chat,
-        scorer=listener,  # ty: ignore[invalid-argument-type]
+        scorer=listener,
         seed=3,
         max_error_share=1.0,
     )

@@ -93,6 +93,18 @@ def test_neighbouring_seeds_share_no_items() -> None:
     assert not one & {item.question for item in tasks.items("chain_sum", {}, 50, 1)}
 
 
+def test_an_answer_in_other_characters_is_the_same_and_a_cut_thought_is_none() -> None:
+    item = first("chain_sum", min_terms=2, max_terms=2, size=30)
+    answer = str(item.answer)
+    wide = answer.translate({ord("-"): "−"} | {48 + k: chr(0xFF10 + k) for k in range(10)})
+    for text in (wide, f"\\boxed{{{wide}}}", f"${answer}$", f"7</think>{answer}", f"<answer>{wide}</answer>"):
+        assert tasks.score(item.attributes, text) == 1, text
+    for text in (f"<think>{answer}", f"<think>\\boxed{{{answer}}}", f"[THINK]<answer>{answer}</answer>"):
+        assert tasks.score(item.attributes, text) == 0, text
+    half = first("fraction_simplification")
+    assert tasks.score(half.attributes, "２/４") < 1  # the form that the question asks for still counts
+
+
 def test_partial_credit_is_kept_as_the_generator_gives_it() -> None:
     item = first("chain_sum")
     assert 0 < tasks.score(item.attributes, f"I think that it is {item.answer}, more or less") < 1

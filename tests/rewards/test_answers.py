@@ -40,7 +40,7 @@ def test_the_battery_asks_each_kind_in_both_directions() -> None:
 @pytest.mark.parametrize("kind", sorted({pair["kind"] for pair in PAIRS}))
 def test_each_pair_gets_its_right_reward(kind: str) -> None:
     wrong = [
-        (judge.__name__, pair)
+        (judge, pair)
         for pair in PAIRS
         for judge in JUDGES[pair["by"]]
         if pair["kind"] == kind and judge([pair["said"]], [pair["gold"]]) != [pair["right"]]

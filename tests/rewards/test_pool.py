@@ -237,8 +237,8 @@ def test_parts_without_weight_do_not_count():
 def test_missing_column_is_named():
     (found,) = score("unruly:narrow", ["a"], [prompt(difficulty=3)])
     assert (
-        "needs 'level', but the prompts only have answer, completion_length, completion_opening, completions, difficulty, "
-        "prompts, task" in found.error
+        "needs 'level', but the prompts only have answer, completion_length, completion_opening, completions, "
+        "difficulty, prompts, task" in found.error
     )
 
 

@@ -81,6 +81,7 @@ def test_format_with_a_pattern():
 def test_soft_overlong_punishment_of_dapo():
     assert length(["x" * n for n in (0, 80, 90, 100, 200)], maximum=100) == [0, 0, -0.5, -1, -1]
     assert length(["a b c", "a b c d"], unit="words", maximum=4, cache=2) == [-0.5, -1]
+    assert length(["<think>\n" + "x" * 90], ["<think>\n"], maximum=100) == [-0.5]  # the model did not say that
 
 
 def test_length_range():

@@ -24,7 +24,7 @@ SCRIPTS: dict[str, frozenset[str]] = {
 _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 """Written without spaces: every letter counts as a word."""
 _IGNORED = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|</?[A-Za-z_]\w*>",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|</?[A-Za-z_][\w:]*>|\[/?THINK\]|◁/?think▷|<\|\w+\|>",
     re.DOTALL,
 )
 """Code, mathematics and tags belong to no language."""

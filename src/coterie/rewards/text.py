@@ -64,6 +64,7 @@ def format(
 
 def length(
     completions: Sequence[str],
+    completion_opening: Sequence[str] | None = None,
     *,
     unit: str = "characters",
     maximum: float | None = None,
@@ -78,6 +79,7 @@ def length(
     at twice `high`.
 
     Args:
+        completion_opening: what the chat template wrote of each completion, which is not counted.
         unit: `characters` or `words`.
         cache: width of the falling part; a fifth of `maximum` when left out.
 
@@ -86,6 +88,9 @@ def length(
     """
     if unit not in ("characters", "words"):
         raise ValueError(f"unit = {unit!r}; expected 'characters' or 'words'")
+    if completion_opening is not None:
+        pairs = zip(completions, completion_opening, strict=True)
+        completions = [completion.removeprefix(opening) for completion, opening in pairs]
     sizes = [len(completion) if unit == "characters" else len(completion.split()) for completion in completions]
     if maximum is not None and low is None and high is None:
         width = maximum / 5 if cache is None else cache
