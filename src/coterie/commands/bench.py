@@ -16,17 +16,17 @@ def bench(
     cases: Annotated[
         str | None, typer.Option(help="Comma-separated cases, or shapes such as 2x2:64:8; all when left out.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often the sides take turns.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which the frameworks take turns.")] = 4,
     quick: Annotated[
         bool, typer.Option("--quick", help="The headline case in two rounds: about 5 to 8 minutes on two cores.")
     ] = False,
-    peers: Annotated[str, typer.Option(help="Whom to compare with: trl, vllm (generation only), both, or ''.")] = (
-        "trl,vllm"
-    ),
+    peers: Annotated[str, typer.Option(help="Baselines: trl, vllm (generation only), both, or ''.")] = ("trl,vllm"),
     trl_tuned: Annotated[
         bool, typer.Option("--trl-tuned", help="TRL without gradient checkpointing, and its weights in the dtype.")
     ] = False,
-    math_threads: Annotated[int, typer.Option(min=0, help="Threads of every side; 0 lets coterie choose.")] = 0,
+    math_threads: Annotated[
+        int, typer.Option(min=0, help="Number of compute threads of each framework; 0 lets coterie choose.")
+    ] = 0,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, plot.png and logs.")] = Path(
         "bench-results"

@@ -33,20 +33,24 @@ Runs = Annotated[list[str], typer.Argument(metavar="RUN", help="Names under the 
 def experience(
     runs: Runs,
     root: Root = Path("runs"),
-    task: Annotated[list[str] | None, typer.Option(help="Of this task; may be repeated.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Of this prompt id; may be repeated.")] = None,
-    region: Annotated[str | None, typer.Option(help="Of regions whose words contain this.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Only this prompt id; may be repeated.")] = None,
+    region: Annotated[str | None, typer.Option(help="Region name contains this.")] = None,
     outcome: Annotated[list[str] | None, typer.Option(help="ok, truncated, env_error, …; may be repeated.")] = None,
-    min_reward: Annotated[float | None, typer.Option(help="With at least this reward.")] = None,
-    max_reward: Annotated[float | None, typer.Option(help="With at most this reward.")] = None,
-    first: Annotated[int | None, typer.Option("--from", help="From this step on.")] = None,
-    last: Annotated[int | None, typer.Option("--to", help="Up to this step.")] = None,
-    recent: Annotated[int | None, typer.Option(min=1, help="Of each run's last N steps.")] = None,
-    similar_to: Annotated[str | None, typer.Option(help="Of the prompts nearest to this prompt id.")] = None,
-    nearest: Annotated[int, typer.Option(min=1, help="How many prompts count as near, itself included.")] = 10,
-    by: Annotated[str | None, typer.Option(help="Sum up by task, region, prompt or step.")] = None,
-    sort: Annotated[str | None, typer.Option(help="A column; -COLUMN sorts downwards.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most rows; a printed table has 20 without this.")] = None,
+    min_reward: Annotated[float | None, typer.Option(help="Minimum reward.")] = None,
+    max_reward: Annotated[float | None, typer.Option(help="Maximum reward.")] = None,
+    first: Annotated[int | None, typer.Option("--from", help="First step.")] = None,
+    last: Annotated[int | None, typer.Option("--to", help="Last step.")] = None,
+    recent: Annotated[int | None, typer.Option(min=1, help="Only each run's last N steps.")] = None,
+    similar_to: Annotated[
+        str | None, typer.Option(help="Only prompts similar to this prompt id, by embedding.")
+    ] = None,
+    nearest: Annotated[int, typer.Option(min=1, help="Number of similar prompts, itself included.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Aggregate by task, region, prompt or step.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by a column; -COLUMN sorts descending.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of rows; a printed table has 20 by default.")
+    ] = None,
     columns: Annotated[str | None, typer.Option(help="Columns, separated by commas; or all.")] = None,
     sql: Annotated[
         str | None, typer.Option(help="One SELECT over `rollouts` and `prompts` instead of filters.")
@@ -54,7 +58,7 @@ def experience(
     export: Annotated[Path | None, typer.Option(help="Write to FILE.parquet, .jsonl or .csv.")] = None,
     json_: bool = JSON,
 ) -> None:
-    """Look into the stored rollouts of runs.
+    """Query the stored rollouts of runs.
 
     Filters, or a SELECT (needs DuckDB: pip install 'coterie[experience]'), to a table, JSON or a file.
     """

@@ -12,7 +12,7 @@ from coterie.commands.common import HELP, SETTINGS, USAGE, print_json
 
 def sweep(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same command goes on with what is there.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; run the same command again to resume it.")],
     vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE…; may be given several times.")] = [],  # noqa: B006
     arm: Annotated[list[str], typer.Option(help="'NAME: KEY=VALUE KEY=VALUE…', a bundle of settings; several.")] = [],  # noqa: B006
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-4 or 0,1,7.")] = "0-2",
@@ -21,10 +21,10 @@ def sweep(
         typer.Option(help="Held-out pass@1 (a share) or reward, e.g. 0.3: say after how many rollouts it was reached."),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at once, which share the cores evenly. Each needs its own memory.")
+        int, typer.Option(min=1, help="Parallel runs, which share the cores evenly. Each needs its own memory.")
     ] = 1,
-    lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of runs that are done.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Only report what has been run.")] = False,
+    lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of finished runs.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Report only; train nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     help_: bool = HELP,
 ) -> None:
