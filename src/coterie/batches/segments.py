@@ -77,3 +77,30 @@ def pack_prompts(prompts: Sequence[Sequence[int]], head: int | None = None) -> P
         segments=tuple(segments),
         head=head,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Unpacked:
+    """Every sequence of a packed row on its own, without padding: those of equal length together."""
+
+    groups: tuple[np.ndarray, ...]
+    """Each [n, L] int64: where in the row the tokens of n sequences of L tokens are."""
+    order: np.ndarray
+    """[T] int64: where in the groups, laid end to end, each token of the row is; of several places the first."""
+
+
+def unpack(segments: Sequence[Segment]) -> Unpacked:
+    """Undo the packing of a row: each continuation behind its whole prompt, and a prompt without one alone."""
+    by_length: dict[int, list[np.ndarray]] = {}
+    for segment in segments:
+        first = segment.start + segment.prompt
+        prompt = np.concatenate([np.arange(segment.head), np.arange(segment.start, first)])
+        ends = first + np.cumsum(segment.lengths, dtype=np.int64)
+        runs = [np.arange(end - length, end) for end, length in zip(ends, segment.lengths, strict=True) if length]
+        for run in runs or [np.arange(0)]:
+            sequence = np.concatenate([prompt, run])
+            by_length.setdefault(len(sequence), []).append(sequence)
+    groups = tuple(np.stack(group) for group in by_length.values())
+    where = np.concatenate([group.ravel() for group in groups]) if groups else np.arange(0)
+    _, order = np.unique(where, return_index=True)
+    return Unpacked(groups=groups, order=order)
