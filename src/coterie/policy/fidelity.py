@@ -218,8 +218,8 @@ class _Truth:
             if not difference < EXACT:
                 raise _NotCausalError(
                     f"{name} is not causal: the logits after a token change by {difference:.2g} standard deviations "
-                    "with the tokens that follow it, so that a completion is not sampled from what is trained; use a causal "
-                    "language model (an encoder such as BERT needs is_decoder = true in its config.json)",
+                    "with the tokens that follow it, so that a completion is not sampled from what is trained; use a "
+                    "causal language model (an encoder such as BERT needs is_decoder = true in its config.json)",
                     difference,
                 )
 
@@ -322,8 +322,8 @@ def _require_packing(runner: ModelRunner, truth: _Truth) -> bool:
     difference = distance(logits, expected)
     if not difference < EXACT:
         raise _Differs(
-            f"sequences in one row change each other's logits by {difference:.2g} standard deviations: its layers carry "
-            "a state along the row, or attend by themselves"
+            f"sequences in one row change each other's logits by {difference:.2g} standard deviations: its layers "
+            "carry a state along the row, or attend by themselves"
         )
     return layout.ruled
 

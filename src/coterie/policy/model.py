@@ -195,18 +195,26 @@ def _adapted(folder: Path, dtype: torch.dtype, config: ModelConfig) -> tuple[Any
     return model, _peft().PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
 
 
+_FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Kinds of models whose fused kernels read the weight of `out_proj` past the module, so that PEFT refuses an adapter
+there."""
+
+
 def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
     peft = _peft()
+    fused = lora.targets == "all-linear" and model.config.model_type in _FUSED
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.targets,
+        exclude_modules=["out_proj", "conv1d"] if fused else None,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
     heads = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
     if isinstance(lora.targets, list) and heads & set(lora.targets):
         raise ModelError(f"model.lora.targets = {lora.targets} names the head, which coterie trains only without LoRA")
+    names = _linear_names(model)
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
         torch.manual_seed(seed)
         try:
@@ -214,8 +222,16 @@ def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
         except ValueError as error:
             raise ModelError(
                 f"model.lora.targets = {lora.targets} does not fit this model: {str(error).splitlines()[0]}; use "
-                '"all-linear", or module names such as "q_proj"'
+                f'"all-linear", or names of its linear layers: {names}'
             ) from error
+
+
+def _linear_names(model: Any) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()
+    }
+    return ", ".join(sorted(names - head))
 
 
 def _peft() -> Any:
@@ -231,8 +247,8 @@ def _notes(policy: Policy) -> list[str]:
     if policy.path.kind == "plain":
         sampled = "with its own cache" if policy.path.cached else "without a cache, the whole sequence for every token"
         notes.append(
-            f"{name} runs through its own forward pass instead of packed rows, and is sampled {sampled}: exact, but "
-            f"slower. Packed, {policy.path.reason}"
+            f"{name} runs through its own forward pass, and is sampled {sampled}: exact, but slower than packed rows, "
+            f"where {policy.path.reason}"
         )
     if policy.longest is not None:
         made_for = policy.model.config.get_text_config().max_position_embeddings
