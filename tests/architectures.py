@@ -76,7 +76,7 @@ def tiny(kind: str) -> Any:
         Exception: whatever its configuration or its code raises.
     """
     config = CONFIG_MAPPING[kind](**_SETTINGS.get(kind, {}))
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not isinstance(config, model_class.config_class):
         config = config.get_text_config()
     model = build(model_class, small(config, switch=64))

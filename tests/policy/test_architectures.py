@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from architectures import ALL, Row, examine, table
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, while it builds its own models

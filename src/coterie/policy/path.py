@@ -36,6 +36,8 @@ class Path:
     cached: bool = True
     """Of a plain path: tokens are sampled with the model's own cache; else the whole sequence is computed anew for each
     token."""
+    positions: bool = False
+    """Of a plain path with a cache: the model has to be told the position of a decoded token."""
     reason: str = ""
     """Why it is not packed."""
 
@@ -157,7 +159,10 @@ class PlainDecoder:
         self._tokens = whole
         if not self.runner.path.cached:
             return self._run(input_ids=whole, use_cache=False)
-        held = {} if self._cache is None else {self._cache_name: self._cache}
+        held: dict[str, Any] = {} if self._cache is None else {self._cache_name: self._cache}
+        if self.runner.path.positions:
+            positions = torch.arange(whole.shape[1] - newest.shape[1], whole.shape[1], device=whole.device)
+            held["position_ids"] = positions.expand(newest.shape[0], -1)
         return self._run(input_ids=newest, use_cache=True, **held)
 
     def _run(self, **inputs: Any) -> Tensor:
