@@ -271,12 +271,12 @@ def test_lora_and_its_reference_work_on_the_plain_path(kind: str) -> None:
 
 
 def test_a_head_that_prompts_share_is_put_back_in_front_of_each() -> None:
-    segments = [Segment(start=3, prompt=2, lengths=(2, 1), head=3), Segment(start=8, prompt=1, lengths=(), head=3)]
+    segments = [Segment(start=3, prompt=2, lengths=(6, 1), head=3), Segment(start=12, prompt=1, lengths=(), head=3)]
     parts = unpack(segments)
-    rows = sorted(row.tolist() for group in parts.groups for row in group)
-    assert rows == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 7], [0, 1, 2, 8]]
+    rows = [group.tolist() for group in parts.groups]
+    assert rows == [[[0, 1, 2, 12, 12, 12], [0, 1, 2, 3, 4, 11]], [list(range(11))]]
     flat = [index for group in parts.groups for index in group.ravel()]
-    assert [flat[index] for index in parts.order] == list(range(9))
+    assert [flat[index] for index in parts.order] == list(range(13))
 
 
 def test_states_half_way_up_are_those_of_the_model() -> None:
