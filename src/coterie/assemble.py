@@ -230,6 +230,8 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
                 "numbers are no longer those of an uninterrupted run",
             )
     recorder.facts("versions", step, now)
+    for note in policy.notes:
+        recorder.note(step, "model", note)
     for note in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
         recorder.note(step, "data", note)
 

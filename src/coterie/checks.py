@@ -92,6 +92,8 @@ def dry_run(config: RunConfig) -> Report:
     policy = report.attempt("model", lambda: parts.policy_for(config, inputs))
     if policy is None:
         return report
+    for note in policy.notes:
+        report.add("warn" if policy.path.kind == "plain" else "ok", "model", note)
     _batch_line(report, config)
     learner = report.attempt("settings", lambda: _learner(config, inputs, policy))
     if learner is not None:

@@ -87,6 +87,8 @@ def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> S
     inputs = read_inputs(config, observer, need_train=need_train)
     observer.progressed("loading the model")
     policy = policy_for(config, inputs)
+    for note in policy.notes:
+        observer.noted("model", note)
     return Sampler(config=config, inputs=inputs, policy=policy, engine=engine_for(config, inputs, policy))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coterie.policy import logprobs as module
+from coterie.policy.head import Head, LogitTransform
 from coterie.policy.logprobs import TokenScores, Wanted, chunked_logprobs, chunked_scores
 
 TEMPERATURE = 0.7
@@ -59,6 +60,41 @@ def test_values_and_gradients_of_both_outputs_are_those_of_full_logits(bias):
         ]
         for got, expected in zip(*grads, strict=True):
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    "transform", [LogitTransform(0.25), LogitTransform(1.0, 3.0), LogitTransform(1 / 8, 0.7)], ids=str
+)
+def test_what_a_model_does_to_its_logits_is_in_values_and_gradients(transform: LogitTransform) -> None:
+    hidden, weight, offset, targets = parts()
+    logits = torch.nn.functional.linear(hidden, weight, offset) * transform.scale
+    if transform.cap is not None:
+        logits = transform.cap * torch.tanh(logits / transform.cap)
+    torch.testing.assert_close(Head(_Linear(weight, offset), transform)(hidden), logits)
+    logs = torch.log_softmax(logits / TEMPERATURE, -1)
+    expected = logs.gather(1, targets[:, None])[:, 0], -(logs.exp() * logs).sum(-1)
+    scores = chunked_scores(
+        hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING, transform=transform
+    )
+    pull = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for logprobs, entropies in (expected, (scores.logprobs, scores.entropies)):
+        torch.testing.assert_close(logprobs, expected[0])
+        torch.testing.assert_close(entropies, expected[1])
+        gradients.append(
+            torch.autograd.grad((pull[0] * logprobs + pull[1] * entropies).sum(), (hidden, weight, offset))
+        )
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+class _Linear:
+    """A head of given tensors."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return torch.nn.functional.linear(states, self.weight, self.bias)
 
 
 def test_a_loss_of_entropies_alone_has_their_gradient():

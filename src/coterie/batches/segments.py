@@ -9,6 +9,8 @@ import numpy as np
 
 SAVING = 0.05
 """Share of the prompts' tokens that a shared head has to save at least."""
+PADDING = 0.25
+"""Share of tokens that padding may add where sequences of unequal length are computed together."""
 LONG = 7000
 """What follows a head attends by an explicit mask, and so to all of itself instead of the causal half. Beside a small
 model's matrix products that costs one such share for each token of its length; beside a larger model's less."""
@@ -77,3 +79,47 @@ def pack_prompts(prompts: Sequence[Sequence[int]], head: int | None = None) -> P
         segments=tuple(segments),
         head=head,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Unpacked:
+    """Every sequence of a packed row on its own, those of similar length together."""
+
+    groups: tuple[np.ndarray, ...]
+    """Each [n, L] int64: where in the row the tokens of n sequences of up to L tokens are. Shorter ones repeat their
+    last token, which no token before it sees in a causal model."""
+    order: np.ndarray
+    """[T] int64: where in the groups, laid end to end, each token of the row is; of several places the first."""
+
+
+def unpack(segments: Sequence[Segment]) -> Unpacked:
+    """Undo the packing of a row: each continuation behind its whole prompt, and a prompt without one alone."""
+    sequences: list[np.ndarray] = []
+    for segment in segments:
+        first = segment.start + segment.prompt
+        prompt = np.concatenate([np.arange(segment.head), np.arange(segment.start, first)])
+        ends = first + np.cumsum(segment.lengths, dtype=np.int64)
+        runs = [np.arange(end - length, end) for end, length in zip(ends, segment.lengths, strict=True) if length]
+        sequences += [np.concatenate([prompt, run]) for run in runs or [np.arange(0)]]
+    groups = tuple(_padded(group) for group in _similar(sorted(sequences, key=len)))
+    where = np.concatenate([group.ravel() for group in groups]) if groups else np.arange(0)
+    _, order = np.unique(where, return_index=True)
+    return Unpacked(groups=groups, order=order)
+
+
+def _similar(sequences: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """Sequences in the order of their lengths, cut where padding would add more than `PADDING`."""
+    groups: list[list[np.ndarray]] = []
+    tokens = 0
+    for sequence in sequences:
+        tokens += len(sequence)
+        if not groups or (len(groups[-1]) + 1) * len(sequence) > (1 + PADDING) * tokens:
+            groups.append([])
+            tokens = len(sequence)
+        groups[-1].append(sequence)
+    return groups
+
+
+def _padded(group: Sequence[np.ndarray]) -> np.ndarray:
+    longest = max(map(len, group))
+    return np.stack([np.pad(sequence, (0, longest - len(sequence)), mode="edge") for sequence in group])

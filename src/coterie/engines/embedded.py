@@ -96,8 +96,7 @@ class EmbeddedEngine:
         self._check(requests, sampling)
         rows = min(self._slots, len(requests))
         try:
-            pool = self._reserve(requests, sampling)
-            session = _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
+            session = self._session(requests, sampling, quorum)
             with (
                 eager(self._policy),
                 prepacked(self._policy.model, rows=rows, tokens=len(requests) * sampling.max_tokens),
@@ -128,6 +127,14 @@ class EmbeddedEngine:
                 raise EngineError(
                     f"asked for policy version {request.key.version}, but the engine serves {self._version}"
                 )
+
+    def _session(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None) -> _Session:
+        if self._policy.path.kind == "plain":
+            from coterie.engines.plain import PlainSession  # it builds on this module
+
+            return PlainSession(self._policy, self._codec, self._slots, requests, sampling, quorum)
+        pool = self._reserve(requests, sampling)
+        return _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
 
     def _reserve(self, requests: Sequence[Request], sampling: Sampling) -> KVPool:
         longest = max((len(request.prompt_tokens) for request in requests), default=0) + sampling.max_tokens
@@ -177,11 +184,16 @@ class _Session:
             if time.monotonic() > self.deadline:
                 self._give_up(StopReason.DEADLINE)
                 break
-            if self.waiting and len(self.live) < self.pool.slots:
+            if self.waiting and self.has_room:
                 self._admit()
             if self.live:
                 self._decode()
         return [self.done[index] for index in range(len(self.done))]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request can be decoded beside those that are."""
+        return len(self.live) < self.pool.slots
 
     def _admit(self) -> None:
         """Fill the free slots in the order of the requests, and sample the first token of each."""

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from coterie.batches.segments import Segment
-from coterie.policy.attention import PackedLayout, additive, fold_mask, masked_attention, may_attend
+from coterie.policy.attention import (
+    PLAIN_SCORES,
+    PackedLayout,
+    ScoreRule,
+    additive,
+    fold_mask,
+    masked_attention,
+    may_attend,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,9 +46,10 @@ class KVPool:
         """Fan one prompt out to several rows."""
         for layer, key in prompt.keys.items():
             if layer not in self.keys:
-                shape = (self.slots, key.shape[0], self.capacity, key.shape[2])
+                value = prompt.values[layer]
                 # Zeros, not garbage: a masked-out NaN would still poison the product with the values.
-                self.keys[layer], self.values[layer] = key.new_zeros(shape), key.new_zeros(shape)
+                self.keys[layer] = key.new_zeros(self.slots, key.shape[0], self.capacity, key.shape[2])
+                self.values[layer] = key.new_zeros(self.slots, value.shape[0], self.capacity, value.shape[2])
             length = key.shape[1]
             self.keys[layer][list(rows), :, :length] = key
             self.values[layer][list(rows), :, :length] = prompt.values[layer]
@@ -56,17 +65,26 @@ class PrefillLayout:
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.kept = [PromptKV() for _ in segments]
-        self._segments = segments
+        self.segments = segments
         self._packed = PackedLayout(segments, device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        for segment, kept in zip(self._segments, self.kept, strict=True):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
+        for segment, kept in zip(self.segments, self.kept, strict=True):
             own = slice(segment.start, segment.start + segment.prompt)
             kept.keys[layer], kept.values[layer] = (
                 torch.cat([one[0, :, : segment.head], one[0, :, own]], dim=1) if segment.head else one[0, :, own]
                 for one in (key, value)
             )
-        return self._packed.attend(layer, query, key, value, scale, window)
+        return self._packed.attend(layer, query, key, value, scale, window, rule)
 
 
 class DecodeLayout:
@@ -74,19 +92,29 @@ class DecodeLayout:
 
     def __init__(self, pool: KVPool, positions: Tensor, length: int) -> None:
         self.pool = pool
+        self.segments: Sequence[Segment] = ()
         self.positions = positions  # [n] where the new token goes
         self.length = length  # of each row that is attended to
         self.rows = torch.arange(positions.numel(), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
         count = self.rows.numel()
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.rows, :, self.positions] = key[:, :, 0]
         values[self.rows, :, self.positions] = value[:, :, 0]
         held = slice(0, self.length)
         mask = self._mask(window, query, key)
-        return masked_attention(query, keys[:count, :, held], values[:count, :, held], mask, scale)
+        return masked_attention(query, keys[:count, :, held], values[:count, :, held], mask, scale, rule)
 
     def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in self._masks:

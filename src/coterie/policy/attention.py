@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from coterie.algo.precision import at_least_float32
 from coterie.batches.segments import Segment
 from coterie.errors import ModelError
 from coterie.policy.small_attention import LONGEST, small_attention
@@ -34,10 +35,35 @@ _PADDED = 1.25
 """Runs of unequal length are computed at once as long as that makes at most this many times as many tokens."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreRule:
+    """What some models do to attention scores beside scaling them."""
+
+    softcap: float | None = None
+    """Scores become softcap · tanh(score / softcap) before the mask (Gemma 2)."""
+    sinks: Tensor | None = None
+    """[H] one learned score a head that takes part in the softmax without a value (gpt-oss)."""
+
+
+PLAIN_SCORES = ScoreRule()
+
+
 class Layout(Protocol):
     """Decides who attends to whom."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    segments: Sequence[Segment]
+    """Where the sequences lie in the packed row."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
         """query [1 or B, H, T, D], key and value [.., K, T, D] → [.., H, T, D]."""
         ...
 
@@ -57,15 +83,14 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     if layout is None:
-        raise ModelError("the coterie attention was called without a layout: call the model through coterie.policy")
-    if softcap is not None or s_aux is not None:
         raise ModelError(
-            f"{type(module).__name__} caps its attention scores or uses attention sinks, which coterie does not "
-            "reproduce; use a model without attn_logit_softcapping and sinks"
+            f"{type(module).__name__} was called without a layout: call the model through coterie.policy; inside it, "
+            "the model's layers do not hand keyword arguments on to the attention"
         )
+    rule = PLAIN_SCORES if softcap is None and s_aux is None else ScoreRule(softcap, s_aux)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = layout.attend(module.layer_idx, query, key, value, scale, sliding_window)
-    return out.transpose(1, 2), None
+    out = layout.attend(module.layer_idx, query, key, value, scale, sliding_window, rule)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def register() -> None:
@@ -91,12 +116,32 @@ def unfold(out: Tensor, heads: int) -> Tensor:
     return out.reshape(batch, heads, -1, size)
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, rule: ScoreRule = PLAIN_SCORES
+) -> Tensor:
     """Grouped-query attention with an additive mask in the query's dtype: [B or 1, 1, R·T, S], see `fold_mask`."""
     heads, folded = query.shape[1], fold(query, key.shape[1])
+    if rule is not PLAIN_SCORES:
+        return unfold(_ruled_attention(folded, key, value, mask, scale, rule), heads)
     if query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST:
         return unfold(small_attention(folded, key, value, mask, scale), heads)
     return unfold(F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale), heads)
+
+
+def _ruled_attention(folded: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, rule: ScoreRule) -> Tensor:
+    """Attention of folded queries [B, K, R·T, D] with all scores in memory, since no fused kernel knows the rule."""
+    precision = at_least_float32(folded.dtype)
+    scores = (folded.to(precision) * scale) @ key.to(precision).transpose(-1, -2)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores + mask
+    if rule.sinks is not None:
+        heads = key.shape[1]
+        sinks = rule.sinks.to(precision).view(1, heads, -1, 1)  # [1, K, R, 1]
+        column = sinks.expand(folded.shape[0], -1, -1, folded.shape[2] // sinks.shape[2])
+        scores = torch.cat([scores, column.flatten(2)[..., None]], dim=-1)
+    weights = torch.softmax(scores, -1)
+    return weights[..., : key.shape[2]].to(value.dtype) @ value
 
 
 class CausalAttention:
@@ -105,9 +150,17 @@ class CausalAttention:
     def __init__(self) -> None:
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
         length = query.shape[2]
-        if length > _SHORT and (window is None or length <= window):
+        if length > _SHORT and (window is None or length <= window) and rule is PLAIN_SCORES:
             # The kernel skips the half that is masked; with an explicit mask it computes all of it.
             shared = query.shape[1] != key.shape[1]
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared, scale=scale)
@@ -115,7 +168,7 @@ class CausalAttention:
             steps = torch.arange(length, device=query.device)
             mask = additive(may_attend(steps, steps, window), query.dtype)[None, None]
             self._masks[length, window] = fold_mask(mask, query, key)
-        return masked_attention(query, key, value, self._masks[length, window], scale)
+        return masked_attention(query, key, value, self._masks[length, window], scale, rule)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -162,6 +215,9 @@ class PackedLayout:
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments = segments
+        self.ruled = False
+        """Whether a layer asked for more than scaled scores."""
         head = segments[0].head if segments else 0
         self._parts: list[slice | _Block] = [slice(0, head), *_rests(segments, device)] if head else []
         for segment in segments:
@@ -178,19 +234,36 @@ class PackedLayout:
         order = torch.argsort(said)  # where in what `attend` puts together each token of the row is
         self._reordered = (order, said) if head else None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
+        self.ruled = self.ruled or rule is not PLAIN_SCORES
         pieces = []
         for part in self._parts:
             if isinstance(part, _Block):
-                pieces.append(self._follow(part, query, key, value, scale, window))
+                pieces.append(self._follow(part, query, key, value, scale, window, rule))
             else:
                 alone = (query[:, :, part], key[:, :, part], value[:, :, part])
-                pieces.append(self._causal(*alone, scale, window))
+                pieces.append(self._causal(*alone, scale, window, rule))
         out = torch.cat(pieces, dim=2)
         return out if self._reordered is None else _Reorder.apply(out, *self._reordered)
 
     def _follow(
-        self, block: _Block, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+        self,
+        block: _Block,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule,
     ) -> Tensor:
         """[1, H, ΣL, D] of the block's real tokens."""
         count, longest = block.index.shape
@@ -205,8 +278,8 @@ class PackedLayout:
             return torch.cat([*prefix, rows(tensor)], dim=2)
 
         mask = self._mask(block, window, query, key)
-        out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale)
-        flat_out = out.transpose(0, 1).reshape(query.shape[1], count * longest, query.shape[3])
+        out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale, rule)
+        flat_out = out.transpose(0, 1).reshape(query.shape[1], count * longest, value.shape[3])
         return flat_out.index_select(1, block.rows)[None]
 
     def _mask(self, block: _Block, window: int | None, query: Tensor, key: Tensor) -> Tensor:

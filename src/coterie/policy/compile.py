@@ -37,8 +37,13 @@ def compile_layers(policy: Policy, *, backend: str | Callable[..., Any] = "induc
         How many layers there are.
 
     Raises:
-        ModelError: the model has no list of decoder layers.
+        ModelError: the model has no list of decoder layers, or runs through its own forward pass.
     """
+    if policy.path.kind == "plain":
+        raise ModelError(
+            f"{type(policy.model).__name__} runs through its own forward pass, where its layers would be compiled anew "
+            "for every length of a sequence; set optim.compile_layers = false"
+        )
     layers = getattr(policy.decoder, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise ModelError(

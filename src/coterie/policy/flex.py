@@ -14,6 +14,7 @@ The block mask follows from them by counting, without ever writing the [T, T] ma
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_op
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
 
 from coterie.batches.segments import Segment
+from coterie.policy.attention import PLAIN_SCORES, ScoreRule
 
 BLOCK = 128
 """Tokens in a block of the mask, and what packed rows are padded to: then one compiled kernel serves every length."""
@@ -54,11 +56,28 @@ class FlexLayout:
         self._attention = attention or (compiled() if device.type == "cuda" else dense)
         self._masks = {window: block_mask(segments, self.size, window, device) for window in windows}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        rule: ScoreRule = PLAIN_SCORES,
+    ) -> Tensor:
         length = query.shape[2]
         if length < self.size:
             query, key, value = (F.pad(tensor, (0, 0, 0, self.size - length)) for tensor in (query, key, value))
-        out = self._attention(query, key, value, block_mask=self.mask(window), scale=scale, enable_gqa=True)
+        more: dict[str, Any] = {} if rule.softcap is None else {"score_mod": capped(rule.softcap)}
+        if rule.sinks is not None:
+            more["return_aux"] = AuxRequest(lse=True)
+        out = self._attention(query, key, value, block_mask=self.mask(window), scale=scale, enable_gqa=True, **more)
+        if rule.sinks is not None:
+            out, aux = out
+            # A sink s adds exp(s) to the softmax's denominator exp(lse) and nothing to its numerator.
+            share = torch.sigmoid(aux.lse - rule.sinks.to(aux.lse.dtype)[:, None])
+            out = out * share[..., None].to(out.dtype)
         return out[:, :, :length]
 
     def mask(self, window: int | None) -> BlockMask:
@@ -151,11 +170,32 @@ def _unchanged(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Ten
     return score
 
 
+@functools.cache
+def capped(softcap: float) -> Callable[..., Tensor]:
+    """The score modifier softcap · tanh(score / softcap); one object a value, so that one kernel is compiled."""
+
+    def modify(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return modify
+
+
 def dense(
-    query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float, enable_gqa: bool = True
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_mask: Any,
+    scale: float,
+    enable_gqa: bool = True,
+    score_mod: Callable[..., Tensor] = _unchanged,
+    return_aux: AuxRequest | None = None,
+) -> Any:
     """FlexAttention's own dense reference: all scores in memory, any device, with a gradient.
 
     The public `flex_attention` refuses gradients on a CPU (torch 2.13), although the operator beneath it has them.
     """
-    return flex_attention_op(query, key, value, _unchanged, block_mask.as_tuple(), scale, {})[0]
+    out, lse, *_ = flex_attention_op(query, key, value, score_mod, block_mask.as_tuple(), scale, {})
+    if return_aux is None:
+        return out
+    return out, AuxOutput(lse=lse * math.log(2))  # the operator counts in powers of two

@@ -40,6 +40,12 @@ def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
     """
     if wanted not in KERNELS:
         raise ModelError(f"the attention kernel is {wanted!r}; expected one of {', '.join(KERNELS)}")
+    if policy.path.kind == "plain":
+        if wanted == "flex":
+            raise ModelError(
+                f"FlexAttention cannot run here: {type(policy.model).__name__} runs through its own attention; use auto"
+            )
+        return Kernel(name="sdpa", reason="the model runs through its own attention")
     if wanted == "sdpa":
         return Kernel(name="sdpa", reason="asked for")
     obstacle = _obstacle(policy.device, policy.dtype, policy.head_size)
@@ -49,6 +55,10 @@ def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
             return Kernel(name="sdpa", reason=f"FlexAttention trains on CUDA only, this is {policy.device.type}")
         if obstacle:
             return Kernel(name="sdpa", reason=obstacle)
+        if policy.path.ruled:
+            return Kernel(
+                name="sdpa", reason="attention scores are capped or have sinks: flex takes them when asked for"
+            )
         return Kernel(name="flex", reason="compiled for CUDA: one block-sparse call a layer", windows=windows)
     if obstacle:
         raise ModelError(f"FlexAttention cannot run here: {obstacle}; use sdpa or auto")

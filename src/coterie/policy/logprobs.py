@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from coterie.algo.precision import at_least_float32
+from coterie.policy.head import LogitTransform
 
 CHUNK = 512
 """Rows of one matrix product with the head: 512 × 49,152 bfloat16 logits are 50 MB."""
@@ -31,9 +32,11 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """A copy in full precision, over the temperature."""
+def _scaled(logits: Tensor, temperature: float, transform: LogitTransform) -> Tensor:
+    """A copy in full precision, transformed as the model does it, over the temperature."""
     copy = logits.to(at_least_float32(logits.dtype), copy=True)
+    if not transform.identity:
+        transform.apply_(copy)
     return copy if temperature == 1 else copy.div_(temperature)
 
 
@@ -60,10 +63,10 @@ class TokenScores:
 
 
 def _statistics(
-    logits: Tensor, target: Tensor, temperature: float, wanted: Wanted
+    logits: Tensor, target: Tensor, temperature: float, wanted: Wanted, transform: LogitTransform
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probability of each target, log of the softmax's denominator, entropy and score norm, all [rows]."""
-    scaled = _scaled(logits, temperature)
+    scaled = _scaled(logits, temperature, transform)
     peak = scaled.amax(-1, keepdim=True)
     picked = scaled.gather(1, target[:, None])
     shifted = scaled.sub_(peak)
@@ -87,14 +90,18 @@ def _to_gradient(
     target: Tensor,
     norm: Tensor,
     grad: Tensor,
+    transform: LogitTransform,
     temperature: float,
     entropy: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Overwrite logits [rows, V] with the gradient that reaches them: (onehot - p) · grad / temperature.
+    """Overwrite the head's output [rows, V] with the gradient that reaches it: (onehot - p) · grad / temperature, times
+    the transform's slope.
 
     With `entropy`, the entropies [rows] and their gradient, plus -p·(log p + H) · gradient / temperature.
     """
-    delta = _scaled(logits, temperature).sub_(norm[:, None])
+    delta = _scaled(logits, temperature, transform)
+    slope = None if transform.identity else transform.slope(delta * temperature)
+    delta.sub_(norm[:, None])
     scale = grad / temperature
     if entropy is None:
         delta.exp_().mul_(-scale[:, None])
@@ -103,7 +110,7 @@ def _to_gradient(
         weights = delta.exp()
         delta.add_(value).mul_(-entropy_grad).sub_(scale[:, None]).mul_(weights)
     delta[torch.arange(target.numel(), device=target.device), target] += scale
-    logits.copy_(delta)
+    logits.copy_(delta if slope is None else delta.mul_(slope))
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -116,18 +123,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         wanted: Wanted,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor, Tensor]:
         found: list[tuple[Tensor, ...]] = []
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(rows, weight, bias)
-            found += [_statistics(logits[part], target[part], temperature, wanted) for part in _blocks(logits)]
+            found += [
+                _statistics(logits[part], target[part], temperature, wanted, transform) for part in _blocks(logits)
+            ]
         empty = hidden.new_zeros(0, dtype=at_least_float32(hidden.dtype))
         columns = (
             [torch.cat(column) for column in zip(*found, strict=True)] if found else [empty.clone() for _ in range(4)]
         )
         logprobs, norms, entropies, score_norms = columns
         ctx.save_for_backward(hidden, weight, targets, norms, entropies if wanted.entropy_gradient else None)
-        ctx.bias, ctx.temperature = bias, temperature
+        ctx.bias, ctx.temperature, ctx.transform = bias, temperature, transform
         ctx.mark_non_differentiable(*([score_norms] if wanted.entropy_gradient else [entropies, score_norms]))
         return logprobs, entropies, score_norms
 
@@ -145,7 +155,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             for block in _blocks(logits):
                 rows = slice(start + block.start, min(start + block.stop, part.stop))
                 both = None if entropies is None else (entropies[rows], entropy_grad[rows])
-                _to_gradient(logits[block], targets[rows], norms[rows], grad[rows], ctx.temperature, both)
+                terms = (targets[rows], norms[rows], grad[rows])
+                _to_gradient(logits[block], *terms, ctx.transform, ctx.temperature, both)
             hidden_grad[part] = logits @ weight
             if weight_grad is not None:
                 weight_grad += logits.T @ hidden[part]
@@ -153,7 +164,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 bias_grad += logits.sum(0)
         weight_out = None if weight_grad is None else weight_grad.to(weight.dtype)
         bias_out = None if bias_grad is None else bias_grad.to(bias.dtype)
-        return hidden_grad, weight_out, bias_out, None, None, None
+        return hidden_grad, weight_out, bias_out, None, None, None, None
 
 
 def chunked_scores(
@@ -164,6 +175,7 @@ def chunked_scores(
     *,
     temperature: float,
     wanted: Wanted,
+    transform: LogitTransform | None = None,
 ) -> TokenScores:
     """Log-probability of each target, and what else is wanted of its distribution, in one pass over the head.
 
@@ -173,8 +185,10 @@ def chunked_scores(
         targets: [N] int64.
         temperature: divides the logits.
         wanted: see `Wanted`.
+        transform: what the model does to the head's output before it is divided by the temperature; None for nothing.
     """
-    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, wanted)
+    transform = transform or LogitTransform()
+    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, wanted, transform)
     return TokenScores(logprobs=logprobs, entropies=entropies, score_norms=norms)
 
 

@@ -1,4 +1,4 @@
-"""The policy: a transformers causal language model, loaded safely and called through coterie's layouts."""
+"""The policy: a transformers causal language model, loaded safely and run along the path that is exact for it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from coterie.batches.segments import Segment
 from coterie.config.model import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy import attention
+from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
+from coterie.policy.path import ModelRunner
 from coterie.policy.pretrained import pretrained, refuse_unsafe
 
-EXACT, ROUNDED = 1e-3, 0.1
-"""Greatest difference of logits, in standard deviations, between two ways to compute the same attention: in float32,
-and in formats with fewer digits."""
-
-
-class _Reached(Exception):  # noqa: N818 - it reports no error
-    """A forward pass came as far as it should."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
+ROUNDED = 0.1
+"""Greatest root mean square difference of logits, in standard deviations, between two ways to compute the same in
+formats with fewer digits than float32."""
 
 
 class Policy:
-    """A causal language model whose attention follows a `Layout`.
+    """A causal language model, packed or sequence by sequence, with log-probs that are the model's own.
+
+    Args:
+        longest: sequences never get longer than this many tokens; a model whose rotary embedding changes with the
+            length of a sequence (longrope) needs it.
 
     Attributes:
         model: the transformers model itself, with adapters injected when LoRA is used; always in eval mode, since
             dropout would make the sampled and the trained policy differ.
         name: what the user called it.
+        path: how it is computed.
+        notes: what the user should know about this model, one line each.
+
+    Raises:
+        ModelError: there is no path on which coterie's numbers are the model's own.
     """
 
     def __init__(
@@ -48,15 +51,18 @@ class Policy:
         lora: LoraConfig | None = None,
         adapters: Any = None,
         seed: int = 0,
+        longest: int | None = None,
     ) -> None:
         attention.register()
         self.name = name
         self.model: Any = model.eval()
-        _check_attention(self.model)
-        self.model.set_attn_implementation(attention.NAME)
+        self.path = choose_path(self.model, longest=longest)
+        self.longest = longest
+        self.runner = _checked(self.model, ModelRunner(self.model, self.path))
         self.adapters = adapters if lora is None else _with_lora(self.model, lora, seed)
-        self.decoder: Any = self.model.get_decoder()
-        self.head: nn.Linear = self.model.get_output_embeddings()
+        self.decoder: Any = self.runner.decoder
+        self.head = self.runner.head
+        self.notes = _notes(self)
 
     @property
     def device(self) -> torch.device:
@@ -68,19 +74,21 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """Longest sequence the model was made for, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+        """Longest sequence, in tokens, that the model was made for or that it may be used for."""
+        made_for = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        return made_for if self.longest is None else min(made_for, self.longest)
 
     @property
     def head_size(self) -> int:
-        """Numbers in one attention head."""
+        """Numbers in one attention head; 0 of a model without attention."""
         shape = self.model.config.get_text_config()
-        return int(getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads)
+        heads = getattr(shape, "num_attention_heads", None)
+        return int(getattr(shape, "head_dim", None) or (shape.hidden_size // heads if heads else 0))
 
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values of one token in all layers."""
+        """Bytes of the keys and values of one token in all layers, as if every layer had attention."""
         shape = self.model.config.get_text_config()
-        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+        heads = getattr(shape, "num_key_value_heads", None) or getattr(shape, "num_attention_heads", None) or 0
         return 2 * shape.num_hidden_layers * heads * self.head_size * self.head.weight.element_size()
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -101,27 +109,14 @@ class Policy:
         Returns:
             [B, T, D] in the model's dtype.
         """
-        return self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
+        return self.runner.hidden(tokens, positions, layout)
 
     def middle(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
         """Hidden states after half of the layers, [B, T, D]; the other half is not run.
 
         Args: as of `hidden`. A model without a list of decoder layers gives its last hidden states.
         """
-        layers = getattr(self.decoder, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
-            return self.hidden(tokens, positions, layout)
-
-        def stop(_layer: nn.Module, _given: Any, out: Any) -> None:
-            raise _Reached(out[0] if isinstance(out, tuple) else out)
-
-        hook = layers[len(layers) // 2 - 1].register_forward_hook(stop)
-        try:
-            return self.hidden(tokens, positions, layout)
-        except _Reached as reached:
-            return reached.states
-        finally:
-            hook.remove()
+        return self.runner.middle(tokens, positions, layout)
 
     @contextmanager
     def without_adapters(self) -> Generator[None]:
@@ -154,7 +149,7 @@ def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device:
         seed: of a new adapter's first weights.
 
     Raises:
-        ModelError: pickle weights, code in the folder, weights missing, or an architecture without pluggable attention.
+        ModelError: pickle weights, code in the folder, weights missing, or an architecture without an exact path.
     """
     folder = Path(source)
     if (folder / "adapter_config.json").is_file():
@@ -164,11 +159,11 @@ def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device:
                 "model.lora from a merged model, or from the base model"
             )
         model, adapters = _adapted(folder, dtype, config)
-        return Policy(model.to(device), name=config.name, adapters=adapters)
+        return Policy(model.to(device), name=config.name, adapters=adapters, longest=rope_switch(model.config))
     if folder.is_dir():
         refuse_unsafe(folder)
     model = _pretrained(str(source), dtype, config.revision).to(device)
-    return Policy(model, name=config.name, lora=config.lora, seed=seed)
+    return Policy(model, name=config.name, lora=config.lora, seed=seed, longest=rope_switch(model.config))
 
 
 def _pretrained(source: str, dtype: torch.dtype, revision: str | None) -> Any:
@@ -200,18 +195,26 @@ def _adapted(folder: Path, dtype: torch.dtype, config: ModelConfig) -> tuple[Any
     return model, _peft().PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
 
 
+_FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Kinds of models whose fused kernels read the weight of `out_proj` past the module, so that PEFT refuses an adapter
+there."""
+
+
 def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
     peft = _peft()
+    fused = lora.targets == "all-linear" and model.config.model_type in _FUSED
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=lora.targets,
+        exclude_modules=["out_proj", "conv1d"] if fused else None,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
     heads = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
     if isinstance(lora.targets, list) and heads & set(lora.targets):
         raise ModelError(f"model.lora.targets = {lora.targets} names the head, which coterie trains only without LoRA")
+    names = _linear_names(model)
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
         torch.manual_seed(seed)
         try:
@@ -219,8 +222,16 @@ def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
         except ValueError as error:
             raise ModelError(
                 f"model.lora.targets = {lora.targets} does not fit this model: {str(error).splitlines()[0]}; use "
-                '"all-linear", or module names such as "q_proj"'
+                f'"all-linear", or names of its linear layers: {names}'
             ) from error
+
+
+def _linear_names(model: Any) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()
+    }
+    return ", ".join(sorted(names - head))
 
 
 def _peft() -> Any:
@@ -231,56 +242,53 @@ def _peft() -> Any:
     return peft
 
 
-def _check_attention(model: Any) -> None:
-    """Compare coterie's attention with the model's own on a few tokens, so that no architecture is silently wrong.
+def _notes(policy: Policy) -> list[str]:
+    notes, name = [], type(policy.model).__name__
+    if policy.path.kind == "plain":
+        sampled = "with its own cache" if policy.path.cached else "without a cache, the whole sequence for every token"
+        notes.append(
+            f"{name} runs through its own forward pass, and is sampled {sampled}: exact, but slower than packed rows, "
+            f"where {policy.path.reason}"
+        )
+    if policy.longest is not None:
+        made_for = policy.model.config.get_text_config().max_position_embeddings
+        notes.append(
+            f"{name} changes its rotary embedding beyond {policy.longest} tokens (longrope): prompt and completion "
+            f"together may have that many here, not the {made_for} of its config.json"
+        )
+    return notes
+
+
+def _checked(model: Any, runner: ModelRunner) -> ModelRunner:
+    """Compare the path with the model's own forward pass on a few tokens, with the real weights and data type.
 
     Rounding to few digits can grow through the layers to any size, so where such a model differs, it is asked again in
     float32 before it is refused.
     """
-    error, tolerance = _attention_error(model), EXACT
+    own = "eager" if runner.path.kind == "packed" else runner.path.attention
+    error, tolerance = _error(model, runner, own), EXACT
     if model.dtype.itemsize < 4:
         tolerance = ROUNDED
         if not error < ROUNDED:
-            with _in_float32(model):
-                error, tolerance = _attention_error(model), EXACT
+            with in_float32(model):
+                error, tolerance = _error(model, runner, own), EXACT
     if not error < tolerance:
         raise ModelError(
-            f"{type(model).__name__} computes something beside plain attention and head (logits differ by {error:.3g} "
-            f"standard deviations, expected < {tolerance}); it is not supported"
+            f"{type(model).__name__} with these weights computes something that a small model of the same architecture "
+            f"does not (logits differ by {error:.3g} standard deviations, expected < {tolerance}); it is not supported"
         )
+    return runner
 
 
-def _attention_error(model: Any) -> float:
-    """Root mean square between the logits with the model's own attention and with coterie's, in standard deviations."""
-    config = model.config.get_text_config()
+def _error(model: Any, runner: ModelRunner, own: str) -> float:
+    """Root mean square between the model's own logits and the runner's, in standard deviations."""
     length = 5
-    tokens = torch.arange(1, length + 1, device=model.device)[None] % config.vocab_size
+    tokens = torch.arange(1, length + 1, device=model.device)[None] % runner.head.weight.shape[0]
     positions = torch.arange(length, device=model.device)[None]
     layout = attention.PackedLayout([Segment(start=0, prompt=2, lengths=(3,))], model.device)
     with torch.no_grad():
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(own)
         expected = model(input_ids=tokens, use_cache=False).logits.float()
-        try:
-            model.set_attn_implementation(attention.NAME)
-            states = model.get_decoder()(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{type(model).__name__} does not take a pluggable attention ({error}); use a causal model of "
-                "transformers that supports attention backends, such as Llama, Qwen, Gemma 3, Mistral or SmolLM"
-            ) from error
-        got = model.get_output_embeddings()(states.last_hidden_state).float()
+        model.set_attn_implementation(runner.path.attention)
+        got = runner.head(runner.hidden(tokens, positions, layout)).float()
     return float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))
-
-
-@contextmanager
-def _in_float32(model: nn.Module) -> Generator[None]:
-    """Every rounded tensor as float32 for a while; the way there and back changes no bit."""
-    tensors = {id(one): one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()}
-    rounded = [(one, one.dtype) for one in tensors.values() if one.dtype.itemsize < 4]
-    for one, _ in rounded:
-        one.data = one.data.float()
-    try:
-        yield
-    finally:
-        for one, dtype in rounded:
-            one.data = one.data.to(dtype)

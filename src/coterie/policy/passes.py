@@ -38,7 +38,15 @@ class Passes:
         states = predicting_states(policy, batch, self.kernel)
         targets = torch.from_numpy(batch.targets).to(policy.device)
         head = policy.head
-        said = chunked_scores(states, head.weight, head.bias, targets, temperature=self.temperature, wanted=wanted)
+        said = chunked_scores(
+            states,
+            head.weight,
+            head.bias,
+            targets,
+            temperature=self.temperature,
+            wanted=wanted,
+            transform=head.transform,
+        )
         return states, said
 
     @torch.no_grad()
