@@ -81,7 +81,7 @@ def test_an_unknown_method_is_named_with_its_neighbour() -> None:
     ("words", "message"),
     [
         (["objective.ratio_cap=1.1"], "larger than 1 \\+ clip_high"),
-        (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "no gradient in the loss"),
+        (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "gradient of mean zero"),
         (["objective.kl_place=reward", "objective.kl_beta=0.1"], 'needs kl_estimator = "k1"'),
         (["objective.kl_target=0.1"], "needs"),
         (["mismatch.low=3"], "must be smaller"),

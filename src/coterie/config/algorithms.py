@@ -241,14 +241,18 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.clip_low": 1.0,
             "objective.clip_high": 4.0,
             "objective.normalize": "prompt",
+            "objective.drop_zero_variance": True,
             "advantage.scale": "batch_std",
         },
+        note="Prompts whose rewards are all equal are left out of the mean over prompts, as in the paper. Its curriculum "
+        "(prompts solved more than 90 % of the time are not drawn again) and its forced ends of thoughts are not here.",
     ),
     "intellect2": Algorithm(
         title="GRPO with a two-sided bound",
-        formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A)",
-        source="INTELLECT-2, arXiv 2505.07291",
-        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token"},
+        formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A) - 0.001 · k3(π, π_ref)",
+        source="INTELLECT-2, arXiv 2505.07291; β as in TRL's index of papers",
+        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token", "objective.kl_beta": 0.001},
+        note="The KL needs a reference model: objective.kl_beta = 0 saves its memory.",
     ),
     "deepseek_v32": Algorithm(
         title="GRPO as in DeepSeek-V3.2",
@@ -275,7 +279,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",
         source="arXiv 2505.10978, with F = 1",
         settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
-        note="For environments of several turns (`environment.name`). The paper's mean of a state holds the turn "
+        note="For environments of several turns (`environment.name`); every turn has its term, also that of an episode "
+        "which ends after one, and in an environment of one turn there is none. The paper's mean of a state holds the turn "
         "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
         'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, '
         "weighed by evidence.",

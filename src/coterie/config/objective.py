@@ -47,8 +47,8 @@ class ObjectiveConfig(Section):
     kl_beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference; 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"] = "k3"
-    """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 has a
-    gradient in the reward only."""
+    """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 belongs in
+    the reward: in the loss its gradient has mean zero."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Where the KL counts: a term of the loss, or a penalty on each token's reward (k1), before the advantage."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -63,7 +63,11 @@ class ObjectiveConfig(Section):
     """Share of tokens, those of highest entropy in an optimizer step, whose policy gradient counts; 0.2 in the paper
     on high-entropy minority tokens."""
     mask_truncated: bool = False
-    """Leave rollouts that hit the token limit out of the update (they still count in their group)."""
+    """Leave rollouts that hit the token limit out of the update: out of the policy term, the KL, the entropy and the
+    denominator. Their rewards still count in their group."""
+    drop_zero_variance: bool = False
+    """Leave groups in which no rollout has an advantage (all rewards equal) out of the denominator, the KL and the
+    entropy, as ScaleRL does; by default they count there, so a step with few mixed groups is a smaller step."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of your own surrogate."""
 
@@ -79,7 +83,9 @@ class ObjectiveConfig(Section):
                 f'kl_place = "reward" needs kl_estimator = "k1": as a reward, {self.kl_estimator} has a wrong gradient'
             )
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
-            raise ValueError('kl_estimator = "k1" has no gradient in the loss; set kl_place = "reward", or use k3')
+            raise ValueError(
+                'kl_estimator = "k1" in the loss has a gradient of mean zero: noise that does not pull towards the reference; set kl_place = "reward", or use k3'
+            )
         if self.kl_target is not None and (self.kl_beta == 0 or self.kl_place == "reward"):
             raise ValueError(
                 'kl_target adapts the KL in the loss: it needs kl_place = "loss" and a kl_beta to start from, e.g. '
@@ -108,8 +114,8 @@ class AdvantageConfig(Section):
     step_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantages of reasoning steps (process supervision), beside the answer's."""
     anchors: float = Field(default=0.0, ge=0)
-    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), beside the
-    episode's; episodes of one turn have no states to share."""
+    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), in addition
+    to the episode's advantage; an environment of one turn has no states."""
     gamma: float = Field(default=0.95, ge=0, le=1)
     """Discount a turn of the returns that `anchors` compares."""
     params: dict[str, Any] = Field(default_factory=dict)

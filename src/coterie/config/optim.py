@@ -17,7 +17,8 @@ class OptimConfig(Section):
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to zero at the last step."""
+    """After warm-up: constant, or linear decay as in transformers. Of T optimizer steps with W of warm-up, step s has
+    the rate lr · (T - s + 1) / (T - W): the last one still has lr / (T - W)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float = Field(default=0.99, ge=0, lt=1)
@@ -25,7 +26,10 @@ class OptimConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay (AdamW)."""
+    decay_norms: bool = False
+    """Decay vectors too (norm weights and biases), as plain torch.optim.AdamW does; by default only matrices and
+    embeddings are decayed, as by transformers' Trainer."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     minibatches: int = Field(default=1, ge=1)
