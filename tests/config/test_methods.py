@@ -75,6 +75,8 @@ def test_a_row_that_was_not_applied_is_refused() -> None:
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"did you mean dr_grpo\?"):
         load(["algorithm=dr-grpo"], env={})
+    with pytest.raises(ConfigError, match=r"did you mean dapo or dppo\?"):
+        load(["algorithm=dappo"], env={})
 
 
 @pytest.mark.parametrize(

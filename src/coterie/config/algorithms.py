@@ -244,8 +244,8 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.drop_zero_variance": True,
             "advantage.scale": "batch_std",
         },
-        note="Prompts whose rewards are all equal are left out of the mean over prompts, as in the paper. Its curriculum "
-        "(prompts solved more than 90 % of the time are not drawn again) and its forced ends of thoughts are not here.",
+        note="Prompts whose rewards are all equal are left out of the mean over prompts, as in the paper. Its "
+        "curriculum (prompts solved nearly always are not drawn again) and its forced ends of thoughts are not here.",
     ),
     "intellect2": Algorithm(
         title="GRPO with a two-sided bound",
@@ -279,8 +279,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",
         source="arXiv 2505.10978, with F = 1",
         settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
-        note="For environments of several turns (`environment.name`); every turn has its term, also that of an episode "
-        "which ends after one, and in an environment of one turn there is none. The paper's mean of a state holds the turn "
+        note="For environments of several turns (`environment.name`): every turn has its term, also that of an episode "
+        "which ends after one; in an environment of one turn there is none. The paper's mean of a state holds the turn "
         "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
         'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, '
         "weighed by evidence.",
@@ -310,9 +310,16 @@ def find(name: object) -> Algorithm:
     """
     if isinstance(name, str) and name in ALGORITHMS:
         return ALGORITHMS[name]
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), ALGORITHMS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{hint}")
+    raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{_near(str(name))}")
+
+
+def _near(name: str) -> str:
+    """`; did you mean dapo or dppo?`: the nearest names, all of them where they are equally near."""
+    asked = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(asked, ALGORITHMS, n=3)
+    ratios = {other: difflib.SequenceMatcher(None, other, asked).ratio() for other in near}
+    best = [other for other in ALGORITHMS if ratios.get(other, 0.0) >= max(ratios.values(), default=1.0) - 0.01]
+    return f"; did you mean {' or '.join(best)}?" if best else ""
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class ObjectiveConfig(Section):
             )
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
             raise ValueError(
-                'kl_estimator = "k1" in the loss has a gradient of mean zero: noise that does not pull towards the reference; set kl_place = "reward", or use k3'
+                'kl_estimator = "k1" in the loss has a gradient of mean zero: noise that does not pull towards the '
+                'reference; set kl_place = "reward", or use k3'
             )
         if self.kl_target is not None and (self.kl_beta == 0 or self.kl_place == "reward"):
             raise ValueError(
@@ -114,8 +115,8 @@ class AdvantageConfig(Section):
     step_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantages of reasoning steps (process supervision), beside the answer's."""
     anchors: float = Field(default=0.0, ge=0)
-    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), in addition
-    to the episode's advantage; an environment of one turn has no states."""
+    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), added to
+    the episode's advantage; an environment of one turn has no states."""
     gamma: float = Field(default=0.95, ge=0, le=1)
     """Discount a turn of the returns that `anchors` compares."""
     params: dict[str, Any] = Field(default_factory=dict)
