@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from coterie.config.grouping import GroupingConfig
 from coterie.train.credit import GroupJudge, Terms
 from coterie.train.grouping import GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
 
 TERMS = Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 1.0})
 
@@ -230,9 +230,11 @@ def test_the_expected_gradient_of_the_scale_of_states_is_the_true_one(solved: fl
     class Still(GroupAwareJudge):
         """Learns nothing from one group to the next, which are alternatives here."""
 
-        def __call__(self, *args: Any) -> list[Credit]:
+        def __call__(
+            self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Mapping[str, RolloutScores]
+        ) -> list[Credit]:
             self._model, self.step = None, 0
-            return super().__call__(*args)
+            return super().__call__(groups, rollouts, scores)
 
     plain = judge("rloo", scale="none", weights="none")
     still = Still(plain.config, terms=TERMS, features=plain.features, part_weights={"environment": 1.0}, seed=0)

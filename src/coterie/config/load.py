@@ -19,7 +19,7 @@ from coterie.errors import ConfigError
 
 PREFIX = "COTERIE_"
 RESERVED = {"COTERIE_HOME", "COTERIE_NO_UV"}
-"""Environment variables with this prefix that are no settings."""
+"""Environment variables with this prefix that are not settings."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-]*=")
 
 
@@ -44,8 +44,8 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
         else:
             layers.merge(table, str(file))
     # A method first: flags may stand in any order, and lie over its row.
-    said = [*from_environment(os.environ if env is None else env), *flags]
-    for assignment in sorted(said, key=lambda one: one.path != ("algorithm",)):
+    assignments = [*from_environment(os.environ if env is None else env), *flags]
+    for assignment in sorted(assignments, key=lambda item: item.path != ("algorithm",)):
         layers.assign(assignment)
     if unread:  # what the other settings lack may stand there
         raise ConfigError("\n".join([*unread, *layers.problems]))

@@ -146,7 +146,7 @@ class RunConfig(Section):
         self._check_algorithm()
         labels = self.rewards.labels()
         if self.eval.part and self.eval.part not in labels:
-            raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
+            raise ValueError(f"eval.part = {self.eval.part!r} is not a reward part; expected one of {labels}")
         self._check_environment()
         self._check_groups()
         self._check_replay()
@@ -213,8 +213,8 @@ class RunConfig(Section):
         )
         if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
             raise ValueError(
-                f"collect.group_size = {self.collect.group_size} leaves nobody to compare with; "
-                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts a prompt'
+                f"collect.group_size = {self.collect.group_size} is too small: "
+                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts per prompt'
             )
         if self.reference.every and self.objective.kl_beta == 0:
             raise ValueError("reference.every needs objective.kl_beta > 0: without a KL there is no reference")
