@@ -18,6 +18,7 @@ from coterie.text import one_line, safe_text
 if TYPE_CHECKING:
     from coterie.config.schema import RunConfig  # brings pydantic along
 
+
 class SettingsCommand(TyperCommand):
     """A command whose further words are settings: `--help` fits a screen, `--help-all` shows every setting."""
 

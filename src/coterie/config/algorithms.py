@@ -183,10 +183,18 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "dppo": Algorithm(
         title="Divergence PPO, total variation",
-        formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.2 too far",
-        source="arXiv 2602.04879",
-        settings={"objective.surrogate": "tv", "objective.normalize": "token"},
-        note='The bounds are differences of probabilities. surrogate = "kl" bounds the divergence instead.',
+        formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.15 too far",
+        source="arXiv 2602.04879; threshold of the authors' scripts in verl",
+        settings={
+            "objective.surrogate": "tv",
+            "objective.normalize": "token",
+            "objective.clip_low": 0.15,
+            "objective.clip_high": 0.15,
+        },
+        note='The bounds are differences of probabilities; surrogate = "kl" bounds the divergence instead, there by '
+        '0.05. The scripts also take the mean of Dr. GRPO (normalize = "constant", advantage.scale = "none"), and '
+        "their trust region is around the sampler's own probabilities; here it is around the policy at the start of "
+        "the update.",
     ),
     "gdpo": Algorithm(
         title="Group reward-decoupled normalisation",
