@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coterie.algo.groups import informative
 from coterie.batches.batch import Batch, halves
 from coterie.batches.plan import continuation, largest, plan
 from coterie.batches.segments import shared_head
-from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Group, Outcome, Rollout, StopReason, Turn
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)
 
@@ -244,3 +245,23 @@ def test_a_long_prompt_is_not_repeated_for_every_rollout() -> None:
     rollouts = [make(name, prompt, [7, 8, 9]) for name in "abcdefgh"]
     batches = plan(rollouts, [credit(n, 1.0) for n in "abcdefgh"], normalize="token", token_budget=10, skip_zero=False)
     assert [len(batch.tokens) for batch in batches] == [20 + 6 * 3, 20 + 2 * 3]
+
+
+def test_groups_without_an_advantage_can_be_left_out_of_the_denominator() -> None:
+    """Three prompts, one of them all solved: the mean over prompts is over two (ScaleRL), or over all three."""
+    rewards = {"p": (1.0, 0.0), "q": (1.0, 1.0), "r": (0.0, 1.0)}
+    items, groups, credits = [], [], []
+    for key, pair in rewards.items():
+        made = [make(f"{key}{k}", [5, 6], [7, 8, 9]) for k in range(2)]
+        items += [replace(one, context=replace(one.context, prompt_id=key)) for one in made]
+        groups.append(Group(scale="prompt", key=key, members=tuple(one.id for one in made), rewards=pair))
+        centre = sum(pair) / 2
+        credits += [credit(one.id, reward - centre) for one, reward in zip(made, pair, strict=True)]
+
+    def weights(held: list[Credit]) -> dict[str, float]:
+        rows = plan(items, held, normalize="prompt", token_budget=1000, skip_zero=False)
+        return {name: row.weights[slice(*span)].sum() for row in rows for name, span in row.spans.items()}
+
+    assert weights(credits) == pytest.approx(dict.fromkeys((one.id for one in items), 1 / 6))
+    assert weights(informative(groups, credits)) == pytest.approx(dict.fromkeys(("p0", "p1", "r0", "r1"), 1 / 4))
+    assert informative(groups[1:2], credits) == []

@@ -36,6 +36,7 @@ from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory, check_name
 from coterie.runs.durable import json_dumps
+from coterie.runs.gaps import gaps
 from coterie.runs.health import untrained
 from coterie.runs.inspect import last_step
 from coterie.text import counted
@@ -262,6 +263,8 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
             )
     for what in recorder.db.damage()[:8]:
         recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
+    for text in gaps(run, recorder.db, found.step):
+        recorder.note(found.step, "warning", text)
     for path, reason in found.skipped:
         recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
     try:

@@ -13,12 +13,14 @@ import typer
 from coterie import __version__, threads
 from coterie.commands import algo, assets, bench, config, doctor, experience, groups, runs, sampling, sweep, training
 from coterie.commands.common import paint
+from coterie.commands.hints import HintedGroup
 from coterie.errors import CoterieError
 from coterie.text import safe_text
 
 # Plain help: rich's would triple the time that `coterie --help` takes.
 app = typer.Typer(
     name="coterie",
+    cls=HintedGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -100,7 +100,7 @@ class Turn:
     version: int
     """Policy version that sampled every token of this turn."""
     state: str | None = None
-    """Names what the environment was in before this turn; None in an episode of one turn that names none."""
+    """Names what the environment was in before this turn; None where it allows one turn only."""
     reward: float = 0.0
     """What the environment gave for this turn."""
 

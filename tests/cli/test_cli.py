@@ -137,6 +137,29 @@ def test_demo(assemble):
     assert assemble == [("demo", (3, ["--steps", "2", "optim.lr=1"]))]
 
 
+def test_reports_as_json(assemble, capsys):
+    assert main(["validate", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["ok"] is True
+    assert seen["checks"][0] == {"level": "ok", "subject": "gold", "text": "scores 1"}
+    assert main(["train", "--steps", "3", "--dry-run", "--json"]) == 1
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["ok"], seen["checks"][1]["level"]) == (False, "fail")
+    assert main(["train", "--steps", "3", "--json"]) == 2
+    assert "coterie show RUN --json" in capsys.readouterr().err
+
+
+def test_the_list_of_presets_as_json_has_values(capsys):
+    assert main(["algo", "ls", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["grpo"]["settings"] == {}
+    assert rows["dapo"]["settings"] == {
+        "objective.clip_high": 0.28,
+        "objective.normalize": "token",
+        "collect.refill": True,
+    }
+
+
 def test_validate(assemble, capsys):
     assert main(["validate"]) == 0
     assert capsys.readouterr().out.splitlines() == ["ok    gold  scores 1", "warn  rows  2 bad\\x1b"]
@@ -269,11 +292,18 @@ def test_config_verbs(capsys, tmp_path):
     [
         (["--version"], 0, f"coterie {coterie.__version__}"),
         (["--help"], 0, "Commands:"),
-        (["train", "--help"], 0, "--collect.group-size   whole number >= 1; default 8"),
+        (["train", "--help"], 0, "--collect.group-size        completions per prompt (num_generations); default 8"),
+        (["train", "--help"], 0, "--help-all"),
+        (["train", "--help-all"], 0, "--collect.group-size   int >= 1; default 8"),
+        (["train", "@", "no.toml", "--help-all"], 0, "--dry-run"),
         (["train", "--help"], 0, "--dry-run"),
         (["eval", "--help"], 0, "[RUN_OR_MODEL]"),
         ([], 2, "Usage: coterie"),
         (["trian"], 2, "train"),
+        (["init"], 2, "`coterie config init FILE.toml` writes a config file"),
+        (["runs"], 2, "No such command 'runs': `coterie ls` lists runs"),
+        (["merge"], 2, "is a PEFT adapter"),
+        (["config", "show"], 2, "`coterie config print @ FILE.toml` prints every setting"),
         (["show"], 2, "Missing argument 'RUN'"),
         (["ls", "--jsn"], 2, "--jsn"),
         (["train", "--optim.lrr", "1"], 2, "did you mean optim.lr?"),
@@ -285,6 +315,16 @@ def test_asking(words, code, text, capsys):
     seen = capsys.readouterr()
     assert text in seen.out + seen.err
     assert bool(seen.err) == (code != 0)
+
+
+@pytest.mark.parametrize("verb", ["train", "demo", "eval", "rollout", "drift", "validate", "sweep"])
+def test_help_fits_a_screen(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 55
+    assert max(map(len, lines)) <= 100
+    assert main([verb, "--help-all"]) == 0
+    assert "--optim.max-grad-norm   float > 0" in capsys.readouterr().out
 
 
 def test_help_is_fast():

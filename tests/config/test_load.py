@@ -186,7 +186,7 @@ def test_resolved_settings_reproduce(toml):
         (["--optm.lr", "1"], "did you mean optim.lr?"),
         (["--qqqq"], "unknown setting qqqq (from --qqqq)"),
         (["--optim.lr", "abc"], "optim.lr = 'abc' (from --optim.lr): expected a number"),
-        (["--steps=1.5"], "steps = '1.5' (from --steps): expected a whole number"),
+        (["--steps=1.5"], "steps = '1.5' (from --steps): expected an int"),
         (["--steps", "0"], "steps = 0 (from --steps): expected at least 1"),
         (["--optim.lr", "0"], "optim.lr = 0.0 (from --optim.lr): expected more than 0"),
         (["--optim.beta1", "1"], "expected less than 1"),
@@ -198,7 +198,7 @@ def test_resolved_settings_reproduce(toml):
         ),
         (["--objective.mask-truncated=maybe"], "expected true or false"),
         (["--sampling.stop", "x"], "sampling.stop = 'x' (from --sampling.stop): expected a list"),
-        (["--sampling.stop", "[1]"], "expected text"),
+        (["--sampling.stop", "[1]"], "expected a string"),
         (["--optim", "3"], "optim = '3' (from --optim): expected a table"),
         (
             ["--model.lora.targets", "q,v"],
@@ -235,6 +235,40 @@ def test_resolved_settings_reproduce(toml):
 )
 def test_bad_words(words, message):
     assert message in refusal(*words)
+
+
+def test_all_problems_of_all_sources_are_told_at_once(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('steps = "many"\n[optim]\nlr = -1\n[sampling]\nbeam = 3\n', encoding="utf-8")
+    message = refusal(
+        *("@", str(file), "num_generations=5", "--loss_type", "dapo", "--algorithm", "dappo"),
+        *("--seed", "x", "stray", "--collect.prompts=0", "--data.train.3.size", "4", "--eval.every"),
+        env={"COTERIE_OPTM__LR": "1"},
+    )
+    expected = [
+        "'stray' is not a setting",
+        "--eval.every needs a value; the command line ends",
+        "did you mean dapo or dppo? (from --algorithm)",
+        "unknown setting optm.lr (from COTERIE_OPTM__LR); did you mean optim.lr?",
+        "unknown setting num_generations (from num_generations=5)",
+        "unknown setting loss_type (from --loss_type)",
+        "data.train has no item 3",
+        "seed = 'x' (from --seed): expected an int",
+        f"steps = 'many' (from {file}): expected an int",
+        "collect.prompts = 0 (from --collect.prompts): expected at least 1",
+        f"optim.lr = -1 (from {file}): expected more than 0",
+        f"unknown setting sampling.beam (from {file})",
+    ]
+    for text in expected:
+        assert text in message
+    assert len(message.splitlines()) == len(expected)
+
+
+def test_a_missing_file_is_told_with_the_flags_problems_but_not_with_what_it_may_hold(tmp_path):
+    message = refusal("@", str(tmp_path / "no.toml"), "beam=3", "eval.k=9")
+    assert len(message.splitlines()) == 2
+    assert "no.toml does not exist" in message
+    assert "unknown setting beam" in message
 
 
 @pytest.mark.parametrize(
@@ -307,7 +341,7 @@ def test_bad_variables():
 def test_every_key_misspelt_or_retyped_is_an_error(key):
     assert "unknown setting" in refusal(f"--{key}x", "1")
     setting = settings()[key]
-    if setting.expected.startswith(("text", "list", "table")):
+    if setting.expected.startswith(("str", "list", "table")):
         return
     assert f"{key} = 'garbage'" in refusal(f"--{key}=garbage")
 

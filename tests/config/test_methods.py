@@ -75,13 +75,15 @@ def test_a_row_that_was_not_applied_is_refused() -> None:
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"did you mean dr_grpo\?"):
         load(["algorithm=dr-grpo"], env={})
+    with pytest.raises(ConfigError, match=r"did you mean dapo or dppo\?"):
+        load(["algorithm=dappo"], env={})
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["objective.ratio_cap=1.1"], "larger than 1 \\+ clip_high"),
-        (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "no gradient in the loss"),
+        (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "gradient of mean zero"),
         (["objective.kl_place=reward", "objective.kl_beta=0.1"], 'needs kl_estimator = "k1"'),
         (["objective.kl_target=0.1"], "needs"),
         (["mismatch.low=3"], "must be smaller"),

@@ -9,9 +9,11 @@ import tomllib
 import pytest
 
 from coterie.config.fields import settings
+from coterie.config.help import MEASURING, TRAINING, help_for_settings, short_help
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
-from coterie.config.show import config_json, help_for_settings, init_text, inline, json_schema, print_config
+from coterie.config.show import config_json, inline, json_schema, print_config
+from coterie.config.template import init_text
 
 WORDS = [
     *("--data.train.0.type", "reasoning_gym", "--data.train.0.name", 'quo"te\n'),
@@ -44,7 +46,7 @@ def test_json_has_values_and_sources():
 
 
 def test_template_loads_as_it_is():
-    config = RunConfig.model_validate(tomllib.loads(init_text()))
+    config = RunConfig.model_validate(tomllib.loads(init_text(every=True)))
     assert config.data.train
     assert config.model.lora is None
     assert config.optim == RunConfig().optim
@@ -52,14 +54,14 @@ def test_template_loads_as_it_is():
 
 def test_template_loads_with_every_default_uncommented(tmp_path):
     """Removing the # of every plain default changes nothing."""
-    optional = re.sub(r"#\[.*?(?=\n\n)", "", init_text(), flags=re.DOTALL)
+    optional = re.sub(r"#\[.*?(?=\n\n)", "", init_text(every=True), flags=re.DOTALL)
     (tmp_path / "all.toml").write_text(re.sub(r"^#(\w+ = )", r"\1", optional, flags=re.MULTILINE))
     loaded = load(["@", str(tmp_path / "all.toml")], {})
     assert loaded.config.model_copy(update={"data": RunConfig().data}) == RunConfig()
     assert loaded.provenance["optim.lr"].endswith("all.toml")
 
 
-@pytest.mark.parametrize("text", [init_text(), help_for_settings()])
+@pytest.mark.parametrize("text", [init_text(every=True), help_for_settings()])
 def test_every_key_is_explained(text):
     for setting in settings().values():
         assert setting.key.rpartition(".")[2].replace("_", "-") in text.replace("_", "-")
@@ -68,10 +70,27 @@ def test_every_key_is_explained(text):
 
 def test_help_names_default_and_bounds():
     text = help_for_settings()
-    assert "--collect.group-size   whole number >= 1; default 8" in text
+    assert "--collect.group-size   int >= 1; default 8" in text
     assert "--optim.schedule   constant | linear;" in text
-    assert "--model.lora.targets   list of text | all-linear;" in text
+    assert "--model.lora.targets   list[str] | all-linear;" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_short_template_trains_as_it_is_and_fits_a_page():
+    config = RunConfig.model_validate(tomllib.loads(init_text()))
+    assert config.data.train
+    assert config.data.heldout
+    assert config.optim.lr > 1e-6
+    assert len(init_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_short_help_is_of_settings_that_exist(verb):
+    text = short_help(verb)
+    assert set(TRAINING) | set(MEASURING) <= set(settings())
+    assert len(text.splitlines()) <= 25
+    assert max(map(len, text.splitlines())) <= 100
+    assert "--data.heldout.0.path" in text
 
 
 def test_schema_is_closed():

@@ -122,7 +122,7 @@ def check_coterie(words: list[str]) -> None:
         verb = words.pop(0)
         assert verb in command.commands, f"{verb} is no verb; there are {', '.join(command.commands)}"
         command = command.commands[verb]
-    if "--help" in words:
+    if "--help" in words or "--help-all" in words:
         return
     context = command.make_context(verb, list(words))  # refuses unknown options and missing arguments
     if verb in SETTINGS_VERBS:

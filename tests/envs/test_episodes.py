@@ -153,7 +153,17 @@ def test_episodes_may_end_at_different_turns() -> None:
     assert [len(one.turns) for one in found] == [1, 2, 3]
     assert [one.reward for one in found] == [1.0, 1.0, 1.0]
     assert [bool(one.messages) for one in found] == [False, True, True]
-    assert found[0].turns[0].state is None
+    # The first one's too: whether it is compared with the others must not depend on its being the only turn.
+    assert len({one.turns[0].state for one in found}) == 1
+    assert found[0].turns[0].state == digest(found[1].messages[:1])
+
+
+def test_an_environment_of_one_turn_has_no_states() -> None:
+    def opening(prompt: Prompt):
+        yield Observation(messages=prompt.messages, state="start")
+
+    (one,), _ = play(opening, lambda request: [4, END], limits=Limits(turns=1))
+    assert one.turns[0].state is None
 
 
 def broken_at_once(prompt: Prompt):

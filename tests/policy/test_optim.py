@@ -78,7 +78,7 @@ def test_weights_that_were_never_stepped_are_their_own_masters() -> None:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_steps_are_those_of_torch_on_full_masters(dtype: torch.dtype, parts: int) -> None:
     parameters = made(dtype)
-    one = optimizer(parameters, lr=3e-3)
+    one = optimizer(parameters, lr=3e-3, decay_norms=True)
     exact = {name: nn.Parameter(master.clone()) for name, master in one.masters.items()}
     other = torch.optim.AdamW(exact.values(), betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, fused=True)
     for step in range(5):
@@ -105,6 +105,20 @@ def test_steps_are_those_of_torch_on_full_masters(dtype: torch.dtype, parts: int
             assert torch.equal(parameters[name], master.to(dtype)) or dtype == torch.bfloat16
         assert all(p.grad is None for p in parameters.values())
         assert not one.gradients.sums
+
+
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_vectors_are_decayed_only_where_asked(decay_norms: bool) -> None:
+    """Without a gradient direction of its own (here 0) a step is the decay alone: 1 - rate · weight_decay."""
+    parameters = made(torch.float64)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    one = optimizer(parameters, weight_decay=0.1, decay_norms=decay_norms)
+    for parameter in parameters.values():
+        (0 * parameter).sum().backward()
+    one.step(1e-2)
+    for name, parameter in parameters.items():
+        factor = 1 - 1e-3 if name != "norm" or decay_norms else 1.0
+        torch.testing.assert_close(parameter.detach(), factor * before[name], rtol=1e-12, atol=0)
 
 
 def test_a_lone_bfloat16_gradient_takes_no_float32_copy() -> None:

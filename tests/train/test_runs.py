@@ -307,6 +307,36 @@ def test_a_damaged_checkpoint_is_skipped_by_name(root: Path, golden: dict[str, A
     assert fingerprint(run) == golden
 
 
+def test_a_resume_says_what_its_record_lacks_and_goes_on_to_the_same_bits(root: Path, golden: dict[str, Any]) -> None:
+    run = assemble.train(make_config(root), stop_at(3, signal.SIGINT))
+    for name in ("metrics.sqlite", "metrics.sqlite-wal", "metrics.sqlite-shm"):
+        (run / name).unlink(missing_ok=True)
+    cut = run / "rollouts" / "step_000001.parquet"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (run / "rollouts" / "step_000002.parquet").unlink()
+    watch = Watch()
+    assemble.resume(run, watch)
+    warnings = [text for kind, text in watch.notes if kind == "warning"]
+    assert any("no metrics of steps 1 to 3" in text and "metrics.sqlite-wal" in text for text in warnings)
+    assert any("no evaluation of step 0" in text for text in warnings)
+    assert any("no rollouts of step 2: " in text for text in warnings)
+    assert any("the rollouts of step 1 cannot be read" in text for text in warnings)
+    cut.unlink()
+    assert fingerprint(run)["weights"] == golden["weights"]
+    page = (run / "README.md").read_text(encoding="utf-8")
+    assert "The evaluation before training (step 0) is not on record" in page
+    assert "| before" not in page
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        assert {event.message for event in database.events("warning")} >= set(warnings)
+
+
+def test_a_resume_of_a_whole_record_warns_of_nothing(root: Path) -> None:
+    run = assemble.train(make_config(root, steps=4), stop_at(2, signal.SIGINT))
+    watch = Watch()
+    assemble.resume(run, watch)
+    assert [text for kind, text in watch.notes if kind == "warning"] == []
+
+
 def test_other_settings_do_not_continue_a_run(root: Path) -> None:
     run = assemble.train(make_config(root, steps=2))
     config = (run / "config.toml").read_text(encoding="utf-8")

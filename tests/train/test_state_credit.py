@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from coterie.config.grouping import GroupingConfig
 from coterie.train.credit import GroupJudge, Terms
 from coterie.train.grouping import GroupAwareJudge
 from coterie.train.prompt_features import PromptFeatures
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
 
 TERMS = Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 1.0})
 
@@ -139,13 +141,106 @@ def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> 
     assert any(turn_values(one, found[one.id])[1] != whole[one.id].advantage for one in rollouts)
 
 
-def test_episodes_of_one_turn_are_judged_to_the_same_bit() -> None:
+def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """As an environment of one turn leaves them."""
+    return [replace(one, turns=tuple(replace(turn, state=None) for turn in one.turns)) for one in rollouts]
+
+
+def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit() -> None:
     rollouts = step(turns=1)
-    plain = [replace(one, turns=tuple(replace(turn, state=None) for turn in one.turns)) for one in rollouts]
+    found, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(without=["state"]))
+    assert {name: credit.advantage for name, credit in found.items()} == {
+        name: credit.advantage for name, credit in plain.items()
+    }
+    assert all(credit.contributions["state"] == 0 for credit in found.values())
+
+
+def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
+    rollouts = unnamed(step(turns=1))
     with_it, without = judge(), judge(without=["state"])
-    one, two = credits_of(rollouts, with_it), credits_of(plain, without)
-    assert one == two
+    assert credits_of(rollouts, with_it) == credits_of(rollouts, without)
     assert with_it.metrics() == without.metrics()
+    plain, gigpo = gigpo_judge(anchors=0.0), gigpo_judge()
+    assert credits_of(rollouts, plain) == credits_of(rollouts, gigpo)
+
+
+def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupJudge:
+    return GroupJudge(
+        rule=AdvantageRule(scale="none", anchors=anchors, anchor_gamma=gamma),
+        terms=TERMS,
+        part_weights={},
+        step_weights={},
+    )
+
+
+def test_gigpo_gives_an_episode_of_one_turn_its_advantage_of_the_state() -> None:
+    """A solves in its first turn, B fails in two: each first turn is worth its return less the other's."""
+    one = rollout("p0", 0, [("start", 1, 1.0)])
+    two = rollout("p0", 1, [("start", 1, 0.0), ("again", 1, 0.0)])
+    found = credits_of([one, two], gigpo_judge())
+    assert found[one.id].advantage == 0.5 + 1.0
+    assert turn_values(two, found[two.id]).tolist() == [-0.5 - 1.0, -0.5]
+    assert found[one.id].contributions == {"prompt": 0.5, "state": 1.0}
+
+
+SECOND = 0.3
+"""Chance that the second turn solves what the first did not."""
+PLAYS = {
+    "first": [("start", 1, 1.0)],
+    "second": [("start", 1, 0.0), ("again", 1, 1.0)],
+    "never": [("start", 1, 0.0), ("again", 1, 0.0)],
+}
+
+
+def expected_gradient(who: GroupAwareJudge | GroupJudge, solved: float, share: str | None) -> tuple[float, float]:
+    """Of one attempt in a group of four, by enumeration: in the logit of solving at the first turn, and at the second.
+
+    Args:
+        share: the contribution that counts; None for the whole advantage.
+    """
+    chances = {"first": solved, "second": (1 - solved) * SECOND, "never": (1 - solved) * (1 - SECOND)}
+    first = second = 0.0
+    for names in itertools.product(PLAYS, repeat=4):
+        group = [rollout("p0", sample, PLAYS[name]) for sample, name in enumerate(names)]
+        chance = math.prod(chances[name] for name in names)
+        found = credits_of(group, who)
+        for one, name in zip(group, names, strict=True):
+            credit = found[one.id]
+            count = len(one.turns)
+            whole = np.atleast_1d(credit.advantage)
+            values = np.broadcast_to(whole, count) - (0.0 if share is None else credit.contributions[share])
+            first += chance * values[0] * ((name == "first") - solved)
+            if count == 2:
+                second += chance * values[1] * ((name == "second") - SECOND)
+    return first / 4, second / 4
+
+
+@pytest.mark.parametrize("solved", [0.05, 0.2, 0.5, 0.8])
+def test_the_expected_gradient_of_gigpos_state_term_is_the_true_one(solved: float) -> None:
+    """Also where an attempt ends after its first turn: leaving those out would give `solved` times the true one."""
+    gamma = 0.9
+    first, second = expected_gradient(gigpo_judge(gamma=gamma), solved, "prompt")
+    np.testing.assert_allclose(first, solved * (1 - solved) * (1 - gamma * SECOND), rtol=1e-12)
+    met = 1 - solved**3  # a state that no other attempt came to has no term, whatever was done there
+    np.testing.assert_allclose(second, (1 - solved) * met * SECOND * (1 - SECOND), rtol=1e-12)
+
+
+@pytest.mark.parametrize("solved", [0.05, 0.5, 0.8])
+def test_the_expected_gradient_of_the_scale_of_states_is_the_true_one(solved: float) -> None:
+    class Still(GroupAwareJudge):
+        """Learns nothing from one group to the next, which are alternatives here."""
+
+        def __call__(
+            self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Mapping[str, RolloutScores]
+        ) -> list[Credit]:
+            self._model, self.step = None, 0
+            return super().__call__(groups, rollouts, scores)
+
+    plain = judge("rloo", scale="none", weights="none")
+    still = Still(plain.config, terms=TERMS, features=plain.features, part_weights={"environment": 1.0}, seed=0)
+    first, second = expected_gradient(still, solved, None)
+    np.testing.assert_allclose(first, solved * (1 - solved) * (1 - SECOND), rtol=1e-9)
+    np.testing.assert_allclose(second, (1 - solved) * SECOND * (1 - SECOND), rtol=1e-9)
 
 
 def test_the_share_of_the_scale_is_a_metric() -> None:

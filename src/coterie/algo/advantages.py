@@ -16,7 +16,7 @@ from coterie.algo.grouping.anchors import anchor_advantages
 from coterie.algo.returns import returns_to_go, whiten
 from coterie.algo.scales import SCALES
 from coterie.algo.steps import step_advantages
-from coterie.algo.turns import episode_of, given_by_environment, several, spread
+from coterie.algo.turns import episode_of, given_by_environment, has_states, spread
 from coterie.types import Credit, Group, Rollout
 
 ALONE = ("batch_mean", "none")
@@ -210,17 +210,18 @@ def _steps(
 def _states(
     groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule, environment: Mapping[str, float]
 ) -> list[np.ndarray | None]:
-    """[C] of every member, weighted; None where it has one turn or met nobody."""
+    """[C] of every member, weighted; None where no other attempt came to any of its states, and in an environment of
+    one turn. An episode that ended after its first turn has an advantage there like any other."""
     members = [rollouts[name] for group in groups for name in group.members]
-    if rule.anchors == 0 or not any(map(several, members)):
+    if rule.anchors == 0 or not any(map(has_states, members)):
         return [None] * len(members)
     totals = [reward for group in groups for reward in group.rewards]
     given = given_by_environment(environment, "")
-    episodes = [episode_of(one, total, given) for one, total in zip(members, totals, strict=True)]
-    found = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
+    episodes = [episode_of(rollout, total, given) for rollout, total in zip(members, totals, strict=True)]
+    advantages = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
     return [
-        rule.anchors * spread(values, one) if several(one) and values.any() else None
-        for one, values in zip(members, found, strict=True)
+        rule.anchors * spread(values, rollout) if values.any() else None
+        for rollout, values in zip(members, advantages, strict=True)
     ]
 
 

@@ -47,8 +47,9 @@ class LossInputs:
     rollout: Tensor
     """int64: index of the token's rollout inside this part, 0 … R-1; a rollout's tokens are side by side."""
     policy_mask: Tensor | None = None
-    """bool: tokens whose policy term and entropy count (top-entropy mask, truncated rollouts left out); None = all.
-    The KL is not masked, and a ratio of the whole rollout still covers all its tokens (as in TRL)."""
+    """bool: tokens whose policy term and entropy count (the top-entropy mask); None = all. The KL is not masked, and a
+    ratio of the whole rollout still covers all its tokens (as in TRL). Rollouts that are left out altogether, as
+    truncated ones with `mask_truncated`, are not among the inputs, or have weight 0."""
     entropy: Tensor | None = None
     """nats, with gradient; needed for an entropy bonus only."""
     entropy_weights: Tensor | None = None

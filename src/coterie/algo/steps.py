@@ -21,7 +21,8 @@ def step_advantages(
 ) -> list[np.ndarray]:
     """What each token of a group's rollouts earned by the steps that end at it or later.
 
-    All step scores of the group are pooled and normalised with their own mean and (population) standard deviation;
+    All step scores of the group are pooled and normalised with their own mean and population standard deviation (ddof
+    0, unlike that of outcome rewards);
     a token's advantage is the sum of the normalised scores from there to the end. Tokens after the last step get 0.
     Scores of different step functions are pooled apart, since they mean different things, and added with their
     weights. The sum lets a rollout earn more by more good steps; `per_step` takes that away.

@@ -46,6 +46,10 @@ def given_by_environment(weights: Mapping[str, float], label: str) -> float:
     return sum(weights.values()) if not label else float(label in weights)
 
 
-def several(rollout: Rollout) -> bool:
-    """Whether it has turns that can have advantages of their own."""
-    return sum(1 for turn in rollout.turns if turn.tokens) > 1
+def has_states(rollout: Rollout) -> bool:
+    """Whether it is an episode of an environment of several turns, whose turns carry the name of their state.
+
+    How many turns it took must not be asked: that depends on what was sampled, and an advantage that only longer
+    episodes get biases the gradient.
+    """
+    return any(turn.state is not None for turn in rollout.turns)

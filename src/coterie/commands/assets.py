@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from coterie.commands.common import JSON, print_json, print_table
+from coterie.commands.hints import HintedGroup
 from coterie.text import safe_text
 
-assets = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Built-in models and datasets.")
+assets = typer.Typer(cls=HintedGroup, no_args_is_help=True, rich_markup_mode=None, help="Built-in models and datasets.")
 
 
 @assets.command()

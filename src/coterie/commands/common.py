@@ -11,14 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
+from typer.core import TyperCommand
 
 from coterie.text import one_line, safe_text
 
 if TYPE_CHECKING:
     from coterie.config.schema import RunConfig  # brings pydantic along
 
+
+class SettingsCommand(TyperCommand):
+    """A command whose further words are settings: `--help` fits a screen, `--help-all` shows every setting."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--help-all" in args:
+            from coterie.config.help import help_for_settings
+
+            typer.echo(f"{ctx.get_help()}\n\n{help_for_settings()}")
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+
 # The words after these verbs are settings, not options: they pass through to coterie.config.load.
 SETTINGS: dict[str, Any] = {
+    "cls": SettingsCommand,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
@@ -39,14 +54,12 @@ class Report(Protocol):
     def ok(self) -> bool: ...
 
 
-def _settings_help(ctx: typer.Context, wanted: bool) -> None:
-    if not wanted:
+def _settings_help(ctx: typer.Context, asked: bool) -> None:
+    if not asked:
         return
-    from coterie.config.show import help_for_settings
+    from coterie.config.help import short_help
 
-    typer.echo(ctx.get_help())
-    typer.echo()
-    typer.echo(help_for_settings())
+    typer.echo(f"{ctx.get_help()}\n\n{short_help(ctx.info_name or '')}")
     raise typer.Exit
 
 
@@ -56,7 +69,7 @@ HELP: bool = typer.Option(
     is_eager=True,
     expose_value=True,
     callback=_settings_help,
-    help="Show this, and every setting.",
+    help="Show this; --help-all adds every setting.",
 )
 JSON: bool = typer.Option(False, "--json", help="Print JSON for other programs.")
 
@@ -104,8 +117,12 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(plain(value), indent=2))
 
 
-def print_report(report: Report) -> int:
-    """One line per check; exit code 1 when any failed."""
+def print_report(report: Report, *, json_: bool = False) -> int:
+    """One line per check, or `{"ok": …, "checks": [{"level", "subject", "text"}, …]}`; exit code 1 when any failed."""
+    if json_:
+        checks = [{"level": level, "subject": subject, "text": text} for level, subject, text in report.lines]
+        print_json({"ok": report.ok, "checks": checks})
+        return 0 if report.ok else 1
     width = max((len(subject) for _, subject, _ in report.lines), default=0)
     colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for level, subject, text in report.lines:

@@ -8,24 +8,29 @@ from typing import Annotated
 import typer
 
 from coterie.commands.common import HELP, JSON, SETTINGS, USAGE, print_json
+from coterie.commands.hints import HintedGroup
 from coterie.errors import ConfigError
 
-config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write, resolve and describe settings.")
+config = typer.Typer(
+    cls=HintedGroup, no_args_is_help=True, rich_markup_mode=None, help="Write, resolve and describe settings."
+)
 
 
 @config.command()
 def init(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Standard output when left out.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Write every setting with its default and meaning.")] = False,
 ) -> None:
-    """Write a file to start from: an example, and every setting with its default and meaning."""
-    from coterie.config.show import init_text
+    """Write a config file to start from."""
+    from coterie.config.template import init_text
 
+    text = init_text(every=every)
     if file is None:
-        typer.echo(init_text(), nl=False)
+        typer.echo(text, nl=False)
         return
     try:
         with file.open("x", encoding="utf-8") as out:
-            out.write(init_text())
+            out.write(text)
     except FileExistsError:
         raise ConfigError(f"{file} exists and is not overwritten: choose another name or remove it") from None
     except OSError as error:

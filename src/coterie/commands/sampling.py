@@ -164,7 +164,7 @@ def chat(
         typer.echo(safe_text(session.reply(said)))
 
 
-def validate(ctx: typer.Context, help_: bool = HELP) -> None:
+def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
     """Check data and rewards without a model.
 
     Gold answers must score 1, garbage 0.
@@ -179,7 +179,7 @@ def validate(ctx: typer.Context, help_: bool = HELP) -> None:
         from coterie import assemble
 
         report = assemble.validate(loaded.config)
-    raise typer.Exit(print_report(report))
+    raise typer.Exit(print_report(report, json_=json_))
 
 
 def settings_of(target: str | None) -> Sequence[str]:

@@ -11,6 +11,7 @@ import typer
 
 from coterie.commands.common import HELP, LOADING, SETTINGS, USAGE, check_files, print_report
 from coterie.commands.runs import Root, Run
+from coterie.errors import ConfigError
 
 
 def demo(
@@ -37,6 +38,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time; train nothing.")
     ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
     help_: bool = HELP,
 ) -> None:
     """Train a model with GRPO.
@@ -49,6 +51,8 @@ def train(
     from coterie import console
     from coterie.runs.directory import check_name
 
+    if json_ and not dry_run:
+        raise ConfigError("--json prints the checks of --dry-run; of a run, `coterie show RUN --json` does")
     check_files(loaded.config)
     if not dry_run:
         check_name(Path(loaded.config.runs), loaded.config.name)
@@ -61,7 +65,7 @@ def train(
             _leave(watch.stopped)
             return
         report = assemble.dry_run(loaded.config)
-    raise typer.Exit(print_report(report))
+    raise typer.Exit(print_report(report, json_=json_))
 
 
 def resume(

@@ -183,10 +183,18 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "dppo": Algorithm(
         title="Divergence PPO, total variation",
-        formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.2 too far",
-        source="arXiv 2602.04879",
-        settings={"objective.surrogate": "tv", "objective.normalize": "token"},
-        note='The bounds are differences of probabilities. surrogate = "kl" bounds the divergence instead.',
+        formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.15 too far",
+        source="arXiv 2602.04879; threshold of the authors' scripts in verl",
+        settings={
+            "objective.surrogate": "tv",
+            "objective.normalize": "token",
+            "objective.clip_low": 0.15,
+            "objective.clip_high": 0.15,
+        },
+        note='The bounds are differences of probabilities; surrogate = "kl" bounds the divergence instead, there by '
+        '0.05. The scripts also take the mean of Dr. GRPO (normalize = "constant", advantage.scale = "none"), and '
+        "their trust region is around the sampler's own probabilities; here it is around the policy at the start of "
+        "the update.",
     ),
     "gdpo": Algorithm(
         title="Group reward-decoupled normalisation",
@@ -241,14 +249,18 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.clip_low": 1.0,
             "objective.clip_high": 4.0,
             "objective.normalize": "prompt",
+            "objective.drop_zero_variance": True,
             "advantage.scale": "batch_std",
         },
+        note="Prompts whose rewards are all equal are left out of the mean over prompts, as in the paper. Its "
+        "curriculum (prompts solved nearly always are not drawn again) and its forced ends of thoughts are not here.",
     ),
     "intellect2": Algorithm(
         title="GRPO with a two-sided bound",
-        formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A)",
-        source="INTELLECT-2, arXiv 2505.07291",
-        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token"},
+        formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A) - 0.001 · k3(π, π_ref)",
+        source="INTELLECT-2, arXiv 2505.07291; β as in TRL's index of papers",
+        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token", "objective.kl_beta": 0.001},
+        note="The KL needs a reference model: objective.kl_beta = 0 saves its memory.",
     ),
     "deepseek_v32": Algorithm(
         title="GRPO as in DeepSeek-V3.2",
@@ -275,7 +287,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",
         source="arXiv 2505.10978, with F = 1",
         settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
-        note="For environments of several turns (`environment.name`). The paper's mean of a state holds the turn "
+        note="For environments of several turns (`environment.name`): every turn has its term, also that of an episode "
+        "which ends after one; in an environment of one turn there is none. The paper's mean of a state holds the turn "
         "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
         'own mean. Its F = std is advantage.scale = "group_std". The presets of [grouping] have the same scale, '
         "weighed by evidence.",
@@ -305,9 +318,16 @@ def find(name: object) -> Algorithm:
     """
     if isinstance(name, str) and name in ALGORITHMS:
         return ALGORITHMS[name]
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), ALGORITHMS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{hint}")
+    raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{_near(str(name))}")
+
+
+def _near(name: str) -> str:
+    """`; did you mean dapo or dppo?`: the nearest names, all of them where they are equally near."""
+    asked = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(asked, ALGORITHMS, n=3)
+    ratios = {other: difflib.SequenceMatcher(None, other, asked).ratio() for other in near}
+    best = [other for other in ALGORITHMS if ratios.get(other, 0.0) >= max(ratios.values(), default=1.0) - 0.01]
+    return f"; did you mean {' or '.join(best)}?" if best else ""
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,12 +163,12 @@ class DataConfig(Section):
     heldout: list[Source] = Field(default_factory=list)
     """Sources of held-out prompts, never trained on. Rows that also occur in training are removed."""
     review: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the drawn prompts that come from sources past their `until`, so that what was learned there does not
-    fade."""
+    """Rehearsal: fraction of the drawn prompts that come from finished curriculum stages, i.e. sources past their
+    `until`."""
     system: str | None = None
     """System message put before every prompt; None leaves it to the template."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    """A longer prompt is a bad row."""
+    """Maximum prompt length in tokens; a longer prompt is a bad row: dropped, and counted in max_bad_share."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Refuse to start when a larger share of a source's rows is bad."""
 

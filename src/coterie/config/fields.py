@@ -13,35 +13,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from coterie.config.foreign import foreign
 from coterie.config.schema import RunConfig
 
 MISSING: Any = object()
 """What `kind_at` answers where the schema has no such key."""
-
-# What the same thing is called in TRL, verl and prime-rl: only ever used to suggest our name.
-FOREIGN = {
-    "learning_rate": "optim.lr",
-    "lr": "optim.lr",
-    "num_generations": "collect.group_size",
-    "rollouts_per_example": "collect.group_size",
-    "max_completion_length": "sampling.max_tokens",
-    "max_new_tokens": "sampling.max_tokens",
-    "max_prompt_length": "data.max_prompt_tokens",
-    "beta": "objective.kl_beta",
-    "scale_advantage": "advantage.scale",
-    "loss_type": "algorithm",
-    "adv_estimator": "algorithm",
-    "delta": "objective.ratio_cap",
-    "epsilon": "objective.clip_low",
-    "epsilon_high": "objective.clip_high",
-    "batch_size": "collect.prompts",
-    "max_steps": "steps",
-    "warmup_steps": "optim.warmup",
-    "output_dir": "runs",
-    "model_name_or_path": "model.name",
-    "save_steps": "checkpoint.every",
-    "eval_steps": "eval.every",
-}
 
 TRUTH = {word: word in ("true", "yes", "on", "1") for word in ("true", "yes", "on", "1", "false", "no", "off", "0")}
 
@@ -60,7 +36,7 @@ class Setting:
     """`MISSING` where a value must be given."""
     description: str
     expected: str
-    """The type and its bounds in plain words, e.g. `number > 0`."""
+    """The type and its bounds, e.g. `float > 0`."""
 
 
 def bare(kind: Any) -> Any:
@@ -200,7 +176,7 @@ def _leaves(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
 
 
 def describe(field: FieldInfo) -> str:
-    """Type and bounds in plain words: `whole number >= 1`, `constant | linear`."""
+    """Type and bounds: `int >= 1`, `constant | linear`."""
     words = _words(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
@@ -214,36 +190,42 @@ def describe(field: FieldInfo) -> str:
 
 def _words(kind: Any) -> str:
     kind = bare(kind)
-    plain = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "anything"}
+    plain = {int: "int", float: "float", bool: "bool", str: "str", Any: "any JSON value"}
     if kind in plain:
         return plain[kind]
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is list:
-        return "list of " + ("tables" if "|" in (inner := _words(get_args(kind)[0])) else inner)
+        return f"list[{'table' if '|' in (inner := _words(get_args(kind)[0])) else inner}]"
     if get_origin(kind) is dict or is_section(kind):
         return "table"
     return " | ".join(_words(member) for member in union_members(kind) if member is not type(None))
 
 
 def nearest(path: Sequence[str]) -> str:
-    """`; did you mean optim.lr?`, or an empty string when nothing is near."""
-    numbers = [part for part in path if part.isdecimal()]
-    wanted = ".".join("*" if part.isdecimal() else part for part in path)
+    """`; did you mean optim.lr?`, what another trainer's name is called here or why there is no such setting, or an
+    empty string where nothing is near."""
+    asked = ".".join("*" if part.isdecimal() else part for part in path)
     keys = [
         *settings(),
         *{key.rsplit(".", 1)[0] for key in settings() if "." in key and not key.endswith(".*")},
     ]
-    last = wanted.rsplit(".", 1)[-1]
-    siblings = [key for key in keys if key.rpartition(".")[0] == wanted.rpartition(".")[0]]
-    near_sibling = difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.75)
+    siblings = [key for key in keys if key.rpartition(".")[0] == asked.rpartition(".")[0]]
+    typo = difflib.get_close_matches(asked, siblings, n=1, cutoff=0.9)
+    elsewhere = foreign(path) if not typo else None
+    if elsewhere is not None and elsewhere.key != ".".join(path):
+        if not elsewhere.key:
+            return f"; coterie has no such setting: {elsewhere.note}"
+        return f"; did you mean {elsewhere.key}?" + (f" ({elsewhere.note})" if elsewhere.note else "")
+    last = asked.rsplit(".", 1)[-1]
+    near_sibling = typo or difflib.get_close_matches(asked, siblings, n=1, cutoff=0.75)
     same_name = [key for key in keys if key.rsplit(".", 1)[-1] == last]
     leaf_names = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
     near_leaf = [leaf_names[name] for name in difflib.get_close_matches(last, leaf_names, n=1, cutoff=0.75)]
-    near = difflib.get_close_matches(wanted, keys, n=1, cutoff=0.6)
-    foreign = [FOREIGN[last]] if last in FOREIGN else []
-    for key in (*near_sibling, *foreign, *same_name[:1], *near, *near_leaf):
-        if key == wanted:
+    near = difflib.get_close_matches(asked, keys, n=1, cutoff=0.6)
+    numbers = [part for part in path if part.isdecimal()]
+    for key in (*near_sibling, *same_name[:1], *near, *near_leaf):
+        if key == asked:
             continue
         for number in numbers:
             key = key.replace("*", number, 1)

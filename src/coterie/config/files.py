@@ -24,10 +24,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     path = path / "config.toml" if path.is_dir() else path
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
-        raise ConfigError(f"{path} is no TOML file: settings are TOML (`coterie config init` writes one to start from)")
+        raise ConfigError(
+            f"{path} is not a TOML file: settings are TOML (`coterie config init` writes one to start from)"
+        )
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: that is no file of settings")
+            raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: that is not a file of settings")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist{_nearest_files(path)}") from None

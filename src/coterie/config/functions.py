@@ -16,7 +16,7 @@ def user_function(target: str) -> Callable[..., Any]:
     """The function, from an installed module or one in the folder that coterie was started from.
 
     Raises:
-        ConfigError: it is not named like one, its module cannot be imported, or it is no function.
+        ConfigError: it is not named like one, its module cannot be imported, or it is not a function.
     """
     module_name, _, name = target.partition(":")
     if not module_name or not name:

@@ -41,6 +41,8 @@ class Layers:
     def __init__(self) -> None:
         self.data: dict[str, Any] = {}
         self.sources: dict[tuple[str, ...], str] = {}
+        self.problems: list[str] = []
+        """Of what could not be laid here, one line each; `validate` reports them with all others."""
 
     def merge(self, table: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> None:
         """Lay a table over what is there; lists replace. A method comes first, so that the table lies over its row."""
@@ -55,7 +57,11 @@ class Layers:
         if value in ("none", "None") and nullable(kind_at(path, self.data)):
             value = None
         if path == ("algorithm",):
-            self._switch(value)
+            try:
+                self._switch(value)
+            except ConfigError as error:
+                self.problems.append(f"{error} (from {source})")
+                return
         if isinstance(value, dict) and isinstance(child(parent, path[-1]), dict):
             self.merge(value, source, path)
             return
@@ -78,7 +84,13 @@ class Layers:
             del self.sources[known]
 
     def assign(self, assignment: Assignment) -> None:
-        """Set one key from a flag or a variable, making the tables on the way."""
+        """Set one key from a flag or a variable, making the tables on the way; see `problems`."""
+        try:
+            self._assign(assignment)
+        except ConfigError as error:
+            self.problems.append(str(error))
+
+    def _assign(self, assignment: Assignment) -> None:
         path, source = assignment.path, assignment.source
         kind = kind_at(path, self.data)
         if kind is MISSING:
@@ -142,17 +154,21 @@ class Layers:
         """Check against the schema.
 
         Raises:
-            ConfigError: one line for each problem: key, value, source, what was expected.
+            ConfigError: one line for each problem of all sources: key, value, source, what was expected.
         """
         try:
             # JSON mode is strict about types (text is no number) yet takes tables for sections.
             text = problems.to_json(self.data)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(problems.not_json(self.data, self.sources, error)) from None
+            lines = [*self.problems, problems.not_json(self.data, self.sources, error)]
+            raise ConfigError("\n".join(lines)) from None
         try:
             config = RunConfig.model_validate_json(text, strict=True)
         except ValidationError as error:
-            raise ConfigError(problems.explain(error, self.data, self.sources)) from None
+            lines = [*self.problems, problems.explain(error, self.data, self.sources)]
+            raise ConfigError("\n".join(lines)) from None
+        if self.problems:
+            raise ConfigError("\n".join(self.problems))
         keys = [path for path, _ in flatten(config.model_dump())]
         provenance = {".".join(path): self.sources.get(path, "default") for path in keys}
         return Loaded(config=config, provenance=provenance)

@@ -19,7 +19,7 @@ from coterie.errors import ConfigError
 
 PREFIX = "COTERIE_"
 RESERVED = {"COTERIE_HOME", "COTERIE_NO_UV"}
-"""Environment variables with this prefix that are no settings."""
+"""Environment variables with this prefix that are not settings."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-]*=")
 
 
@@ -31,16 +31,24 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
         env: the environment; the process's own when None.
 
     Raises:
-        ConfigError: a file cannot be read, a key is unknown, or a value is refused; a line for each problem.
+        ConfigError: files cannot be read, keys are unknown, or values are refused; a line for each problem.
     """
-    files, flags = parse_args(args)
     layers = Layers()
+    files, flags = parse_args(args, layers.problems)
+    unread = []
     for file in files:
-        layers.merge(read_toml(file), str(file))
+        try:
+            table = read_toml(file)
+        except ConfigError as error:
+            unread.append(str(error))
+        else:
+            layers.merge(table, str(file))
     # A method first: flags may stand in any order, and lie over its row.
-    said = [*from_environment(os.environ if env is None else env), *flags]
-    for assignment in sorted(said, key=lambda one: one.path != ("algorithm",)):
+    assignments = [*from_environment(os.environ if env is None else env), *flags]
+    for assignment in sorted(assignments, key=lambda item: item.path != ("algorithm",)):
         layers.assign(assignment)
+    if unread:  # what the other settings lack may stand there
+        raise ConfigError("\n".join([*unread, *layers.problems]))
     return layers.validate()
 
 
@@ -51,30 +59,43 @@ def load_file(path: Path) -> Loaded:
     return layers.validate()
 
 
-def parse_args(args: Sequence[str]) -> tuple[list[Path], list[Assignment]]:
+def parse_args(args: Sequence[str], problems: list[str] | None = None) -> tuple[list[Path], list[Assignment]]:
     """Split a command line into files and assignments, both left to right.
 
+    Args:
+        problems: takes one line for each word that is neither, or lacks its value.
+
     Raises:
-        ConfigError: a word is neither, or lacks its value.
+        ConfigError: there is such a word, and no `problems` to take it.
     """
     files: list[Path] = []
     flags: list[Assignment] = []
     words = list(args)
     while words:
-        word = words.pop(0)
-        if word in ("@", "--config"):
-            files.append(Path(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))
-        elif word.startswith("@") or word.startswith("--config="):
-            files.append(Path(word.removeprefix("--config=").removeprefix("@")))
-        elif word.startswith("--") and len(word) > 2:
-            flags.append(_flag(word, words))
-        elif ASSIGNMENT.match(word):
-            key, _, value = word.partition("=")
-            flags.append(Assignment(path=_path(key), value=value, source=word))
-        else:
-            hint = f"; did you mean @ {word}?" if word.endswith(".toml") else ""
-            raise ConfigError(f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}")
+        try:
+            _parse_word(words, files, flags)
+        except ConfigError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     return files, flags
+
+
+def _parse_word(words: list[str], files: list[Path], flags: list[Assignment]) -> None:
+    """Take the next word, and its value where it needs one."""
+    word = words.pop(0)
+    if word in ("@", "--config"):
+        files.append(Path(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))
+    elif word.startswith("@") or word.startswith("--config="):
+        files.append(Path(word.removeprefix("--config=").removeprefix("@")))
+    elif word.startswith("--") and len(word) > 2:
+        flags.append(_flag(word, words))
+    elif ASSIGNMENT.match(word):
+        key, _, value = word.partition("=")
+        flags.append(Assignment(path=_path(key), value=value, source=word))
+    else:
+        hint = f"; did you mean @ {word}?" if word.endswith(".toml") else ""
+        raise ConfigError(f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}")
 
 
 def _flag(word: str, words: list[str]) -> Assignment:

@@ -18,10 +18,10 @@ class ObjectiveConfig(Section):
     """The surrogate that is maximised, its trust region, its denominator, and the KL and entropy terms."""
 
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
-    """What is compared with the policy that started the update: each token (PPO, GRPO), the geometric mean over the
-    completion (GSPO), or that mean with each token's own gradient (GSPO-token)."""
+    """Importance-sampling level: token (PPO, GRPO), sequence, the geometric mean over the completion (GSPO), or
+    sequence_token, that mean with each token's own gradient (GSPO-token)."""
     surrogate: Literal["min", "none", "detached", "soft", "geometric", "tv", "kl", "gamma"] | UserFunction = "min"
-    """What bounds the step: min(ρA, clip(ρ)A); none (ρA); detached, the clipped ratio as a constant weight (CISPO);
+    """Policy loss: min, PPO's min(ρA, clip(ρ)A); none, ρA; detached, the clipped ratio as a constant weight (CISPO);
     soft, a sigmoid gate (SAPO); geometric, the clipped geometric mean (GMPO); tv or kl, a mask by the change of the
     token's probability (DPPO); gamma, a smooth weight of the whole completion's ratio (VESPO); or `module:function`."""
     clip_low: float = Field(default=0.2, gt=0)
@@ -41,14 +41,14 @@ class ObjectiveConfig(Section):
     """Leave out completions with a negative advantage whose tokens have become less likely than when sampled by more
     than this, in nats a token (DeepSeek-V3.2)."""
     normalize: Literal["sequence", "token", "constant", "sequence_sum", "prompt"] = "sequence"
-    """Denominator: sequence, mean over a rollout's tokens, then over rollouts (GRPO); token, mean over all tokens
+    """Loss aggregation: sequence, mean over a rollout's tokens, then over rollouts (GRPO); token, mean over all tokens
     (DAPO); constant, sum over tokens / sampling.max_tokens (Dr. GRPO); sequence_sum, sum over tokens, mean over
     rollouts (REINFORCE, RLOO); prompt, mean over the tokens of a prompt, then over prompts (ScaleRL)."""
     kl_beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the reference; 0 needs no reference model."""
+    """Coefficient of the KL to the reference model; 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"] = "k3"
-    """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 has a
-    gradient in the reward only."""
+    """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 belongs in
+    the reward: in the loss its gradient has mean zero."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Where the KL counts: a term of the loss, or a penalty on each token's reward (k1), before the advantage."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -56,14 +56,18 @@ class ObjectiveConfig(Section):
     kl_horizon: float = Field(default=10_000, gt=0)
     """Rollouts over which the adaptation acts."""
     entropy_bonus: float = Field(default=0.0, ge=0)
-    """Weight of the policy's entropy, added to what is maximised."""
+    """Coefficient of the entropy bonus."""
     entropy_target: float | None = Field(default=None, gt=0)
     """Adapt entropy_bonus in steps of 0.005 while the entropy is below this, in nats a token; none = constant."""
     entropy_share: float = Field(default=1.0, gt=0, le=1)
     """Share of tokens, those of highest entropy in an optimizer step, whose policy gradient counts; 0.2 in the paper
     on high-entropy minority tokens."""
     mask_truncated: bool = False
-    """Leave rollouts that hit the token limit out of the update (they still count in their group)."""
+    """Leave rollouts that hit the token limit out of the update: out of the policy term, the KL, the entropy and the
+    denominator. Their rewards still count in their group."""
+    drop_zero_variance: bool = False
+    """Leave groups in which no rollout has an advantage (all rewards equal) out of the denominator, the KL and the
+    entropy, as ScaleRL does; by default they count there, so a step with few mixed groups is a smaller step."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of your own surrogate."""
 
@@ -79,7 +83,10 @@ class ObjectiveConfig(Section):
                 f'kl_place = "reward" needs kl_estimator = "k1": as a reward, {self.kl_estimator} has a wrong gradient'
             )
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
-            raise ValueError('kl_estimator = "k1" has no gradient in the loss; set kl_place = "reward", or use k3')
+            raise ValueError(
+                'kl_estimator = "k1" in the loss has a gradient of mean zero: noise that does not pull towards the '
+                'reference; set kl_place = "reward", or use k3'
+            )
         if self.kl_target is not None and (self.kl_beta == 0 or self.kl_place == "reward"):
             raise ValueError(
                 'kl_target adapts the KL in the loss: it needs kl_place = "loss" and a kl_beta to start from, e.g. '
@@ -95,21 +102,21 @@ class AdvantageConfig(Section):
         Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "runner_up", "js2", "none"]
         | UserFunction
     ) = "group_mean"
-    """Subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the others'
-    mean weighted by length (OPO), the second best for the best and nothing for the rest (pass@k), the group's mean
-    shrunk towards the other groups' (js2), nothing, or `module:function`."""
+    """Baseline subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the
+    others' mean weighted by length (OPO), the second best for the best and nothing for the rest (pass@k), the group's
+    mean shrunk towards the other groups' (js2), nothing, or `module:function`."""
     scale: Literal["group_std", "batch_std", "group_mean", "beta", "none"] = "group_std"
-    """Divided by: the group's standard deviation (GRPO), the batch's, the group's mean (MaxRL), a Beta density
-    (BNPO), or nothing (Dr. GRPO)."""
+    """What advantages are divided by: the group's standard deviation (GRPO), the batch's, the group's mean (MaxRL), a
+    Beta density (BNPO), or nothing (Dr. GRPO)."""
     whiten: Literal["none", "samples", "tokens"] = "none"
     """Shift and scale the advantages of the whole batch to mean 0 and deviation 1, over rollouts or over tokens."""
     per_part: bool = False
     """Estimate each part of the reward on its own, then add (GDPO)."""
     step_weight: float = Field(default=0.0, ge=0)
-    """Weight of the advantages of reasoning steps (process supervision), beside the answer's."""
+    """Weight of the advantages of reasoning steps (process supervision), added to the outcome's."""
     anchors: float = Field(default=0.0, ge=0)
-    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), beside the
-    episode's; episodes of one turn have no states to share."""
+    """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), added to
+    the episode's advantage; an environment of one turn has no states."""
     gamma: float = Field(default=0.95, ge=0, le=1)
     """Discount a turn of the returns that `anchors` compares."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -126,7 +133,7 @@ class AdvantageConfig(Section):
 
 
 class MismatchConfig(Section):
-    """What is done where the sampler's and the learner's probabilities of the same token differ."""
+    """Correction of the train-inference mismatch: sampler and learner give the same token different probabilities."""
 
     correction: Literal[
         "none",
@@ -137,8 +144,9 @@ class MismatchConfig(Section):
         "sequence_mask",
         "geometric_mask",
     ] = "token_truncate"
-    """Weight by learner/sampler: per token cut at `high` (TIS), cut at both ends, or zero outside (IcePop); the same
-    for the whole completion; or only drop completions whose geometric mean is outside."""
+    """Importance weight learner/sampler: token_truncate, at most `high` (truncated importance sampling, TIS);
+    token_clip, clipped at both ends; token_mask, zero outside (IcePop); sequence_*, the same for the whole completion;
+    geometric_mask, drop completions whose geometric mean is outside."""
     low: float = Field(default=0.0, ge=0)
     """Lower bound of the weight."""
     high: float = Field(default=2.0, gt=0)
@@ -154,12 +162,14 @@ class MismatchConfig(Section):
 
 
 class ReferenceConfig(Section):
-    """The policy that the KL is taken to: the one at the start, unless it is renewed."""
+    """The reference model of the KL: the initial policy, unless it is synced with the current one."""
 
     every: int = Field(default=0, ge=0)
-    """Renew the reference every so many steps (DeepSeek-R1: 400); 0 = never."""
+    """Steps between syncs of the reference model with the policy (TRL's ref_model_sync_steps; DeepSeek-R1: 400);
+    0 = never."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """When it is renewed: this share of the policy, the rest of the old reference (TR-DPO: 0.6); none = a copy."""
+    """Mix this share of the policy into the old reference at each sync (TRL's ref_model_mixup_alpha; TR-DPO: 0.6);
+    none = copy the policy."""
 
     @model_validator(mode="after")
     def _renewed(self) -> ReferenceConfig:
@@ -169,7 +179,7 @@ class ReferenceConfig(Section):
 
 
 class CriticConfig(Section):
-    """A learned value of each token as the baseline: PPO. Leave it out for GRPO."""
+    """A critic, for PPO: a learned value of each token as the baseline. Leave it out for GRPO."""
 
     kind: Literal["head", "model"] = "head"
     """head: one linear layer on the policy's last hidden states, which it also trains; model: a copy of the policy's
@@ -189,6 +199,6 @@ class CriticConfig(Section):
     clip: float | None = Field(default=None, gt=0)
     """Clip the value's change in one update to this, as PPO's code does; it slows the critic. none = off."""
     warmup: int = Field(default=0, ge=0)
-    """First steps in which only the critic learns."""
+    """Steps at the start in which only the critic is trained."""
     bounded: bool = False
     """Read the value as a probability, and train it with cross-entropy: for rewards between 0 and 1."""

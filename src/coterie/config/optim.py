@@ -17,35 +17,40 @@ class OptimConfig(Section):
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to zero at the last step."""
+    """After warm-up: constant, or linear decay as in transformers. Of T optimizer steps with W of warm-up, step s has
+    the rate lr · (T - s + 1) / (T - W): the last one still has lr / (T - W)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """Adam's β1, decay of the first moment."""
     beta2: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the second moment."""
+    """Adam's β2, decay of the second moment."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
+    """Adam's ε, added to the denominator."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay (AdamW)."""
+    decay_norms: bool = False
+    """Decay vectors too (norm weights and biases), as plain torch.optim.AdamW does; by default only matrices and
+    embeddings are decayed, as by transformers' Trainer."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradient clipping: gradients are scaled down to this norm."""
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per collected batch; above 1 the old log-probs are scored first."""
     epochs: int = Field(default=1, ge=1)
-    """Passes over a collected batch."""
+    """Passes over a collected batch (TRL's num_iterations, verl's ppo_epochs)."""
     token_budget: int = Field(default=1024, ge=1)
     """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
     (beyond rounding)."""
     roulette: float = Field(default=0.0, ge=0, le=2)
-    """Leave rollouts with a small advantage out of the update at random: kept with the chance |advantage| / (roulette
-    times their root mean square), at most 1, and weighed by 1 / chance. The same expected gradient from fewer tokens;
-    the advantages' second moment grows by roulette² / 4 at most. 0 = off."""
+    """Stochastic down-sampling (Russian roulette) of rollouts with small advantages: each is kept with probability
+    |advantage| / (roulette · RMS of the advantages), at most 1, and weighted by its inverse. Same expected gradient
+    from fewer tokens; the advantages' second moment grows by roulette² / 4 at most. 0 = off."""
     state: Literal["float32", "8bit"] = "float32"
-    """The two moments: float32 (float64 under float64), or 8 bits each in blocks of 256 (needs the `8bit` extra)."""
+    """Precision of the optimizer state: float32 (float64 under float64), or 8 bits in blocks of 256 (needs the `8bit`
+    extra)."""
     checkpointing: bool = False
-    """Keep one state a layer and compute the rest again in the backward pass: less memory, about a third more work, the
-    same gradient."""
+    """Gradient checkpointing: keep one activation per layer and recompute the rest in the backward pass. Less memory,
+    about a third more compute, the same gradient."""
     offload: bool = False
-    """Keep activations in main memory between the passes; GPU only."""
+    """Offload activations to main memory between forward and backward pass; GPU only."""
     attention: Literal["auto", "flex", "sdpa"] = "auto"
     """Kernel of the update: flex is one block-sparse FlexAttention call a layer, sdpa one plain call a prompt and a
     group. The same numbers up to rounding; auto takes flex on CUDA."""

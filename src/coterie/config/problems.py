@@ -37,10 +37,10 @@ BOUNDS = {
     "less_than": "less than {lt}",
 }
 KINDS = {
-    "int": "a whole number",
+    "int": "an int",
     "float": "a number",
     "bool": "true or false",
-    "string": "text",
+    "string": "a string",
     "list": "a list",
     "dict": "a table",
     "model": "a table",

@@ -16,7 +16,7 @@ class RewardConfig(Section):
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
     `environment` (what the environment gave, over all turns), or `module:function`."""
     weight: float = 1.0
-    """Factor in the sum."""
+    """Weight in the sum."""
     label: str | None = None
     """Name of the part in records and metrics; the function's name when left out."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -41,11 +41,11 @@ class RewardsConfig(Section):
     """How rollouts are scored: by functions in worker processes that can be killed."""
 
     parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
-    """The parts of the reward."""
+    """Reward functions; the reward is their weighted sum."""
     steps: list[StepRewardConfig] = Field(default_factory=list)
-    """Functions that reward single steps of a completion."""
+    """Process reward functions, which score single steps of a completion."""
     deadline_s: float = Field(default=30.0, gt=0)
-    """Wall-clock limit of one call; the worker is killed then, and the rows end as reward errors. On Linux, time in
+    """Timeout of one call in seconds; the worker is killed then, and the rows end as reward errors. On Linux, time in
     which it only waits for a processor is not counted, up to ten times the limit."""
     workers: int = Field(default=1, ge=1)
     """Worker processes."""

@@ -29,13 +29,13 @@ class SamplingConfig(Section):
     """How rollouts are sampled."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits, when sampling and when training."""
+    """Sampling temperature: divides the logits, when sampling and when training."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus; below 1 the sampler is no longer the policy, so training needs 1."""
+    """Nucleus sampling; below 1 the sampler is no longer the policy, so training needs 1."""
     top_k: int = Field(default=0, ge=0)
     """Keep the k likeliest tokens; 0 = off. Training needs 0."""
     max_tokens: int = Field(default=128, ge=1)
-    """Longest completion, in tokens; of an episode of several turns, each one's."""
+    """Maximum completion length in tokens (max_new_tokens); with several turns, of each turn."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Strings that end a completion, beside the model's own end tokens. The tokens that write one are kept and trained;
     the text that rewards, environments and records see ends before it."""
@@ -43,8 +43,8 @@ class SamplingConfig(Section):
     """Leave every special token out of that text. By default only those that end, begin or pad a text or write the chat
     template's turns are left out, so that a `<think>` that is one token stays."""
     deadline_s: float = Field(default=600.0, gt=0)
-    """Wall-clock limit of one generation call, all turns of the episodes together; what is unfinished then is
-    truncated. Hitting it makes a run irreproducible, and is reported."""
+    """Timeout of one generation call in seconds of wall-clock time, all turns of the episodes together; unfinished
+    completions are truncated. Hitting it makes a run irreproducible, and is reported."""
 
 
 class CollectConfig(Section):
@@ -57,7 +57,7 @@ class CollectConfig(Section):
     engine: Literal["embedded"] = "embedded"
     """What samples: `embedded` reads the learner's weights in place."""
     slots: int = Field(default=64, ge=1)
-    """Sequences decoded at once; finished ones are replaced at once."""
+    """Decode batch size (vLLM's max_num_seqs): sequences decoded at once, with continuous batching."""
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
     refill: bool = False
@@ -66,8 +66,8 @@ class CollectConfig(Section):
     refill_limit: int = Field(default=10, ge=1)
     """How many times a step may sample, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
-    """Sample this many times the prompts, and stop when enough groups are whole; the other prompts are asked anew in
-    the next step, and are then waited for. Faster, but it favours short completions."""
+    """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
+    in the next step, which waits for them. Faster, but it favours short completions."""
 
 
 class EvalConfig(Section):
@@ -76,7 +76,7 @@ class EvalConfig(Section):
     every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 = only at both ends."""
     samples: int = Field(default=4, ge=1)
-    """Attempts per held-out prompt."""
+    """Samples (completions) per held-out prompt."""
     k: int = Field(default=4, ge=1)
     """pass@k is reported in addition to pass@1; where only `samples` is set, at most that many."""
     temperature: float = Field(default=1.0, gt=0)
@@ -115,13 +115,13 @@ class RunConfig(Section):
     runs: str = "runs"
     """Folder that holds all runs."""
     seed: int = Field(default=0, ge=0)
-    """Every random draw derives from it."""
+    """Random seed; every random draw derives from it."""
     algorithm: str = "grpo"
-    """A published method: a row of settings that lies under yours (`coterie algo ls`)."""
+    """Algorithm preset, e.g. dapo (`coterie algo ls`); your own settings override what it sets."""
     steps: int = Field(default=50, ge=1)
     """Training steps: collect, group, credit, update."""
     threads: int = Field(default=0, ge=0)
-    """Threads of the maths; 0 = OMP_NUM_THREADS, else what was measured to be best (`coterie doctor` says why)."""
+    """Number of compute threads; 0 = OMP_NUM_THREADS, else the fastest measured (`coterie doctor` says why)."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
@@ -146,7 +146,7 @@ class RunConfig(Section):
         self._check_algorithm()
         labels = self.rewards.labels()
         if self.eval.part and self.eval.part not in labels:
-            raise ValueError(f"eval.part = {self.eval.part!r} is no reward part; expected one of {labels}")
+            raise ValueError(f"eval.part = {self.eval.part!r} is not a reward part; expected one of {labels}")
         self._check_environment()
         self._check_groups()
         self._check_replay()
@@ -213,8 +213,8 @@ class RunConfig(Section):
         )
         if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
             raise ValueError(
-                f"collect.group_size = {self.collect.group_size} leaves nobody to compare with; "
-                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts a prompt'
+                f"collect.group_size = {self.collect.group_size} is too small: "
+                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts per prompt'
             )
         if self.reference.every and self.objective.kl_beta == 0:
             raise ValueError("reference.every needs objective.kl_beta > 0: without a KL there is no reference")

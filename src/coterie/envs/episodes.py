@@ -104,10 +104,11 @@ class Attempt:
             self.episode.close()
 
     def finished(self) -> None:
-        """Stamp the turns with their states: those that the environment did not name are all that was said so far."""
-        if len(self.turns) == 1 and self.states[:1] in ([None], []):
-            return
-        for number, turn in enumerate(self.turns):
+        """Stamp the turns with their states: those that the environment did not name are all that was said so far.
+
+        An episode of one turn is stamped as well: attempts are compared by state, and which of them are must not
+        depend on how many turns they took."""
+        for number, turn in enumerate(self.turns[: len(self.states)]):
             named = self.states[number]
             state = digest(self.messages[: self.shown[number]]) if named is None else named
             self.turns[number] = replace(turn, state=state)
@@ -160,8 +161,9 @@ class Episodes:
                     attempt.cut(StopReason.DEADLINE)
                 break
             self._round(pending, replace(sampling, deadline_s=left) if later else sampling, quorum)
-        for attempt in found:
-            attempt.finished()
+        if self.limits.turns > 1:  # else there are no states to come back to
+            for attempt in found:
+                attempt.finished()
         return found
 
     def _opened(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Attempt]:

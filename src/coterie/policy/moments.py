@@ -29,8 +29,12 @@ class Moments(Protocol):
         """Count one step of this tensor, before its pieces are stepped."""
         ...
 
-    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float) -> None:
-        """Move `master` [n], the piece `part` of the tensor, along `grad` [n]; both in master precision."""
+    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float, decay: float) -> None:
+        """Move `master` [n], the piece `part` of the tensor, along `grad` [n]; both in master precision.
+
+        Args:
+            decay: decoupled weight decay of this tensor.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -57,7 +61,7 @@ class FullMoments:
     def advance(self, name: str) -> None:
         self.steps[name] += 1
 
-    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float) -> None:
+    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float, decay: float) -> None:
         adamw(
             [master],
             [grad],
@@ -70,7 +74,7 @@ class FullMoments:
             beta1=self.config.beta1,
             beta2=self.config.beta2,
             lr=rate,
-            weight_decay=self.config.weight_decay,
+            weight_decay=decay,
             eps=self.config.eps,
             maximize=False,
         )
@@ -118,9 +122,9 @@ class BlockMoments:
         else:
             self.small.advance(name)
 
-    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float) -> None:
+    def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float, decay: float) -> None:
         if name not in self.codes:
-            self.small.step(name, part, master, grad, rate)
+            self.small.step(name, part, master, grad, rate, decay)
             return
         config = self.config
         blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
@@ -143,7 +147,7 @@ class BlockMoments:
             map2,
             scale[blocks],
             scale_sq[blocks],
-            config.weight_decay,
+            decay,
             1.0,
             False,
         )

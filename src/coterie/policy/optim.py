@@ -27,7 +27,8 @@ STATES: dict[str, type[FullMoments] | type[BlockMoments]] = {"float32": FullMome
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Rate of optimizer step `step` (from 1) of `total`: linear warm-up, then constant or linear to zero."""
+    """Rate of optimizer step `step` (from 1) of `total`: linear warm-up, then constant, or linear down to
+    lr / (total - warmup) at the last step."""
     warm = min(1.0, step / config.warmup) if config.warmup else 1.0
     if config.schedule == "linear" and step > config.warmup:
         warm *= max(0.0, (total - step + 1) / max(1, total - config.warmup))
@@ -49,6 +50,10 @@ class MasterAdamW:
             name: torch.zeros(parameter.numel(), dtype=torch.int16, device=parameter.device)
             for name, parameter in self.parameters.items()
             if parameter.dtype == torch.bfloat16
+        }
+        self.decay = {
+            name: config.weight_decay if parameter.ndim > 1 or config.decay_norms else 0.0
+            for name, parameter in self.parameters.items()
         }
         facts = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
         self.moments: Moments = STATES[config.state](facts, config)
@@ -90,10 +95,10 @@ class MasterAdamW:
         for part in pieces(weights.numel(), weights.device):
             one = flat[part].to(at_least_float32(flat.dtype)).mul_(scale)
             if low is None:
-                self.moments.step(name, part, weights[part], one, rate)
+                self.moments.step(name, part, weights[part], one, rate, self.decay[name])
             else:
                 master = join(weights[part], low[part])
-                self.moments.step(name, part, master, one, rate)
+                self.moments.step(name, part, master, one, rate, self.decay[name])
                 split(master, weights[part], low[part])
 
     def state(self) -> dict[str, Tensor]:

@@ -223,13 +223,14 @@ def _measured(path: Path, tests: bool = False) -> _Measured:
 
 
 def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult, ...]]:
-    """The first and the last evaluation, each by task; the last is empty while there is only one."""
+    """The evaluations before training (step 0) and the last one, each by task; either is empty where there is none.
+
+    A later one never stands in for that of step 0: what was learned until then would be missing from the difference.
+    """
     results = database.evals()
-    if not results:
-        return (), ()
-    first, last = results[0].step, results[-1].step
-    before = tuple(result for result in results if result.step == first)
-    return before, tuple(result for result in results if result.step == last) if last != first else ()
+    before = tuple(result for result in results if result.step == 0)
+    last = results[-1].step if results else 0
+    return before, tuple(result for result in results if result.step == last) if last else ()
 
 
 def metrics_by_task(*databases: MetricsDB) -> dict[str, str]:

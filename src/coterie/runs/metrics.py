@@ -173,6 +173,10 @@ class MetricsDB:
         """All metrics of one step."""
         return dict(self._rows("SELECT name, value FROM metrics WHERE step = ? ORDER BY name", step))
 
+    def steps(self) -> list[int]:
+        """Steps that have metrics, ascending."""
+        return [step for (step,) in self._rows("SELECT DISTINCT step FROM metrics ORDER BY step")]
+
     def last_step(self) -> int | None:
         """The newest step that has metrics."""
         return self._rows("SELECT MAX(step) FROM metrics")[0][0]

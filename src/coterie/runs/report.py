@@ -109,16 +109,18 @@ _NO_PICTURE = (
 
 def _results(database: MetricsDB) -> str:
     before, after = ends(database)
-    if not before:
+    if not before and not after:
         return "No held-out evaluation was recorded."
-    if not after:
-        head = f"| held-out task | prompts × attempts | metric | step {before[0].step} |\n" + "| --- " * 4 + "|"
+    if not before or not after:
+        single = before or after
+        head = f"| held-out task | prompts × attempts | metric | step {single[0].step} |\n" + "| --- " * 4 + "|"
         rows = [
             _row(result.task, _size(result), name, metric_text(kind, estimate))
-            for result in before
+            for result in single
             for name, kind, estimate, _ in _lines(result, result, metric_of([result]))
         ]
-        return "\n".join((head, *rows)) + "\n\nIntervals are 95 % bootstrap intervals over prompts."
+        lost = "" if before else " The evaluation before training (step 0) is not on record: nothing can be compared."
+        return "\n".join((head, *rows)) + f"\n\nIntervals are 95 % bootstrap intervals over prompts.{lost}"
     later = {result.task: result for result in after}
     tests, metrics = compare(database, before, database, after), metrics_by_task(database)
     lines = [

@@ -20,7 +20,7 @@ from coterie.algo.grouping.state import join, pick
 from coterie.algo.grouping.trust import trust_factors
 from coterie.algo.grouping.weights import probability_weight
 from coterie.algo.returns import returns_to_go
-from coterie.algo.turns import episode_of, given_by_environment, several, spread
+from coterie.algo.turns import episode_of, given_by_environment, has_states, spread
 from coterie.config.grouping import GroupingConfig
 from coterie.errors import ConfigError
 from coterie.train.allocating import allocation
@@ -153,8 +153,8 @@ class GroupAwareJudge(Judge):
         return {label: of(label) for label in self.weights}
 
     def _episodes(self, members: Sequence[Rollout], seen: Mapping[str, Rollouts]) -> dict[str, list[Episode]] | None:
-        """The step turn by turn, once for each part of the reward; None where all have one turn."""
-        if not any(map(several, members)):
+        """The step turn by turn, once for each part of the reward; None in an environment of one turn."""
+        if not any(map(has_states, members)):
             return None
 
         def of(label: str, totals: np.ndarray) -> list[Episode]:
@@ -177,7 +177,7 @@ class GroupAwareJudge(Judge):
             weight = self.importance.get(rollout.context.prompt_id, 1.0)
             value: float | tuple[float, ...] = float(verdict.advantages[k])
             shares = {name: float(values[k]) for name, values in verdict.shares.items() if np.isfinite(values[k])}
-            states = {name: spread(moved[k], rollout) for name, moved in verdict.states.items() if several(rollout)}
+            states = {name: spread(moved[k], rollout) for name, moved in verdict.states.items()}
             shares |= {name: float(moved.mean()) for name, moved in states.items()}
             if any(moved.any() for moved in states.values()):
                 value = tuple((weight * (value - np.sum(list(states.values()), axis=0))).tolist())

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coterie.algo.groups import informative
 from coterie.algo.roulette import Played, play
 from coterie.algo.streams import generator
 from coterie.batches.batch import Batch
@@ -100,8 +101,9 @@ class Trainer:
         scores = self._score(members) if self.judge.needs_scores else None
         credits = self._trained(self.judge(gathered.groups, rollouts, scores or {}), rollouts)
         past = self.replay.draw(self.step, partial(self._score, companions=scores is not None))
+        counted = informative(gathered.groups, credits) if self.config.objective.drop_zero_variance else credits
         joined = {**rollouts, **past.rollouts}
-        played = self._play(joined, [*credits, *past.credits])
+        played = self._play(joined, [*counted, *past.credits])
         minibatches = self._minibatches(joined, played.credits)
         report = self.learner.update(minibatches, past.beside(scores))
         self.judge.updated(report.metrics)

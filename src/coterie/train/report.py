@@ -28,12 +28,12 @@ def report_run(run: RunDirectory) -> Path:
 
 
 def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
-    """First attempts at held-out prompts of the first task, at the first and the last evaluation: the first prompt that
-    turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste. Of a graded reward: the
-    first whose reward rose, the first for which it stayed, the first for which it fell."""
+    """First attempts at held-out prompts of the first task, before training and at the last evaluation: the first
+    prompt that turned right, the first that stayed wrong, and so on, so that the choice is nobody's taste. Of a graded
+    reward: the first whose reward rose, the first for which it stayed, the first for which it fell."""
     folder = run / EVALS
     steps = step_files.steps(folder)
-    if len(steps) < 2:
+    if len(steps) < 2 or steps[0] != 0:
         return []
     try:
         before, after = (_first_attempts(rollouts.read_step(folder, step)) for step in (steps[0], steps[-1]))
