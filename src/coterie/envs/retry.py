@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coterie.data.answers import extract_answer
-from coterie.data.tasks import ATTRIBUTE
+from coterie.data.tasks import ATTRIBUTE, is_item
 from coterie.envs.base import Episode, Observation
 from coterie.errors import ConfigError
 from coterie.rewards.task import task
@@ -57,7 +57,7 @@ def _is_right(prompt: Prompt, said: str) -> bool:
         ValueError: the prompt has no gold answer to compare with.
     """
     record = prompt.attributes.get(ATTRIBUTE)
-    if record is None and prompt.answer is None:
+    if not is_item(record) and prompt.answer is None:
         raise ValueError(f"prompt {prompt.id} has no gold answer, which `retry` needs; add one, or leave the row out")
     (value,) = task([said], [prompt.answer], None if record is None else [record])
     return value is not None and value >= RIGHT

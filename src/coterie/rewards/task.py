@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from coterie.data import tasks
 from coterie.data.numerals import gold_number
+from coterie.errors import DataError
 from coterie.rewards.number import number
 from coterie.rewards.text import exact
 
@@ -34,7 +36,8 @@ def task(
 def prepare(columns: Sequence[str]) -> None:
     """Import reasoning-gym (seconds on a busy machine) before the first deadline starts to run."""
     if tasks.ATTRIBUTE in columns:
-        tasks.names()
+        with suppress(DataError):  # a column of the data may have the same name where reasoning-gym is not installed
+            tasks.names()
 
 
 def _general(completion: str, gold: str | None) -> float | None:
