@@ -69,10 +69,11 @@ def hashed_answer(text: str) -> str | None:
     """
     lines = list(_HASHES.finditer(text))
     end = len(text.rstrip())
+    counted = len(lines) > 1 and [line[1].strip(" .:)") for line in lines] == [str(k + 1) for k in range(len(lines))]
     for line in reversed(lines):
         answer = line[1].strip()
         last = line.end() >= end
-        number = parse_number(answer) is not None and not plain_characters(answer).endswith((".", ":"))
+        number = not counted and parse_number(answer) is not None and not plain_characters(answer).endswith((".", ":"))
         if number or (last and (len(lines) == 1 or any(character.isdigit() for character in answer))):
             return answer
     return None

@@ -61,7 +61,7 @@ _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _SUBSCRIPT = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _RAISED = re.compile(r"<(su[pb])>\s*([-+]?\d{1,6})\s*</su[pb]>", re.IGNORECASE)
 _GROUP = re.compile(
-    rf"(?<=\d)(?:,?(?:\\[,!;:> ]|\\(?:thin|med|thick|negthin)space(?![A-Za-z])|\{{(?:,|\\[,!;:])?\}}|[{THIN}]))+"
+    rf"(?<=\d)(?:,?(?:\\[,!;:> ]|\\(?:thin|med|thick|negthin)space(?![A-Za-z])|\{{(?:,|\\[,!;:])?\}}|[_{THIN}]))+"
     r"(?=\d{3}(?!\d))"
 )
 _SPACE = re.compile(rf"\\[,!;:> ]|[{THIN}]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|negthin)space(?![A-Za-z])")

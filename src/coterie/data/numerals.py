@@ -19,9 +19,11 @@ _TAIL = 600
 _LONGEST_JOINER = 40
 """Characters between two numbers that may make one thing of them."""
 
-_LETTER = "A-Za-zÀ-ÖØ-öø-ɏͰ-ϿЀ-ӿ"
-"""Alphabets in which words are spaced: such a letter right before a digit makes it part of a name, as in x2 or CO2."""
-_NAME = re.compile(rf"[{_LETTER}_](?:\.|[-])?\Z|[\^_][ ]?[{{(]?[ ]?[-+]?\Z|\d\.\Z")
+_LATIN, _GREEK = "A-Za-zÀ-ÖØ-öø-ɏ", "Ͱ-ϿЀ-ӿ"
+_LETTER = _LATIN + _GREEK
+"""Alphabets in which words are spaced. A Latin letter right before a digit makes it part of a name, as in x2 or CO2, a
+Greek or Cyrillic one where it stands alone."""
+_NAME = re.compile(rf"[{_LATIN}_][.-]?\Z|(?<![{_LETTER}])[{_GREEK}][.-]?\Z|[\^_][ ]?[{{(]?[ ]?[-+]?\Z|\d\.\Z")
 # Right before or after a number, these make it a part of something else: 2π, √3, x + 5, π/2, x > 5, (-∞, 5], |-5|.
 _SYMBOL_BEFORE = re.compile(
     r"""(?:√[ ]?_?[\d{}]*[ ]*[({\[]?[ ]*|[∪∩±≤≥≠][ ]*[({\[$]*[ ]*|[}|][ ]?\{[ ]?|[^\s|]\|
@@ -31,17 +33,18 @@ _SYMBOL_BEFORE = re.compile(
 )
 _SYMBOLS = frozenset("√∪∩±≤≥≠/×+*-∞<>{|")
 _SYMBOL_AFTER = re.compile(
-    r"""[)}]*[ ]?(?:[×*.]?[ ]?[√π∞]|\^|±)|\||[xyznqruvabi](?![\w'])|\([^()]{0,20}(?<![A-Za-z])[xyz√π](?![A-Za-z])
+    r"""[)}]*[ ]?(?:[×*.]?[ ]?[√π∞]|\^|±)|\||_|[xyznqruvabi](?![\w'])|\([^()]{0,20}(?<![A-Za-z])[xyz√π](?![A-Za-z])
     |[)}]*[ ]?[×*/+][ ]?[({]?-?[ ]?(?:[√π(]|[a-z](?!\w))|[)}]*[ ]?-[ ]?(?:[√π]|[xyznt](?!\w))|[)}]*/\(
     |[ ]?,[ ]*[-+]?∞|[ ]?[≤≥≠]|[ ][<>][ ]?[A-Za-z]""",
     re.VERBOSE,
 )
 _LABELS = {"step", "equation", "eq", "eq.", "example", "question", "part", "problem", "figure", "fig", "fig.", "table"}
 _LABELS |= {"case", "section", "chapter", "line", "footnote", "ref"}
+_EQUATION = re.compile(r"[ ]?=[ ]?-?[\d.,]+(?:[ ]?[-+×*/][ ]?[\d.,]+)+[ ]?(?:[.\n]|\Z)")
 _MARKER = re.compile(r"[.)][ \t]+\S")
 _JOINER = re.compile(
     r""":|[ ]:[ ]|["'%°$)\]}]{0,2}(?:[ ]{0,2}(?:[×*/^±~→]|\.\.\.?|…)[ ]{0,2}|[ ]?x[ ]?|[ ](?:plus|minus|times|over)[ ]
-    |[ ](?:to|through|bis|до|a|o|à)[ ]|[ ](?:and|und|et|и|y)[ ](?:[A-Za-z][ ]?=[ ]?)?
+    |[ ](?:to|through|out[ ]of|bis|до|a|o|à)[ ]|[ ](?:and|und|et|и|y)[ ](?:[A-Za-z][ ]?=[ ]?)?
     |[ ]?[A-Za-z.]{0,12}[ ](?:or|oder|ou|или|and/or)[ ](?:[A-Za-z][ ]?=[ ]?)?
     |[ ]?[元円个個人岁歳개명]?[ ]?(?:或者?|至|到|和|与|與|または|もしくは|か|と|から|또는|에서|와|과)[ ]?)""",
     re.VERBOSE | re.IGNORECASE,
@@ -51,11 +54,11 @@ _NEGATED = re.compile(r"(?:(?<![A-Za-z])not|instead of|rather than|不是)[ ]?\Z
 # 2 hours 30 minutes: a number with a unit before a number with a lesser one.
 _PARTS = re.compile(
     r"""[ ]?(?:°|hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?|lbs?|dollars?|euros?
-    |met(?:er|re)s?|m|小时|小時|時間|시간|分钟|分鐘|分|元|天|日|年)[ ]?,?[ ]?(?:and[ ]|又)?""",
+    |met(?:er|re)s?|m|小时|小時|時間|시간|分钟|分鐘|分|元|天|日|月|年)[ ]?,?[ ]?(?:and[ ]|又)?""",
     re.VERBOSE | re.IGNORECASE,
 )
 _LESSER = re.compile(
-    r"[ ]?(?:['′]|min|(?:m|s|h|in)(?![A-Za-z])|sec|hour|inch|ounce|oz|cent|cm|month|day|week|分|秒|角|초|분)",
+    r"[ ]?(?:['′]|min|(?:m|s|h|in)(?![A-Za-z])|sec|hour|inch|ounce|oz|cent|cm|month|day|week|分|秒|角|日|月|초|분)",
     re.IGNORECASE,
 )
 _UNSPACED_SIGN = re.compile(rf"[{_LETTER}\d)\]}}%°'\u0590-\u06ff\u0750-\u077f]\Z")
@@ -132,7 +135,11 @@ def last_number(text: str, *, marked: bool = False) -> Number | None:
         marked: the text is an answer as a whole, so that a list of numbers is no answer: `1, 2`.
     """
     if len(text) > 2 * _TAIL:
-        last = _last(plain_mathematics(text[-_TAIL:].partition(" ")[2]))
+        word, space, tail = text[-_TAIL:].partition(" ")
+        # What was cut in the middle goes: a word, or the rest of a number where words are not spaced.
+        last = _last(
+            plain_mathematics(tail if space and len(word) < _TAIL // 4 else text[-_TAIL:].lstrip("0123456789.,'"))
+        )
         if last is not None and not last.label:
             return None if last.joined or (marked and (last.several or last.listed)) else last.number
     plain = plain_mathematics(text)
@@ -145,9 +152,14 @@ def last_number(text: str, *, marked: bool = False) -> Number | None:
 def _last(plain: str) -> _Quantity | None:
     """The last quantity that does not only label something, else the last one."""
     last: _Quantity | None = None
+    left: _Quantity | None = None  # what stands before the first term of a sum or product: 42 = 6 × 7
     for quantity in _quantities(plain):
+        if not quantity.joined:
+            left = last
         if not quantity.label or last is None or last.label:
             last = quantity
+    if last is not None and last.joined and left is not None and _EQUATION.match(plain, left.end):
+        return left
     return last
 
 
