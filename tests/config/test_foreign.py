@@ -43,7 +43,8 @@ ignore_data_skip full_determinism data_seed use_cpu accelerator_config dataloade
 do_train do_eval resume_from_checkpoint warmup_ratio
 """
 VERL = """
-data.train_batch_size data.train_files data.val_files data.max_prompt_length data.max_response_length data.shuffle
+data.train_batch_size data.train_files data.val_files data.prompt_key data.max_prompt_length data.max_response_length
+data.shuffle
 actor_rollout_ref.model.path actor_rollout_ref.model.lora_rank actor_rollout_ref.model.lora_alpha
 actor_rollout_ref.model.enable_gradient_checkpointing actor_rollout_ref.actor.optim.lr
 actor_rollout_ref.actor.ppo_mini_batch_size actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
