@@ -128,7 +128,7 @@ def main() -> None:
         print(rows[-1].line(), file=sys.stderr, flush=True)
     count = {path: sum(row.path == path for row in rows) for path in ("packed", "plain", "refused", "untested")}
     heads = ["", ", ".join(f"{number} {path}" for path, number in count.items()) + ".", ""]
-    lines = [*heads, "| `model_type` | path | remark |", "| --- | --- | --- |", *(row.line() for row in rows), ""]
+    lines = [*heads, "| model_type | path | remark |", "| --- | --- | --- |", *(row.line() for row in rows), ""]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}", encoding="utf-8")

@@ -177,12 +177,12 @@ class _Truth:
 
     def __init__(self, name: str, model: Any) -> None:
         self.model = model
-        self.device = model.get_input_embeddings().weight.device
+        self.device = next(model.parameters()).device
         draw = torch.Generator().manual_seed(1)
-        size = min(model.get_input_embeddings().weight.shape[0], VOCABULARY)
-        part = {key: torch.randint(3, size, (count,), generator=draw).tolist() for key, count in _LENGTHS.items()}
-        pairs = [(part["p"], part["a"]), (part["p"], part["b"]), (part["q"], part["c"])]
         try:
+            size = min(model.get_input_embeddings().weight.shape[0], VOCABULARY)
+            part = {key: torch.randint(3, size, (count,), generator=draw).tolist() for key, count in _LENGTHS.items()}
+            pairs = [(part["p"], part["a"]), (part["p"], part["b"]), (part["q"], part["c"])]
             self.sequences = [_Sequence(prompt, rest, self._logits(prompt + rest)) for prompt, rest in pairs]
             self._require_causal(name)
             self.weights = torch.randn(sum(len(sequence.rest) for sequence in self.sequences), generator=draw).to(
@@ -190,15 +190,9 @@ class _Truth:
             )
             self.parameters = _small_parameters(model)
             self.gradient = torch.autograd.grad(self._loss(), self.parameters, allow_unused=True)
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # whatever the architecture's code raises
             raise _CannotRunError(
                 f"{name} cannot be run on token ids alone, or has no gradient ({_first_line(error)}); use a causal "
                 "language model that takes input_ids and nothing else"
@@ -258,8 +252,8 @@ def _exact(model: Any, path: Path, truth: _Truth) -> Path:
     Raises:
         _Differs: it is not.
     """
-    runner = ModelRunner(model, path)
     try:
+        runner = ModelRunner(model, path)
         with torch.no_grad():
             path = replace(path, transform=_transform(runner, truth))
             runner = ModelRunner(model, path)
