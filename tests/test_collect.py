@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,8 @@ class Marks:
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
+        tokens: Sequence[Sequence[int]] | None = None,
+        version: int = 0,
     ) -> list[Score]:
         return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
@@ -158,13 +161,16 @@ class Opened(Letters):
 
 
 class Listener:
-    """Remembers what it is asked to judge, and ends a step at the opening, after one letter, and at the end."""
+    """Remembers what it is asked to judge, but for the token ids, and ends a step at the opening, after one letter, and
+    at the end."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[tuple[str, ...], dict[str, object]]] = []
+        self.asked: list[tuple[tuple[str, ...], dict[str, Any]]] = []
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], **facts: object) -> list[Score]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], **facts: Any) -> list[Score]:
         self.asked.append((tuple(completions), facts))
+        assert [len(ids) for ids in facts.pop("tokens")] == facts["lengths"]
+        assert facts.pop("version") == 0
         steps = [{"s": ((3, 0.5), (len(text) - 1, 0.0), (len(text), 1.0))} for text in completions]
         return [Score(reward=1.0, parts={"s": 1.0}, error=None, steps=found) for found in steps]
 

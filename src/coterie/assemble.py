@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,11 +14,12 @@ from coterie import machine
 from coterie.checks import dry_run, preflight, require_judges, validate
 from coterie.config.algorithms import stored
 from coterie.config.load import load_file
+from coterie.config.paths import hashed
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.drift import measure as drift
 from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
-from coterie.observer import Observer, RunInfo, Silent
+from coterie.observer import Observer, RunInfo, Silent, printing_to
 from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
     Inputs,
@@ -32,6 +32,7 @@ from coterie.parts import (
 )
 from coterie.policy.model import Policy
 from coterie.rewards.check import require_sound
+from coterie.rewards.gaps import hidden_columns
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory, check_name
@@ -42,6 +43,7 @@ from coterie.runs.inspect import last_step
 from coterie.text import counted
 from coterie.train.grpo import Trainer
 from coterie.train.guard import refuse_to_repeat, stop_rules, why_it_ended
+from coterie.train.prints import Prints
 from coterie.train.recorder import Recorder
 from coterie.train.report import report_run
 from coterie.train.stopping import StopSignal
@@ -59,19 +61,17 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
     return save
 
 
-def _config_hash(config: RunConfig) -> str:
-    """Names the settings a checkpoint belongs to: not where the run lies, nor how long it goes on, so that a finished
-    run can be taken further (with a linear schedule, the rate then follows the new length); nor when a stop rule would
-    end it, so that one can be relaxed."""
-    held = _without_nulls(config.model_dump(mode="json", exclude={"name", "runs", "steps", "stop"}))
-    return hashlib.sha256(json_dumps(held).encode()).hexdigest()[:16]
+def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
+    """Names the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
+    moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
+    then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
 
-
-def _without_nulls(value: Any) -> Any:
-    """TOML has no null: a stored run's settings come back without the keys that were None."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+    Args:
+        verbatim: with paths as they are written, which is what older versions named.
+    """
+    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop"})
+    settings = hashed(dump, run.read_config(), verbatim=verbatim)
+    return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
 
 def train(config: RunConfig, observer: Observer | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
@@ -86,8 +86,8 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     use_threads(config)
     inputs = read_inputs(config, observer)
     require_judges(config, inputs)
-    stem = f"{Path(config.model.name).name}-{inputs.train.prompts[0].task}"
-    with Scorer(config.rewards) as scorer:
+    stem = f"{Path(config.model.name).absolute().name}-{inputs.train.prompts[0].task}"
+    with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
         observer.progressed("checking the rewards")
         require_sound(scorer, inputs.prompts)
@@ -129,7 +129,7 @@ def resume(
         refuse_to_repeat(directory, stop_rules(config.stop))
         use_threads(config)
         inputs = read_inputs(config, observer)
-        with Scorer(config.rewards) as scorer:
+        with Scorer(config.rewards, max_steps=config.steps) as scorer:
             scorer.start(inputs.prompts)
             observer.progressed("loading the model")
             policy = policy_for(config, inputs)
@@ -170,12 +170,13 @@ def _go(
         save_model=_save_model(policy, inputs.chat),
         keep=config.checkpoint.keep,
         size=_checkpoint_size(config, policy),
-        config_hash=_config_hash(config),
+        config_hash=_config_hash(config, run),
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
         criterion=criterion_for(config),
     )
     trainer: Trainer | None = None
+    prints = Prints(recorder.log, observer)
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
         begin(trainer, recorder)
@@ -183,11 +184,17 @@ def _go(
             recorder.require_room()
         observer.started(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
+        hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
+        for note in dict.fromkeys((*scorer.notes, *hidden)):
+            recorder.note(trainer.step, "rewards", note)
         if trainer.step < config.steps:
             observer.progressed("measuring the memory of the longest batch")
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
         first = trainer.step
-        with StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop:
+        with (
+            StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop,
+            printing_to(prints),
+        ):
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
@@ -252,11 +259,12 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
         text = "no checkpoint yet: starting over from step 0, with the same random draws"
         recorder.note(None, "resume", f"{ended}{text}")
         return
+    hashes = (recorder.config_hash, _config_hash(trainer.config, run, verbatim=True))
     for what, saved, now in (
-        ("settings", found.config_hash, recorder.config_hash),
-        ("prompts, answers or chat template", found.state["data_hash"], recorder.data_hash),
+        ("settings", found.config_hash, hashes),
+        ("prompts, answers or chat template", found.state["data_hash"], (recorder.data_hash,)),
     ):
-        if saved != now:
+        if saved not in now:
             raise CheckpointError(
                 f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
                 "run with `coterie train @ ...`"

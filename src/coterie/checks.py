@@ -22,7 +22,7 @@ from coterie.envs.episodes import Episodes
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import CoterieError, RewardError
 from coterie.learning import learner_for
-from coterie.observer import Silent
+from coterie.observer import Silent, ToStderr, printing_to
 from coterie.parts import Inputs
 from coterie.policy import memory
 from coterie.policy.learner import Learner
@@ -180,10 +180,15 @@ def require_judges(config: RunConfig, inputs: Inputs) -> None:
 
 
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    with Scorer(config.rewards) as scorer:
+    with printing_to(ToStderr()), Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
-        for level, subject, text in self_test(scorer, _spread(inputs.prompts, 32)).lines():
-            report.add(level, subject, text)
+        found = self_test(
+            scorer,
+            _spread(inputs.prompts, 32),
+            encode=lambda text: inputs.chat.tokenizer(text, add_special_tokens=False)["input_ids"],
+        )
+    for level, subject, text in (*found.lines(), *(("ok", "rewards", note) for note in scorer.notes)):
+        report.add(level, subject, text)
 
 
 def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -15,6 +15,10 @@ from coterie.errors import RewardError
 from coterie.rewards.boundaries import token_ends
 from coterie.types import Context, Outcome, Prompt, Rollout, StepReward, StopReason
 
+LOGGED, LOGGED_METRICS = "logged", "logged_metrics"
+"""Attributes of a rollout's context: what reward functions gave to `log_extra` for it, and to `log_metric` in the call
+that judged it."""
+
 
 class Score(Protocol):
     """What the scorer says of one completion."""
@@ -27,6 +31,10 @@ class Score(Protocol):
     def error(self) -> str | None: ...
     @property
     def steps(self) -> Mapping[str, Sequence[tuple[int, float]]]: ...
+    @property
+    def extra(self) -> Mapping[str, Any]: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
 
 
 class Scorer(Protocol):
@@ -42,6 +50,8 @@ class Scorer(Protocol):
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
+        tokens: Sequence[Sequence[int]] | None = None,
+        version: int = 0,
     ) -> Sequence[Score]: ...
 
 
@@ -158,7 +168,11 @@ class Collector:
         """
         opening = self.opening
         prompts, completions = [one.prompt for one in attempts], [opening + one.texts[-1] for one in attempts]
-        facts: dict[str, Any] = {"lengths": [_length(one) for one in attempts]}
+        facts: dict[str, Any] = {
+            "lengths": [_length(one) for one in attempts],
+            "tokens": [[token for turn in one.turns for token in turn.tokens] for one in attempts],
+            "version": attempts[0].turns[0].version if attempts else 0,
+        }
         if opening:
             facts["openings"] = [opening] * len(attempts)
         if self.limits is not None:
@@ -229,7 +243,13 @@ def _rollout(attempt: Attempt, facts: Mapping[str, Any], score: Score, steps: tu
             prompt_length=len(first.prompt_tokens),
             completion_length=_length(attempt),
             stop_reason=last.stop_reason,
-            attributes=prompt.attributes,
+            attributes={**prompt.attributes, **_logged(score)},
             **facts,
         ),
     )
+
+
+def _logged(score: Score) -> dict[str, Any]:
+    """What reward functions logged, as attributes of the rollout."""
+    found = {LOGGED: dict(score.extra), LOGGED_METRICS: dict(score.metrics)}
+    return {name: values for name, values in found.items() if values}

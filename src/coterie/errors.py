@@ -14,6 +14,16 @@ CoterieError
 └── CollapseError      a stop rule ended the run (exit code 3)
 """
 
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+
 
 class CoterieError(Exception):
     """Base class: caught by the command line, which prints the message without a traceback."""
@@ -73,3 +83,40 @@ class RunError(CoterieError):
 
 class CollapseError(CoterieError):
     exit_code = 3
+
+
+def install_command(extra: str) -> str:
+    """The shell command that adds the packages of one of coterie's extras to this Python: from the source folder, or,
+    where coterie was installed from a wheel, by the names of the packages. coterie itself is on no package index.
+
+    Args:
+        extra: name of an optional dependency group in pyproject.toml, e.g. `hub`; several are separated by commas.
+    """
+    python, source = shlex.quote(_near(Path(sys.executable))), Path(__file__).absolute().parents[2]
+    if find_spec("pip") is None and which("uv"):
+        tool = f"uv pip install --python {python}"
+    elif find_spec("pip") is None:
+        tool = f"{python} -m ensurepip && {python} -m pip install"
+    else:
+        tool = f"{python} -m pip install"
+    if (source / "pyproject.toml").is_file() and (source / "bootstrap.py").is_file():
+        return f"{tool} -e {shlex.quote(f'{_near(source)}[{extra}]')}"
+    return f"{tool} {' '.join(map(shlex.quote, _packages(extra)))}"
+
+
+def _near(path: Path) -> str:
+    """A path as short as it can be written in the current directory."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _packages(extra: str) -> list[str]:
+    from importlib import metadata  # slow, and rarely needed
+
+    try:
+        requirements = metadata.requires("coterie") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    marked = [requirement.partition(";") for requirement in requirements]
+    names = "|".join(map(re.escape, extra.split(",")))
+    asked = re.compile(rf"extra\s*==\s*['\"](?:{names})['\"]")
+    return [name.strip() for name, _, marker in marked if asked.search(marker)] or [f"coterie[{extra}]"]

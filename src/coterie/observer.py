@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -128,3 +131,59 @@ class Silent:
 
     def finished(self, run: Path, message: str) -> None:
         pass
+
+
+Listener = Callable[[str, str], None]
+_listeners: list[Listener] = []
+_unheard: deque[tuple[str, str]] = deque(maxlen=1000)
+
+
+def printed(source: str, text: str) -> None:
+    """Pass on what a function of the user's printed: to the innermost `printing_to`, or to the next one.
+
+    Args:
+        source: the function as the settings name it.
+    """
+    if _listeners:
+        _listeners[-1](source, text)
+    else:
+        _unheard.append((source, text))
+
+
+@contextmanager
+def printing_to(tell: Listener) -> Generator[None]:
+    """Have `tell(source, text)` called with all that functions of the user's print meanwhile, and with what they
+    printed before while nobody listened."""
+    while _unheard:
+        tell(*_unheard.popleft())
+    _listeners.append(tell)
+    try:
+        yield
+    finally:
+        _listeners.remove(tell)
+
+
+def prints_are_logged() -> bool:
+    """Whether the innermost listener is other than a `ToStderr`."""
+    return bool(_listeners) and not isinstance(_listeners[-1], ToStderr)
+
+
+class ToStderr:
+    """A listener for people, where there is no log.
+
+    Args:
+        most: lines that are shown.
+    """
+
+    def __init__(self, most: int = 40) -> None:
+        self._left = most
+
+    def __call__(self, source: str, text: str) -> None:
+        from coterie.text import safe_text
+
+        for line in text.splitlines():
+            self._left -= 1
+            if self._left < 0:
+                return
+            more = " (what is printed after this is left out)" if self._left == 0 else ""
+            print(f"{source} printed: {safe_text(line)}{more}", file=sys.stderr)

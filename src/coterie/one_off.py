@@ -15,7 +15,7 @@ from coterie.data.order import PromptOrder
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import DataError, RunError
-from coterie.observer import EvalResult, Observer, Silent
+from coterie.observer import EvalResult, Observer, Silent, ToStderr, printing_to
 from coterie.parts import (
     Inputs,
     collector_for,
@@ -42,6 +42,7 @@ def model_of(target: str, runs: Path = Path("runs")) -> str:
     Raises:
         RunError: the run has no checkpoint yet.
     """
+    target = os.path.expanduser(target)
     folder = Path(target)
     if (folder / "model" / "config.json").is_file() or (folder / "model" / "adapter_config.json").is_file():
         return str(folder / "model")
@@ -69,7 +70,7 @@ class Sampler:
         """Its held-out accuracy, with the rollouts."""
         step = _step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
-        with Scorer(self.config.rewards) as scorer:
+        with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
             scorer.start(self.inputs.prompts)
             evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
             return evaluator.evaluate(
@@ -143,7 +144,7 @@ def sample(
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")
-    with Scorer(config.rewards) as scorer:
+    with printing_to(ToStderr()), Scorer(config.rewards) as scorer:
         collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
         drawn = order.draw(0, count)
         sampling = replace(
@@ -191,6 +192,7 @@ def chat(
 
 def _system_of(target: str) -> str | None:
     """The system message that a run was trained with."""
+    target = os.path.expanduser(target)
     for path in (Path(target), Path("runs") / target):
         if (path / "config.toml").is_file():
             return load_file(path / "config.toml").config.data.system

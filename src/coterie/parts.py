@@ -12,6 +12,8 @@ import torch
 from coterie import machine, threads
 from coterie.collect import Collector
 from coterie.config.data import Source
+from coterie.config.functions import search_in
+from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.data import assets, prompts
 from coterie.data.chat import Chat, load_chat
@@ -95,7 +97,8 @@ def locate_model(name: str, observer: Observer) -> str:
     Raises:
         AssetError: the asset cannot be had.
     """
-    if name in assets.ASSETS and not Path(name).is_dir():
+    folder = Path(name).expanduser()
+    if name in assets.ASSETS and not folder.is_dir():
         return str(
             assets.ensure(
                 name,
@@ -103,7 +106,7 @@ def locate_model(name: str, observer: Observer) -> str:
                 arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
             )
         )
-    return name
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
         DataError: no training prompts, or too many bad rows, or the chat template does not do for the environment.
         ConfigError: there is no such environment, or it does not take its params.
     """
+    search_in(config.module_path)
     source = locate_model(config.model.name, observer)
     observer.progressed("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
@@ -259,6 +263,7 @@ def check_trainable(config: RunConfig) -> None:
     Raises:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
+    search_in(config.module_path)
     objective_for(config)
     if config.grouping.preset == "prompt":
         judge_for(config)
@@ -372,7 +377,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
             config.replay,
             seed=config.seed,
             reward=identity(config.rewards, config.environment),
-            reference=str(config.model.name),
+            reference=portable(config.model.name),
             renewed_every=config.reference.every,
         ),
         evaluator=evaluator,

@@ -36,7 +36,7 @@ def test_every_row_loads_and_its_choices_fit_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_stored_run_loads_to_the_same_settings(name: str, tmp_path: Path) -> None:
     for more in ((), ("critic=none",), ("grouping.rewards=none",)):
-        config = load([f"algorithm={name}", *more], env={}).config
+        config = load([f"algorithm={name}", "runs=out", *more], env={}).config
         file = tmp_path / "config.toml"
         file.write_text(dumps(stored(config)), encoding="utf-8")
         assert load_file(file).config == config
@@ -54,10 +54,10 @@ def test_ones_own_settings_lie_over_the_row(tmp_path: Path) -> None:
 def test_a_method_on_top_of_a_stored_run_is_that_method(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     for old in ("grpo", "dapo", "ppo"):
-        file.write_text(dumps(stored(load([f"algorithm={old}"], env={}).config)), encoding="utf-8")
+        file.write_text(dumps(stored(load([f"algorithm={old}", "runs=out"], env={}).config)), encoding="utf-8")
         for new in ("grpo", "dr_grpo", "cispo", "ppo"):
             found = load(["@", str(file), f"--algorithm={new}"], env={}).config
-            assert found == load([f"algorithm={new}"], env={}).config, (old, new)
+            assert found == load([f"algorithm={new}", "runs=out"], env={}).config, (old, new)
 
 
 def test_flags_lie_over_the_row_in_any_order() -> None:

@@ -57,7 +57,8 @@ def test_template_loads_with_every_default_uncommented(tmp_path):
     optional = re.sub(r"#\[.*?(?=\n\n)", "", init_text(every=True), flags=re.DOTALL)
     (tmp_path / "all.toml").write_text(re.sub(r"^#(\w+ = )", r"\1", optional, flags=re.MULTILINE))
     loaded = load(["@", str(tmp_path / "all.toml")], {})
-    assert loaded.config.model_copy(update={"data": RunConfig().data}) == RunConfig()
+    assert loaded.config.runs == str(tmp_path / "runs")  # the same where the file lies in the current directory
+    assert loaded.config.model_copy(update={"data": RunConfig().data, "runs": "runs"}) == RunConfig()
     assert loaded.provenance["optim.lr"].endswith("all.toml")
 
 

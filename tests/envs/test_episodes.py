@@ -109,9 +109,9 @@ def test_each_turn_goes_on_from_the_exact_tokens_of_the_one_before() -> None:
     assert one.turns[2].state == digest(one.messages[:5])
     assert (one.completion, one.outcome, one.reward) == ("5", Outcome.OK, 0.875)
     assert (one.context.prompt_length, one.context.completion_length) == (2, 6)
-    assert scorer.told == [
-        {"completions": ["5"], "lengths": [6], "turns": [["3", "4", "5"]], "earned": [[0.25, 0.5, 0.125]]}
-    ]
+    (told,) = scorer.told
+    assert (told.pop("tokens"), told.pop("version")) == ([[4, 0, 5, 0, 6, 0]], 0)
+    assert told == {"completions": ["5"], "lengths": [6], "turns": [["3", "4", "5"]], "earned": [[0.25, 0.5, 0.125]]}
 
 
 def test_a_turn_that_was_cut_gets_an_end_that_is_not_trained() -> None:

@@ -11,7 +11,7 @@ import pytest
 from stored_runs import make_run
 
 from coterie.cli import main
-from coterie.errors import RunError
+from coterie.errors import RunError, install_command
 from coterie.experience.sql import query
 from coterie.experience.stored import open_runs
 
@@ -105,5 +105,5 @@ def test_without_duckdb_the_extra_is_named(
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert main(["experience", "one", "--sql", "SELECT 1"]) == 1
-    assert "pip install 'coterie[experience]'" in capsys.readouterr().err
+    assert install_command("experience") in capsys.readouterr().err
     assert main(["experience", "one", "--by", "task"]) == 0

@@ -219,7 +219,7 @@ def test_8bit_needs_the_extra_and_float32_masters() -> None:
     with pytest.raises(ConfigError, match=r"needs model\.dtype bfloat16 or float32; got float64"):
         optimizer(made(torch.float64), state="8bit")
     if find_spec("bitsandbytes") is None:
-        with pytest.raises(ConfigError, match="install coterie with its `8bit` extra"):
+        with pytest.raises(ConfigError, match="needs the package bitsandbytes: "):
             optimizer(made(), state="8bit")
 
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("math_verify")
 
 from coterie.config.rewards import RewardConfig, RewardsConfig
+from coterie.errors import install_command
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 
@@ -72,4 +73,4 @@ def test_missing_package_names_the_extra():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "RewardError reward 'math' needs math-verify" in said
-    assert "pip install 'coterie[train]'" in said
+    assert install_command("train") in said

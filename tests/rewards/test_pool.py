@@ -251,14 +251,14 @@ def test_attribute_that_is_no_json():
     prompts = [prompt("a"), prompt("b", when=object())]
     scores = score("exact", ["4", "4"], prompts)
     assert scores[0].reward == 1.0
-    assert "row 1 (prompt b): the column 'when' is no JSON" in scores[1].error
-    assert all("no JSON" in found.error for found in score("exact", ["4"], [prompts[1]]))
+    assert "row 1 (prompt b): the column 'when' is not valid JSON" in scores[1].error
+    assert all("not valid JSON" in found.error for found in score("exact", ["4"], [prompts[1]]))
 
 
 @pytest.mark.parametrize(
     ("name", "params", "said"),
     [
-        ("no_such_module:f", {}, "No module named 'no_such_module'"),
+        ("no_such_module:f", {}, "found no module 'no_such_module' in "),
         ("unruly:rasies", {}, "unruly has no 'rasies'; did you mean 'raises'?"),
         ("unruly:not_callable", {}, "is a int; expected a function"),
         ("unruly:narrow", {"levle": 3}, "takes no param 'levle'; expected one of: level; did you mean 'level'?"),
@@ -301,7 +301,7 @@ def test_unknown_names(name, said):
 
 
 def test_params_that_cannot_be_sent():
-    with pytest.raises(ConfigError, match="params of reward 'format' are no JSON"):
+    with pytest.raises(ConfigError, match="params of reward 'format' are not valid JSON"):
         scorer("format", pattern=object())
 
 

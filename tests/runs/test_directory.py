@@ -39,7 +39,7 @@ def test_never_overwritten(tmp_path):
     assert (tmp_path / "mine" / "precious").read_text() == "42"
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a b", "x" * 101, "né", "a\n"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a b", "x" * 101, "語" * 100, "a\n", "n\u0308é/", "\ud800"])
 def test_bad_names(tmp_path, name):
     with pytest.raises(RunError, match="is not a folder name"):
         RunDirectory.create(tmp_path, name, "x")

@@ -13,6 +13,7 @@ import typer
 from coterie import __version__, machine, threads
 from coterie.commands.common import JSON, paint, plain, print_json
 from coterie.commands.runs import Root
+from coterie.errors import install_command
 from coterie.text import safe_text
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if extra == "gpu" and not seen["gpus"]:
             continue  # of no use here
         have = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
-        remedy = "" if all(packages.values()) else f" (optional; in the source folder: pip install -e '.[{extra}]')"
+        remedy = "" if all(packages.values()) else f" (optional; {install_command(extra)})"
         yield f"[{extra}]", have + remedy
     for asset in seen["assets"]:
         yield "asset", f"{asset['name']}: {asset['state']} ({asset['size_mb']:.1f} MB, {asset['licence']})"

@@ -60,7 +60,7 @@ def experience(
 ) -> None:
     """Query the stored rollouts of runs.
 
-    Filters, or a SELECT (needs DuckDB: pip install 'coterie[experience]'), to a table, JSON or a file.
+    Filters, or a SELECT (needs DuckDB, of the `experience` extra), to a table, JSON or a file.
     """
     from coterie.experience.selection import Filters, select
     from coterie.experience.stored import open_runs

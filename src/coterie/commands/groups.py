@@ -25,14 +25,14 @@ def groups(
 
     The tree with its rules in words, sizes, success, drift, examples, and how it moved.
     """
-    from coterie.errors import RunError
+    from coterie.errors import RunError, install_command
     from coterie.train.region_picture import draw
     from coterie.train.regions import read
 
     found = read(Path(run), root, step)
     if plot is not None and not draw(plot, found):
         raise RunError(
-            f"{plot} was not drawn: it needs matplotlib (pip install 'coterie[train]') and a step with prompts"
+            f"{plot} was not drawn: it needs a step with prompts, and matplotlib ({install_command('train')})"
         )
     if json_:
         print_json(found.plain())

@@ -29,7 +29,7 @@ FAMILIES = (
     *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
 )
 """Order in which `show` prints families of metrics; others follow by name. `step` has those without a family."""
-Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", callback=Path.expanduser)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name under the runs' folder, or a path.")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,6 +191,7 @@ def settings_of(target: str | None) -> Sequence[str]:
     """
     if target is None:
         return ()
+    target = os.path.expanduser(target)
     path = next((path for path in (Path(target), Path("runs") / target) if path.exists()), None)
     if path is None:
         if target.startswith((".", "/", "runs/")):

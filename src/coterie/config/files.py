@@ -16,13 +16,18 @@ _DEEP = re.compile(rf"^[ \t]*\[?\[?[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{40}}", re.MU
 """A key of more parts than any setting has; the parser's time grows with their square."""
 
 
+def file_of(path: Path) -> Path:
+    """The file that is meant by a path: a folder stands for the `config.toml` in it."""
+    return path / "config.toml" if path.is_dir() else path
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read one file of settings; a folder stands for the `config.toml` in it.
 
     Raises:
         ConfigError: missing (with near names), too large, not UTF-8, or not TOML (with line and column).
     """
-    path = path / "config.toml" if path.is_dir() else path
+    path = file_of(path)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         raise ConfigError(
             f"{path} is not a TOML file: settings are TOML (`coterie config init` writes one to start from)"
@@ -32,7 +37,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path} is larger than {MAX_BYTES >> 20} MiB: that is not a file of settings")
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist{_nearest_files(path)}") from None
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"{path} does not exist{where}{_nearest_files(path)}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     text = _decode(raw, path)

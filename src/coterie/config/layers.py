@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from coterie.config import problems
 from coterie.config.algorithms import find
 from coterie.config.fields import MISSING, child, kind_at, nearest, nullable, parse_text
+from coterie.config.paths import SEARCH, anchor
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 
@@ -43,6 +45,8 @@ class Layers:
         self.sources: dict[tuple[str, ...], str] = {}
         self.problems: list[str] = []
         """Of what could not be laid here, one line each; `validate` reports them with all others."""
+        self.folders: dict[str, Path] = {}
+        """Where relative paths of a source start; the current directory for those that are not here."""
 
     def merge(self, table: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> None:
         """Lay a table over what is there; lists replace. A method comes first, so that the table lies over its row."""
@@ -151,11 +155,18 @@ class Layers:
             self._forget(path)
 
     def validate(self) -> Loaded:
-        """Check against the schema.
+        """Make paths absolute, and check against the schema.
 
         Raises:
             ConfigError: one line for each problem of all sources: key, value, source, what was expected.
         """
+        try:
+            cause = anchor(self.data, self._folder)
+        except ConfigError as error:
+            self.problems.append(str(error))
+        else:
+            if cause is not None:
+                self.sources[(SEARCH,)] = self.sources.get(cause, "default")
         try:
             # JSON mode is strict about types (text is no number) yet takes tables for sections.
             text = problems.to_json(self.data)
@@ -172,6 +183,12 @@ class Layers:
         keys = [path for path, _ in flatten(config.model_dump())]
         provenance = {".".join(path): self.sources.get(path, "default") for path in keys}
         return Loaded(config=config, provenance=provenance)
+
+    def _folder(self, place: tuple[str, ...]) -> Path:
+        """Where a relative path at this place starts."""
+        sources = (self.sources.get(place[:length]) for length in range(len(place), 0, -1))
+        source = next((source for source in sources if source is not None), "")
+        return self.folders.get(source, Path.cwd())
 
 
 def child_default(path: Sequence[str]) -> Any:

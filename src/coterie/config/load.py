@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coterie.config.fields import MISSING, bare, kind_at, nearest
-from coterie.config.files import read_toml
+from coterie.config.files import file_of, read_toml
 from coterie.config.layers import Assignment, Layers, Loaded
+from coterie.config.paths import is_stored_run, located, relocate
 from coterie.errors import ConfigError
 
 PREFIX = "COTERIE_"
@@ -38,11 +39,9 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
     unread = []
     for file in files:
         try:
-            table = read_toml(file)
+            _merge_file(layers, file)
         except ConfigError as error:
             unread.append(str(error))
-        else:
-            layers.merge(table, str(file))
     # A method first: flags may stand in any order, and lie over its row.
     assignments = [*from_environment(os.environ if env is None else env), *flags]
     for assignment in sorted(assignments, key=lambda item: item.path != ("algorithm",)):
@@ -55,8 +54,23 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
 def load_file(path: Path) -> Loaded:
     """One file over the defaults, without environment or flags: how a run's own settings are read again."""
     layers = Layers()
-    layers.merge(read_toml(path), str(path))
+    _merge_file(layers, path)
     return layers.validate()
+
+
+def _merge_file(layers: Layers, path: Path) -> None:
+    """Lay a file over what is there; its relative paths start at its folder.
+
+    Those of a stored run start at the current directory: they are absolute, unless an older version stored them as
+    they were given.
+    """
+    table, file = read_toml(path), file_of(path)
+    source = str(path)
+    if is_stored_run(file):
+        relocate(table, file)
+    else:
+        layers.folders[source] = Path(located(str(file.parent), Path.cwd()))
+    layers.merge(table, source)
 
 
 def parse_args(args: Sequence[str], problems: list[str] | None = None) -> tuple[list[Path], list[Assignment]]:
@@ -85,9 +99,9 @@ def _parse_word(words: list[str], files: list[Path], flags: list[Assignment]) ->
     """Take the next word, and its value where it needs one."""
     word = words.pop(0)
     if word in ("@", "--config"):
-        files.append(Path(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))
+        files.append(_file(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))
     elif word.startswith("@") or word.startswith("--config="):
-        files.append(Path(word.removeprefix("--config=").removeprefix("@")))
+        files.append(_file(word.removeprefix("--config=").removeprefix("@")))
     elif word.startswith("--") and len(word) > 2:
         flags.append(_flag(word, words))
     elif ASSIGNMENT.match(word):
@@ -96,6 +110,10 @@ def _parse_word(words: list[str], files: list[Path], flags: list[Assignment]) ->
     else:
         hint = f"; did you mean @ {word}?" if word.endswith(".toml") else ""
         raise ConfigError(f"{word!r} is not a setting: expected @ FILE.toml, --key value or key=value{hint}")
+
+
+def _file(text: str) -> Path:
+    return Path(os.path.expanduser(text))
 
 
 def _flag(word: str, words: list[str]) -> Assignment:

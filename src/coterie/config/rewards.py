@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,17 @@ class RewardConfig(Section):
     """Name of the part in records and metrics; the function's name when left out."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
+    completions: Literal["auto", "text", "messages"] = "auto"
+    """How your own function gets completions: text, one string each; messages, a list of one message each, as TRL gives
+    them for conversations. auto asks its annotations, its source and, where these do not tell, one call."""
+    prompts: Literal["auto", "text", "messages"] = "auto"
+    """The same for prompts: messages, the list of them; text, the last message's."""
+
+    @model_validator(mode="after")
+    def _own(self) -> RewardConfig:
+        if ":" not in self.name and (self.completions != "auto" or self.prompts != "auto"):
+            raise ValueError(f"completions and prompts are for functions of your own; leave them out of {self.name!r}")
+        return self
 
     @property
     def key(self) -> str:

@@ -113,7 +113,11 @@ class RunConfig(Section):
     name: str = ""
     """Folder under `runs`; made from the model, the task and a number when empty. Never overwritten."""
     runs: str = "runs"
-    """Folder that holds all runs."""
+    """Folder that holds all runs. Relative paths start at the file that names them, those of flags and of this default
+    at the current directory."""
+    module_path: list[str] = Field(default_factory=list)
+    """Folders in which the modules of `module:function` are looked for first, in this order. The folder of each file
+    that names such a function is added; then come the current directory and the installed modules."""
     seed: int = Field(default=0, ge=0)
     """Random seed; every random draw derives from it."""
     algorithm: str = "grpo"

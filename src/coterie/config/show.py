@@ -14,6 +14,7 @@ from coterie.config.fields import (
     kind_at,
 )
 from coterie.config.layers import Loaded
+from coterie.config.paths import PATHS
 from coterie.config.schema import RunConfig
 
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -64,8 +65,10 @@ def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Ma
         if tables or (is_section(bare(kind_at((*path, key)))) and value is not None):
             below.append((key, value))
         else:
-            text = f"{_key(key)} = {inline(value)}"
-            yield _aligned(f"# {text}" if value is None else text, _origin((*path, key), provenance))
+            text, origin = f"{_key(key)} = {inline(value)}", _origin((*path, key), provenance)
+            # A relative default starts at the current directory; written down, it would start at the file.
+            unwritten = value is None or (origin == "default" and ".".join((*path, key)) in PATHS)
+            yield _aligned(f"# {text}" if unwritten else text, origin)
     for key, value in below:
         header = ".".join(part for part in (*path, key) if not part.isdecimal())
         items = [(str(index), item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie.errors import AssetError
+from coterie.errors import AssetError, install_command
 
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -37,9 +37,7 @@ def convert(source: Path, folder: Path) -> None:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise AssetError(
-            "converting this asset needs the package gguf: install coterie with its `train` extra"
-        ) from error
+        raise AssetError(f"converting this asset needs the package gguf: {install_command('train')}") from error
     try:
         reader = GGUFReader(source)
     except (ValueError, OSError, IndexError) as error:

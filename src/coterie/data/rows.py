@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.config.functions import user_function
-from coterie.errors import ConfigError, DataError
+from coterie.errors import ConfigError, DataError, install_command
 
 _MOST = 5_000_000
 
@@ -34,8 +34,8 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None) ->
         import datasets  # ty: ignore[import-not-found]
     except ImportError as error:
         raise DataError(
-            f"the dataset {name!r} needs the package datasets: install coterie with its `hub` extra, or save the rows "
-            "as a .jsonl file and use a `file` source"
+            f"the dataset {name!r} needs the package datasets: {install_command('hub')}, or save the rows as a .jsonl "
+            "file and use a `file` source"
         ) from error
     try:
         rows = datasets.load_dataset(name, config, split=split, revision=revision)

@@ -26,7 +26,7 @@ from coterie.data.characters import plain_words
 from coterie.data.numerals import parse_number
 from coterie.data.stand_ins import stand_ins
 from coterie.data.tagged import decode, encode
-from coterie.errors import DataError
+from coterie.errors import DataError, install_command
 
 ATTRIBUTE = "reasoning_gym"
 """Key of `Prompt.attributes` under which an item's entry travels."""
@@ -159,8 +159,7 @@ def _gym() -> ModuleType:
             import reasoning_gym.factory
     except ImportError as error:
         raise DataError(
-            f"reasoning_gym sources need the package reasoning-gym ({error}); in the source folder: pip install -e "
-            "'.[train,tasks]'"
+            f"reasoning_gym sources need the package reasoning-gym ({error}): {install_command('train,tasks')}"
         ) from error
     return reasoning_gym
 

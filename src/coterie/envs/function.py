@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from io import StringIO
 from typing import Any
 
-from coterie.envs.base import Episode
+from coterie.envs.base import Episode, Shown
 from coterie.errors import ConfigError
+from coterie.observer import printed, prints_are_logged
 from coterie.types import Prompt
 
 
@@ -44,7 +47,36 @@ class FunctionEnvironment:
             ) from error
 
     def episode(self, prompt: Prompt) -> Episode:
-        return self.function(prompt, **self.params)
+        return _Overheard(self.name, self.function(prompt, **self.params))
+
+
+class _Overheard(Generator[Shown, str, float | None]):
+    """An episode whose prints go to the run's log, as long as there is one."""
+
+    def __init__(self, name: str, episode: Episode) -> None:
+        self._name, self._episode = name, episode
+
+    def send(self, value: Any, /) -> Shown:
+        with self._listening():
+            return self._episode.send(value)
+
+    def throw(self, *error: Any) -> Shown:
+        with self._listening():
+            return self._episode.throw(*error)
+
+    @contextmanager
+    def _listening(self) -> Generator[None]:
+        if not prints_are_logged():
+            yield  # to the console, where a debugger works too
+            return
+        copy = StringIO()
+        try:
+            with redirect_stdout(copy), redirect_stderr(copy):
+                yield
+        finally:
+            text = copy.getvalue().strip("\n")
+            if text:
+                printed(f"environment {self._name}", text)
 
 
 def check_params(params: Mapping[str, Any], known: list[str]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from coterie.errors import RunError
+from coterie.errors import RunError, install_command
 from coterie.experience.stored import Stored
 
-EXTRA = "pip install 'coterie[experience]'"
 SHUT = (
     "SET enable_external_access = false",
     "SET autoinstall_known_extensions = false",
@@ -28,8 +27,8 @@ def query(stored: Stored, sql: str) -> pa.Table:
         import duckdb
     except ImportError as error:
         raise RunError(
-            f"--sql needs DuckDB, which is not installed ({error}): {EXTRA}; the filters, --by and --export work "
-            "without it"
+            f"--sql needs DuckDB, which is not installed ({error}): {install_command('experience')}; the filters, --by "
+            "and --export work without it"
         ) from error
     with duckdb.connect(":memory:") as connection:
         connection.register("rollouts", stored.rollouts())

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coterie.batches.segments import Segment
 from coterie.config.model import LoraConfig, ModelConfig
-from coterie.errors import ModelError
+from coterie.errors import ModelError, install_command
 from coterie.policy import attention
 from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
 from coterie.policy.path import ModelRunner
@@ -238,7 +238,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ModelError("LoRA needs peft: install coterie with its `train` extra") from error
+        raise ModelError(f"LoRA needs the package peft: {install_command('train')}") from error
     return peft
 
 

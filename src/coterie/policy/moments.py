@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from coterie.config.optim import OptimConfig
-from coterie.errors import CheckpointError, ConfigError
+from coterie.errors import CheckpointError, ConfigError, install_command
 
 BLOCK = 256
 """Values that share one scale in the 8-bit state; fixed by bitsandbytes."""
@@ -203,7 +203,7 @@ def _bitsandbytes() -> Any:
         functional: Any = importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
         raise ConfigError(
-            'optim.state = "8bit" needs bitsandbytes: install coterie with its `8bit` extra, or use "float32"'
+            f'optim.state = "8bit" needs the package bitsandbytes: {install_command("8bit")}, or use "float32"'
         ) from error
     finally:
         logger.setLevel(level)

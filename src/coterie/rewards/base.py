@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Values = Sequence[float | None]
 Steps = Sequence[tuple[int, float]]
@@ -24,8 +24,21 @@ EARNED = "environment_rewards"
 OPENING = "completion_opening"
 """Column of what the chat template wrote of each completion, which begins with it."""
 
-OF_ROLLOUT = (LENGTH, TURNS, EARNED, OPENING)
+IDS = "completion_ids"
+"""Column of the completions' token ids."""
+
+OF_ROLLOUT = (LENGTH, TURNS, EARNED, OPENING, IDS)
 """Columns that come from the rollout; a column of the data cannot have these names."""
+
+STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
+OF_TRAINER = (STATE, EXTRA, METRIC)
+"""What a function gets that asks for it, beside columns."""
+
+RESERVED = ("prompts", "completions", *OF_ROLLOUT, *OF_TRAINER)
+"""Names of arguments that a column of the data cannot have."""
+
+Form = Literal["text", "messages"]
+"""How completions or prompts are given to a function: text, or a list of messages each."""
 
 LIMIT = 1e12
 """Largest magnitude of a reward. Beyond it the spread of a group drowns in rounding: always a bug, never a signal."""
@@ -34,31 +47,38 @@ EXPECTED = "expected a finite number, or None where the reward does not apply"
 
 
 class Reward(Protocol):
-    """Judges a list of completions; sync or async. The signature is TRL's.
+    """Judges a list of completions; sync or async. The signature is that of TRL's reward functions.
 
-    Called with keyword arguments only, and only with those that its parameters name (all of them under `**columns`):
+    Called with keyword arguments only, and only with those that its parameters name (all columns under `**columns`):
 
-    - `prompts`: list of n message lists, `[[{"role": …, "content": …}, …], …]`.
-    - `completions`: list of n strings, the decoded text of the model, of several turns the last one's. TRL gives
-      message lists here for conversational prompts; a function written for those reads `completion[0]["content"]` and
-      must read `completion` instead.
-    - `completion_length`: list of n token counts (over all turns, end-of-turn tokens included); None where unknown.
+    - `completions`: list of n strings, the decoded text of the model, of several turns the last one's; or of n lists of
+      one message, `[{"role": "assistant", "content": …}]`, for a function that is written for those.
+    - `prompts`: list of n message lists, `[[{"role": …, "content": …}, …], …]`; or of n strings, the last message's
+      text, for a function that is written for those.
+    - `completion_ids`: list of n lists of token ids (over all turns, end-of-turn tokens included); None where text is
+      scored that no model said.
+    - `completion_length`: list of n token counts; None where unknown.
     - `completion_opening`: list of n strings: what the chat template opened of the model's turn, such as `<think>` and
       a new line, with which `completions` begin; empty where it opens nothing.
     - `completion_turns`, `environment_rewards`: lists of n lists, one item a turn: what the model said, and what the
       environment gave for it; None where there is no environment of several turns.
-    - `answer`, `task`: lists of n gold answers (None where there is none) and task names.
-    - every attribute of the prompts: a list of n values, None where a row lacks it.
+    - every column of the data: a list of n values, None where a row lacks it.
+    - `answer`, `task`, where the data has no such column: lists of n gold answers (None where there is none) and task
+      names.
     - the `params` of the configuration: as they stand, for all rows.
+    - `trainer_state`: an object with `global_step`, the number of updates before, and `max_steps`.
+    - `log_extra(column, values)`: stores n values with the rollouts. `log_metric(name, value)`: records a number as the
+      metric `logged/<name>` of the step.
 
-    Returns a list (or tuple) of exactly n values: a finite number, True or False (1 or 0), or None = not applicable to
-    this row. Anything else is an error of the function, never a reward. It may be called with any part of a batch, with
-    a single row, and twice with the same row, and it is started afresh after a time-out: it must not count on state.
+    The last three, and `completion_ids`, reach `**columns` only in a module whose source mentions them.
+
+    Returns a list, tuple, array or tensor of exactly n values: a finite number, True or False (1 or 0), or None = not
+    applicable to this row. Anything else is an error of the function, never a reward. It may be called with any part of
+    a batch, with a single row, and twice with the same row, and it is started afresh after a time-out: it must not
+    count on state.
     """
 
-    def __call__(
-        self, prompts: list[list[dict[str, str]]], completions: list[str], **columns: Any
-    ) -> Values | Awaitable[Values]: ...
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Values | Awaitable[Values]: ...
 
 
 class StepReward(Protocol):
@@ -86,10 +106,22 @@ class Score:
     """Function, row and cause of each part that failed; None when all is well."""
     steps: Mapping[str, Steps] = field(default_factory=dict)
     """Unweighted steps by the step function's label; without those that do not apply. Empty when there is an error."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What functions gave to `log_extra` for this row, by column."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What functions gave to `log_metric` in the call that this row was in, by name."""
 
 
 class ContractError(Exception):
-    """A reward function returned something that says nothing about any row."""
+    """A reward function returned something that says nothing about any row.
+
+    Args:
+        count: how many values it returned; None where it is no list.
+    """
+
+    def __init__(self, message: str, count: int | None = None) -> None:
+        super().__init__(message)
+        self.count = count
 
 
 def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[int, str]]:
@@ -104,7 +136,7 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
     returned = _listed(returned, rows)
     values: list[float | None] = []
     bad: dict[int, str] = {}
-    for row, value in enumerate(returned):
+    for row, value in enumerate(map(_plain, returned)):
         cause = _fault(value)
         if cause is not None:
             bad[row] = cause
@@ -130,7 +162,8 @@ def check_steps(
         cause = None if found is None else _step_fault(found, len(completion))
         if cause is not None:
             bad[row] = cause
-        steps.append(None if found is None or cause else [(int(end), float(value) + 0.0) for end, value in found])
+        plain = [] if found is None or cause else [(_plain(end), _plain(value)) for end, value in found]
+        steps.append(None if found is None or cause else [(int(end), float(value) + 0.0) for end, value in plain])
     return steps, bad
 
 
@@ -141,7 +174,7 @@ def _step_fault(found: object, length: int) -> str | None:
     for step in found:
         if not isinstance(step, list | tuple) or len(step) != 2:
             return f"returned {_named(step)} as a step; expected (end, value)"
-        end, value = step
+        end, value = map(_plain, step)
         if not isinstance(end, Integral) or isinstance(end, bool):
             return f"returned a step that ends at {_named(end)}; expected an offset in characters, a whole number"
         if not before < end <= length:
@@ -156,24 +189,39 @@ def _step_fault(found: object, length: int) -> str | None:
     return None
 
 
-def _listed(returned: object, rows: int) -> Sequence[Any]:
+def _listed(returned: Any, rows: int) -> Sequence[Any]:
+    if _is_array(returned):
+        returned = returned.tolist()  # of one value without a dimension, that value
     if not isinstance(returned, list | tuple):
-        remedy = "call .tolist() on it" if hasattr(returned, "tolist") else "return one value per completion"
-        raise ContractError(f"returned {_named(returned)}; expected a list of {rows} values: {remedy}")
+        raise ContractError(
+            f"returned {_named(returned)}; expected a list of {rows} values: return one value per completion"
+        )
     if len(returned) != rows:
         raise ContractError(
             f"returned {len(returned)} values for {rows} completions; expected exactly one each: "
-            "return None for a row that it cannot judge"
+            "return None for a row that it cannot judge",
+            len(returned),
         )
     return returned
+
+
+def _is_array(value: object) -> bool:
+    """An array or tensor of numpy, torch or another library; a series of pandas."""
+    return hasattr(value, "tolist") and hasattr(value, "shape")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or torch as Python's own; any other value as it is."""
+    if _is_array(value) and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def _fault(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, Real):
-        remedy = "call .item() on it" if hasattr(value, "item") else "convert it with float(…)"
-        return f"returned {_named(value)}; {EXPECTED}: {remedy}"
+        return f"returned {_named(value)}; {EXPECTED}: convert it with float(…)"
     try:
         size = float(value)
     except (OverflowError, ValueError):

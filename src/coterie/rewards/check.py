@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -37,7 +37,12 @@ class Scorer(Protocol):
     config: RewardsConfig
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], *, lengths: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        tokens: Sequence[Sequence[int]] | None = None,
     ) -> Sequence[Score]: ...
 
 
@@ -127,9 +132,18 @@ def unjudged(parts: Sequence[RewardConfig], prompts: Sequence[Prompt]) -> list[P
     ]
 
 
-def self_test(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 32) -> RewardCheck:
+def self_test(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    *,
+    limit: int = 32,
+    encode: Callable[[str], Sequence[int]] | None = None,
+) -> RewardCheck:
     """Score the gold answers (in several layouts) and garbage of up to `limit` prompts, spread over all of them; of
     prompts without a gold answer garbage alone, unless nothing can judge them.
+
+    Args:
+        encode: text to token ids, for functions that ask for those; without it they get None.
 
     Raises:
         RewardError: a reward function cannot be imported, or does not take its params.
@@ -141,7 +155,8 @@ def self_test(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 32) -> 
     golds = [layout.format(prompt.answer) for layout in LAYOUTS for prompt in sound]
     junk = [text for text in GARBAGE for _ in (*sound, *open_ended)]
     asked = [*sound * len(LAYOUTS), *[*sound, *open_ended] * len(GARBAGE)]
-    scores = scorer.score(asked, golds + junk)
+    tokens = None if encode is None else [list(encode(text)) for text in golds + junk]
+    scores = scorer.score(asked, golds + junk, tokens=tokens)
     good = _rows(scores[: len(golds)], len(sound))
     bad = _rows(scores[len(golds) :], len(sound) + len(open_ended))
     outside = [part for part in scorer.config.parts if part.name != ENVIRONMENT]
@@ -204,7 +219,9 @@ def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16)
 def _require_scores(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
     """One completion a prompt, in one call: what fails on all of them would fail after the first step was sampled."""
     texts = [GARBAGE[-1] if prompt.answer is None else prompt.answer for prompt in prompts]
-    scores = scorer.score(prompts, texts, lengths=[len(text.split()) for text in texts])
+    words = [text.split() for text in texts]
+    lengths, tokens = [len(each) for each in words], [list(range(len(each))) for each in words]
+    scores = scorer.score(prompts, texts, lengths=lengths, tokens=tokens)
     errors = [str(score.error) for score in scores if score.error is not None and not _nothing_applies(score)]
     of_episodes = any(f"needs {name!r}" in error for error in errors for name in OF_ROLLOUT)
     if len(errors) == len(scores) and not of_episodes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from coterie.config.schema import RunConfig
 from coterie.data.layouts import likely_answer, listed
 from coterie.data.prompts import PromptSet, SourceColumns
-from coterie.rewards.base import OF_ROLLOUT
+from coterie.rewards.base import RESERVED
 from coterie.rewards.check import unjudged
 from coterie.text import counted
 
@@ -43,7 +43,7 @@ def judge_gaps(config: RunConfig, prompts: PromptSet) -> list[Gap]:
 
 def hidden_columns(prompts: PromptSet) -> list[str]:
     """A line for each column of the data whose name is that of an argument that reward functions get anyway."""
-    names = {name for prompt in prompts.prompts for name in prompt.attributes} & {"prompts", "completions", *OF_ROLLOUT}
+    names = {name for prompt in prompts.prompts for name in prompt.attributes} & set(RESERVED)
     return [
         f"the column {name!r} of the data does not reach reward functions: they get what belongs to the rollout under "
         "this name; rename the column"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from coterie.config.environment import EnvironmentConfig
+from coterie.config.functions import search_path
 from coterie.config.rewards import RewardsConfig
 from coterie.rewards.registry import BUILT_IN, STEPS
 
@@ -23,6 +23,10 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
     looked at, and one that is no Python file counts by its name.
     """
     settings = rewards.model_dump(mode="json", include={"parts", "steps"})
+    for part in (*settings["parts"], *settings["steps"]):
+        for form in ("completions", "prompts"):
+            if part[form] == "auto":  # follows from the function, whose source is part of the name
+                del part[form]
     own = [one.name for one in (*rewards.parts, *rewards.steps) if one.name not in BUILT_IN and one.name not in STEPS]
     if environment is not None and environment.talks:
         settings["environment"] = environment.model_dump(mode="json")
@@ -32,7 +36,7 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
 
 
 def _digest(module: str) -> str:
-    places: Iterable[str] = [os.getcwd(), *filter(None, sys.path)]
+    places: Iterable[str] = [*search_path(), *filter(None, sys.path)]
     spec = None
     for name in _parents(module):
         spec = PathFinder.find_spec(name, list(places))

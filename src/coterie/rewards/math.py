@@ -14,7 +14,7 @@ from typing import Any
 from coterie.data.answers import marked_answer, spoken
 from coterie.data.characters import plain_characters
 from coterie.data.numerals import gold_number, last_number, parse_number
-from coterie.errors import RewardError
+from coterie.errors import RewardError, install_command
 from coterie.rewards.number import same_number
 from coterie.rewards.text import same_text
 
@@ -22,7 +22,7 @@ try:
     from math_verify import parse, verify
 except ImportError as error:
     raise RewardError(
-        f"reward 'math' needs math-verify ({error}): pip install 'coterie[train]', or use the reward 'number'",
+        f"reward 'math' needs math-verify ({error}): {install_command('train')}, or use the reward 'number'",
         function="math",
     ) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -11,18 +10,19 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from coterie.config.functions import search_path
 from coterie.config.rewards import RewardsConfig, StepRewardConfig
 from coterie.errors import ConfigError, RewardError
+from coterie.observer import printed
 from coterie.rewards.base import Score
+from coterie.rewards.forms import Forms
 from coterie.rewards.process import LostError, Worker, wait_for_any
 from coterie.rewards.registry import target
-from coterie.rewards.round import Job, Round, column_names
+from coterie.rewards.round import Job, Rollouts, Round, column_names
 from coterie.types import Prompt
 
 LOAD_DEADLINE_S = 120.0
 """Wall-clock limit of importing the reward functions, which may load a model; the deadline of a call begins after."""
-
-log = logging.getLogger(__name__)
 
 
 class Scorer:
@@ -34,14 +34,16 @@ class Scorer:
     Args:
         config: parts with weights, the deadline of one call, the number of workers.
         load_deadline_s: limit of importing the functions in a new worker.
+        max_steps: steps of the run, for functions that ask for `trainer_state`; 0 where nothing is trained.
 
     Raises:
         ConfigError: a part names no reward, or its params cannot be sent to a worker.
     """
 
-    def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S) -> None:
+    def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S, max_steps: int = 0) -> None:
         self.config = config
         self.load_deadline_s = load_deadline_s
+        self.max_steps = max_steps
         self._parts = (*config.parts, *config.steps)
         for part in self._parts:
             target(part.name, steps=isinstance(part, StepRewardConfig))
@@ -49,14 +51,21 @@ class Scorer:
                 json.dumps(part.params)
             except (TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"the params of reward {part.name!r} are no JSON ({error}); use text, numbers, lists and tables"
+                    f"the params of reward {part.name!r} are not valid JSON ({error}); use text, numbers, lists "
+                    "and tables"
                 ) from error
-        self._folder = os.getcwd()
+        self._folder, self._folders = os.getcwd(), search_path()
+        self._forms = Forms(self._parts)
         self._known: dict[str, None] = {}
         """Columns of all prompts that `start` was told of."""
         self._workers: list[Worker] = []
         self._jobs: dict[Worker, Job | None] = {}
         """What each busy worker does; None = it imports the functions."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about how the functions are called."""
+        return self._forms.notes
 
     @property
     def pids(self) -> list[int]:
@@ -72,6 +81,8 @@ class Scorer:
         turns: Sequence[Sequence[str]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
+        tokens: Sequence[Sequence[int]] | None = None,
+        version: int = 0,
     ) -> list[Score]:
         """Score completion i as an answer to prompt i.
 
@@ -85,6 +96,8 @@ class Scorer:
             earned: what the environment gave for each turn, the column `environment_rewards`.
             openings: what the chat template wrote of each completion, the column `completion_opening`; nothing when
                 left out.
+            tokens: token ids of each completion, the column `completion_ids`.
+            version: of the policy that sampled them, `trainer_state.global_step`.
 
         The columns are those of these prompts and of all that `start` was told of; a row without one has None there.
 
@@ -96,28 +109,52 @@ class Scorer:
         """
         if not completions and not prompts:
             return []
+        rollouts = Rollouts(
+            lengths=lengths,
+            tokens=tokens,
+            turns=turns,
+            earned=earned,
+            openings=openings,
+            state=self._state(version),
+        )
+        self._settle_forms(prompts)
         scoring = Round(
             self._parts,
             prompts,
             completions,
             shares=self.config.workers,
             known=list(self._known),
-            lengths=lengths,
-            turns=turns,
-            earned=earned,
-            openings=openings,
+            rollouts=rollouts,
+            manners=self._forms.manners,
         )
+        self._play(scoring)
+        return scoring.scores()
+
+    def _state(self, version: int) -> dict[str, int]:
+        return {"global_step": version, "max_steps": self.max_steps}
+
+    def _play(self, scoring: Round) -> None:
+        """Ask until every row of every part has a value or an error."""
         names = scoring.names
         try:
             self._fill(names)
             while True:
                 self._hand_out(scoring)
                 if not any(job is not None for job in self._jobs.values()) and not scoring.pending:
-                    return scoring.scores()
+                    return
                 self._listen(scoring, names)
         except BaseException:
             self.close()  # what the workers still say would be taken for answers to the next question
             raise
+
+    def _settle_forms(self, prompts: Sequence[Prompt]) -> None:
+        """Find out in which form each function takes completions and prompts; a call where nothing else tells."""
+        if not prompts or self._forms.settled:
+            return
+        self.load(column_names(prompts))
+        names = list(dict.fromkeys((*self._known, *column_names(prompts))))
+        for trial in self._forms.trials(prompts[0], names, self._state(0)):
+            self._play(trial)
 
     def start(self, prompts: Sequence[Prompt] = ()) -> None:
         """Start the workers and wait until the functions are imported; `score` does the same when it is first called.
@@ -130,7 +167,18 @@ class Scorer:
             RewardError: a reward function cannot be imported, or does not take its params.
         """
         self._known |= dict.fromkeys(column_names(prompts))
-        names = list(self._known)
+        self.load(list(self._known))
+        self._settle_forms(prompts)
+
+    def load(self, names: Sequence[str] = ()) -> None:
+        """Start the workers and wait until the functions are imported.
+
+        Args:
+            names: of columns, for built-in functions that prepare for them.
+
+        Raises:
+            RewardError: a reward function cannot be imported, or does not take its params.
+        """
         try:
             self._fill(names)
             while self._jobs:
@@ -169,7 +217,8 @@ class Scorer:
                 {"name": part.name, "params": part.params, "steps": isinstance(part, StepRewardConfig)}
                 for part in self._parts
             ]
-            request = {"load": parts, "names": list(names), "path": [os.path.abspath(p) for p in sys.path if p]}
+            request = {"load": parts, "names": list(names), "folders": self._folders}
+            request |= {"path": [os.path.abspath(p) for p in sys.path if p]}
             worker.ask(json.dumps(request), seconds=self.load_deadline_s)
             self._jobs[worker] = None
 
@@ -191,17 +240,19 @@ class Scorer:
                 continue
             if reply is None:
                 continue
-            if worker.last_words():
-                log.info("a reward function printed: %s", worker.last_words())
             job = self._jobs.pop(worker)
+            self._tell_printed(worker, job)
             if job is None and "failed" in reply:
                 raise RewardError(reply["failed"], function=reply["function"])
+            if job is None:
+                self._forms.loaded(reply["loaded"])
             if job is not None and scoring is not None:
                 scoring.answered(job, reply)
 
     def _replace(self, worker: Worker, cause: str, scoring: Round | None, names: Sequence[str]) -> None:
         busy = worker in self._jobs
         job = self._jobs.pop(worker, None)
+        self._tell_printed(worker, job)
         self._workers.remove(worker)
         worker.kill()
         if busy and job is None:
@@ -213,3 +264,9 @@ class Scorer:
         if job is not None and scoring is not None:
             scoring.lost(job, cause)
         self._fill(names)
+
+    def _tell_printed(self, worker: Worker, job: Job | None) -> None:
+        text = worker.printed()
+        if text:
+            names = [part.name for part in self._parts if ":" in part.name] or [self._parts[0].name]
+            printed(self._parts[job.part].name if job is not None else f"importing {', '.join(names)}", text)

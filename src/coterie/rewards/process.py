@@ -19,8 +19,8 @@ from typing import Any
 from coterie.errors import RewardError
 
 _CHUNK = 1 << 18
-_KEPT = 2000
-"""Bytes of what a function printed that are kept."""
+_KEPT = 1 << 16
+"""Bytes of what a function printed in one call that are kept, the last ones."""
 LONGEST_REPLY = 1 << 26
 """Bytes; a longer reply is no reply."""
 PATIENCE = 10.0
@@ -99,6 +99,7 @@ class Worker:
         for end in (self._channel, self._output):
             os.set_blocking(end.fileno(), False)
         self._sending, self._received, self._printed = memoryview(b""), bytearray(), b""
+        self._dropped = 0
         self._seconds = self._asked = 0.0
         self._start = self._seen = _Processor()
         self.deadline = float("inf")
@@ -116,7 +117,7 @@ class Worker:
         """Begin to send one request; `advance` goes on with it. `seconds` of wall clock from now for the answer, not
         counting time in which the worker could run but the maths has the processors (known on Linux only)."""
         self._sending = memoryview(line.encode() + b"\n")
-        self._printed = b""
+        self._printed, self._dropped = b"", 0
         self._seconds, self._asked, self._start = seconds, time.monotonic(), self._processor()
         self._seen = self._start
         self.deadline = self._asked + seconds
@@ -134,6 +135,7 @@ class Worker:
             raise LostError(f"did not return within {self._seconds:g} s and was killed")
         if reply is not None:
             self.deadline = float("inf")
+            self._drain()  # what was printed is in the pipe before the reply is
         return reply
 
     def kill(self) -> None:
@@ -144,6 +146,11 @@ class Worker:
             self._process.wait(timeout=10)
         self._channel.close()
         self._output.close()
+
+    def printed(self) -> str:
+        """All that was printed since the last question, or its end, with a word on what is missing."""
+        text = self._printed.decode(errors="replace").strip("\n")
+        return f"({self._dropped:,} bytes before this are left out)\n{text}" if self._dropped else text
 
     def last_words(self) -> str:
         """The last line that was printed since the last question."""
@@ -190,9 +197,15 @@ class Worker:
             if not data:
                 self._output.close()  # the function closed it; the process may live on
                 return
-            self._printed = (self._printed + data)[-_KEPT:]
+            self._printed += data
+            if len(self._printed) > 2 * _KEPT:
+                self._cut()
             if len(data) < _CHUNK:
                 return
+
+    def _cut(self) -> None:
+        self._dropped += len(self._printed) - _KEPT
+        self._printed = self._printed[-_KEPT:]
 
     def _send(self) -> None:
         with suppress(BlockingIOError, ConnectionError):  # the receiving side tells what became of the process

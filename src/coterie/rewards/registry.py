@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from coterie.config.functions import import_problem, require_module_name
 from coterie.errors import ConfigError, RewardError
+from coterie.rewards.base import IDS, OF_TRAINER, Form
 
 BUILT_IN: dict[str, str] = {
     "task": "coterie.rewards.task:task",
@@ -33,6 +36,8 @@ STEPS: dict[str, str] = {
 }
 """What `rewards.steps.name` may name, beside `module:function`."""
 
+_CONTENT = re.compile(r"""["']content["']""")
+_MESSAGES = re.compile(r"dict|Dict|Mapping|Message")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -47,6 +52,7 @@ def target(name: str, *, steps: bool = False) -> str:
         return known[name]
     module, _, function = name.partition(":")
     if module and function:
+        require_module_name(name)
         return name
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
@@ -65,6 +71,8 @@ class Part:
     """The function's own, or None where Python cannot see them."""
     steps: bool = False
     """It rewards steps of a completion."""
+    source: str | None = None
+    """Text of the module that it is written in; None where there is none."""
 
     @property
     def built_in(self) -> bool:
@@ -81,18 +89,45 @@ class Part:
         data column that happens to have the same name."""
         kinds = (inspect.Parameter.KEYWORD_ONLY,) if self.built_in else _NAMED
         names = [name for name, parameter in (self.parameters or {}).items() if parameter.kind in kinds]
-        return [name for name in names if name not in ("prompts", "completions")]
+        return [name for name in names if name not in ("prompts", "completions", IDS, *OF_TRAINER)]
 
-    def arguments(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def asks_for(self, name: str) -> bool:
+        """Whether it names this argument, or takes every column and its module mentions the name."""
+        if self.parameters is not None and name in self.parameters:
+            return True
+        return self.open and not self.built_in and (self.source is None or name in self.source)
+
+    def forms(self) -> dict[str, Form | None]:
+        """How it expects `completions` and `prompts`, as its annotations and its source say; None where only a call
+        can tell."""
+        if self.built_in:
+            return {"completions": "text", "prompts": "messages"}
+        found = {name: _annotated_form(self._annotation(name)) for name in ("completions", "prompts")}
+        reads_messages = self.source is None or _CONTENT.search(self.source) is not None
+        if found["completions"] is None and not reads_messages:
+            found["completions"] = "text"
+        if found["prompts"] is None and (reads_messages or not self.asks_for("prompts")):
+            found["prompts"] = "messages"
+        return found
+
+    def _annotation(self, name: str) -> str:
+        parameter = (self.parameters or {}).get(name)
+        if parameter is None or parameter.annotation is parameter.empty:
+            return ""
+        return str(parameter.annotation)
+
+    def arguments(self, columns: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The keyword arguments of a call, out of all that is on offer.
+
+        Args:
+            others: what only a function gets that asks for it.
 
         Raises:
             RewardError: the function needs a column that the prompts do not have.
         """
         hidden = self.settings if self.built_in else []
-        offered = {name: values for name, values in columns.items() if name not in hidden} | dict(self.params)
-        if self.open:
-            return offered
+        asked = {name: value for name, value in (others or {}).items() if self.asks_for(name)}
+        offered = {name: values for name, values in columns.items() if name not in hidden} | asked | dict(self.params)
         needed = {name: parameter for name, parameter in (self.parameters or {}).items() if parameter.kind in _NAMED}
         for name, parameter in needed.items():
             if name not in offered and parameter.default is parameter.empty:
@@ -101,7 +136,7 @@ class Part:
                     "data, set it in the part's params, or give the parameter a default",
                     function=self.name,
                 )
-        return {name: offered[name] for name in needed if name in offered}
+        return offered if self.open else {name: offered[name] for name in needed if name in offered}
 
 
 def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, steps: bool = False) -> Part:
@@ -121,9 +156,7 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
         raise
     except ImportError as error:
         raise RewardError(
-            f"reward {name!r} cannot be imported: {error}; expected `module:function` with a module that is installed "
-            "or lies in the folder coterie was started in",
-            function=name,
+            f"reward {name!r} cannot be imported: {import_problem(module, error)}", function=name
         ) from error
     function: Any = home
     for step in path.split("."):
@@ -134,7 +167,7 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
         function = getattr(function, step)
     if not callable(function):
         raise RewardError(f"reward {name!r} is a {type(function).__name__}; expected a function", function=name)
-    part = Part(name, function, dict(params), _parameters(function), steps)
+    part = Part(name, function, dict(params), _parameters(function), steps, _source(function))
     _check_params(part)
     if part.built_in and hasattr(home, "prepare"):
         home.prepare(columns)
@@ -148,9 +181,27 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return None
 
 
+def _source(function: Callable[..., Any]) -> str | None:
+    """Text of the module that a function, or the class of a callable object, is written in."""
+    plain = inspect.unwrap(function)
+    plain = plain if hasattr(plain, "__code__") or inspect.isclass(plain) else type(plain)
+    try:
+        with open(inspect.getsourcefile(plain) or "", encoding="utf-8") as file:
+            return file.read()
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _annotated_form(annotation: str) -> Form | None:
+    """`list[str]` is text, `list[list[dict[str, str]]]` messages; `list`, `Any` and a union of both say neither."""
+    messages = _MESSAGES.search(annotation) is not None
+    text = re.search(r"\bstr\b", re.sub(r"(?:dict|Dict|Mapping)\[[^]]*\]", "", annotation)) is not None
+    return None if messages == text else "messages" if messages else "text"
+
+
 def _check_params(part: Part) -> None:
     for name in part.params:
-        if name in ("prompts", "completions") or not (part.open or name in part.settings):
+        if name in ("prompts", "completions", IDS, *OF_TRAINER) or not (part.open or name in part.settings):
             near = get_close_matches(name, part.settings, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RewardError(

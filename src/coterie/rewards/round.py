@@ -6,11 +6,11 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.config.rewards import RewardConfig, StepRewardConfig
-from coterie.rewards.base import EARNED, LENGTH, OF_ROLLOUT, OPENING, TURNS, Score
+from coterie.rewards.base import EARNED, LENGTH, OPENING, RESERVED, TURNS, Form, Score
 from coterie.types import Prompt
 
 MAX_LOST = 3
@@ -27,15 +27,42 @@ class Job:
     rows: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How one part is called."""
+
+    completions: Form = "text"
+    prompts: Form = "messages"
+    ids: bool = False
+    """It asks for token ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """What is known of the completions besides their text; each a list of one item a row, or None."""
+
+    lengths: Sequence[int] | None = None
+    """Tokens."""
+    tokens: Sequence[Sequence[int]] | None = None
+    """Token ids."""
+    turns: Sequence[Sequence[str]] | None = None
+    """What the model said, turn by turn."""
+    earned: Sequence[Sequence[float]] | None = None
+    """What the environment gave, turn by turn."""
+    openings: Sequence[str] | None = None
+    """What the chat template wrote of each completion."""
+    state: Mapping[str, int] = field(default_factory=lambda: {"global_step": 0, "max_steps": 0})
+    """Of the trainer."""
+
+
 class Round:
     """Every part on every row. A call that fails as a whole is repeated row by row, so that only the guilty pay.
 
     Args:
         shares: into how many calls the rows of each part are cut at least, one a worker; none has over `MAX_ROWS`.
         known: columns that other prompts have; the rows of this call hold None there.
-        lengths: tokens of each completion.
-        turns, earned: of each row, what the model said and what the environment gave, turn by turn.
-        openings: of each row, what the chat template wrote of the completion.
+        rollouts: what else is known of the completions.
+        manners: how each part is called.
     """
 
     def __init__(
@@ -46,19 +73,25 @@ class Round:
         *,
         shares: int,
         known: Sequence[str] = (),
-        lengths: Sequence[int] | None = None,
-        turns: Sequence[Sequence[str]] | None = None,
-        earned: Sequence[Sequence[float]] | None = None,
-        openings: Sequence[str] | None = None,
+        rollouts: Rollouts | None = None,
+        manners: Sequence[Manner] = (),
     ) -> None:
         self.parts = parts
         self.prompts = prompts
+        self.manners = manners or [Manner()] * len(parts)
+        self.rollouts = rollouts or Rollouts()
         size = len(completions)
+        lengths, tokens = self.rollouts.lengths, self.rollouts.tokens
+        columns = ((TURNS, self.rollouts.turns), (EARNED, self.rollouts.earned))
         self.own: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
-        self.own[OPENING] = [""] * size if openings is None else openings
-        self.own |= {name: found for name, found in ((TURNS, turns), (EARNED, earned)) if found is not None}
+        self.own[OPENING] = [""] * size if self.rollouts.openings is None else self.rollouts.openings
+        self.own |= {name: found for name, found in columns if found is not None}
         """Columns of the rollouts."""
-        self.names = list(dict.fromkeys((*self.own, *known, *column_names(prompts))))
+        self.names = list(dict.fromkeys((*known, *column_names(prompts))))
+        self._extra: list[dict[str, Any]] = [{} for _ in range(size)]
+        self._metrics: list[dict[str, float]] = [{} for _ in range(size)]
+        asked = tokens is not None and any(manner.ids for manner in self.manners)
+        self._ids = [json.dumps(list(ids)) for ids in tokens] if asked and tokens is not None else None
         self._values: list[dict[int, Any]] = [{} for _ in parts]
         self._errors: list[dict[int, str]] = [{} for _ in parts]
         self._lost = [0] * len(parts)
@@ -78,6 +111,10 @@ class Round:
             self._blame(job, f"was not asked: {MAX_LOST} rows before this one hung or crashed it")
         return None
 
+    def only(self, part: int) -> None:
+        """Ask this part alone."""
+        self._queue = deque(job for job in self._queue if job.part == part)
+
     @property
     def pending(self) -> bool:
         """Whether a call is still to be begun."""
@@ -85,8 +122,13 @@ class Round:
 
     def request(self, job: Job) -> str:
         """The line to send for a job."""
-        rows = ",".join(self._encoded[row] for row in job.rows)
-        return f'{{"part":{job.part},"names":{json.dumps(self.names)},"rows":[{rows}]}}'
+        manner = self.manners[job.part]
+        ids = self._ids if manner.ids else None
+        extra = ["" if ids is None else f'"ids":{ids[row]},' for row in job.rows]
+        rows = ",".join(f"{{{more}{self._encoded[row]}}}" for more, row in zip(extra, job.rows, strict=True))
+        head: dict[str, Any] = {"part": job.part, "names": self.names, "state": dict(self.rollouts.state)}
+        head |= {"completions": manner.completions, "prompts": manner.prompts}
+        return f'{json.dumps(head)[:-1]},"rows":[{rows}]}}'
 
     def answered(self, job: Job, reply: Mapping[str, Any]) -> None:
         """Enter what a worker said."""
@@ -97,6 +139,8 @@ class Round:
                 self._blame(job, reply["failed"])
             return
         for place, (row, value) in enumerate(zip(job.rows, reply["values"], strict=True)):
+            self._extra[row] |= {column: values[place] for column, values in reply["extra"].items()}
+            self._metrics[row] |= reply["metrics"]
             cause = reply["bad"].get(str(place))
             if cause is None:
                 self._values[job.part][row] = value
@@ -110,6 +154,10 @@ class Round:
         else:
             self._lost[job.part] += 1
             self._blame(job, cause)
+
+    def first_error(self) -> str | None:
+        """The first cause why a part could not judge a row."""
+        return next((cause for errors in self._errors for cause in errors.values()), None)
 
     def scores(self) -> list[Score]:
         """One per row, once nothing is left to do."""
@@ -131,7 +179,14 @@ class Round:
         if not math.isfinite(reward):
             error = f"row {row}{self._prompt(row)}: the weighted sum of {parts} is {reward}; lower the weights"
             return Score(reward=None, parts=parts, error=error)
-        return Score(reward=reward, parts=parts, error=None, steps=_ends(steps))
+        return Score(
+            reward=reward,
+            parts=parts,
+            error=None,
+            steps=_ends(steps),
+            extra=self._extra[row],
+            metrics=self._metrics[row],
+        )
 
     def _nothing_applies(self, row: int) -> str:
         names = ", ".join(part.key for part in self.parts if not isinstance(part, StepRewardConfig))
@@ -164,7 +219,7 @@ class Round:
             text = known[id(prompt)]
             if text is not None:
                 own = json.dumps({name: values[row] for name, values in self.own.items()})
-                encoded[row] = f'{{"completion":{json.dumps(completion)},"own":{own},{text}}}'
+                encoded[row] = f'"completion":{json.dumps(completion)},"own":{own},{text}'
                 continue
             where = f"row {row}{self._prompt(row)}"
             for part, errors in enumerate(self._errors):
@@ -177,7 +232,7 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
     names = {"answer": None, "task": None}
     for prompt in prompts:
         names |= dict.fromkeys(prompt.attributes)
-    return [name for name in names if name not in ("prompts", "completions", *OF_ROLLOUT)]
+    return [name for name in names if name not in RESERVED]
 
 
 def _ends(steps: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[tuple[int, float], ...]]:
@@ -185,9 +240,11 @@ def _ends(steps: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[tup
 
 
 def _as_json(prompt: Prompt) -> str | None:
-    columns = {**prompt.attributes, "answer": prompt.answer, "task": prompt.task}
+    gold = {"answer": prompt.answer, "task": prompt.task}
+    columns = {name: value for name, value in prompt.attributes.items() if name not in RESERVED}
     try:
-        return f'"prompt":{json.dumps(list(prompt.messages))},"columns":{json.dumps(columns)}'
+        messages = json.dumps(list(prompt.messages))
+        return f'"prompt":{messages},"columns":{json.dumps(columns)},"gold":{json.dumps(gold)}'
     except (TypeError, ValueError, RecursionError):
         return None
 
@@ -198,6 +255,7 @@ def _not_json(prompt: Prompt) -> str:
             try:
                 json.dumps({name: value})
             except (TypeError, ValueError, RecursionError) as error:
-                yield f"the column {name!r} is no JSON ({error}); convert it to text or numbers in the data source"
+                remedy = "convert it to text or numbers in the data source"
+                yield f"the column {name!r} is not valid JSON ({error}); {remedy}"
 
-    return next(faults(), "its messages are no JSON; expected role and content as text")
+    return next(faults(), "its messages are not valid JSON; expected role and content as text")

@@ -12,16 +12,20 @@ import faulthandler
 import inspect
 import json
 import linecache
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any
 
+from coterie.config.functions import search_in, search_path
 from coterie.errors import CoterieError, RewardError
-from coterie.rewards.base import OF_ROLLOUT, ContractError, check_steps, check_values
+from coterie.rewards.base import EXTRA, IDS, METRIC, STATE, ContractError, check_steps, check_values
 from coterie.rewards.registry import Part, load
 
 LONGEST_MESSAGE = 500
@@ -42,7 +46,8 @@ def main(channel: int, parent: int) -> None:
                 parts, reply = _load(request)
                 stand_back()  # not before: beside a busy program the imports alone would take a minute
             else:
-                reply = run(parts[request["part"]], request["names"], request["rows"])
+                reply = run(parts[request["part"]], request)
+            _flush()  # what was printed is in the pipe before the reply is
             if os.getpid() != own:  # a function forked, and its child came back instead of exiting
                 os._exit(1)
             _send(channel, reply)
@@ -52,18 +57,77 @@ def main(channel: int, parent: int) -> None:
         os.killpg(own, signal.SIGKILL)
 
 
-def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The part of transformers' `TrainerState` that has a meaning here."""
+
+    global_step: int
+    """Updates of the policy before these completions were sampled."""
+    max_steps: int
+    """Of the run; 0 where nothing is trained."""
+    is_local_process_zero: bool = True
+    is_world_process_zero: bool = True
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has global_step and max_steps here, but no {name!r}")
+
+
+class Logged:
+    """What a function logs in one call.
+
+    Args:
+        rows: how many values a column has.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, float] = {}
+
+    def log_extra(self, column: str, values: Any) -> None:
+        """Store a value with each rollout.
+
+        Raises:
+            ValueError: there is not one value per completion, or one is not JSON.
+        """
+        listed = values.tolist() if hasattr(values, "tolist") else list(values)
+        if not isinstance(listed, list) or len(listed) != self.rows:
+            raise ValueError(f"log_extra({column!r}) got {len(listed)} values for {self.rows} completions")
+        self.extra[str(column)] = json.loads(json.dumps(listed, allow_nan=False, default=str))
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Record a number for this step.
+
+        Raises:
+            ValueError: it is not a finite number.
+        """
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"log_metric({name!r}) got {number}, expected a finite number")
+        self.metrics[str(name)] = number
+
+
+def run(part: Part, request: Mapping[str, Any]) -> dict[str, Any]:
     """Call one reward function on some rows.
 
+    Args:
+        request: `rows`, the `names` of their columns, in which `completions` and `prompts` are given, and the `state`
+            of the trainer.
+
     Returns:
-        `values` and, by row, `bad`; or `failed`, the cause, with `again`: whether scoring row by row can tell the
-        guilty from the innocent.
+        `values`, by row `bad`, and what was logged; or `failed`, the cause, with `again`: whether scoring row by row
+        can tell the guilty from the innocent.
     """
-    columns = {name: [row["columns"].get(name) for row in rows] for name in names}
-    columns |= {name: [row["own"][name] for row in rows] for name in OF_ROLLOUT if name in names}
-    prompts, completions = [row["prompt"] for row in rows], [row["completion"] for row in rows]
+    rows = request["rows"]
+    completions, logged = [row["completion"] for row in rows], Logged(len(rows))
+    others = {
+        IDS: [row.get("ids") for row in rows],
+        STATE: TrainerState(**request["state"]),
+        EXTRA: logged.log_extra,
+        METRIC: logged.log_metric,
+    }
     try:
-        arguments = part.arguments({**columns, "prompts": prompts, "completions": completions})
+        arguments = part.arguments(_columns(part, request), others)
     except RewardError as error:
         return {"failed": str(error), "again": False}
     try:
@@ -77,8 +141,31 @@ def run(part: Part, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
             values, bad = check_values(returned, len(rows))
     except ContractError as error:
         # A single value for many rows would pass as the right number of values for each row alone.
-        return {"failed": str(error), "again": isinstance(returned, list | tuple) and len(returned) != 1}
-    return {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
+        return {"failed": str(error), "again": error.count not in (None, 1)}
+    found = {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
+    return found | {"extra": logged.extra, "metrics": logged.metrics}
+
+
+def _columns(part: Part, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is a list of one item a row."""
+    rows = request["rows"]
+    columns = {name: [row["columns"].get(name) for row in rows] for name in request["names"]}
+    for name in rows[0]["gold"] if rows else ():
+        # A built-in judge reads the gold answer; your own function the row's own column of that name, if it has one.
+        columns[name] = [
+            row["gold"][name] if part.built_in else row["columns"].get(name, row["gold"][name]) for row in rows
+        ]
+    columns |= {name: [row["own"][name] for row in rows] for name in rows[0]["own"]} if rows else {}
+    columns["completions"] = [
+        [{"role": "assistant", "content": row["completion"]}]
+        if request["completions"] == "messages"
+        else row["completion"]
+        for row in rows
+    ]
+    columns["prompts"] = [
+        row["prompt"] if request["prompts"] == "messages" else row["prompt"][-1]["content"] for row in rows
+    ]
+    return columns
 
 
 def describe(error: BaseException, file: str | None) -> str:
@@ -90,7 +177,10 @@ def describe(error: BaseException, file: str | None) -> str:
     if len(message) > LONGEST_MESSAGE:
         message = message[:LONGEST_MESSAGE] + "…"
     text = f"raised {type(error).__name__}" + (f": {message}" if message else "")
+    if isinstance(error, SyntaxError) and error.filename:  # its text says file and line
+        return text if not error.text else f"{text}: {error.text.strip()}"
     places = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)][1:]
+    places = [place for place in places if not place[0].startswith("<frozen ")]
     own = [place for place in places if place[0] == file] or places
     if not own or isinstance(error, CoterieError):  # our own messages say all there is to say
         return text
@@ -120,9 +210,10 @@ def _settled(returned: object) -> object:
 
 
 def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
-    sys.path[:0] = [os.getcwd()]
+    search_in(request["folders"])
+    sys.path[:0] = search_path()
     sys.path += [folder for folder in request["path"] if folder not in sys.path]
-    parts = []
+    parts: list[Part] = []
     for spec in request["load"]:
         try:
             parts.append(load(spec["name"], spec["params"], request["names"], steps=spec["steps"]))
@@ -131,7 +222,7 @@ def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
         except BaseException as error:
             cause = f"reward {spec['name']!r} cannot be imported: its module {describe(error, None)}"
             return [], {"failed": cause, "function": spec["name"]}
-    return parts, {"loaded": len(parts)}
+    return parts, {"loaded": [{"forms": part.forms(), "ids": part.asks_for(IDS)} for part in parts]}
 
 
 def _send(channel: int, reply: Mapping[str, Any]) -> None:
@@ -140,9 +231,18 @@ def _send(channel: int, reply: Mapping[str, Any]) -> None:
         data = data[os.write(channel, data) :]
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # the function's own stream, or a closed one
+            stream.flush()
+
+
 def _settle(channel: int, parent: int) -> None:
     """A modest, separate process: first choice of the out-of-memory killer, gone with its parent."""
     faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what is printed before a crash is not lost
+            stream.reconfigure(line_buffering=True, errors="backslashreplace", encoding="utf-8")
     # A forked child of a function must not keep the channel open when this process dies.
     os.register_at_fork(after_in_child=lambda: os.close(channel))
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from coterie.config.paths import anchor
 from coterie.config.toml import dumps
 from coterie.errors import RunError
 from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_leftovers, write_file
@@ -17,7 +20,9 @@ from coterie.runs.lock import Lock
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST_NAME = 100
+_MOST_BYTES = 200
+"""A file system takes 255; the rest is for what stands beside a run."""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,7 @@ class RunDirectory:
             RunError: the name is taken or not valid as a folder's name, or the disk refused.
         """
         try:
+            runs = runs.expanduser()
             runs.mkdir(parents=True, exist_ok=True)
             path = _make(runs, name) if name else _make_numbered(runs, stem)
             run = cls(path, Lock(path))
@@ -114,10 +120,16 @@ class RunDirectory:
         return self.path / "quarantine.jsonl"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved settings, once: `coterie train @ config.toml` repeats the run."""
+        """Write the resolved settings, once: `coterie train @ config.toml` repeats the run.
+
+        Paths are written as absolute ones, and the folders of the user's functions too, so that the run goes on from
+        any folder.
+        """
         if self.config.exists():
             raise RunError(f"{self.config} exists; a run's settings never change. Start a new run")
-        write_file(self.config, dumps(config).encode())
+        settings = copy.deepcopy(dict(config))
+        anchor(settings, lambda place: Path.cwd())
+        write_file(self.config, dumps(settings).encode())
 
     def write_steps(self, steps: int) -> None:
         """Give the stored settings another number of steps; everything else in them stays."""
@@ -186,12 +198,15 @@ def find(run: str | Path, runs: Path) -> Path:
     Raises:
         RunError: neither is a run; names the nearest runs there are.
     """
-    for path in (Path(run), runs / run):
+    run, runs = Path(run).expanduser(), runs.expanduser()
+    for path in (run, runs / run, runs / unicodedata.normalize("NFC", str(run))):
         if (path / "config.toml").is_file():
             return path
     known = sorted(path.parent.name for path in runs.glob("*/config.toml"))
     there = f"{runs} holds {', '.join(known[-8:])}" if known else f"{runs} holds no runs"
-    raise RunError(f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs}; {there}")
+    raise RunError(
+        f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs.absolute()}; {there}"
+    )
 
 
 def check_name(runs: Path, name: str) -> None:
@@ -205,12 +220,13 @@ def check_name(runs: Path, name: str) -> None:
     """
     if not name:
         return
-    if not _NAME.fullmatch(name):
+    name = unicodedata.normalize("NFC", name)
+    if not _is_name(name):
         raise RunError(
-            f"name = {name!r} is not a folder name; use up to 100 letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
+            f"name = {name!r} is not a folder name; use up to {_LONGEST_NAME} letters, digits, '.', '_' and '-' "
+            f"({_MOST_BYTES} bytes), the first a letter or digit"
         )
-    path = runs / name
+    path = runs.expanduser() / name
     if path.exists() and not _is_free(path):
         raise _taken(path)
 
@@ -224,9 +240,19 @@ def _taken(path: Path) -> RunError:
 
 def _make(runs: Path, name: str) -> Path:
     check_name(runs, name)
-    path = runs / name
+    path = runs / unicodedata.normalize("NFC", name)
     path.mkdir(exist_ok=True)
     return path
+
+
+def _is_name(name: str) -> bool:
+    """Letters and digits of any script."""
+    fits = 0 < len(name) <= _LONGEST_NAME and len(name.encode(errors="replace")) <= _MOST_BYTES
+    return fits and name[0].isalnum() and all(map(_is_part_of_name, name))
+
+
+def _is_part_of_name(letter: str) -> bool:
+    return letter.isalnum() or letter in "._-" or unicodedata.category(letter) in ("Mn", "Mc")
 
 
 _STEPS = ("rollouts", "checkpoints")
@@ -275,7 +301,10 @@ def _empty(path: Path) -> None:
 
 
 def _make_numbered(runs: Path, stem: str) -> Path:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "run"
+    letters = (letter if _is_part_of_name(letter) else "-" for letter in unicodedata.normalize("NFC", stem))
+    stem = re.sub(r"-+", "-", "".join(letters)).strip("-._")
+    stem = stem.encode()[: _MOST_BYTES - 20].decode(errors="ignore")[:80] or "run"
+    stem = stem if stem[0].isalnum() else f"run-{stem}"
     taken = re.compile(re.escape(stem) + r"-(\d+)")
     matches = (taken.fullmatch(path.name) for path in runs.iterdir())
     number = 1 + max((int(match[1]) for match in matches if match), default=0)

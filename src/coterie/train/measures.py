@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coterie.algo.statistics import has_variance
-from coterie.collect import Experience
+from coterie.collect import LOGGED_METRICS, Experience
 from coterie.policy.learner import UpdateReport
 from coterie.train.evaluation import Criterion
 from coterie.train.texts import text_measures
@@ -44,6 +44,7 @@ def step_metrics(
     correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if judged else {}
     return {
         **_rewards(experience.rollouts),
+        **_logged(experience.rollouts),
         **_groups(groups, evaluated, criterion if judged else None),
         **_advantages(credits),
         **_lengths(experience.rollouts, usable, correct),
@@ -77,6 +78,15 @@ def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
     for task, members in tasks.items():
         found |= _rewards_of(members, f"reward/task/{task}")
     return found
+
+
+def _logged(rollouts: Sequence[Rollout]) -> Metrics:
+    """What reward functions gave to `log_metric`, averaged over the rollouts that they judged."""
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.context.attributes.get(LOGGED_METRICS, {}).items():
+            values.setdefault(name, []).append(value)
+    return {f"logged/{name}": float(np.mean(found)) for name, found in values.items()}
 
 
 def _rewards_of(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
