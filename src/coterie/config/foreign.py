@@ -71,6 +71,7 @@ FOREIGN: dict[str, Foreign] = {
     "train_files": Foreign("data.train.0.path", 'with data.train.0.type = "file"'),
     "val_files": Foreign("data.heldout.0.path", 'with data.heldout.0.type = "file"'),
     "prompt_key": Foreign("data.train.0.prompt_column"),
+    "dataset_text_field": Foreign("data.train.0.prompt_column"),
     "input_key": Foreign("data.train.0.prompt_column"),
     "question_column": Foreign("data.train.0.prompt_column"),
     "dataset_prompt_column": Foreign("data.train.0.prompt_column"),

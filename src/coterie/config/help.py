@@ -28,6 +28,7 @@ TRAINING: Mapping[str, str] = MappingProxyType(
         "model.lora.rank": "train a LoRA adapter of this rank instead of all weights",
         "data.train.*.path": "prompts to train on, with data.train.0.type file",
         "data.heldout.*.path": "prompts to evaluate on, with data.heldout.0.type file",
+        "data.train.*.prompt_column": "name of the prompt's column, where it is another",
         "rewards.parts.*.name": "task, number, exact, math, format … or module:function",
         "algorithm": "algorithm preset (coterie algo ls)",
         "steps": "training steps",
