@@ -244,6 +244,9 @@ def test_loading_needs_no_generation_config(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match=r"has no tokenizer files; expected tokenizer\.json.*save_pretrained"):
+        load_chat(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot load the tokenizer of"):
         load_chat(tmp_path)
 

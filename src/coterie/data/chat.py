@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from coterie.data import tokenizer_files
 from coterie.data.answers import THOUGHTS
 from coterie.errors import DataError, ModelError
 from coterie.types import Message
@@ -48,7 +50,10 @@ class Chat:
             for most. Rewards and environments see it in front of what the model said.
         silent_ids: tokens that `decode` leaves out.
         notes: what the user should know about this tokenizer, one line each.
+        files: what the tokenizer was loaded from, by name; empty when it was made in memory.
     """
+
+    files: Mapping[str, Path] = MappingProxyType({})
 
     def __init__(self, tokenizer: Any, *, stop_ids: Iterable[int] = (), skip_special_tokens: bool = False) -> None:
         """
@@ -180,8 +185,8 @@ class Chat:
         return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer and its own template, so that the folder opens with transformers as it is."""
-        self.tokenizer.save_pretrained(str(folder))
+        """Write the tokenizer and its own template, so that the folder opens with transformers 4 and 5 as it is."""
+        tokenizer_files.save(self.tokenizer, Path(folder), self.files)
 
     def check_vocabulary(self, rows: int) -> None:
         """Refuse a tokenizer that can name tokens beyond the model's embedding.
@@ -384,8 +389,9 @@ def load_chat(source: str | Path, revision: str | None = None, *, skip_special_t
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    source = _with_tokenizer(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
@@ -394,7 +400,27 @@ def load_chat(source: str | Path, revision: str | None = None, *, skip_special_t
         ) from error
     files = ("generation_config.json", "config.json")
     ends = [end for name in files for end in _end_tokens(_json_of(str(source), name, options))]
-    return Chat(tokenizer, stop_ids=ends, skip_special_tokens=skip_special_tokens)
+    chat = Chat(tokenizer, stop_ids=ends, skip_special_tokens=skip_special_tokens)
+    chat.files = tokenizer_files.files_of(str(source), tokenizer.vocab_files_names, revision)
+    return chat
+
+
+def _with_tokenizer(source: str | Path) -> str | Path:
+    """The folder or id that has the tokenizer: the model's own, or its base's where an adapter came without one.
+
+    Raises:
+        ModelError: a model folder has none; transformers would make an empty tokenizer.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or tokenizer_files.has_vocabulary(folder):
+        return source
+    base = _json_of(str(source), "adapter_config.json", {}).get("base_model_name_or_path")
+    if base and (not Path(base).is_dir() or tokenizer_files.has_vocabulary(Path(base))):
+        return base
+    raise ModelError(
+        f"{folder} has no tokenizer files; expected tokenizer.json and tokenizer_config.json beside the weights. Copy "
+        "them from the base model, or write them with `AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)`"
+    )
 
 
 def _json_of(source: str, name: str, options: Mapping[str, Any]) -> Any:
