@@ -55,6 +55,8 @@ class Gpu:
     name: str
     memory: int
     """Bytes."""
+    device: str = "cuda"
+    """Its name as a setting: cuda, mps, xpu."""
 
 
 def facts(folder: Path | str = ".") -> Facts:
@@ -89,10 +91,15 @@ def gpus() -> list[Gpu]:
     """The accelerators that torch can use. Imports torch."""
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [Gpu(name=one.name, memory=one.total_memory) for one in properties]
+    found = []
+    for device in ("cuda", "xpu"):
+        backend = getattr(torch, device, None)
+        if backend is not None and backend.is_available():
+            properties = [backend.get_device_properties(index) for index in range(backend.device_count())]
+            found += [Gpu(name=one.name, memory=one.total_memory, device=device) for one in properties]
+    if torch.backends.mps.is_available():
+        found.append(Gpu(name="Apple GPU", memory=torch.mps.recommended_max_memory(), device="mps"))
+    return found
 
 
 def extras() -> dict[str, dict[str, str | None]]:
@@ -109,11 +116,13 @@ def extras() -> dict[str, dict[str, str | None]]:
 def plan(seen: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
     """What coterie will do here, in plain words; `threads` is `coterie.threads.Choice.line`."""
     lines = []
-    if accelerators:
+    if accelerators and accelerators[0].device == "cuda":
         lines.append(f"device: cuda:0, {accelerators[0].name}; numbers: bfloat16, master weights float32")
     else:
         number = "bfloat16 (this CPU multiplies it natively)" if seen.native_bf16 else "float32 (no native bfloat16)"
         lines.append(f"device: cpu; numbers: {number}, master weights float32")
+        for gpu in accelerators[:1]:
+            lines.append(f"device: {gpu.name} is used when you set model.device = {gpu.device!r} (numbers: float32)")
     lines.append(f"threads: {threads}")
     lines.append("engine: embedded (samples in this process, from the learner's own weights)")
     if seen.memory_free < 4 * GIB:

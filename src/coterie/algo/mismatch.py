@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from coterie.algo.objective import CorrectionMode
+from coterie.algo.precision import widened
 from coterie.algo.ratio import LIMIT, log_ratio
 from coterie.algo.segments import segment_any, segment_mean, segment_sum
 
@@ -188,8 +189,8 @@ def mismatch_metrics(
         tokens = int(counted.sum())
         if not tokens:
             return MismatchSums()
-        log_w = log_ratio(old_logprobs, sampler_logprobs)[counted].double()
-        owner = torch.unique(rollout[counted], return_inverse=True)[1]
+        log_w = widened(log_ratio(old_logprobs, sampler_logprobs)[counted])
+        owner = torch.unique(rollout[counted], return_inverse=True)[1].to(log_w.device)
         totals = log_w.new_zeros(int(owner.max()) + 1).index_add(0, owner, log_w)
         w, sequence_w = log_w.exp(), totals.clamp(-LIMIT, LIMIT).exp()
         k3 = w - log_w - 1
@@ -204,8 +205,8 @@ def mismatch_metrics(
                 sequence_w.square().sum(),
                 w.min(),
                 w.max(),
-                (correction.truncated & counted).sum(),
-                (~correction.kept & counted).sum(),
+                (correction.truncated & counted).sum().to(log_w.device),
+                (~correction.kept & counted).sum().to(log_w.device),
             ]
         ).tolist()
     names = ("log_w", "k3", "k3_squared", "w", "w_squared", "sequence_w", "sequence_w_squared", "low", "high")

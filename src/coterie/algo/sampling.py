@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coterie.algo.precision import at_least_float32
+from coterie.algo.precision import at_least_float32, has_float64
 
 _BLOCK = 512
 _CACHED = 1 << 18
@@ -40,11 +40,17 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
 
     Args:
         logits: [N, V] any float dtype.
-        uniform: [N] float64 in [0, 1).
+        uniform: [N] float64 in [0, 1), on the CPU or where the logits are. A device without float64 has its tokens
+            drawn on the CPU.
 
     Returns:
         tokens [N] int64 and log-probabilities [N] float32 (float64 for float64 logits).
     """
+    device = logits.device
+    if not has_float64(device.type):
+        chosen = sample(logits.cpu(), uniform.cpu(), temperature, top_k, top_p)
+        return chosen[0].to(device), chosen[1].to(device)
+    uniform = uniform.to(device)
     rows = max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else logits.shape[0]
     parts = [
         _sample(some, draws, temperature, top_k, top_p)

@@ -31,6 +31,6 @@ class ModelConfig(Section):
     """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are
     float32 (float64 under float64)."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N, mps, xpu, or another device of torch."""
     lora: LoraConfig | None = None
     """Set to train an adapter; leave out to train all weights."""

@@ -252,7 +252,7 @@ class _Session:
     def _extend(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Sample one token a row and decide who is finished."""
         limits = self.sampling
-        draws = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
+        draws = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
         self._append(rows, *sample(logits, draws, limits.temperature, limits.top_k, limits.top_p))
 
     def _append(self, rows: Sequence[_Row], tokens: Tensor, logprobs: Tensor) -> None:

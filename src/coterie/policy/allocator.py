@@ -28,7 +28,8 @@ def keep_freed() -> None:
 def release() -> None:
     """Give freed memory back: to the device, and on Linux to the system."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        getattr(torch, accelerator.type).empty_cache()
     if trim := _glibc("malloc_trim"):
         trim(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.algo.gae import explained_variance
-from coterie.algo.precision import at_least_float32
+from coterie.algo.precision import at_least_float32, widened
 from coterie.algo.value_loss import binary_value_loss, squared_value_loss
 from coterie.batches.batch import Batch
 from coterie.config.objective import CriticConfig
@@ -72,8 +72,8 @@ class Critic:
         values = torch.sigmoid(logits) if self.config.bounded else logits
         if batch.returns is None or batch.values is None:
             return logits.sum() * 0.0, values.detach()  # a pre-flight pass has no targets
-        targets = torch.from_numpy(batch.returns).to(values)
-        old = torch.from_numpy(batch.values).to(values)
+        targets = torch.from_numpy(batch.returns).to(values.dtype).to(values.device)
+        old = torch.from_numpy(batch.values).to(values.dtype).to(values.device)
         if self.config.bounded:
             found = binary_value_loss(logits, targets, weights.to(values))
         else:
@@ -115,7 +115,7 @@ class ValueMetrics:
         if batch.returns is None:
             return
         self.returns.append(batch.returns)
-        self.values.append(values.double().numpy(force=True))
+        self.values.append(widened(values).numpy(force=True))
         self.loss += float(loss.detach())
 
     def summary(self) -> dict[str, float]:

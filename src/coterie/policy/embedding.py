@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from coterie.algo.precision import widened
 from coterie.batches.segments import pack_prompts
 from coterie.policy.attention import PackedLayout
 from coterie.policy.compile import eager
@@ -40,7 +41,7 @@ def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarra
 def _pass(policy: Policy, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     row = pack_prompts(prompts)
     tokens, positions = (torch.from_numpy(one).to(policy.device)[None] for one in (row.tokens, row.positions))
-    hidden = policy.middle(tokens, positions, PackedLayout(row.segments, policy.device))[0].double()
+    hidden = widened(policy.middle(tokens, positions, PackedLayout(row.segments, policy.device))[0])
     shared = hidden[: row.head].sum(0)
     return [
         ((shared + hidden[one.start : one.start + one.prompt].sum(0)) / (row.head + one.prompt)).numpy(force=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from coterie.algo.precision import widened
 from coterie.errors import ModelError
 from coterie.policy.pretrained import pretrained, refuse_unsafe
 
@@ -32,7 +33,7 @@ class Encoder:
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """[P, D] float64, rows of length 1."""
-        rows = [self._states(text).double().mean(0).numpy(force=True) for text in texts]
+        rows = [widened(self._states(text)).mean(0).numpy(force=True) for text in texts]
         means = np.stack(rows) if rows else np.zeros((0, int(self.model.config.hidden_size)))
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 

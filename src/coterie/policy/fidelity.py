@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coterie.algo.precision import widened
 from coterie.batches.segments import Segment
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout
@@ -340,7 +341,7 @@ def _require_gradient(runner: ModelRunner, truth: _Truth) -> None:
     size = apart = 0.0
     for computed, expected in zip(gradient, truth.gradient, strict=True):
         zero = torch.zeros(())
-        computed, expected = (zero if grad is None else grad.double().cpu() for grad in (computed, expected))
+        computed, expected = (zero if grad is None else widened(grad).cpu() for grad in (computed, expected))
         size += float(expected.square().sum())
         apart += float((computed - expected).square().sum())
     difference = (apart / max(size, 1e-30)) ** 0.5

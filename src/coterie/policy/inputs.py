@@ -77,7 +77,7 @@ def _important(batch: Batch, known: Known, like: Tensor) -> Tensor | None:
 
 
 def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=like.device, dtype=like.dtype)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype).to(like.device)
 
 
 def _gathered(batch: Batch, scores: Scores, name: str, like: Tensor) -> Tensor:

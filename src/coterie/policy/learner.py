@@ -15,9 +15,10 @@ from torch import Tensor
 from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
+from coterie.algo.precision import widened
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
-from coterie.errors import ModelError, NonFiniteError
+from coterie.errors import NonFiniteError
 from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving
 from coterie.policy.compile import compile_layers
@@ -106,12 +107,8 @@ class Learner:
         self.warmup = warmup
         self.steps_taken = 0
         self.skipped_in_a_row = 0
+        policy.require_trainable()
         parameters = policy.parameters()
-        if not parameters:
-            raise ModelError(
-                f"{policy.name} is a finished adapter and has nothing to train; name its base model, with model.lora "
-                "for a new adapter"
-            )
         arrange(policy.model, policy.device, optim)
         kernel = choose_kernel(policy, optim.attention)
         if optim.compile_layers:
@@ -178,7 +175,7 @@ class Learner:
             return {}
 
         def change(part: Batch, _: set[str]) -> np.ndarray:
-            now = self.passes.forward(self.policy, part, Wanted())[1].logprobs.double().numpy(force=True)
+            now = widened(self.passes.forward(self.policy, part, Wanted())[1].logprobs).numpy(force=True)
             moved = [now[slice(*span)] - before[name] for name, span in part.spans.items() if name in before]
             return np.abs(np.concatenate([np.zeros(0), *moved]))
 

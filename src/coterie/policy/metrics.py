@@ -11,6 +11,7 @@ from torch import Tensor
 from coterie.algo.kl import k3
 from coterie.algo.losses import LossInputs, LossOutputs
 from coterie.algo.mismatch import MismatchSums, mismatch_metrics
+from coterie.algo.precision import widened
 
 _RENAMED = {"kl_k3": "kl", "kl_k1": "k1"}
 
@@ -43,7 +44,7 @@ class TokenMetrics:
             clipped = outputs.clipped_low | outputs.clipped_high | outputs.clipped_dual
             self.past += int(replayed.sum()) if replayed is not None else 0
             self._sum("replay/clipped", float(clipped[past].sum()))
-            self._sum("replay/ratio", float(outputs.ratio[past].double().sum()))
+            self._sum("replay/ratio", float(widened(outputs.ratio[past]).sum()))
 
     def _fresh(self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, fresh: Tensor | None) -> None:
         """Statistics of the tokens where `fresh`, or of all."""
@@ -65,7 +66,7 @@ class TokenMetrics:
             values["kl/ref" if name == "k3" else f"kl/ref_{name}"] = one
         for name, value in values.items():
             chosen = value if fresh is None else value[fresh]
-            self._sum(name, float(chosen.double().sum()))
+            self._sum(name, float(widened(chosen).sum()))
         ratio = outputs.ratio if fresh is None else outputs.ratio[fresh]
         self.count += ratio.numel()
         if ratio.numel():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coterie.algo.precision import widened
 from coterie.batches.batch import Batch
 from coterie.errors import ModelError
 from coterie.policy.critic import Critic
@@ -77,7 +78,7 @@ class Passes:
             "score_norms": said.score_norms if score_norm else None,
             "values": None if self.critic is None or not companions else self.critic.values(batch, states),
         }
-        arrays = {name: one.double().numpy(force=True) for name, one in columns.items() if one is not None}
+        arrays = {name: widened(one).numpy(force=True) for name, one in columns.items() if one is not None}
         return {
             name: RolloutScores(**{column: values[low:high] for column, values in arrays.items()})
             for name, (low, high) in batch.spans.items()
