@@ -19,6 +19,7 @@ from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.drift import measure as drift
 from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
+from coterie.learning import warnings_of
 from coterie.observer import Observer, RunInfo, Silent, printing_to
 from coterie.one_off import chat, evaluate, model_of, sample
 from coterie.parts import (
@@ -40,6 +41,7 @@ from coterie.runs.durable import json_dumps
 from coterie.runs.gaps import gaps
 from coterie.runs.health import untrained
 from coterie.runs.inspect import last_step
+from coterie.runs.models import resolve
 from coterie.text import counted
 from coterie.train.grpo import Trainer
 from coterie.train.guard import refuse_to_repeat, stop_rules, why_it_ended
@@ -84,15 +86,19 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     check_name(Path(config.runs), config.name)
     check_trainable(config)
     use_threads(config)
+    source = resolve(config.model.name, Path(config.runs))
+    # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
     inputs = read_inputs(config, observer)
     require_judges(config, inputs)
-    stem = f"{Path(config.model.name).absolute().name}-{inputs.train.prompts[0].task}"
+    stem = f"{source.label}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
         observer.progressed("checking the rewards")
         require_sound(scorer, inputs.prompts)
         observer.progressed("loading the model")
         policy = policy_for(config, inputs)
+        policy.require_trainable()
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
@@ -187,6 +193,8 @@ def _go(
         hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
         for note in dict.fromkeys((*scorer.notes, *hidden)):
             recorder.note(trainer.step, "rewards", note)
+        for warning in warnings_of(config):
+            recorder.note(trainer.step, "warning", warning)
         if trainer.step < config.steps:
             observer.progressed("measuring the memory of the longest batch")
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
@@ -267,7 +275,7 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
         if saved not in now:
             raise CheckpointError(
                 f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
-                "run with `coterie train @ ...`"
+                f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}"
             )
     for what in recorder.db.damage()[:8]:
         recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")

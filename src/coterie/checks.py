@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-import torch
-
-from coterie import machine, parts
+from coterie import parts
 from coterie.batches.batch import Batch
 from coterie.batches.plan import largest, plan
 from coterie.config.objective import ReferenceConfig
@@ -21,10 +19,11 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.episodes import Episodes
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import CoterieError, RewardError
-from coterie.learning import learner_for
+from coterie.learning import learner_for, warnings_of
 from coterie.observer import Silent, ToStderr, printing_to
 from coterie.parts import Inputs
 from coterie.policy import memory
+from coterie.policy.device import free_bytes
 from coterie.policy.learner import Learner
 from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
@@ -81,6 +80,8 @@ def dry_run(config: RunConfig) -> Report:
     """All of `validate`, then the model: batch arithmetic, memory, and time measured on a small sample."""
     report = Report()
     report.attempt("settings", lambda: parts.check_trainable(config))
+    for warning in warnings_of(config):
+        report.add("warn", "settings", warning)
     parts.use_threads(config)
     inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is None:
@@ -238,11 +239,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
     if config.objective.kl_beta > 0 and config.model.lora is None:
         extra = found.weights
         text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
-    # Free is what is left while this process holds its part already.
-    if device.type == "cpu":
-        free = machine.facts().memory_free + machine.resident()
-    else:
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
 

@@ -11,7 +11,20 @@ from io import TextIOWrapper
 import typer
 
 from coterie import __version__, threads
-from coterie.commands import algo, assets, bench, config, doctor, experience, groups, runs, sampling, sweep, training
+from coterie.commands import (
+    algo,
+    assets,
+    bench,
+    config,
+    doctor,
+    experience,
+    export,
+    groups,
+    runs,
+    sampling,
+    sweep,
+    training,
+)
 from coterie.commands.common import paint
 from coterie.commands.hints import HintedGroup
 from coterie.errors import CoterieError
@@ -43,7 +56,7 @@ def root(
     """Options that stand before the verb."""
 
 
-for noun in (training, sweep, sampling, runs, groups, experience, assets, algo, config, doctor, bench):
+for noun in (training, sweep, sampling, runs, export, groups, experience, assets, algo, config, doctor, bench):
     noun.register(app)
 
 

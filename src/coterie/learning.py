@@ -83,6 +83,18 @@ def objective_for(config: RunConfig) -> Objective:
     return objective
 
 
+def warnings_of(config: RunConfig) -> list[str]:
+    """What is allowed and probably not meant, one line each."""
+    default = "lr" not in config.optim.model_fields_set
+    if config.model.lora is None or not default:
+        return []
+    return [
+        f"optim.lr was left at {config.optim.lr:g}, the default for training all weights; with model.lora the same "
+        "progress takes about ten times that of full training, and usual values are 1e-5 to 2e-4. Set e.g. "
+        "optim.lr = 1e-4"
+    ]
+
+
 def terms_for(config: RunConfig) -> Terms:
     """What is the same for every way of giving credit."""
     objective = config.objective

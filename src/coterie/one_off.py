@@ -14,7 +14,7 @@ from coterie.data.chat import load_chat
 from coterie.data.order import PromptOrder
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.errors import DataError, RunError
+from coterie.errors import DataError
 from coterie.observer import EvalResult, Observer, Silent, ToStderr, printing_to
 from coterie.parts import (
     Inputs,
@@ -30,31 +30,19 @@ from coterie.parts import (
 )
 from coterie.policy.model import Policy
 from coterie.rewards.pool import Scorer
-from coterie.runs import checkpoint
+from coterie.runs.models import resolve
 from coterie.train.evaluation import EVALUATING, Evaluation
 from coterie.types import Prompt, Rollout
 
 
 def model_of(target: str, runs: Path = Path("runs")) -> str:
-    """The model folder behind a run (its newest verified checkpoint), a checkpoint folder, a model folder, an asset
-    name or a transformers id.
+    """The model folder behind a run (its newest verified checkpoint), a checkpoint folder, a model folder; an asset's
+    name or a hub id as it is.
 
     Raises:
-        RunError: the run has no checkpoint yet.
+        ModelError, RunError: as `runs.models.resolve`.
     """
-    target = os.path.expanduser(target)
-    folder = Path(target)
-    if (folder / "model" / "config.json").is_file() or (folder / "model" / "adapter_config.json").is_file():
-        return str(folder / "model")
-    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return target
-    for path in (folder, runs / target):
-        if (path / "config.toml").is_file():
-            found = checkpoint.newest(path / "checkpoints")
-            if found is None:
-                raise RunError(f"{path} has no checkpoint yet; resume it until it has, or name its model instead")
-            return str(found.path / "model")
-    return target
+    return resolve(target, runs).name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +98,9 @@ def require_heldout(config: RunConfig) -> None:
         DataError: no held-out prompts are configured.
     """
     if not config.data.heldout:
-        raise DataError("data.heldout is empty: add a [[data.heldout]] source, or evaluate a run that has one")
+        raise DataError(
+            "data.heldout is empty: add a [[data.heldout]] source (@ FILE.toml), or name a run that has one"
+        )
 
 
 def evaluate(target: str | None, config: RunConfig, observer: Observer | None = None) -> list[EvalResult]:
@@ -174,7 +164,7 @@ def chat(
     config = with_model(RunConfig(), target)
     use_threads(config)
     observer = observer or Silent()
-    source = locate_model(config.model.name, observer)
+    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("loading the model")
     policy = load_policy(config, source)
@@ -192,8 +182,5 @@ def chat(
 
 def _system_of(target: str) -> str | None:
     """The system message that a run was trained with."""
-    target = os.path.expanduser(target)
-    for path in (Path(target), Path("runs") / target):
-        if (path / "config.toml").is_file():
-            return load_file(path / "config.toml").config.data.system
-    return None
+    run = resolve(target, verify=False).run
+    return None if run is None else load_file(run / "config.toml").config.data.system

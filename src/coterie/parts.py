@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from coterie import machine, threads
+from coterie import threads
 from coterie.collect import Collector
 from coterie.config.data import Source
 from coterie.config.functions import search_in
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
-from coterie.data import assets, prompts
+from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
@@ -26,13 +26,16 @@ from coterie.errors import ConfigError, DataError
 from coterie.learning import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
 from coterie.observer import Observer
 from coterie.policy.allocator import keep_freed
+from coterie.policy.device import device_named, dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.encoder import Encoder, load_encoder
 from coterie.policy.model import Policy, load
 from coterie.rewards.check import CONSOLATION
 from coterie.rewards.identity import identity
 from coterie.rewards.pool import Scorer
+from coterie.runs import models
 from coterie.runs.durable import json_dumps
+from coterie.runs.models import Kind
 from coterie.train.credit import Judge
 from coterie.train.evaluation import Criterion, Evaluator
 from coterie.train.gathering import Gatherer
@@ -67,46 +70,33 @@ def use_threads(config: RunConfig) -> int:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """`auto` is the first accelerator, else the CPU."""
-    name = config.model.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device = {name!r}, but torch sees no CUDA device here; use auto or cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"model.device = {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    """Where the model is; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        ConfigError: torch cannot compute on it here.
+    """
+    return device_named(config.model.device)
 
 
 def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
-    name = config.model.dtype
-    if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = machine.facts().native_bf16
-        return torch.bfloat16 if native else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
+    return dtype_named(config.model.dtype, device)
 
 
-def locate_model(name: str, observer: Observer) -> str:
-    """Folder of an asset (fetched if need be), or the local folder or transformers id as it is.
+def locate_model(
+    name: str, observer: Observer, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
+) -> str:
+    """Folder or hub id behind a model's name; an asset is fetched if need be.
 
     Raises:
-        AssetError: the asset cannot be had.
+        AssetError, ModelError, RunError: nothing is called so, or it cannot be had.
     """
-    folder = Path(name).expanduser()
-    if name in assets.ASSETS and not folder.is_dir():
-        return str(
-            assets.ensure(
-                name,
-                progress=lambda message: observer.noted("progress", message),
-                arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
-            )
-        )
-    return str(folder.absolute()) if folder.is_dir() else name
+    return models.locate(
+        models.resolve(name, runs, kind),
+        revision,
+        note=lambda message: observer.noted("progress", message),
+        arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +137,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
         ConfigError: there is no such environment, or it does not take its params.
     """
     search_in(config.module_path)
-    source = locate_model(config.model.name, observer)
+    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
     observer.progressed("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("reading and tokenizing the prompts")
@@ -188,7 +178,8 @@ def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
     """
     if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
         return None
-    return load_encoder(locate_model(config.grouping.embedding, observer), device_of(config))
+    source = locate_model(config.grouping.embedding, observer, kind="encoder")
+    return load_encoder(source, device_of(config))
 
 
 def _load(

@@ -24,6 +24,8 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import EvalItem, MetricsDB
 from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
 
+PROMPTS = "".join(f'[[data.{part}]]\ntype = "file"\npath = "legs.jsonl"\n' for part in ("train", "heldout"))
+
 
 class Checks:
     def __init__(self, *lines: tuple[str, str, str]) -> None:
@@ -197,12 +199,12 @@ def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(assemble, ca
 
 def test_the_first_line_comes_before_what_takes_seconds():
     program = "import sys; from coterie.cli import main; sys.modules['torch'] = None; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", program, "chat", "m"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, "chat", "a/m"], capture_output=True, text=True)
     assert done.stderr.startswith("loading PyTorch and transformers …\n")
     assert "ModuleNotFoundError" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["train"], ["eval", "m"], ["rollout"], ["chat", "m"], ["demo"]])
+@pytest.mark.parametrize("words", [["train"], ["eval", "a/m"], ["rollout", "a/m"], ["chat", "a/m"], ["demo"]])
 def test_ctrl_c_says_so(assemble, capsys, monkeypatch, words):
     def interrupt(*args, **options):
         raise KeyboardInterrupt("step 3 is saved" if words == ["train"] else "")
@@ -215,17 +217,19 @@ def test_ctrl_c_says_so(assemble, capsys, monkeypatch, words):
 
 
 def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
-    assert main(["eval", "some-model", "--eval.samples", "8"]) == 0
+    assert main(["eval", "some/model", "--eval.samples", "8"]) == 0
     assert "held-out t at step 3: pass@1 50.0 % [50.0, 50.0]" in capsys.readouterr().out
     run = tmp_path / "runs/legs"
     (run / "checkpoints/step_000010").mkdir(parents=True)
-    (run / "config.toml").write_text("seed = 7")
+    (run / "checkpoints/step_000010/model").mkdir()
+    (run / "checkpoints/step_000010/model/config.json").write_text("{}")
+    (run / "config.toml").write_text(f"seed = 7\n{PROMPTS}")
     for target in ("legs", "runs/legs", "runs/legs/checkpoints/step_000010"):
         assert main(["eval", target, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)[0]["pass_at_1"]["value"] == 0.5
     assert main(["eval", "@", str(run)]) == 0
     assert [(target, config.seed) for _, (target, config) in assemble] == [
-        ("some-model", 0),
+        ("some/model", 0),
         ("legs", 7),
         ("runs/legs", 7),
         ("runs/legs/checkpoints/step_000010", 7),
@@ -235,28 +239,47 @@ def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
     assert "runs/nothing does not exist" in capsys.readouterr().err
 
 
-def test_rollout(assemble, capsys):
-    assert main(["rollout", "--count", "2", "--sampling.max-tokens", "9"]) == 0
+def test_a_name_that_means_no_model_is_told_before_anything_is_loaded(assemble, capsys, tmp_path):
+    (tmp_path / "runs/legs").mkdir(parents=True)
+    (tmp_path / "runs/legs/config.toml").write_text("seed = 7")
+    for verb in ("eval", "drift", "rollout", "chat"):
+        assert main([verb, "smollm2-135"]) == 2
+        assert "there is no model 'smollm2-135' (did you mean 'smollm2-135m'?)" in capsys.readouterr().err
+        assert main([verb, "lgs"]) == 2
+        assert "(did you mean 'legs'?)" in capsys.readouterr().err
+        assert main([verb, "/no/such/folder"]) == 2
+        assert "the folder /no/such/folder does not exist" in capsys.readouterr().err
+        assert main([verb, "legs"]) == 1
+        assert "has no checkpoint yet" in capsys.readouterr().err
+    for verb in ("eval", "drift", "rollout"):
+        assert main([verb]) == 2
+        assert f"coterie {verb} needs a run or a model" in capsys.readouterr().err
+    assert assemble == []
+
+
+def test_rollout(assemble, capsys, tmp_path):
+    (tmp_path / "c.toml").write_text(PROMPTS)
+    assert main(["rollout", "@", "c.toml", "--count", "2", "--sampling.max-tokens", "9"]) == 0
     out = capsys.readouterr().out
     assert out.count("completion \\x1b[31m4") == 2
-    assert main(["rollout", "--count", "1", "--json"]) == 0
+    assert main(["rollout", "@", "c.toml", "--count", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["completion"] == "\x1b[31m4"
     assert [(config.sampling.max_tokens, count) for _, (config, count, _) in assemble] == [(9, 2), (128, 1)]
-    assert main(["rollout", "some-model", "--count", "1"]) == 0
-    assert assemble[-1][1][2] == "some-model"
+    assert main(["rollout", "some/model", "--count", "1"]) == 0
+    assert assemble[-1][1][2] == "some/model"
     assert main(["rollout", "--count", "0"]) == 2
 
 
 def test_chat(assemble, capsys, monkeypatch):
     said = iter(["hello", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
-    assert main(["chat", "m"]) == 0
+    assert main(["chat", "a/m"]) == 0
     assert capsys.readouterr().out == "you said hello\\x07\n"
     monkeypatch.setattr("builtins.input", lambda _: "")
-    assert main(["chat", "m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9"]) == 0
-    assert assemble == [("chat", ("m", None, 0.7, 512)), ("chat", ("m", "Be brief.", 0.0, 9))]
+    assert main(["chat", "a/m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9"]) == 0
+    assert assemble == [("chat", ("a/m", None, 0.7, 512)), ("chat", ("a/m", "Be brief.", 0.0, 9))]
     for wrong in (["--temperature", "-1"], ["--max-tokens", "0"]):
-        assert main(["chat", "m", *wrong]) == 2
+        assert main(["chat", "a/m", *wrong]) == 2
 
 
 def test_bugs_keep_their_traceback(assemble, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,3 +206,63 @@ def test_lora_targets_that_do_not_fit_are_refused(folder: Path) -> None:
         read(folder, lora=LoraConfig(targets=["nothing_like_this"]))
     with pytest.raises(ModelError, match="names the head"):
         read(folder, lora=LoraConfig(targets=["lm_head"]))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (LoraConfig(rank=3, alpha=4), r"made with model\.lora\.rank = 2, and the settings say model\.lora\.rank = 3"),
+        (LoraConfig(rank=2, alpha=5), r"made with model\.lora\.alpha = 4.0, and .* model\.lora\.alpha = 5.0"),
+        (LoraConfig(rank=2, alpha=4, targets=["v_proj"]), r"model\.lora\.targets = \["),
+        (LoraConfig(rank=2, alpha=4), r"leaves \d+ linear layers .* set model\.lora\.targets = \[\"q_proj\"\]"),
+    ],
+    ids=["rank", "alpha", "targets", "all of them"],
+)
+def test_an_adapter_is_trained_further_as_it_was_made_or_not_at_all(
+    folder: Path, tmp_path: Path, lora: LoraConfig, message: str
+) -> None:
+    targets: Any = ["q_proj"] if "leaves" in message else "all-linear"
+    read(folder, lora=LoraConfig(rank=2, alpha=4, targets=targets)).save(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=message):
+        read(tmp_path / "adapter", lora=lora)
+
+
+def test_the_reference_of_an_adapter_that_goes_on_is_its_beginning(folder: Path, tmp_path: Path) -> None:
+    first = read(folder, lora=LoraConfig(rank=2, alpha=4))
+    with torch.no_grad():
+        for parameter in first.parameters().values():
+            parameter.add_(0.05)
+    first.save(tmp_path / "adapter")
+    policy = read(tmp_path / "adapter", lora=LoraConfig(rank=2, alpha=4))
+    layout = PackedLayout([Segment(start=0, prompt=4, lengths=())], CPU)
+    inputs = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)[None], layout
+    before = policy.hidden(*inputs)
+    assert policy.parameters().keys() == first.parameters().keys()
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.mul_(1.5)
+    after = policy.hidden(*inputs)
+    assert not torch.equal(after, before)
+    with torch.no_grad(), policy.without_adapters():
+        torch.testing.assert_close(policy.hidden(*inputs), before, atol=0, rtol=0)
+    loss = policy.hidden(*inputs).sum()  # a pass of the reference between the two halves of a step harms no gradient
+    with torch.no_grad(), policy.without_adapters():
+        policy.hidden(*inputs)
+    loss.backward()
+    found = [parameter.grad for parameter in policy.parameters().values()]
+    policy.model.zero_grad()
+    policy.hidden(*inputs).sum().backward()
+    for one, parameter in zip(found, policy.parameters().values(), strict=True):
+        assert one is not None
+        assert parameter.grad is not None
+        torch.testing.assert_close(one, parameter.grad, atol=0, rtol=0)
+    torch.testing.assert_close(policy.hidden(*inputs), after, atol=0, rtol=0)
+
+
+def test_an_adapter_of_another_model_is_told(folder: Path, tmp_path: Path) -> None:
+    read(folder, lora=LoraConfig(rank=2, alpha=4)).save(tmp_path / "adapter")
+    tiny_model(dtype=torch.float32, hidden_size=24, num_attention_heads=3, num_key_value_heads=1).save_pretrained(
+        folder
+    )
+    with pytest.raises(ModelError, match=r"the adapter .*adapter cannot be put on LlamaForCausalLM: "):
+        read(tmp_path / "adapter")

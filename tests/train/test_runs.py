@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs_for_tests import fingerprint, make_config
+from safetensors.torch import load_file
 
 from coterie import assemble
+from coterie.config.algorithms import stored
 from coterie.config.load import load
+from coterie.config.optim import OptimConfig
+from coterie.config.schema import RunConfig
 from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, RunError
+from coterie.learning import warnings_of
 from coterie.observer import EvalResult, RunInfo, Silent
 from coterie.parts import policy_for, read_inputs
 from coterie.runs.metrics import MetricsDB
@@ -510,10 +518,50 @@ def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: P
     again = assemble.train(make_config(root, name="again", steps=2, model=lora))
     assert fingerprint(first)["weights"] == fingerprint(again)["weights"]
     folder = assemble.model_of(str(first))
-    with pytest.raises(ModelError, match="a second one on top"):
-        assemble.train(make_config(root, name="second", model=lora | {"name": folder}))
-    with pytest.raises(ModelError, match="has nothing to train"):
+    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str((root / "model").resolve())
+    with pytest.raises(
+        ModelError, match=r"made with model\.lora\.rank = 2, .*say model\.lora\.rank = 3.*coterie export"
+    ):
+        assemble.train(make_config(root, name="second", model={"name": folder, "lora": {"rank": 3, "alpha": 4.0}}))
+    with pytest.raises(ModelError, match=r"without model\.lora there is nothing to train"):
         assemble.train(make_config(root, name="third", model={"name": folder}))
+    assert not (root / "runs/second").exists()
+    assert not (root / "runs/third").exists()
+
+
+def test_an_adapter_is_trained_further_by_the_name_of_its_run(root: Path) -> None:
+    """From a run's newest checkpoint, with the KL to what the adapter was then; and it resumes to the same bits."""
+    lora: dict[str, Any] = {"dtype": "float32", "lora": {"rank": 2, "alpha": 4.0}}
+    assemble.train(make_config(root, name="first", steps=2, model=lora))
+    start = assemble.model_of("first", root / "runs")
+    more: dict[str, Any] = {"steps": 4, "model": lora | {"name": "first"}, "objective": {"kl_beta": 0.1}}
+    whole = assemble.train(make_config(root, name="whole", **more))
+    stored = tomllib.loads((whole / "config.toml").read_text())
+    assert stored["model"]["name"] == start
+    with MetricsDB.reader(whole / "metrics.sqlite") as database:
+        assert database.step_metrics(1)["kl/ref"] == pytest.approx(0.0, abs=1e-8)
+        assert database.step_metrics(4)["kl/ref"] > 1e-6
+    folders = Path(start), Path(assemble.model_of(str(whole)))
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    cut = shutil.copytree(whole, root / "runs/cut")
+    shutil.rmtree(cut / "checkpoints/step_000004")
+    assemble.resume(cut)
+    assert fingerprint(cut)["weights"] == fingerprint(whole)["weights"]
+
+
+def test_an_adapter_at_the_rate_of_full_training_is_warned_of(root: Path) -> None:
+    lora: dict[str, Any] = {"lora": {"rank": 2, "alpha": 4.0}}
+    chosen = make_config(root, model=lora)
+    left = chosen.model_copy(update={"optim": OptimConfig.model_validate({"warmup": 2})})
+    assert warnings_of(chosen) == []
+    assert warnings_of(make_config(root)) == []
+    (warning,) = warnings_of(left)
+    assert "optim.lr was left at 1e-06" in warning
+    assert ("warn", "settings", warning) in assemble.dry_run(left).lines
+    assert warnings_of(RunConfig.model_validate(stored(left))) == []  # told once: a stored run says all its settings
 
 
 def test_no_room_for_its_checkpoints_is_said_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from coterie.commands.common import (
 from coterie.errors import ConfigError
 from coterie.text import interval_text, metric_text, safe_text
 
+if TYPE_CHECKING:
+    from coterie.config.schema import RunConfig
+
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
     """Measure the held-out reward, and pass@k where it is binary, of a run or model.
@@ -37,6 +40,7 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
+    require_target("eval", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
     with console.watcher(sys.stderr if json_ else None, results=not json_) as watch:
@@ -64,6 +68,7 @@ def drift(
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
+    require_target("drift", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
     with console.watcher(sys.stderr) as watch:
@@ -105,6 +110,7 @@ def rollout(
 
     target, words = split_target(ctx.args)
     loaded = load([*settings_of(target), *words])
+    require_target("rollout", target, loaded.config, (*loaded.config.data.train, *loaded.config.data.heldout))
     from coterie import console
 
     with console.watcher(sys.stderr) as watch:
@@ -148,6 +154,9 @@ def chat(
     An empty line, /exit or Ctrl-D ends it.
     """
     from coterie import console
+    from coterie.runs.models import resolve
+
+    resolve(target, verify=False)  # a wrong name is told before torch is loaded
 
     with console.watcher(sys.stderr) as watch:
         watch.progressed(LOADING)
@@ -183,19 +192,37 @@ def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
     raise typer.Exit(print_report(report, json_=json_))
 
 
-def settings_of(target: str | None) -> Sequence[str]:
-    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model.
+def require_target(verb: str, target: str | None, config: RunConfig, sources: Sequence[object]) -> None:
+    """Refuse a name that means no model, before anything is loaded.
+
+    Args:
+        sources: the prompts that the settings name.
 
     Raises:
-        ConfigError: the target looks like a path but is not there.
+        ConfigError: no model is called so, or neither a target nor prompts are given.
+        ModelError, RunError: as `runs.models.resolve`.
     """
+    from coterie.runs.models import resolve
+
+    if target is not None:
+        resolve(target, Path(config.runs), verify=False)
+    elif not sources:
+        made = sorted(path.parent.name for path in Path(config.runs).glob("*/config.toml"))
+        there = f"{config.runs} has {', '.join(made[-8:])}" if made else f"{config.runs} has no runs"
+        raise ConfigError(
+            f"coterie {verb} needs a run or a model: `coterie {verb} RUN`, or `coterie {verb} MODEL @ FILE.toml` with "
+            f"settings; {there}"
+        )
+
+
+def settings_of(target: str | None) -> Sequence[str]:
+    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model."""
     if target is None:
         return ()
-    target = os.path.expanduser(target)
-    path = next((path for path in (Path(target), Path("runs") / target) if path.exists()), None)
+    name = re.sub(r"@\d+$", "", target)  # RUN@STEP
+    paths = [Path(one).expanduser() for one in (target, f"runs/{target}", name, f"runs/{name}")]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
-        if target.startswith((".", "/", "runs/")):
-            raise ConfigError(f"{target} does not exist; `coterie ls` shows the runs, `coterie assets ls` the models")
         return ()
     found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
     file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)

@@ -50,6 +50,10 @@ def train(
     loaded = load(ctx.args)
     from coterie import console
     from coterie.runs.directory import check_name
+    from coterie.runs.models import resolve
+
+    # A wrong name is told before torch is loaded.
+    resolve(loaded.config.model.name, Path(loaded.config.runs), verify=False)
 
     if json_ and not dry_run:
         raise ConfigError("--json prints the checks of --dry-run; of a run, `coterie show RUN --json` does")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from coterie.batches.segments import Segment
 from coterie.config.model import LoraConfig, ModelConfig
-from coterie.errors import ModelError, install_command
-from coterie.policy import attention
+from coterie.errors import ModelError
+from coterie.policy import adapters as lora_adapters
+from coterie.policy import attention, portable
 from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
 from coterie.policy.path import ModelRunner
-from coterie.policy.pretrained import pretrained, refuse_unsafe
+from coterie.policy.pretrained import make_savable, pretrained, refuse_unsafe
 
 ROUNDED = 0.1
 """Greatest root mean square difference of logits, in standard deviations, between two ways to compute the same in
@@ -36,12 +37,21 @@ class Policy:
         model: the transformers model itself, with adapters injected when LoRA is used; always in eval mode, since
             dropout would make the sampled and the trained policy differ.
         name: what the user called it.
+        source_config: the `config.json` that the model was loaded from; empty when it was made in memory.
+        base: folder or id of the model below the adapter; empty when it was made in memory.
+        revision: pinned revision of that id.
+        start: of an adapter that goes on training, the weights that it began with, by name.
         path: how it is computed.
         notes: what the user should know about this model, one line each.
 
     Raises:
         ModelError: there is no path on which coterie's numbers are the model's own.
     """
+
+    source_config: Mapping[str, Any] = MappingProxyType({})
+    base: str = ""
+    revision: str | None = None
+    start: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(
         self,
@@ -59,7 +69,7 @@ class Policy:
         self.path = choose_path(self.model, longest=longest)
         self.longest = longest
         self.runner = _checked(self.model, ModelRunner(self.model, self.path))
-        self.adapters = adapters if lora is None else _with_lora(self.model, lora, seed)
+        self.adapters = adapters if lora is None else lora_adapters.new(self.model, lora, seed)
         self.decoder: Any = self.runner.decoder
         self.head = self.runner.head
         self.notes = _notes(self)
@@ -120,126 +130,91 @@ class Policy:
 
     @contextmanager
     def without_adapters(self) -> Generator[None]:
-        """The model as it was before LoRA: the frozen reference for free."""
+        """The model as training began: without a new adapter, or with the first weights of one that goes on training.
+        The frozen reference at no cost, or at that of a second adapter."""
         if self.adapters is None:
             raise ModelError("without_adapters needs LoRA: set model.lora, or keep a separate reference model")
-        with self.adapters.disable_adapter():
+        if not self.start:
+            with self.adapters.disable_adapter():
+                yield
+            return
+        parameters = self.parameters()
+        trained = {name: parameter.data for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.data = self.start[name]
+        try:
             yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = trained[name]
+
+    def require_trainable(self) -> None:
+        """Refuse to train what is frozen.
+
+        Raises:
+            ModelError: the model is an adapter, loaded without `model.lora`.
+        """
+        if not self.parameters():
+            raise ModelError(
+                f"{self.name} is a LoRA adapter, and without model.lora there is nothing to train: set model.lora with "
+                "the adapter's rank and alpha to train it further, or merge it into its base and train all weights: "
+                "coterie export ADAPTER --to merged FOLDER"
+            )
 
     def save(self, folder: Path) -> None:
         """Write safetensors that transformers (or PEFT, for adapters) opens as they are."""
         (self.adapters or self.model).save_pretrained(folder, safe_serialization=True)
         if self.adapters is None:
-            _forget_attention(folder / "config.json")
-        else:  # the base's end tokens, which a reader of the adapter alone would miss
+            portable.rewrite(folder, self.source_config)
+        else:  # the base's name and end tokens, which a reader of the adapter alone would miss
+            if self.base:
+                lora_adapters.name_base(folder, self.base, self.revision)
             self.model.generation_config.save_pretrained(folder)
 
 
-def _forget_attention(config: Path) -> None:
-    """The saved model must open without coterie installed."""
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    facts.pop("_attn_implementation", None)
-    config.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
 def load(config: ModelConfig, source: str | Path, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Policy:
-    """Load a model, or a finished adapter with its base, from a local folder or by transformers id.
+    """Load a model, or an adapter with its base, from a local folder or by transformers id.
 
     Args:
+        config: with `lora`, an adapter's folder is trained further, and a model gets a new adapter.
         seed: of a new adapter's first weights.
 
     Raises:
-        ModelError: pickle weights, code in the folder, weights missing, or an architecture without an exact path.
+        ModelError: pickle weights, code in the folder, weights missing, an architecture without an exact path, or an
+            adapter of another shape than `config.lora`.
     """
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file():
-        if config.lora is not None:
-            raise ModelError(
-                f"{folder} is an adapter: a second one on top of it could not be saved on its own; train without "
-                "model.lora from a merged model, or from the base model"
-            )
-        model, adapters = _adapted(folder, dtype, config)
-        return Policy(model.to(device), name=config.name, adapters=adapters, longest=rope_switch(model.config))
+    if lora_adapters.is_adapter(folder):
+        return _adapted(config, folder, dtype, device)
     if folder.is_dir():
         refuse_unsafe(folder)
     model = _pretrained(str(source), dtype, config.revision).to(device)
-    return Policy(model, name=config.name, lora=config.lora, seed=seed, longest=rope_switch(model.config))
+    policy = Policy(model, name=config.name, lora=config.lora, seed=seed, longest=rope_switch(model.config))
+    policy.source_config = portable.source_config(str(source), config.revision)
+    of_hub = config.name.count("/") == 1 and not Path(config.name).exists()
+    policy.base = config.name if of_hub else str(source)  # not the folder of the hub's cache
+    policy.revision = config.revision
+    return policy
+
+
+def _adapted(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> Policy:
+    """The base model with the adapter in place, as it was when it was trained; with `lora` it is trained further."""
+    base = lora_adapters.base_of(folder)
+    if Path(base).is_dir():
+        refuse_unsafe(Path(base))
+    model = _pretrained(base, dtype, config.revision or lora_adapters.read_config(folder).get("revision"))
+    adapters = lora_adapters.attach(model, folder, config.lora)
+    policy = Policy(model.to(device), name=config.name, adapters=adapters, longest=rope_switch(model.config))
+    policy.base, policy.revision = base, config.revision or lora_adapters.read_config(folder).get("revision")
+    if config.lora is not None:
+        policy.start = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    return policy
 
 
 def _pretrained(source: str, dtype: torch.dtype, revision: str | None) -> Any:
     model = pretrained(AutoModelForCausalLM, source, dtype, revision=revision, attn_implementation="eager")
-    _make_savable(model)
+    make_savable(model)
     return model
-
-
-def _make_savable(model: Any) -> None:
-    """transformers loads generation settings that it later refuses to save, e.g. a temperature without do_sample."""
-    settings = model.generation_config
-    try:
-        settings.validate(strict=True)
-    except ValueError:
-        settings.do_sample = True
-
-
-def _adapted(folder: Path, dtype: torch.dtype, config: ModelConfig) -> tuple[Any, Any]:
-    """The base model of a PEFT adapter folder with the adapter in place, as it was when it was trained."""
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} is an adapter without a named base model or without *.safetensors; expected the folder that a "
-            "LoRA run wrote"
-        )
-    if Path(base).is_dir():
-        refuse_unsafe(Path(base))
-    model = _pretrained(base, dtype, config.revision)
-    return model, _peft().PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-
-
-_FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-"""Kinds of models whose fused kernels read the weight of `out_proj` past the module, so that PEFT refuses an adapter
-there."""
-
-
-def _with_lora(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
-    peft = _peft()
-    fused = lora.targets == "all-linear" and model.config.model_type in _FUSED
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.targets,
-        exclude_modules=["out_proj", "conv1d"] if fused else None,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    heads = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
-    if isinstance(lora.targets, list) and heads & set(lora.targets):
-        raise ModelError(f"model.lora.targets = {lora.targets} names the head, which coterie trains only without LoRA")
-    names = _linear_names(model)
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
-        torch.manual_seed(seed)
-        try:
-            return peft.get_peft_model(model, settings, autocast_adapter_dtype=False).eval()
-        except ValueError as error:
-            raise ModelError(
-                f"model.lora.targets = {lora.targets} does not fit this model: {str(error).splitlines()[0]}; use "
-                f'"all-linear", or names of its linear layers: {names}'
-            ) from error
-
-
-def _linear_names(model: Any) -> str:
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    head = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()
-    }
-    return ", ".join(sorted(names - head))
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(f"LoRA needs the package peft: {install_command('train')}") from error
-    return peft
 
 
 def _notes(policy: Policy) -> list[str]:

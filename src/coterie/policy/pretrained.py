@@ -19,7 +19,7 @@ _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 def pretrained(
     auto: Any,
     source: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     *,
     revision: str | None = None,
     unused: Sequence[str] = (),
@@ -29,6 +29,7 @@ def pretrained(
 
     Args:
         source: a folder has to be put through `refuse_unsafe` before.
+        dtype: number format of the weights; "auto" is that of the files.
         revision: pinned revision of an id.
         unused: beginnings of the names of weights that may be missing, since nothing reads them.
         options: as `from_pretrained` takes them.
@@ -61,6 +62,15 @@ def pretrained(
             "would work with random numbers; fetch the model again"
         )
     return model
+
+
+def make_savable(model: Any) -> None:
+    """transformers loads generation settings that it later refuses to save, e.g. a temperature without do_sample."""
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 def refuse_unsafe(folder: Path) -> None:

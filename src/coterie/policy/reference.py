@@ -20,7 +20,7 @@ class Reference:
 
     Args:
         policy: the one that is trained.
-        copy: frozen weights; None takes the policy with its adapters off.
+        copy: frozen weights; None takes the policy's `without_adapters`.
         config: when it is renewed, and how.
     """
 

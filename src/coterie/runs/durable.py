@@ -168,6 +168,23 @@ def publish_directory(tmp: Path, final: Path, facts: Mapping[str, Any]) -> None:
     body = {"format": FORMAT, "facts": dict(facts), "files": entries}
     (tmp / MANIFEST).write_bytes(_sealed(body))
     fsync(tmp / MANIFEST)
+    _rename_directory(tmp, final)
+
+
+def publish_plain(tmp: Path, final: Path) -> None:
+    """`publish_directory` without a manifest, for a folder that leaves coterie.
+
+    Raises:
+        OSError: the disk refused, or `final` exists and is not empty; nothing was published.
+        CheckpointError: the folder holds a link or a device.
+    """
+    for name in _files(tmp):
+        fsync(tmp / name)
+    _rename_directory(tmp, final)
+
+
+def _rename_directory(tmp: Path, final: Path) -> None:
+    """Flush the folders themselves, then rename."""
     for folder in (*(path for path in tmp.rglob("*") if path.is_dir()), tmp):
         fsync(folder)
     os.rename(tmp, final)

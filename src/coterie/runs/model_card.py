@@ -1,0 +1,177 @@
+"""The README.md of an exported model: what it was made from, how, and with what result."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coterie import __version__
+from coterie.config.layers import flatten
+from coterie.data import assets, folders
+from coterie.errors import CoterieError
+from coterie.observer import PASS, REWARD
+from coterie.runs import models
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.models import ModelSource
+from coterie.text import metric_text, safe_text
+
+_SETTINGS = (
+    "algorithm",
+    "seed",
+    "model.lora.rank",
+    "model.lora.alpha",
+    "optim.lr",
+    "optim.schedule",
+    "collect.prompts",
+    "collect.group_size",
+    "sampling.temperature",
+    "sampling.max_tokens",
+    "objective.surrogate",
+    "objective.kl_beta",
+)
+_LONGEST_CHAIN = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The model at the beginning of a chain of runs."""
+
+    name: str
+    """Asset, hub id, or the last part of a local folder's path."""
+    hub: bool
+    licence: str
+    """SPDX expression; empty when unknown."""
+    licence_file: Path | None
+
+
+def write(source: ModelSource, *, base: str, form: str) -> tuple[str, Path | None]:
+    """The card, and the licence text to put beside it.
+
+    Args:
+        source: what is exported.
+        base: of an adapter, the folder or id of the model below it; else empty.
+        form: merged or adapter.
+    """
+    config = _config(source.run)
+    origin = _base(base or str(config.get("model", {}).get("name", "")) or source.name)
+    name = source.label + (f", step {source.step}" if source.step is not None else "")
+    sections = [_front_matter(origin, form, lora=bool(base)), f"# {_plain(name)}", _opening(origin, source, base, form)]
+    if source.run is not None:
+        sections += ["## Result\n\n" + _result(source.run, source.step), "## Training\n\n" + _training(config)]
+    sections += ["## Use\n\n" + _use(form), "## Licence\n\n" + _licence(origin)]
+    return "\n\n".join(sections) + "\n", origin.licence_file
+
+
+def _config(run: Path | None) -> dict[str, Any]:
+    return {} if run is None else RunDirectory.at(run).read_config()
+
+
+def _base(name: str) -> Base:
+    """Follow a chain of runs back to the model that the first one started from."""
+    for _ in range(_LONGEST_CHAIN):
+        try:
+            source = models.resolve(name, verify=False)
+        except CoterieError:  # moved or deleted since
+            return Base(name=Path(name).name, hub=False, licence="", licence_file=None)
+        if source.run is None:
+            return _described(source)
+        name = str(_config(source.run).get("model", {}).get("name", ""))
+    return Base(name=Path(name).name, hub=False, licence="", licence_file=None)
+
+
+def _described(source: ModelSource) -> Base:
+    folder = assets.locate(source.asset) if source.asset else source.folder
+    licence, file = "", None
+    name = source.label
+    if folder is not None:
+        record = folder / folders.RECORD
+        if record.is_file():  # an asset, named by its folder
+            facts = json.loads(record.read_text(encoding="utf-8"))
+            name, licence = str(facts.get("name", name)), str(facts.get("licence", ""))
+        file = next((path for path in (folder / "LICENSE", folder / "LICENSE.txt") if path.is_file()), None)
+        card = folder / "README.md"
+        if not licence and card.is_file():
+            found = re.search(r"^license:\s*['\"]?([\w.+-]+)", card.read_text(encoding="utf-8", errors="replace"), re.M)
+            licence = found[1] if found else ""
+    return Base(name=source.hub or name, hub=bool(source.hub), licence=licence, licence_file=file)
+
+
+def _front_matter(base: Base, form: str, *, lora: bool) -> str:
+    """YAML for the hub; every value is JSON, which YAML contains."""
+    facts: dict[str, Any] = {"library_name": "peft" if form == "adapter" else "transformers"}
+    if base.hub:
+        facts["base_model"] = base.name
+    if base.licence:
+        facts["license"] = base.licence.lower()
+    facts["pipeline_tag"] = "text-generation"
+    facts["tags"] = ["coterie", "grpo", "reinforcement-learning", *(["lora"] if lora else [])]
+    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in facts.items()) + "\n---"
+
+
+def _opening(origin: Base, source: ModelSource, base: str, form: str) -> str:
+    kind = "A LoRA adapter for" if form == "adapter" else "A LoRA adapter merged into" if base else "A version of"
+    how = "" if source.run is None else ", trained with GRPO (Group Relative Policy Optimization)"
+    where = f" by coterie {__version__}, run `{_plain(source.label)}`" if source.run is not None else ""
+    return f"{kind} `{_plain(origin.name)}`{how}{where}."
+
+
+def _result(run: Path, step: int | None) -> str:
+    """The first held-out evaluation and the last one up to the exported step."""
+    metrics = RunDirectory.at(run).metrics
+    if not metrics.is_file():
+        return "No held-out evaluation was recorded."
+    with MetricsDB.reader(metrics) as database:
+        results = [one for one in database.evals() if step is None or one.step <= step]
+    if not results:
+        return "No held-out evaluation was recorded."
+    ends = dict.fromkeys((results[0].step, results[-1].step))
+    shown = [one for one in results if one.step in ends]
+    rows = [
+        "| held-out task | step | prompts × attempts | mean reward | pass@1 | pass@k |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [
+        f"| {_plain(one.task)} | {one.step} | {one.prompts} × {one.samples} | {metric_text(REWARD, one.reward)} "
+        f"| {metric_text(PASS, one.pass_at_1)} | k = {one.k}: {metric_text(PASS, one.pass_at_k)} |"
+        for one in shown
+    ]
+    return "\n".join(rows) + "\n\nBrackets are 95 % bootstrap intervals over prompts."
+
+
+def _training(config: Mapping[str, Any]) -> str:
+    values = {".".join(key): value for key, value in flatten(dict(config))}
+    rows = [f"| {key} | {_plain(str(values[key]))} |" for key in _SETTINGS if values.get(key) not in (None, "")]
+    names = [str(part.get("name", "")) for part in config.get("rewards", {}).get("parts", ())]
+    rows.append(f"| rewards | {_plain(', '.join(names))} |")
+    data = [_source_name(one) for one in config.get("data", {}).get("train", ())]
+    rows.append(f"| training data | {_plain(', '.join(data))} |")
+    return "| setting | value |\n| --- | --- |\n" + "\n".join(rows)
+
+
+def _source_name(source: Mapping[str, Any]) -> str:
+    """A dataset by a name that tells nothing of the machine."""
+    return str(source.get("task") or source.get("name") or Path(str(source.get("path", "?"))).name)
+
+
+def _use(form: str) -> str:
+    auto = "AutoModelForCausalLM" if form == "merged" else "AutoPeftModelForCausalLM"
+    library = "transformers" if form == "merged" else "peft"
+    note = "" if form == "merged" else "\n\n`adapter_config.json` names the base model; it has to be there."
+    return f'```python\nfrom {library} import {auto}\n\nmodel = {auto}.from_pretrained("FOLDER")\n```{note}'
+
+
+def _licence(base: Base) -> str:
+    if not base.licence:
+        return "That of the base model, which coterie does not know."
+    beside = ", whose text is in LICENSE" if base.licence_file is not None else ""
+    return f"{_plain(base.licence)}, that of the base model{beside}."
+
+
+def _plain(text: str) -> str:
+    """Text that cannot leave its line, table cell or code span."""
+    return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

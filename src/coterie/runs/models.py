@@ -1,0 +1,181 @@
+"""Which model a name means: a run, a checkpoint, a model folder, an asset, or a model of the Hugging Face hub.
+
+Reads names and folders only, so that a wrong name is told before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from coterie.data import assets, hub_models
+from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
+from coterie.runs import checkpoint
+from coterie.runs.durable import verify_directory
+
+Kind = Literal["model", "encoder"]
+
+_CONFIGS = ("config.json", "adapter_config.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model is: exactly one of `folder`, `asset` and `hub` is set."""
+
+    folder: Path | None = None
+    """Local model or adapter folder, absolute."""
+    asset: str = ""
+    hub: str = ""
+    """Id on the Hugging Face hub."""
+    run: Path | None = None
+    """Folder of the run that `folder` is a checkpoint of."""
+    step: int | None = None
+    """Training step of that checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """What settings may call it from any folder."""
+        return self.asset or self.hub or str(self.folder)
+
+    @property
+    def label(self) -> str:
+        """A short name for people."""
+        return self.asset or (self.run or Path(self.name)).name
+
+
+def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, verify: bool = True) -> ModelSource:
+    """Find out what a name means; a local folder comes before an asset, an asset before a run.
+
+    Args:
+        name: a model folder, checkpoint folder or run folder; an asset; a run of `runs`; or an id `owner/name` of the
+            hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, else it is the newest one.
+        runs: folder that holds the runs.
+        kind: what the asset has to be.
+        verify: read a run's checkpoint against its manifest; False only finds out whether the name means something.
+
+    Raises:
+        ConfigError: nothing is called so; the message names what is near.
+        ModelError: the folder holds no model, or the asset is something else.
+        RunError: the run has no checkpoint, or none of that step.
+        CheckpointError: no checkpoint of the run verifies.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _of_folder(path, verify)
+    if name in assets.ASSETS:
+        if assets.ASSETS[name].kind != kind:
+            raise ModelError(f"the asset {name!r} is not a {kind}: it holds {assets.ASSETS[name].description}")
+        return ModelSource(asset=name)
+    if (runs.expanduser() / path).is_dir():
+        return _of_folder(runs.expanduser() / path, verify)
+    run, _, step = name.rpartition("@")
+    if run and step.isdecimal():
+        for folder in (Path(run).expanduser(), runs.expanduser() / run):
+            if (folder / "config.toml").is_file():
+                return _of_step(folder, int(step), verify)
+    pathlike = name.startswith((".", "/", "~", f"{runs}/")) or name.count("/") > 1 or path.is_absolute()
+    if not pathlike and (_HUB_ID.fullmatch(name) or _in_cache(name)):
+        return ModelSource(hub=name)
+    raise ConfigError(_nothing(name, runs.expanduser(), kind, pathlike=pathlike))
+
+
+def locate(
+    source: ModelSource,
+    revision: str | None = None,
+    *,
+    note: Callable[[str], None] | None = None,
+    arrived: Callable[[int, int], None] | None = None,
+) -> str:
+    """The model's folder, or its id on the hub. An asset is fetched when it is not here; the hub is asked once.
+
+    Args:
+        revision: pinned revision of a hub id.
+        note: told what is downloaded.
+        arrived: told how many bytes of how many have arrived.
+
+    Raises:
+        AssetError: the asset cannot be had.
+        ModelError: the hub has no such model, or cannot be reached.
+    """
+    if source.asset:
+        return str(assets.ensure(source.asset, progress=note, arrived=arrived))
+    if source.hub:
+        return hub_models.locate(source.hub, revision)
+    return str(source.folder)
+
+
+def _of_folder(path: Path, verify: bool) -> ModelSource:
+    """A checkpoint, a model, or a run, in this order."""
+    path = path.absolute()
+    if any((path / "model" / name).is_file() for name in _CONFIGS):
+        return _checkpoint(path)
+    if any((path / name).is_file() for name in _CONFIGS):
+        if path.name == "model" and path.parent.parent.name == "checkpoints":
+            return _checkpoint(path.parent)
+        return ModelSource(folder=path)
+    if (path / "config.toml").is_file():
+        steps = checkpoint.steps(path / "checkpoints")
+        if not steps:
+            raise RunError(f"{path} has no checkpoint yet; resume it until it has, or name its model instead")
+        newest = checkpoint.newest(path / "checkpoints") if verify else None
+        step = steps[-1] if newest is None else newest.step
+        return _checkpoint(path / "checkpoints" / f"step_{step:06d}")
+    raise ModelError(
+        f"{path} has no config.json: expected a model folder (with config.json or adapter_config.json), a checkpoint "
+        "or a run"
+    )
+
+
+def _checkpoint(path: Path) -> ModelSource:
+    number = path.name.removeprefix("step_")
+    if path.parent.name == "checkpoints" and number.isdecimal():
+        return ModelSource(folder=path / "model", run=path.parent.parent, step=int(number))
+    return ModelSource(folder=path / "model")
+
+
+def _of_step(run: Path, step: int, verify: bool) -> ModelSource:
+    steps = checkpoint.steps(run / "checkpoints")
+    if step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise RunError(
+            f"{run} has no checkpoint of step {step}; there are: {there} (checkpoint.keep says how many stay)"
+        )
+    folder = (run / "checkpoints" / f"step_{step:06d}").absolute()
+    try:
+        if verify:
+            verify_directory(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; take another step of {', '.join(map(str, steps))}") from error
+    return _checkpoint(folder)
+
+
+def _in_cache(name: str) -> bool:
+    """Whether an id without an owner, such as `gpt2`, is in the hub's cache."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _nothing(name: str, runs: Path, kind: Kind, *, pathlike: bool) -> str:
+    """What to say when nothing has that name."""
+    made = sorted(path.parent.name for path in runs.glob("*/config.toml"))
+    models = [asset.name for asset in assets.ASSETS.values() if asset.kind == kind]
+    near = get_close_matches(name, models, n=1) or get_close_matches(Path(name).name, [*models, *made], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    if pathlike:
+        return (
+            f"the folder {Path(name).expanduser().absolute()} does not exist{hint}; expected a model folder, a "
+            "checkpoint or a run. `coterie ls` lists the runs, `coterie assets ls` the models"
+        )
+    there = f"{runs} has {', '.join(made[-8:])}" if made else f"{runs} has no runs"
+    return (
+        f"there is no {kind} {name!r}{hint}; expected an asset ({', '.join(models)}), a run ({there}), a local folder, "
+        "or an id owner/name of the Hugging Face hub"
+    )
