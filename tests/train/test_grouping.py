@@ -188,7 +188,7 @@ def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns
     ("preset", "grouping", "message"),
     [
         ("own_groups:missing", {}, "no function 'missing'"),
-        ("heb", {"key": "nowhere:missing"}, "importing 'nowhere' raised"),
+        ("heb", {"key": "nowhere:missing"}, "importing 'nowhere' found no module"),
         ("heb", {"key": "own_groups:nothing"}, "gave None for prompt .* expected a text or a finite number"),
     ],
 )

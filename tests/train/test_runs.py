@@ -444,7 +444,7 @@ def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
     watch = Watch()
     config = make_config(root, steps=1, sampling={"deadline_s": 1e-9}, collect={"max_error_share": 1.0})
     run = assemble.train(config, watch)
-    assert any("cut by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
+    assert any("truncated by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
     assert any("counted as wrong" in text for kind, text in watch.notes if kind == "warning")
     assert "groups/mixed" not in watch.steps[0]
     with MetricsDB.reader(run / "metrics.sqlite") as database:
@@ -509,7 +509,7 @@ def test_a_longer_goal_continues_a_finished_run(root: Path) -> None:
     watch = Watch()
     assemble.resume(run, watch)
     assert len(watch.steps) == 2
-    assert watch.message.startswith("4 steps done")
+    assert watch.message.startswith("training finished, 4 steps")
 
 
 def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: Path) -> None:

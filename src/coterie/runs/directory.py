@@ -8,6 +8,7 @@ import shutil
 import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -295,7 +296,10 @@ def _empty(path: Path) -> None:
         if child.name == ".lock":
             continue
         if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
+            for entry in child.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            with suppress(OSError):  # a mount point stays
+                child.rmdir()
         else:
             child.unlink()
 
