@@ -20,10 +20,11 @@ LAYERS = [
     {"train"},
     {"assemble", "parts", "learning", "chatting", "checks", "demo", "drift", "one_off"},
     {"bench", "experience", "sweep"},
-    {"console", "commands", "cli", "__main__"},
+    {"console", "api", "commands", "cli", "__main__"},
 ]
-HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": 0}
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer} | {"__init__": len(LAYERS)}
 LIGHT = ["cli", "threads", "config.load", "config.show", "machine", "console", "types", "batches.plan", "observer"]
+LIGHT += ["api.verbs", "api.functions", "api.inputs", "api.run"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

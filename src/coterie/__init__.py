@@ -1,3 +1,72 @@
 """Post-train language models with Group Relative Policy Optimization (GRPO)."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coterie.api.callback import Callback
+    from coterie.api.run import Run, load_run
+    from coterie.api.verbs import evaluate, resume, sample, train
+    from coterie.config.schema import RunConfig
+    from coterie.errors import CoterieError
+    from coterie.observer import EvalResult
+
 __version__ = "0.1.0"
+__all__ = [
+    "Callback",
+    "CoterieError",
+    "EvalResult",
+    "Run",
+    "RunConfig",
+    "evaluate",
+    "load_run",
+    "resume",
+    "sample",
+    "train",
+]
+_HOMES = {
+    "Callback": "coterie.api.callback",
+    "CoterieError": "coterie.errors",
+    "EvalResult": "coterie.observer",
+    "Run": "coterie.api.run",
+    "RunConfig": "coterie.config.schema",
+    "evaluate": "coterie.api.verbs",
+    "load_run": "coterie.api.run",
+    "resume": "coterie.api.verbs",
+    "sample": "coterie.api.verbs",
+}
+"""Where each name is, imported when it is first used: `import coterie` alone takes no time."""
+
+
+# The package `coterie.train`, the training loop, is also the function of that name.
+class _Training(ModuleType):
+    @property
+    def __doc__(self) -> str | None:  # ty: ignore[incompatible-property-override]
+        return import_module("coterie.api.verbs").train.__doc__
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return import_module("coterie.api.verbs").train(*args, **settings)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function, for `help` and `inspect.signature`."""
+        return import_module("coterie.api.verbs").train
+
+
+# At once, so that the name stands for one object, whatever is imported when.
+import_module("coterie.train").__class__ = _Training
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'coterie' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

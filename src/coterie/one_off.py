@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import load_chat
 from coterie.data.order import PromptOrder
-from coterie.engines.base import Engine, Sampling
+from coterie.engines.base import Engine, Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import DataError
 from coterie.observer import EvalResult, Observer, Silent, ToStderr, printing_to
@@ -32,7 +32,7 @@ from coterie.policy.model import Policy
 from coterie.rewards.pool import Scorer
 from coterie.runs.models import resolve
 from coterie.train.evaluation import EVALUATING, Evaluation
-from coterie.types import Prompt, Rollout
+from coterie.types import Message, Prompt, Rollout, SampleKey
 
 
 def model_of(target: str, runs: Path = Path("runs")) -> str:
@@ -144,6 +144,65 @@ def sample(
         found = collector.collect(drawn, samples=1, sampling=sampling)
     for rollout in found.rollouts:
         yield found.prompt_of(rollout), rollout
+
+
+def complete(
+    target: str,
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    *,
+    samples: int = 1,
+    temperature: float = 0.7,
+    max_tokens: int = 128,
+    system: str | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> list[list[str]]:
+    """Completions of a run's or a model's policy: `samples` texts for each prompt, in order.
+
+    Args:
+        prompts: a text each, or a list of messages.
+        system: put before each prompt that is a text; None takes the one a run was trained with, if any.
+
+    Raises:
+        DataError: a prompt is neither text nor messages.
+        EngineError: a prompt does not fit the model's context.
+    """
+    config = with_model(RunConfig(), target)
+    use_threads(config)
+    observer = observer or Silent()
+    source = locate_model(config.model.name, observer)
+    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    system = _system_of(target) if system is None else system
+    conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
+    observer.progressed("loading the model")
+    engine = EmbeddedEngine(load_policy(config, source), talk)
+    requests = [
+        Request(
+            key=SampleKey(seed=seed, version=engine.version, prompt=str(number), sample=attempt, turn=0),
+            prompt_tokens=tuple(talk.render(conversation)),
+        )
+        for number, conversation in enumerate(conversations)
+        for attempt in range(samples)
+    ]
+    sampling = Sampling(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+    )
+    texts = [talk.decode(turn.tokens) for turn in engine.generate(requests, sampling)]
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def _conversation(prompt: str | Sequence[Mapping[str, str]], number: int, system: str | None) -> list[Message]:
+    if isinstance(prompt, str):
+        opening: list[Message] = [Message(role="system", content=system)] if system else []
+        return [*opening, Message(role="user", content=prompt)]
+    try:
+        return [Message(role=message["role"], content=message["content"]) for message in prompt]
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"prompt {number} is {prompt!r}; expected text, or a list of messages with role and content"
+        ) from error
 
 
 def chat(

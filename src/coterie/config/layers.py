@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from coterie.config import problems
 from coterie.config.algorithms import find
 from coterie.config.fields import MISSING, child, kind_at, nearest, nullable, parse_text
-from coterie.config.paths import SEARCH, anchor
+from coterie.config.paths import SEARCH, anchor, located
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 
@@ -153,6 +153,13 @@ class Layers:
         if isinstance(parent, dict) and path[-1] in parent:
             del parent[path[-1]]
             self._forget(path)
+
+    def add_folders(self, folders: Sequence[str], source: str) -> None:
+        """Have modules looked for in these too; those of `module_path` so far come first."""
+        given = self.data.get(SEARCH, [])
+        if isinstance(given, list) and all(isinstance(folder, str) for folder in given):
+            places = [located(folder, self._folder((SEARCH,))) for folder in given]
+            self.put((SEARCH,), list(dict.fromkeys((*places, *folders))), source)
 
     def validate(self) -> Loaded:
         """Make paths absolute, and check against the schema.

@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from coterie.config.algorithms import stored
 from coterie.config.fields import MISSING, bare, kind_at, nearest
 from coterie.config.files import file_of, read_toml
 from coterie.config.layers import Assignment, Layers, Loaded
 from coterie.config.paths import is_stored_run, located, relocate
+from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 
 PREFIX = "COTERIE_"
@@ -55,6 +58,43 @@ def load_file(path: Path) -> Loaded:
     """One file over the defaults, without environment or flags: how a run's own settings are read again."""
     layers = Layers()
     _merge_file(layers, path)
+    return layers.validate()
+
+
+def load_with(
+    base: Path | RunConfig | None,
+    tables: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    source: str,
+    folders: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Settings given as Python values, over the environment, over a file or other settings, over the defaults.
+
+    Args:
+        base: a TOML file, or whole settings.
+        tables: nested as in a file, e.g. `{"optim": {"lr": 1e-5}}`.
+        settings: by dotted key, e.g. `{"optim.lr": 1e-5}`; laid over `tables`.
+        source: what an error calls the place of both.
+        folders: added to `module_path`.
+        env: the environment; the process's own when None.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    layers = Layers()
+    if isinstance(base, RunConfig):
+        layers.merge(stored(base), "config")
+    elif base is not None:
+        _merge_file(layers, base)
+    for assignment in from_environment(os.environ if env is None else env):
+        layers.assign(assignment)
+    layers.merge(tables, source)
+    for key, value in sorted(settings.items(), key=lambda item: item[0] != "algorithm"):
+        layers.assign(Assignment(path=_path(key), value=value, source=source, text=False))
+    if folders:
+        layers.add_folders(folders, source)
     return layers.validate()
 
 

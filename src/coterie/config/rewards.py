@@ -14,7 +14,8 @@ class RewardConfig(Section):
 
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
-    `environment` (what the environment gave, over all turns), or `module:function`."""
+    `environment` (what the environment gave, over all turns), or `module:function`. A run that Python started with a
+    function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""
     label: str | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from coterie.config.environment import EnvironmentConfig
 from coterie.config.functions import search_path
 from coterie.config.rewards import RewardsConfig
+from coterie.rewards.by_value import is_by_value
 from coterie.rewards.registry import BUILT_IN, STEPS
 
 
@@ -28,6 +29,7 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
             if part[form] == "auto":  # follows from the function, whose source is part of the name
                 del part[form]
     own = [one.name for one in (*rewards.parts, *rewards.steps) if one.name not in BUILT_IN and one.name not in STEPS]
+    own = [name for name in own if not is_by_value(name)]  # such a name has a hash of the code in it
     if environment is not None and environment.talks:
         settings["environment"] = environment.model_dump(mode="json")
         own += [environment.name] if ":" in environment.name else []

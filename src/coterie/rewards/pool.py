@@ -14,6 +14,7 @@ from coterie.config.functions import search_path
 from coterie.config.rewards import RewardsConfig, StepRewardConfig
 from coterie.errors import ConfigError, RewardError
 from coterie.observer import printed
+from coterie.rewards import by_value
 from coterie.rewards.base import Score
 from coterie.rewards.forms import Forms
 from coterie.rewards.process import LostError, Worker, wait_for_any
@@ -215,6 +216,7 @@ class Scorer:
             self._workers.append(worker)
             parts = [
                 {"name": part.name, "params": part.params, "steps": isinstance(part, StepRewardConfig)}
+                | ({"value": by_value.payload(part.name)} if by_value.is_by_value(part.name) else {})
                 for part in self._parts
             ]
             request = {"load": parts, "names": list(names), "folders": self._folders}

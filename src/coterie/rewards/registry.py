@@ -15,6 +15,7 @@ from typing import Any
 
 from coterie.config.functions import import_problem, require_module_name
 from coterie.errors import ConfigError, RewardError
+from coterie.rewards import by_value
 from coterie.rewards.base import IDS, OF_TRAINER, Form
 
 BUILT_IN: dict[str, str] = {
@@ -50,6 +51,9 @@ def target(name: str, *, steps: bool = False) -> str:
     known = STEPS if steps else BUILT_IN
     if name in known:
         return known[name]
+    if by_value.is_by_value(name):
+        by_value.require_offered(name)
+        return name
     module, _, function = name.partition(":")
     if module and function:
         require_module_name(name)
@@ -150,6 +154,11 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
         RewardError: it cannot be imported, cannot be called, or does not take one of the params.
     """
     module, _, path = target(name, steps=steps).partition(":")
+    if by_value.is_by_value(name):
+        function = by_value.function_of(name)
+        part = Part(name, function, dict(params), _parameters(function), steps, _source(function))
+        _check_params(part)
+        return part
     try:
         home = importlib.import_module(module)
     except RewardError:
@@ -158,7 +167,7 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
         raise RewardError(
             f"reward {name!r} cannot be imported: {import_problem(module, error)}", function=name
         ) from error
-    function: Any = home
+    function = home
     for step in path.split("."):
         if not hasattr(function, step):
             near = get_close_matches(step, dir(function), n=1)

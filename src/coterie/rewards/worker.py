@@ -25,6 +25,7 @@ from typing import Any
 
 from coterie.config.functions import search_in, search_path
 from coterie.errors import CoterieError, RewardError
+from coterie.rewards import by_value
 from coterie.rewards.base import EXTRA, IDS, METRIC, STATE, ContractError, check_steps, check_values
 from coterie.rewards.registry import Part, load
 
@@ -216,6 +217,8 @@ def _load(request: Mapping[str, Any]) -> tuple[list[Part], dict[str, Any]]:
     parts: list[Part] = []
     for spec in request["load"]:
         try:
+            if "value" in spec:
+                by_value.receive(spec["name"], spec["value"])
             parts.append(load(spec["name"], spec["params"], request["names"], steps=spec["steps"]))
         except CoterieError as error:
             return [], {"failed": str(error), "function": spec["name"]}

@@ -1,0 +1,1 @@
+"""The Python interface: `coterie.train` and the other verbs."""

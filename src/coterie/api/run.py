@@ -1,0 +1,192 @@
+"""A run as an object: what its folder holds, read when it is asked for."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.errors import RunError
+from coterie.observer import EvalResult
+from coterie.text import metric_text, safe_text
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from coterie.chatting import ChatSession
+    from coterie.config.schema import RunConfig
+
+SHOWN = 4
+"""Rollouts in a notebook's table."""
+LONGEST = 300
+"""Characters of a text in it."""
+
+
+class Metrics(dict[str, list[Any]]):
+    """A table of metrics: `step` and one list per metric, all of the same length; None where a step lacks it."""
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame (needs pandas)."""
+        return import_module("pandas").DataFrame(self)
+
+
+class Run:
+    """A run's folder, finished or not. Everything is read anew at each access.
+
+    Args:
+        path: the folder, e.g. `runs/dates`.
+
+    Raises:
+        RunError: the folder is not a run.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from coterie.runs.directory import RunDirectory
+
+        self._files = RunDirectory.at(Path(path).expanduser().absolute())
+
+    @property
+    def path(self) -> Path:
+        """The run's folder, absolute."""
+        return self._files.path
+
+    @property
+    def config(self) -> RunConfig:
+        """All settings."""
+        from coterie.config.load import load_file
+
+        return load_file(self._files.config).config
+
+    @property
+    def state(self) -> str:
+        """`running`, `finished`, `stopped`, `collapsed` (a stop rule ended it) or `damaged`."""
+        from coterie.runs.inspect import summary
+
+        return summary(self.path, tests=False).state
+
+    @property
+    def metrics(self) -> Metrics:
+        """Every metric of every step (docs/runs.md lists them), e.g. `run.metrics["reward/mean"]`."""
+        from coterie.runs.metrics import MetricsDB
+
+        with MetricsDB.reader(self._files.metrics) as database:
+            steps = database.steps()
+            series = {name: dict(database.series(name)) for name in database.names()}
+        columns = {name: [values.get(step) for step in steps] for name, values in series.items()}
+        return Metrics({"step": steps, **columns})
+
+    def rollouts(self, step: int | None = None) -> pyarrow.Table:
+        """Recorded rollouts as an Arrow table, in the columns that docs/runs.md lists.
+
+        Args:
+            step: a single step's; None gives all.
+
+        Raises:
+            RunError: there is no such step, or its file is damaged.
+        """
+        import pyarrow
+
+        from coterie.runs import step_files
+        from coterie.runs.rollouts import read_step
+        from coterie.runs.rows import schema, to_row
+
+        steps = step_files.steps(self._files.rollouts) if step is None else [step]
+        rows = [to_row(number, record) for number in steps for record in read_step(self._files.rollouts, number)]
+        return pyarrow.Table.from_pylist(rows, schema=schema())
+
+    @property
+    def evaluations(self) -> list[EvalResult]:
+        """Held-out results with 95 % intervals, by step, one for each task, then `all` where there are several."""
+        from coterie.runs.metrics import MetricsDB
+
+        with MetricsDB.reader(self._files.metrics) as database:
+            return database.evals()
+
+    @property
+    def model(self) -> Path:
+        """Folder of the newest checkpoint's model, which transformers (or, of an adapter, PEFT) opens.
+
+        Raises:
+            RunError: the run has no checkpoint yet.
+        """
+        from coterie.runs.checkpoint import newest
+
+        checkpoint = newest(self._files.checkpoints)
+        if checkpoint is None:
+            raise RunError(f"{self.path} has no checkpoint yet; resume it until it has, or name its model instead")
+        return checkpoint.path / "model"
+
+    def chat(self, *, system: str | None = None, temperature: float = 0.7, max_tokens: int = 512) -> ChatSession:
+        """A conversation with the newest checkpoint: `.reply(text)` returns the answer.
+
+        Args:
+            system: system message; None takes the one the run was trained with, if any.
+        """
+        from coterie import assemble
+
+        return assemble.chat(str(self.path), system=system, temperature=temperature, max_tokens=max_tokens)
+
+    def __repr__(self) -> str:
+        from coterie.runs.inspect import summary
+
+        facts = summary(self.path, tests=False)
+        return f"Run({str(self.path)!r}, {facts.state}, step {facts.step or 0} of {facts.steps})"
+
+    def _repr_html_(self) -> str:
+        """The learning curve, the held-out results and a few rollouts of the last step; text of a model is escaped."""
+        from coterie.runs import step_files
+
+        parts = [f"<p><code>{escape(safe_text(repr(self)))}</code></p>"]
+        if self._files.curve.is_file():
+            picture = base64.b64encode(self._files.curve.read_bytes()).decode()
+            parts.append(f'<img src="data:image/png;base64,{picture}" alt="learning curve" style="max-width: 640px">')
+        parts.append(_table(["step", "task", "held-out"], [_evaluation(result) for result in self.evaluations]))
+        steps = step_files.steps(self._files.rollouts)
+        rollouts = self.rollouts(steps[-1]).slice(0, SHOWN).to_pylist() if steps else []
+        parts.append(_table(["prompt", "completion", "reward"], [_rollout(row) for row in rollouts]))
+        return "\n".join(parts)
+
+
+def _evaluation(result: EvalResult) -> list[str]:
+    name = "pass@1" if result.pass_at_1 is not None else "reward"
+    return [str(result.step), result.task, f"{name} {metric_text(name, result.metric(name))}"]
+
+
+def _rollout(row: dict[str, Any]) -> list[str]:
+    import json
+
+    reward = row["reward"]
+    prompt = json.loads(row["prompt"])[-1]["content"]
+    return [prompt, row["completion"], row["outcome"] if reward is None else f"{reward:.3g}"]
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    style = 'style="text-align: left; white-space: pre-wrap"'
+    cells = ["".join(f"<td {style}>{escape(_short(text))}</td>" for text in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _short(text: str) -> str:
+    text = safe_text(text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def load_run(run: str | Path, runs: str | Path = "runs") -> Run:
+    """A stored run.
+
+    Args:
+        run: its folder, or its name.
+        runs: the folder in which a name is looked for.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    from coterie.runs.directory import RunDirectory
+
+    return Run(RunDirectory.at(Path(run).expanduser(), Path(runs).expanduser()).path)

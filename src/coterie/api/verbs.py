@@ -1,0 +1,295 @@
+"""train, resume, evaluate and sample for scripts and notebooks: objects become settings and files, then the same
+functions run as for the command line. Nothing here imports torch before a verb is called."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.api.callback import Callback, observing
+from coterie.api.run import Run, load_run
+from coterie.observer import EvalResult
+
+if TYPE_CHECKING:
+    from coterie.config.schema import RunConfig
+
+
+def train(
+    model: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    heldout: Any = None,
+    reward_weights: Sequence[float] | None = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Run:
+    """Train a model with GRPO in a new run folder.
+
+    Args:
+        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model with
+            its tokenizer.
+        data: training prompts: a list of dicts, a pandas or Arrow table, a Hugging Face Dataset, a path, an asset's
+            name, or a source as in a TOML file.
+        reward: a function with TRL's signature, a built-in reward's name, `module:function`, a table as in
+            `rewards.parts`, or a list of these.
+        heldout: held-out prompts, given as `data` is.
+        reward_weights: one for each reward.
+        tokenizer: of a loaded model.
+        name: of the run; a numbered one when left out.
+        runs: folder of the runs; `runs` when left out.
+        config: settings to start from: a TOML file or a `RunConfig`.
+        callback: told what happens.
+        quiet: print nothing.
+        settings: by dotted key, e.g. `{"optim.lr": 1e-5, "model.lora.rank": 16}`.
+        sections: settings by name, e.g. `steps=100, optim={"lr": 1e-5}`.
+
+    Raises:
+        ConfigError: a setting is unknown or refused.
+        CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
+    """
+    tables = dict(sections)
+    tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
+    with observing(callback, quiet) as observer:
+        place = _runs_folder(config, tables, settings)
+        loaded = _settings(
+            "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
+            reward=reward, weights=reward_weights,
+        )  # fmt: skip
+        from coterie import assemble
+
+        return Run(assemble.train(loaded, observer))
+
+
+def resume(
+    run: Run | str | Path,
+    reward: Any = None,
+    *,
+    steps: int | None = None,
+    fresh: bool = False,
+    runs: str | Path = "runs",
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never been interrupted.
+
+    Args:
+        run: a run, its folder or its name.
+        reward: the function or functions that the run was started with. Needed in another session, where these are of
+            no module.
+        steps: a new number of steps, to lengthen the run.
+        fresh: set the checkpoints aside and start over.
+        runs: the folder in which a name is looked for.
+        callback: told what happens.
+        quiet: print nothing.
+
+    Raises:
+        RunError: there is no such run, another process uses it, or `reward` is another function than it was started
+            with.
+        CheckpointError: no checkpoint verifies.
+    """
+    opened = run if isinstance(run, Run) else load_run(run, runs)
+    if reward is not None:
+        from coterie.api.functions import offer_again
+
+        offer_again(reward, [part.name for part in opened.config.rewards.parts])
+    with observing(callback, quiet) as observer:
+        from coterie import assemble
+
+        return Run(assemble.resume(opened.path, observer, fresh=fresh, steps=steps))
+
+
+def evaluate(
+    model: Any,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    reward_weights: Sequence[float] | None = None,
+    tokenizer: Any = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> list[EvalResult]:
+    """Measure a run or model on held-out prompts.
+
+    Args:
+        model: a run, its folder or name (`NAME@STEP` for one of its checkpoints), or a model as for `train`.
+        data: the prompts, as for `train`; None takes the held-out ones of the run or of `config`.
+        reward: as for `train`; None takes that of the run or of `config`.
+        config: settings to start from; a run's own when left out.
+
+    The other arguments are those of `train`. Nothing is stored.
+
+    Returns:
+        One result for each task, then `all` where there are several; with 95 % intervals over prompts.
+
+    Raises:
+        DataError: there are no held-out prompts.
+    """
+    target, base = _target(model, config)
+    with _scratch() as place, observing(callback, quiet) as observer:
+        if data is not None:  # what is asked for is measured, also where a run was trained on it
+            settings = {"data.train": [], "data.review": 0.0, **(settings or {})}
+        loaded = _settings(
+            "evaluate", base, sections, settings, place, model=target, tokenizer=tokenizer, heldout=data,
+            reward=reward, weights=reward_weights,
+        )  # fmt: skip
+        from coterie import assemble
+
+        return assemble.evaluate(loaded.model.name, loaded, observer)
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    *,
+    n: int = 1,
+    temperature: float = 0.7,
+    max_tokens: int = 128,
+    system: str | None = None,
+    seed: int = 0,
+    tokenizer: Any = None,
+    quiet: bool = False,
+) -> list[list[str]]:
+    """Completions of a run's or model's policy.
+
+    Args:
+        model: as for `evaluate`.
+        prompts: a text each, or a list of messages, `[{"role": "user", "content": …}]`.
+        n: completions of each prompt.
+        temperature: 0 is greedy decoding.
+        max_tokens: limit of one completion.
+        system: put before every prompt that is a text; None takes the one a run was trained with, if any.
+        seed: of the random draws.
+
+    Returns:
+        n texts for each prompt, in order.
+
+    Raises:
+        DataError: a prompt is neither text nor messages.
+        EngineError: a prompt does not fit the model's context.
+    """
+    target, _ = _target(model, None)
+    with _scratch() as place, observing(None, quiet) as observer:
+        from coterie.api.inputs import model_of
+
+        name = model_of(target, tokenizer, place)
+        from coterie import one_off
+
+        return one_off.complete(
+            name,
+            prompts,
+            samples=n,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            system=system,
+            seed=seed,
+            observer=observer,
+        )
+
+
+@contextmanager
+def _scratch() -> Generator[Path]:
+    """A folder for what is read once and not stored."""
+    with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
+        yield Path(folder)
+
+
+def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str | Path | RunConfig | None]:
+    """A run's name or folder with its settings, unless others are given; anything else as it is."""
+    if isinstance(model, Run):
+        return str(model.path), config or model.path / "config.toml"
+    if isinstance(model, str | Path):
+        from coterie.runs.models import resolve
+
+        run = resolve(str(model), verify=False).run
+        return str(model), config or (None if run is None else run / "config.toml")
+    return model, config
+
+
+def _runs_folder(
+    config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> Path:
+    """Where the run will be, for the files that its settings name."""
+    from coterie.config.files import file_of, read_toml
+    from coterie.config.paths import located
+    from coterie.config.schema import RunConfig
+
+    given = (settings or {}).get("runs", tables.get("runs", os.environ.get("COTERIE_RUNS")))
+    if given is not None or config is None:
+        return Path(given or "runs").expanduser().absolute()
+    if isinstance(config, RunConfig):
+        given = config.runs
+    else:
+        file = file_of(Path(config).expanduser())
+        runs = read_toml(file).get("runs")
+        given = located(runs, file.absolute().parent) if isinstance(runs, str) else None
+    return Path(given or "runs").expanduser().absolute()
+
+
+def _settings(
+    verb: str,
+    config: str | Path | RunConfig | None,
+    sections: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    place: Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Any = None,
+    heldout: Any = None,
+    reward: Any = None,
+    weights: Sequence[float] | None = None,
+) -> RunConfig:
+    """The settings of a call.
+
+    Args:
+        place: folder for what was given in memory.
+    """
+    from coterie.api.functions import parts_of
+    from coterie.api.inputs import model_of, source_of
+    from coterie.config.load import load_with
+    from coterie.errors import ConfigError
+
+    for section, argument in (("model", "model"), ("data", "data")):
+        if section in (settings or {}):
+            raise ConfigError(f"settings names {section!r}; give {argument}= or dotted keys such as '{section}.…'")
+    dotted = {key: _plain(value, key) for key, value in (settings or {}).items()}
+    tables = {key: _plain(value, key) for key, value in sections.items()}
+    folders: list[str] = []
+    if isinstance(model, Run):
+        model = str(model.path)
+    if model is not None or tokenizer is not None:
+        dotted["model.name"] = model_of(model, tokenizer, place)
+    for key, rows, task in (("data.train", data, "train"), ("data.heldout", heldout, "heldout")):
+        if rows is not None:
+            dotted[key] = [source_of(rows, place, task)]
+    if reward is not None:
+        dotted["rewards.parts"], folders = parts_of(reward, weights)
+    elif weights is not None:
+        raise ConfigError("reward_weights needs reward=")
+    base = Path(config).expanduser() if isinstance(config, str) else config
+    return load_with(base, tables, dotted, source=f"coterie.{verb}()", folders=folders).config
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A setting as plain data: tables, lists, text, numbers."""
+    from coterie.api.inputs import plain
+    from coterie.errors import ConfigError
+
+    try:
+        return plain(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{key} = {value!r} (from Python): {error}") from error
