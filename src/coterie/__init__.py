@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
     from coterie.api.verbs import evaluate, resume, sample, train
     from coterie.config.schema import RunConfig
+    from coterie.envs.base import Environment
     from coterie.errors import CoterieError
     from coterie.observer import EvalResult
+    from coterie.rewards.base import Reward
 
 __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "CoterieError",
+    "Environment",
     "EvalResult",
+    "Reward",
     "Run",
     "RunConfig",
     "evaluate",
@@ -30,7 +34,9 @@ __all__ = [
 _HOMES = {
     "Callback": "coterie.api.callback",
     "CoterieError": "coterie.errors",
+    "Environment": "coterie.envs.base",
     "EvalResult": "coterie.observer",
+    "Reward": "coterie.rewards.base",
     "Run": "coterie.api.run",
     "RunConfig": "coterie.config.schema",
     "evaluate": "coterie.api.verbs",

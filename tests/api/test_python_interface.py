@@ -170,6 +170,7 @@ def check_resumes(run: coterie.Run) -> None:
     other = coterie.evaluate(run, HELDOUT[:2], "number", quiet=True, settings={"eval.samples": 1, "eval.k": 1})
     assert [(result.prompts, result.samples) for result in other] == [(2, 1)]
     assert coterie.resume(run, closure("a"), steps=3, quiet=True).metrics["step"] == [1, 2, 3]
+    assert isinstance(run.chat(max_tokens=2).reply("3?"), str)
     texts = coterie.sample(run, ["how many legs 3?", [{"role": "user", "content": "4?"}]], n=2, max_tokens=4)
     assert [len(completions) for completions in texts] == [2, 2]
     assert all(isinstance(text, str) for completions in texts for text in completions)
@@ -217,6 +218,8 @@ def test_a_loaded_model_is_saved_once(folder: Path) -> None:
     [
         ({"optim": {"lrr": 1}}, r"unknown setting optim\.lrr \(from coterie\.train\(\)\).*did you mean.*optim\.lr"),
         ({"settings": {"optim.lrr": 1}}, r"unknown setting optim\.lrr \(from coterie\.train\(\)\).*optim\.lr"),
+        ({"train_dataset": ROWS}, "no argument 'train_dataset': here it is data"),
+        ({"num_generations": 4}, r"unknown setting num_generations.*collect\.group_size"),
         ({"stepz": 3}, r"unknown setting stepz \(from coterie\.train\(\)\).*steps"),
         ({"optim": {"lr": "fast"}}, r"optim\.lr = .*fast.* \(from coterie\.train\(\)\): expected a number"),
         ({"optim": {"lr": object()}}, r"optim = .*not JSON"),

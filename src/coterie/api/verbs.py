@@ -17,6 +17,17 @@ from coterie.observer import EvalResult
 if TYPE_CHECKING:
     from coterie.config.schema import RunConfig
 
+_OF_TRL = {
+    "reward_funcs": "reward",
+    "train_dataset": "data",
+    "eval_dataset": "heldout",
+    "processing_class": "tokenizer",
+    "callbacks": "callback",
+    "args": "settings by name, e.g. steps=100, optim={'lr': 1e-5}",
+    "peft_config": "settings={'model.lora.rank': 16}",
+}
+"""What arguments of TRL's GRPOTrainer are called here."""
+
 
 def train(
     model: Any = None,
@@ -263,9 +274,12 @@ def _settings(
     from coterie.config.load import load_with
     from coterie.errors import ConfigError
 
-    for section, argument in (("model", "model"), ("data", "data")):
+    for section in ("model", "data"):
         if section in (settings or {}):
-            raise ConfigError(f"settings names {section!r}; give {argument}= or dotted keys such as '{section}.…'")
+            raise ConfigError(f"settings names {section!r}; give {section}= or dotted keys such as '{section}.…'")
+    for name in sections:
+        if name in _OF_TRL:
+            raise ConfigError(f"coterie.{verb}() has no argument {name!r}: here it is {_OF_TRL[name]}")
     dotted = {key: _plain(value, key) for key, value in (settings or {}).items()}
     tables = {key: _plain(value, key) for key, value in sections.items()}
     folders: list[str] = []
