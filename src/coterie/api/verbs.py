@@ -225,7 +225,7 @@ def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str
     if isinstance(model, str | Path):
         from coterie.runs.models import resolve
 
-        run = resolve(str(model), verify=False).run
+        run = resolve(str(model)).run
         return str(model), config or (None if run is None else run / "config.toml")
     return model, config
 
