@@ -241,5 +241,5 @@ def chat(
 
 def _system_of(target: str) -> str | None:
     """The system message that a run was trained with."""
-    run = resolve(target, verify=False).run
+    run = resolve(target, check_files=False).run
     return None if run is None else load_file(run / "config.toml").config.data.system

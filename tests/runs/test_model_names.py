@@ -56,7 +56,7 @@ def test_a_folder(place: Path, name: str, folder: str, step: int | None) -> None
     assert source.step == step
     assert source.run == (None if step is None else place / "runs/words")
     assert source.label == (Path(folder).name if step is None else "words")
-    assert resolve(name, verify=False) == source
+    assert resolve(name, check_files=False) == source
 
 
 def test_an_asset_and_an_id_of_the_hub(place: Path) -> None:

@@ -33,7 +33,7 @@ def export(
     """
     from coterie.runs import models
 
-    models.resolve(target, root, verify=False)  # a wrong name is told before torch is loaded
+    models.resolve(target, root, check_files=False)  # a wrong name is told before torch is loaded
     from coterie.runs.export import export as write
 
     folder = write(

@@ -156,7 +156,7 @@ def chat(
     from coterie import console
     from coterie.runs.models import resolve
 
-    resolve(target, verify=False)  # a wrong name is told before torch is loaded
+    resolve(target, check_files=False)  # a wrong name is told before torch is loaded
 
     with console.watcher(sys.stderr) as watch:
         watch.progressed(LOADING)
@@ -205,7 +205,7 @@ def require_target(verb: str, target: str | None, config: RunConfig, sources: Se
     from coterie.runs.models import resolve
 
     if target is not None:
-        resolve(target, Path(config.runs), verify=False)
+        resolve(target, Path(config.runs), check_files=False)
     elif not sources:
         made = sorted(path.parent.name for path in Path(config.runs).glob("*/config.toml"))
         there = f"{config.runs} has {', '.join(made[-8:])}" if made else f"{config.runs} has no runs"

@@ -53,7 +53,7 @@ def train(
     from coterie.runs.models import resolve
 
     # A wrong name is told before torch is loaded.
-    resolve(loaded.config.model.name, Path(loaded.config.runs), verify=False)
+    resolve(loaded.config.model.name, Path(loaded.config.runs), check_files=False)
 
     if json_ and not dry_run:
         raise ConfigError("--json prints the checks of --dry-run; of a run, `coterie show RUN --json` does")

@@ -75,7 +75,7 @@ def _base(name: str) -> Base:
     """Follow a chain of runs back to the model that the first one started from."""
     for _ in range(_LONGEST_CHAIN):
         try:
-            source = models.resolve(name, verify=False)
+            source = models.resolve(name, check_files=False)
         except CoterieError:  # moved or deleted since
             return Base(name=Path(name).name, hub=False, licence="", licence_file=None)
         if source.run is None:

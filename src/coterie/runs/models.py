@@ -48,7 +48,7 @@ class ModelSource:
         return self.asset or (self.run or Path(self.name)).name
 
 
-def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, verify: bool = True) -> ModelSource:
+def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check_files: bool = True) -> ModelSource:
     """Find out what a name means; a local folder comes before an asset, an asset before a run.
 
     Args:
@@ -56,7 +56,7 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, verif
             hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, else it is the newest one.
         runs: folder that holds the runs.
         kind: what the asset has to be.
-        verify: read a run's checkpoint against its manifest; False only finds out whether the name means something.
+        check_files: read a run's checkpoint against its manifest; False only finds out whether the name means something.
 
     Raises:
         ConfigError: nothing is called so; the message names what is near.
@@ -66,18 +66,18 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, verif
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return _of_folder(path, verify)
+        return _of_folder(path, check_files)
     if name in assets.ASSETS:
         if assets.ASSETS[name].kind != kind:
             raise ModelError(f"the asset {name!r} is not a {kind}: it holds {assets.ASSETS[name].description}")
         return ModelSource(asset=name)
     if (runs.expanduser() / path).is_dir():
-        return _of_folder(runs.expanduser() / path, verify)
+        return _of_folder(runs.expanduser() / path, check_files)
     run, _, step = name.rpartition("@")
     if run and step.isdecimal():
         for folder in (Path(run).expanduser(), runs.expanduser() / run):
             if (folder / "config.toml").is_file():
-                return _of_step(folder, int(step), verify)
+                return _of_step(folder, int(step), check_files)
     pathlike = name.startswith((".", "/", "~", f"{runs}/")) or name.count("/") > 1 or path.is_absolute()
     if not pathlike and (_HUB_ID.fullmatch(name) or _in_cache(name)):
         return ModelSource(hub=name)
@@ -109,7 +109,7 @@ def locate(
     return str(source.folder)
 
 
-def _of_folder(path: Path, verify: bool) -> ModelSource:
+def _of_folder(path: Path, check_files: bool) -> ModelSource:
     """A checkpoint, a model, or a run, in this order."""
     path = path.absolute()
     if any((path / "model" / name).is_file() for name in _CONFIGS):
@@ -122,7 +122,7 @@ def _of_folder(path: Path, verify: bool) -> ModelSource:
         steps = checkpoint.steps(path / "checkpoints")
         if not steps:
             raise RunError(f"{path} has no checkpoint yet; resume it until it has, or name its model instead")
-        newest = checkpoint.newest(path / "checkpoints") if verify else None
+        newest = checkpoint.newest(path / "checkpoints") if check_files else None
         step = steps[-1] if newest is None else newest.step
         return _checkpoint(path / "checkpoints" / f"step_{step:06d}")
     raise ModelError(
@@ -138,7 +138,7 @@ def _checkpoint(path: Path) -> ModelSource:
     return ModelSource(folder=path / "model")
 
 
-def _of_step(run: Path, step: int, verify: bool) -> ModelSource:
+def _of_step(run: Path, step: int, check_files: bool) -> ModelSource:
     steps = checkpoint.steps(run / "checkpoints")
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none"
@@ -147,7 +147,7 @@ def _of_step(run: Path, step: int, verify: bool) -> ModelSource:
         )
     folder = (run / "checkpoints" / f"step_{step:06d}").absolute()
     try:
-        if verify:
+        if check_files:
             verify_directory(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; take another step of {', '.join(map(str, steps))}") from error
