@@ -56,7 +56,7 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check
             hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, else it is the newest one.
         runs: folder that holds the runs.
         kind: what the asset has to be.
-        check_files: read a run's checkpoint against its manifest; False only finds out whether the name means something.
+        check_files: read a run's checkpoint against its manifest; False only asks whether the name means something.
 
     Raises:
         ConfigError: nothing is called so; the message names what is near.
