@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from runs_for_tests import fingerprint, importable, make_config
-from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, Lfm2Config
 
 from coterie import assemble
 from coterie.policy.model import load
 from coterie.runs.metrics import MetricsDB
+from tiny import tiny_tokenizer
 
 
 @pytest.fixture
