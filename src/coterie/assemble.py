@@ -26,6 +26,7 @@ from coterie.parts import (
     Inputs,
     check_trainable,
     criterion_for,
+    device_of,
     policy_for,
     read_inputs,
     trainer_for,
@@ -85,6 +86,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     observer = observer or Silent()
     check_name(Path(config.runs), config.name)
     check_trainable(config)
+    device_of(config)
     use_threads(config)
     source = resolve(config.model.name, Path(config.runs))
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
@@ -133,6 +135,7 @@ def resume(
         if steps is not None:
             config = _lengthened(directory, config, steps, observer)
         refuse_to_repeat(directory, stop_rules(config.stop))
+        device_of(config)
         use_threads(config)
         inputs = read_inputs(config, observer)
         with Scorer(config.rewards, max_steps=config.steps) as scorer:

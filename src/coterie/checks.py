@@ -82,6 +82,8 @@ def dry_run(config: RunConfig) -> Report:
     report.attempt("settings", lambda: parts.check_trainable(config))
     for warning in warnings_of(config):
         report.add("warn", "settings", warning)
+    if report.attempt("device", lambda: parts.device_of(config)) is None:
+        return report
     parts.use_threads(config)
     inputs = report.attempt("data", lambda: parts.read_inputs(config, Silent()))
     if inputs is None:

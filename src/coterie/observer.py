@@ -39,7 +39,8 @@ class EvalResult:
     """Attempts per prompt."""
     k: int
     pass_at_1: Interval | None
-    """Share of correct attempts; None where the evaluated reward is graded and `eval.correct_threshold` is not set."""
+    """Share of correct attempts; without `eval.correct_threshold`, None where the evaluated reward is graded, or has
+    been 0 in the whole run and is not known to be binary."""
     pass_at_k: Interval | None
     """None where `pass_at_1` is."""
     mean_length: float
@@ -51,15 +52,25 @@ class EvalResult:
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     """Unweighted mean of each reward part over the attempts to which it applies."""
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether every prompt has a mean reward of 0, which is 0 % correct once the reward turns out to be binary."""
+        return self.reward is not None and self.reward.value == self.reward.low == self.reward.high == 0
+
     def metric(self, name: str) -> Interval | None:
         """The value of `PASS` or `REWARD`; None where this evaluation does not have it."""
+        if name == PASS and self.pass_at_1 is None and self.is_zero:
+            return self.reward
         return self.pass_at_1 if name == PASS else self.reward
 
 
 def metric_of(results: Iterable[EvalResult]) -> str:
-    """The metric by which these evaluations are compared with each other: `REWARD` where the evaluated reward is graded
-    in any of them (0.0 at the start may be a graded reward that has not risen yet), else `PASS`."""
-    return REWARD if any(result.pass_at_1 is None for result in results) else PASS
+    """The metric by which these evaluations are compared with each other: `PASS` where the evaluated reward is binary
+    in them, `REWARD` where it is graded in any, or 0 in all, which may be a graded reward that has not risen yet."""
+    results = list(results)
+    lacking = [result for result in results if result.pass_at_1 is None]
+    graded = any(not result.is_zero for result in lacking)
+    return REWARD if graded or len(lacking) == len(results) > 0 else PASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from coterie.observer import EvalResult, Observer, Silent, ToStderr, printing_to
 from coterie.parts import (
     Inputs,
     collector_for,
+    device_of,
     engine_for,
     evaluator_for,
     load_policy,
@@ -72,6 +73,7 @@ def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> S
     Args:
         need_train: False does without enough training prompts for a step.
     """
+    device_of(config)
     use_threads(config)
     inputs = read_inputs(config, observer, need_train=need_train)
     observer.progressed("loading the model")

@@ -33,11 +33,12 @@ from coterie.policy.model import Policy, load
 from coterie.rewards.check import CONSOLATION
 from coterie.rewards.identity import identity
 from coterie.rewards.pool import Scorer
+from coterie.rewards.registry import BINARY
 from coterie.runs import models
 from coterie.runs.durable import json_dumps
 from coterie.runs.models import Kind
 from coterie.train.credit import Judge
-from coterie.train.evaluation import Criterion, Evaluator
+from coterie.train.evaluation import Criterion, Evaluator, Scale
 from coterie.train.gathering import Gatherer
 from coterie.train.grouping import GroupAwareJudge
 from coterie.train.grouping_settings import check as check_grouping
@@ -306,8 +307,13 @@ def criterion_for(config: RunConfig) -> Criterion:
     """What counts as correct. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
     part = config.eval.part or config.rewards.labels()[0]
     names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
-    wrong = CONSOLATION if names[part] == "task" else 0.0
-    return Criterion(part=part, threshold=config.eval.correct_threshold, wrong=wrong)
+    scorer = names[part] == "task"
+    return Criterion(
+        part=part,
+        threshold=config.eval.correct_threshold,
+        wrong=CONSOLATION if scorer else 0.0,
+        scale=Scale(binary=names[part] in BINARY, by_task=scorer),
+    )
 
 
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:

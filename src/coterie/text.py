@@ -101,6 +101,26 @@ def difference_text(metric: str, test: _Difference) -> str:
     return f"{value}{unit} [{low}, {high}]"
 
 
+class _Test(Protocol):
+    @property
+    def p_value(self) -> float: ...
+    @property
+    def conclusive(self) -> bool: ...
+
+
+def p_text(test: _Test, *, label: str = "") -> str:
+    """`0.012`, `< 0.001`, or `too few prompts for a test`.
+
+    Args:
+        label: put before a number, e.g. `p = `.
+    """
+    if not test.conclusive:
+        return "too few prompts for a test"
+    if test.p_value < 0.001:
+        return f"{label.replace('=', '').rstrip()} < 0.001".strip()
+    return f"{label}{test.p_value:.3f}"
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -490,12 +490,12 @@ def measured(tmp_path) -> Path:
 def test_show_tests_the_difference(measured, capsys):
     assert main(["show", "one", "--runs", str(measured)]) == 0
     out = capsys.readouterr().out
-    line = r"  task t  pass@1 \+37\.5 points \[\+\d+\.\d, \+\d+\.\d\]  p 0\.\d+"
+    line = r"  task t  pass@1 \+37\.5 points \[\+\d+\.\d, \+\d+\.\d\]  p too few prompts for a test"
     assert re.search(rf"^after minus before\n{line}$", out, re.M)
     assert main(["show", "one", "--runs", str(measured), "--json"]) == 0
     test = json.loads(capsys.readouterr().out)["paired"]["t"]
     assert test["difference"] == 0.375
-    assert set(test) == {"difference", "low", "high", "p_value", "metric"}
+    assert set(test) == {"difference", "low", "high", "p_value", "metric", "prompts"}
 
 
 def test_diff_tests_the_difference(measured, capsys):
@@ -505,6 +505,24 @@ def test_diff_tests_the_difference(measured, capsys):
     assert table[1].startswith("t     +31.2 points [")
     assert main(["diff", "two", "one", "--runs", str(measured), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["paired"]["t"]["difference"] == -0.3125
+
+
+def test_diff_does_not_compare_what_was_measured_in_different_ways(measured, capsys):
+    config = measured / "two" / "config.toml"
+    config.write_text(config.read_text() + '[[rewards.parts]]\nname = "exact"\nweight = 1.0\n')
+    assert main(["diff", "one", "two", "--runs", str(measured)]) == 0
+    out = capsys.readouterr().out
+    assert "held-out t not comparable: rewards.parts differ" in out
+    assert "points" not in out
+    assert main(["diff", "one", "two", "--runs", str(measured), "--json"]) == 0
+    sections = json.loads(capsys.readouterr().out)
+    assert sections["not_comparable"] == {"t": ["rewards.parts"]}
+    assert "paired" not in sections
+
+
+def test_ls_takes_the_folder_as_an_argument(measured, capsys):
+    assert main(["ls", str(measured)]) == 0
+    assert "one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("closed", [(1,), (1, 2)], ids=["stdout", "both"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from coterie.data import hub_models
 from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
 from coterie.runs import checkpoint
+from coterie.runs.directory import find
 from coterie.runs.models import ModelSource, locate, resolve
 
 
@@ -81,6 +83,7 @@ def test_an_asset_and_an_id_of_the_hub(place: Path) -> None:
         ("./word", r"the folder .*/word does not exist \(did you mean 'words'\?\)"),
         ("~/nothing", r"the folder .*/nothing does not exist"),
         ("runs/word", r"the folder .*/runs/word does not exist \(did you mean 'words'\?\)"),
+        ("rnus/words", r"there is no folder 'rnus/words'; did you mean 'runs/words'\?.*hf download rnus/words"),
         ("a/b/c", r"the folder .*/a/b/c does not exist"),
     ],
 )
@@ -127,3 +130,25 @@ def test_the_hub_is_asked_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert locate(resolve("some/model")) == str(copy)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
     assert locate(resolve("some/model")) == "some/model"
+
+
+def test_another_version_of_a_model_that_lies_here_is_no_misspelling(place: Path) -> None:
+    for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-0.6B-Base"):
+        (place / name).mkdir(parents=True)
+        (place / name / "config.json").write_text("{}")
+    assert resolve("Qwen/Qwen3-0.6B").hub == "Qwen/Qwen3-0.6B"
+
+
+def test_many_runs_are_listed_the_nearest_and_the_newest_first(place: Path) -> None:
+    for number in range(12):
+        config = place / "many" / f"run-{number:03d}" / "config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text("")
+        os.utime(config, (number, number))
+    newest = ", ".join(f"run-{number:03d}" for number in range(11, 3, -1))
+    with pytest.raises(RunError, match=rf"no run 'run-01' \(did you mean 'run-01\d'\?\).*{newest}, … and 4 more$"):
+        find("run-01", Path("many"))
+    with pytest.raises(ConfigError, match=rf"a run \(many has {newest}, … and 4 more\)"):
+        resolve("nothing-near", Path("many"))
+    with pytest.raises(RunError, match=r"'run-001@2' names the checkpoint of step 2; this command takes a whole run"):
+        find("run-001@2", Path("many"))

@@ -12,10 +12,10 @@ from runs_for_tests import make_config
 
 from coterie import assemble
 from coterie.cli import main
-from coterie.observer import PASS, REWARD, EvalResult, Silent, metric_of
+from coterie.observer import PASS, REWARD, EvalResult, Interval, Silent, metric_of
 from coterie.runs.health import diagnose
 from coterie.runs.metrics import MetricsDB
-from coterie.train.evaluation import Criterion
+from coterie.train.evaluation import Criterion, Scale
 from coterie.types import Context, Outcome, Rollout, StopReason
 
 
@@ -198,3 +198,69 @@ def test_a_threshold_gives_a_graded_reward_pass_at_k(root: Path, run: Path) -> N
     assert metric_of([result]) == PASS
     (graded,) = assemble.evaluate(str(run), make_config(root, eval={"samples": 4, "k": 2}), told)
     assert (graded.pass_at_1, graded.reward) == (None, result.reward)
+
+
+def test_a_reward_that_was_graded_once_stays_graded_also_after_a_resume() -> None:
+    share = Criterion(part="share")
+    assert share.is_undecided()
+    share.observe([rollout(0.0), rollout(0.0)])
+    assert (share.is_undecided(), share.is_graded()) == (True, False)
+    share.observe([rollout(0.0), rollout(1.0)])
+    assert (share.is_undecided(), share.is_graded()) == (False, False)
+    share.observe([rollout(0.4)])
+    share.observe([rollout(0.0), rollout(1.0)])
+    assert share.is_graded()
+    again = Criterion(part="share")
+    again.scale.restore(json.loads(json.dumps(share.scale.state())))
+    assert again.is_graded()
+    assert not Criterion(part="share", threshold=0.5, scale=share.scale).is_graded()
+
+
+def test_a_built_in_scorer_is_binary_while_all_is_0_and_by_task() -> None:
+    known = Criterion(part="share", scale=Scale(binary=True, by_task=True))
+    known.observe([rollout(0.0)])
+    assert not known.is_undecided("t")
+    known.scale.add("other", {"graded"})
+    assert (known.is_graded("t"), known.is_graded("other"), known.is_graded()) == (False, True, True)
+
+
+def result(value: float, *, binary: bool) -> EvalResult:
+    estimate = Interval(value=value, low=value, high=value)
+    return EvalResult(
+        step=0,
+        task="t",
+        prompts=2,
+        samples=2,
+        k=1,
+        pass_at_1=estimate if binary else None,
+        pass_at_k=estimate if binary else None,
+        mean_length=1.0,
+        truncated=0.0,
+        reward=estimate,
+    )
+
+
+def test_an_evaluation_of_zeros_is_compared_by_what_the_reward_turned_out_to_be() -> None:
+    zeros = result(0.0, binary=False)
+    assert metric_of([zeros]) == REWARD
+    assert metric_of([zeros, result(0.5, binary=True)]) == PASS
+    assert zeros.metric(PASS) == zeros.reward
+    assert metric_of([zeros, result(0.5, binary=False)]) == REWARD
+
+
+def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
+    (root / "sparse.py").write_text(
+        "def sparse(completions, **columns):\n"
+        "    return [0.5 if 'a' in text and len(text) % 7 == 0 else 0.0 for text in completions]\n"
+    )
+    told = Told()
+    parts = {"parts": [{"name": "sparse:sparse"}]}
+    run = assemble.train(
+        make_config(root, name="sparse", steps=4, rewards=parts, eval={"every": 2, "samples": 2}), told
+    )
+    assert [evaluation.pass_at_1 for evaluation in told.results] == [None] * len(told.results)
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        solved = {step for step, _ in database.series("groups/solved")}
+        graded = [step for step, value in database.series("reward/max") if value not in (0.0, 1.0)]
+    assert graded
+    assert not {step for step in solved if step >= graded[0]}

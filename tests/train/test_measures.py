@@ -58,9 +58,6 @@ def rollout(
     )
 
 
-NUMBER = Criterion(part="number")
-
-
 def credit(name: str, advantage: float) -> Credit:
     return Credit(rollout_id=name, advantage=advantage, clip_low=0.2, clip_high=0.2)
 
@@ -72,7 +69,7 @@ def measured(
     credits: Sequence[Credit] = (),
     version: int | None = 7,
     skipped: int = 0,
-    criterion: Criterion = NUMBER,
+    criterion: Criterion | None = None,
 ) -> dict[str, float]:
     names = dict.fromkeys(one.context.prompt_id for one in rollouts)
     prompts = tuple(
@@ -85,7 +82,7 @@ def measured(
         by_prompt(rollouts) if groups is None else groups,
         report,
         {"update": 3.0},
-        criterion=criterion,
+        criterion=criterion or Criterion(part="number"),
         credits=credits,
         version=version,
     )

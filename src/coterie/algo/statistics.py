@@ -9,6 +9,8 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FEWEST = 8
+"""Prompts of a paired test below which no p-value is shown: with 4 it cannot be below 0.125."""
 _BLOCK = 2**20
 """Resampled values held at once: 8 MB."""
 
@@ -25,6 +27,18 @@ class PairedTest:
     """Two-sided, of no difference, from random sign flips; never below 1 / (draws + 1)."""
     metric: str = "pass@1"
     """What was measured of each prompt: `pass@1` or `reward`."""
+    prompts: int = FEWEST
+    """Prompts that were compared."""
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the test could tell a difference at all: with n prompts p is never below 2 / 2^n."""
+        return self.prompts >= FEWEST
+
+    @property
+    def significant(self) -> bool:
+        """Whether p is below 0.05, with enough prompts for a test."""
+        return self.conclusive and self.p_value < 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +154,14 @@ def paired_test(
     for rng, rows in _blocks(gain, seed + 1, draws):
         signs = rng.integers(0, 2, (rows, len(gain)), dtype=np.int8) * 2.0 - 1.0
         extreme += int((np.abs(signs @ gain) >= bar).sum())
-    return PairedTest(difference=difference, low=low, high=high, p_value=(extreme + 1) / (draws + 1), metric=metric)
+    return PairedTest(
+        difference=difference,
+        low=low,
+        high=high,
+        p_value=(extreme + 1) / (draws + 1),
+        metric=metric,
+        prompts=len(gain),
+    )
 
 
 def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) -> RewardSummary:

@@ -10,7 +10,7 @@ import typer
 
 from coterie.commands.common import JSON, cell, plain, print_json, print_mapping, print_table
 from coterie.observer import PASS, REWARD, EvalResult
-from coterie.text import difference_text, metric_text
+from coterie.text import difference_text, metric_text, p_text
 
 if TYPE_CHECKING:
     from coterie.algo.statistics import PairedTest  # brings numpy along
@@ -29,17 +29,31 @@ FAMILIES = (
     *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
 )
 """Order in which `show` prints families of metrics; others follow by name. `step` has those without a family."""
+
+
+def _expanded(path: Path | None) -> Path | None:
+    return path and path.expanduser()
+
+
 Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.", callback=Path.expanduser)]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name under the runs' folder, or a path.")]
 
 
-def ls(root: Root = Path("runs"), json_: bool = JSON) -> None:
+def ls(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="The same as --runs FOLDER.", callback=_expanded)
+    ] = None,
+    root: Root = Path("runs"),
+    json_: bool = JSON,
+) -> None:
     """List the runs of a folder.
 
-    before and after are of the first and the last held-out evaluation; the column heldout names their metric.
+    before and after are of the first and the last held-out evaluation; the column held-out (in JSON: heldout) names
+    their metric.
     """
     from coterie.runs import inspect
 
+    root = folder or root
     runs = [plain(one) for one in inspect.list_runs(root)]
     if json_:
         print_json(runs)
@@ -84,7 +98,8 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
 def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
     """Where two runs differ.
 
-    The paired test is on the prompts of both last evaluations, the second run minus the first.
+    The paired test is on the prompts of both last evaluations, the second run minus the first. Where the runs were
+    evaluated by different rewards, prompts or evaluation settings, it is left out.
     """
     from coterie.runs import inspect
     from coterie.runs.directory import find
@@ -92,8 +107,11 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
     paths = find(one, root), find(other, root)
     sections = inspect.diff(*paths)
     paired = inspect.compare_runs(*paths) if sections else {}
+    obstacles = _obstacles(paths, paired)
+    paired = {task: test for task, test in paired.items() if task not in obstacles}
     if json_:
-        print_json({**sections, "paired": paired} if paired else sections)
+        beside = {"paired": paired, "not_comparable": obstacles}
+        print_json({**sections, **{name: section for name, section in beside.items() if section}})
     elif not sections:
         typer.echo("no difference")
     for name, section in () if json_ else sections.items():
@@ -102,6 +120,24 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
         typer.echo()
     if paired and not json_:
         print_table(_differences(paired))
+    for task, names in () if json_ else obstacles.items():
+        typer.echo(f"held-out {task} not comparable: {', '.join(names)} {'differs' if _is_one(names) else 'differ'}")
+
+
+def _is_one(names: Sequence[str]) -> bool:
+    return len(names) == 1 and names[0] != "rewards.parts"
+
+
+def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
+    """By task, the settings that keep the two runs' results from being compared."""
+    from coterie.runs.comparable import differing
+    from coterie.runs.directory import RunDirectory
+
+    if not tests:
+        return {}
+    one, other = (RunDirectory.at(path).read_config() for path in paths)
+    obstacles = {task: differing(one, other, test.metric) for task, test in tests.items()}
+    return {task: names for task, names in obstacles.items() if names}
 
 
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
@@ -112,7 +148,7 @@ def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
             "task": task,
             **({} if len(metrics) == 1 else {"metric": test.metric}),
             (test.metric if len(metrics) == 1 else "difference"): difference_text(test.metric, test),
-            "p": "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}",
+            "p": p_text(test),
         }
         for task, test in tests.items()
     ]
@@ -121,7 +157,7 @@ def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
 def _estimates(result: EvalResult, metric: str) -> dict[str, Any]:
     estimates: dict[str, Any] = {"step": result.step, "task": result.task}
     if metric == PASS:
-        estimates[PASS] = metric_text(PASS, result.pass_at_1)
+        estimates[PASS] = metric_text(PASS, result.metric(PASS))
         estimates[f"pass@{result.k}"] = metric_text(PASS, result.pass_at_k)
     if result.reward is not None or metric == REWARD:
         estimates[REWARD] = metric_text(REWARD, result.reward)

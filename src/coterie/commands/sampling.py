@@ -203,15 +203,14 @@ def require_target(verb: str, target: str | None, config: RunConfig, sources: Se
         ModelError, RunError: as `runs.models.resolve`.
     """
     from coterie.runs.models import resolve
+    from coterie.runs.names import there
 
     if target is not None:
         resolve(target, Path(config.runs), check_files=False)
     elif not sources:
-        made = sorted(path.parent.name for path in Path(config.runs).glob("*/config.toml"))
-        there = f"{config.runs} has {', '.join(made[-8:])}" if made else f"{config.runs} has no runs"
         raise ConfigError(
             f"coterie {verb} needs a run or a model: `coterie {verb} RUN`, or `coterie {verb} MODEL @ FILE.toml` with "
-            f"settings; {there}"
+            f"settings; {there(Path(config.runs))}"
         )
 
 

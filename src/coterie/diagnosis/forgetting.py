@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from coterie.diagnosis.findings import Alarm, Evidence, Record, Rule, Severity
 from coterie.observer import PASS
-from coterie.text import difference_text
+from coterie.text import difference_text, p_text
 
 INTERVALS = "95 % bootstrap intervals over prompts, paired by prompt"
 
@@ -27,7 +27,7 @@ def _width(metric: str, width: float) -> str:
 def _lost(record: Record) -> Iterator[Alarm]:
     for task, test in record.paired.items():
         if test.high < 0:
-            text = f"{test.metric} of {task}: {difference_text(test.metric, test)}, p = {test.p_value:.3f}"
+            text = f"{test.metric} of {task}: {difference_text(test.metric, test)}, {p_text(test, label='p = ')}"
             proof = Evidence(
                 metric=f"held-out {task} {test.metric}",
                 value=test.difference,
@@ -36,7 +36,10 @@ def _lost(record: Record) -> Iterator[Alarm]:
                 text=text,
             )
             title = f"Held-out {noun(test.metric)} of {task} is lower than before the training."
-            yield Alarm(severity=Severity.SERIOUS, title=title, evidence=(proof,))
+            if not test.significant:
+                title = f"Held-out {noun(test.metric)} of {task} may be lower than before the training."
+            severity = Severity.SERIOUS if test.significant else Severity.WARNING
+            yield Alarm(severity=severity, title=title, evidence=(proof,))
 
 
 def _unsure(record: Record) -> Iterator[Alarm]:
@@ -46,7 +49,7 @@ def _unsure(record: Record) -> Iterator[Alarm]:
         result = record.evaluations()[-1]
         width = test.high - test.low
         text = (
-            f"{test.metric} changed by {difference_text(test.metric, test)}, p = {test.p_value:.3f}, "
+            f"{test.metric} changed by {difference_text(test.metric, test)}, {p_text(test, label='p = ')}, "
             f"on {result.prompts} prompts × {result.samples} attempts"
         )
         yield Alarm(
@@ -105,7 +108,7 @@ RULES = (
         name="heldout_lost",
         asks="Is no held-out task worse than before?",
         alarm="the 95 % interval of the paired difference in pass@1 (in reward where it is graded), last minus first "
-        "evaluation, lies below 0, for any task",
+        "evaluation, lies below 0, for any task; serious when p < 0.05 on at least 8 prompts, too",
         source=INTERVALS,
         meaning="The model unlearned something that it could do.",
         action="Take an earlier checkpoint; train on that task too; lower optim.lr or raise objective.kl_beta.",

@@ -38,7 +38,7 @@ def _heldout(record: Record) -> Iterator[Alarm]:
     )
     if test.low > 0:
         return
-    fell = test.high < 0
+    fell = test.high < 0 and test.significant
     text = (
         f"held-out {test.metric} changed by {difference_text(test.metric, test)} from step {first.step} to {last.step}"
     )
@@ -128,7 +128,7 @@ RULES = (
         asks="Does the held-out result follow the training reward?",
         alarm=f"`reward/mean` rose by more than {REWARD_GAIN:g} and 2 standard errors, and the 95 % interval of the "
         "difference in held-out pass@1 (in reward where it is graded) reaches to 0 or below; serious when it lies "
-        "below 0",
+        "below 0 and p < 0.05 on at least 8 prompts",
         source="the definition of reward hacking and of overfitting",
         meaning="What is paid for and what is wanted have come apart, the training prompts are learned by heart, or "
         "the evaluation is too small to tell.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from coterie import machine
@@ -35,9 +37,9 @@ def device_named(name: str) -> torch.device:
         try:
             torch.ones(2, device=device).sum().item()
         except Exception as error:  # each backend fails in its own way: RuntimeError, AssertionError, ImportError …
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(
-                f"model.device = {name!r}, but torch cannot compute on it here ({reason}); use auto, {_present()}"
+                f"model.device = {name!r}, but torch cannot compute on it here ({_reason(error, device)}); "
+                f"use auto, {_present()}"
             ) from error
     return device
 
@@ -67,6 +69,15 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cpu" and hasattr(backend, "mem_get_info"):
         return int(backend.mem_get_info(device)[0])
     return machine.facts().memory_free + machine.resident()  # MPS shares the machine's memory
+
+
+def _reason(error: Exception, device: torch.device) -> str:
+    """The first sentence of what a backend says, which may go on with a list of all operators that it has."""
+    if "Could not run 'aten::" in str(error):
+        return f"this build of torch has no {device.type.upper()}"
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    sentence = re.split(r"(?<=[a-z'])\. ", line)[0].rstrip(".")
+    return sentence if len(sentence) <= 160 else f"{sentence[:159]}…"
 
 
 def _present() -> str:

@@ -319,8 +319,8 @@ def _require_packing(runner: ModelRunner, truth: _Truth) -> bool:
     difference = distance(logits, expected)
     if not difference < EXACT:
         raise _Differs(
-            f"sequences in one row change each other's logits by {difference:.2g} standard deviations: its layers "
-            "carry a state along the row, or attend by themselves"
+            "packing several sequences into a row would change their logits, since its layers carry a state along the "
+            "row, or attend in a way of their own"
         )
     return layout.ruled
 

@@ -222,8 +222,8 @@ def _notes(policy: Policy) -> list[str]:
     if policy.path.kind == "plain":
         sampled = "with its own cache" if policy.path.cached else "without a cache, the whole sequence for every token"
         notes.append(
-            f"{name} runs through its own forward pass, and is sampled {sampled}: exact, but slower than packed rows, "
-            f"where {policy.path.reason}"
+            f"{name} is computed through its own forward pass and sampled {sampled} (exact, slower): "
+            f"{policy.path.reason}"
         )
     if policy.longest is not None:
         made_for = policy.model.config.get_text_config().max_position_embeddings

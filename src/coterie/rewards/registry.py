@@ -30,6 +30,8 @@ BUILT_IN: dict[str, str] = {
     "environment": "coterie.rewards.environment:environment",
 }
 """What `rewards.parts.name` may name, beside `module:function`."""
+BINARY = frozenset({"task", "exact", "number", "math", "format"})
+"""Built-in rewards that are taken as binary until a value says otherwise, also while every value is 0."""
 
 STEPS: dict[str, str] = {
     "arithmetic": "coterie.rewards.arithmetic:arithmetic",

@@ -16,6 +16,7 @@ from typing import Any, Self
 from coterie.config.paths import anchor
 from coterie.config.toml import dumps
 from coterie.errors import RunError
+from coterie.runs import names
 from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_leftovers, write_file
 from coterie.runs.lock import Lock
 from coterie.runs.log import RunLog
@@ -197,16 +198,22 @@ def find(run: str | Path, runs: Path) -> Path:
     """Folder of a run given by path or by name.
 
     Raises:
-        RunError: neither is a run; names the nearest runs there are.
+        RunError: neither is a run; names the nearest run, and the newest.
     """
     run, runs = Path(run).expanduser(), runs.expanduser()
     for path in (run, runs / run, runs / unicodedata.normalize("NFC", str(run))):
         if (path / "config.toml").is_file():
             return path
-    known = sorted(path.parent.name for path in runs.glob("*/config.toml"))
-    there = f"{runs} holds {', '.join(known[-8:])}" if known else f"{runs} holds no runs"
+    name, _, step = str(run).rpartition("@")
+    if name and step.isdecimal() and any((path / "config.toml").is_file() for path in (Path(name), runs / name)):
+        raise RunError(
+            f"{str(run)!r} names the checkpoint of step {step}; this command takes a whole run: {name}. RUN@STEP is "
+            "for `coterie eval`, `chat`, `rollout` and `export`"
+        )
+    hint = names.nearest(str(run), names.names_in(runs))
     raise RunError(
-        f"no run {str(run)!r}: neither a folder with a config.toml nor the name of one in {runs.absolute()}; {there}"
+        f"no run {str(run)!r}{hint}: neither a folder with a config.toml nor the name of one in {runs.absolute()}; "
+        f"{names.there(runs, 'holds')}"
     )
 
 

@@ -16,6 +16,7 @@ from coterie.data import assets, hub_models
 from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
 from coterie.runs import checkpoint
 from coterie.runs.durable import verify_directory
+from coterie.runs.names import names_in, nearest, there
 
 Kind = Literal["model", "encoder"]
 
@@ -80,6 +81,11 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check
                 return _of_step(folder, int(step), check_files)
     pathlike = name.startswith((".", "/", "~", f"{runs}/")) or name.count("/") > 1 or path.is_absolute()
     if not pathlike and (_HUB_ID.fullmatch(name) or _in_cache(name)):
+        if folder := _misspelled(path):
+            raise ConfigError(
+                f"there is no folder {name!r}; did you mean {folder!r}? If you mean the model of this id on the "
+                f"Hugging Face hub, fetch it with `hf download {name} --local-dir FOLDER` and name that folder"
+            )
         return ModelSource(hub=name)
     raise ConfigError(_nothing(name, runs.expanduser(), kind, pathlike=pathlike))
 
@@ -154,6 +160,34 @@ def _of_step(run: Path, step: int, check_files: bool) -> ModelSource:
     return _checkpoint(folder)
 
 
+def _misspelled(path: Path) -> str:
+    """The existing model, checkpoint or run folder whose path is nearest to one that does not exist; else empty."""
+    place = Path()
+    for part in path.expanduser().parts:
+        if (place / part).is_dir():
+            place /= part
+            continue
+        near = get_close_matches(part, [name for name in _folders(place) if _slipped(part, name)], n=1, cutoff=0.7)
+        if not near:
+            return ""
+        place /= near[0]
+    return place.as_posix() if any((place / name).is_file() for name in (*_CONFIGS, "config.toml")) else ""
+
+
+def _slipped(typed: str, name: str) -> bool:
+    """Whether one may be a slip of the keys for the other: another size, version, variant or case is another model."""
+    one, other = typed.lower(), name.lower()
+    same_size = re.findall(r"\d+", one) == re.findall(r"\d+", other)
+    return same_size and not one.startswith(other) and not other.startswith(one)
+
+
+def _folders(place: Path) -> list[str]:
+    try:
+        return [child.name for child in place.iterdir() if child.is_dir()]
+    except OSError:
+        return []
+
+
 def _in_cache(name: str) -> bool:
     """Whether an id without an owner, such as `gpt2`, is in the hub's cache."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -165,17 +199,16 @@ def _in_cache(name: str) -> bool:
 
 def _nothing(name: str, runs: Path, kind: Kind, *, pathlike: bool) -> str:
     """What to say when nothing has that name."""
-    made = sorted(path.parent.name for path in runs.glob("*/config.toml"))
+    made = names_in(runs)
     models = [asset.name for asset in assets.ASSETS.values() if asset.kind == kind]
-    near = get_close_matches(name, models, n=1) or get_close_matches(Path(name).name, [*models, *made], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    beside = _misspelled(Path(name)) if "/" in name else ""
+    hint = f" (did you mean {beside!r}?)" if beside else nearest(name, models) or nearest(name, made)
     if pathlike:
         return (
             f"the folder {Path(name).expanduser().absolute()} does not exist{hint}; expected a model folder, a "
             "checkpoint or a run. `coterie ls` lists the runs, `coterie assets ls` the models"
         )
-    there = f"{runs} has {', '.join(made[-8:])}" if made else f"{runs} has no runs"
     return (
-        f"there is no {kind} {name!r}{hint}; expected an asset ({', '.join(models)}), a run ({there}), a local folder, "
-        "or an id owner/name of the Hugging Face hub"
+        f"there is no {kind} {name!r}{hint}; expected an asset ({', '.join(models)}), a run ({there(runs)}), a local "
+        "folder, or an id owner/name of the Hugging Face hub"
     )

@@ -20,7 +20,7 @@ from coterie.runs.durable import write_file
 from coterie.runs.health import gradient_line, health_lines
 from coterie.runs.inspect import compare, ends, metrics_by_task
 from coterie.runs.metrics import Event, MetricsDB
-from coterie.text import conversation, metric_text, safe_text
+from coterie.text import conversation, metric_text, p_text, safe_text
 from coterie.types import Prompt, Rollout
 
 _CORE = (
@@ -156,7 +156,7 @@ def _lines(before: EvalResult, after: EvalResult, metric: str) -> list[Line]:
     mean reward where it says something else."""
     lines: list[Line] = []
     if metric == PASS:
-        lines.append((PASS, PASS, before.pass_at_1, after.pass_at_1))
+        lines.append((PASS, PASS, before.metric(PASS), after.metric(PASS)))
         if before.k > 1:
             lines.append((f"pass@{before.k}", PASS, before.pass_at_k, after.pass_at_k))
         if (before.reward, after.reward) in ((None, None), (before.pass_at_1, after.pass_at_1)):
@@ -173,8 +173,7 @@ def _change(
     if test is None:
         return f"{scale * (after.value - before.value):+.{digits}f}{unit}", ""
     interval = f"[{scale * test.low:+.{digits}f}, {scale * test.high:+.{digits}f}]"
-    p = "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
-    return f"**{scale * test.difference:+.{digits}f}**{unit} {interval}", p
+    return f"**{scale * test.difference:+.{digits}f}**{unit} {interval}", p_text(test)
 
 
 def _size(result: EvalResult) -> str:

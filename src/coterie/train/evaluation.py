@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,38 @@ CORRECT = 1 - TOLERANCE
 """A completion is correct when the evaluated reward part reaches this, where `eval.correct_threshold` is not set."""
 
 
+class Scale:
+    """Kinds of evaluated rewards that a run has given so far: a reward that was graded once stays graded.
+
+    Args:
+        binary: the reward function is known to be binary, also while every value is 0.
+        by_task: each task has a scorer of its own, which may be binary or graded.
+    """
+
+    def __init__(self, *, binary: bool = False, by_task: bool = False) -> None:
+        self.binary = binary
+        self.by_task = by_task
+        self.kinds: dict[str, set[str]] = {}
+
+    def add(self, task: str, kinds: Iterable[str]) -> None:
+        """Remember kinds of values: `right` (1), `wrong` (0), `minus` (-1), `graded` (any other)."""
+        self.kinds.setdefault(task if self.by_task else "", set()).update(kinds)
+
+    def of(self, task: str | None = None) -> set[str]:
+        """The kinds of one task, or of all tasks."""
+        if task is not None:
+            return self.kinds.get(task if self.by_task else "", set())
+        return set().union(*self.kinds.values())
+
+    def state(self) -> dict[str, list[str]]:
+        """For a checkpoint."""
+        return {task: sorted(kinds) for task, kinds in self.kinds.items()}
+
+    def restore(self, state: Mapping[str, Sequence[str]]) -> None:
+        """Continue from a checkpoint's state."""
+        self.kinds = {task: set(kinds) for task, kinds in state.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
     """When a completion is correct, and whether that can be said at all."""
@@ -36,6 +68,32 @@ class Criterion:
     wrong: float = 0.0
     """Largest reward of a wrong answer where the reward is binary: reasoning-gym's scorers give 0.01 or 0.05 to a wrong
     answer in the right layout."""
+    scale: Scale = field(default_factory=Scale, compare=False)
+    """What the run has seen; shared by all that judge its rollouts."""
+
+    def observe(self, rollouts: Iterable[Rollout]) -> None:
+        """Add the evaluated rewards of these rollouts to what the run has seen."""
+        values: dict[str, list[float]] = {}
+        for rollout in rollouts:
+            if (value := self.value(rollout)) is not None:
+                values.setdefault(rollout.context.task, []).append(value)
+        for task, rewards in values.items():
+            self.scale.add(task, self._kinds(rewards))
+
+    def is_graded(self, task: str | None = None) -> bool:
+        """Whether any reward so far, of one task or of all, was graded, and no threshold says what is correct."""
+        return self.threshold is None and _graded(self.scale.of(task))
+
+    def is_undecided(self, task: str | None = None) -> bool:
+        """Whether every reward so far is 0, of a function that is not known to be binary."""
+        return self.threshold is None and not self.scale.binary and self.scale.of(task) <= {"wrong"}
+
+    def _kinds(self, values: Iterable[float]) -> set[str]:
+        rewards = np.asarray(list(values), dtype=np.float64)
+        right, minus = np.abs(rewards - 1) <= TOLERANCE, np.abs(rewards + 1) <= TOLERANCE
+        wrong = (rewards >= -TOLERANCE) & (rewards <= self.wrong + TOLERANCE)
+        shares = {"right": right, "wrong": wrong, "minus": minus, "graded": ~(right | wrong | minus)}
+        return {kind for kind, which in shares.items() if which.any()}
 
     def value(self, rollout: Rollout) -> float | None:
         """What is evaluated of a rollout; None where it ended in an error or the part does not apply."""
@@ -59,10 +117,7 @@ class Criterion:
         """
         if self.threshold is not None:
             return True
-        distances = np.asarray(list(values), dtype=np.float64)
-        right = np.abs(distances - 1) <= TOLERANCE
-        zero = (distances >= -TOLERANCE) & (distances <= self.wrong + TOLERANCE)
-        return bool(np.all(right | zero) or np.all(right | (np.abs(distances + 1) <= TOLERANCE)))
+        return not _graded(self._kinds(values))
 
     def of_group(self, rollouts: Sequence[Rollout]) -> list[float]:
         """[G] evaluated rewards of the usable attempts at one prompt, by which dynamic sampling judges its variance: 0
@@ -123,6 +178,7 @@ class Evaluator:
             return Evaluation(results=(), items=(), experience=None)
         sampling = replace(self.sampling, progress=progress)
         experience = self.collector.collect(self.prompts, samples=self.config.samples, sampling=sampling)
+        self.criterion.observe(experience.rollouts)
         by_task: dict[str, list[Rollout]] = {}
         for rollout in experience.rollouts:
             by_task.setdefault(rollout.context.task, []).append(rollout)
@@ -164,9 +220,10 @@ class Evaluator:
 
     def _result(self, step: int, task: str, items: Sequence[EvalItem], rollouts: Sequence[Rollout]) -> EvalResult:
         k = self.config.k
-        values = [value for rollout in rollouts if (value := self.criterion.value(rollout)) is not None]
         judged = [item for item in items if item.samples]
-        correctness = self.criterion.applies(values) and len(judged) == len(items)
+        name = None if task == POOLED else task
+        undefined = self.criterion.is_graded(name) or self.criterion.is_undecided(name)
+        correctness = not undefined and len(judged) == len(items)
         ones = [item.correct / item.samples for item in judged]
         several = [pass_at_k(item.samples, item.correct, min(k, item.samples)) for item in judged]
         rewards = [item.reward for item in items if item.reward is not None]
@@ -187,6 +244,10 @@ class Evaluator:
 
     def _interval(self, task: str, what: str, values: Sequence[float]) -> Interval:
         return interval_over_prompts(values, self.seed, task, what)
+
+
+def _graded(kinds: set[str]) -> bool:
+    return "graded" in kinds or {"wrong", "minus"} <= kinds
 
 
 def _mean_reward(rollouts: Sequence[Rollout]) -> float | None:

@@ -287,6 +287,7 @@ class Trainer:
             "waiting": list(self.waiting),
             "version": self.engine.version,
             "coefficients": self.coefficients.state(),
+            "scale": self.evaluator.criterion.scale.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -294,6 +295,7 @@ class Trainer:
         self.step, self.cursor = int(state["step"]), int(state["cursor"])
         self.waiting = tuple(state["waiting"])
         self.coefficients.restore(state["coefficients"])
+        self.evaluator.criterion.scale.restore(state.get("scale", {}))  # checkpoints of before have none
         self.saved = self.step
         self.evaluated = self.step if self.recorder.has_evaluation(self.step) else -1
         self.engine.commit(int(state["version"]))

@@ -39,8 +39,9 @@ def step_metrics(
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
     by_id = {rollout.id: rollout for rollout in experience.rollouts}
     evaluated = [criterion.of_group([by_id[name] for name in group.members]) for group in groups]
-    values = [value for rollout in usable if (value := criterion.value(rollout)) is not None]
-    judged = criterion.applies([*values, *(value for group in evaluated for value in group)])
+    criterion.observe(usable)
+    # A group that the evaluated part does not apply to is judged by the whole reward, which may be graded in this step.
+    judged = not criterion.is_graded() and criterion.applies(value for group in evaluated for value in group)
     correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if judged else {}
     return {
         **_rewards(experience.rollouts),

@@ -1,0 +1,28 @@
+"""Which settings keep two runs' held-out results from being compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coterie.observer import PASS, REWARD
+from coterie.runs.comparable import differing
+
+NUMBER, LAYOUT = {"name": "number", "weight": 1.0}, {"name": "format", "weight": 0.2}
+
+
+def config(*parts: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    return {"rewards": {"parts": list(parts)}, **sections}
+
+
+def test_pass_at_1_is_judged_by_the_evaluated_part_alone() -> None:
+    assert differing(config(NUMBER), config(NUMBER, LAYOUT), PASS) == []
+    assert differing(config(NUMBER), config(NUMBER, LAYOUT), REWARD) == ["rewards.parts"]
+    assert differing(config(NUMBER), config(LAYOUT, NUMBER), PASS) == ["rewards.parts"]
+    assert differing(config(NUMBER), config({**NUMBER, "params": {"tolerance": 1}}), PASS) == ["rewards.parts"]
+
+
+def test_prompts_and_evaluation_settings_have_to_agree() -> None:
+    one = config(NUMBER, data={"heldout": [{"path": "a"}]}, eval={"temperature": 1.0, "samples": 4})
+    other = config(NUMBER, data={"heldout": [{"path": "b"}]}, eval={"temperature": 0.5, "samples": 8})
+    assert differing(one, one, PASS) == []
+    assert differing(one, other, PASS) == ["data.heldout", "eval.temperature"]
