@@ -154,7 +154,8 @@ def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Obse
     if steps == config.steps:
         return config
     run.write_steps(steps)
-    observer.noted("resume", f"{run.config}: steps = {steps} (was {config.steps})")
+    shortened = ": the run is shortened and ends there" if steps < config.steps else ""
+    observer.noted("resume", f"{run.config}: steps = {steps} (was {config.steps}){shortened}")
     if config.optim.schedule != "constant" and finished:
         observer.noted(
             "warning",

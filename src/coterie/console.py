@@ -46,6 +46,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
+def seconds(value: float | None) -> str:
+    """Seconds of a step without a unit: `12.3`, `0.09`, `–` for what was not measured."""
+    if value is None:
+        return ABSENT
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}" if value >= 0.01 else f"{value:.3f}"
+
+
 def short(value: float | None) -> str:
     """A setting with few digits: `3e-05`, `0.1`, `–`."""
     return ABSENT if value is None else f"{value:.2g}"
@@ -87,7 +94,7 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "grad": lambda m: number(m.get("grad_norm"), 2),
     "tok/s": lambda m: number(m.get("speed/generate"), 0),
     "lr": lambda m: short(m.get("lr")),
-    "s/step": lambda m: number(m.get("time/step"), 1),
+    "s/step": lambda m: seconds(m.get("time/step")),
 }
 """Heading → text of a step's metrics."""
 DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "trunc", "length", "s/step")
@@ -178,7 +185,7 @@ class Watcher:
             return
         cells = {title: show(metrics) for title, show in COLUMNS.items() if title not in PLAIN_WITHOUT}
         values = "  ".join(f"{title} {text}" for title, text in cells.items() if text != ABSENT)
-        pace = f"{number(metrics.get('time/step'), 1)} s"
+        pace = f"{seconds(metrics.get('time/step'))} s"
         self._say(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
 
     def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:

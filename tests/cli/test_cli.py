@@ -271,10 +271,12 @@ def test_rollout(assemble, capsys, tmp_path):
 
 
 def test_chat(assemble, capsys, monkeypatch):
-    said = iter(["hello", "/exit"])
+    said = iter(["hello", "/reset", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert main(["chat", "a/m"]) == 0
-    assert capsys.readouterr().out == "you said hello\\x07\n"
+    out, err = capsys.readouterr()
+    assert out == "you said hello\\x07\n"
+    assert "/reset is not a command" in err
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert main(["chat", "a/m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9"]) == 0
     assert assemble == [("chat", ("a/m", None, 0.7, 512)), ("chat", ("a/m", "Be brief.", 0.0, 9))]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertModel, T5Config, T5ForConditionalGeneration
 
 from coterie.errors import ModelError
 from coterie.policy.encoder import load_encoder
+from coterie.policy.pretrained import pretrained
 from tiny import tiny_tokenizer
 from tiny_models import tiny_encoder
 
@@ -78,3 +79,5 @@ def test_a_model_that_cannot_embed_a_text_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match="expected an encoder with its tokenizer"):
         load_encoder(str(tmp_path / "t5"), CPU)
+    with pytest.raises(ModelError, match="is an encoder-decoder model such as T5 or BART, not a causal language model"):
+        pretrained(AutoModelForCausalLM, str(tmp_path / "t5"), torch.float32)

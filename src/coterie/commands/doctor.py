@@ -72,9 +72,14 @@ def run_lines(found: Diagnosis) -> Iterator[str]:
         yield from _folded("checks passed", ", ".join(found.quiet))
     if found.unjudged:
         yield ""
-        yield "checks skipped:"
+        short = [one.rule for one in found.unjudged if one.reason.startswith("needs ")]
+        if short:
+            yield from _folded("checks skipped, the run is too short", ", ".join(short))
+        if len(short) < len(found.unjudged):
+            yield "checks skipped:"
         for one in found.unjudged:
-            yield from _folded(one.rule, f"{one.asks} {one.reason}")
+            if one.rule not in short:
+                yield from _folded(one.rule, f"{one.asks} {one.reason}")
 
 
 def _folded(label: str, text: str) -> list[str]:

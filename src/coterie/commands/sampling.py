@@ -151,7 +151,7 @@ def chat(
 ) -> None:
     """Chat with a base model or with the result of a run.
 
-    An empty line, /exit or Ctrl-D ends it.
+    An empty line, /exit, /quit or Ctrl-D ends it.
     """
     from coterie import console
     from coterie.runs.models import resolve
@@ -171,6 +171,11 @@ def chat(
             return
         if said in ("", "/exit", "/quit"):
             return
+        if re.fullmatch(r"/\w+", said):
+            typer.echo(
+                f"{safe_text(said)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
+            )
+            continue
         typer.echo(safe_text(session.reply(said)))
 
 

@@ -356,6 +356,10 @@ def _check_characters(value: str, where: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
+        if "\udc80" <= value[error.start] <= "\udcff":  # a byte that the file's reader could not decode
+            raise BadRowError(
+                f"is not UTF-8 in {where} (character {error.start}); save the file as UTF-8 (it may be latin-1)"
+            ) from error
         raise BadRowError(f"has a lone surrogate or broken UTF-8 in {where} (character {error.start})") from error
 
 

@@ -232,7 +232,7 @@ def _lines(handle: Iterable[bytes]) -> Iterator[Row]:
         try:
             data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
         except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 (byte {error.start} of the line)"
+            problem = f"is not UTF-8 (byte {error.start} of the line); save the file as UTF-8 (it may be latin-1)"
             yield Row(number=number, data=None, problem=problem)
         except RecursionError:
             yield Row(number=number, data=None, problem="is nested too deeply")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from coterie.errors import ModelError
@@ -45,6 +46,11 @@ def pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        if auto.__name__ == "AutoModelForCausalLM" and _is_encoder_decoder(source, revision):
+            raise ModelError(
+                f"{source!r} is an encoder-decoder model such as T5 or BART, not a causal language model; expected a "
+                "decoder-only one, such as Qwen, Llama or SmolLM"
+            ) from error
         raise ModelError(
             f"cannot load the model {source!r}: {str(error).splitlines()[0]}; expected an asset name "
             "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
@@ -62,6 +68,14 @@ def pretrained(
             "would work with random numbers; fetch the model again"
         )
     return model
+
+
+def _is_encoder_decoder(source: str, revision: str | None) -> bool:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError):
+        return False
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def make_savable(model: Any) -> None:
