@@ -53,7 +53,7 @@ def test_bytes_that_are_not_utf8_condemn_only_their_csv_row(tmp_path: Path) -> N
     from coterie.data.columns import BadRowError, read_columns
 
     first, second = rows(csv_file(tmp_path, b"question\ncaf\xe9\nok\n"))
-    with pytest.raises(BadRowError, match="is not UTF-8 in question .character 3.; save the file as UTF-8"):
+    with pytest.raises(BadRowError, match=r"is not UTF-8 in question .character 3.; save the file as UTF-8"):
         read_columns(first.data or {})
     assert second.data == {"question": "ok"}
 
