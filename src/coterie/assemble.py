@@ -6,6 +6,7 @@ import hashlib
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from coterie.parts import (
 from coterie.policy.model import Policy
 from coterie.rewards.check import require_sound
 from coterie.rewards.gaps import hidden_columns
+from coterie.rewards.identity import sources
 from coterie.rewards.pool import Scorer
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory, check_name
@@ -115,6 +117,7 @@ def resume(
     runs: Path = Path("runs"),
     fresh: bool = False,
     steps: int | None = None,
+    accept_reward_change: bool = False,
 ) -> Path:
     """Continue a run from its newest verified checkpoint to its target step, bit for bit as if never interrupted.
 
@@ -123,11 +126,13 @@ def resume(
         steps: the run's new target, which its stored settings get; None keeps theirs. With `optim.schedule =
             "constant"` a longer run continues to the bit as one that was to have so many steps from the start; the
             linear schedule's rate follows the new length from the next step on.
+        accept_reward_change: go on although the source of a reward function has changed since the checkpoint.
 
     Raises:
         RunError: no such run, another process uses it, it has more steps than `steps` already, or a stop rule ended
             it and would do so again.
-        CheckpointError: there are checkpoints, or were, but none verifies.
+        CheckpointError: there are checkpoints, or were, but none verifies; or the settings, the prompts or the source
+            of a reward function are others than those of the checkpoint.
     """
     observer = observer or Silent()
     with RunDirectory.open(run, runs) as directory:
@@ -142,7 +147,7 @@ def resume(
             scorer.start(inputs.prompts)
             observer.progressed("loading the model")
             policy = policy_for(config, inputs)
-            begin = _start_over if fresh else _restore
+            begin = _start_over if fresh else partial(_restore, accept_reward_change=accept_reward_change)
             return _go(config, observer, directory, inputs, policy, scorer, begin)
 
 
@@ -184,6 +189,7 @@ def _go(
         data_hash=inputs.digest(),
         stops=stop_rules(config.stop),
         criterion=criterion_for(config),
+        reward_sources=sources(config.rewards, config.environment),
     )
     trainer: Trainer | None = None
     prints = Prints(recorder.log, observer)
@@ -256,7 +262,7 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
         recorder.note(step, "data", note)
 
 
-def _restore(trainer: Trainer, recorder: Recorder) -> None:
+def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
     run = recorder.run
     found = checkpoint.newest(run.checkpoints, NEEDED)
     ended = why_it_ended(recorder.db)
@@ -281,6 +287,14 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
                 f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
                 f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}"
             )
+    changed = recorder.changed_rewards(found.step, found.state.get("reward_sources"))
+    if changed and not accept_reward_change:
+        raise CheckpointError(
+            f"the source of {', '.join(changed)} has changed since {found.path} was saved: restore it, or start a new "
+            f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}, or go on with the new "
+            f"reward: coterie resume {run.path} --accept-reward-change, which compares no evaluation before step "
+            f"{found.step} with one after"
+        )
     for what in recorder.db.damage()[:8]:
         recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
     for text in gaps(run, recorder.db, found.step):
@@ -297,6 +311,8 @@ def _restore(trainer: Trainer, recorder: Recorder) -> None:
     recorder.forget_after(found.step)
     checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
     trainer.restore(found.state)
+    if changed:
+        recorder.reward_changed(found.step, changed)
     recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
     if forgotten:
         recorder.note(found.step, "warning", forgotten)

@@ -123,6 +123,13 @@ def test_a_function_that_fails_on_every_prompt_is_refused_before_the_model_is_lo
     ask("unruly:not_applicable", [prompt("a", "4")])  # to the gold answer as plain text, perhaps
 
 
+def test_a_reward_that_fails_is_not_also_said_to_tell_nothing_apart():
+    test = check(["unruly:raises"], [prompt("a", "bad"), prompt("b", "bad")])
+    assert not test.ok
+    assert [level for level, _, _ in test.lines()] == ["fail", "fail"]
+    assert "no difference" not in str(test.lines())
+
+
 def test_prompts_without_a_gold_answer_are_tried_too():
     test = check(["unruly:needs_solution"], [prompt(str(k), None) for k in range(4)])
     assert not test.ok

@@ -117,7 +117,12 @@ def test_arrays_of_numpy_and_torch() -> None:
         assert check_values(returned, 2) == ([0.5, 1.0], {})
     assert check_values(torch.tensor([0.5, 1.0], requires_grad=True), 2) == ([0.5, 1.0], {})
     assert check_values(np.array([0.5, None], dtype=object), 2) == ([0.5, None], {})
-    assert "returned [1.0] (a list)" in check_values(np.array([[1.0], [0.5]]), 2)[1][0]
+    for column in (np.array([[1.0], [0.5]]), torch.tensor([[1.0], [0.5]]), torch.zeros(2, 1, requires_grad=True)):
+        values, bad = check_values(column, 2)
+        assert values == [None, None]
+        assert set(bad) == {0, 1}
+        assert "returned an array of shape (2, 1); expected shape (2,)" in bad[1]
+        assert "squeeze(-1)" in bad[1]
     assert "returned nan" in check_values(np.array([np.nan, 0.5]), 2)[1][0]
     with pytest.raises(Exception, match="returned 3 values for 2 completions"):
         check_values(np.zeros(3), 2)
@@ -140,6 +145,12 @@ def test_the_rows_own_columns_reach_the_function() -> None:
 def test_columns_with_the_name_of_an_argument_do_not_take_its_place() -> None:
     found, _ = score("plain_style:columns", completions=("42",), completion_ids=[9], trainer_state=1, prompts="x")
     assert found[0].reward == 1.0
+
+
+def test_the_signature_of_verl_is_told_apart_and_a_wrapper_named() -> None:
+    (one, *_), _ = score("plain_style:compute_score", data_source="gsm8k", ground_truth="4")
+    assert "signature of verl's compute_score" in str(one.error)
+    assert "from plain_style import compute_score; def reward(completions, answer, **columns)" in str(one.error)
 
 
 def test_a_missing_column_is_named_behind_keywords_too() -> None:

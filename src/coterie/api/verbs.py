@@ -88,6 +88,7 @@ def resume(
     *,
     steps: int | None = None,
     fresh: bool = False,
+    accept_reward_change: bool = False,
     runs: str | Path = "runs",
     callback: Callback | Sequence[Callback] | None = None,
     quiet: bool = False,
@@ -100,6 +101,8 @@ def resume(
             no module.
         steps: a new number of steps, to lengthen the run.
         fresh: set the checkpoints aside and start over.
+        accept_reward_change: go on although a reward function's module was edited; evaluations before and after are
+            not compared.
         runs: the folder in which a name is looked for.
         callback: told what happens.
         quiet: print nothing.
@@ -107,7 +110,7 @@ def resume(
     Raises:
         RunError: there is no such run, another process uses it, or `reward` is another function than it was started
             with.
-        CheckpointError: no checkpoint verifies.
+        CheckpointError: no checkpoint verifies, or a reward function's module was edited since.
     """
     opened = run if isinstance(run, Run) else load_run(run, runs)
     if reward is not None:
@@ -117,7 +120,10 @@ def resume(
     with observing(callback, quiet) as observer:
         from coterie import assemble
 
-        return Run(assemble.resume(opened.path, observer, fresh=fresh, steps=steps))
+        resumed = assemble.resume(
+            opened.path, observer, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+        )
+        return Run(resumed)
 
 
 def evaluate(

@@ -82,6 +82,13 @@ def resume(
         int | None,
         typer.Option(min=1, help="New number of steps, to lengthen a run; also of a finished one.", show_default=False),
     ] = None,
+    accept_reward_change: Annotated[
+        bool,
+        typer.Option(
+            "--accept-reward-change",
+            help="Go on though a reward function was edited; evaluations before and after are not compared.",
+        ),
+    ] = False,
 ) -> None:
     """Resume from the latest checkpoint."""
     from coterie import console
@@ -92,7 +99,9 @@ def resume(
         watch.progressed(LOADING)
         from coterie import assemble
 
-        assemble.resume(Path(run), watch, runs=root, fresh=fresh, steps=steps)
+        assemble.resume(
+            Path(run), watch, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+        )
     _leave(watch.stopped)
 
 

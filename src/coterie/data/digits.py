@@ -21,12 +21,12 @@ _RUN = r"(?:\d+(?:[.,']\d+|[ ]\d{3}(?!\d|[ ]?/[ ]?\d))*+|\.\d+)"
 _POWER = r"(?:[-+]?\d+|\{[ ]?[-+]?\d+[ ]?\}|\([ ]?[-+]?\d+[ ]?\))(?!\d)"
 _MONEY = rf"(?:(?:US|CA|AU|NZ|HK|NT|R|S|A|C)?[{CURRENCIES}]|(?<![A-Za-z])(?:{CODES})\.?)"
 _BEFORE = re.compile(
-    rf"""(?:(?P<word>(?:(?<![A-Za-z])(?:minus|negative)[ ]|[负負マ마][イ이]?[ナ너]?[ス스]?[ ]?))?
+    rf"""(?:(?P<word>(?:(?<![A-Za-z])(?:minus|negative)[ ]|零下[ ]?|[负負マ마][イ이]?[ナ너]?[ス스]?[ ]?))?
     (?P<sign>[-+][ ]?)?(?:(?P<money>{_MONEY})[ ]?(?P<inner>[-+][ ]?)?)?(?P<cent>百分之[ ]?)?)\Z""",
     re.VERBOSE | re.IGNORECASE,
 )
 _NOTHING: Any = _BEFORE.match("")
-_BEFORE_ENDS = frozenset(f"+-.之负負スー스{CURRENCIES}")
+_BEFORE_ENDS = frozenset(f"+-.之负負下スー스{CURRENCIES}")
 _BEFORE_WORDS = frozenset(CODES.lower().split("|")) | {"minus", "negative"}
 _DIGIT = re.compile(r"(?<![\w.])\.\d|\d")
 _QUANTITY = re.compile(
@@ -141,7 +141,12 @@ def _exponent(text: str | None, default: int) -> int | None:
 
 
 def _size(match: Written) -> int:
-    """Of `3 million` or `5万`; M and B mean one beside a currency alone, since a metre is an m."""
+    """Of `3 million` or `5万`. An upper-case K or M right behind the digits is a size, after a space a unit (300 K).
+
+    An m or b is a size only beside a currency, since a metre is an m.
+    """
+    if match.core["size"] in ("K", "M") and not match.core["unit"]:
+        return _SIZES[match.core["size"].lower()]
     word = (match.core["size"] or "").strip()
     if word and word[0] in HAN:
         return math.prod(HAN[character] for character in word)

@@ -133,6 +133,13 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
     Raises:
         ContractError: it is no list, or not one value per row.
     """
+    shape: tuple[int, ...] = tuple(getattr(returned, "shape", ())) if _is_array(returned) else ()
+    if len(shape) > 1 and shape[0] == rows:
+        cause = (
+            f"returned an array of shape {shape}; expected shape ({rows},), one number per completion: flatten it with "
+            "values.squeeze(-1), or reduce the other dimensions"
+        )
+        return [None] * rows, dict.fromkeys(range(rows), cause)
     returned = _listed(returned, rows)
     values: list[float | None] = []
     bad: dict[int, str] = {}

@@ -94,11 +94,14 @@ class RewardCheck:
         lines: list[tuple[Level, str, str]] = []
         if not self.checked:
             lines.append(("warn", "rewards", "no prompt has a gold answer to check the reward with"))
+        raised = any(failure.part == ROW for failure in self.failures)
         for part in self.parts if self.checked else ():
             broken = any(failure.part == part.label for failure in self.failures)
             level: Level = ("warn" if self.ok else "fail") if broken else "ok"
             text = f"gold answers score {_shown(part.gold)}, garbage {_shown(part.garbage)}"
             if not part.judge and not broken and (part.gold is None or part.gold <= (part.garbage or 0.0)):
+                if raised:
+                    continue  # the errors are listed below, and what they left is not the whole comparison
                 level, text = "warn", f"{text}: no difference"
             lines.append((level, f"reward {part.label}", f"{text} ({counted(self.checked, 'prompt')})"))
         for failure in self.failures[:_SHOWN]:

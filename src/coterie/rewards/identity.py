@@ -28,13 +28,22 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
         for form in ("completions", "prompts"):
             if part[form] == "auto":  # follows from the function, whose source is part of the name
                 del part[form]
-    own = [one.name for one in (*rewards.parts, *rewards.steps) if one.name not in BUILT_IN and one.name not in STEPS]
-    own = [name for name in own if not is_by_value(name)]  # such a name has a hash of the code in it
     if environment is not None and environment.talks:
         settings["environment"] = environment.model_dump(mode="json")
-        own += [environment.name] if ":" in environment.name else []
-    sources = {name: _digest(name.partition(":")[0]) for name in sorted(set(own))}
-    return hashlib.sha256(json.dumps([settings, sources], sort_keys=True).encode()).hexdigest()[:16]
+    named = [settings, sources(rewards, environment)]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sources(rewards: RewardsConfig, environment: EnvironmentConfig | None = None) -> dict[str, str]:
+    """For each `module:function` that scores, the sha256 of its module's file; empty text where there is no such file.
+
+    Built-in functions are left out, and functions of a Python session, whose names have a hash of the code in them.
+    """
+    names = {part.name for part in (*rewards.parts, *rewards.steps)} - {*BUILT_IN, *STEPS}
+    names = {name for name in names if not is_by_value(name)}
+    if environment is not None and environment.talks and ":" in environment.name:
+        names.add(environment.name)
+    return {name: _digest(name.partition(":")[0]) for name in sorted(names)}
 
 
 def _digest(module: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from coterie.data.answers import marked_answer, spoken
 from coterie.data.characters import plain_characters
-from coterie.data.numerals import gold_number, last_number, parse_number
+from coterie.data.numerals import gold_number
 from coterie.errors import RewardError, install_command
-from coterie.rewards.number import same_number
+from coterie.rewards.number import answer_of, same_number
 from coterie.rewards.text import same_text
 
 try:
@@ -66,7 +66,7 @@ def _right(completion: str, gold: str, tolerance: float | None) -> bool:
     if not said or (marked is not None and len(marked) > LONGEST_ANSWER):
         return False
     number = gold_number(gold)
-    answered = None if number is None else parse_number(said) or last_number(said, marked=marked is not None)
+    answered = None if number is None else answer_of(said, marked=marked is not None)
     if number is not None and answered is not None:
         # Two plain numbers leave no room for computer algebra, but for per cent.
         return same_number(answered, number, tolerance=tolerance) or (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from coterie.data.answers import extract_answer, marked_answer
+from coterie.data.number_words import worded_number
 from coterie.data.numerals import Number, gold_number, last_number, parse_number
 
 __all__ = ["Number", "answered_number", "last_number", "number", "parse_number", "same_number"]
@@ -64,4 +65,16 @@ def answered_number(completion: str) -> Number | None:
     """
     marked = marked_answer(completion)
     answer = extract_answer(completion) if marked is None else marked
-    return parse_number(answer) or last_number(answer, marked=marked is not None)
+    return answer_of(answer, marked=marked is not None)
+
+
+def answer_of(text: str, *, marked: bool) -> Number | None:
+    """The number that an answer is as a whole, in digits or in words, else the last one in it.
+
+    Args:
+        marked: the text is the content of an answer's mark, so that a list of numbers is no answer.
+    """
+    number = parse_number(text) or last_number(text, marked=marked)
+    if number is None and (value := worded_number(text)) is not None:
+        return Number(Fraction(value))
+    return number

@@ -135,6 +135,8 @@ class Part:
         asked = {name: value for name, value in (others or {}).items() if self.asks_for(name)}
         offered = {name: values for name, values in columns.items() if name not in hidden} | asked | dict(self.params)
         needed = {name: parameter for name, parameter in (self.parameters or {}).items() if parameter.kind in _NAMED}
+        if "solution_str" in needed and "solution_str" not in offered:
+            raise RewardError(self._signature_of_verl(), function=self.name)
         for name, parameter in needed.items():
             if name not in offered and parameter.default is parameter.empty:
                 raise RewardError(
@@ -143,6 +145,16 @@ class Part:
                     function=self.name,
                 )
         return offered if self.open else {name: offered[name] for name in needed if name in offered}
+
+    def _signature_of_verl(self) -> str:
+        module, _, function = self.name.partition(":")
+        origin = f"from {module} import {function}; " if function.isidentifier() else ""
+        call = function if function.isidentifier() else "compute_score"
+        return (
+            "needs 'solution_str': this is the signature of verl's compute_score, which judges one completion a call; "
+            f"a reward gets all completions of a call, so name a wrapper in its place: {origin}def reward(completions, "
+            f'answer, **columns): return [{call}("", text, gold) for text, gold in zip(completions, answer)]'
+        )
 
 
 def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, steps: bool = False) -> Part:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from coterie.observer import PASS, POOLED, EvalResult, metric_of
 from coterie.runs.directory import RunDirectory
-from coterie.runs.inspect import REWARD_MEAN, REWARD_STD
+from coterie.runs.inspect import REWARD_MEAN, REWARD_STD, comparable
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.pictures import COLORS, INK, canvas, centred_mean, dress, save
 from coterie.text import one_line
@@ -33,7 +33,7 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
     with MetricsDB.reader(run.metrics) as database:
         mean, std = database.series(REWARD_MEAN), database.series(REWARD_STD)
         lowest, highest = database.series("reward/min"), database.series("reward/max")
-        evals = database.evals()
+        evals = comparable(database)
     if not mean and not evals:
         return False
     figure = canvas(8, 6.2 if mean and evals else 3.6)

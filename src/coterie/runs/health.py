@@ -12,7 +12,7 @@ from coterie.diagnosis.rules import Unjudged, examine
 from coterie.diagnosis.series import Series
 from coterie.errors import RunError
 from coterie.runs.directory import RunDirectory
-from coterie.runs.inspect import COLLAPSE, compare, ends
+from coterie.runs.inspect import COLLAPSE, comparable, compare, ends
 from coterie.runs.metrics import MetricsDB
 from coterie.text import safe_text
 
@@ -70,7 +70,7 @@ def read_record(run: RunDirectory) -> tuple[Record, str]:
         collapses = database.events(COLLAPSE)
         record = Record(
             series={name: Series.of(name, database.series(name)) for name in database.names()},
-            evals=tuple(database.evals()),
+            evals=tuple(comparable(database)),
             paired=compare(database, before, database, after) if after else {},
             config=run.read_config(),
         )

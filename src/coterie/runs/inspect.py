@@ -14,12 +14,16 @@ from coterie.observer import PASS, POOLED, REWARD, EvalResult, metric_of
 from coterie.runs import checkpoint, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
-from coterie.runs.metrics import MetricsDB
+from coterie.runs.metrics import Event, MetricsDB
 
 REWARD_MEAN = "reward/mean"
 REWARD_STD = "reward/std"
 COLLAPSE = "collapse"
 """Kind of the event that tells which stop rule ended a run; a resume forgets it with the steps it makes again."""
+
+
+REWARD_CHANGED = "reward_changed"
+"""Kind of the event that tells from which step on a run was resumed with an edited reward function."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class RunLine:
     heldout: str | None
     """What `before` and `after` are: `pass@1` (a share), or `reward` where the evaluated reward is graded."""
     before: float | None
-    """Of the first held-out evaluation, all tasks pooled."""
+    """Of the first held-out evaluation, all tasks pooled; None where the last one is of another reward function."""
     after: float | None
     """Of the last one."""
 
@@ -65,7 +69,7 @@ class RunSummary:
     """Steps with recorded rollouts."""
     size_mb: float
     before: tuple[EvalResult, ...]
-    """The first held-out evaluation, by task."""
+    """The first held-out evaluation, by task; empty where the last one is of another reward function."""
     after: tuple[EvalResult, ...]
     """The last one, empty while there is only one."""
     heldout: Mapping[str, str]
@@ -149,7 +153,7 @@ def list_runs(root: Path) -> list[RunLine]:
                 model=run.model,
                 tasks=", ".join(run.tasks),
                 reward=run.metrics.get(REWARD_MEAN),
-                heldout=metric if run.before else None,
+                heldout=metric if run.before or run.after else None,
                 before=_pooled(run.before, metric),
                 after=_pooled(run.after, metric),
             )
@@ -226,18 +230,32 @@ def ends(database: MetricsDB) -> tuple[tuple[EvalResult, ...], tuple[EvalResult,
     """The evaluations before training (step 0) and the last one, each by task; either is empty where there is none.
 
     A later one never stands in for that of step 0: what was learned until then would be missing from the difference.
+    Evaluations before a change of the reward function are left out where there is one after it.
     """
-    results = database.evals()
+    results = comparable(database)
     before = tuple(result for result in results if result.step == 0)
     last = results[-1].step if results else 0
     return before, tuple(result for result in results if result.step == last) if last else ()
+
+
+def reward_change(database: MetricsDB) -> Event | None:
+    """The last change of a reward function with evaluations on either side of it."""
+    last = max((result.step for result in database.evals()), default=-1)
+    events = [event for event in database.events(REWARD_CHANGED) if 0 <= event.data.get("evaluated", -1) < last]
+    return events[-1] if events else None
+
+
+def comparable(database: MetricsDB) -> list[EvalResult]:
+    """The evaluations by the reward function of the last one, by step."""
+    change = reward_change(database)
+    return [result for result in database.evals() if change is None or result.step > change.data["evaluated"]]
 
 
 def metrics_by_task(*databases: MetricsDB) -> dict[str, str]:
     """The metric by which the evaluations of each task are compared, over all of these runs: `PASS` or `REWARD`."""
     by_task: dict[str, list[EvalResult]] = {}
     for database in databases:
-        for result in database.evals():
+        for result in comparable(database):
             by_task.setdefault(result.task, []).append(result)
     return {task: metric_of(results) for task, results in by_task.items()}
 
@@ -308,7 +326,8 @@ def _is_complete(seen: _Measured, saved: Sequence[int], steps: int | None) -> bo
     and a stop saves one without the evaluation."""
     if steps is None or (seen.step or 0) < steps or max(saved, default=-1) < steps:
         return False
-    return not seen.before or (seen.after or seen.before)[0].step >= steps
+    evaluated = seen.after or seen.before
+    return not evaluated or evaluated[0].step >= steps
 
 
 def _state(damaged: bool, pid: int | None, collapsed: bool, complete: bool) -> str:

@@ -18,7 +18,7 @@ from coterie.runs.curve import draw_curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import write_file
 from coterie.runs.health import gradient_line, health_lines
-from coterie.runs.inspect import compare, ends, metrics_by_task
+from coterie.runs.inspect import compare, ends, metrics_by_task, reward_change
 from coterie.runs.metrics import Event, MetricsDB
 from coterie.text import conversation, metric_text, p_text, safe_text
 from coterie.types import Prompt, Rollout
@@ -95,7 +95,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     return run.readme
 
 
-_UNUSUAL = ("warning", "stop", "resume", "skipped_update", "error", "collapse")
+_UNUSUAL = ("warning", "stop", "resume", "reward_changed", "skipped_update", "error", "collapse")
 _ON_CPU = "The same machine and number of threads give the same tokens, bit for bit."
 _ON_CUDA = (
     "The draws are the same, but this run was on CUDA: kernels there may differ in the last bits from one time to the "
@@ -119,7 +119,13 @@ def _results(database: MetricsDB) -> str:
             for result in single
             for name, kind, estimate, _ in _lines(result, result, metric_of([result]))
         ]
+        change = reward_change(database)
         lost = "" if before else " The evaluation before training (step 0) is not on record: nothing can be compared."
+        if change is not None:
+            lost = (
+                f" The source of a reward function changed at step {change.step}: evaluations up to step "
+                f"{change.data['evaluated']} are of another reward and are not compared with later ones."
+            )
         return "\n".join((head, *rows)) + f"\n\nIntervals are 95 % bootstrap intervals over prompts.{lost}"
     later = {result.task: result for result in after}
     tests, metrics = compare(database, before, database, after), metrics_by_task(database)

@@ -15,7 +15,7 @@ from coterie.observer import PASS, REWARD, Observer
 from coterie.runs import checkpoint, prompts, rollouts, step_files
 from coterie.runs.directory import RunDirectory
 from coterie.runs.durable import describe, fsync, missing_room
-from coterie.runs.inspect import COLLAPSE
+from coterie.runs.inspect import COLLAPSE, REWARD_CHANGED
 from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
@@ -43,6 +43,7 @@ class Recorder:
         data_hash: names the prompts and the template it belongs to.
         stops: rules that may end the run.
         criterion: says which rollouts are correct; None asks the whole reward.
+        reward_sources: sha256 of the module of each reward function of the user's own, by the function's name.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Recorder:
         data_hash: str,
         stops: Sequence[StopRule] = (),
         criterion: Criterion | None = None,
+        reward_sources: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.observer = observer
@@ -65,6 +67,7 @@ class Recorder:
         self.size = size
         self.config_hash = config_hash
         self.data_hash = data_hash
+        self.reward_sources = dict(reward_sources or {})
         self.db = MetricsDB(run.metrics)
         self.guard = Guard(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
@@ -166,7 +169,7 @@ class Recorder:
             counters: the learner's.
         """
         held: dict[str, Any] = dict(state)
-        held |= {"learner": dict(counters), "data_hash": self.data_hash}
+        held |= {"learner": dict(counters), "data_hash": self.data_hash, "reward_sources": self.reward_sources}
 
         def write(folder: Path) -> None:
             for part in (*parts, self.history.save):
@@ -186,6 +189,33 @@ class Recorder:
             size=self.size,
         )
         self.note(step, "checkpoint", f"saved {path.name}")
+
+    def changed_rewards(self, step: int, saved: Any) -> list[str]:
+        """Names of the reward functions whose module reads otherwise than at a checkpoint.
+
+        Args:
+            step: of the checkpoint.
+            saved: `reward_sources` of its state; None where the version that wrote it did not store them.
+        """
+        accepted = [event.data.get("sources") for event in self.db.events(REWARD_CHANGED) if event.step == step]
+        before = accepted[-1] if accepted else saved
+        if not isinstance(before, Mapping):
+            return []
+        now = self.reward_sources
+        return [name for name in now if before.get(name) and now[name] and before[name] != now[name]]
+
+    def reward_changed(self, step: int, names: Sequence[str]) -> None:
+        """Record that these functions score otherwise from `step` on, and that evaluations until now do not count as
+        those of the same reward."""
+        message = (
+            f"{', '.join(names)}: the source has changed since the checkpoint of step {step}; from here on the run "
+            "trains on another reward, and its evaluations are not compared with those before"
+        )
+        evaluated = max((result.step for result in self.db.evals()), default=-1)
+        data = {"sources": self.reward_sources, "evaluated": evaluated}
+        self.db.event(REWARD_CHANGED, message, step, data)
+        self.log.line(REWARD_CHANGED, message)
+        self.observer.noted("warning", message)
 
     def obey_stop_rules(self, step: int) -> None:
         """End a run that collapses: keep the last good checkpoint, drop later ones, say why.

@@ -9,7 +9,7 @@ from coterie.errors import RunError
 from coterie.observer import REWARD
 from coterie.runs import rollouts, step_files
 from coterie.runs.directory import RunDirectory
-from coterie.runs.inspect import metrics_by_task
+from coterie.runs.inspect import metrics_by_task, reward_change
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.report import BeforeAfter, write_report
 from coterie.runs.rollouts import RolloutRecord
@@ -33,7 +33,7 @@ def before_and_after(run: Path, count: int = 3) -> list[BeforeAfter]:
     reward: the first whose reward rose, the first for which it stayed, the first for which it fell."""
     folder = run / EVALS
     steps = step_files.steps(folder)
-    if len(steps) < 2 or steps[0] != 0:
+    if len(steps) < 2 or steps[0] != 0 or _reward_changed(run):
         return []
     try:
         before, after = (_first_attempts(rollouts.read_step(folder, step)) for step in (steps[0], steps[-1]))
@@ -68,6 +68,11 @@ def _rightness(before: Rollout, after: Rollout) -> Kind:
 def _movement(before: Rollout, after: Rollout) -> Kind:
     change = (after.reward or 0.0) - (before.reward or 0.0)
     return change > 0, change < 0
+
+
+def _reward_changed(run: Path) -> bool:
+    with MetricsDB.reader(RunDirectory.at(run).metrics) as database:
+        return reward_change(database) is not None
 
 
 def _metrics(run: Path) -> dict[str, str]:
