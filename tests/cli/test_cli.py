@@ -97,7 +97,7 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         def reply(self, text: str) -> str:
             return f"you said {text}\x07"
 
-    def refuse(run, observer, *, runs, fresh=False, steps=None):
+    def refuse(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise DataError(f"{run} has bad rows:\x1b[2J 7")
 
     fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
@@ -287,7 +287,7 @@ def test_chat(assemble, capsys, monkeypatch):
 def test_bugs_keep_their_traceback(assemble, monkeypatch, tmp_path):
     a_run(tmp_path, "x")
 
-    def broken(run, observer, *, runs, fresh=False, steps=None):
+    def broken(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["coterie.assemble"], "resume", broken)
