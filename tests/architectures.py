@@ -46,7 +46,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
 }
 _REASONS = {
-    "sequences in one row": "layers with a state or an attention of their own",
+    "packing several sequences": "layers with a state or an attention of their own",
     "it stops with": "its code does not take coterie's attention",
     "the logits of one sequence": "its attention needs more than queries, keys and values",
     "tokens decoded one by one": "layers that attend several times to a cache of their own",

@@ -88,5 +88,5 @@ def test_run_writes_table_record_and_pictures(folder, tmp_path, monkeypatch, cap
 
 
 def test_a_point_that_fails_says_why(tmp_path):
-    with pytest.raises(CoterieError, match=r"exit code 1: .*cannot load the model"):
+    with pytest.raises(CoterieError, match=r"exit code 1: .*the folder .*absent does not exist"):
         growth.measure(1, Sizes(prompts=1, group_size=2, prompt=4, completion=2), str(tmp_path / "absent"))

@@ -76,10 +76,10 @@ def test_what_cannot_be_compared_is_refused(config: RunConfig, tmp_path: Path) -
         assemble.drift(None, config)
     with pytest.raises(ConfigError, match="compared with itself"):
         assemble.drift(config.model.name, config, config.model.name)
+    other = make_model(tmp_path / "other")
     empty = config.model_copy(update={"data": config.data.model_copy(update={"heldout": []})})
     with pytest.raises(DataError, match=r"data\.heldout is empty"):
-        assemble.drift("x", empty)
-    other = make_model(tmp_path / "other")
+        assemble.drift(str(other), empty)
     template = other / "chat_template.jinja"
     template.write_text("{{ 'x' }}" + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ConfigError, match="as different tokens"):

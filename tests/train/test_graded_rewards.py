@@ -265,7 +265,7 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
     assert graded
     assert not {step for step in solved if step >= graded[0]}
     (root / "sparse.py").write_text("def sparse(completions, **columns):\n    return [0.0 for _ in completions]\n")
-    assemble.resume(run, told, steps=6)  # nothing but zeros from here on, and still graded
+    assemble.resume(run, told, steps=6, accept_reward_change=True)  # nothing but zeros from here on, and still graded
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert max(step for step, _ in database.series("reward/max")) == 6
         assert not {step for step, _ in database.series("groups/solved") if step >= graded[0]}

@@ -16,7 +16,7 @@ from test_runs import stop_at
 from coterie import assemble
 from coterie.cli import main
 from coterie.config.schema import RunConfig
-from coterie.errors import CheckpointError, ConfigError, ModelError
+from coterie.errors import CheckpointError, ConfigError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.train.credit import Terms
@@ -113,7 +113,7 @@ def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> No
 
 
 def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load the model 'no-such-encoder'"):
+    with pytest.raises(ConfigError, match="there is no encoder 'no-such-encoder'"):
         assemble.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
     assert not (root / "runs").exists()
 

@@ -388,7 +388,7 @@ def test_a_changed_reward_function_forgets_the_past_and_says_so(root: Path) -> N
     run = assemble.train(config_for(root, steps=4, eval={"every": 0}), stop_at(2, signal.SIGTERM))
     source = root / "tiny_rewards.py"
     source.write_text(source.read_text(encoding="utf-8").replace('count("a")', 'count("e")'), encoding="utf-8")
-    assemble.resume(run)
+    assemble.resume(run, accept_reward_change=True)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert any("past groups are forgotten" in event.message for event in database.events("warning"))
     assert metrics(run, 3)["replay/kept"] == 0
