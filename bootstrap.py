@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         return run_program(["-m", "coterie", *rest])
     os.chdir(ROOT)
     if verb == "bench":
-        return run_program(["-m", "coterie", "bench", *rest])
+        return run_program(["-m", "benchmarks.peers", *rest])
     if verb == "faults":
         paths = [str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}

@@ -255,7 +255,7 @@ def requests_of(work: Work, version: int) -> list[Any]:
 
 
 def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float) -> list[Any]:
-    from coterie.bench.rollouts import rollout
+    from benchmarks.peers.rollouts import rollout
 
     return [
         rollout(key.prompt, key.sample, turn, reward_of(turn.prompt_tokens, turn.tokens, zero_share))
@@ -264,9 +264,8 @@ def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float
 
 
 def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -> list[Any]:
-    from coterie.algo.advantages import AdvantageRule, credit
-    from coterie.algo.groups import by_prompt
-    from coterie.batches.plan import plan
+    from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+    from coterie.batches.pack import plan
 
     by_id = {rollout.id: rollout for rollout in rollouts}
     credits = credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
@@ -298,7 +297,7 @@ def random_pool(policy: Any, slots: int, capacity: int) -> Any:
     """Keys and values of rows that hold random sequences."""
     import torch
 
-    from coterie.engines.kv import KVPool
+    from coterie.policy.kv import KVPool
 
     config = policy.model.config
     size = config.hidden_size // config.num_attention_heads
@@ -315,8 +314,8 @@ def bench_decode(report: Report, work: Work, policy: Any) -> None:
     """One decode step at full slots and half the longest span: captured against eager and the memory's limit."""
     import torch
 
-    from coterie.engines.kv import reserved
     from coterie.engines.static import EagerRunner, StaticDecoder
+    from coterie.policy.kv import reserved
 
     slots = work.prompts * work.group
     capacity = reserved(work.prompt_tokens + work.max_tokens)
@@ -367,7 +366,7 @@ def row_gradient(policy: Any, batch: Any, kernel: Any) -> dict[str, Any]:
     """Gradient of the weighted log-probabilities of one packed row under one attention kernel."""
     import torch
 
-    from coterie.policy.kernel import packed_layout, pad_row
+    from coterie.policy.kernels import packed_layout, pad_row
     from coterie.policy.logprobs import chunked_logprobs
 
     device = policy.device
@@ -391,7 +390,7 @@ def bench_kernels(report: Report, work: Work, policy: Any, batches: Sequence[Any
     import torch
 
     from coterie.errors import ModelError
-    from coterie.policy.kernel import choose_kernel
+    from coterie.policy.kernels import choose_kernel
 
     batch = max(batches, key=lambda item: len(item.tokens))
     flops = update_flops(work, [batch])

@@ -58,11 +58,11 @@ def _options() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Highest resident memory of each phase in MiB, `peak` the highest of all; the process is used up."""
-    from coterie import parts
-    from coterie.batches.plan import largest
+    from coterie.batches.pack import largest
+    from coterie.build import run
+    from coterie.build.learner import objective_for
+    from coterie.callbacks import Silent
     from coterie.config.schema import RunConfig
-    from coterie.learning import objective_for
-    from coterie.observer import Silent
     from coterie.policy import memory
     from coterie.policy.learner import Learner
 
@@ -79,9 +79,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             },
         }
     )
-    parts.use_threads(config)
-    source = parts.locate_model(config.model.name, Silent())
-    policy = parts.load_policy(config, source)
+    run.use_threads(config)
+    source = run.locate_model(config.model.name, Silent())
+    policy = run.load_policy(config, source)
     found: dict[str, float] = {}
 
     def mark(phase: str) -> None:
@@ -109,13 +109,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 def _sample(config: Any, source: str, policy: Any, options: argparse.Namespace) -> None:
     """Reserve what the engine reserves for full-length completions, and sample a few tokens of each."""
-    from coterie import parts
+    from coterie.build import run
     from coterie.data.chat import load_chat
     from coterie.engines.base import Request, Sampling
     from coterie.types import SampleKey
 
     capacity = options.prompt_tokens + options.max_tokens
-    engine = parts.ENGINES[config.collect.engine](policy, load_chat(source, None), config, capacity)
+    engine = run.ENGINES[config.collect.engine](policy, load_chat(source, None), config, capacity)
     requests = [
         Request(
             key=SampleKey(seed=0, version=0, prompt=str(prompt), sample=sample),

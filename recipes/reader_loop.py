@@ -15,14 +15,13 @@ from __future__ import annotations
 import torch
 
 from coterie.algo import advantages
-from coterie.algo.advantages import AdvantageRule
-from coterie.algo.groups import by_prompt
+from coterie.algo.advantages import AdvantageRule, by_prompt
 from coterie.algo.losses import LossInputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.algo.sampling import sample
-from coterie.algo.streams import generator, uniforms
 from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
+from coterie.rng import generator, uniforms
 from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, SampleKey, Turn
 
 STEPS, PROMPTS, GROUP_SIZE, SEED = 30, 4, 8, 0

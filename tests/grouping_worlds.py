@@ -1,4 +1,4 @@
-"""Small worlds for the tests of coterie.algo.grouping: prompts with features, rollouts with rewards and weights."""
+"""Small worlds for the tests of coterie.grouping: prompts with features, rollouts with rewards and weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coterie.algo.grouping.features import Column
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.features import Column
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
 
 COLUMNS = (
     Column("meaning 1", "semantic"),

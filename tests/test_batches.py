@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.groups import informative
-from coterie.batches.batch import Batch, halves
-from coterie.batches.plan import continuation, largest, plan
-from coterie.batches.segments import shared_head
+from coterie.algo.advantages import informative
+from coterie.batches.batch import Batch, halves, shared_head
+from coterie.batches.pack import continuation, largest, plan
 from coterie.types import Context, Credit, Group, Outcome, Rollout, StopReason, Turn
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from coterie.algo.groups import by_key, by_prompt
-from coterie.collect import Collector, Experience
+from coterie.algo.advantages import by_key, by_prompt
 from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.base import Episode
-from coterie.envs.single_turn import SingleTurn
+from coterie.envs.registry import SingleTurn
 from coterie.errors import RewardError
 from coterie.policy.learner import UpdateReport
 from coterie.rewards.base import Score
-from coterie.train.evaluation import Criterion
-from coterie.train.measures import step_metrics
+from coterie.rollout.collector import Collector, Experience
+from coterie.train.evaluate import Criterion
+from coterie.train.metrics import step_metrics
 from coterie.types import Message, Outcome, Prompt, StopReason
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=3)

@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 from gradients import recorded
 
-from coterie.algo.grouping.features import Column
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import SCALES, Settings
-from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.statistics import t_interval
+from coterie.build.run import judge_of, policy_for, read_inputs, use_threads
+from coterie.callbacks import Silent
 from coterie.config.load import load_file
-from coterie.observer import Silent
-from coterie.parts import judge_of, policy_for, read_inputs, use_threads
-from coterie.runs import step_files
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.features import Column
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import SCALES, Settings
+from coterie.runs import parquet
 from coterie.runs.durable import json_dumps, write_file
+from coterie.stats import t_interval
 from coterie.text import interval_text
-from coterie.train.grouping import GroupAwareJudge
 
 EARLY = 10
 """Steps that a prompt's own memory has had no time to fill."""
@@ -114,7 +114,7 @@ def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareJudge]]:
 def streams(runs: Sequence[Path]) -> Iterator[tuple[Path, list[Rollouts], tuple[Column, ...]]]:
     """Every run's steps with the features that its questions have."""
     for run, judge in judges(runs):
-        steps, features = step_files.steps(run / "rollouts"), judge.features
+        steps, features = parquet.steps(run / "rollouts"), judge.features
         yield run, [recorded(run, number, features, judge.config.weights) for number in steps], features.map.columns
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.algo.grouping.features import Column
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.streams import generator
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.features import Column
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
+from coterie.rng import generator
 
 ANSWERS, CLUSTERS, WIDTH, BUDGET, STEPS = 16, 24, 12, 64, 300
 ARMS = {

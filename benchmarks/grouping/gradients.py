@@ -22,24 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.roulette import chances
-from coterie.algo.streams import generator
-from coterie.batches.plan import plan
+from coterie.algo.subsample import chances
+from coterie.batches.pack import plan
+from coterie.build.learner import learner_for
+from coterie.build.run import collector_for, engine_for, judge_of, policy_for, read_inputs, sampling_for, use_threads
+from coterie.callbacks import Silent
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
-from coterie.learning import learner_for
-from coterie.observer import Silent
-from coterie.parts import collector_for, engine_for, judge_of, policy_for, read_inputs, sampling_for, use_threads
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.estimator import GroupAwareJudge, sampled_weights
+from coterie.grouping.features import PromptFeatures
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
 from coterie.policy.learner import Learner
 from coterie.rewards.pool import Scorer
-from coterie.runs import checkpoint, step_files
+from coterie.rng import generator
+from coterie.runs import checkpoint, parquet
 from coterie.runs import rollouts as store
 from coterie.runs.durable import json_dumps, write_file
-from coterie.train.grouping import GroupAwareJudge, sampled_weights
-from coterie.train.prompt_features import PromptFeatures
 from coterie.types import Credit, Rollout
 
 DIMENSIONS = 2048
@@ -187,7 +187,7 @@ def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwa
     if arm.preset is None:
         return None
     estimator = GroupAwareBaseline(features.map.columns, preset=arm.preset, settings=Settings(), seed=0)
-    for number in (one for one in step_files.steps(run / "rollouts") if one <= step):
+    for number in (one for one in parquet.steps(run / "rollouts") if one <= step):
         estimator.observe(recorded(run, number, features, arm.weights))
     return estimator
 

@@ -16,10 +16,10 @@ import numpy as np
 import report
 from world import ANSWERS, SCENARIOS, Draw, World, smaller
 
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.streams import generator
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
+from coterie.rng import generator
 
 BUDGET = 256
 """Rollouts a step, for every group size."""

@@ -19,17 +19,15 @@ from pathlib import Path
 import numpy as np
 from ablate import judges
 
-from coterie.algo.grouping.parts import PartwiseBaseline
-from coterie.algo.grouping.presets import STATE
-from coterie.algo.grouping.rollouts import Rollouts
-from coterie.algo.grouping.weights import probability_weight
-from coterie.algo.statistics import t_interval
 from coterie.algo.turns import episode_of, given_by_environment
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.estimator import GroupAwareJudge, probability_weight, sampled_weights, settings_of
+from coterie.grouping.presets import STATE
+from coterie.grouping.reward_models import PartwiseBaseline
+from coterie.runs import parquet
 from coterie.runs import rollouts as store
-from coterie.runs import step_files
+from coterie.stats import t_interval
 from coterie.text import interval_text
-from coterie.train.grouping import GroupAwareJudge, sampled_weights
-from coterie.train.grouping_settings import settings_of
 from coterie.types import Rollout
 
 SIZES = (2, 4, 8)
@@ -63,7 +61,7 @@ def measure(run: Path, judge: GroupAwareJudge, size: int) -> Worth:
 
 
 def _steps(run: Path, size: int) -> Iterator[tuple[int, list[Rollout]]]:
-    for number in step_files.steps(run / "rollouts"):
+    for number in parquet.steps(run / "rollouts"):
         rows = [record.rollout for record in store.read_step(run / "rollouts", number)]
         yield number, [one for one in rows if one.reward is not None and one.sample < size]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coterie.algo.grouping.features import Column
-from coterie.algo.streams import generator
+from coterie.grouping.features import Column
+from coterie.rng import generator
 
 Floats = NDArray[np.float64]
 ANSWERS = 64

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
     from coterie.errors import CoterieError
-    from coterie.observer import EvalResult
     from coterie.rewards.base import Reward
+    from coterie.types import EvalResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +35,7 @@ _HOMES = {
     "Callback": "coterie.api.callback",
     "CoterieError": "coterie.errors",
     "Environment": "coterie.envs.base",
-    "EvalResult": "coterie.observer",
+    "EvalResult": "coterie.types",
     "Reward": "coterie.rewards.base",
     "Run": "coterie.api.run",
     "RunConfig": "coterie.config.schema",

@@ -21,10 +21,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from coterie.observer import PASS, POOLED, REWARD, EvalResult, RunInfo
+from coterie.callbacks import RunInfo
 from coterie.progress import Activity, bar
 from coterie.text import conversation, counted, metric_text, one_line, safe_text
-from coterie.types import Prompt, Rollout
+from coterie.types import PASS, POOLED, REWARD, EvalResult, Prompt, Rollout
 
 ROWS = 12
 """Steps that the live table keeps."""

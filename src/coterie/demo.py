@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coterie import assemble
-from coterie.algo.statistics import PairedTest
+from coterie import launch
+from coterie.board.report import before_and_after, is_right
+from coterie.callbacks import Observer
 from coterie.config.load import load
 from coterie.errors import RunError
-from coterie.observer import POOLED, EvalResult, Observer
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
 from coterie.runs.metrics import MetricsDB
+from coterie.stats import PairedTest
 from coterie.text import difference_text, metric_text
-from coterie.train.report import before_and_after, is_right
-from coterie.types import Rollout
+from coterie.types import POOLED, EvalResult, Rollout
 
 
 def recipe(name: str) -> Path:
@@ -38,7 +38,7 @@ def run_demo(observer: Observer, *, seed: int, overrides: Sequence[str]) -> Path
     A demo that was interrupted reports nothing: `coterie resume` finishes its training.
     """
     config = load(["@", str(recipe("demo")), "--seed", str(seed), *overrides]).config
-    run = assemble.train(config, observer)
+    run = launch.train(config, observer)
     if last_step(RunDirectory.at(run)) == config.steps:
         for line in summary(run):
             observer.noted("demo", line)

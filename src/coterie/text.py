@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from coterie.observer import PASS
-from coterie.types import Message
+from coterie.types import PASS, Message
 
 # A terminal acts on C0 (except tab and newline), DEL and C1; bidirectional marks and overrides, line and
 # paragraph separators and the byte-order mark deceive the eye; lone surrogates cannot be encoded.

@@ -6,7 +6,7 @@ Axis letters in comments: P prompt tokens, C completion tokens, G members of a g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -114,7 +114,7 @@ class Dispatch:
     tries: int
     """Usable rollouts of the prompt before."""
     passed: float | None
-    """Share of those that were right; None before the first. This and the next two fade, see `train/history.py`."""
+    """Share of those that were right; None before the first. This and the next two fade: `train/prompt_stats.py`."""
     reward: float | None
     """Their mean reward."""
     length: float | None
@@ -268,3 +268,64 @@ class RolloutScores:
     """The critic's; None without one."""
     score_norms: np.ndarray | None = None
     """1 - 2π + Σπ², how much each token moves the policy; None where nobody asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+PASS, REWARD = "pass@1", "reward"
+"""Metrics by which evaluations are compared: share of correct attempts, and mean reward (TRL's `eval/reward`)."""
+
+POOLED = "all"
+"""Task name of an evaluation's result over all tasks, which therefore no source may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """One held-out evaluation of one task, or of `POOLED`."""
+
+    step: int
+    task: str
+    prompts: int
+    samples: int
+    """Attempts per prompt."""
+    k: int
+    pass_at_1: Interval | None
+    """Share of correct attempts; without `eval.correct_threshold`, None where the evaluated reward is graded, or has
+    been 0 in the whole run and is not known to be binary."""
+    pass_at_k: Interval | None
+    """None where `pass_at_1` is."""
+    mean_length: float
+    """Tokens per completion."""
+    truncated: float
+    """Share of completions cut by the token limit."""
+    reward: Interval | None = None
+    """Mean reward, the weighted sum of the parts, over prompts; None in runs of before it was recorded."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted mean of each reward part over the attempts to which it applies."""
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every prompt has a mean reward of 0, which is 0 % correct once the reward turns out to be binary."""
+        return self.reward is not None and self.reward.value == self.reward.low == self.reward.high == 0
+
+    def metric(self, name: str) -> Interval | None:
+        """The value of `PASS` or `REWARD`; None where this evaluation does not have it."""
+        if name == PASS and self.pass_at_1 is None and self.is_zero:
+            return self.reward
+        return self.pass_at_1 if name == PASS else self.reward
+
+
+def metric_of(results: Iterable[EvalResult]) -> str:
+    """The metric by which these evaluations are compared with each other: `PASS` where the evaluated reward is binary
+    in them, `REWARD` where it is graded in any, or 0 in all, which may be a graded reward that has not risen yet."""
+    results = list(results)
+    lacking = [result for result in results if result.pass_at_1 is None]
+    graded = any(not result.is_zero for result in lacking)
+    return REWARD if graded or len(lacking) == len(results) > 0 else PASS

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.baselines import BASELINES, Scored
-from coterie.algo.leave_one_out import others
+from coterie.algo.baselines import BASELINES, Scored, others
 from coterie.algo.scales import SCALES
 
 LEAVE_OUT = ["leave_one_out", "length_weighted", "batch_mean", "js2", "none"]

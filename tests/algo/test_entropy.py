@@ -8,13 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.entropy import (
-    AdaptiveEntropy,
-    EntropyState,
-    entropy_term,
-    top_entropy_mask,
-    top_entropy_threshold,
-)
+from coterie.algo.entropy import AdaptiveEntropy, EntropyState, entropy_term, top_entropy_mask, top_entropy_threshold
 from coterie.algo.losses import policy_loss
 from coterie.algo.objective import Objective
 from loss_parts import gradient, leaf, number, one_rollout

@@ -11,8 +11,7 @@ from attempts import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.gae import GaeRule, credit_with_critic, explained_variance, gae
-from coterie.algo.value_loss import binary_value_loss, squared_value_loss
+from coterie.algo.gae import GaeRule, binary_value_loss, credit_with_critic, explained_variance, gae, squared_value_loss
 
 SERIES = st.lists(
     st.tuples(st.booleans(), st.floats(-2, 2, width=16), st.floats(-2, 2, width=16)), min_size=1, max_size=12

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coterie.algo.aggregation import NORMALIZERS, token_weights
+from coterie.algo.correction import CORRECTIONS
 from coterie.algo.kl import KL_ESTIMATORS
 from coterie.algo.losses import LossInputs, policy_loss
-from coterie.algo.mismatch import CORRECTIONS
-from coterie.algo.normalizers import NORMALIZERS, token_weights
 from coterie.algo.objective import Objective
 from coterie.algo.surrogates import SURROGATES
 from loss_parts import gradient, step, take, uncorrected

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import loss_reference
+from coterie.algo.correction import CORRECTIONS
 from coterie.algo.kl import KL_ESTIMATORS
 from coterie.algo.losses import LossInputs, policy_loss
-from coterie.algo.mismatch import CORRECTIONS
 from coterie.algo.objective import Objective
 from coterie.algo.surrogates import SURROGATES
 from loss_parts import gradient, leaf, number, one_rollout, step, take, uncorrected

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from coterie.algo.correction import CORRECTIONS, Correction, MismatchSums, correct, mismatch_metrics
 from coterie.algo.losses import policy_loss
-from coterie.algo.mismatch import CORRECTIONS, Correction, MismatchSums, correct, mismatch_metrics
 from coterie.algo.objective import Objective
 from loss_parts import gradient, leaf, number, one_rollout, step, take
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coterie.algo.normalizers import NORMALIZERS, token_weights
+from coterie.algo.aggregation import NORMALIZERS, token_weights
 
 
 @pytest.mark.parametrize(

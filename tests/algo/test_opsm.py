@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.algo.losses import policy_loss
+from coterie.algo.losses import off_policy_keep, policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.opsm import off_policy_keep
 from loss_parts import gradient, leaf, number, one_rollout
 
 OWNER = torch.tensor([0, 0, 1, 1])

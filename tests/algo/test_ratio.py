@@ -8,8 +8,7 @@ import torch
 
 from coterie.algo.losses import policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.ratio import RATIOS, importance_ratio, log_ratio
-from coterie.algo.segments import segment_any, segment_mean, segment_sum
+from coterie.algo.tokens import RATIOS, importance_ratio, log_ratio, segment_any, segment_mean, segment_sum
 from loss_parts import gradient, leaf, number, one_rollout, step
 
 LOGS = (0.3, -0.1, 0.2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coterie.algo.repetition import copied, ngram_ids, repetition
+from coterie.algo.shaping import copied, ngram_ids, repetition
 
 
 def tuples(tokens: list[int], n: int) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from coterie.algo.roulette import chances, play
+from coterie.algo.subsample import chances, play
 from coterie.types import Credit
 
 SIZES = arrays(np.float64, st.integers(1, 12), elements=st.just(0.0) | st.floats(1e-6, 100))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.algo.sampling import filter_logits, sample
-from coterie.algo.streams import generator, uniforms
+from coterie.rng import generator, uniforms
 from coterie.types import SampleKey
 
 

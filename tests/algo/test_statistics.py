@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.statistics import bootstrap_interval, paired_test, pass_at_k, reward_summary
+from coterie.stats import bootstrap_interval, paired_test, pass_at_k, reward_summary
 
 
 def test_pass_at_k_of_the_paper():

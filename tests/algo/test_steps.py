@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.steps import step_advantages
+from coterie.algo.returns import step_advantages
 from coterie.types import StepReward
 
 LENGTH = 6

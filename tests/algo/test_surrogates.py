@@ -13,7 +13,7 @@ from torch import Tensor
 from coterie.algo.losses import LossInputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.algo.surrogates import SURROGATES, clipped_surrogate
-from coterie.algo.token_view import TokenView
+from coterie.algo.tokens import TokenView
 from loss_parts import gradient, leaf, number, one_rollout, step, uncorrected
 
 

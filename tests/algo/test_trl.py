@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coterie.algo.aggregation import Normalize, token_weights
 from coterie.algo.entropy import top_entropy_mask, top_entropy_threshold
 from coterie.algo.losses import LossInputs, policy_loss
-from coterie.algo.normalizers import Normalize, token_weights
 from loss_parts import gradient, step, uncorrected
 
 PYTHON = Path(os.environ.get("COTERIE_TRL_PYTHON", Path(__file__).parents[2] / ".bench" / "trl" / "bin" / "python"))

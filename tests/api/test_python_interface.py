@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import coterie
 from coterie.api.functions import parts_of
 from coterie.api.inputs import FOLDER, source_of
-from coterie.cli import app
+from coterie.cli.main import app
 from coterie.config.load import load
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.errors import ConfigError, DataError, RewardError, RunError

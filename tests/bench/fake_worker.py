@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from coterie.bench.wire import STOP, Wire
+from benchmarks.peers.wire import STOP, Wire
 
 NAME = sys.argv[1]
 SPEED = {"coterie": 4.0, "trl": 1.0, "vllm": 2.0}[NAME]

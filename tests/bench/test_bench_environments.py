@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coterie.bench import environments, run
-from coterie.bench.worker import PeerError
-from coterie.cli import main
+from benchmarks.peers import environments, run
+from benchmarks.peers.worker import PeerError
+from coterie.cli.main import main
 from coterie.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ def test_unknown_peers_and_cases_are_refused_before_anything_is_made():
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from coterie.cli import main; main(['bench', '--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from coterie.cli.main import main; main(['bench', '--help']); sys.exit('torch' in sys.modules)"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert seen.returncode == 0
     assert "--quick" in seen.stdout

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from coterie.bench import prompts, rewards
-from coterie.bench.cases import CASES, HEADLINE, Case, select
-from coterie.bench.gradients import compare
-from coterie.bench.plot import draw
-from coterie.bench.summary import Spread, ratios, spread
-from coterie.bench.tables import cell, markdown, number
-from coterie.bench.worker import PeerError
+from benchmarks.peers import prompts, rewards
+from benchmarks.peers.cases import CASES, HEADLINE, Case, select
+from benchmarks.peers.gradients import compare
+from benchmarks.peers.plot import draw
+from benchmarks.peers.summary import Spread, ratios, spread
+from benchmarks.peers.tables import cell, markdown, number
+from benchmarks.peers.worker import PeerError
 from coterie.data.chat import Chat
 from coterie.errors import ConfigError
 from tiny import tiny_tokenizer

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from coterie.bench import growth, growth_step
-from coterie.bench.growth import Point
-from coterie.bench.growth_step import Sizes
+from benchmarks.peers import growth, growth_step
+from benchmarks.peers.growth import Point
+from benchmarks.peers.growth_step import Sizes
 from coterie.errors import CoterieError
 from coterie.types import StopReason
 from tiny_models import tiny_model

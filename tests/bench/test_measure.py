@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from coterie.bench import measure
-from coterie.bench.cases import Case
-from coterie.bench.measure import Bench
-from coterie.bench.summary import circumstances, lines
-from coterie.bench.worker import PeerError, Worker, command_for, surroundings
+from benchmarks.peers import measure
+from benchmarks.peers.cases import Case
+from benchmarks.peers.measure import Bench
+from benchmarks.peers.summary import circumstances, lines
+from benchmarks.peers.worker import PeerError, Worker, command_for, surroundings
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 CASE = Case(name="tiny", prompts=2, group_size=4, prompt_tokens=3, max_tokens=4)
@@ -131,7 +131,7 @@ def test_a_worker_that_does_not_answer_is_killed(tmp_path):
 
 def test_the_launcher_needs_no_installed_coterie(tmp_path):
     """The peers' environments have no coterie; `-S` hides ours the same way."""
-    command = command_for(sys.executable, "coterie.bench.wire")
+    command = command_for(sys.executable, "benchmarks.peers.wire")
     command.insert(1, "-S")
     import subprocess
 

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from coterie.bench import roof_profile, roofline
-from coterie.bench.growth_step import Sizes
-from coterie.bench.roof_ceilings import Shapes, Stack, bandwidth, square
-from coterie.bench.roof_phases import Bench, Phase, measure
-from coterie.bench.roof_profile import part_of
+from benchmarks.peers import roof_profile, roofline
+from benchmarks.peers.growth_step import Sizes
+from benchmarks.peers.roof_ceilings import Shapes, Stack, bandwidth, square
+from benchmarks.peers.roof_phases import Bench, Phase, measure
+from benchmarks.peers.roof_profile import part_of
 from tiny_models import tiny_model, tiny_policy
 
 VOCABULARY = 97

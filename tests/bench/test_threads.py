@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from coterie import machine, threads
-from coterie.bench import threads as bench
-from coterie.bench.threads import QUIET, Cell, Load
+from benchmarks.peers import thread_study as bench
+from benchmarks.peers.thread_study import QUIET, Cell, Load
+from coterie import machine
+from coterie import machine as threads
 from coterie.errors import CoterieError
-from coterie.threads import Default
+from coterie.machine import Default
 
 PROBE = {"layers": 1, "vocabulary": 97, "hidden": 64, "prompts": 1, "group_size": 2, "prompt": 4, "completion": 2}
 SPINS = {"GOMP_SPINCOUNT": "1000"}
@@ -70,7 +71,7 @@ def test_prepare_after_torch_changes_nothing_and_says_so(fresh, monkeypatch):
     assert environ == {}
     chosen = threads.choice(0, environ)
     assert (chosen.source, chosen.waiting) == ("late", "default")
-    assert "coterie.threads.prepare() was not called before" in chosen.line()
+    assert "coterie.machine.prepare() was not called before" in chosen.line()
 
 
 def test_another_openmp_is_left_alone(fresh, monkeypatch):
@@ -115,7 +116,7 @@ def test_openmp_hears_what_prepare_sets():
     if sys.platform != "linux":
         pytest.skip("GNU OpenMP is what torch brings on Linux")
     code = (
-        "from coterie import threads; from coterie.threads import Default; "
+        "from coterie import threads; from coterie.machine import Default; "
         "threads.DEFAULTS = (Default(cores=1 << 16, spare=0, waiting='spin-1000', because='x'),); "
         "threads.prepare(); import torch; assert threads.choice().source == 'measured'"
     )
@@ -169,7 +170,7 @@ def test_a_measurement_beside_each_kind_of_program():
 def test_a_program_that_cannot_start():
     with (
         pytest.raises(CoterieError, match="ended with code 1"),
-        bench._program(["coterie.bench.absent"], os.environ),
+        bench._program(["benchmarks.peers.absent"], os.environ),
     ):
         pytest.fail("there is no such program")
 

@@ -17,12 +17,11 @@ from typer.testing import CliRunner
 
 import coterie
 from coterie import machine
-from coterie.cli import main
+from coterie.cli.main import main
 from coterie.errors import DataError
-from coterie.observer import EvalResult, Interval
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import EvalItem, MetricsDB
-from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
+from coterie.types import Context, EvalResult, Interval, Outcome, Prompt, Rollout, StopReason
 
 PROMPTS = "".join(f'[[data.{part}]]\ntype = "file"\npath = "legs.jsonl"\n' for part in ("train", "heldout"))
 
@@ -61,10 +60,10 @@ def a_rollout() -> tuple[Prompt, Rollout]:
 
 
 @pytest.fixture
-def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
-    """A stand-in for `coterie.assemble`; the list collects (function, arguments)."""
+def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
+    """A stand-in for `coterie.launch`; the list collects (function, arguments)."""
     calls: list[tuple[str, Any]] = []
-    fake: Any = types.ModuleType("coterie.assemble")
+    fake: Any = types.ModuleType("coterie.launch")
 
     def train(config, observer, *, provenance):
         calls.append(("train", (config, dict(provenance))))
@@ -109,16 +108,18 @@ def assemble(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     fake.chat = chat
     fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
     fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
-    fake.demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
-    monkeypatch.setitem(sys.modules, "coterie.assemble", fake)
-    monkeypatch.setattr(coterie, "assemble", fake, raising=False)
+    fake_demo: Any = types.ModuleType("coterie.demo")
+    fake_demo.run_demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
+    monkeypatch.setitem(sys.modules, "coterie.demo", fake_demo)
+    monkeypatch.setitem(sys.modules, "coterie.launch", fake)
+    monkeypatch.setattr(coterie, "launch", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     return calls
 
 
-def test_train_hands_over_settings_and_sources(assemble, capsys):
+def test_train_hands_over_settings_and_sources(launch, capsys):
     assert main(["train", "--optim.lr", "1e-4", "steps=3", "--no-objective.mask-truncated"]) == 0
-    [(_, (config, provenance))] = assemble
+    [(_, (config, provenance))] = launch
     assert (config.optim.lr, config.steps, config.objective.mask_truncated) == (1e-4, 3, False)
     assert provenance["optim.lr"] == "--optim.lr"
     out = capsys.readouterr().out
@@ -126,20 +127,20 @@ def test_train_hands_over_settings_and_sources(assemble, capsys):
     assert out.splitlines() == ["loading PyTorch and transformers …", "warning: slow", "done"]
 
 
-def test_settings_and_options_mix(assemble, capsys):
+def test_settings_and_options_mix(launch, capsys):
     assert main(["train", "--steps", "3", "--dry-run", "--optim.lr", "-1"]) == 2
     assert "optim.lr = -1.0 (from --optim.lr): expected more than 0" in capsys.readouterr().err
     assert main(["train", "--steps", "3", "--dry-run"]) == 1
     assert capsys.readouterr().out.splitlines() == ["ok    model   is here", "fail  reward  garbage scores 1"]
-    assert assemble == []
+    assert launch == []
 
 
-def test_demo(assemble):
+def test_demo(launch):
     assert main(["demo", "--seed", "3", "--steps", "2", "optim.lr=1"]) == 0
-    assert assemble == [("demo", (3, ["--steps", "2", "optim.lr=1"]))]
+    assert launch == [("demo", (3, ["--steps", "2", "optim.lr=1"]))]
 
 
-def test_reports_as_json(assemble, capsys):
+def test_reports_as_json(launch, capsys):
     assert main(["validate", "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert seen["ok"] is True
@@ -162,7 +163,7 @@ def test_the_list_of_presets_as_json_has_values(capsys):
     }
 
 
-def test_validate(assemble, capsys):
+def test_validate(launch, capsys):
     assert main(["validate"]) == 0
     assert capsys.readouterr().out.splitlines() == ["ok    gold  scores 1", "warn  rows  2 bad\\x1b"]
 
@@ -174,13 +175,13 @@ def a_run(tmp_path: Path, name: str) -> Path:
     return run
 
 
-def test_errors_are_one_clean_line(assemble, capsys, tmp_path):
+def test_errors_are_one_clean_line(launch, capsys, tmp_path):
     a_run(tmp_path, "legs")
     assert main(["resume", "legs"]) == 1
     assert capsys.readouterr().err == "error: legs has bad rows:\\x1b[2J 7\n"
 
 
-def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(assemble, capsys, tmp_path):
+def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(launch, capsys, tmp_path):
     taken = a_run(tmp_path, "taken")
     (taken / "rollouts").mkdir()
     (taken / "rollouts/step_000001.parquet").touch()
@@ -194,29 +195,29 @@ def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(assemble, ca
         seen = capsys.readouterr()
         assert text in seen.err
         assert seen.out == ""  # not even that something is being loaded
-    assert assemble == []
+    assert launch == []
 
 
 def test_the_first_line_comes_before_what_takes_seconds():
-    program = "import sys; from coterie.cli import main; sys.modules['torch'] = None; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from coterie.cli.main import main; sys.modules['torch'] = None; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", program, "chat", "a/m"], capture_output=True, text=True)
     assert done.stderr.startswith("loading PyTorch and transformers …\n")
     assert "ModuleNotFoundError" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["train"], ["eval", "a/m"], ["rollout", "a/m"], ["chat", "a/m"], ["demo"]])
-def test_ctrl_c_says_so(assemble, capsys, monkeypatch, words):
+def test_ctrl_c_says_so(launch, capsys, monkeypatch, words):
     def interrupt(*args, **options):
         raise KeyboardInterrupt("step 3 is saved" if words == ["train"] else "")
 
     for name in ("train", "evaluate", "sample", "chat", "demo"):
-        monkeypatch.setattr(sys.modules["coterie.assemble"], name, interrupt)
+        monkeypatch.setattr(sys.modules["coterie.launch"], name, interrupt)
     assert main(words) == 130
     detail = ": step 3 is saved" if words == ["train"] else ""
     assert capsys.readouterr().err.splitlines()[-1] == f"interrupted{detail}"
 
 
-def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
+def test_eval_of_a_model_and_of_a_run(launch, capsys, tmp_path):
     assert main(["eval", "some/model", "--eval.samples", "8"]) == 0
     assert "held-out t at step 3: pass@1 50.0 % [50.0, 50.0]" in capsys.readouterr().out
     run = tmp_path / "runs/legs"
@@ -228,7 +229,7 @@ def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
         assert main(["eval", target, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)[0]["pass_at_1"]["value"] == 0.5
     assert main(["eval", "@", str(run)]) == 0
-    assert [(target, config.seed) for _, (target, config) in assemble] == [
+    assert [(target, config.seed) for _, (target, config) in launch] == [
         ("some/model", 0),
         ("legs", 7),
         ("runs/legs", 7),
@@ -239,7 +240,7 @@ def test_eval_of_a_model_and_of_a_run(assemble, capsys, tmp_path):
     assert "runs/nothing does not exist" in capsys.readouterr().err
 
 
-def test_a_name_that_means_no_model_is_told_before_anything_is_loaded(assemble, capsys, tmp_path):
+def test_a_name_that_means_no_model_is_told_before_anything_is_loaded(launch, capsys, tmp_path):
     (tmp_path / "runs/legs").mkdir(parents=True)
     (tmp_path / "runs/legs/config.toml").write_text("seed = 7")
     for verb in ("eval", "drift", "rollout", "chat"):
@@ -254,23 +255,23 @@ def test_a_name_that_means_no_model_is_told_before_anything_is_loaded(assemble, 
     for verb in ("eval", "drift", "rollout"):
         assert main([verb]) == 2
         assert f"coterie {verb} needs a run or a model" in capsys.readouterr().err
-    assert assemble == []
+    assert launch == []
 
 
-def test_rollout(assemble, capsys, tmp_path):
+def test_rollout(launch, capsys, tmp_path):
     (tmp_path / "c.toml").write_text(PROMPTS)
     assert main(["rollout", "@", "c.toml", "--count", "2", "--sampling.max-tokens", "9"]) == 0
     out = capsys.readouterr().out
     assert out.count("completion \\x1b[31m4") == 2
     assert main(["rollout", "@", "c.toml", "--count", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["completion"] == "\x1b[31m4"
-    assert [(config.sampling.max_tokens, count) for _, (config, count, _) in assemble] == [(9, 2), (128, 1)]
+    assert [(config.sampling.max_tokens, count) for _, (config, count, _) in launch] == [(9, 2), (128, 1)]
     assert main(["rollout", "some/model", "--count", "1"]) == 0
-    assert assemble[-1][1][2] == "some/model"
+    assert launch[-1][1][2] == "some/model"
     assert main(["rollout", "--count", "0"]) == 2
 
 
-def test_chat(assemble, capsys, monkeypatch):
+def test_chat(launch, capsys, monkeypatch):
     said = iter(["hello", "/reset", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert main(["chat", "a/m"]) == 0
@@ -279,18 +280,18 @@ def test_chat(assemble, capsys, monkeypatch):
     assert "/reset is not a command" in err
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert main(["chat", "a/m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9"]) == 0
-    assert assemble == [("chat", ("a/m", None, 0.7, 512)), ("chat", ("a/m", "Be brief.", 0.0, 9))]
+    assert launch == [("chat", ("a/m", None, 0.7, 512)), ("chat", ("a/m", "Be brief.", 0.0, 9))]
     for wrong in (["--temperature", "-1"], ["--max-tokens", "0"]):
         assert main(["chat", "a/m", *wrong]) == 2
 
 
-def test_bugs_keep_their_traceback(assemble, monkeypatch, tmp_path):
+def test_bugs_keep_their_traceback(launch, monkeypatch, tmp_path):
     a_run(tmp_path, "x")
 
     def broken(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["coterie.assemble"], "resume", broken)
+    monkeypatch.setattr(sys.modules["coterie.launch"], "resume", broken)
     with pytest.raises(ZeroDivisionError):
         main(["resume", "x"])
 
@@ -449,7 +450,7 @@ def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["validate"], ["rollout", "--count", "1"], ["ls"], ["resume", "x"]])
-def test_no_color_is_obeyed_everywhere(words, assemble, two_runs, monkeypatch):
+def test_no_color_is_obeyed_everywhere(words, launch, two_runs, monkeypatch):
     monkeypatch.setenv("COTERIE_HOME", str(two_runs))
     monkeypatch.setattr(machine, "gpus", lambda: [])
     words = [*words, "--runs", str(two_runs)] if words == ["ls"] else words

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from coterie.callbacks import Observer, RunInfo
 from coterie.console import Lasting, Watcher, duration, eval_line, millions, number, sample_text, share, wrapped
-from coterie.observer import EvalResult, Interval, Observer, RunInfo
 from coterie.progress import Activity
-from coterie.types import Context, Outcome, Prompt, Rollout, StopReason
+from coterie.types import Context, EvalResult, Interval, Outcome, Prompt, Rollout, StopReason
 
 INFO = RunInfo(
     run=Path("runs/legs-001"),
@@ -301,7 +301,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from coterie import console
-from coterie.cli import app, main
+from coterie.cli.main import app, main
 
 @app.command()
 def work():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coterie import machine
-from coterie.commands import doctor
+from coterie.cli import doctor
 from coterie.machine import GIB, Facts, Gpu
 
 TWO_SOCKETS = "\n\n".join(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coterie.config.fields import kind_at, nearest, settings
 from coterie.config.foreign import FOREIGN
+from coterie.config.keys import kind_at, nearest, settings
 from coterie.config.load import load
 from coterie.errors import ConfigError
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from coterie.config.fields import parse_text, settings
+from coterie.config.keys import parse_text, settings
 from coterie.config.load import Loaded, load, load_file, parse_args
 from coterie.errors import ConfigError
 

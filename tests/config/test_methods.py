@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from coterie.cli import main
+from coterie.build.learner import judge_for, objective_for
+from coterie.cli.main import main
 from coterie.config.algorithms import ALGORITHMS, filled, stored
-from coterie.config.fields import settings
+from coterie.config.keys import settings
 from coterie.config.load import load, load_file
 from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
 from coterie.errors import ConfigError
-from coterie.learning import judge_for, objective_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from coterie.config.fields import leaves
-from coterie.config.functions import search_in, user_function
+from coterie.config.base import search_in, user_function
+from coterie.config.keys import leaves
 from coterie.config.load import load, load_file
 from coterie.config.paths import FUNCTIONS, MODELS, PATHS, hashed, portable
 from coterie.config.schema import RunConfig

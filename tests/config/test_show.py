@@ -8,11 +8,19 @@ import tomllib
 
 import pytest
 
-from coterie.config.fields import settings
-from coterie.config.help import MEASURING, TRAINING, help_for_settings, short_help
+from coterie.config.keys import settings
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
-from coterie.config.show import config_json, inline, json_schema, print_config
+from coterie.config.show import (
+    MEASURING,
+    TRAINING,
+    config_json,
+    help_for_settings,
+    inline,
+    json_schema,
+    print_config,
+    short_help,
+)
 from coterie.config.template import init_text
 
 WORDS = [

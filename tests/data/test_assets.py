@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from coterie.data import assets, folders, questions, wheels
+from coterie.data import assets, cache, wheels
+from coterie.data import wheels as questions
 from coterie.data.assets import Asset, Member
 from coterie.errors import AssetError
 
@@ -157,8 +158,8 @@ def test_damage_is_noticed_and_fetched_again(damage: str, index: Index) -> None:
 def test_bytes_are_hashed_only_when_size_or_time_changed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     path = assets.fetch("toy")
     hashed: list[str] = []
-    real = folders.sha256
-    monkeypatch.setattr(folders, "sha256", lambda path: hashed.append(path.name) or real(path))
+    real = cache.sha256
+    monkeypatch.setattr(cache, "sha256", lambda path: hashed.append(path.name) or real(path))
     assert assets.locate("toy") == path
     assert hashed == []
     assert assets.locate("toy", verify=True) == path

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from coterie.config.data import ColumnNames
+from coterie.data.answers import boxed_at_end
 from coterie.data.columns import BadRowError, Question, read_columns
 from coterie.data.layouts import column_paths, likely_answer, lookup
-from coterie.data.worked import boxed_at_end
 
 ASKED = {"role": "user", "content": "2 + 2?"}
 SYSTEM = {"role": "system", "content": "Think."}

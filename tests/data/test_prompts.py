@@ -12,11 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.config.data import (
-    DataConfig,
-    FileSource,
-    ReasoningGymSource,
-)
+from coterie.config.data import DataConfig, FileSource, ReasoningGymSource
 from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, read_columns
 from coterie.data.prompts import PromptSet, load

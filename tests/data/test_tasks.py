@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.data import tasks
-from coterie.data.tagged import decode, encode
+from coterie.data.tasks import decode, encode
 from coterie.errors import DataError
 
 

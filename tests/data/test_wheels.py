@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from coterie.data import questions, wheels
+from coterie.data import wheels
+from coterie.data import wheels as questions
 from coterie.errors import AssetError
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coterie.algo.statistics import PairedTest
-from coterie.diagnosis.findings import Finding, Record
-from coterie.diagnosis.rules import examine
-from coterie.diagnosis.series import Series
-from coterie.observer import EvalResult, Interval
+from coterie.doctor.findings import Finding, Record
+from coterie.doctor.rules import examine
+from coterie.doctor.series import Series
+from coterie.stats import PairedTest
+from coterie.types import EvalResult, Interval
 
 
 def series(name: str, values: Sequence[float], first: int = 1) -> Series:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from records_by_hand import evaluation, findings, interval, paired_by_hand, record
 
-from coterie.diagnosis.findings import Record, Severity
-from coterie.diagnosis.groups import zero_gradient
-from coterie.diagnosis.rules import RULES, examine
-from coterie.observer import EvalResult
+from coterie.doctor.findings import Record, Severity
+from coterie.doctor.groups import zero_gradient
+from coterie.doctor.rules import RULES, examine
+from coterie.types import EvalResult
 
 UP = [0.1] * 10 + [0.5] * 10
 FLAT = [0.3, 0.31] * 10

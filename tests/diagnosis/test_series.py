@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from records_by_hand import series
 
-from coterie.diagnosis.series import change, longest, preceding_median, running_mean, streak
+from coterie.doctor.series import change, longest, preceding_median, running_mean, streak
 
 
 def test_change_compares_the_quarters() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from records_by_hand import series
 
-from coterie.config.stop import StopRuleConfig
-from coterie.diagnosis.stopping import KINDS, StopRule, judge, judge_all
+from coterie.config.stop import KINDS, StopRule, StopRuleConfig
+from coterie.train.stop_rules import judge, judge_all
 
 FIRES: dict[str, list[float]] = {
     "entropy_below": [0.5] + [0.099] * 5,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pages import DIAGNOSTICS, METRIC_TABLES, is_documented, rows
 
-from coterie import assemble
-from coterie.diagnosis.rules import FAMILIES, RULES
-from coterie.diagnosis.stopping import KINDS
-from coterie.runs.health import diagnose
+from coterie import launch
+from coterie.config.stop import KINDS
+from coterie.doctor.health import diagnose
+from coterie.doctor.rules import FAMILIES, RULES
 from coterie.runs.metrics import MetricsDB
 from train.runs_for_tests import importable, make_config
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
-        return assemble.train(make_config(root, steps=3, rewards={"parts": parts}, **changed))
+        return launch.train(make_config(root, steps=3, rewards={"parts": parts}, **changed))
 
 
 def test_every_metric_that_a_run_records_is_explained(run: Path) -> None:
@@ -39,7 +39,7 @@ def test_every_metric_that_a_group_aware_run_records_is_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     grouping = {"preset": "heb-stack", "clock": "policy", "trust": 0.5, "allocate": True, "most": 6}
-    run = assemble.train(make_config(tmp_path, steps=2, grouping=grouping, eval={"every": 0}))
+    run = launch.train(make_config(tmp_path, steps=2, grouping=grouping, eval={"every": 0}))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         names = database.names()
     assert {"moved", "grouping/time", "grouping/trust/mean", "allocation/most"} <= set(names)
@@ -49,7 +49,7 @@ def test_every_metric_that_a_group_aware_run_records_is_explained(
 def test_every_metric_of_a_run_with_several_turns_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     changed = {"environment": {"name": "retry", "max_tokens": 200}, "rewards": {"parts": [{"name": "environment"}]}}
-    run = assemble.train(make_config(tmp_path, steps=2, grouping={"preset": "heb"}, eval={"every": 0}, **changed))
+    run = launch.train(make_config(tmp_path, steps=2, grouping={"preset": "heb"}, eval={"every": 0}, **changed))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         names = database.names()
     assert {"turns/mean", "grouping/scale/state", "grouping/state/shared"} <= set(names)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from pages import PAGES, ROOT, Block, blocks, blocks_of, load_module, prose, section, write_files
 
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.own import own_influence
-from coterie.algo.grouping.rollouts import Rollouts
 from coterie.data.assets import ASSETS
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.estimator import own_influence
+from coterie.grouping.model import GroupAwareBaseline
 from coterie.rewards import registry
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rows import schema

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, is_documented, section, write_files
 
-from coterie import assemble
+from coterie import launch
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
 from coterie.runs.metrics import MetricsDB
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     exec((folder / "make_dates.py").read_text(encoding="utf-8"), {})
     try:
-        yield folder / assemble.train(settings())
+        yield folder / launch.train(settings())
     finally:
         os.chdir(before)
 
@@ -46,7 +46,7 @@ def save_tiny_model(folder: Path) -> None:
 
 
 def test_the_example_is_sound(run: Path) -> None:
-    lines = assemble.validate(settings()).lines
+    lines = launch.validate(settings()).lines
     assert [text for level, _, text in lines if level == "fail"] == []
     (said,) = [text for level, subject, text in lines if (level, subject) == ("ok", "reward similarity")]
     assert said.startswith("gold answers score 1, garbage 0")

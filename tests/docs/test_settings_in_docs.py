@@ -11,12 +11,12 @@ import pytest
 import typer
 from pages import PAGES, ROOT, Block, blocks, load_module, section, write_files
 
-from coterie.cli import app
-from coterie.commands.common import split_target
-from coterie.commands.sampling import settings_of
+from coterie.cli.main import app
+from coterie.cli.options import split_target
+from coterie.cli.sample import settings_of
+from coterie.config.base import user_function
 from coterie.config.data import ReasoningGymSource, Source
-from coterie.config.fields import bare, is_section
-from coterie.config.functions import user_function
+from coterie.config.keys import bare, is_section
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
 from coterie.data import assets, tasks

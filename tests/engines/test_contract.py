@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from coterie.engines.base import Quorum, Request, Sampling
-from coterie.engines.contract import check_turns, check_version
+from coterie.engines.base import Quorum, Request, Sampling, check_turns, check_version
 from coterie.errors import EngineError
 from coterie.types import SampleKey, StopReason, Turn
 

@@ -11,13 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.streams import uniforms
-from coterie.engines.base import Request, Sampling
-from coterie.engines.contract import check_turns
+from coterie.engines.base import Request, Sampling, check_turns
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.engines.kv import KVPool
 from coterie.errors import EngineError
+from coterie.policy.kv import KVPool
 from coterie.policy.model import Policy
+from coterie.rng import uniforms
 from coterie.types import SampleKey, StopReason, Turn
 from tiny_models import KINDS, tiny_model, tiny_policy
 
@@ -122,7 +121,7 @@ def test_memory_is_reused_between_calls_without_leaking_old_rows() -> None:
 
 def test_sampler_logprobs_are_the_learners_own() -> None:
     from coterie.algo.objective import Objective
-    from coterie.batches.plan import plan
+    from coterie.batches.pack import plan
     from coterie.config.optim import OptimConfig
     from coterie.policy.learner import Learner
     from coterie.types import Context, Credit, Outcome, Rollout

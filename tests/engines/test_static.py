@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.streams import uniforms
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.engines.kv import KVPool
 from coterie.engines.static import StaticDecoder, length_bucket, row_bucket
 from coterie.errors import EngineError
+from coterie.policy.kv import KVPool
 from coterie.policy.model import Policy
+from coterie.rng import uniforms
 from coterie.types import SampleKey
 from tiny_models import KINDS, tiny_model, tiny_policy
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from coterie.batches.plan import continuation
-from coterie.collect import Collector
+from coterie.batches.pack import continuation
 from coterie.engines.base import Quorum, Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
-from coterie.envs.base import EpisodeError, Observation, digest, observed, state_key
-from coterie.envs.episodes import Limits
-from coterie.envs.function import FunctionEnvironment
+from coterie.envs.base import EpisodeError, Limits, Observation, digest, observed, state_key
+from coterie.envs.registry import FunctionEnvironment
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum, terms_of, whole_number
 from coterie.errors import ConfigError
 from coterie.rewards.base import Score
+from coterie.rollout.collector import Collector
 from coterie.types import Message, Outcome, Prompt, Rollout, StopReason
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=4)

@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from stored_runs import make_run
 
-from coterie.cli import main
+from coterie.cli.main import main
 from coterie.errors import RunError
-from coterie.experience.selection import Filters, select
-from coterie.experience.stored import open_runs
-from coterie.experience.summary import summarise
-from coterie.runs.contexts import CONTEXT
+from coterie.runs.query import Filters, open_runs, select, summarise
+from coterie.runs.rows import CONTEXT
 
 ROLLOUTS = ["run", "rollout_id"]
 
@@ -213,7 +211,7 @@ def test_what_cannot_be_asked(
 
 def test_looking_needs_neither_torch_nor_duckdb(root: Path) -> None:
     code = (
-        "import sys; sys.modules['duckdb'] = None; from coterie.cli import main; "
+        "import sys; sys.modules['duckdb'] = None; from coterie.cli.main import main; "
         "code = main(['experience', 'one', '--similar-to', 'sums/1', '--by', 'task']); "
         "sys.exit(code or ('torch' in sys.modules))"
     )
@@ -224,7 +222,7 @@ def test_looking_needs_neither_torch_nor_duckdb(root: Path) -> None:
 
 def test_the_program_starts_without_reading_tables() -> None:
     code = (
-        "import sys; from coterie.cli import main; main(['experience', '--help']); "
+        "import sys; from coterie.cli.main import main; main(['experience', '--help']); "
         "sys.exit(bool({'pyarrow', 'duckdb', 'numpy', 'torch'} & set(sys.modules)))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

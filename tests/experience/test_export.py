@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from stored_runs import make_run
 
-from coterie.cli import main
+from coterie.cli.main import main
 from coterie.errors import RunError
-from coterie.experience.export import csv_cell, export, jsonable
-from coterie.experience.selection import Filters, select
-from coterie.experience.stored import open_runs
 from coterie.runs import rollouts
+from coterie.runs.export import csv_cell, export, jsonable
+from coterie.runs.query import Filters, open_runs, select
 from coterie.text import UNSAFE
 from faults.test_hostile_text import SAYINGS
 

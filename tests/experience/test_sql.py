@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from stored_runs import make_run
 
-from coterie.cli import main
+from coterie.cli.main import main
 from coterie.errors import RunError, install_command
-from coterie.experience.sql import query
-from coterie.experience.stored import open_runs
+from coterie.runs.query import open_runs, query
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, tzinfo
 
-from coterie.runs import log
+from coterie.runs import directory
 from coterie.runs.inspect import summary
 from coterie.runs.metrics import MetricsDB
 from faults.cases import Case
@@ -49,4 +49,4 @@ def _jumping() -> None:
             return super().now(tz) + timedelta(seconds=next(offsets))
 
     time.time = jumped  # ty: ignore[invalid-assignment]
-    log.datetime = Jumping  # ty: ignore[invalid-assignment]
+    directory.datetime = Jumping  # ty: ignore[invalid-assignment]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from coterie.config.fields import MISSING, Setting, bare, leaves, tag_of, union_members
+from coterie.config.keys import MISSING, Setting, bare, leaves, tag_of, union_members
 from coterie.config.load import load
 from coterie.config.toml import dumps
 from coterie.errors import ConfigError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from coterie import assemble
+from coterie import launch
 from coterie.errors import CheckpointError, CoterieError, RunError
 from coterie.runs import checkpoint, rollouts
 from coterie.runs.durable import MANIFEST, publish_directory, verify_directory
@@ -163,7 +163,7 @@ def nothing_left(harness: Harness) -> Iterator[Case]:
 
 
 def _fresh(runs: Path) -> int:
-    assemble.resume(NAME, runs=runs, fresh=True)
+    launch.resume(NAME, runs=runs, fresh=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coterie import cli
+from coterie.cli.main import main
 from faults.cases import Case, of_trial
 from faults.child import REFUSED, at_step, log_of
 from faults.harness import Harness
@@ -158,7 +158,7 @@ def beside(harness: Harness) -> Iterator[Case]:
     for name, target in (("what is printed goes to a full disk", "/dev/full"), ("nothing can be printed", None)):
         runs = harness.folder(name)
         command = ["train", "@", str(settings_file(harness.world, runs))]
-        problem = harness.unharmed(runs, lambda target=target: _redirect(target), lambda words=command: cli.main(words))
+        problem = harness.unharmed(runs, lambda target=target: _redirect(target), lambda words=command: main(words))
         yield Case(section="disk", name=name, problem=problem)
     problem = harness.unharmed(harness.folder("slow flushes"), _slow)
     yield Case(section="disk", name="every flush takes 50 ms longer", problem=problem)

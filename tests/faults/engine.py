@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from coterie import assemble
+from coterie import launch
 from coterie.engines.embedded import EmbeddedEngine, _Session
-from coterie.runs import step_files
+from coterie.runs import parquet
 from coterie.runs.metrics import MetricsDB
 from coterie.types import StopReason, Turn
 from faults.cases import Case
@@ -127,7 +127,7 @@ def _stored(run: Path, expected: int) -> str | None:
     """Whether a later step left anything."""
     with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
         last = database.last_step()
-    if last != expected or step_files.steps(run / "rollouts")[-1] != expected:
+    if last != expected or parquet.steps(run / "rollouts")[-1] != expected:
         return f"the last step stored is {last}, expected {expected}"
     return None
 
@@ -166,7 +166,7 @@ def _noticed(harness: Harness, name: str, trap: Prepare, *, full: bool = False, 
 
 
 def _in_float32(harness: Harness, runs: Path) -> int:
-    assemble.train(settings(harness.world, runs, model={"name": str(harness.world / "model"), "dtype": "float32"}))
+    launch.train(settings(harness.world, runs, model={"name": str(harness.world / "model"), "dtype": "float32"}))
     return 0
 
 

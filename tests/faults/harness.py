@@ -20,13 +20,14 @@ from typing import Any
 
 import tqdm
 
-from coterie import assemble, parts
-from coterie.collect import Collector
-from coterie.observer import Silent
+from coterie import launch
+from coterie.build import run
+from coterie.callbacks import Silent
 from coterie.policy.learner import Learner
 from coterie.rewards.pool import Scorer
+from coterie.rollout.collector import Collector
 from coterie.runs import checkpoint, directory
-from coterie.train.evaluation import Evaluator
+from coterie.train.evaluate import Evaluator
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from faults.child import REFUSED, Prepare, live, log_of, orphans
@@ -41,8 +42,8 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "evaluation": [(Evaluator, "evaluate")],
     "checkpoint": [(Recorder, "checkpoint")],
     "clean-up": [(checkpoint, "_prune"), (directory, "remove_leftovers")],
-    "resume": [(assemble, "_restore")],
-    "report": [(assemble, "report_run")],
+    "resume": [(launch, "_restore")],
+    "report": [(launch, "report_run")],
 }
 """What a process is doing → the functions that do it."""
 PATIENCE = 600.0
@@ -105,9 +106,9 @@ class Harness:
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
         os.chdir(self.world)
         config = settings(self.world, self.root / "unused")
-        parts.use_threads(config)
-        inputs = parts.read_inputs(config, Silent())
-        parts.policy_for(config, inputs)
+        run.use_threads(config)
+        inputs = run.read_inputs(config, Silent())
+        run.policy_for(config, inputs)
         _mark(self.phase, Trainer, "run", 1, byte=1)
         for number, hooks in enumerate(PHASES.values()):
             for owner, name in hooks:
@@ -150,9 +151,9 @@ class Harness:
 
     def _go_on(self, runs: Path) -> int:
         if (runs / NAME / "config.toml").exists():
-            assemble.resume(NAME, runs=runs)
+            launch.resume(NAME, runs=runs)
         else:
-            assemble.train(settings(self.world, runs))
+            launch.train(settings(self.world, runs))
         return 0
 
     def wait(self, attempt: Attempt) -> Attempt:

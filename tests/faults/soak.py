@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from coterie import assemble
+from coterie import launch
 from coterie.train.grpo import Trainer
 from faults.cases import Case
 from faults.child import log_of, orphans
@@ -53,10 +53,10 @@ def soak(harness: Harness, steps: int, seed: int) -> Iterator[Case]:
 
 def _go_on(harness: Harness, runs: Path, steps: int) -> int:
     if (runs / NAME / "config.toml").exists():
-        assemble.resume(NAME, runs=runs)
+        launch.resume(NAME, runs=runs)
     else:
         often = {"checkpoint": {"every": EVERY, "keep": KEEP}, "eval": {"samples": 1, "k": 1, "every": 5 * EVERY}}
-        assemble.train(settings(harness.world, runs, steps=steps, **often))
+        launch.train(settings(harness.world, runs, steps=steps, **often))
     return 0
 
 

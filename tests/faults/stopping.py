@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from coterie import cli
+from coterie.cli.main import main
 from coterie.train.recorder import Recorder
 from faults.cases import Case
 from faults.child import REFUSED, log_of, orphans
@@ -47,7 +47,7 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
     def trap() -> None:
         Recorder.step = wait_for_signals  # ty: ignore[invalid-assignment]
 
-    attempt = harness.start(runs, trap, lambda: cli.main(["train", "@", str(settings_file(harness.world, runs))]))
+    attempt = harness.start(runs, trap, lambda: main(["train", "@", str(settings_file(harness.world, runs))]))
     while not ready.exists() and os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.005)
     asked = time.monotonic()
@@ -96,10 +96,10 @@ def two_at_once(harness: Harness) -> Iterator[Case]:
 
 
 def _train_again(harness: Harness, runs: Any) -> int:
-    from coterie import assemble
+    from coterie import launch
     from faults.world import settings
 
-    assemble.train(settings(harness.world, runs))
+    launch.train(settings(harness.world, runs))
     return 0
 
 

@@ -13,23 +13,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from coterie.collect import Collector, Experience
-from coterie.commands.common import print_json, print_mapping, print_report, print_table
+from coterie.board.report import BeforeAfter, write_report
+from coterie.callbacks import RunInfo
+from coterie.cli.options import print_json, print_mapping, print_report, print_table
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.console import Watcher, sample_text
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine
-from coterie.envs.single_turn import SingleTurn
-from coterie.observer import RunInfo
+from coterie.envs.registry import SingleTurn
 from coterie.rewards.base import Score
 from coterie.rewards.pool import Scorer
 from coterie.rewards.registry import STEPS
+from coterie.rollout.collector import Collector, Experience
 from coterie.runs import rollouts
-from coterie.runs.directory import RunDirectory
+from coterie.runs.directory import RunDirectory, RunLog
 from coterie.runs.durable import json_loads
-from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
-from coterie.runs.report import BeforeAfter, write_report
 from coterie.text import UNSAFE
 from coterie.train.recorder import Recorder
 from coterie.types import Message, Prompt

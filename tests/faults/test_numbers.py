@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coterie import assemble
+from coterie import launch
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.ratio import LIMIT
+from coterie.algo.tokens import LIMIT
 from coterie.errors import NonFiniteError
 from coterie.policy import learner
 from coterie.policy.learner import STATE_FILE, Learner, UpdateReport
@@ -65,7 +65,7 @@ def test_a_loss_that_is_no_number_costs_its_update_and_is_counted(
 ) -> None:
     config = settings(world, world / "runs", steps=3, checkpoint={"every": 1, "keep": 3}, eval={"every": 0})
     spoil(monkeypatch, value, range(2, 3))
-    run = assemble.train(config)
+    run = launch.train(config)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert [event.step for event in database.events("skipped_update")] == [2]
         assert database.series("updates/skipped") == [(1, 0.0), (2, 1.0), (3, 0.0)]
@@ -91,7 +91,7 @@ def test_a_loss_that_never_is_a_number_ends_the_run_with_its_last_good_weights(
     )
     spoil(monkeypatch, math.nan, range(2, 1000))
     with pytest.raises(NonFiniteError, match=r"for 3 optimizer steps in a row .*still those before; lower optim\.lr"):
-        assemble.train(config)
+        launch.train(config)
     run = world / "runs" / "one"
     assert checkpoint.steps(run / "checkpoints") == [1, 2, 3]
     assert finite(run / "checkpoints")

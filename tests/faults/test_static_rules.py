@@ -42,8 +42,8 @@ FLAGS = {
 EVERYWHERE = ("0.0.0.0", "[::]")
 ALLOWED = {
     ("runs/metrics.py", "time.time"): "the date of an event, for people; every deadline is on the monotonic clock",
-    ("runs/log.py", "datetime.now"): "the date of a line, for people",
-    ("bench/run.py", "datetime.now"): "the date of a report, for people",
+    ("runs/directory.py", "datetime.now"): "the date of a line, for people",
+    ("benchmarks/peers/run.py", "datetime.now"): "the date of a report, for people",
     ("rewards/by_value.py", "pickle"): "a reward function on its way to a worker of this process; never from a file",
     ("rewards/by_value.py", "cloudpickle"): "writes what the line above reads",
     ("data/shards.py", "yaml"): "safe_load alone, which makes plain values of a data set's README.md",

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from coterie.batches.plan import continuation
+from coterie.batches.pack import continuation
 from coterie.data.chat import Chat
 from coterie.errors import CoterieError, DataError, ModelError
 from coterie.runs.rows import RolloutRecord, from_row, to_row

@@ -16,7 +16,7 @@ import torch
 
 from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
-from coterie.runs import checkpoint, prompts, rollouts, step_files
+from coterie.runs import checkpoint, parquet, prompts, rollouts
 from coterie.train.grpo import Trainer
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
@@ -136,7 +136,7 @@ def end_state(run: Path) -> dict[str, str]:
     """Name → hash of all that a finished run leaves and that must repeat."""
     found = dict(_tables(run / "metrics.sqlite"))
     for folder in ("rollouts", "evals"):
-        found |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in step_files.steps(run / folder)}
+        found |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in parquet.steps(run / folder)}
     met = repr(prompts.read(run / "prompts").to_pylist())
     found["prompts"] = hashlib.sha256(met.encode()).hexdigest()
     saved = checkpoint.newest(run / "checkpoints")

@@ -11,7 +11,7 @@ from test_learner import TEMPERATURE, assert_same, naive_loss, rollouts
 from coterie.algo.gae import GaeRule, credit_with_critic
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
-from coterie.batches.plan import plan
+from coterie.batches.pack import plan
 from coterie.config.objective import CriticConfig
 from coterie.config.optim import OptimConfig
 from coterie.policy.critic import Critic

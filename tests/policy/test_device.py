@@ -10,7 +10,7 @@ import torch
 
 import coterie
 from coterie import machine
-from coterie.algo import precision
+from coterie.algo import sampling
 from coterie.errors import ConfigError
 from coterie.policy import device as devices
 from coterie.policy.device import device_named, dtype_named
@@ -59,9 +59,9 @@ def test_number_formats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_float64_is_asked_of_no_device_that_has_none() -> None:
     """MPS refuses float64: whatever may lie there is widened by `algo.precision`, which goes to the CPU for it."""
-    assert precision.has_float64("cpu")
-    assert not precision.has_float64(ABSENT[0]) or ABSENT[0] == "cuda"
-    allowed = {"algo/precision.py", "algo/sampling.py"}  # sampling itself moves to the CPU
+    assert sampling.has_float64("cpu")
+    assert not sampling.has_float64(ABSENT[0]) or ABSENT[0] == "cuda"
+    allowed = {"algo/sampling.py"}  # it moves to the CPU itself
     for folder in ("algo", "policy", "engines", "train"):
         for file in (PACKAGE / folder).rglob("*.py"):
             if str(file.relative_to(PACKAGE)) not in allowed:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertModel, T5Config, T5ForConditionalGeneration
 
 from coterie.errors import ModelError
-from coterie.policy.encoder import load_encoder
-from coterie.policy.pretrained import pretrained
+from coterie.policy.embedding import load_encoder
+from coterie.policy.model import pretrained
 from tiny import tiny_tokenizer
 from tiny_models import tiny_encoder
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from coterie.batches.segments import Segment
+from coterie.batches.batch import Segment
 from coterie.errors import ModelError
-from coterie.policy import flex, kernel
+from coterie.policy import kernels
 from coterie.policy.attention import PackedLayout
-from coterie.policy.compile import compile_layers, eager
+from coterie.policy.kernels import compile_layers, eager
 from tiny_models import KINDS, tiny_policy
 
 CPU = torch.device("cpu")
@@ -74,8 +74,8 @@ HEADS = st.sampled_from([0, 1, 30])
 @given(shapes=SHAPES, window=st.none() | st.integers(1, 70), head=HEADS)
 def test_mask_is_the_definition_and_its_blocks_are_what_torch_finds(shapes: Any, window: int | None, head: int) -> None:
     segments = row(*shapes, head=head)
-    size = flex.FlexLayout(segments, CPU).size
-    made = flex.block_mask(segments, size, window, CPU)
+    size = kernels.FlexLayout(segments, CPU).size
+    made = kernels.block_mask(segments, size, window, CPU)
     dense = create_mask(made.mask_mod, 1, 1, size, size, device="cpu")[0, 0]
     assert torch.equal(dense, visible(segments, size, window))
     found = create_block_mask(made.mask_mod, 1, 1, size, size, device="cpu")
@@ -89,7 +89,7 @@ def states(policy: Any, segments: list[Segment], layout: Any, *, padded: bool = 
     tokens, positions = inputs(segments)
     length = tokens.shape[1]
     if padded:
-        tokens, positions = kernel.pad_row(tokens, positions, layout)
+        tokens, positions = kernels.pad_row(tokens, positions, layout)
     return policy.hidden(tokens, positions, layout)[:, :length]
 
 
@@ -118,10 +118,10 @@ def test_states_and_gradient_are_those_of_the_plain_layout(
 ) -> None:
     policy, segments = tiny_policy(kind, dtype=dtype), row(*SHAPE, head=head)
     want = states(policy, segments, PackedLayout(segments, CPU))
-    got = states(policy, segments, flex.FlexLayout(segments, CPU), padded=padded)
+    got = states(policy, segments, kernels.FlexLayout(segments, CPU), padded=padded)
     assert apart(got, want) < tolerance
     plain = gradients(policy, segments, PackedLayout(segments, CPU))
-    flexible = gradients(policy, segments, flex.FlexLayout(segments, CPU), padded=padded)
+    flexible = gradients(policy, segments, kernels.FlexLayout(segments, CPU), padded=padded)
     assert plain.keys() == flexible.keys()
     for name, grad in plain.items():
         assert apart(flexible[name], grad) < tolerance, name
@@ -142,12 +142,12 @@ def test_any_row_gives_the_same_gradient(shapes: Any, window: int | None, head: 
         upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         return [out, *torch.autograd.grad(out, tensors, upstream)]
 
-    for got, want in zip(run(flex.FlexLayout(segments, CPU)), run(PackedLayout(segments, CPU)), strict=True):
+    for got, want in zip(run(kernels.FlexLayout(segments, CPU)), run(PackedLayout(segments, CPU)), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_one_mask_serves_all_layers() -> None:
-    layout = flex.FlexLayout(ROW, CPU)
+    layout = kernels.FlexLayout(ROW, CPU)
     states(tiny_policy("gemma3"), ROW, layout)
     assert layout.mask(5) is layout.mask(5)
     assert set(layout._masks) == {None, 5}
@@ -160,7 +160,7 @@ def test_rows_differ_by_their_masks_and_lengths_but_share_the_compiled_kernel() 
     function = torch.compile(flex_attention, backend=counter)
     for last in (61, 44, 1, 150, 300, 420):  # padded to 256 and to more
         segments = row((40, (last, 5, 30)), (3, (20,)))
-        layout = flex.FlexLayout(segments, CPU, attention=function)
+        layout = kernels.FlexLayout(segments, CPU, attention=function)
         generator = torch.Generator().manual_seed(1)
         length = inputs(segments)[0].shape[1]
         query, key, value = (torch.randn(1, heads, length, 8, generator=generator) for heads in (4, 2, 2))
@@ -177,12 +177,12 @@ def test_compiled_layers_share_a_graph_and_keep_the_gradient(kind: str) -> None:
     want = gradients(policy, ROW, PackedLayout(ROW, CPU))
     counter = CompileCounterWithBackend("aot_eager")
     compile_layers(policy, backend=counter)
-    chosen = kernel.choose_kernel(policy, "flex")
-    got = gradients(policy, ROW, kernel.packed_layout(ROW, CPU, chosen), padded=True)
+    chosen = kernels.choose_kernel(policy, "flex")
+    got = gradients(policy, ROW, kernels.packed_layout(ROW, CPU, chosen), padded=True)
     for name, grad in want.items():
         assert apart(got[name], grad) < 1e-6, name
     other = row((33, (90, 1)), (100, (70,)))  # another row of the same padded length
-    gradients(policy, other, kernel.packed_layout(other, CPU, chosen), padded=True)
+    gradients(policy, other, kernels.packed_layout(other, CPU, chosen), padded=True)
     compiled = counter.frame_count
     assert compiled == {"qwen2": 1, "gemma3": 2}[kind]  # one per kind of layer
     with eager(policy):
@@ -192,12 +192,12 @@ def test_compiled_layers_share_a_graph_and_keep_the_gradient(kind: str) -> None:
 
 def test_choice_of_kernel_says_why() -> None:
     policy = tiny_policy("gemma3")
-    auto = kernel.choose_kernel(policy)
+    auto = kernels.choose_kernel(policy)
     assert (auto.name, auto.reason) == ("sdpa", "FlexAttention trains on CUDA only, this is cpu")
-    assert isinstance(kernel.packed_layout(ROW, CPU, auto), PackedLayout)
-    asked = kernel.choose_kernel(policy, "flex")
+    assert isinstance(kernels.packed_layout(ROW, CPU, auto), PackedLayout)
+    asked = kernels.choose_kernel(policy, "flex")
     assert asked.windows == (None, 5)
-    assert isinstance(kernel.packed_layout(ROW, CPU, asked), flex.FlexLayout)
-    assert kernel.choose_kernel(policy, "sdpa").name == "sdpa"
+    assert isinstance(kernels.packed_layout(ROW, CPU, asked), kernels.FlexLayout)
+    assert kernels.choose_kernel(policy, "sdpa").name == "sdpa"
     with pytest.raises(ModelError, match="expected one of auto, flex, sdpa"):
-        kernel.choose_kernel(policy, "fast")
+        kernels.choose_kernel(policy, "fast")

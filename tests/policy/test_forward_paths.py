@@ -32,17 +32,15 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from coterie.batches.segments import Segment, unpack
-from coterie.config.model import LoraConfig, ModelConfig
+from coterie.batches.batch import Segment, unpack
 from coterie.config.optim import OptimConfig
+from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import EngineError, ModelError
 from coterie.policy.attention import PackedLayout
-from coterie.policy.compile import compile_layers
 from coterie.policy.fidelity import choose_path, rope_switch
-from coterie.policy.flex import FlexLayout
-from coterie.policy.kernel import choose_kernel
+from coterie.policy.kernels import FlexLayout, choose_kernel, compile_layers
 from coterie.policy.model import Policy, load
 from coterie.types import SampleKey, Turn
 from tiny_models import SIZES

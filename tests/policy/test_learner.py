@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.algo.advantages import AdvantageRule, credit
-from coterie.algo.groups import by_prompt
+from coterie.algo.advantages import AdvantageRule, by_prompt, credit
 from coterie.algo.objective import Objective
-from coterie.batches.plan import plan
-from coterie.config.model import LoraConfig
+from coterie.batches.pack import plan
 from coterie.config.objective import ReferenceConfig
 from coterie.config.optim import OptimConfig
+from coterie.config.schema import LoraConfig
 from coterie.errors import NonFiniteError
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy

@@ -12,14 +12,13 @@ from test_learner import assert_same, credits_of, learner, rollouts
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coterie.batches.batch import Batch, halves
-from coterie.batches.plan import largest, plan
-from coterie.config.model import LoraConfig
+from coterie.batches.pack import largest, plan
 from coterie.config.optim import OptimConfig
-from coterie.engines.kv import reserved
+from coterie.config.schema import LoraConfig
 from coterie.errors import ConfigError, DoesNotFitError
 from coterie.policy import activations, memory
-from coterie.policy.activations import Offload, arrange
-from coterie.policy.fitting import Fitting, is_out_of_memory
+from coterie.policy.activations import Fitting, Offload, arrange, is_out_of_memory
+from coterie.policy.kv import reserved
 from coterie.policy.learner import Known, Learner
 from coterie.policy.logprobs import Wanted
 from tiny_models import tiny_policy
@@ -61,7 +60,7 @@ def refusing(one: Learner, *moments: int) -> None:
 @pytest.fixture(autouse=True)
 def quick_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes longer than a tiny gradient."""
-    monkeypatch.setattr("coterie.policy.fitting.release", lambda: None)
+    monkeypatch.setattr("coterie.policy.activations.release", lambda: None)
 
 
 def operations(batch: Batch) -> int:

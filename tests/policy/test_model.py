@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from coterie.batches.segments import Segment
-from coterie.config.model import LoraConfig, ModelConfig
+from coterie.batches.batch import Segment
+from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy, load

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError
-from coterie.policy import masters
-from coterie.policy.masters import join, split
+from coterie.policy import gradients
+from coterie.policy.gradients import join, split
 from coterie.policy.optim import MasterAdamW, learning_rate
 
 SHAPES = {"embedding": (97, 40), "norm": (33,), "odd": (7, 3, 5)}
@@ -31,7 +31,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("optim", "gradients"):
         monkeypatch.setattr(f"coterie.policy.{module}.pieces", pieces)
-    assert list(masters.pieces(5, torch.device("cpu"))) == [slice(0, 5)]
+    assert list(gradients.pieces(5, torch.device("cpu"))) == [slice(0, 5)]
 
 
 def made(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, nn.Parameter]:

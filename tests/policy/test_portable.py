@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from coterie.config.model import ModelConfig
+from coterie.config.schema import ModelConfig
 from coterie.policy.model import load
 from coterie.policy.portable import portable
 from tiny_models import KINDS, tiny_model

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from coterie.batches.segments import Segment
-from coterie.config.model import LoraConfig
-from coterie.policy.attention import PackedLayout
+from coterie.batches.batch import Segment
+from coterie.config.schema import LoraConfig
+from coterie.policy.attention import WORTH, PackedLayout, prepacked, supported
 from coterie.policy.model import Policy
-from coterie.policy.prepack import WORTH, prepacked, supported
 from tiny_models import tiny_policy
 
 needs_kernels = pytest.mark.skipif(

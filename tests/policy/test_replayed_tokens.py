@@ -11,7 +11,7 @@ import torch
 from test_learner import TEMPERATURE, assert_same, credits_of, learner, rollouts
 
 from coterie.algo.objective import Objective
-from coterie.batches.plan import plan
+from coterie.batches.pack import plan
 from coterie.types import Credit, Rollout
 from tiny_models import tiny_model, tiny_policy
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coterie.policy.attention import additive
-from coterie.policy.small_attention import small_attention
+from coterie.policy.attention import additive, small_attention
 
 
 def tensors(dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from coterie.errors import CheckpointError
-from coterie.policy import tensors
+from coterie.runs import state_files
 
 
 def test_they_come_back(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     held = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.zeros(0, dtype=torch.bfloat16)}
-    tensors.write(file, held)
-    found = tensors.read(file)
+    state_files.write(file, held)
+    found = state_files.read(file)
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in held.items())
 
 
@@ -34,9 +34,9 @@ def test_other_files_are_refused(data: bytes, said: str, tmp_path: Path) -> None
     file = tmp_path / "x.safetensors"
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=said):
-        tensors.read(file)
+        state_files.read(file)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
-        tensors.read(tmp_path / "x.safetensors")
+        state_files.read(tmp_path / "x.safetensors")

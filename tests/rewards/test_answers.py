@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
+from coterie.rewards.builtin import exact, task
 from coterie.rewards.number import number
-from coterie.rewards.task import task
-from coterie.rewards.text import exact
 
 PAIRS = [
     json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.rewards.arithmetic import arithmetic
+from coterie.rewards.steps import arithmetic
 
 TRUE = [
     "2 + 3 = 5", "2+3=5", "4 × 5 = 20", "4 * 5 = 20", "4 · 5 = 20", "3 x 4 = 12", "8 ÷ 2 = 4", "8 / 2 = 4", "5 − 2 = 3",

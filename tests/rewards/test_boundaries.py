@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coterie.data.chat import Chat
-from coterie.rewards.boundaries import token_ends
+from coterie.rewards.steps import token_ends
 from tiny import tiny_tokenizer
 
 BYTES = Chat(tiny_tokenizer(kind="byte_bpe"))

@@ -10,9 +10,9 @@ import pytest
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.data import tasks
 from coterie.errors import RewardError
+from coterie.rewards.builtin import task
 from coterie.rewards.check import require_sound, self_test, unjudged
 from coterie.rewards.pool import Scorer
-from coterie.rewards.task import task
 from coterie.types import Prompt
 
 

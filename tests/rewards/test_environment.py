@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from coterie.config.environment import EnvironmentConfig
 from coterie.config.rewards import RewardConfig, RewardsConfig
-from coterie.rewards.check import require_sound, self_test
-from coterie.rewards.environment import environment
-from coterie.rewards.identity import identity
+from coterie.config.schema import EnvironmentConfig
+from coterie.rewards.builtin import environment
+from coterie.rewards.check import identity, require_sound, self_test
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 

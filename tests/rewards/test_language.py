@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.rewards.language import SCRIPTS, language
-from coterie.rewards.overlong import overlong
+from coterie.rewards.builtin import SCRIPTS, language, overlong
 
 
 @pytest.mark.parametrize(

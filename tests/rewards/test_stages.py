@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.rewards.stages import stages
+from coterie.rewards.steps import stages
 
 THINK, ANSWER = "<think>a</think>", "<answer>b</answer>"
 

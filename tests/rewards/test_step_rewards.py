@@ -8,16 +8,15 @@ from dataclasses import replace
 import pytest
 
 from coterie import console
-from coterie.algo.advantages import AdvantageRule, credit
-from coterie.algo.groups import by_prompt
-from coterie.collect import Collector
+from coterie.algo.advantages import AdvantageRule, by_prompt, credit
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.data.chat import Chat
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine
-from coterie.envs.single_turn import SingleTurn
+from coterie.envs.registry import SingleTurn
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards.pool import Scorer
+from coterie.rollout.collector import Collector
 from coterie.runs.rollouts import RolloutRecord, read_step, write_step
 from coterie.types import Message, Outcome, Prompt, StepReward
 from tiny import tiny_tokenizer

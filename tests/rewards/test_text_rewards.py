@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coterie.data.answers import extract_answer, marked_answer
-from coterie.rewards.text import exact, format, length
+from coterie.rewards.builtin import exact, format, length
 
 GOOD = "<think>2 + 2</think>\n<answer>4</answer>"
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
+from coterie.callbacks import printing_to
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.errors import ConfigError, RewardError
-from coterie.observer import printing_to
 from coterie.rewards.base import check_steps, check_values
 from coterie.rewards.pool import Scorer
 from coterie.types import Message, Prompt

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coterie.algo.statistics import bootstrap_interval
 from coterie.config.schema import RunConfig
-from coterie.observer import EvalResult, Interval
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import EvalItem, MetricsDB
 from coterie.runs.rollouts import RolloutRecord
-from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.stats import bootstrap_interval
+from coterie.types import Context, Credit, EvalResult, Interval, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
 
 def make_prompt(name: str = "legs/1", text: str = "How many legs have 2 cats?") -> Prompt:

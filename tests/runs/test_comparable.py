@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from coterie.observer import PASS, REWARD
-from coterie.runs.comparable import differing
+from coterie.runs.inspect import differing
+from coterie.types import PASS, REWARD
 
 NUMBER, LAYOUT = {"name": "number", "weight": 1.0}, {"name": "format", "weight": 0.2}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from records import make_eval
 
-from coterie.cli import main
+from coterie.board.report import write_report
+from coterie.cli.main import main
 from coterie.config.schema import RunConfig
+from coterie.doctor.health import diagnose, health_lines
 from coterie.errors import RunError
 from coterie.runs.directory import RunDirectory
-from coterie.runs.health import diagnose, health_lines
 from coterie.runs.metrics import MetricsDB
-from coterie.runs.report import write_report
 
 GOOD = {
     "reward/mean": [0.1] * 10 + [0.6] * 10,

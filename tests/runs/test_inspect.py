@@ -5,7 +5,7 @@ import json
 import pytest
 from records import make_eval, make_record, make_run
 
-from coterie.commands.common import plain
+from coterie.cli.options import plain
 from coterie.errors import RunError
 from coterie.runs import inspect
 from coterie.runs.directory import RunDirectory

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from records import make_eval
 
 from coterie.errors import NonFiniteError, RunError
-from coterie.observer import Interval
 from coterie.runs.metrics import Event, MetricsDB
+from coterie.types import Interval
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coterie.cli import main
-from coterie.config.model import LoraConfig, ModelConfig
+from coterie.cli.main import main
+from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.config.toml import dumps
 from coterie.data.chat import load_chat
 from coterie.errors import ConfigError, ModelError, RunError
-from coterie.observer import EvalResult, Interval
+from coterie.policy.export import export
 from coterie.policy.model import load
 from coterie.runs import checkpoint
-from coterie.runs.export import export
 from coterie.runs.metrics import MetricsDB
+from coterie.types import EvalResult, Interval
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -195,7 +195,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coterie.runs.export.publish_plain", full)
+    monkeypatch.setattr("coterie.policy.export.publish_plain", full)
     with pytest.raises(RunError, match=r"cannot write .*out: No space left on device"):
         export("words", tmp_path / "out", form="adapter")
     assert sorted(path.name for path in tmp_path.glob("*")) == ["base", "mine", "runs"]

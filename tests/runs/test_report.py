@@ -7,15 +7,14 @@ from dataclasses import replace
 import pytest
 from records import make_eval, make_prompt, make_rollout, make_run
 
+from coterie.board import curve
+from coterie.board.figure import centred_mean
+from coterie.board.report import BeforeAfter, write_report
 from coterie.errors import RunError
-from coterie.observer import Interval
-from coterie.runs import curve
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import list_runs
 from coterie.runs.metrics import MetricsDB
-from coterie.runs.pictures import centred_mean
-from coterie.runs.report import BeforeAfter, write_report
-from coterie.types import Outcome
+from coterie.types import Interval, Outcome
 
 
 def test_result_with_its_intervals(tmp_path):

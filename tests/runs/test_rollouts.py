@@ -13,9 +13,9 @@ from records import make_prompt, make_record, make_rollout
 
 from coterie.errors import RunError
 from coterie.runs import rollouts as files
-from coterie.runs.contexts import CONTEXT, COUNTED
+from coterie.runs.parquet import steps, truncate_after
 from coterie.runs.rollouts import RolloutRecord, read_step, write_step
-from coterie.runs.step_files import steps, truncate_after
+from coterie.runs.rows import CONTEXT, COUNTED
 from coterie.types import Context, Credit, Dispatch, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
 
 TEXT = st.text(max_size=12)

@@ -10,7 +10,7 @@ import pytest
 from records import make_prompt
 
 from coterie.errors import RunError
-from coterie.runs import step_files
+from coterie.runs import parquet
 from coterie.runs.prompts import MetPrompt, read, read_step, write_step
 from coterie.types import Message, Prompt
 
@@ -39,7 +39,7 @@ def test_steps_add_up_and_are_forgotten_from_the_end(tmp_path: Path) -> None:
     assert write_step(tmp_path, 2, []) is None
     write_step(tmp_path, 5, [met("b", [1.0]), met("c", [2.0])])
     assert read(tmp_path)["prompt_id"].to_pylist() == ["a", "b", "c"]
-    assert step_files.truncate_after(tmp_path, 4) == [5]
+    assert parquet.truncate_after(tmp_path, 4) == [5]
     assert read(tmp_path)["prompt_id"].to_pylist() == ["a"]
 
 

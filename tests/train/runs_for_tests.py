@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from coterie.config.schema import RunConfig
-from coterie.runs import prompts, rollouts, step_files
+from coterie.runs import parquet, prompts, rollouts
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -84,7 +84,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     rows = {
         (folder, step): [(r.rollout, r.credit, r.logprobs) for r in rollouts.read_step(run / folder, step)]
         for folder in ("rollouts", "evals")
-        for step in step_files.steps(run / folder)
+        for step in parquet.steps(run / folder)
     }
     last = sorted((run / "checkpoints").glob("step_*"))[-1]
     weights = {path.name: path.read_bytes() for path in sorted(last.rglob("*.safetensors"))}

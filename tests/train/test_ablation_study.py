@@ -12,9 +12,9 @@ import pytest
 from runs_for_tests import importable, make_config
 from test_turns_in_runs import ENVIRONMENT
 
-from coterie import assemble
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
+from coterie import launch
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.presets import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping"
 
@@ -73,7 +73,7 @@ def test_a_recorded_run_is_replayed_under_every_variant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path, grouping={"preset": "heb", "min_weight": 4.0}, steps=3, eval={"every": 0})
-    run = assemble.train(config)
+    run = launch.train(config)
     monkeypatch.setattr(sys, "argv", ["ablate.py", str(run), "--out", "found.json"])
     study.main()
     text = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_recorded_episodes_say_what_their_states_are_worth(
         steps=3,
         eval={"every": 0},
     )
-    run = assemble.train(config)
+    run = launch.train(config)
     monkeypatch.setattr(sys, "argv", ["states.py", str(run)])
     states = load("states", monkeypatch)
     states.main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.train.agreement import disagreement
+from coterie.train.warnings import disagreement
 
 
 @pytest.mark.parametrize(

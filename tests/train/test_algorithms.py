@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from runs_for_tests import fingerprint, make_config
 
-from coterie import assemble
+from coterie import launch
 from coterie.config.algorithms import ALGORITHMS, filled
 from coterie.config.schema import RunConfig
 from coterie.runs.metrics import MetricsDB
@@ -55,7 +55,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_moves_the_policy(name: str, root: Path) -> None:
-    run = assemble.train(config_for(root, name, steps=2, eval={"every": 0}, checkpoint={"every": 0}))
+    run = launch.train(config_for(root, name, steps=2, eval={"every": 0}, checkpoint={"every": 0}))
     found = metrics(run, 2)
     assert found["grad_norm"] > 0
     assert all(math.isfinite(value) for value in found.values())
@@ -75,10 +75,10 @@ def test_every_method_moves_the_policy(name: str, root: Path) -> None:
     ids=["head", "model", "reference", "refill", "coefficients", "oversample"],
 )
 def test_what_is_beside_the_policy_resumes_to_the_same_bits(name: str, changed: dict[str, Any], root: Path) -> None:
-    whole = assemble.train(config_for(root, name, **changed, steps=6))
+    whole = launch.train(config_for(root, name, **changed, steps=6))
     # The same run, stopped after step 4 by asking for no more, then continued under its own settings.
-    half = assemble.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), observer=_stopping(4))
-    assemble.resume(half)
+    half = launch.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), observer=_stopping(4))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
 
 
@@ -92,7 +92,7 @@ def _stopping(step: int) -> Any:
 
 def test_refilled_groups_are_all_mixed_and_dropped_ones_are_counted(root: Path) -> None:
     rewards = {"parts": [{"name": "tiny_rewards:rare"}]}
-    run = assemble.train(config_for(root, "dapo", steps=3, collect={"refill_limit": 4}, rewards=rewards))
+    run = launch.train(config_for(root, "dapo", steps=3, collect={"refill_limit": 4}, rewards=rewards))
     seen = [metrics(run, step) for step in (1, 2, 3)]
     assert all(one["refill/rounds"] <= 4 for one in seen)
     assert any(one["refill/dropped"] > 0 for one in seen)
@@ -101,14 +101,14 @@ def test_refilled_groups_are_all_mixed_and_dropped_ones_are_counted(root: Path) 
 
 def test_a_critic_learns_what_reward_to_expect(root: Path) -> None:
     settings = {"critic": {"lr": 1e-2}, "optim": {"lr": 1e-6}, "eval": {"every": 0}, "rewards": ODD}
-    run = assemble.train(config_for(root, "ppo", steps=14, **settings))
+    run = launch.train(config_for(root, "ppo", steps=14, **settings))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         loss = [value for _, value in database.series("critic/loss")]
     assert loss[-1] < 0.65 * loss[0]  # what is left is half the variance of a coin
 
 
 def test_while_the_critic_warms_up_the_policy_stays(root: Path) -> None:
-    run = assemble.train(config_for(root, "ppo", steps=2, critic={"warmup": 2, "kind": "model"}, eval={"every": 1}))
+    run = launch.train(config_for(root, "ppo", steps=2, critic={"warmup": 2, "kind": "model"}, eval={"every": 1}))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         lengths = {(result.step, result.mean_length) for result in database.evals()}
         assert metrics(run, 2)["ratio/mean"] == 1.0

@@ -13,8 +13,8 @@ import torch
 from runs_for_tests import make_config, make_model
 from transformers import AutoModelForCausalLM
 
-from coterie import assemble
-from coterie.cli import main
+from coterie import launch
+from coterie.cli.main import main
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError, DataError
 from coterie.runs import rollouts
@@ -28,15 +28,15 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def test_a_copy_has_not_moved(config: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(config.model.name, tmp_path / "copy")
-    (found,) = assemble.drift(str(tmp_path / "copy"), config)
+    (found,) = launch.drift(str(tmp_path / "copy"), config)
     assert found.model == found.base
     assert found.forward.value == found.reverse.value == 0
     assert found.prompts == 4
 
 
 def test_a_run_has_moved_by_what_its_models_say(config: RunConfig) -> None:
-    run = assemble.train(config)
-    (found,) = assemble.drift(str(run), config)
+    run = launch.train(config)
+    (found,) = launch.drift(str(run), config)
     assert found.forward.low > 0
     assert found.reverse.low > 0
     # The run's own last evaluation is what the model says again.
@@ -60,7 +60,7 @@ def test_a_run_has_moved_by_what_its_models_say(config: RunConfig) -> None:
 
 
 def test_the_verb(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = assemble.train(config)
+    run = launch.train(config)
     capsys.readouterr()
     assert main(["drift", str(run), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
@@ -73,14 +73,14 @@ def test_the_verb(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_what_cannot_be_compared_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="compared with itself"):
-        assemble.drift(None, config)
+        launch.drift(None, config)
     with pytest.raises(ConfigError, match="compared with itself"):
-        assemble.drift(config.model.name, config, config.model.name)
+        launch.drift(config.model.name, config, config.model.name)
     other = make_model(tmp_path / "other")
     empty = config.model_copy(update={"data": config.data.model_copy(update={"heldout": []})})
     with pytest.raises(DataError, match=r"data\.heldout is empty"):
-        assemble.drift(str(other), empty)
+        launch.drift(str(other), empty)
     template = other / "chat_template.jinja"
     template.write_text("{{ 'x' }}" + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ConfigError, match="as different tokens"):
-        assemble.drift(str(other), config)
+        launch.drift(str(other), config)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from runs_for_tests import make_config
 
-from coterie import assemble
+from coterie import launch
 from coterie.config.schema import RunConfig
 from coterie.errors import RewardError
 from coterie.runs import rollouts
@@ -127,11 +127,11 @@ def of(root: Path, path: Path, **changed: Any) -> RunConfig:
 def test_a_file_of_another_trainer_is_validated_and_trained_on(name: str, root: Path) -> None:
     make, note = FILES[name]
     config = of(root, make(root))
-    report = assemble.validate(config)
+    report = launch.validate(config)
     assert report.ok, report.lines
     assert any(note in text for _, _, text in report.lines)
     assert ("ok", "reward task", f"gold answers score 1, garbage 0 ({COUNT} prompts)") in report.lines
-    run = assemble.train(config)
+    run = launch.train(config)
     (stored, *_) = rollouts.read_step(run / "rollouts", 1)
     assert stored.rollout.error is None
     assert stored.prompt.answer is not None
@@ -147,14 +147,14 @@ def test_a_file_that_nothing_can_judge_is_refused_by_validate_and_before_the_mod
         'prompt, meta.gold_number; set answer_column on this source, e.g. answer_column = "meta.gold_number", or add a '
         "reward that needs no gold answer"
     )
-    assert ("fail", "rewards", said) in assemble.validate(config).lines
+    assert ("fail", "rewards", said) in launch.validate(config).lines
     with monkeypatch.context() as patch:
-        patch.setattr(assemble, "policy_for", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr(launch, "policy_for", lambda *_: pytest.fail("the model was loaded"))
         with pytest.raises(RewardError) as error:
-            assemble.train(config)
+            launch.train(config)
     assert str(error.value) == said
     assert not (root / "runs" / "one").exists()
-    assert assemble.validate(of(root, path, answer_column="meta.gold_number")).ok
+    assert launch.validate(of(root, path, answer_column="meta.gold_number")).ok
 
 
 def test_a_held_out_file_without_answers_is_refused_too(root: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_held_out_file_without_answers_is_refused_too(root: Path) -> None:
     config = config.model_copy(
         update={"data": config.data.model_validate({**config.data.model_dump(), "heldout": heldout})}
     )
-    failed = [text for level, _, text in assemble.validate(config).lines if level == "fail"]
+    failed = [text for level, _, text in launch.validate(config).lines if level == "fail"]
     assert len(failed) == 1
     assert 'e.g. answer_column = "label"' in failed[0]
 
@@ -178,11 +178,11 @@ def test_a_reward_that_needs_a_missing_column_is_refused_before_the_model_is_loa
     config = of(root, trl(root)).model_copy(
         update={"rewards": RunConfig.model_validate({"rewards": {"parts": [{"name": "needy_rewards:needy"}]}}).rewards}
     )
-    monkeypatch.setattr(assemble, "policy_for", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(launch, "policy_for", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(
         RewardError, match=r"fails on every prompt.*needs 'ground_truth', but the prompts only have .*solution"
     ):
-        assemble.train(config)
+        launch.train(config)
 
 
 def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
     )
     told = [
         text
-        for level, subject, text in assemble.validate(of(root, path)).lines
+        for level, subject, text in launch.validate(of(root, path)).lines
         if (level, subject) == ("warn", "rewards")
     ]
     assert len(told) == 1
@@ -210,7 +210,7 @@ def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
 )
 def test_files_without_a_usable_row_name_their_columns(text: str, said: str, root: Path) -> None:
     (root / "talk.jsonl").write_text(text)
-    report = assemble.validate(of(root, root / "talk.jsonl"))
+    report = launch.validate(of(root, root / "talk.jsonl"))
     assert not report.ok
     (line,) = [text for level, subject, text in report.lines if level == "fail"]
     assert re.search(said, line)

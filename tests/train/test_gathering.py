@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from coterie.collect import Collector
 from coterie.config.schema import CollectConfig
 from coterie.data.order import PromptOrder
 from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
-from coterie.envs.single_turn import SingleTurn
+from coterie.envs.registry import SingleTurn
 from coterie.rewards.base import Score
-from coterie.train.gathering import Gathered, Gatherer
+from coterie.rollout.collector import Collector
+from coterie.rollout.sampler import Gathered, Gatherer
 from coterie.types import Message, Prompt, Rollout
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=50)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from runs_for_tests import make_config
 
-from coterie import assemble
-from coterie.cli import main
-from coterie.observer import PASS, REWARD, EvalResult, Interval, Silent, metric_of
-from coterie.runs.health import diagnose
+from coterie import launch
+from coterie.callbacks import Silent
+from coterie.cli.main import main
+from coterie.doctor.health import diagnose
 from coterie.runs.metrics import MetricsDB
-from coterie.train.evaluation import Criterion, Scale
-from coterie.types import Context, Outcome, Rollout, StopReason
+from coterie.train.evaluate import Criterion, Scale
+from coterie.types import PASS, REWARD, Context, EvalResult, Interval, Outcome, Rollout, StopReason, metric_of
 
 
 def rollout(value: float | None, *, reward: float = 0.0, outcome: Outcome = Outcome.OK) -> Rollout:
@@ -92,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
     data = {"heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}]}
-    return assemble.train(make_config(root, name="graded", steps=24, data=data, eval={"every": 8, "samples": 4}))
+    return launch.train(make_config(root, name="graded", steps=24, data=data, eval={"every": 8, "samples": 4}))
 
 
 def test_the_held_out_reward_rises_with_the_training_reward(run: Path) -> None:
@@ -158,7 +158,7 @@ class Told(Silent):
 def test_dynamic_sampling_trains_on_a_graded_reward(root: Path) -> None:
     told = Told()
     config = make_config(root, name="dapo", steps=3, collect={"refill": True}, eval={"every": 0, "limit": 1})
-    found = assemble.train(config, told)
+    found = launch.train(config, told)
     with MetricsDB.reader(found / "metrics.sqlite") as database:
         assert all(value > 0 for _, value in database.series("grad_norm"))
         assert all(value > 0 for _, value in database.series("groups/effective"))
@@ -173,7 +173,7 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
     collect = {"refill": True, "refill_limit": 2}
     ways = {"constant": {}, "dropped": {"collect": collect}}
     for name, changed in ways.items():
-        found = assemble.train(
+        found = launch.train(
             make_config(root, name=name, steps=2, rewards=parts, eval={"every": 0, "limit": 1}, **changed), told
         )
         text = "the gradient was zero in 2 of 2 steps: the reward was 0.5 for every rollout"
@@ -191,12 +191,12 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
 def test_a_threshold_gives_a_graded_reward_pass_at_k(root: Path, run: Path) -> None:
     config = make_config(root, eval={"samples": 4, "k": 2, "correct_threshold": 0.05})
     told = Told()
-    (result,) = assemble.evaluate(str(run), config, told)
+    (result,) = launch.evaluate(str(run), config, told)
     assert result.pass_at_1 is not None
     assert result.pass_at_k is not None
     assert 0 < result.pass_at_1.value <= result.pass_at_k.value
     assert metric_of([result]) == PASS
-    (graded,) = assemble.evaluate(str(run), make_config(root, eval={"samples": 4, "k": 2}), told)
+    (graded,) = launch.evaluate(str(run), make_config(root, eval={"samples": 4, "k": 2}), told)
     assert (graded.pass_at_1, graded.reward) == (None, result.reward)
 
 
@@ -255,9 +255,7 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
     )
     told = Told()
     parts = {"parts": [{"name": "sparse:sparse"}]}
-    run = assemble.train(
-        make_config(root, name="sparse", steps=4, rewards=parts, eval={"every": 2, "samples": 2}), told
-    )
+    run = launch.train(make_config(root, name="sparse", steps=4, rewards=parts, eval={"every": 2, "samples": 2}), told)
     assert [evaluation.pass_at_1 for evaluation in told.results] == [None] * len(told.results)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         solved = {step for step, _ in database.series("groups/solved")}
@@ -265,7 +263,7 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
     assert graded
     assert not {step for step in solved if step >= graded[0]}
     (root / "sparse.py").write_text("def sparse(completions, **columns):\n    return [0.0 for _ in completions]\n")
-    assemble.resume(run, told, steps=6, accept_reward_change=True)  # nothing but zeros from here on, and still graded
+    launch.resume(run, told, steps=6, accept_reward_change=True)  # nothing but zeros from here on, and still graded
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert max(step for step, _ in database.series("reward/max")) == 6
         assert not {step for step, _ in database.series("groups/solved") if step >= graded[0]}

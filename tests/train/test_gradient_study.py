@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from runs_for_tests import make_config
 
-from coterie import assemble
+from coterie import launch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping" / "gradients.py"
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     monkeypatch.chdir(tmp_path)
     grouping = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0, "weights": "none"}
     config = make_config(tmp_path, grouping=grouping, steps=4, eval={"every": 0}, checkpoint={"every": 4, "keep": 1})
-    run = assemble.train(config)
+    run = launch.train(config)
     pool, features = study.collect(run, 4, 8)
     assert pool.scores.shape == (8, study.ATTEMPTS, study.DIMENSIONS)
     # The mean score of many attempts is near zero; each alone is not.

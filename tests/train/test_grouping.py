@@ -13,15 +13,15 @@ import pytest
 from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
 
-from coterie import assemble
-from coterie.cli import main
+from coterie import launch
+from coterie.algo.estimators import Terms
+from coterie.cli.main import main
 from coterie.config.schema import RunConfig
 from coterie.errors import CheckpointError, ConfigError
+from coterie.grouping.estimator import FILES, GroupAwareJudge
+from coterie.grouping.features import PromptFeatures
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
-from coterie.train.credit import Terms
-from coterie.train.grouping import FILES, GroupAwareJudge
-from coterie.train.prompt_features import PromptFeatures
 from tiny_models import tiny_encoder
 
 
@@ -43,7 +43,7 @@ def metrics(run: Path, step: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "heb", "heb-stack"])
 def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
-    run = assemble.train(config_for(root, preset, steps=3, eval={"every": 0}, checkpoint={"every": 0}))
+    run = launch.train(config_for(root, preset, steps=3, eval={"every": 0}, checkpoint={"every": 0}))
     found = metrics(run, 3)
     assert found["grad_norm"] > 0
     assert found["grouping/error/combined"] > 0
@@ -52,7 +52,7 @@ def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
 
 def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     collect = {"group_size": 1, "prompts": 6}
-    run = assemble.train(config_for(root, "heb-stack", steps=4, collect=collect, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb-stack", steps=4, collect=collect, eval={"every": 0}))
     assert metrics(run, 4)["grad_norm"] > 0
 
 
@@ -70,14 +70,14 @@ def test_it_resumes_to_the_same_bits(grouping: dict[str, Any], root: Path) -> No
     def settings(name: str) -> RunConfig:
         return config_for(root, "heb-stack", grouping=dict(grouping), name=name, optim={"lr": 1e-2, "roulette": 1.0})
 
-    whole = assemble.train(settings("one"))
-    half = assemble.train(settings("two"), stop_at(4, signal.SIGTERM))
-    assemble.resume(half)
+    whole = launch.train(settings("one"))
+    half = launch.train(settings("two"), stop_at(4, signal.SIGTERM))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
 
 
 def test_credit_says_which_scale_it_came_from(root: Path) -> None:
-    run = assemble.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb", steps=3, eval={"every": 0}))
     (row, *_) = rollouts.read_step(run / "rollouts", 3)
     assert row.credit is not None
     assert {"siblings", "root"} <= set(row.credit.contributions)
@@ -86,7 +86,7 @@ def test_credit_says_which_scale_it_came_from(root: Path) -> None:
 def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
     """Also with one optimizer step a batch, where the update's own ratio is exactly 1."""
     optim = {"lr": 1e-2, "warmup": 3}
-    run = assemble.train(config_for(root, "heb", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
     found = [metrics(run, step) for step in range(1, 5)]
     moved = np.array([one["moved"] for one in found])
     assert (moved > 0).all()
@@ -95,7 +95,7 @@ def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
 
 
 def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
-    run = assemble.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb", steps=3, eval={"every": 0}))
     assert [metrics(run, step)["grouping/time"] for step in (1, 2, 3)] == [0.0, 1.0, 2.0]
     assert "moved" not in metrics(run, 3)
 
@@ -103,18 +103,18 @@ def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
 def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> None:
     encoder = tiny_encoder(root / "bert")
     given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
-    run = assemble.train(config_for(root, "heb", **given))
+    run = launch.train(config_for(root, "heb", **given))
     held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     names = [column["name"] for column in held["facts"]["features"]["columns"]]
     assert sum(name.startswith("meaning ") for name in names) == 16
-    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
-    assemble.resume(half)
+    half = launch.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(run)
 
 
 def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
     with pytest.raises(ConfigError, match="there is no encoder 'no-such-encoder'"):
-        assemble.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
+        launch.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
     assert not (root / "runs").exists()
 
 
@@ -152,19 +152,19 @@ def events(run: Path, kind: str) -> list[str]:
 def test_a_baseline_of_ones_own_trains_resumes_and_is_tested_on_the_first_step(root: Path) -> None:
     (root / "own_groups.py").write_text(OWN)
     given = {"steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
-    run = assemble.train(config_for(root, "own_groups:past", **given))
+    run = launch.train(config_for(root, "own_groups:past", **given))
     assert metrics(run, 4)["grad_norm"] > 0
     assert metrics(run, 4)["grouping/weight/own"] == 1.0
     assert events(run, "biased_baseline") == []
-    half = assemble.train(config_for(root, "own_groups:past", **given, name="two"), stop_at(2, signal.SIGTERM))
-    assemble.resume(half)
+    half = launch.train(config_for(root, "own_groups:past", **given, name="two"), stop_at(2, signal.SIGTERM))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(run)
     assert main(["groups", str(run)]) == 0
 
 
 def test_a_baseline_that_reads_its_own_reward_is_warned_of_by_name(root: Path) -> None:
     (root / "own_groups.py").write_text(OWN)
-    run = assemble.train(config_for(root, "own_groups:too_much", steps=2, eval={"every": 0}))
+    run = launch.train(config_for(root, "own_groups:too_much", steps=2, eval={"every": 0}))
     (text,) = events(run, "biased_baseline")
     assert "by up to 0.5 of the range, so the gradient is biased" in text
 
@@ -173,14 +173,14 @@ def test_a_baseline_that_reads_its_own_reward_is_warned_of_by_name(root: Path) -
 def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns: list[str], root: Path) -> None:
     (root / "own_groups.py").write_text(OWN)
     given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
-    run = assemble.train(config_for(root, "heb", **given))
+    run = launch.train(config_for(root, "heb", **given))
     held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     assert [one["name"] for one in held["facts"]["features"]["columns"] if one["signal"] == "key"] == columns
     (row, *_) = rollouts.read_step(run / "rollouts", 4)
     assert row.credit is not None
     assert ("key" in row.credit.contributions) == (key == "last_digit")
-    half = assemble.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
-    assemble.resume(half)
+    half = launch.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(run)
 
 
@@ -197,13 +197,13 @@ def test_functions_that_cannot_be_had_or_give_nothing_are_named(
 ) -> None:
     (root / "own_groups.py").write_text(OWN)
     with pytest.raises(ConfigError, match=message):
-        assemble.train(config_for(root, preset, grouping=grouping, steps=1))
+        launch.train(config_for(root, preset, grouping=grouping, steps=1))
 
 
 def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
     optim = {"lr": 1e-2, "minibatches": 2}
     config = config_for(root, "heb", grouping={"trust": 1.0}, optim=optim, steps=4, eval={"every": 0})
-    run = assemble.train(config)
+    run = launch.train(config)
     found, rows = metrics(run, 4), rollouts.read_step(run / "rollouts", 4)
     assert 0.5 <= found["grouping/trust/min"] < 1 < found["grouping/trust/max"] <= 2
     factors: dict[str, float] = {}
@@ -215,12 +215,12 @@ def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
     assert max(factors.values()) == pytest.approx(found["grouping/trust/max"])
     assert min(factors.values()) == pytest.approx(found["grouping/trust/min"])
     assert metrics(run, 1)["grouping/trust/mean"] == 1.0
-    assert "grouping/trust/mean" not in metrics(assemble.train(config_for(root, "heb", steps=1, name="off")), 1)
+    assert "grouping/trust/mean" not in metrics(launch.train(config_for(root, "heb", steps=1, name="off")), 1)
 
 
 def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
     grouping = {"allocate": True, "candidates": 3, "most": 8}
-    run = assemble.train(config_for(root, "heb", steps=4, grouping=grouping, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb", steps=4, grouping=grouping, eval={"every": 0}))
     for step in range(1, 5):
         rows = rollouts.read_step(run / "rollouts", step)
         assert len(rows) == 3 * 4
@@ -230,7 +230,7 @@ def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
 def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = assemble.train(config_for(root, "heb-stack", steps=6, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb-stack", steps=6, eval={"every": 0}))
     assert main(["groups", str(run), "--plot", "regions.png"]) == 0
     text = capsys.readouterr().out
     assert "heb-stack" in text
@@ -249,7 +249,7 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
 
 
 def test_groups_of_another_format_are_refused(root: Path) -> None:
-    run = assemble.train(config_for(root, "heb", steps=2, eval={"every": 0}))
+    run = launch.train(config_for(root, "heb", steps=2, eval={"every": 0}))
     folder = run / "checkpoints" / "step_000002"
     held = json.loads((folder / FILES.facts).read_text())
     (folder / FILES.facts).write_text(json.dumps(held | {"format": 1}))
@@ -266,7 +266,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
 
 
 def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = assemble.train(make_config(root, steps=1, eval={"every": 0}))
+    run = launch.train(make_config(root, steps=1, eval={"every": 0}))
     assert main(["groups", str(run)]) == 1
     assert 'grouping.preset = "prompt"' in capsys.readouterr().err
 

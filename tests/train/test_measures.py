@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from coterie.algo.groups import by_prompt
-from coterie.collect import Experience
+from coterie.algo.advantages import by_prompt
 from coterie.policy.learner import UpdateReport
-from coterie.train.evaluation import Criterion
-from coterie.train.measures import step_metrics
+from coterie.rollout.collector import Experience
+from coterie.train.evaluate import Criterion
+from coterie.train.metrics import step_metrics
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
 

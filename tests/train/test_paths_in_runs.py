@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from runs_for_tests import fingerprint, make_model
 
-from coterie import assemble
-from coterie.cli import main
-from coterie.config.functions import search_in
+from coterie import launch
+from coterie.cli.main import main
+from coterie.config.base import search_in
 
 SETTINGS = """
 steps = 2
@@ -109,7 +109,7 @@ def test_a_run_does_not_depend_on_the_folder_it_is_started_from(
         _set_steps(run, 3)
         assert main(["resume", str(run)]) == 0
         assert main(["eval", str(run)]) == 0
-        assert assemble.chat(str(run), max_tokens=4).reply("hello") is not None
+        assert launch.chat(str(run), max_tokens=4).reply("hello") is not None
     assert fingerprint(run)["weights"] == fingerprint(project / "läufe" / "again")["weights"]
 
     moved = tmp_path / "umgezogen"

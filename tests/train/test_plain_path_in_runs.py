@@ -9,7 +9,7 @@ import torch
 from runs_for_tests import fingerprint, importable, make_config
 from transformers import AutoModelForCausalLM, Lfm2Config
 
-from coterie import assemble
+from coterie import launch
 from coterie.policy.model import load
 from coterie.runs.metrics import MetricsDB
 from tiny import tiny_tokenizer
@@ -45,12 +45,12 @@ def test_a_resumed_run_repeats_every_bit(root: Path) -> None:
     config = make_config(root, steps=4)
     policy = load(config.model, root / "model", dtype=torch.float32, device=torch.device("cpu"))
     assert policy.path.kind == "plain"
-    whole = assemble.train(config)
+    whole = launch.train(config)
     shorter = config.model_copy(update={"name": "two", "steps": 2})
-    resumed = assemble.train(shorter)
+    resumed = launch.train(shorter)
     stored = resumed / "config.toml"
     stored.write_text(stored.read_text(encoding="utf-8").replace("steps = 2", "steps = 4"), encoding="utf-8")
-    assemble.resume(resumed)
+    launch.resume(resumed)
     first, second = fingerprint(whole), fingerprint(resumed)
     assert first["weights"] == second["weights"]
     assert [row for row in first["metrics"] if row[0] > 2] == [row for row in second["metrics"] if row[0] > 2]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coterie.train import prompt_features
-from coterie.train.prompt_features import PromptFeatures
+from coterie.grouping import features as prompt_features
+from coterie.grouping.features import PromptFeatures
 from coterie.types import Prompt
 
 NAMES = tuple("abcdefgh")

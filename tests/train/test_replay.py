@@ -14,19 +14,17 @@ import pytest
 from runs_for_tests import fingerprint, importable, make_config
 from test_runs import killed, stop_at
 
-from coterie import assemble
-from coterie.algo.advantages import AdvantageRule, credit
-from coterie.algo.groups import by_prompt
-from coterie.config.replay import ReplayConfig
+from coterie import launch
+from coterie.algo.advantages import AdvantageRule, by_prompt, credit
 from coterie.config.rewards import RewardsConfig
-from coterie.config.schema import RunConfig
+from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
-from coterie.rewards.identity import identity
+from coterie.grouping.estimator import GroupAwareJudge
+from coterie.rewards.check import identity
+from coterie.rollout.replay import Replay, Replayed
+from coterie.rollout.replay_groups import FILES, KeptGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
-from coterie.train.grouping import GroupAwareJudge
-from coterie.train.kept_groups import FILES, KeptGroup, read
-from coterie.train.replay import Replay, Replayed
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
 
 Made = tuple[Group, dict[str, Rollout], list[Credit]]
@@ -313,11 +311,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS)
 def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> None:
-    whole = assemble.train(config_for(root, **changed))
-    half = assemble.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
+    whole = launch.train(config_for(root, **changed))
+    half = launch.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
     with MetricsDB.reader(whole / "metrics.sqlite") as database:
         assert sum(database.step_metrics(step).get("replay/groups", 0.0) for step in range(4, 7)) > 0
-    assert assemble.resume(half) == half
+    assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
     facts = [(run / "checkpoints" / "step_000006" / FILES.facts).read_bytes() for run in (whole, half)]
     assert facts[0] == facts[1]
@@ -327,13 +325,13 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
 def test_killed_it_resumes_to_the_same_bits(root: Path, point: str, nth: int) -> None:
     changed = json.dumps({"replay": REPLAY, "optim": {"lr": 2e-3}})
     assert killed(root, point, nth, changed=changed) == -signal.SIGKILL
-    run = assemble.resume("one", runs=root / "runs")
-    assert fingerprint(run) == fingerprint(assemble.train(config_for(root, name="whole")))
+    run = launch.resume("one", runs=root / "runs")
+    assert fingerprint(run) == fingerprint(launch.train(config_for(root, name="whole")))
 
 
 def test_policy_time_is_measured_on_fresh_rollouts_beside_replayed_ones(root: Path) -> None:
     config = config_for(root, steps=4, grouping={"preset": "heb", "clock": "policy"}, eval={"every": 0})
-    with MetricsDB.reader(assemble.train(config) / "metrics.sqlite") as database:
+    with MetricsDB.reader(launch.train(config) / "metrics.sqlite") as database:
         assert max(value for _, value in database.series("replay/groups")) > 0
         moved = [value for _, value in database.series("moved")]
     assert len(moved) == 4
@@ -342,7 +340,7 @@ def test_policy_time_is_measured_on_fresh_rollouts_beside_replayed_ones(root: Pa
 
 def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
     """Each fresh group's credit is that of its own rewards, whatever was trained beside it."""
-    run = assemble.train(config_for(root, eval={"every": 0}))
+    run = launch.train(config_for(root, eval={"every": 0}))
     for step in range(1, 7):
         rows = files.read_step(run / "rollouts", step)
         assert {row.rollout.context.version for row in rows} == {step - 1}, "a past rollout is recorded once"
@@ -362,13 +360,13 @@ def test_the_estimator_sees_every_group_once(root: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(GroupAwareJudge, "__call__", watched)
     grouping = {"preset": "heb", "refit_every": 2, "min_weight": 4.0}
-    run = assemble.train(config_for(root, grouping=grouping, eval={"every": 0}))
+    run = launch.train(config_for(root, grouping=grouping, eval={"every": 0}))
     assert len(seen) == len(set(seen)) == 6 * 3
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
 
 
 def test_a_run_says_what_it_replayed(root: Path) -> None:
-    run = assemble.train(config_for(root, eval={"every": 0}))
+    run = launch.train(config_for(root, eval={"every": 0}))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         told = {event.step: event.message for event in database.events("replay")}
         found = {step: database.step_metrics(step) for step in range(1, 7)}
@@ -385,10 +383,10 @@ def test_a_run_says_what_it_replayed(root: Path) -> None:
 
 
 def test_a_changed_reward_function_forgets_the_past_and_says_so(root: Path) -> None:
-    run = assemble.train(config_for(root, steps=4, eval={"every": 0}), stop_at(2, signal.SIGTERM))
+    run = launch.train(config_for(root, steps=4, eval={"every": 0}), stop_at(2, signal.SIGTERM))
     source = root / "tiny_rewards.py"
     source.write_text(source.read_text(encoding="utf-8").replace('count("a")', 'count("e")'), encoding="utf-8")
-    assemble.resume(run, accept_reward_change=True)
+    launch.resume(run, accept_reward_change=True)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert any("past groups are forgotten" in event.message for event in database.events("warning"))
     assert metrics(run, 3)["replay/kept"] == 0

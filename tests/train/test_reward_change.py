@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from runs_for_tests import make_config
 
-from coterie import assemble
+from coterie import launch
+from coterie.callbacks import Silent
+from coterie.doctor.health import diagnose
 from coterie.errors import CheckpointError
-from coterie.observer import Silent
-from coterie.rewards.identity import sources
+from coterie.rewards.check import sources
 from coterie.runs import inspect
-from coterie.runs.health import diagnose
 from coterie.runs.metrics import MetricsDB
 
 
@@ -45,18 +45,18 @@ def changes(run: Path) -> Sequence[tuple[int | None, str]]:
 
 
 def test_an_edited_reward_is_refused_then_accepted_and_never_compared_across(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2, eval={"every": 2}))
+    run = launch.train(make_config(root, steps=2, eval={"every": 2}))
     assert inspect.summary(run).paired
     edit(root, 'text.count("a")', 'text.count("b")')
 
     with pytest.raises(CheckpointError) as refusal:
-        assemble.resume(run, steps=4)
+        launch.resume(run, steps=4)
     for part in ("tiny_rewards:likes_a", "--model.name", "--accept-reward-change", "restore it", "step_000002"):
         assert part in str(refusal.value)
     assert changes(run) == []
 
     notes = Notes()
-    assemble.resume(run, notes, steps=4, accept_reward_change=True)
+    launch.resume(run, notes, steps=4, accept_reward_change=True)
     (change,) = changes(run)
     assert change[0] == 2
     assert "tiny_rewards:likes_a" in change[1]
@@ -74,28 +74,28 @@ def test_an_edited_reward_is_refused_then_accepted_and_never_compared_across(roo
     assert "## The same questions" not in readme
     assert {"heldout_flat", "heldout_gain"} & {finding.rule for finding in diagnose(run).findings} == set()
 
-    assemble.resume(run)  # the last checkpoint holds the new source: nothing to accept
+    launch.resume(run)  # the last checkpoint holds the new source: nothing to accept
     assert len(changes(run)) == 1
     edit(root, 'text.count("b")', 'text.count("a")')
     with pytest.raises(CheckpointError, match="has changed since"):
-        assemble.resume(run, steps=5)
+        launch.resume(run, steps=5)
 
 
 def test_an_accepted_change_is_not_asked_about_again_before_the_next_checkpoint(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2))
+    run = launch.train(make_config(root, steps=2))
     edit(root, 'text.count("a")', 'text.count("b")')
-    assemble.resume(run, accept_reward_change=True)
-    assemble.resume(run)
+    launch.resume(run, accept_reward_change=True)
+    launch.resume(run)
     assert len(changes(run)) == 1
     assert inspect.summary(run).paired, "all evaluations are of the reward before the change"
 
 
 def test_a_checkpoint_that_names_no_sources_resumes_as_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("coterie.assemble.sources", lambda *_: {})
-        run = assemble.train(make_config(root, steps=2))
+        patch.setattr("coterie.launch.sources", lambda *_: {})
+        run = launch.train(make_config(root, steps=2))
     edit(root, 'text.count("a")', 'text.count("b")')
-    assert assemble.resume(run) == run
+    assert launch.resume(run) == run
     assert changes(run) == []
 
 

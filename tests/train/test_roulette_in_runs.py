@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 from runs_for_tests import importable, make_config
 
-from coterie import assemble
-from coterie.algo.roulette import chances, play
-from coterie.batches.plan import plan
+from coterie import launch
+from coterie.algo.subsample import chances, play
+from coterie.batches.pack import plan
 from coterie.runs import rollouts as files
 from coterie.types import Credit
 from policy.test_learner import learner, rollouts
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
-        return assemble.train(make_config(root, steps=4, **changed))
+        return launch.train(make_config(root, steps=4, **changed))
 
 
 def test_those_left_out_are_on_record_with_their_advantage(run: Path) -> None:

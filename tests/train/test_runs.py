@@ -21,18 +21,18 @@ import torch
 from runs_for_tests import fingerprint, make_config
 from safetensors.torch import load_file
 
-from coterie import assemble
+from coterie import launch
+from coterie.build.learner import warnings_of
+from coterie.build.run import policy_for, read_inputs
+from coterie.callbacks import RunInfo, Silent
 from coterie.config.algorithms import stored
 from coterie.config.load import load
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import RunConfig
 from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, RunError
-from coterie.learning import warnings_of
-from coterie.observer import EvalResult, RunInfo, Silent
-from coterie.parts import policy_for, read_inputs
 from coterie.runs.metrics import MetricsDB
-from coterie.train.evaluation import EVALUATING
-from coterie.types import Prompt, Rollout
+from coterie.train.evaluate import EVALUATING
+from coterie.types import EvalResult, Prompt, Rollout
 
 
 class Watch(Silent):
@@ -83,7 +83,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_learns_and_leaves_everything_behind(root: Path, lora: dict[str, Any] | None, steps: int) -> None:
     watch = Watch()
     optim = {"lr": 5e-2 if lora else 1e-2}  # an adapter that starts at zero needs a larger rate, and longer
-    run = assemble.train(make_config(root, steps=steps, model={"lora": lora}, optim=optim), watch)
+    run = launch.train(make_config(root, steps=steps, model={"lora": lora}, optim=optim), watch)
     rewards = [step["reward/mean"] for step in watch.steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
     assert {result.step for result in watch.evals} == {*range(0, steps, 3), steps}
@@ -101,16 +101,16 @@ def test_it_learns_and_leaves_everything_behind(root: Path, lora: dict[str, Any]
 
 def test_a_run_is_never_overwritten(root: Path) -> None:
     config = make_config(root, steps=1)
-    assemble.train(config)
+    launch.train(config)
     with pytest.raises(RunError, match="one"):
-        assemble.train(config)
+        launch.train(config)
 
 
 def test_the_stored_settings_repeat_the_run_to_the_bit(root: Path) -> None:
-    first = assemble.train(make_config(root))
-    again = assemble.train(load(["@", str(first / "config.toml"), "--name", "again"]).config)
+    first = launch.train(make_config(root))
+    again = launch.train(load(["@", str(first / "config.toml"), "--name", "again"]).config)
     assert fingerprint(again) == fingerprint(first)
-    other = assemble.train(make_config(root, name="other", seed=1))
+    other = launch.train(make_config(root, name="other", seed=1))
     assert fingerprint(other)["rollouts"] != fingerprint(first)["rollouts"]
 
 
@@ -139,7 +139,7 @@ from coterie.engines.embedded import _Session
 from coterie.policy.optim import MasterAdamW
 from coterie.runs import checkpoint, durable, rollouts
 from coterie.runs.metrics import MetricsDB
-from coterie.train.evaluation import EVALUATING
+from coterie.train.evaluate import EVALUATING
 POINTS = {
     "decode": (_Session, "_decode", False),
     "optimizer": (MasterAdamW, "step", True),
@@ -176,7 +176,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     before = Path.cwd()
     os.chdir(root)
     try:
-        return fingerprint(assemble.train(make_config(root)))
+        return fingerprint(launch.train(make_config(root)))
     finally:
         os.chdir(before)
 
@@ -201,39 +201,39 @@ SLOW = pytest.mark.slow
 )
 def test_killed_anywhere_it_resumes_to_the_same_bits(root: Path, golden: dict[str, Any], point: str, nth: int) -> None:
     assert killed(root, point, nth) == -signal.SIGKILL  # a point that is never reached would prove nothing
-    run = assemble.resume("one", runs=root / "runs")
+    run = launch.resume("one", runs=root / "runs")
     assert fingerprint(run) == golden
 
 
 def test_killed_twice_the_second_time_while_resuming(root: Path, golden: dict[str, Any]) -> None:
     assert killed(root, "optimizer", 4) == -signal.SIGKILL
     assert killed(root, "metrics", 1, verb="resume") == -signal.SIGKILL
-    assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
+    assert fingerprint(launch.resume("one", runs=root / "runs")) == golden
 
 
 def test_resuming_a_finished_run_changes_nothing(root: Path, golden: dict[str, Any]) -> None:
-    run = assemble.train(make_config(root))
+    run = launch.train(make_config(root))
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     assert watch.steps == []
     assert fingerprint(run) == golden
 
 
 def test_one_interrupt_checkpoints_and_stops_and_resume_finishes(root: Path, golden: dict[str, Any]) -> None:
     watch = stop_at(3, signal.SIGINT)
-    run = assemble.train(make_config(root), watch)
+    run = launch.train(make_config(root), watch)
     assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
     plan = "finishing the current step, saving a checkpoint, then stopping; press Ctrl-C again to quit now"
     assert ("stop", f"interrupted by SIGINT: {plan}") in watch.notes
-    assert fingerprint(assemble.resume(run))["weights"] == golden["weights"]
+    assert fingerprint(launch.resume(run))["weights"] == golden["weights"]
 
 
 def test_two_interrupts_stop_now(root: Path, golden: dict[str, Any]) -> None:
     lost = r"runs/one continues from the checkpoint of step 2 and trains step 3 again, which no checkpoint holds"
     with pytest.raises(KeyboardInterrupt, match=lost):
-        assemble.train(make_config(root), stop_at(3, signal.SIGINT, times=2))
+        launch.train(make_config(root), stop_at(3, signal.SIGINT, times=2))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert fingerprint(assemble.resume("one", runs=root / "runs")) == golden
+    assert fingerprint(launch.resume("one", runs=root / "runs")) == golden
 
 
 class StopInEvaluation(Watch):
@@ -257,22 +257,22 @@ class StopInEvaluation(Watch):
 
 def test_an_interrupt_abandons_an_evaluation_and_resume_makes_it_again(root: Path, golden: dict[str, Any]) -> None:
     watch = StopInEvaluation(2)
-    run = assemble.train(make_config(root), watch)
+    run = launch.train(make_config(root), watch)
     assert watch.message == f"stopped after step 3 of 6; continue with: coterie resume {run}"
     assert {result.step for result in watch.evals} == {0}
     plan = "abandoning the evaluation, saving a checkpoint, then stopping; press Ctrl-C again to quit now"
     assert ("stop", f"interrupted by SIGINT: {plan}") in watch.notes
-    finished = fingerprint(assemble.resume(run))
+    finished = fingerprint(launch.resume(run))
     assert finished["weights"] == golden["weights"]
     assert finished["evals"] == golden["evals"]
 
 
 def test_an_interrupt_of_the_last_evaluation_leaves_that_alone_to_do(root: Path, golden: dict[str, Any]) -> None:
     watch = StopInEvaluation(3)
-    run = assemble.train(make_config(root), watch)
+    run = launch.train(make_config(root), watch)
     assert watch.message == f"stopped before the last evaluation; continue with: coterie resume {run}"
     later = Watch()
-    assemble.resume(run, later)
+    launch.resume(run, later)
     assert later.steps == []
     assert {result.step for result in later.evals} == {6}
     assert fingerprint(run)["weights"] == golden["weights"]
@@ -280,50 +280,50 @@ def test_an_interrupt_of_the_last_evaluation_leaves_that_alone_to_do(root: Path,
 
 def test_a_run_that_never_stored_a_step_does_not_use_up_its_name(root: Path, golden: dict[str, Any]) -> None:
     watch = StopInEvaluation(1)
-    assemble.train(make_config(root, seed=5), watch)
+    launch.train(make_config(root, seed=5), watch)
     assert watch.message == "stopped before the first step was finished; start again with the same command"
-    assert fingerprint(assemble.train(make_config(root))) == golden
+    assert fingerprint(launch.train(make_config(root))) == golden
 
 
 def test_a_finished_run_goes_on_to_more_steps_to_the_same_bits(root: Path, golden: dict[str, Any]) -> None:
-    run = assemble.train(make_config(root, steps=3))
+    run = launch.train(make_config(root, steps=3))
     watch = Watch()
-    assemble.resume(run, watch, steps=6)
+    launch.resume(run, watch, steps=6)
     assert len(watch.steps) == 3
     assert fingerprint(run) == golden
     with pytest.raises(RunError, match=r"--steps 5: .*one has 6 steps already"):
-        assemble.resume(run, steps=5)
+        launch.resume(run, steps=5)
 
 
 def test_a_longer_run_with_a_linear_schedule_says_what_its_rate_is(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2, optim={"schedule": "linear"}, eval={"every": 0}))
+    run = launch.train(make_config(root, steps=2, optim={"schedule": "linear"}, eval={"every": 0}))
     watch = Watch()
-    assemble.resume(run, watch, steps=3)
+    launch.resume(run, watch, steps=3)
     (warning,) = [text for kind, text in watch.notes if kind == "warning" and "schedule" in text]
     assert warning.startswith("optim.schedule = 'linear': from step 3 on the learning rate is that of a run of 3 steps")
 
 
 def test_a_damaged_checkpoint_is_skipped_by_name(root: Path, golden: dict[str, Any]) -> None:
-    run = assemble.train(make_config(root))
+    run = launch.train(make_config(root))
     path = run / "checkpoints" / "step_000006" / "optimizer.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 4
     path.write_bytes(bytes(data))
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     assert any(kind == "warning" and "step_000006" in text for kind, text in watch.notes)
     assert fingerprint(run) == golden
 
 
 def test_a_resume_says_what_its_record_lacks_and_goes_on_to_the_same_bits(root: Path, golden: dict[str, Any]) -> None:
-    run = assemble.train(make_config(root), stop_at(3, signal.SIGINT))
+    run = launch.train(make_config(root), stop_at(3, signal.SIGINT))
     for name in ("metrics.sqlite", "metrics.sqlite-wal", "metrics.sqlite-shm"):
         (run / name).unlink(missing_ok=True)
     cut = run / "rollouts" / "step_000001.parquet"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (run / "rollouts" / "step_000002.parquet").unlink()
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     warnings = [text for kind, text in watch.notes if kind == "warning"]
     assert any("no metrics of steps 1 to 3" in text and "metrics.sqlite-wal" in text for text in warnings)
     assert any("no evaluation of step 0" in text for text in warnings)
@@ -339,18 +339,18 @@ def test_a_resume_says_what_its_record_lacks_and_goes_on_to_the_same_bits(root: 
 
 
 def test_a_resume_of_a_whole_record_warns_of_nothing(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=4), stop_at(2, signal.SIGINT))
+    run = launch.train(make_config(root, steps=4), stop_at(2, signal.SIGINT))
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     assert [text for kind, text in watch.notes if kind == "warning"] == []
 
 
 def test_other_settings_do_not_continue_a_run(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2))
+    run = launch.train(make_config(root, steps=2))
     config = (run / "config.toml").read_text(encoding="utf-8")
     (run / "config.toml").write_text(config.replace("lr = 0.01", "lr = 0.02"), encoding="utf-8")
     with pytest.raises(CheckpointError, match="made with other settings"):
-        assemble.resume(run)
+        launch.resume(run)
 
 
 def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> None:
@@ -360,14 +360,14 @@ def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> 
         encoding="utf-8",
     )
     with pytest.raises(RewardError, match=r"rollouts ended in an error .*broken.*ZeroDivisionError"):
-        assemble.train(config)  # gold answers have two characters at most
+        launch.train(config)  # gold answers have two characters at most
 
 
 def test_a_reward_that_always_raises_leaves_no_run_behind(root: Path) -> None:
     config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
     (root / "bad_rewards.py").write_text("def broken(completions):\n    return [1 / 0]\n", encoding="utf-8")
     with pytest.raises(RewardError, match=r"fails on every prompt looked at .*broken.*ZeroDivisionError"):
-        assemble.train(config)
+        launch.train(config)
     assert not (root / "runs" / "one").exists()
 
 
@@ -375,34 +375,34 @@ def test_bad_data_leaves_no_run_behind(root: Path) -> None:
     config = make_config(root)
     (root / "train.jsonl").write_text('{"prompt": null}\n', encoding="utf-8")
     with pytest.raises(DataError):
-        assemble.train(config)
+        launch.train(config)
     assert not (root / "runs" / "one").exists()
 
 
 def test_minibatches_and_kl_resume_too(root: Path) -> None:
     extra: dict[str, Any] = {"optim": {"lr": 1e-2, "minibatches": 3, "epochs": 2}, "objective": {"kl_beta": 0.1}}
-    whole = fingerprint(assemble.train(make_config(root, name="whole", **extra)))
-    cut = assemble.train(make_config(root, name="cut", steps=6, **extra), stop_at(2, signal.SIGTERM))
-    assert fingerprint(assemble.resume(cut))["weights"] == whole["weights"]
+    whole = fingerprint(launch.train(make_config(root, name="whole", **extra)))
+    cut = launch.train(make_config(root, name="cut", steps=6, **extra), stop_at(2, signal.SIGTERM))
+    assert fingerprint(launch.resume(cut))["weights"] == whole["weights"]
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
 def test_what_a_run_learned_can_be_evaluated_sampled_and_talked_to(root: Path, lora: dict[str, Any] | None) -> None:
     config = make_config(root, steps=2, model={"lora": lora})
     watch = Watch()
-    run = assemble.train(config, watch)
-    results = assemble.evaluate(str(run), config)
+    run = launch.train(config, watch)
+    results = launch.evaluate(str(run), config)
     assert [result.task for result in results] == ["heldout"]
-    drawn = list(assemble.sample(config, 3, str(run)))
+    drawn = list(launch.sample(config, 3, str(run)))
     assert len(drawn) == 3
     assert all(rollout.reward is not None for _, rollout in drawn)
-    assert isinstance(assemble.chat(str(run)).reply("how many legs?"), str)
+    assert isinstance(launch.chat(str(run)).reply("how many legs?"), str)
 
 
 def test_the_saved_model_opens_with_transformers_alone(root: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run = assemble.train(make_config(root, steps=1))
+    run = launch.train(make_config(root, steps=1))
     folder = run / "checkpoints" / "step_000001" / "model"
     assert "coterie" not in json.loads((folder / "config.json").read_text(encoding="utf-8")).values()
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
@@ -413,37 +413,37 @@ def test_the_saved_model_opens_with_transformers_alone(root: Path) -> None:
 
 def test_dry_run_and_validate_report_and_create_nothing(root: Path) -> None:
     config = make_config(root)
-    report = assemble.dry_run(config)
+    report = launch.dry_run(config)
     subjects = [subject for _, subject, _ in report.lines]
     assert {"data, train", "batch", "memory", "time"} <= set(subjects)
     assert "3 prompts × 4 rollouts = 12 rollouts a step" in next(t for _, s, t in report.lines if s == "batch")
     (root / "train.jsonl").write_text("not json\n", encoding="utf-8")
-    assert not assemble.validate(config).ok
+    assert not launch.validate(config).ok
     assert not (root / "runs").exists()
 
 
 def test_prompts_that_changed_do_not_continue_a_run(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2))
+    run = launch.train(make_config(root, steps=2))
     rows = (root / "train.jsonl").read_text(encoding="utf-8")
     (root / "train.jsonl").write_text(rows.replace('"answer": "3"', '"answer": "4"'), encoding="utf-8")
     with pytest.raises(CheckpointError, match="made with other prompts, answers or chat template"):
-        assemble.resume(run)
+        launch.resume(run)
 
 
 def test_another_thread_count_is_said_on_resume(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=4), stop_at(2, signal.SIGTERM))
+    run = launch.train(make_config(root, steps=4), stop_at(2, signal.SIGTERM))
     with MetricsDB(run / "metrics.sqlite") as database:
         facts = dict(database.events("versions")[-1].data)
         database.event("versions", "made up", 2, facts | {"threads": "7"})
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     assert any(kind == "warning" and "threads was 7" in text and "is 1 now" in text for kind, text in watch.notes)
 
 
 def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
     watch = Watch()
     config = make_config(root, steps=1, sampling={"deadline_s": 1e-9}, collect={"max_error_share": 1.0})
-    run = assemble.train(config, watch)
+    run = launch.train(config, watch)
     assert any("truncated by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
     assert any("counted as wrong" in text for kind, text in watch.notes if kind == "warning")
     assert "groups/mixed" not in watch.steps[0]
@@ -456,31 +456,31 @@ def test_an_evaluation_that_judges_nothing_is_refused(root: Path) -> None:
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"part": "never"})})
     (root / "shy.py").write_text("def never(prompts, completions):\n    return [None for _ in completions]\n")
     with pytest.raises(DataError, match="'never' applies to none of the 4 held-out prompts"):
-        assemble.train(config)
+        launch.train(config)
 
 
 def test_a_reward_that_cannot_be_imported_leaves_no_run_behind(root: Path) -> None:
     with pytest.raises(RewardError, match="no_such_module"):
-        assemble.train(make_config(root, rewards={"parts": [{"name": "no_such_module:reward"}]}))
+        launch.train(make_config(root, rewards={"parts": [{"name": "no_such_module:reward"}]}))
     assert not (root / "runs" / "one").exists()
 
 
 def test_a_cut_sampler_may_be_sampled_but_not_trained(root: Path) -> None:
     config = make_config(root, sampling={"top_p": 0.5})
     with pytest.raises(ConfigError, match=r"train with top_p = 1 and top_k = 0"):
-        assemble.train(config)
-    assert len(list(assemble.sample(config, 2))) == 2
+        launch.train(config)
+    assert len(list(launch.sample(config, 2))) == 2
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", "a" * 200])
 def test_stop_strings_that_never_match_are_refused(root: Path, stop: str) -> None:
     with pytest.raises(ConfigError, match=r"can never match"):
-        assemble.train(make_config(root, sampling={"stop": [stop]}))
+        launch.train(make_config(root, sampling={"stop": [stop]}))
 
 
 def test_prompts_that_outgrow_the_context_are_refused_before_the_run(root: Path) -> None:
     with pytest.raises(DataError, match=r"more than the model's context of 256; lower data\.max_prompt_tokens"):
-        assemble.train(make_config(root, sampling={"max_tokens": 250}))
+        launch.train(make_config(root, sampling={"max_tokens": 250}))
     assert not (root / "runs" / "one").exists()
 
 
@@ -497,35 +497,35 @@ def test_prompt_and_completion_may_fill_the_context_to_its_last_token(root: Path
 def test_evaluating_a_checkpoint_repeats_the_runs_own_number(root: Path) -> None:
     watch = Watch()
     config = make_config(root)
-    run = assemble.train(config, watch)
-    (again,) = assemble.evaluate(str(run), config)
+    run = launch.train(config, watch)
+    (again,) = launch.evaluate(str(run), config)
     assert again == watch.evals[-1]
 
 
 def test_a_longer_goal_continues_a_finished_run(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=2))
+    run = launch.train(make_config(root, steps=2))
     config = run / "config.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("steps = 2", "steps = 4"), encoding="utf-8")
     watch = Watch()
-    assemble.resume(run, watch)
+    launch.resume(run, watch)
     assert len(watch.steps) == 2
     assert watch.message.startswith("training finished, 4 steps")
 
 
 def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: Path) -> None:
     lora: dict[str, Any] = {"lora": {"rank": 2, "alpha": 4.0}}
-    first = assemble.train(make_config(root, name="first", steps=2, model=lora))
-    again = assemble.train(make_config(root, name="again", steps=2, model=lora))
+    first = launch.train(make_config(root, name="first", steps=2, model=lora))
+    again = launch.train(make_config(root, name="again", steps=2, model=lora))
     assert fingerprint(first)["weights"] == fingerprint(again)["weights"]
-    folder = assemble.model_of(str(first))
+    folder = launch.model_of(str(first))
     base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str((root / "model").resolve())
     with pytest.raises(
         ModelError, match=r"made with model\.lora\.rank = 2, .*say model\.lora\.rank = 3.*coterie export"
     ):
-        assemble.train(make_config(root, name="second", model={"name": folder, "lora": {"rank": 3, "alpha": 4.0}}))
+        launch.train(make_config(root, name="second", model={"name": folder, "lora": {"rank": 3, "alpha": 4.0}}))
     with pytest.raises(ModelError, match=r"without model\.lora there is nothing to train"):
-        assemble.train(make_config(root, name="third", model={"name": folder}))
+        launch.train(make_config(root, name="third", model={"name": folder}))
     assert not (root / "runs/second").exists()
     assert not (root / "runs/third").exists()
 
@@ -533,22 +533,22 @@ def test_an_adapter_is_sampled_as_trained_and_its_start_follows_the_seed(root: P
 def test_an_adapter_is_trained_further_by_the_name_of_its_run(root: Path) -> None:
     """From a run's newest checkpoint, with the KL to what the adapter was then; and it resumes to the same bits."""
     lora: dict[str, Any] = {"dtype": "float32", "lora": {"rank": 2, "alpha": 4.0}}
-    assemble.train(make_config(root, name="first", steps=2, model=lora))
-    start = assemble.model_of("first", root / "runs")
+    launch.train(make_config(root, name="first", steps=2, model=lora))
+    start = launch.model_of("first", root / "runs")
     more: dict[str, Any] = {"steps": 4, "model": lora | {"name": "first"}, "objective": {"kl_beta": 0.1}}
-    whole = assemble.train(make_config(root, name="whole", **more))
+    whole = launch.train(make_config(root, name="whole", **more))
     stored = tomllib.loads((whole / "config.toml").read_text())
     assert stored["model"]["name"] == start
     with MetricsDB.reader(whole / "metrics.sqlite") as database:
         assert database.step_metrics(1)["kl/ref"] == pytest.approx(0.0, abs=1e-8)
         assert database.step_metrics(4)["kl/ref"] > 1e-6
-    folders = Path(start), Path(assemble.model_of(str(whole)))
+    folders = Path(start), Path(launch.model_of(str(whole)))
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in folders)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     cut = shutil.copytree(whole, root / "runs/cut")
     shutil.rmtree(cut / "checkpoints/step_000004")
-    assemble.resume(cut)
+    launch.resume(cut)
     assert fingerprint(cut)["weights"] == fingerprint(whole)["weights"]
 
 
@@ -560,7 +560,7 @@ def test_an_adapter_at_the_rate_of_full_training_is_warned_of(root: Path) -> Non
     assert warnings_of(make_config(root)) == []
     (warning,) = warnings_of(left)
     assert "optim.lr was left at 1e-06" in warning
-    assert ("warn", "settings", warning) in assemble.dry_run(left).lines
+    assert ("warn", "settings", warning) in launch.dry_run(left).lines
     assert warnings_of(RunConfig.model_validate(stored(left))) == []  # told once: a stored run says all its settings
 
 
@@ -573,15 +573,15 @@ def test_no_room_for_its_checkpoints_is_said_before_the_first_step(root: Path, m
     with pytest.raises(
         RunError, match=r"no room for the checkpoints .*3 more of .* 1,000,000 are free .*checkpoint\.keep"
     ):
-        assemble.train(make_config(root), watch)
+        launch.train(make_config(root), watch)
     assert watch.steps == []
 
 
 def test_the_estimate_of_a_checkpoint_is_near_its_size(root: Path) -> None:
     config = make_config(root, steps=1)
-    run = assemble.train(config)
-    inputs = assemble.read_inputs(config, Silent())
-    estimate = assemble._checkpoint_size(config, assemble.policy_for(config, inputs))
+    run = launch.train(config)
+    inputs = launch.read_inputs(config, Silent())
+    estimate = launch._checkpoint_size(config, launch.policy_for(config, inputs))
     real = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
     assert estimate == pytest.approx(real, rel=0.1)
 
@@ -591,7 +591,7 @@ def test_a_judge_that_refuses_the_gold_answers_is_not_trained_on(root: Path) -> 
     rows = (root / "train.jsonl").read_text(encoding="utf-8")
     (root / "train.jsonl").write_text(re.sub(r'"answer": "\d+"', '"answer": "many"', rows), encoding="utf-8")
     with pytest.raises(RewardError, match=r"misjudges gold answers or garbage.*no reward part applies"):
-        assemble.train(config)
+        launch.train(config)
     assert not (root / "runs" / "one").exists()
 
 
@@ -605,9 +605,9 @@ def test_a_run_through_a_curriculum_resumes_to_the_same_bits(tmp_path: Path, mon
     ]
     data = {"train": train, "review": 0.25}
     grouping = {"preset": "heb", "allocate": True, "candidates": 1}
-    whole = assemble.train(make_config(tmp_path, data=data, grouping=grouping))
-    half = assemble.train(make_config(tmp_path, data=data, name="two", grouping=grouping), stop_at(3, signal.SIGTERM))
-    assemble.resume(half)
+    whole = launch.train(make_config(tmp_path, data=data, grouping=grouping))
+    half = launch.train(make_config(tmp_path, data=data, name="two", grouping=grouping), stop_at(3, signal.SIGTERM))
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
     with sqlite3.connect(whole / "metrics.sqlite") as database:
         stages = [value for (value,) in database.execute("SELECT value FROM metrics WHERE name = 'stage'").fetchall()]
@@ -619,4 +619,4 @@ def test_a_stage_with_too_few_prompts_for_a_step_is_refused(tmp_path: Path) -> N
     config = make_config(tmp_path)
     train = [{**config.data.train[0].model_dump(), "until": 10}, {"type": "file", "path": str(tmp_path / "few.jsonl")}]
     with pytest.raises(DataError, match="has 1 usable prompts after 10 drawn ones, fewer than the 3"):
-        assemble.train(make_config(tmp_path, data={"train": train}))
+        launch.train(make_config(tmp_path, data={"train": train}))

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.algo.advantages import AdvantageRule
-from coterie.algo.groups import by_prompt
-from coterie.config.grouping import GroupingConfig
-from coterie.train.credit import GroupJudge, Terms
-from coterie.train.grouping import GroupAwareJudge
-from coterie.train.prompt_features import PromptFeatures
+from coterie.algo.advantages import AdvantageRule, by_prompt
+from coterie.algo.estimators import GroupJudge, Terms
+from coterie.config.advantage import GroupingConfig
+from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.features import PromptFeatures
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
 
 TERMS = Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 1.0})

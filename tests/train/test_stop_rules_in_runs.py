@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from runs_for_tests import importable, make_config
 
-from coterie import assemble
-from coterie.cli import main
+from coterie import launch
+from coterie.cli.main import main
 from coterie.config.toml import dumps
+from coterie.doctor.health import diagnose
 from coterie.errors import CollapseError, RunError
 from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
-from coterie.runs.health import diagnose
 from coterie.runs.inspect import summary
 from coterie.runs.metrics import MetricsDB
 
@@ -38,7 +38,7 @@ def collapsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
         with pytest.raises(CollapseError) as caught:
-            assemble.train(make_config(root, **WILD, stop={"rules": [RULE]}))
+            launch.train(make_config(root, **WILD, stop={"rules": [RULE]}))
     return root / "runs" / "one", str(caught.value)
 
 
@@ -80,7 +80,7 @@ def test_resume_refuses_to_end_there_again(collapsed: tuple[Path, str], capsys: 
     run, _ = collapsed
     before = last_step(run)
     with pytest.raises(RunError, match=r"stop rule entropy_below.*relax or remove entropy_below under \[stop\]"):
-        assemble.resume(run)
+        launch.resume(run)
     assert main(["resume", str(run)]) == 1
     assert "would make the same steps again" in capsys.readouterr().err
     assert last_step(run) == before
@@ -90,7 +90,7 @@ def test_with_the_rule_relaxed_a_resume_goes_on_and_says_why_it_stopped(root: Pa
     wild = WILD | {"steps": 12, "checkpoint": {"every": 4, "keep": 1}}
     eager = {"name": "above", "metric": "length/mean", "threshold": 1.0, "patience": 6}
     with pytest.raises(CollapseError, match="ended after step 6"):
-        assemble.train(make_config(root, **wild, stop={"rules": [eager]}))
+        launch.train(make_config(root, **wild, stop={"rules": [eager]}))
     run = root / "runs" / "one"
     # All steps were bad from the first: no checkpoint is known to be good, and none is removed.
     assert checkpoint.steps(run / "checkpoints") == [4]
@@ -98,7 +98,7 @@ def test_with_the_rule_relaxed_a_resume_goes_on_and_says_why_it_stopped(root: Pa
     settings = directory.read_config()
     settings["stop"]["rules"] = []
     directory.config.write_text(dumps(settings), encoding="utf-8")
-    assemble.resume(run)
+    launch.resume(run)
     assert summary(run, tests=False).state == "finished"
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         (event,) = database.events("resume")
@@ -116,7 +116,7 @@ def test_the_program_ends_with_its_own_exit_code(root: Path, capsys: pytest.Capt
 
 def test_a_rule_that_can_never_fire_is_warned_of_and_a_good_run_is_left_alone(root: Path) -> None:
     rules = [{"name": "kl_above"}, {"name": "non_finite"}, {"name": "entropy_below", "threshold": 0.0}]
-    run = assemble.train(make_config(root, steps=2, stop={"rules": rules}))
+    run = launch.train(make_config(root, steps=2, stop={"rules": rules}))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         (warning,) = [event.message for event in database.events("warning")]
     assert warning.startswith("stop rule kl_above reads kl/ref, which step 1 did not record")

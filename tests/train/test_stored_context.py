@@ -13,16 +13,15 @@ import pytest
 from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
 
-from coterie import assemble
-from coterie.algo.grouping.words import text_embedding
-from coterie.collect import Experience
-from coterie.runs import prompts, rollouts, step_files
+from coterie import launch
+from coterie.algo.estimators import Foresight, Terms
+from coterie.grouping.estimator import GroupAwareJudge, PromptFeatures
+from coterie.grouping.features import text_embedding
+from coterie.rollout.collector import Experience
+from coterie.runs import parquet, prompts, rollouts
 from coterie.runs.rollouts import RolloutRecord
-from coterie.train.credit import Terms
-from coterie.train.evaluation import Criterion
-from coterie.train.foresight import Foresight
-from coterie.train.grouping import GroupAwareJudge, PromptFeatures
-from coterie.train.history import MEMORY, History
+from coterie.train.evaluate import Criterion
+from coterie.train.prompt_stats import MEMORY, History
 from coterie.types import Context, Dispatch, Group, Message, Outcome, Prompt, Rollout, StopReason
 
 HEB = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}
@@ -35,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows_of(run: Path) -> dict[int, list[RolloutRecord]]:
-    return {step: rollouts.read_step(run / "rollouts", step) for step in step_files.steps(run / "rollouts")}
+    return {step: rollouts.read_step(run / "rollouts", step) for step in parquet.steps(run / "rollouts")}
 
 
 def faded(seen: list[tuple[int, float]]) -> float | None:
@@ -47,7 +46,7 @@ def faded(seen: list[tuple[int, float]]) -> float | None:
 
 
 def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=6, eval={"every": 0}))
+    run = launch.train(make_config(root, steps=6, eval={"every": 0}))
     past: dict[str, list[tuple[int, float]]] = defaultdict(list)
     lengths: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for step, rows in rows_of(run).items():
@@ -72,7 +71,7 @@ def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
 
 def test_every_prompt_is_stored_once_and_every_rollout_says_where(root: Path) -> None:
     for name, grouping in (("plain", {}), ("aware", HEB)):
-        run = assemble.train(make_config(root, name=name, steps=5, eval={"every": 0}, grouping=grouping))
+        run = launch.train(make_config(root, name=name, steps=5, eval={"every": 0}, grouping=grouping))
         stored = {
             f"step_{row['step']:06d}#{row['prompt_id']}": row for row in prompts.read(run / "prompts").to_pylist()
         }
@@ -84,7 +83,7 @@ def test_every_prompt_is_stored_once_and_every_rollout_says_where(root: Path) ->
 
 
 def test_a_group_aware_run_says_what_it_expected_and_in_which_region(root: Path) -> None:
-    run = assemble.train(make_config(root, steps=6, eval={"every": 0}, grouping=HEB))
+    run = launch.train(make_config(root, steps=6, eval={"every": 0}, grouping=HEB))
     for step, rows in rows_of(run).items():
         for row in rows:
             known = row.rollout.context.dispatch
@@ -105,15 +104,15 @@ def test_a_group_aware_run_says_what_it_expected_and_in_which_region(root: Path)
 )
 def test_a_resume_stores_the_same_context_and_prompts(grouping: dict[str, Any], root: Path) -> None:
     config = {"grouping": grouping, "eval": {"every": 0}}
-    whole = assemble.train(make_config(root, **config))
-    half = assemble.train(make_config(root, name="two", **config), stop_at(3, signal.SIGTERM))
+    whole = launch.train(make_config(root, **config))
+    half = launch.train(make_config(root, name="two", **config), stop_at(3, signal.SIGTERM))
     # As a kill after step 4's files and before its checkpoint would leave it.
     for folder in ("rollouts", "prompts"):
         for step in (4, 5):
             source = whole / folder / f"step_{step:06d}.parquet"
             if source.exists():
                 (half / folder / source.name).write_bytes(source.read_bytes()[:-7])
-    assemble.resume(half)
+    launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
 
 
@@ -200,7 +199,7 @@ def judge_for(names: list[str]) -> GroupAwareJudge:
 
 
 def make_grouping() -> Any:
-    from coterie.config.grouping import GroupingConfig
+    from coterie.config.advantage import GroupingConfig
 
     return GroupingConfig.model_validate(HEB | {"weights": "none"})
 

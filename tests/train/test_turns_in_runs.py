@@ -13,9 +13,9 @@ import pytest
 from runs_for_tests import fingerprint, importable, make_config
 from test_runs import killed, stop_at
 
-from coterie import assemble
-from coterie.batches.plan import continuation
-from coterie.cli import main
+from coterie import launch
+from coterie.batches.pack import continuation
+from coterie.cli.main import main
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 from coterie.runs import rollouts
@@ -81,9 +81,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS)
 def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> None:
-    whole = assemble.train(config_for(root, **changed))
-    half = assemble.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
-    assert assemble.resume(half) == half
+    whole = launch.train(config_for(root, **changed))
+    half = launch.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
+    assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
     found = metrics(whole, 6)
     assert found["grad_norm"] > 0
@@ -95,14 +95,14 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
 def test_killed_it_resumes_to_the_same_bits(root: Path) -> None:
     changed = settings(**VARIANTS["heb-stack"])
     assert killed(root, "optimizer", 5, changed=json.dumps(changed)) == -signal.SIGKILL
-    run = assemble.resume("one", runs=root / "runs")
-    assert fingerprint(run) == fingerprint(assemble.train(make_config(root, name="whole", **changed)))
+    run = launch.resume("one", runs=root / "runs")
+    assert fingerprint(run) == fingerprint(launch.train(make_config(root, name="whole", **changed)))
 
 
 def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:
     changed = {"grouping": {"preset": "rloo", "weights": "none"}, "eval": {"every": 0}}
     model = {"name": str(root / "model"), "dtype": "float32"}
-    run = assemble.train(config_for(root, steps=2, model=model, **changed))
+    run = launch.train(config_for(root, steps=2, model=model, **changed))
     rows = read(run, 2)
     for row in rows:
         turns = row.rollout.turns
@@ -127,14 +127,14 @@ def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:
 
 def test_the_scale_can_be_left_out(root: Path) -> None:
     grouping = {"preset": "rloo", "without": ["state"]}
-    run = assemble.train(config_for(root, steps=2, grouping=grouping, eval={"every": 0}))
+    run = launch.train(config_for(root, steps=2, grouping=grouping, eval={"every": 0}))
     credits = [row.credit for row in read(run, 2) if row.credit is not None]
     assert not any(isinstance(one.advantage, tuple) or "state" in one.contributions for one in credits)
     assert "grouping/scale/state" not in metrics(run, 2)
 
 
 def test_gigpo_says_what_states_gave(root: Path) -> None:
-    run = assemble.train(config_for(root, steps=1, **VARIANTS["gigpo"], eval={"every": 0}))
+    run = launch.train(config_for(root, steps=1, **VARIANTS["gigpo"], eval={"every": 0}))
     credits = [row.credit for row in read(run, 1) if row.credit is not None]
     assert any("state" in one.contributions for one in credits)
     assert any(isinstance(one.advantage, tuple) for one in credits)
@@ -142,7 +142,7 @@ def test_gigpo_says_what_states_gave(root: Path) -> None:
 
 def test_episodes_are_shown_turn_by_turn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_for(root, steps=1)
-    run = assemble.train(config)
+    run = launch.train(config)
     text = (run / "README.md").read_text(encoding="utf-8")
     assert "\nuser: again " in text
     assert "\nassistant: " in text
@@ -157,12 +157,12 @@ def test_episodes_are_shown_turn_by_turn(root: Path, capsys: pytest.CaptureFixtu
 
 
 def test_validate_plays_some_episodes(root: Path) -> None:
-    lines = {subject: (level, text) for level, subject, text in assemble.validate(config_for(root)).lines}
+    lines = {subject: (level, text) for level, subject, text in launch.validate(config_for(root)).lines}
     assert lines["environment"][0] == "ok"
     assert "16 episodes in which every turn says the gold answer have 3.0 turns" in lines["environment"][1]
     (root / "broken_env.py").write_text(ENVIRONMENT.replace('"a" in said', "said.count(1)"), encoding="utf-8")
     broken = config_for(root, environment={"name": "broken_env:letters"})
-    lines = {subject: (level, text) for level, subject, text in assemble.validate(broken).lines}
+    lines = {subject: (level, text) for level, subject, text in launch.validate(broken).lines}
     assert lines["environment"][0] == "fail"
     assert "16 of 16 episodes failed" in lines["environment"][1]
     assert "raised TypeError" in lines["environment"][1]
@@ -198,5 +198,5 @@ def test_environments_that_cannot_be_had_leave_nothing_behind(
 ) -> None:
     changed = {"environment": {**settings()["environment"], **environment}}
     with pytest.raises(ConfigError, match=message):
-        assemble.train(config_for(root, **changed))
+        launch.train(config_for(root, **changed))
     assert not (root / "runs").exists()

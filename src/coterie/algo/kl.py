@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coterie.algo.ratio import log_ratio
+from coterie.algo.tokens import log_ratio
 
 
 def k1(logprobs: Tensor, reference: Tensor) -> Tensor:

@@ -13,15 +13,37 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from coterie.algo.correction import Correction, correct
 from coterie.algo.entropy import entropy_term
 from coterie.algo.kl import KL_ESTIMATORS, k1, k2, k3
-from coterie.algo.mismatch import Correction, correct
 from coterie.algo.objective import Objective
-from coterie.algo.opsm import off_policy_keep
-from coterie.algo.ratio import LIMIT, importance_ratio, log_ratio
-from coterie.algo.segments import segment_any
 from coterie.algo.surrogates import SurrogateRow, surrogate_row
-from coterie.algo.token_view import Surrogate, TokenView
+from coterie.algo.tokens import LIMIT, Surrogate, TokenView, importance_ratio, log_ratio, segment_any, segment_mean
+
+# Off-policy sequence masking: rollouts that went wrong, and that the policy no longer produces, teach nothing.
+
+
+def off_policy_keep(
+    logprobs: Tensor, sampler_logprobs: Tensor, advantages: Tensor, rollout: Tensor, counted: Tensor, delta: float
+) -> Tensor:
+    """Tokens to keep: not those with A < 0 in a rollout with mean_t(log π_sampler - log π_θ) > δ (DeepSeek-V3.2).
+
+    The distance is measured from the sampler, so it holds both the steps since and the sampler's other numerics (as in
+    TRL and slime). TRL suggests δ = 0.5, slime 1e-4: choose from the logged values.
+
+    Args:
+        logprobs: [N], not differentiated.
+        sampler_logprobs: [N].
+        advantages: [N].
+        rollout: [N] int64 index of each token's rollout.
+        counted: [N] bool: tokens that take part in the mean.
+        delta: nats per token.
+
+    Returns:
+        [N] bool.
+    """
+    distance = segment_mean(log_ratio(sampler_logprobs, logprobs.detach()), rollout, counted)
+    return (advantages >= 0) | (distance <= delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

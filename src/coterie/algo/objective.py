@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from coterie.algo.ratio import RatioLevel
-
 KlName = Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"]
 CorrectionMode = Literal[
     "none",
@@ -79,3 +77,6 @@ class Objective:
         for name in ("dual_clip", "ratio_cap"):
             if getattr(self, name) is not None and self.surrogate != "min":
                 raise ValueError(f"{name} bounds the surrogate 'min' only; leave it out with {self.surrogate!r}")
+
+
+RatioLevel = Literal["token", "sequence", "sequence_token"]

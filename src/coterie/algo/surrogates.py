@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coterie.algo.ratio import LIMIT
-from coterie.algo.segments import segment_mean, segment_sum
-from coterie.algo.token_view import Surrogate, TokenView
+from coterie.algo.tokens import LIMIT, Surrogate, TokenView, segment_mean, segment_sum
 
 DIVERGENCE_CAP = 20.0
 """Largest ratio that "tv" and "kl" weigh a token with (verl)."""

@@ -2,12 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.algo.grouping.anchors import Episode
+from coterie.algo.returns import returns_to_go
+from coterie.algo.scales import EPSILON, SMALLEST
+from coterie.stats import Floats
 from coterie.types import Rollout
+
+# Groups of single steps in episodes of several turns: attempts that came to the same state are compared there.
+#
+# GiGPO (2505.10978) compares the discounted return of a step with that of all steps taken from the same state.
+# Its group holds the step itself, and every other visit of the same episode, which shares its future; here the whole
+# episode is left out of its own baseline, so that the gradient stays unbiased. Environments of one turn have no use
+# for it.
+#
+# `anchor_advantages` are GiGPO's, beside those of whole episodes. `anchor_corrections` are the same comparison weighed
+# by evidence against a baseline that is there already: the scale `state` of group-aware credit.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Episode:
+    """One attempt at a prompt, turn by turn; K turns."""
+
+    prompt: str
+    """Prompt id: states are only shared within a prompt."""
+    states: tuple[Hashable, ...]
+    """[K] what names the state before each turn, e.g. a hash of what was shown."""
+    rewards: Floats
+    """[K] given after each turn; an outcome's reward stands at the last."""
+
+    def __post_init__(self) -> None:
+        if self.rewards.shape != (len(self.states),):
+            raise ValueError(f"{len(self.states)} states came with rewards {self.rewards.shape}; expected one a turn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Company:
+    """What the *other* episodes of its prompt found in the states of one episode, over all their visits; K turns."""
+
+    mean: Floats
+    """[K] of the discounted returns from there; NaN where no other came there."""
+    spread: Floats
+    """[K] standard deviation of the returns from there, own visits included."""
+    episodes: Floats
+    """[K] how many others came there."""
+    elsewhere: Floats
+    """[K] how many others never did."""
+    total: Floats
+    """[K] mean of what these earned in all; NaN where there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Beliefs:
+    """What is expected of the prompt of each of B episodes without the attempts at it in this step, in reward units."""
+
+    mean: Floats
+    """[B]; NaN of an episode without a reward."""
+    variance: Floats
+    """[B] of that mean."""
+    noise: Floats
+    """[B] variance of one attempt's reward."""
+
+
+def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
+    """Of each episode. One whose rewards are not finite is left out of the others'.
+
+    Args:
+        episodes: of one step, in any order.
+        gamma: discount per turn.
+    """
+    returns = _returns(episodes, gamma)
+    visits: dict[tuple[str, Hashable], list[tuple[int, float]]] = {}
+    totals: dict[str, dict[int, float]] = {}
+    for number, (episode, gained) in enumerate(zip(episodes, returns, strict=True)):
+        if not np.isfinite(gained).all():
+            continue
+        totals.setdefault(episode.prompt, {})[number] = float(episode.rewards.sum())
+        for state, value in zip(episode.states, gained.tolist(), strict=True):
+            visits.setdefault((episode.prompt, state), []).append((number, value))
+
+    def one(number: int, episode: Episode) -> Company:
+        rows = np.full((5, len(episode.states)), np.nan)
+        for turn, state in enumerate(episode.states):
+            there = visits.get((episode.prompt, state), [])
+            came = {who for who, _ in there} - {number}
+            away = [value for who, value in totals.get(episode.prompt, {}).items() if who not in came | {number}]
+            rows[0, turn] = _mean([value for who, value in there if who != number])
+            rows[1, turn] = np.std([value for _, value in there]) if there else 0.0
+            rows[2, turn], rows[3, turn], rows[4, turn] = len(came), len(away), _mean(away)
+        return Company(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
+
+    return [one(number, episode) for number, episode in enumerate(episodes)]
+
+
+def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
+    """[K] of each episode: the mean discounted return that the *other* episodes of its prompt had from each turn's
+    state, over all their visits of it; NaN where no other came there.
+
+    Args:
+        episodes: of one step, in any order.
+        gamma: discount per turn.
+    """
+    return [found.mean for found in company(episodes, gamma)]
+
+
+def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, normalise: bool = False) -> list[Floats]:
+    """[K] of each episode: the discounted return of each turn less its baseline; 0 where no other episode came to its
+    state. To be added to the episode's own advantage (GiGPO: with weight 1), for all tokens of the turn.
+
+    Args:
+        normalise: divide by the standard deviation of all returns from the state (GiGPO's F = std); biased, as the
+            group's own deviation is in GRPO.
+
+    >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
+    >>> two = Episode(prompt="q", states=("a", "c"), rewards=np.array([0.0, 0.0]))
+    >>> [found.tolist() for found in anchor_advantages([one, two], gamma=0.5)]
+    [[0.5, 0.0], [-0.5, 0.0]]
+    """
+    found = []
+    for gained, there in zip(_returns(episodes, gamma), company(episodes, gamma), strict=True):
+        divisor = np.where(there.spread > SMALLEST, there.spread + EPSILON, 1.0) if normalise else 1.0
+        found.append(np.nan_to_num((gained - there.mean) / divisor, nan=0.0))
+    return found
+
+
+def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: Beliefs, spread: float) -> list[Floats]:
+    """[K] of each episode: what its state adds to the baseline of each turn after the first.
+
+    A state is worth μ + δ to come: μ what the prompt is, believed to be N(m, v), and δ ~ N(0, τ) what is special to the
+    state, τ = spread · σ². The other attempts that never came there, n' with the mean total t, speak of μ alone:
+
+        v' = 1 / (1/v + n'/σ²)        m' = v' (m/v + n' t/σ²)
+
+    and the n that came there, with the mean return r from there on, of the sum, with the weight w:
+
+        b_k = (1 - w) (m' - received_k) + w r        w = (v' + τ) n / ((v' + τ) n + σ²)
+
+    so that no attempt counts twice. The correction is what b_k is more than the episode's own baseline less what was
+    received before, which holds where nobody else came. All of it is settled before the turn is sampled: the state and
+    what was received are of earlier turns, all else of other episodes. So the gradient of the undiscounted return stays
+    unbiased.
+
+    Args:
+        episodes: B of one step, in any order.
+        baselines: [B] of the whole episodes, in reward units, none moved by its own rewards; NaN = none.
+        beliefs: of the episodes' prompts.
+        spread: τ / σ².
+
+    >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
+    >>> two = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
+    >>> known = Beliefs(mean=np.full(2, 0.5), variance=np.full(2, 0.05), noise=np.full(2, 0.1))
+    >>> [found.tolist() for found in anchor_corrections([one, two], np.full(2, 0.5), known, 0.5)]
+    [[0.0, -0.25], [0.0, 0.5]]
+    """
+    found = []
+    for row, (episode, there) in enumerate(zip(episodes, company(episodes), strict=True)):
+        received = np.concatenate([[0.0], np.cumsum(episode.rewards)[:-1]])
+        noise = float(beliefs.noise[row])
+        precision, elsewhere = 1.0 / float(beliefs.variance[row]), there.elsewhere / noise
+        variance = 1.0 / (precision + elsewhere)
+        mean = variance * (precision * beliefs.mean[row] + elsewhere * np.nan_to_num(there.total))
+        evidence = (variance + spread * noise) * there.episodes
+        weight = evidence / (evidence + noise)
+        expected = (1.0 - weight) * (mean - received) + weight * there.mean
+        moved = np.nan_to_num(expected - (baselines[row] - received), nan=0.0)  # nobody came: the mean is NaN
+        moved[:1] = 0.0
+        found.append(moved)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _returns(episodes: Sequence[Episode], gamma: float) -> list[Floats]:
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is {gamma}; expected 0 to 1")
+    return [returns_to_go(episode.rewards, gamma) for episode in episodes]
 
 
 def turn_rewards(rollout: Rollout, total: float, given: float) -> np.ndarray:

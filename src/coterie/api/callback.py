@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.observer import EvalResult, Observer, RunInfo, Silent
+from coterie.callbacks import Observer, RunInfo, Silent
+from coterie.types import EvalResult
 
 if TYPE_CHECKING:
     from coterie.types import Prompt, Rollout

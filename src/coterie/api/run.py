@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import RunError
-from coterie.observer import EvalResult
 from coterie.text import metric_text, safe_text
+from coterie.types import EvalResult
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from coterie.chatting import ChatSession
     from coterie.config.schema import RunConfig
+    from coterie.inference import ChatSession
 
 SHOWN = 4
 """Rollouts in a notebook's table."""
@@ -88,11 +88,11 @@ class Run:
         """
         import pyarrow
 
-        from coterie.runs import step_files
+        from coterie.runs import parquet
         from coterie.runs.rollouts import read_step
         from coterie.runs.rows import schema, to_row
 
-        steps = step_files.steps(self._files.rollouts) if step is None else [step]
+        steps = parquet.steps(self._files.rollouts) if step is None else [step]
         rows = [to_row(number, record) for number in steps for record in read_step(self._files.rollouts, number)]
         return pyarrow.Table.from_pylist(rows, schema=schema())
 
@@ -124,9 +124,9 @@ class Run:
         Args:
             system: system message; None takes the one the run was trained with, if any.
         """
-        from coterie import assemble
+        from coterie import launch
 
-        return assemble.chat(str(self.path), system=system, temperature=temperature, max_tokens=max_tokens)
+        return launch.chat(str(self.path), system=system, temperature=temperature, max_tokens=max_tokens)
 
     def __repr__(self) -> str:
         from coterie.runs.inspect import summary
@@ -136,14 +136,14 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The learning curve, the held-out results and a few rollouts of the last step; text of a model is escaped."""
-        from coterie.runs import step_files
+        from coterie.runs import parquet
 
         parts = [f"<p><code>{escape(safe_text(repr(self)))}</code></p>"]
         if self._files.curve.is_file():
             picture = base64.b64encode(self._files.curve.read_bytes()).decode()
             parts.append(f'<img src="data:image/png;base64,{picture}" alt="learning curve" style="max-width: 640px">')
         parts.append(_table(["step", "task", "held-out"], [_evaluation(result) for result in self.evaluations]))
-        steps = step_files.steps(self._files.rollouts)
+        steps = parquet.steps(self._files.rollouts)
         rollouts = self.rollouts(steps[-1]).slice(0, SHOWN).to_pylist() if steps else []
         parts.append(_table(["prompt", "completion", "reward"], [_rollout(row) for row in rollouts]))
         return "\n".join(parts)

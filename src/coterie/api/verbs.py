@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.api.callback import Callback, observing
 from coterie.api.run import Run, load_run
-from coterie.observer import EvalResult
+from coterie.types import EvalResult
 
 if TYPE_CHECKING:
     from coterie.config.schema import RunConfig
@@ -77,9 +77,9 @@ def train(
             "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
-        from coterie import assemble
+        from coterie import launch
 
-        return Run(assemble.train(loaded, observer))
+        return Run(launch.train(loaded, observer))
 
 
 def resume(
@@ -118,9 +118,9 @@ def resume(
 
         offer_again(reward, [part.name for part in opened.config.rewards.parts])
     with observing(callback, quiet) as observer:
-        from coterie import assemble
+        from coterie import launch
 
-        resumed = assemble.resume(
+        resumed = launch.resume(
             opened.path, observer, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
         return Run(resumed)
@@ -163,9 +163,9 @@ def evaluate(
             "evaluate", base, sections, settings, place, model=target, tokenizer=tokenizer, heldout=data,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
-        from coterie import assemble
+        from coterie import launch
 
-        return assemble.evaluate(loaded.model.name, loaded, observer)
+        return launch.evaluate(loaded.model.name, loaded, observer)
 
 
 def sample(
@@ -203,9 +203,9 @@ def sample(
         from coterie.api.inputs import model_of
 
         name = model_of(target, tokenizer, place)
-        from coterie import one_off
+        from coterie import inference
 
-        return one_off.complete(
+        return inference.complete(
             name,
             prompts,
             samples=n,
@@ -240,7 +240,7 @@ def _runs_folder(
     config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Path:
     """Where the run will be, for the files that its settings name."""
-    from coterie.config.files import file_of, read_toml
+    from coterie.config.load import file_of, read_toml
     from coterie.config.paths import located
     from coterie.config.schema import RunConfig
 

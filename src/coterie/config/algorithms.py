@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coterie.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coterie.config.schema import RunConfig
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +331,7 @@ def _near(name: str) -> str:
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the row of their `algorithm` under them, for `RunConfig.model_validate`.
+    """Nested settings with the row of their `algorithm` under them, for `BaseModel.model_validate`.
 
     >>> filled({"algorithm": "lite_ppo", "objective": {"clip_low": 0.1}})["objective"]
     {'clip_low': 0.1, 'normalize': 'token'}
@@ -348,7 +348,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def stored(config: RunConfig) -> dict[str, Any]:
+def stored(config: Any) -> dict[str, Any]:
     """The settings as a file that loads to the same.
 
     A file cannot hold a None, and what it leaves out would be filled by the method's row or the default: where those

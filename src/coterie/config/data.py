@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from coterie.config.section import Section
+from coterie.config.base import Section
 
 
 class Presence(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.config.section import FUNCTION, Section
+from coterie.config.base import FUNCTION, Section
 
 UserFunction = Annotated[str, Field(pattern=FUNCTION)]
 

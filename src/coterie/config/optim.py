@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from coterie.config.section import Section
+from coterie.config.base import Section
 
 
 class OptimConfig(Section):

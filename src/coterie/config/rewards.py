@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.config.section import Section
+from coterie.config.base import Section
 
 
 class RewardConfig(Section):

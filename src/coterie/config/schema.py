@@ -2,27 +2,119 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from coterie.config.advantage import GroupingConfig
 from coterie.config.algorithms import find
+from coterie.config.base import Section
 from coterie.config.data import DataConfig
-from coterie.config.environment import EnvironmentConfig
-from coterie.config.grouping import GroupingConfig
-from coterie.config.model import ModelConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
     MismatchConfig,
     ObjectiveConfig,
     ReferenceConfig,
+    UserFunction,
 )
 from coterie.config.optim import OptimConfig
-from coterie.config.replay import ReplayConfig
 from coterie.config.rewards import RewardsConfig
-from coterie.config.section import Section
 from coterie.config.stop import StopConfig
+
+# Settings of the model that is trained.
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter (PEFT layout) instead of all weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Module names to adapt."""
+
+
+class ModelConfig(Section):
+    """Which model is trained."""
+
+    name: str = "smollm2-135m"
+    """An asset name (`coterie assets ls`), a local folder, or a transformers id."""
+    revision: str | None = None
+    """Pinned revision of a transformers id."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Number format of the compute copy; auto = bfloat16 where the machine computes it natively. Master weights are
+    float32 (float64 under float64)."""
+    device: str = "auto"
+    """auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N, mps, xpu, or another device of torch."""
+    lora: LoraConfig | None = None
+    """Set to train an adapter; leave out to train all weights."""
+
+
+# The settings of an episode: who answers the model, and how long that may go on.
+
+
+class EnvironmentConfig(Section):
+    """What an episode is: one question and one answer, or several turns."""
+
+    name: Literal["single_turn", "retry", "running_sum"] | UserFunction = "single_turn"
+    """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
+    step at a time; or your own as `module:function`, a generator function of a prompt (docs/environments.md)."""
+    max_turns: int = Field(default=8, ge=1)
+    """Most turns of an episode; one whose environment would go on is truncated."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
+    limit of each turn, still fits."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment."""
+
+    @model_validator(mode="after")
+    def _used(self) -> EnvironmentConfig:
+        if self.params and not self.talks:
+            raise ValueError(f'name = "single_turn" takes no params, but params = {self.params}')
+        return self
+
+    @property
+    def talks(self) -> bool:
+        """Whether there may be more than one turn."""
+        return self.name != "single_turn"
+
+
+# Settings of when to end a run that goes wrong.
+
+
+# The settings of replay: which past groups are trained on once more, and how far the policy may have moved.
+
+
+class ReplayConfig(Section):
+    """Train on whole groups of earlier steps again, while the policy is near the one that sampled them."""
+
+    groups: int = Field(default=0, ge=0)
+    """Past groups that join each step's update; 0 = off."""
+    capacity: int = Field(default=64, ge=1)
+    """Most groups that are kept; those with the least priority go first."""
+    candidates: int = Field(default=2, ge=1)
+    """Groups whose present probabilities are computed (one forward pass each) for each one that may join."""
+    staleness: int = Field(default=4, ge=1)
+    """Greatest age of a group, in policy versions."""
+    low: float = Field(default=0.5, gt=0, lt=1)
+    """A group is left out when the geometric mean of π_now / π_sampler over any of its rollouts is below this."""
+    high: float = Field(default=2.0, gt=1)
+    """Or above this."""
+    half_life: float = Field(default=2.0, gt=0)
+    """Versions in which a group's priority, its mean |advantage|, halves."""
+    uniform: bool = False
+    """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
+    surprising and fresh groups count more, as often as they are drawn."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ReplayConfig:
+        if self.groups > self.capacity:
+            raise ValueError(
+                f"groups = {self.groups} past groups a step cannot come from a memory of capacity = {self.capacity}"
+            )
+        return self
 
 
 class SamplingConfig(Section):

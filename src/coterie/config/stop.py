@@ -1,10 +1,159 @@
-"""Settings of when to end a run that goes wrong."""
+"""Settings of when to end a run that goes wrong, and the table of stop rules they name."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from coterie.config.section import Section
+from coterie.config.base import Section
+
+AVERAGED = 5
+"""Steps of the running mean that `reward_drop` compares: single steps are noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopKind:
+    """One row of the table of stop rules."""
+
+    metric: str
+    """What it reads; empty where the user names it."""
+    threshold: float | None
+    """The default; None where the user must give it."""
+    patience: int
+    """Steps in a row that must be bad, by default."""
+    judges_sampler: bool
+    """The metric was measured on what the weights before the step sampled, so these weights are bad already; otherwise
+    it is the step itself that is bad."""
+    bad: Literal["above", "below", "dropped", "spike"]
+    """How the values of a step are compared with the threshold; see `train/stop_rules.py`."""
+    words: str
+    """What it says, with {metric} and {threshold}."""
+
+
+KINDS: dict[str, StopKind] = {
+    "entropy_below": StopKind(
+        metric="entropy",
+        threshold=0.1,
+        patience=5,
+        judges_sampler=True,
+        bad="below",
+        words="the policy hardly explores any more: {metric} below {threshold:g} nats",
+    ),
+    "kl_above": StopKind(
+        metric="kl/ref",
+        threshold=1.0,
+        patience=3,
+        judges_sampler=True,
+        bad="above",
+        words="the policy left its reference: {metric} above {threshold:g} nats a token",
+    ),
+    "kl_step_above": StopKind(
+        metric="kl/old",
+        threshold=0.05,
+        patience=3,
+        judges_sampler=False,
+        bad="above",
+        words="single steps move the policy too far: {metric} above {threshold:g} nats a token",
+    ),
+    "reward_drop": StopKind(
+        metric="reward/mean",
+        threshold=0.2,
+        patience=10,
+        judges_sampler=True,
+        bad="dropped",
+        words=f"the reward fell: {{metric}}, mean of {AVERAGED} steps, more than {{threshold:g}} below its best",
+    ),
+    "repetition_above": StopKind(
+        metric="repetition/mean",
+        threshold=0.5,
+        patience=5,
+        judges_sampler=True,
+        bad="above",
+        words="completions repeat themselves: {metric} above {threshold:g}",
+    ),
+    "truncated_above": StopKind(
+        metric="truncated",
+        threshold=0.5,
+        patience=10,
+        judges_sampler=True,
+        bad="above",
+        words="completions do not end: {metric} above {threshold:g}",
+    ),
+    "mismatch_above": StopKind(
+        metric="mismatch/kl",
+        threshold=0.01,
+        patience=5,
+        judges_sampler=True,
+        bad="above",
+        words="sampler and learner disagree: {metric} above {threshold:g} nats a token",
+    ),
+    "grad_spike": StopKind(
+        metric="grad_norm",
+        threshold=10.0,
+        patience=3,
+        judges_sampler=False,
+        bad="spike",
+        words="the gradient explodes: {metric} above {threshold:g} times the median of the 20 steps before",
+    ),
+    "non_finite": StopKind(
+        metric="updates/skipped",
+        threshold=0.0,
+        patience=1,
+        judges_sampler=True,
+        bad="above",
+        words="a gradient was not finite: {metric} above {threshold:g}",
+    ),
+    "above": StopKind(
+        metric="", threshold=None, patience=5, judges_sampler=True, bad="above", words="{metric} above {threshold:g}"
+    ),
+    "below": StopKind(
+        metric="", threshold=None, patience=5, judges_sampler=True, bad="below", words="{metric} below {threshold:g}"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRule:
+    """A row of the table with its numbers settled."""
+
+    name: str
+    metric: str
+    threshold: float
+    patience: int
+
+    @classmethod
+    def of(
+        cls, name: str, *, metric: str = "", threshold: float | None = None, patience: int | None = None
+    ) -> StopRule:
+        """A rule with its defaults filled in.
+
+        Raises:
+            ValueError: there is no such rule, or `above` and `below` lack their metric or threshold.
+        """
+        kind = KINDS.get(name)
+        if kind is None:
+            raise ValueError(f"stop rule {name!r} does not exist; expected one of {', '.join(KINDS)}")
+        if bool(kind.metric) == bool(metric):
+            raise ValueError(
+                f"stop rule {name!r} needs a metric, e.g. length/mean"
+                if not kind.metric
+                else f"stop rule {name!r} reads {kind.metric}; leave out metric = {metric!r}, or use above or below"
+            )
+        limit = kind.threshold if threshold is None else threshold
+        if limit is None:
+            raise ValueError(f"stop rule {name!r} needs a threshold")
+        return cls(
+            name=name,
+            metric=metric or kind.metric,
+            threshold=limit,
+            patience=kind.patience if patience is None else patience,
+        )
+
+    @property
+    def kind(self) -> StopKind:
+        return KINDS[self.name]
 
 
 class StopRuleConfig(Section):
@@ -21,8 +170,6 @@ class StopRuleConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> StopRuleConfig:
-        from coterie.diagnosis.stopping import StopRule  # brings numpy along
-
         StopRule.of(self.name, metric=self.metric, threshold=self.threshold, patience=self.patience)
         return self
 

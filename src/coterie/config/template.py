@@ -6,9 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import get_args
 
-from coterie.config.fields import MISSING, Setting, kind_at, nullable, union_members
-from coterie.config.help import groups
-from coterie.config.show import inline
+from coterie.config.keys import MISSING, Setting, kind_at, nullable, union_members
+from coterie.config.show import groups, inline
 
 SHORT = """\
 # Settings of one training run. Check them, then train:

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from coterie.data import folders, gguf, questions, wheels
-from coterie.data.folders import home
+from coterie.data import cache, gguf, wheels
+from coterie.data import wheels as questions
+from coterie.data.cache import home
 from coterie.errors import AssetError
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
@@ -155,7 +156,7 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
         AssetError: no such asset.
     """
     asset = _named(name)
-    return _entry(asset) if folders.intact(_folder(asset), _identity(asset), verify=verify) else None
+    return _entry(asset) if cache.intact(_folder(asset), _identity(asset), verify=verify) else None
 
 
 Arrived = Callable[[int, int], None]
@@ -181,7 +182,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
     if found is not None:
         return found
     target = _folder(asset)
-    with folders.draft_for(target, bytes_needed=asset.size + 2 * asset.member_size, note=note) as draft:
+    with cache.draft_for(target, bytes_needed=asset.size + 2 * asset.member_size, note=note) as draft:
         found = locate(name)  # somebody else may have finished while this process waited
         if found is not None:
             return found
@@ -189,7 +190,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
             note(f"{name} is damaged or of another version; fetching it again")
         note(f"{name}: {asset.description}; licence {_licence(asset)}")
         _unpack(asset, draft, note, arrived)
-        folders.publish(draft, target, {**_identity(asset), "description": asset.description})
+        cache.publish(draft, target, {**_identity(asset), "description": asset.description})
     note(f"{name} is ready in {target}")
     return _entry(asset)
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from coterie.config.data import ColumnNames
-from coterie.data.answers import hashed_answer
+from coterie.data.answers import boxed_at_end, hashed_answer
 from coterie.data.characters import plain_mathematics
 from coterie.data.layouts import (
     ANSWERS,
@@ -27,7 +27,6 @@ from coterie.data.layouts import (
     recognised,
 )
 from coterie.data.numerals import parse_number
-from coterie.data.worked import boxed_at_end
 from coterie.types import Message
 
 _ROLES = {

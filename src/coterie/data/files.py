@@ -81,7 +81,7 @@ def _open(path: Path) -> BinaryIO:
     with path.open("rb") as raw:
         head = raw.read(8)
     opener = next((opener for magic, opener in COMPRESSED.values() if head.startswith(magic)), None)
-    handle = cast(BinaryIO, path.open("rb") if opener is None else opener(path))
+    handle = cast("BinaryIO", path.open("rb") if opener is None else opener(path))
     try:
         start = handle.read(64)
         handle.seek(0)

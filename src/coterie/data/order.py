@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from coterie.algo.streams import generator
 from coterie.config.data import Presence, changes
+from coterie.rng import generator
 from coterie.types import Prompt
 
 

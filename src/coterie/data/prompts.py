@@ -28,9 +28,8 @@ from coterie.data.layouts import check_columns, column_paths, listed
 from coterie.data.notes import SourceNotes
 from coterie.data.shards import read_path
 from coterie.errors import DataError
-from coterie.observer import POOLED
 from coterie.text import counted
-from coterie.types import Message, Prompt
+from coterie.types import POOLED, Message, Prompt
 
 _FIRST_ROWS = 256
 """Rows by whose columns a source is judged as a whole."""

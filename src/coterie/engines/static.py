@@ -1,10 +1,4 @@
-"""Decoding at static shapes, so that one step is one CUDA graph: a launch instead of hundreds.
-
-Inputs live in static buffers; the number of rows and the attended length are rounded up to buckets, and every pair of
-buckets is captured once. On a CPU the very same code runs without the capture.
-
-Rows that only fill up a bucket write position 0 of their own, unused row of the pool and see nothing but it.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -16,11 +10,12 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.engines.base import Sampling
-from coterie.engines.kv import DecodeLayout, KVPool
 from coterie.errors import EngineError
+from coterie.policy.kv import DecodeLayout, KVPool
 from coterie.policy.model import Policy
 
 T = TypeVar("T")
+
 
 _STEP = 64
 """Attended lengths are multiples of this, so that the rows of a mask stay aligned for the GPU's kernels."""

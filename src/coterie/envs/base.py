@@ -125,3 +125,16 @@ def _named(value: Any) -> str:
     except Exception:
         text = "…"
     return f"{text[:80]}{'…' if len(text) > 80 else ''} (a {type(value).__name__})"
+
+
+UNLIMITED = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where an episode ends, whether its environment would go on or not."""
+
+    turns: int = 1
+    """Most turns of the model."""
+    tokens: int = UNLIMITED
+    """Longest sequence, first prompt included; a turn that might outgrow it is not begun."""

@@ -3,15 +3,112 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from io import StringIO
+from typing import Any
 
-from coterie.config.environment import EnvironmentConfig
-from coterie.config.functions import user_function
-from coterie.envs.base import Environment
-from coterie.envs.episodes import Limits
-from coterie.envs.function import FunctionEnvironment, check_params
+from coterie.callbacks import printed, prints_are_logged
+from coterie.config.base import user_function
+from coterie.config.schema import EnvironmentConfig
+from coterie.envs.base import Environment, Episode, Limits, Shown
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum
-from coterie.envs.single_turn import SingleTurn
+from coterie.errors import ConfigError
+from coterie.types import Prompt
+
+# An environment that is a function of the user's own.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionEnvironment:
+    """Calls a generator function with the prompt and the `params` of the settings.
+
+    Raises:
+        ConfigError: it is no generator function, or does not take the prompt and these params.
+    """
+
+    name: str
+    """As the settings name it."""
+    function: Callable[..., Episode]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not inspect.isgeneratorfunction(self.function):
+            raise ConfigError(
+                f"environment.name = {self.name!r} is no generator function: an episode yields messages and receives "
+                "completions, `said = yield messages`; see docs/environments.md"
+            )
+        signature = inspect.signature(self.function)
+        if not any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
+            check_params(self.params, list(signature.parameters)[1:])
+        try:
+            signature.bind(None, **self.params)
+        except TypeError as error:
+            raise ConfigError(
+                f"environment.name = {self.name!r} cannot be called with a prompt and environment.params = "
+                f"{dict(self.params)}: {error}"
+            ) from error
+
+    def episode(self, prompt: Prompt) -> Episode:
+        return _Overheard(self.name, self.function(prompt, **self.params))
+
+
+class _Overheard(Generator[Shown, str, float | None]):
+    """An episode whose prints go to the run's log, as long as there is one."""
+
+    def __init__(self, name: str, episode: Episode) -> None:
+        self._name, self._episode = name, episode
+
+    def send(self, value: Any, /) -> Shown:
+        with self._listening():
+            return self._episode.send(value)
+
+    def throw(self, *error: Any) -> Shown:
+        with self._listening():
+            return self._episode.throw(*error)
+
+    @contextmanager
+    def _listening(self) -> Generator[None]:
+        if not prints_are_logged():
+            yield  # to the console, where a debugger works too
+            return
+        copy = StringIO()
+        try:
+            with redirect_stdout(copy), redirect_stderr(copy):
+                yield
+        finally:
+            text = copy.getvalue().strip("\n")
+            if text:
+                printed(f"environment {self._name}", text)
+
+
+def check_params(params: Mapping[str, Any], known: list[str]) -> None:
+    """Refuse a param that an environment does not take.
+
+    Raises:
+        ConfigError: names it, and the nearest that there is.
+    """
+    for name in params:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"environment.params holds {name!r}; expected of {', '.join(known) or 'none at all'}{hint}"
+            )
+
+
+# One question, one answer.
+
+
+class SingleTurn:
+    """Shows the prompt as it is and ends with the first completion."""
+
+    def episode(self, prompt: Prompt) -> Episode:
+        yield prompt.messages
+
 
 ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
     "single_turn": SingleTurn,

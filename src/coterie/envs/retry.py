@@ -8,7 +8,7 @@ from coterie.data.answers import extract_answer
 from coterie.data.tasks import ATTRIBUTE, is_item
 from coterie.envs.base import Episode, Observation
 from coterie.errors import ConfigError
-from coterie.rewards.task import task
+from coterie.rewards.builtin import task
 from coterie.types import Message, Prompt
 
 RIGHT = 1 - 1e-6

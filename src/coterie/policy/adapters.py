@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from coterie.config.model import LoraConfig
+from coterie.config.schema import LoraConfig
 from coterie.errors import ModelError, install_command
 
 CONFIG = "adapter_config.json"

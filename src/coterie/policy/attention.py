@@ -10,19 +10,60 @@ Axis letters: B rows, H query heads, K key heads, R = H / K queries per key head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from coterie.algo.precision import at_least_float32
-from coterie.batches.segments import Segment
+from coterie.algo.sampling import at_least_float32
+from coterie.batches.batch import Segment
 from coterie.errors import ModelError
-from coterie.policy.small_attention import LONGEST, small_attention
+
+# Attention over a few hundred keys as plain matrix products, with a backward pass of its own.
+#
+# On a CPU the fused kernel's backward pass takes three times its forward pass on short continuations; four products
+# and a softmax take half of that. The probabilities are kept between the passes, so this is for short keys only.
+
+LONGEST = 384
+"""Keys up to which it is faster than the fused kernel, and its probabilities small beside the other activations."""
+
+
+class _SmallAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        precision = at_least_float32(query.dtype)
+        # Scores in full precision: rounded to bfloat16, a score of 10 would be off by 2 % of its probability.
+        scores = (query.to(precision) * scale) @ key.to(precision).transpose(-1, -2)
+        weights = torch.softmax(scores.add_(mask), -1).to(query.dtype)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return weights @ value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        value_grad = weights.transpose(-1, -2) @ grad
+        weights_grad = (grad @ value.transpose(-1, -2)).mul_(weights)
+        # d score = w · (d w - Σ w · d w)
+        total = weights_grad.sum(-1, keepdim=True, dtype=at_least_float32(grad.dtype))
+        scores_grad = torch.addcmul(weights_grad, weights, total.to(grad.dtype), value=-1).mul_(ctx.scale)
+        return scores_grad @ key, scores_grad.transpose(-1, -2) @ query, value_grad, None, None
+
+
+def small_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(query · keyᵀ · scale + mask) · value.
+
+    Args:
+        query: [B, K, Q, D]; key and value [B, K, S, D]; mask broadcasts to [B, K, Q, S], 0 or -inf.
+    """
+    return _SmallAttention.apply(query, key, value, mask, scale)
+
 
 NAME = "coterie"
 
@@ -319,3 +360,56 @@ def _rests(segments: Sequence[Segment], device: torch.device) -> list[_Block]:
     if max(lengths) * len(lengths) <= _PADDED * sum(lengths):
         return [_block(head, starts, lengths, device)]
     return [_block(head, [start], [length], device) for start, length in zip(starts, lengths, strict=True)]
+
+
+# Weights laid out once for the CPU's matrix kernels, for as long as one generation call lasts.
+#
+# oneDNN reorders a bfloat16 weight on every product; while sampling, the weights stand still and few rows share each
+# product, so that the reordering is a fifth of the time at 64 rows and half of it at 16. The copy is dropped before the
+# update needs the memory.
+
+WORTH = 256
+"""Tokens to sample from which packing pays: it costs about as much as a handful of decode steps."""
+
+
+def supported(model: nn.Module) -> bool:
+    """Whether this model's weights are bfloat16 on a CPU whose kernels take a packed weight."""
+    one = next(model.parameters(), None)
+    return (
+        one is not None
+        and one.device.type == "cpu"
+        and one.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+@contextmanager
+def prepacked(model: nn.Module, *, rows: int, tokens: int) -> Generator[None]:
+    """Run the linear layers of `model` on packed copies of their weights, inside `torch.inference_mode`.
+
+    Args:
+        rows: how many rows a matrix product will usually have; the layout is chosen for it.
+        tokens: about how many tokens will be sampled; below `WORTH` nothing is done.
+    """
+    layers: list[nn.Linear] = []
+    if tokens >= WORTH and supported(model):
+        layers = [module for module in model.modules() if type(module) is nn.Linear]
+    try:
+        for layer in layers:
+            layer.forward = _forward(layer, rows)  # ty: ignore[invalid-assignment]  # the instance's own attribute hides the class's method
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _forward(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+    bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(states: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+
+    return forward

@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coterie.algo.gae import explained_variance
-from coterie.algo.precision import at_least_float32, widened
-from coterie.algo.value_loss import binary_value_loss, squared_value_loss
+from coterie.algo.gae import binary_value_loss, explained_variance, squared_value_loss
+from coterie.algo.sampling import at_least_float32, widened
 from coterie.batches.batch import Batch
 from coterie.config.objective import CriticConfig
 from coterie.config.optim import OptimConfig
-from coterie.policy import tensors
 from coterie.policy.activations import arrange, saving
-from coterie.policy.kernel import choose_kernel
+from coterie.policy.kernels import choose_kernel
+from coterie.policy.logprobs import predicting_states
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
-from coterie.policy.states import predicting_states
+from coterie.runs import state_files
 
 FILE = "critic.safetensors"
 
@@ -91,7 +90,7 @@ class Critic:
         self.optimizer.step(learning_rate(self.optim, count, self.total_steps), norm)
 
     def save(self, folder: Path) -> None:
-        tensors.write(folder / FILE, self.optimizer.state())
+        state_files.write(folder / FILE, self.optimizer.state())
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote.
@@ -99,7 +98,7 @@ class Critic:
         Raises:
             CheckpointError: the file does not open, or is of another critic.
         """
-        self.optimizer.load(tensors.read(folder / FILE))
+        self.optimizer.load(state_files.read(folder / FILE))
 
 
 class ValueMetrics:

@@ -7,7 +7,7 @@ import re
 import torch
 
 from coterie import machine
-from coterie.algo.precision import has_float64
+from coterie.algo.sampling import has_float64
 from coterie.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

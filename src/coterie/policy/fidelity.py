@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coterie.algo.precision import widened
-from coterie.batches.segments import Segment
+from coterie.algo.sampling import widened
+from coterie.batches.batch import Segment
 from coterie.errors import ModelError
 from coterie.policy.attention import PackedLayout
 from coterie.policy.head import LogitTransform
@@ -375,7 +375,7 @@ def _decoding(runner: ModelRunner, truth: _Truth) -> Path:
 
 def _pool_distance(runner: ModelRunner, truth: _Truth) -> float:
     """How far the logits of decoded tokens are from the model's own, with the engine's key-value memory."""
-    from coterie.engines.kv import DecodeLayout, KVPool, PrefillLayout
+    from coterie.policy.kv import DecodeLayout, KVPool, PrefillLayout
 
     device, sequences = truth.device, truth.sequences
     first, third = sequences[0].prompt, sequences[2].prompt

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.algo.precision import at_least_float32
+from coterie.algo.sampling import at_least_float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,23 +15,20 @@ from torch import Tensor
 from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.precision import widened
+from coterie.algo.sampling import widened
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
-from coterie.policy import tensors
-from coterie.policy.activations import arrange, saving
-from coterie.policy.compile import compile_layers
+from coterie.policy.activations import Fitting, arrange, saving
 from coterie.policy.critic import Critic, ValueMetrics
-from coterie.policy.fitting import Fitting
-from coterie.policy.inputs import Known, Scores, loss_inputs
-from coterie.policy.kernel import choose_kernel
+from coterie.policy.forward import Known, Passes, Scores, loss_inputs
+from coterie.policy.kernels import choose_kernel, compile_layers
 from coterie.policy.logprobs import Wanted
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
-from coterie.policy.passes import Passes
 from coterie.policy.reference import Reference
+from coterie.runs import state_files
 from coterie.types import RolloutScores
 
 STATE_FILE = "optimizer.safetensors"
@@ -283,7 +280,7 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Write the optimizer and its masters into `folder`, and what else is not in the model."""
-        tensors.write(folder / STATE_FILE, self.optimizer.state())
+        state_files.write(folder / STATE_FILE, self.optimizer.state())
         if self.critic is not None:
             self.critic.save(folder)
         if self.reference is not None:
@@ -306,7 +303,7 @@ class Learner:
         Raises:
             CheckpointError: the file does not open or belongs to another model.
         """
-        self.optimizer.load(tensors.read(folder / STATE_FILE))
+        self.optimizer.load(state_files.read(folder / STATE_FILE))
         if self.critic is not None:
             self.critic.load(folder)
         if self.reference is not None:

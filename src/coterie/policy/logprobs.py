@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.algo.precision import at_least_float32
+from coterie.algo.sampling import at_least_float32
+from coterie.batches.batch import Batch
 from coterie.policy.head import LogitTransform
+from coterie.policy.kernels import Kernel, packed_layout, pad_row
+from coterie.policy.model import Policy
 
 CHUNK = 512
 """Rows of one matrix product with the head: 512 × 49,152 bfloat16 logits are 50 MB."""
@@ -215,3 +218,16 @@ def chunked_logprobs(
     """
     scores = chunked_scores(hidden, weight, bias, targets, temperature=temperature, wanted=Wanted(entropy=entropy))
     return scores.logprobs, scores.entropies
+
+
+# A packed row through a decoder: the hidden states that predict its trained tokens.
+
+
+def predicting_states(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:
+    """[N, D] of the policy's decoder, one for each trained token of the row."""
+    device = policy.device
+    layout = packed_layout(batch.segments, device, kernel)
+    tokens = torch.from_numpy(batch.tokens).to(device)[None]
+    positions = torch.from_numpy(batch.positions).to(device)[None]
+    hidden = policy.hidden(*pad_row(tokens, positions, layout), layout)[0]
+    return hidden.index_select(0, torch.from_numpy(batch.sources).to(device))

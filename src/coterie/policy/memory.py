@@ -10,7 +10,7 @@ import torch
 
 from coterie import machine
 from coterie.batches.batch import Batch
-from coterie.policy.allocator import release
+from coterie.policy.activations import release
 from coterie.policy.learner import Learner
 
 GIB = 2**30
@@ -73,7 +73,7 @@ def preflight(learner: Learner, batch: Batch, *, sampling: int) -> MemoryReport:
     stay as they are. Where it does not fit, the learner's later batches are cut at once.
 
     Args:
-        batch: see `coterie.batches.plan.largest`.
+        batch: see `coterie.batches.pack.largest`.
         sampling: bytes that the engine has not reserved yet.
 
     Raises:

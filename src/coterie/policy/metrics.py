@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coterie.algo.correction import MismatchSums, mismatch_metrics
 from coterie.algo.kl import k3
 from coterie.algo.losses import LossInputs, LossOutputs
-from coterie.algo.mismatch import MismatchSums, mismatch_metrics
-from coterie.algo.precision import widened
+from coterie.algo.sampling import widened
 
 _RENAMED = {"kl_k3": "kl", "kl_k1": "k1"}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from coterie.batches.segments import Segment, unpack
+from coterie.batches.batch import Segment, unpack
 from coterie.policy.attention import NAME, Layout
 from coterie.policy.head import Head, LogitTransform
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coterie.algo.precision import at_least_float32
+from coterie.algo.sampling import at_least_float32
 from coterie.config.objective import ReferenceConfig
-from coterie.policy import tensors
 from coterie.policy.model import Policy
+from coterie.runs import state_files
 
 FILE = "reference.safetensors"
 
@@ -54,7 +54,7 @@ class Reference:
         """Write the weights, where they are not simply those of the start."""
         if self.copy is not None and self.config.every:
             held = self.exact or dict(self.copy.model.named_parameters())
-            tensors.write(folder / FILE, held)
+            state_files.write(folder / FILE, held)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Reference:
         """
         if self.copy is None or not self.config.every:
             return
-        saved = tensors.read(folder / FILE)
+        saved = state_files.read(folder / FILE)
         for name, parameter in self.copy.model.named_parameters():
             parameter.copy_(saved[name])
             if self.exact:

@@ -15,8 +15,8 @@ from coterie.data.answers import marked_answer, spoken
 from coterie.data.characters import plain_characters
 from coterie.data.numerals import gold_number
 from coterie.errors import RewardError, install_command
+from coterie.rewards.builtin import same_text
 from coterie.rewards.number import answer_of, same_number
-from coterie.rewards.text import same_text
 
 try:
     from math_verify import parse, verify

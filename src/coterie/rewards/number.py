@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from coterie.data.answers import extract_answer, marked_answer
-from coterie.data.number_words import worded_number
-from coterie.data.numerals import Number, gold_number, last_number, parse_number
+from coterie.data.numerals import Number, gold_number, last_number, parse_number, worded_number
 
 __all__ = ["Number", "answered_number", "last_number", "number", "parse_number", "same_number"]
 

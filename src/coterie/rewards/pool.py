@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from coterie.config.functions import search_path
+from coterie.callbacks import printed
+from coterie.config.base import search_path
 from coterie.config.rewards import RewardsConfig, StepRewardConfig
 from coterie.errors import ConfigError, RewardError
-from coterie.observer import printed
 from coterie.rewards import by_value
 from coterie.rewards.base import Score
 from coterie.rewards.forms import Forms

@@ -1,6 +1,6 @@
 """The reward functions that ship, and how a name becomes a function.
 
-The dict stands here and not in `coterie.parts`, because a worker process reads it, and must not import torch.
+The dict stands here and not in `coterie.build.run`, because a worker process reads it, and must not import torch.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from coterie.config.functions import import_problem, require_module_name
+from coterie.config.base import import_problem, require_module_name
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import IDS, OF_TRAINER, Form
 
 BUILT_IN: dict[str, str] = {
-    "task": "coterie.rewards.task:task",
-    "exact": "coterie.rewards.text:exact",
+    "task": "coterie.rewards.builtin:task",
+    "exact": "coterie.rewards.builtin:exact",
     "number": "coterie.rewards.number:number",
     "math": "coterie.rewards.math:math",
-    "format": "coterie.rewards.text:format",
-    "length": "coterie.rewards.text:length",
-    "overlong": "coterie.rewards.overlong:overlong",
-    "language": "coterie.rewards.language:language",
-    "environment": "coterie.rewards.environment:environment",
+    "format": "coterie.rewards.builtin:format",
+    "length": "coterie.rewards.builtin:length",
+    "overlong": "coterie.rewards.builtin:overlong",
+    "language": "coterie.rewards.builtin:language",
+    "environment": "coterie.rewards.builtin:environment",
 }
 """What `rewards.parts.name` may name, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
 """Built-in rewards that are taken as binary until a value says otherwise, also while every value is 0."""
 
 STEPS: dict[str, str] = {
-    "arithmetic": "coterie.rewards.arithmetic:arithmetic",
-    "stages": "coterie.rewards.stages:stages",
+    "arithmetic": "coterie.rewards.steps:arithmetic",
+    "stages": "coterie.rewards.steps:stages",
 }
 """What `rewards.steps.name` may name, beside `module:function`."""
 

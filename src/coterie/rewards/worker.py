@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Any
 
-from coterie.config.functions import search_in, search_path
+from coterie.config.base import search_in, search_path
 from coterie.errors import CoterieError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import EXTRA, IDS, METRIC, STATE, ContractError, check_steps, check_values

@@ -10,17 +10,53 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from coterie.config.paths import anchor
 from coterie.config.toml import dumps
 from coterie.errors import RunError
-from coterie.runs import names
+from coterie.runs import models
 from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_leftovers, write_file
 from coterie.runs.lock import Lock
-from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
+from coterie.text import safe_text
+
+# The text log of one process that works on a run.
+
+
+class RunLog:
+    """`logs/attempt_N.log`: one file per process that worked on the run, one time-stamped line per event.
+
+    A log must never stop a training: what cannot be written is counted in `lost`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lost = 0
+        stems = (path.stem.removeprefix("attempt_") for path in folder.glob("attempt_*.log"))
+        self.attempt = 1 + max((int(stem) for stem in stems if stem.isdecimal()), default=0)
+        self.path = folder / f"attempt_{self.attempt}.log"
+        try:
+            self._file = open(self.path, "x", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+        except OSError as error:
+            raise RunError(f"cannot open the log {self.path}: {describe(error, folder)}") from error
+
+    def line(self, kind: str, message: str) -> None:
+        """Append `2026-11-21T12:00:00Z kind message`; further lines of the message are indented, and what would act on
+        the terminal of whoever reads the log is shown as an escape."""
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        try:
+            self._file.write(f"{stamp} {kind:<10} " + safe_text(message).replace("\n", "\n    ") + "\n")
+        except OSError:
+            self.lost += 1
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            self.lost += 1
+
 
 _LONGEST_NAME = 100
 _MOST_BYTES = 200
@@ -210,10 +246,10 @@ def find(run: str | Path, runs: Path) -> Path:
             f"{str(run)!r} names the checkpoint of step {step}; this command takes a whole run: {name}. RUN@STEP is "
             "for `coterie eval`, `chat`, `rollout` and `export`"
         )
-    hint = names.nearest(str(run), names.names_in(runs))
+    hint = models.nearest(str(run), models.names_in(runs))
     raise RunError(
         f"no run {str(run)!r}{hint}: neither a folder with a config.toml nor the name of one in {runs.absolute()}; "
-        f"{names.there(runs, 'holds')}"
+        f"{models.there(runs, 'holds')}"
     )
 
 

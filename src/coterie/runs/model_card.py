@@ -11,14 +11,14 @@ from typing import Any
 
 from coterie import __version__
 from coterie.config.layers import flatten
-from coterie.data import assets, folders
+from coterie.data import assets, cache
 from coterie.errors import CoterieError
-from coterie.observer import PASS, REWARD
 from coterie.runs import models
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.models import ModelSource
 from coterie.text import metric_text, safe_text
+from coterie.types import PASS, REWARD
 
 _SETTINGS = (
     "algorithm",
@@ -89,7 +89,7 @@ def _described(source: ModelSource) -> Base:
     licence, file = "", None
     name = source.label
     if folder is not None:
-        record = folder / folders.RECORD
+        record = folder / cache.RECORD
         if record.is_file():  # an asset, named by its folder
             facts = json.loads(record.read_text(encoding="utf-8"))
             name, licence = str(facts.get("name", name)), str(facts.get("licence", ""))

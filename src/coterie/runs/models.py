@@ -6,7 +6,7 @@ Reads names and folders only, so that a wrong name is told before anything is lo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,32 @@ from coterie.data import assets, hub_models
 from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
 from coterie.runs import checkpoint
 from coterie.runs.durable import verify_directory
-from coterie.runs.names import names_in, nearest, there
+
+# Names of the runs in a folder, for messages that a name means none of them.
+
+MOST = 8
+"""Names in a message."""
+
+
+def names_in(runs: Path) -> list[str]:
+    """The runs of a folder, the newest first."""
+    configs = [path for path in runs.expanduser().glob("*/config.toml") if path.is_file()]
+    configs.sort(key=lambda path: (-path.stat().st_mtime, path.parent.name))
+    return [path.parent.name for path in configs]
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """` (did you mean 'gsm8k-001'?)`; empty where nothing is near."""
+    near = get_close_matches(Path(name).name, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def there(runs: Path, verb: str = "has") -> str:
+    """`runs has c, b, a`, the newest first, `… and 12 more` where there are many; or `runs has no runs`."""
+    names = names_in(runs)
+    more = f", … and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"{runs} {verb} {', '.join(names[:MOST])}{more}" if names else f"{runs} {verb} no runs"
+
 
 Kind = Literal["model", "encoder"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from coterie.algo.grouping.facts import facts_of
-from coterie.runs import step_files
-from coterie.runs.contexts import COMPLEXITY
+from coterie.data.complexity import facts_of
+from coterie.runs import parquet
 from coterie.runs.durable import json_dumps, utf8
+from coterie.runs.rows import COMPLEXITY
 from coterie.types import Prompt
 
 FORMAT = "prompts 1"
@@ -56,7 +56,7 @@ def write_step(folder: Path, step: int, found: Sequence[MetPrompt]) -> Path | No
     """
     if not found:
         return None
-    return step_files.write(
+    return parquet.write(
         folder,
         step,
         lambda: pa.Table.from_pylist([_row(step, one) for one in found], schema=SCHEMA),
@@ -73,7 +73,7 @@ def read(folder: Path) -> pa.Table:
     Raises:
         RunError: a file is damaged.
     """
-    parts = [read_step(folder, step) for step in step_files.steps(folder)]
+    parts = [read_step(folder, step) for step in parquet.steps(folder)]
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
@@ -83,8 +83,8 @@ def read_step(folder: Path, step: int) -> pa.Table:
     Raises:
         RunError: there is no such file, or it is damaged.
     """
-    path, loss = step_files.path_of(folder, step), "Nothing depends on it but similarity"
-    with step_files.reading(path, step, noun=NOUN, forms=(FORMAT,), loss=loss) as file:
+    path, loss = parquet.path_of(folder, step), "Nothing depends on it but similarity"
+    with parquet.reading(path, step, noun=NOUN, forms=(FORMAT,), loss=loss) as file:
         file.require(_digest(file.table))
         return file.table.cast(SCHEMA)
 

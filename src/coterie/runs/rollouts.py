@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from coterie.errors import RunError
-from coterie.runs import step_files
+from coterie.runs import parquet
 from coterie.runs.rows import REPEATED, RolloutRecord, from_row, schema, to_row
 
 __all__ = ["RolloutRecord", "read_step", "write_step"]
 
 FORMAT = "3"
 READABLE = ("1", "2", "3")
-"""1 has no context columns (`runs/contexts.py`): what they would say is None. 1 and 2 have no `messages`: their
+"""1 has no context columns (`runs/rollouts.py`): what they would say is None. 1 and 2 have no `messages`: their
 episodes had one turn."""
 NOUN = "rollout"
 
@@ -32,7 +32,7 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
         RunError: the step is recorded already, a row cannot be recorded (its rollout is named), or the disk
             refused.
     """
-    return step_files.write(
+    return parquet.write(
         folder,
         step,
         lambda: pa.Table.from_pylist([to_row(step, row) for row in rows], schema=schema()),
@@ -49,11 +49,11 @@ def read_step(folder: Path, step: int) -> list[RolloutRecord]:
     Raises:
         RunError: there is no such step, or its file is damaged.
     """
-    path = step_files.path_of(folder, step)
+    path = parquet.path_of(folder, step)
     if not path.is_file():
-        raise RunError(f"no rollouts of step {step} in {folder}; it holds {_span(step_files.steps(folder))}")
+        raise RunError(f"no rollouts of step {step} in {folder}; it holds {_span(parquet.steps(folder))}")
     loss = "The other steps do not depend on it"
-    with step_files.reading(path, step, noun=NOUN, forms=READABLE, loss=loss) as file:
+    with parquet.reading(path, step, noun=NOUN, forms=READABLE, loss=loss) as file:
         rows = file.table.to_pylist()
         file.require(_digest(rows))
         return [from_row(row) for row in rows]
@@ -66,3 +66,6 @@ def _digest(rows: list[dict[str, Any]]) -> str:
 
 def _span(numbers: list[int]) -> str:
     return f"steps {numbers[0]} to {numbers[-1]}" if numbers else "none"
+
+
+# What was known of a prompt when its rollout was sent out, as columns of the rollout files, and back.

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from coterie.algo.statistics import t_interval
-from coterie.observer import PASS
-from coterie.sweep.result import CellResult, Held
+from coterie.stats import t_interval
+from coterie.sweep.results import CellResult, Held
 from coterie.text import interval_text
+from coterie.types import PASS
 
 LEAST = 3
 """Evaluations without which a run has no curve to speak of."""

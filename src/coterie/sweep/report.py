@@ -1,16 +1,133 @@
-"""Writes what a sweep found: table, picture, numbers."""
+"""A sweep as a picture: learning curves with their spread, and what depends on a varied number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from coterie.board.figure import COLORS, canvas, centred_mean, dress, save
 from coterie.runs.durable import json_dumps, write_file
+from coterie.stats import t_interval
 from coterie.sweep import budget
 from coterie.sweep.grid import Cell
-from coterie.sweep.plot import draw
-from coterie.sweep.result import CellResult, read
-from coterie.sweep.table import by_setting, markdown
+from coterie.sweep.results import CellResult, by_setting, markdown, over_seeds, read
+
+STYLES = ("-", "--", ":", "-.")
+MOST = 6
+"""Settings whose names find room inside a panel; those of more are below it."""
+SMOOTH = 5
+"""Steps of the moving average that is drawn, centred; odd."""
+
+
+def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool:
+    """Write the picture.
+
+    Args:
+        numeric: a varied setting whose values are numbers: what depends on it is drawn beside the curves.
+
+    Returns:
+        False without matplotlib, or without results.
+    """
+    settings = by_setting(results)
+    panels: list[Callable[[Any], None]] = [partial(_curves, settings=settings)]
+    if any(len(one.held) > 2 for one in results):
+        panels.append(partial(_heldout, settings=settings))
+    if numeric:
+        panels.append(partial(_dependence, results=results, numeric=numeric))
+    figure = canvas(2.5 + 4.5 * len(panels), 4.2 + (0.12 * len(settings) if len(settings) > MOST else 0.0))
+    if figure is None or not results:
+        return False
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panel(axis)
+        dress(axis)
+        labels = axis.get_legend_handles_labels()[1]
+        if not labels:
+            continue  # one line, whose varied setting is the axis
+        crowded = len(labels) > MOST
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2} if crowded else {}
+        axis.legend(frameon=False, fontsize=8, **place)
+    return save(figure, file)
+
+
+def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
+    low = top = 0.0
+    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
+        length = min((len(one.rewards) for one in found if not one.error), default=0)
+        if not length:
+            continue
+        smooth = [centred_mean(one.rewards[:length], SMOOTH) for one in found if not one.error]
+        _band(axis, np.arange(1, length + 1), np.array(smooth), label, color, style)
+        top = max(top, float(np.max(smooth)))
+        low = min(low, float(np.min(smooth)))
+    # The interval of a few seeds may be far wider than anything that was measured.
+    axis.set_ylim(1.05 * low, 1.05 * top or 1.0)
+    axis.set_xlabel("step")
+    axis.locator_params(axis="x", integer=True)
+    axis.set_ylabel(f"training reward, {SMOOTH}-step mean (band: 95 %)")
+
+
+def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
+    """Against what they cost, since a step may sample more in one setting than in another."""
+    low = top = 0.0
+    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
+        whole = [one.held for one in found if not one.error]
+        count = min(map(len, whole), default=0)
+        if count:
+            spent = np.mean([[point.rollouts for point in held[:count]] for held in whole], axis=0)
+            values = np.array([[point.value for point in held[:count]] for held in whole])
+            _band(axis, spent, values, label, color, style)
+            top, low = max(top, float(values.max())), min(low, float(values.min()))
+    axis.set_xlabel("rollouts sampled")
+    axis.set_ylabel(f"held-out {_metric(settings)} (band: 95 %)")
+    axis.set_ylim(1.05 * low, 1.05 * top or 1.0)
+
+
+def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
+    """The same for all results of a sweep."""
+    return next(one.metric for found in settings.values() for one in found)
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    """(color, line style), without end; the same for a setting in every panel."""
+    return cycle((color, style) for style in STYLES for color in COLORS)
+
+
+def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str, style: str) -> None:
+    """Mean over seeds of curves [seeds, x], with its interval where there are seeds enough for it to say something."""
+    points = [t_interval(column) for column in curves.T]
+    axis.plot(xs, [point.value for point in points], style, color=color, label=f"{label} (n = {len(curves)})")
+    if len(curves) > 2:
+        low, high = [point.low for point in points], [point.high for point in points]
+        axis.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
+    """Held-out result after training (training reward where there is none) against the varied number."""
+    lines: dict[str, dict[float, list[CellResult]]] = {}
+    for one in results:
+        words = [f"{key}={value}" for key, value in one.cell.choice if key != numeric]
+        rest = " ".join([*filter(None, [one.cell.arm]), *words])
+        number = float(dict(one.cell.choice)[numeric])
+        lines.setdefault(rest, {}).setdefault(number, []).append(one)
+    for index, (label, found) in enumerate(lines.items()):
+        xs = sorted(found)
+        points = [over_seeds(found[x], lambda one: one.area if one.after is None else one.after) for x in xs]
+        kept = [(x, point) for x, point in zip(xs, points, strict=True) if point is not None]
+        values = [point.value for _, point in kept]
+        low = [point.value - point.low for _, point in kept]
+        high = [point.high - point.value for _, point in kept]
+        color = COLORS[index % len(COLORS)]
+        axis.errorbar([x for x, _ in kept], values, [low, high], fmt="o-", color=color, capsize=3, label=label or None)
+    axis.set_xscale("log")
+    axis.set_xlabel(numeric)
+    axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")
+    if not any((one.area if one.after is None else one.after) < 0 for one in results):
+        axis.set_ylim(bottom=0)
 
 
 def write(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coterie import machine, threads
+from coterie import machine
 from coterie.config.load import load, load_file
 from coterie.errors import RunError
 from coterie.runs.durable import json_dumps, json_loads, write_file
@@ -116,7 +116,7 @@ def _start(planned: _Planned, words: Sequence[str], out: Path, say: Say, jobs: i
         command = [*program, "train", *words, *own]
     environment = dict(os.environ)
     if jobs > 1:  # each would take all cores, and then they wait for each other's threads at every operation
-        environment.setdefault(threads.COUNT, str(max(1, machine.cores() // jobs)))
+        environment.setdefault(machine.COUNT, str(max(1, machine.cores() // jobs)))
     with planned.log.open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     return _Going(planned=planned, process=process, started=time.monotonic())

@@ -16,28 +16,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coterie.algo.groups import informative
-from coterie.algo.roulette import Played, play
-from coterie.algo.streams import generator
+from coterie.algo.advantages import informative
+from coterie.algo.estimators import BIASED, NEWS, Foresight, Judge
+from coterie.algo.subsample import Played, play
 from coterie.batches.batch import Batch
-from coterie.batches.plan import plan, plan_scoring, step_head
+from coterie.batches.pack import plan, plan_scoring, step_head
 from coterie.config.schema import RunConfig
-from coterie.engines.base import Engine
-from coterie.engines.contract import check_version
+from coterie.engines.base import Engine, check_version
 from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
+from coterie.rng import generator
+from coterie.rollout.replay import NEWS as REPLAYED
+from coterie.rollout.replay import Replay, Replayed
+from coterie.rollout.sampler import Gathered, Gatherer
 from coterie.text import counted
-from coterie.train.agreement import disagreement
-from coterie.train.coefficients import Coefficients
-from coterie.train.credit import BIASED, NEWS, Judge
-from coterie.train.evaluation import EVALUATING, Evaluator
-from coterie.train.foresight import Foresight
-from coterie.train.gathering import Gathered, Gatherer
-from coterie.train.measures import step_metrics
+from coterie.train.evaluate import EVALUATING, Evaluator
+from coterie.train.metrics import step_metrics
 from coterie.train.recorder import Recorder, late
-from coterie.train.replay import NEWS as REPLAYED
-from coterie.train.replay import Replay, Replayed
-from coterie.train.stopping import AbandonedError, StopSignal
+from coterie.train.schedules import Coefficients
+from coterie.train.stop_rules import AbandonedError, StopSignal
+from coterie.train.warnings import disagreement
 from coterie.types import Credit, Rollout, RolloutScores
 
 

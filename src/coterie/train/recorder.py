@@ -8,23 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from coterie.collect import Experience
-from coterie.diagnosis.stopping import StopRule
+from coterie.algo.estimators import Foresight
+from coterie.callbacks import Observer
 from coterie.errors import CollapseError, RunError
-from coterie.observer import PASS, REWARD, Observer
-from coterie.runs import checkpoint, prompts, rollouts, step_files
-from coterie.runs.directory import RunDirectory
+from coterie.rollout.collector import Experience
+from coterie.runs import checkpoint, parquet, prompts, rollouts
+from coterie.runs.directory import RunDirectory, RunLog
 from coterie.runs.durable import describe, fsync, missing_room
 from coterie.runs.inspect import COLLAPSE, REWARD_CHANGED
-from coterie.runs.log import RunLog
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.text import counted
-from coterie.train.evaluation import Criterion, Evaluation
-from coterie.train.foresight import Foresight
-from coterie.train.guard import Guard
-from coterie.train.history import History
-from coterie.types import Credit, Prompt, Rollout
+from coterie.train.evaluate import Criterion, Evaluation
+from coterie.train.prompt_stats import History
+from coterie.train.stop_rules import Guard, StopRule
+from coterie.types import PASS, REWARD, Credit, Prompt, Rollout
 
 EVALS = "evals"
 """Folder of the held-out rollouts, one file per evaluation."""
@@ -83,9 +81,9 @@ class Recorder:
     def forget_after(self, step: int) -> None:
         """Drop what an interrupted run recorded after `step`: it will be made again, bit for bit. -1 drops all."""
         self.db.truncate_after(step)
-        step_files.truncate_after(self.run.rollouts, step)
-        step_files.truncate_after(self.prompts, step)
-        step_files.truncate_after(self.evals, step)
+        parquet.truncate_after(self.run.rollouts, step)
+        parquet.truncate_after(self.prompts, step)
+        parquet.truncate_after(self.evals, step)
 
     def step(
         self,
@@ -111,7 +109,7 @@ class Recorder:
         if found.experience is None:
             return
         # A kill between the two writes leaves the file alone: only the database says that an evaluation is whole.
-        step_files.truncate_after(self.evals, step - 1)
+        parquet.truncate_after(self.evals, step - 1)
         rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
         self.db.record_evals(found.results, found.items)
         for result in found.results:
@@ -289,3 +287,33 @@ def _sample(experience: Experience) -> tuple[Prompt, Rollout] | None:
     """One rollout worth reading: the first usable one of the step."""
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
     return (experience.prompt_of(usable[0]), usable[0]) if usable else None
+
+
+# What reward functions and environments print, in the run's log.
+
+MOST = 1 << 24
+"""Characters of one process's prints that the log takes; the rest is counted."""
+
+
+class Prints:
+    """A listener for `printing_to`: writes into the log, and tells the observer of the first print of each function.
+
+    Args:
+        log: of the run.
+    """
+
+    def __init__(self, log: RunLog, observer: Observer) -> None:
+        self._log, self._observer = log, observer
+        self._sources: set[str] = set()
+        self._left = MOST
+
+    def __call__(self, source: str, text: str) -> None:
+        if source not in self._sources:
+            self._sources.add(source)
+            self._observer.noted("printed", f'{source} prints; see the lines "printed" in {self._log.path}')
+        if self._left <= 0:
+            return
+        self._left -= len(text)
+        self._log.line("printed", f"{source}: {text}")
+        if self._left <= 0:
+            self._log.line("printed", f"{MOST:,} characters were printed; no more are kept in this log")

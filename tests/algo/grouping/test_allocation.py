@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.grouping.allocation import allocate, solved_regions, teaching_signal
-from coterie.algo.grouping.draw import apportion, capped_shares, systematic
-from coterie.algo.grouping.replay import PastGroup, select_replay
+from coterie.grouping.allocation import allocate, apportion, capped_shares, solved_regions, systematic, teaching_signal
+from coterie.rollout.replay import PastGroup, select_replay
 
 
 @st.composite

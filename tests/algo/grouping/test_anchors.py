@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.anchors import Episode, anchor_advantages, anchor_baselines
+from coterie.algo.turns import Episode, anchor_advantages, anchor_baselines
 
 # The first comes back to s0; the last is of another prompt and shares nothing, whatever its states are called.
 EPISODES = [

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.heb import LEAST_SCALE, LEAST_SPREAD, GroupAwareBaseline
-from coterie.algo.grouping.parts import PartwiseBaseline
-from coterie.algo.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
-from coterie.algo.grouping.rollouts import Rollouts
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.model import LEAST_SCALE, LEAST_SPREAD, GroupAwareBaseline
+from coterie.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
+from coterie.grouping.reward_models import PartwiseBaseline
 from grouping_worlds import COLUMNS, features, rollouts, step, trained
 
 

@@ -8,13 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.grouping.clock import PolicyClock
-from coterie.algo.grouping.features import COMPLEXITY, FeatureMap, Reduction, complexity
-from coterie.algo.grouping.memory import PromptMemory
-from coterie.algo.grouping.rollouts import Groups, Rollouts, gather
-from coterie.algo.grouping.shrink import batch_mean, group_mean, james_stein, sibling_mean
-from coterie.algo.grouping.stack import Stack, simplex_weights
-from coterie.algo.grouping.tracker import Tracker, spo_decay
+from coterie.data.complexity import COMPLEXITY
+from coterie.grouping.arrays import Groups, Rollouts, gather
+from coterie.grouping.experts import (
+    Stack,
+    Tracker,
+    batch_mean,
+    group_mean,
+    james_stein,
+    sibling_mean,
+    simplex_weights,
+    spo_decay,
+)
+from coterie.grouping.features import FeatureMap, Reduction, complexity
+from coterie.grouping.memory import PromptMemory
+from coterie.grouping.reward_models import PolicyClock
 
 
 def groups(table: list[list[float]], weights: list[float] | None = None, known: float = 0.5) -> Groups:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.grouping.filter import Gaussian, solve, solve_direct, solve_woodbury, variance
+from coterie.grouping.gaussian import Gaussian, solve, solve_direct, solve_woodbury, variance
 
 WAYS = [solve_direct, solve_woodbury, solve]
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.features import MOST_KEYS, Column, FeatureMap
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.own import View, own_influence
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.rollouts import Rollouts
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.custom import View
+from coterie.grouping.estimator import own_influence
+from coterie.grouping.features import MOST_KEYS, Column, FeatureMap
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
 from grouping_worlds import COLUMNS, features, rollouts, step
 
 TEXTS = ["1 + 1?", "2 + 2?", "3 + 3?", "4 + 4?"]

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.growth import TAU_HIGH, TAU_LOW, Visits, grow
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.presets import Settings
-from coterie.algo.grouping.summary import leaf_labels, regions
-from coterie.algo.grouping.tree import Tree
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import Settings
+from coterie.grouping.regions import leaf_labels, regions
+from coterie.grouping.tree import Tree
+from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Visits, grow
 from grouping_worlds import COLUMNS, features, step, trained
 
 ALL = np.arange(4)

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.anchors import Beliefs, Episode, anchor_advantages, anchor_corrections, company
+from coterie.algo.turns import Beliefs, Episode, anchor_advantages, anchor_corrections, company
 
 NEXT = {0: "start", 1: "x", 2: "x"}  # one action comes back, two others meet
 FIRST = np.array([0.1, 0.4, 0.0])

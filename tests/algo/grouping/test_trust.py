@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.grouping.parts import PartwiseBaseline
-from coterie.algo.grouping.trust import trust_factors
+from coterie.grouping.reward_models import PartwiseBaseline, trust_factors
 from grouping_worlds import COLUMNS, features, rollouts, trained
 
 

@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from coterie.algo.grouping.heb import GroupAwareBaseline
-from coterie.algo.grouping.parts import PartwiseBaseline
-from coterie.algo.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
-from coterie.algo.grouping.rollouts import Rollouts
+from coterie.grouping.arrays import Rollouts
+from coterie.grouping.model import GroupAwareBaseline
+from coterie.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
+from coterie.grouping.reward_models import PartwiseBaseline
 from grouping_worlds import COLUMNS, features, rollouts, step, trained
 
 EXACT = [name for name, row in PRESETS.items() if row.exact]

@@ -1,0 +1,138 @@
+"""What a surrogate sees of the tokens, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.algo.objective import Objective, RatioLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """What a surrogate sees, built in or the user's own. All [N]; a rollout's tokens are all here, side by side."""
+
+    logprobs: Tensor
+    """log π_θ, with gradient."""
+    old_logprobs: Tensor
+    log_ratios: Tensor
+    """logprobs - old_logprobs, clamped to ±20, with gradient; always the token's own."""
+    ratio: Tensor
+    """The ratio of `Objective.ratio`, with gradient."""
+    advantages: Tensor
+    clip_low: Tensor
+    """Offset below 1."""
+    clip_high: Tensor
+    """Offset above 1."""
+    rollout: Tensor
+    """int64: index of the token's rollout."""
+    counted: Tensor
+    """bool: tokens that take part in sums over their rollout."""
+    log_correction: Tensor
+    """Log of the mismatch weight of the token's whole rollout, detached."""
+    objective: Objective
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The settings of a surrogate of the user's own."""
+        return self.objective.params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    """What each token is worth, and which tokens a bound holds still."""
+
+    value: Tensor
+    """[N] with gradient, to be maximised."""
+    clipped_low: Tensor | None = None
+    """[N] bool: gradient zero, held by the lower bound; None when there is no such bound. So the next two."""
+    clipped_high: Tensor | None = None
+    clipped_dual: Tensor | None = None
+    """Held by a bound above that acts on a negative advantage."""
+
+
+# Sums over the tokens of each rollout, handed back to the tokens: [N] in, [N] out, no loop over rollouts.
+#
+# `rollout` [N] int64 is the index of the rollout that a token belongs to. Indices lie below N (a rollout with a token
+# takes up at least that token), so N rows always suffice and no size has to be read back from the device.
+
+
+def segment_sum(values: Tensor, rollout: Tensor) -> Tensor:
+    """[N] each token's rollout total; differentiable.
+
+    >>> segment_sum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()
+    [3.0, 3.0, 5.0]
+    """
+    totals = values.new_zeros(values.shape).index_add(0, rollout, values)
+    return totals.index_select(0, rollout)
+
+
+def segment_mean(values: Tensor, rollout: Tensor, counted: Tensor) -> Tensor:
+    """[N] mean over those tokens of a rollout that are counted (bool [N]); 0 where it has none.
+
+    What is not counted is replaced before the sum, so that not even an infinity there can matter.
+    """
+    total = segment_sum(torch.where(counted, values, 0.0), rollout)
+    return total / segment_sum(counted.to(values.dtype), rollout).clamp(min=1)
+
+
+def segment_any(flags: Tensor, rollout: Tensor) -> Tensor:
+    """[N] bool: does any token of the same rollout have its flag (bool [N]) set?"""
+    return segment_sum(flags.to(torch.int64), rollout) > 0
+
+
+# How much likelier is what was said under the policy now than when it was sampled: per token, or per rollout.
+
+LIMIT = 20.0
+"""Log-ratios are clamped to ± this before exp, so that one token cannot overflow the batch."""
+
+
+RATIOS: dict[str, tuple[str, str]] = {
+    "token": ("ρ_t = π_θ(y_t) / π_old(y_t)", "DeepSeekMath 2402.03300, eq. 3"),
+    "sequence": ("s_i = exp(mean_t log ρ_t), with gradient through the mean", "GSPO 2507.18071, eq. 7"),
+    "sequence_token": ("s_it = sg[s_i] · exp(lp_t - sg[lp_t])", "GSPO-token 2507.18071, eq. 14"),
+}
+"""level → (formula, source)."""
+
+
+def log_ratio(logprobs: Tensor, others: Tensor) -> Tensor:
+    """log π - log π_other, clamped to ±LIMIT; the gradient outside is zero."""
+    return (logprobs - others).clamp(-LIMIT, LIMIT)
+
+
+def importance_ratio(
+    level: RatioLevel, log_ratios: Tensor, logprobs: Tensor, rollout: Tensor, counted: Tensor
+) -> Tensor:
+    """The ratio that the surrogate bounds; exactly 1 wherever the two policies agree.
+
+    Args:
+        level: see `RATIOS`.
+        log_ratios: [N] from `log_ratio`, with gradient.
+        logprobs: [N] log π_θ with gradient; read by "sequence_token" only.
+        rollout: [N] int64 index of each token's rollout.
+        counted: [N] bool: tokens that take part in their rollout's mean.
+
+    Returns:
+        [N] with gradient.
+
+    Raises:
+        ValueError: unknown level.
+
+    >>> logs = torch.tensor([0.3, -0.1, 0.2])
+    >>> same, every = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool)
+    >>> importance_ratio("sequence", logs, logs, same, every)
+    tensor([1.1426, 1.1426, 1.1426])
+    """
+    if level == "token":
+        return torch.exp(log_ratios)
+    if level == "sequence":
+        return torch.exp(segment_mean(log_ratios, rollout, counted))
+    if level == "sequence_token":
+        held = torch.exp(segment_mean(log_ratios.detach(), rollout, counted))
+        # The difference is exactly 0 in value and has the gradient of the token's own log-probability.
+        return held * torch.exp(logprobs - logprobs.detach())
+    raise ValueError(f"ratio = {level!r} is unknown; expected one of {list(RATIOS)}")

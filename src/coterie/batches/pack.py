@@ -1,0 +1,262 @@
+"""Which rollouts of an optimizer step lie in which packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.algo.aggregation import Normalize, token_weights
+from coterie.batches.batch import Batch, Segment, shared_head
+from coterie.types import Credit, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sequence:
+    """A rollout as the learner sees it: what follows the shared prompt."""
+
+    rollout_id: str
+    prompt: tuple[int, ...]
+    tokens: np.ndarray  # [C] own tokens, and those of later turns' prompts
+    trained: np.ndarray  # [C] bool: sampled by the policy
+    logprobs: np.ndarray  # [C] sampler's; 0 where not trained
+    credit: Credit
+    weight: float
+
+
+def continuation(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What follows the first prompt: tokens [C], loss mask [C] bool, sampler log-probs [C] (0 where not trained).
+
+    Raises:
+        ValueError: a later turn's prompt does not start with the exact tokens so far.
+    """
+    seen = rollout.turns[0].prompt_tokens
+    tokens: list[int] = []
+    trained: list[bool] = []
+    logprobs: list[float] = []
+    for number, turn in enumerate(rollout.turns):
+        if turn.prompt_tokens[: len(seen)] != seen:
+            raise ValueError(f"turn {number} of rollout {rollout.id} does not continue the tokens of the turn before")
+        added = turn.prompt_tokens[len(seen) :]
+        tokens += [*added, *turn.tokens]
+        trained += [False] * len(added) + [True] * len(turn.tokens)
+        logprobs += [0.0] * len(added) + list(turn.sampler_logprobs)
+        seen = turn.prompt_tokens + turn.tokens
+    return (
+        np.array(tokens, dtype=np.int64),
+        np.array(trained, dtype=bool),
+        np.array(logprobs, dtype=np.float64),
+    )
+
+
+def plan(
+    rollouts: Sequence[Rollout],
+    credits: Sequence[Credit],
+    *,
+    normalize: Normalize,
+    token_budget: int,
+    skip_zero: bool,
+    max_tokens: int = 0,
+    head: int | None = None,
+) -> list[Batch]:
+    """Packed batches of one optimizer step.
+
+    What all prompts given start with lies once in each row, even where a row has one prompt and nothing is saved: in
+    few digits it matters that the sampler and every pass of the learner cut a prompt at the same place.
+
+    Rollouts of earlier steps (`Credit.replayed`) count in the denominator like any other: with R fresh and K replayed
+    ones under "sequence", each weighs 1 / (R + K). So replay does not lengthen the step, it shares it.
+
+    Args:
+        rollouts: the step's rollouts; those without credit or without trained tokens take no part.
+        credits: one per usable rollout.
+        normalize: which global denominator; see `ObjectiveConfig`.
+        token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
+            group is not cut below twice its prompt.
+        skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
+            gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
+        max_tokens: the constant that `normalize = "constant"` divides by.
+        head: with how many tokens all prompts start, where these rollouts are some of more; see `shared_head`.
+
+    Raises:
+        ValueError: the prompts do not all start with the same `head` tokens and one more.
+    """
+    if head is None:
+        head = step_head(rollouts)
+    by_id = {credit.rollout_id: credit for credit in credits}
+    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
+    kept = [item for item in sequences if not (skip_zero and item.credit.silent)]
+    units = list(_units(kept, token_budget))
+    starts = {unit[0].prompt[:head] for unit in units}
+    if len(starts) > 1 or any(len(unit[0].prompt) <= head for unit in units):
+        raise ValueError(f"the prompts do not all start with the same {head} tokens and one more of their own")
+    return [_pack(row, head) for row in _fill(units, token_budget, head)]
+
+
+def step_head(rollouts: Iterable[Rollout]) -> int:
+    """With how many tokens the prompts of all rollouts start that are worth running only once."""
+    return shared_head([one.turns[0].prompt_tokens for one in rollouts if one.turns])
+
+
+def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
+    """Packed batches of every trained token, for a pass that only asks what is said of them: nobody earns anything."""
+    nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
+    return plan(rollouts, nothing, normalize="token", token_budget=token_budget, skip_zero=False)
+
+
+def _sequences(
+    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Normalize, max_tokens: int
+) -> list[_Sequence]:
+    parts = [(rollout, *continuation(rollout)) for rollout in rollouts]
+    parts = [part for part in parts if part[2].any()]
+    lengths = np.array([trained.sum() for _, _, trained, _ in parts], dtype=np.int64)
+    prompts: dict[tuple[str, int], int] = {}  # a prompt of an earlier step is another one: its group stays whole
+    keys = [(rollout.context.prompt_id, rollout.context.version) for rollout, *_ in parts]
+    groups = [prompts.setdefault(key, len(prompts)) for key in keys]
+    weights = token_weights(lengths, groups, normalize, max_tokens=max_tokens)
+    return [
+        _Sequence(
+            rollout_id=rollout.id,
+            prompt=rollout.turns[0].prompt_tokens,
+            tokens=tokens,
+            trained=trained,
+            logprobs=logprobs,
+            credit=_checked(credits[rollout.id], int(trained.sum())),
+            weight=float(weight),
+        )
+        for (rollout, tokens, trained, logprobs), weight in zip(parts, weights, strict=True)
+    ]
+
+
+def _checked(credit: Credit, count: int) -> Credit:
+    """Credit per token has one number for each trained token."""
+    for name in ("advantage", "values", "returns"):
+        found = getattr(credit, name)
+        if isinstance(found, tuple) and len(found) != count:
+            raise ValueError(
+                f"the credit of rollout {credit.rollout_id} has {len(found)} {name} for {count} trained tokens"
+            )
+    return credit
+
+
+def _units(sequences: Sequence[_Sequence], budget: int) -> Iterator[list[_Sequence]]:
+    """Sequences that share a prompt, cut where they exceed the budget (the prompt is then repeated).
+
+    A long prompt raises the budget to twice its own length: it has to be run in any case, and running it again for
+    every other rollout would cost far more than it saves.
+    """
+    by_prompt: dict[tuple[int, ...], list[_Sequence]] = {}
+    for item in sequences:
+        by_prompt.setdefault(item.prompt, []).append(item)
+    for prompt, items in by_prompt.items():
+        unit: list[_Sequence] = []
+        size = len(prompt)
+        limit = max(budget, 2 * size)
+        for item in items:
+            if unit and size + len(item.tokens) > limit:
+                yield unit
+                unit, size = [], len(prompt)
+            unit.append(item)
+            size += len(item.tokens)
+        yield unit
+
+
+def _size(unit: Sequence[_Sequence]) -> int:
+    return len(unit[0].prompt) + sum(len(item.tokens) for item in unit)
+
+
+def _fill(units: list[list[_Sequence]], budget: int, head: int = 0) -> Iterator[list[list[_Sequence]]]:
+    row: list[list[_Sequence]] = []
+    size = head
+    for unit in units:
+        own = _size(unit) - head
+        if row and size + own > budget:
+            yield row
+            row, size = [], head
+        row.append(unit)
+        size += own
+    if row:
+        yield row
+
+
+def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
+    """One row; `head` tokens, with which all its prompts start, lie at its start once."""
+    tokens = [np.array(units[0][0].prompt[:head], dtype=np.int64)]
+    positions = [np.arange(head)]
+    segments: list[Segment] = []
+    sources: list[np.ndarray] = []
+    spans: dict[str, tuple[int, int]] = {}
+    cursor, trained = head, 0
+    for unit in units:
+        prompt = np.array(unit[0].prompt[head:], dtype=np.int64)
+        lengths = tuple(len(item.tokens) for item in unit)
+        segments.append(Segment(start=cursor, prompt=len(prompt), lengths=lengths, head=head))
+        tokens.append(prompt)
+        positions.append(head + np.arange(len(prompt)))
+        last = cursor + len(prompt) - 1  # the state that predicts every continuation's first token
+        cursor += len(prompt)
+        for item in unit:
+            count = len(item.tokens)
+            tokens.append(item.tokens)
+            positions.append(head + len(prompt) + np.arange(count))
+            predictors = np.concatenate([[last], cursor + np.arange(count - 1)])
+            sources.append(predictors[item.trained])
+            spans[item.rollout_id] = (trained, trained + len(sources[-1]))
+            cursor, trained = cursor + count, trained + len(sources[-1])
+    items = [item for unit in units for item in unit]
+
+    def spread(value: str) -> np.ndarray:
+        return np.concatenate([np.broadcast_to(getattr(item.credit, value), item.trained.sum()) for item in items])
+
+    judged = all(item.credit.returns is not None for item in items)
+
+    return Batch(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate(positions).astype(np.int64),
+        segments=tuple(segments),
+        sources=np.concatenate(sources).astype(np.int64),
+        targets=np.concatenate([item.tokens[item.trained] for item in items]),
+        sampler_logprobs=np.concatenate([item.logprobs[item.trained] for item in items]),
+        advantages=spread("advantage"),
+        clip_low=spread("clip_low"),
+        clip_high=spread("clip_high"),
+        weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
+        replayed=spread("replayed"),
+        rollout=np.repeat(np.arange(len(items)), [item.trained.sum() for item in items]),
+        values=spread("values") if judged else None,
+        returns=spread("returns") if judged else None,
+        spans=spans,
+    )
+
+
+def largest(*, prompt: int, completion: int, prompts: int, group_size: int, token_budget: int) -> Batch:
+    """The largest packed row that `plan` can make of a step's rollouts, with made-up tokens and credit.
+
+    Args:
+        prompt: tokens of the longest prompt.
+        completion: tokens of the longest completion.
+        prompts: groups of a step.
+        group_size: rollouts of a group.
+        token_budget: most tokens of a packed row.
+    """
+    everyone = prompts * group_size
+    units: list[list[_Sequence]] = []
+    for group in range(prompts):
+        items = [
+            _Sequence(
+                rollout_id=f"{group}#{member}",
+                prompt=(0,) * prompt,
+                tokens=np.zeros(completion, dtype=np.int64),
+                trained=np.ones(completion, dtype=bool),
+                logprobs=np.zeros(completion),
+                credit=Credit(
+                    rollout_id=f"{group}#{member}", advantage=1.0 - 2 * (member % 2), clip_low=0.2, clip_high=0.2
+                ),
+                weight=1 / (everyone * completion),
+            )
+            for member in range(group_size)
+        ]
+        units += _units(items, token_budget)
+    rows = list(_fill(units, token_budget))
+    return _pack(max(rows, key=lambda row: sum(map(_size, row))))

@@ -1,0 +1,380 @@
+"""Settings → objects: one visible dict per seam, and one function per part of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from coterie import machine
+from coterie.algo.estimators import Judge
+from coterie.build.learner import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
+from coterie.callbacks import Observer
+from coterie.config.base import search_in
+from coterie.config.data import Source
+from coterie.config.paths import portable
+from coterie.config.schema import RunConfig
+from coterie.data import prompts
+from coterie.data.chat import Chat, load_chat
+from coterie.data.order import PromptOrder
+from coterie.data.prompts import PromptSet
+from coterie.engines.base import Engine, Sampling
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.envs.registry import environment_for, limits_of
+from coterie.errors import ConfigError, DataError
+from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.estimator import check as check_grouping
+from coterie.grouping.features import Embed
+from coterie.policy.activations import keep_freed
+from coterie.policy.device import device_named, dtype_named
+from coterie.policy.embedding import Encoder, embed_prompts, load_encoder
+from coterie.policy.model import Policy, load
+from coterie.rewards.check import CONSOLATION, identity
+from coterie.rewards.pool import Scorer
+from coterie.rewards.registry import BINARY
+from coterie.rollout.collector import Collector
+from coterie.rollout.replay import Replay
+from coterie.rollout.sampler import Gatherer
+from coterie.runs import models
+from coterie.runs.durable import json_dumps
+from coterie.runs.models import Kind
+from coterie.train.evaluate import Criterion, Evaluator, Scale
+from coterie.train.grpo import Trainer
+from coterie.train.recorder import Recorder
+from coterie.types import Prompt
+
+ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
+    "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
+        policy, chat, slots=config.collect.slots, capacity=capacity
+    ),
+}
+"""What `collect.engine` may name."""
+
+STOP_TOKENS = 24
+"""The engine looks for stop strings in the last 32 tokens."""
+
+EVAL_STREAM = 1 << 40
+"""Added to the seed of held-out samples: a training and a held-out prompt may share an id, never a random stream."""
+
+
+def use_threads(config: RunConfig) -> int:
+    """Set the number of threads of the maths, and how memory is kept; returns the number."""
+    count = machine.count(config.threads)
+    torch.set_num_threads(count)
+    keep_freed()
+    return count
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Where the model is; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        ConfigError: torch cannot compute on it here.
+    """
+    return device_named(config.model.device)
+
+
+def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    return dtype_named(config.model.dtype, device)
+
+
+def locate_model(
+    name: str, observer: Observer, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
+) -> str:
+    """Folder or hub id behind a model's name; an asset is fetched if need be.
+
+    Raises:
+        AssetError, ModelError, RunError: nothing is called so, or it cannot be had.
+    """
+    return models.locate(
+        models.resolve(name, runs, kind),
+        revision,
+        note=lambda message: observer.noted("progress", message),
+        arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is read before anything is written: bad input leaves nothing behind."""
+
+    source: str
+    chat: Chat
+    train: PromptSet
+    heldout: PromptSet
+    encoder: Encoder | None = None
+    """Says what prompts mean, where it is not the policy that does."""
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All of them, training prompts first."""
+        return (*self.train.prompts, *self.heldout.prompts)
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        sets = (self.train.token_ids, self.heldout.token_ids)
+        return max((len(ids) for found in sets for ids in found.values()), default=0)
+
+    def digest(self) -> str:
+        """Names what the prompts say, as the model sees it, and what counts as right."""
+        held = hashlib.sha256(self.chat.template_hash.encode())
+        for found in (self.train, self.heldout):
+            for prompt in found.prompts:
+                held.update(json_dumps([prompt.id, list(found.token_ids[prompt.id]), prompt.answer]).encode())
+        return held.hexdigest()[:16]
+
+
+def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = True) -> Inputs:
+    """Load the tokenizer and every prompt, rendered and checked.
+
+    Raises:
+        DataError: no training prompts, or too many bad rows, or the chat template does not do for the environment.
+        ConfigError: there is no such environment, or it does not take its params.
+    """
+    search_in(config.module_path)
+    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
+    observer.progressed("loading the tokenizer")
+    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    observer.progressed("reading and tokenizing the prompts")
+    environment_for(config.environment)
+    if config.environment.talks:
+        chat.check_turns()
+    train = _load(config.data.train, config, chat)
+    if need_train:
+        _check_enough(config, train)
+    heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
+    encoder = encoder_for(config, observer) if need_train else None
+    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.review)
+
+
+def _check_enough(config: RunConfig, train: PromptSet) -> None:
+    """A step's prompts are all different, also where sources have left or not yet joined."""
+    wanted = config.collect.prompts
+    order = _order(config, train)
+    for stage in order.stages:
+        count = order.available(stage.start)
+        if count < wanted:
+            when = f" after {stage.start} drawn ones" if stage.start else ""
+            raise DataError(
+                f"data.train has {count} usable prompts{when}, fewer than the {wanted} that one step draws "
+                '(collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
+            )
+
+
+def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
+    """The sentence encoder that the settings ask for.
+
+    Raises:
+        AssetError, ModelError: it cannot be had.
+    """
+    if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
+        return None
+    source = locate_model(config.grouping.embedding, observer, kind="encoder")
+    return load_encoder(source, device_of(config))
+
+
+def _load(
+    sources: Sequence[Source],
+    config: RunConfig,
+    chat: Chat,
+    *,
+    exclude: PromptSet | None = None,
+    limit: int | None = None,
+) -> PromptSet:
+    if not sources:
+        return PromptSet.empty()
+    return prompts.load(sources, config.data, chat, exclude or (), limit=limit)
+
+
+def load_policy(config: RunConfig, source: str) -> Policy:
+    """The model to be trained or sampled."""
+    device = device_of(config)
+    return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
+
+
+def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
+    """The model, checked against its tokenizer and the prompts before anything is sampled.
+
+    Raises:
+        ModelError: the tokenizer has ids that the model does not.
+        DataError: the longest prompt and completion do not fit the model's context.
+    """
+    _check_stops(config, inputs.chat)
+    _check_room(config, inputs)
+    policy = load_policy(config, inputs.source)
+    inputs.chat.check_vocabulary(policy.head.weight.shape[0])
+    for name, ids in (*inputs.train.token_ids.items(), *inputs.heldout.token_ids.items()):
+        if len(ids) + config.sampling.max_tokens > policy.context:
+            raise DataError(
+                f"prompt {name!r} has {len(ids)} tokens, which with sampling.max_tokens = {config.sampling.max_tokens} "
+                f"is more than the model's context of {policy.context}; lower data.max_prompt_tokens (longer rows are "
+                "then left out) or sampling.max_tokens"
+            )
+    if config.environment.talks and config.environment.max_tokens > policy.context:
+        raise ConfigError(
+            f"environment.max_tokens = {config.environment.max_tokens} is more than the model's context of "
+            f"{policy.context}; lower it"
+        )
+    return policy
+
+
+def _check_room(config: RunConfig, inputs: Inputs) -> None:
+    """The first turn fits into every episode."""
+    limit, least = config.environment.max_tokens, inputs.longest() + config.sampling.max_tokens
+    if config.environment.talks and least > limit:
+        raise ConfigError(
+            f"environment.max_tokens = {limit}, but the longest prompt and one turn of sampling.max_tokens = "
+            f"{config.sampling.max_tokens} have {least} tokens; raise the first, or lower the second or "
+            "data.max_prompt_tokens"
+        )
+
+
+def _check_stops(config: RunConfig, chat: Chat) -> None:
+    for stop in config.sampling.stop:
+        ids = chat.tokenizer(stop, add_special_tokens=False)["input_ids"]
+        if len(ids) > STOP_TOKENS or stop not in chat.decode(ids):
+            raise ConfigError(
+                f"sampling.stop holds {stop!r}, which can never match: a stop string is plain text of at most "
+                f"{STOP_TOKENS} tokens; the model's own end tokens always stop"
+            )
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Settings that sampling alone may have, but training may not.
+
+    Raises:
+        ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
+    """
+    search_in(config.module_path)
+    objective_for(config)
+    if config.grouping.preset == "prompt":
+        judge_for(config)
+    else:
+        check_grouping(config.grouping)
+    if config.sampling.top_p < 1 or config.sampling.top_k > 0:
+        raise ConfigError(
+            f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "
+            "distribution, so the ratio would compare two different policies; train with top_p = 1 and top_k = 0"
+        )
+
+
+def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
+    return ENGINES[config.collect.engine](policy, inputs.chat, config, longest_episode(config, inputs))
+
+
+def longest_episode(config: RunConfig, inputs: Inputs) -> int:
+    """Tokens of the longest sequence that can be sampled."""
+    if config.environment.talks:
+        return config.environment.max_tokens
+    return inputs.longest() + config.sampling.max_tokens
+
+
+def sampling_for(config: RunConfig, temperature: float) -> Sampling:
+    settings = config.sampling
+    return Sampling(
+        temperature=temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        stop=tuple(settings.stop),
+        deadline_s=settings.deadline_s,
+    )
+
+
+def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, *, seed: int) -> Collector:
+    return Collector(
+        engine=engine,
+        environment=environment_for(config.environment),
+        chat=chat,
+        scorer=scorer,
+        seed=seed,
+        max_error_share=config.collect.max_error_share,
+        limits=limits_of(config.environment),
+    )
+
+
+def criterion_for(config: RunConfig) -> Criterion:
+    """What counts as correct. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
+    part = config.eval.part or config.rewards.labels()[0]
+    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
+    scorer = names[part] == "task"
+    return Criterion(
+        part=part,
+        threshold=config.eval.correct_threshold,
+        wrong=CONSOLATION if scorer else 0.0,
+        scale=Scale(binary=names[part] in BINARY, by_task=scorer),
+    )
+
+
+def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
+    sampling = sampling_for(config, config.eval.temperature)
+    # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
+    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts * config.collect.group_size)
+    return Evaluator(
+        collector_for(config, engine, chat, scorer, seed=config.seed + EVAL_STREAM),
+        heldout.prompts,
+        config=config.eval,
+        sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
+        criterion=criterion_for(config),
+        seed=config.seed,
+    )
+
+
+def judge_of(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
+    """Who gives credit; a group-aware one also knows what the prompts are."""
+    if config.grouping.preset == "prompt":
+        return judge_for(config)
+    return group_aware_judge_for(config, inputs.train.prompts, _embed(config, inputs, policy))
+
+
+def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
+    """Who says what prompts mean: a sentence encoder, the policy, or nobody."""
+    encoder, token_ids = inputs.encoder, inputs.train.token_ids
+    if encoder is not None:
+        return lambda prompts: encoder.embed([prompt.messages[-1]["content"] for prompt in prompts])
+    if config.grouping.embedding == "none":
+        return None
+    return lambda prompts: embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
+
+
+def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
+    engine = engine_for(config, inputs, policy)
+    evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
+    judge = judge_of(config, inputs, policy)
+    gatherer = Gatherer(
+        collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
+        _order(config, inputs.train),
+        config=config.collect,
+        sampling=replace(
+            sampling_for(config, config.sampling.temperature),
+            progress=lambda done, total: recorder.observer.progressed("sampling", done, total, "completions"),
+        ),
+        metric=evaluator.criterion.of_group,
+        chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
+        candidates=config.grouping.candidates,
+    )
+    return Trainer(
+        config=config,
+        gatherer=gatherer,
+        judge=judge,
+        engine=engine,
+        learner=learner_for(config, policy, lambda: load_policy(config, inputs.source)),
+        coefficients=coefficients_for(config),
+        replay=Replay(
+            config.replay,
+            seed=config.seed,
+            reward=identity(config.rewards, config.environment),
+            reference=portable(config.model.name),
+            renewed_every=config.reference.every,
+        ),
+        evaluator=evaluator,
+        recorder=recorder,
+    )

@@ -1,0 +1,96 @@
+"""assets ls, assets fetch: models and questions that come from pinned packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from coterie.cli.options import JSON, HintedGroup, print_json, print_table
+from coterie.cli.runs import Root
+from coterie.text import safe_text
+
+assets = typer.Typer(cls=HintedGroup, no_args_is_help=True, rich_markup_mode=None, help="Built-in models and datasets.")
+
+
+@assets.command()
+def ls(json_: bool = JSON) -> None:
+    """List the built-in models and datasets, whether they are downloaded, and their licences."""
+    from coterie.data import assets as store
+
+    listed = store.ls()
+    if json_:
+        print_json(listed)
+        return
+    print_table(
+        [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "state": one.state,
+                "MB": one.size_mb,
+                "licence": one.licence + (" (not for commercial use)" if one.noncommercial else ""),
+                "what": one.description,
+            }
+            for one in listed
+        ]
+    )
+
+
+@assets.command()
+def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Download, verify and unpack one asset; nothing happens when it is here and whole."""
+    from coterie import console
+    from coterie.data import assets as store
+
+    with console.watcher(sys.stderr) as watch:
+        path = store.fetch(
+            name,
+            progress=lambda message: watch.noted("progress", message),
+            arrived=lambda done, total: watch.progressed(f"downloading {name}", done, total, "bytes"),
+        )
+    typer.echo(safe_text(str(path)))
+
+
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FOLDER", help="Run, RUN@STEP, checkpoint, model or adapter folder.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="New folder; never overwritten.")],
+    form: Annotated[
+        Literal["merged", "adapter"],
+        typer.Option("--to", help="merged: all weights, a LoRA update added to its base; adapter: the adapter alone."),
+    ] = "merged",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32", "float64"],
+        typer.Option(help="Number format of merged weights; auto = that of the base model."),
+    ] = "auto",
+    root: Root = Path("runs"),
+) -> None:
+    """Write a run's model into a folder of its own, with a model card.
+
+    The folder opens with transformers 4 and 5, vLLM and llama.cpp's converter; an adapter with PEFT.
+    For example: coterie export runs/mine --to merged my-model
+    """
+    from coterie.runs import models
+
+    models.resolve(target, root, check_files=False)  # a wrong name is told before torch is loaded
+    from coterie.policy.export import export as write
+
+    folder = write(
+        target,
+        destination,
+        form=form,
+        dtype=dtype,
+        runs=root,
+        note=lambda line: typer.echo(safe_text(line), err=True),
+    )
+    typer.echo(safe_text(str(folder)))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.add_typer(assets, name="assets")
+    app.command()(export)

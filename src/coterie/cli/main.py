@@ -1,0 +1,116 @@
+"""The program `coterie`. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 3 ended by a stop rule."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+
+from coterie import __version__, machine
+from coterie.cli import algorithms, assets, doctor, experience, runs, sample, settings, train
+from coterie.cli.options import HintedGroup, paint
+from coterie.errors import CoterieError
+from coterie.text import safe_text
+
+# Plain help: rich's would triple the time that `coterie --help` takes.
+app = typer.Typer(
+    name="coterie",
+    cls=HintedGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
+    help="Post-train language models with Group Relative Policy Optimization (GRPO).",
+    epilog="First steps: coterie demo; coterie config init mine.toml; coterie train @ mine.toml",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coterie {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
+) -> None:
+    """Options that stand before the verb."""
+
+
+for noun in (train, sample, runs, experience, assets, algorithms, settings, doctor):
+    noun.register(app)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line of `coterie`, the process's own when `args` is None; the exit code."""
+    return run(app, "coterie", args)
+
+
+def run(program: Callable[..., Any], name: str, args: Sequence[str] | None = None) -> int:
+    """Run one command line of a typer program; the exit code.
+
+    What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
+    """
+    machine.prepare()
+    _prepare_streams()
+    try:
+        program(args=None if args is None else list(args), prog_name=name)
+    except CoterieError as error:
+        typer.echo(f"{paint('error:', fg='red', bold=True)} {safe_text(str(error))}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop)
+    except SystemExit as stop:
+        cause = _interrupt_behind(stop)
+        if cause is not None:
+            return _interrupted(cause)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        _let_go()
+    return 0
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
+    """The Ctrl-C that typer turned into an exit code."""
+    cause: BaseException | None = stop
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause if stop.code == INTERRUPTED else None
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    """Say that it was Ctrl-C which ended the program, and what the error tells beside."""
+    detail = f": {safe_text(str(stop))}" if str(stop) else ""
+    typer.echo(f"{paint('interrupted', fg='yellow', bold=True)}{detail}", err=True)
+    return INTERRUPTED
+
+
+def _prepare_streams() -> None:
+    """What is printed may be lost, and no more than that."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before Python started, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        elif isinstance(stream, TextIOWrapper):
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
+
+
+def _let_go() -> None:
+    """Flush standard output; when nobody reads it any more (`| head`), Python must not complain of that at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        from coterie.console import discard  # brings rich along
+
+        discard(sys.stdout)

@@ -1,0 +1,241 @@
+"""eval, drift, rollout, chat, validate: the verbs that sample or check but do not train."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.options import (
+    HELP,
+    JSON,
+    LOADING,
+    SETTINGS,
+    USAGE,
+    paint,
+    plain,
+    print_json,
+    print_report,
+    print_table,
+    split_target,
+)
+from coterie.errors import ConfigError
+from coterie.text import interval_text, metric_text, safe_text
+
+if TYPE_CHECKING:
+    from coterie.config.schema import RunConfig
+
+
+def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
+    """Measure the held-out reward, and pass@k where it is binary, of a run or model.
+
+    A run, or a checkpoint of one, is measured on its own held-out data unless settings say otherwise.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    require_target("eval", target, loaded.config, loaded.config.data.heldout)
+    from coterie import console
+
+    with console.watcher(sys.stderr if json_ else None, results=not json_) as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        results = launch.evaluate(target, loaded.config, watch)
+    if json_:
+        print_json(results)
+
+
+def drift(
+    ctx: typer.Context,
+    against: Annotated[
+        str | None, typer.Option(help="The base; the model that a run started from when left out.", show_default=False)
+    ] = None,
+    json_: bool = JSON,
+    help_: bool = HELP,
+) -> None:
+    """Report the KL divergence from the base model, and forgetting.
+
+    Held-out result of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    require_target("drift", target, loaded.config, loaded.config.data.heldout)
+    from coterie import console
+
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        found = launch.drift(target, loaded.config, against, watch)
+    if json_:
+        print_json(found)
+        return
+    print_table(
+        [
+            {
+                "task": one.task,
+                "prompts": one.prompts,
+                "metric": one.metric,
+                "base": metric_text(one.metric, one.base),
+                "model": metric_text(one.metric, one.model),
+                "KL(model‖base)": interval_text(one.forward, 1, 3),
+                "KL(base‖model)": interval_text(one.reverse, 1, 3),
+            }
+            for one in found
+        ]
+    )
+    typer.echo("KL in nats a token; brackets are 95 % intervals over prompts")
+
+
+def rollout(
+    ctx: typer.Context,
+    count: Annotated[int, typer.Option(min=1, help="How many rollouts to sample.")] = 4,
+    json_: bool = JSON,
+    help_: bool = HELP,
+) -> None:
+    """Sample, score and print a few rollouts.
+
+    Nothing is trained or written.
+    """
+    from coterie.config.load import load
+
+    target, words = split_target(ctx.args)
+    loaded = load([*settings_of(target), *words])
+    require_target("rollout", target, loaded.config, (*loaded.config.data.train, *loaded.config.data.heldout))
+    from coterie import console
+
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        rollouts = list(launch.sample(loaded.config, count, target, watch))
+    for prompt, one in rollouts:
+        if json_:
+            record = {
+                "id": one.id,
+                "messages": list(prompt.messages),
+                "answer": prompt.answer,
+                "completion": one.completion,
+                "episode": list(one.messages),
+                "turns": [
+                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in one.turns
+                ],
+                "reward": one.reward,
+                "reward_parts": dict(one.reward_parts),
+                "step_rewards": [plain(step) for step in one.step_rewards],
+                "outcome": one.outcome.value,
+                "error": one.error,
+            }
+            typer.echo(json.dumps(record))
+        else:
+            typer.echo(paint(safe_text(one.id), bold=True))
+            typer.echo(console.sample_text(prompt, one, lines=40) + "\n")
+
+
+def chat(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")],
+    system: Annotated[
+        str | None, typer.Option(help="System message; a run's own data.system when left out.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Limit of one reply.")] = 512,
+) -> None:
+    """Chat with a base model or with the result of a run.
+
+    An empty line, /exit, /quit or Ctrl-D ends it.
+    """
+    from coterie import console
+    from coterie.runs.models import resolve
+
+    resolve(target, check_files=False)  # a wrong name is told before torch is loaded
+
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, observer=watch)
+    while True:
+        try:
+            said = input("you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if said in ("", "/exit", "/quit"):
+            return
+        if re.fullmatch(r"/\w+", said):
+            typer.echo(
+                f"{safe_text(said)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
+            )
+            continue
+        typer.echo(safe_text(session.reply(said)))
+
+
+def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
+    """Check data and rewards without a model.
+
+    Gold answers must score 1, garbage 0.
+    """
+    from coterie.config.load import load
+
+    loaded = load(ctx.args)
+    from coterie import console
+
+    with console.watcher(sys.stderr) as watch:
+        watch.progressed("reading and tokenizing the prompts, checking the rewards")
+        from coterie import launch
+
+        report = launch.validate(loaded.config)
+    raise typer.Exit(print_report(report, json_=json_))
+
+
+def require_target(verb: str, target: str | None, config: RunConfig, sources: Sequence[object]) -> None:
+    """Refuse a name that means no model, before anything is loaded.
+
+    Args:
+        sources: the prompts that the settings name.
+
+    Raises:
+        ConfigError: no model is called so, or neither a target nor prompts are given.
+        ModelError, RunError: as `runs.models.resolve`.
+    """
+    from coterie.runs.models import resolve, there
+
+    if target is not None:
+        resolve(target, Path(config.runs), check_files=False)
+    elif not sources:
+        raise ConfigError(
+            f"coterie {verb} needs a run or a model: `coterie {verb} RUN`, or `coterie {verb} MODEL @ FILE.toml` with "
+            f"settings; {there(Path(config.runs))}"
+        )
+
+
+def settings_of(target: str | None) -> Sequence[str]:
+    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model."""
+    if target is None:
+        return ()
+    name = re.sub(r"@\d+$", "", target)  # RUN@STEP
+    paths = [Path(one).expanduser() for one in (target, f"runs/{target}", name, f"runs/{name}")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return ()
+    found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
+    file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
+    return () if file is None else ("@", str(file))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.command("eval", **SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(evaluate)
+    app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(drift)
+    app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(rollout)
+    app.command()(chat)
+    app.command(**SETTINGS, options_metavar=USAGE)(validate)

@@ -1,0 +1,159 @@
+"""demo, train, resume, sweep."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coterie.cli.options import HELP, LOADING, SETTINGS, USAGE, check_files, print_json, print_report
+from coterie.cli.runs import Root, Run
+from coterie.errors import ConfigError
+
+
+def demo(
+    ctx: typer.Context,
+    seed: Annotated[int, typer.Option(min=0, help="Every random draw derives from it.")] = 0,
+    help_: bool = HELP,
+) -> None:
+    """Train a small model and see it learn.
+
+    A real language model, two cores, a few minutes; accuracy on unseen items before and after.
+    """
+    from coterie import console
+
+    with console.watcher() as watch:
+        watch.progressed(LOADING)
+
+        from coterie.demo import run_demo
+
+        run_demo(watch, seed=seed, overrides=ctx.args)
+    _leave(watch.stopped)
+
+
+def train(
+    ctx: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time; train nothing.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
+    help_: bool = HELP,
+) -> None:
+    """Train a model with GRPO.
+
+    For example: coterie train @ recipes/NAME/config.toml --steps 50 --optim.lr 1e-5
+    """
+    from coterie.config.load import load
+
+    loaded = load(ctx.args)
+    from coterie import console
+    from coterie.runs.directory import check_name
+    from coterie.runs.models import resolve
+
+    # A wrong name is told before torch is loaded.
+    resolve(loaded.config.model.name, Path(loaded.config.runs), check_files=False)
+
+    if json_ and not dry_run:
+        raise ConfigError("--json prints the checks of --dry-run; of a run, `coterie show RUN --json` does")
+    check_files(loaded.config)
+    if not dry_run:
+        check_name(Path(loaded.config.runs), loaded.config.name)
+    with console.watcher(sys.stderr if dry_run else None) as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        if not dry_run:
+            launch.train(loaded.config, watch, provenance=loaded.provenance)
+            _leave(watch.stopped)
+            return
+        report = launch.dry_run(loaded.config)
+    raise typer.Exit(print_report(report, json_=json_))
+
+
+def resume(
+    run: Run,
+    root: Root = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set the checkpoints aside and start over from step 0.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="New number of steps, to lengthen a run; also of a finished one.", show_default=False),
+    ] = None,
+    accept_reward_change: Annotated[
+        bool,
+        typer.Option(
+            "--accept-reward-change",
+            help="Go on though a reward function was edited; evaluations before and after are not compared.",
+        ),
+    ] = False,
+) -> None:
+    """Resume from the latest checkpoint."""
+    from coterie import console
+    from coterie.runs.directory import find
+
+    find(run, root)
+    with console.watcher() as watch:
+        watch.progressed(LOADING)
+        from coterie import launch
+
+        launch.resume(Path(run), watch, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change)
+    _leave(watch.stopped)
+
+
+def _leave(stopped: str) -> None:
+    """A run that was asked to stop is not done: the exit code is the shell's for that signal (130, 143)."""
+    if stopped:
+        raise typer.Exit(128 + signal.Signals[stopped])
+
+
+def sweep(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; run the same command again to resume it.")],
+    vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE…; may be given several times.")] = [],  # noqa: B006
+    arm: Annotated[list[str], typer.Option(help="'NAME: KEY=VALUE KEY=VALUE…', a bundle of settings; several.")] = [],  # noqa: B006
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-4 or 0,1,7.")] = "0-2",
+    reach: Annotated[
+        float | None,
+        typer.Option(help="Held-out pass@1 (a share) or reward, e.g. 0.3: say after how many rollouts it was reached."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Parallel runs, which share the cores evenly. Each needs its own memory.")
+    ] = 1,
+    lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of finished runs.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Report only; train nothing.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    help_: bool = HELP,
+) -> None:
+    """Train every combination of varied settings and seeds, and compare.
+
+    For example: coterie sweep @ recipes/demo --vary algorithm=grpo,dr_grpo --vary optim.lr=1e-5,2e-5 --out sweeps/one
+    """
+    from coterie.config.load import load
+    from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
+
+    varied = parse_vary(vary)
+    found = cells(varied, parse_seeds(seeds), parse_arms(arm))
+    for cell in found:
+        load([*ctx.args, *cell.words()])  # a wrong setting is reported before the first hour of work
+    from coterie.sweep import run
+    from coterie.sweep.report import write
+
+    if not report:
+        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
+    results, text = write(out, found, varied, reach)
+    if json_:
+        print_json([one.numbers() for one in results])
+    else:
+        typer.echo(f"\n{text}\nwritten to {out}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.command(**SETTINGS, options_metavar=USAGE)(demo)
+    app.command(**SETTINGS, options_metavar=USAGE)(train)
+    app.command()(resume)
+    app.command(**SETTINGS, options_metavar=USAGE)(sweep)

@@ -1,0 +1,116 @@
+"""The settings of group-aware credit: which groups a rollout is compared with, and what is remembered of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from coterie.config.base import Section
+from coterie.config.objective import UserFunction
+
+Part = Literal[
+    "siblings",
+    "batch",
+    "prompt",
+    "tree",
+    "key",
+    "linear",
+    "root",
+    "state",
+    "semantic",
+    "complexity",
+    "task",
+    "reward",
+    "temporal",
+]
+
+
+class GroupingConfig(Section):
+    """Baselines from groups at several scales: siblings, step, the prompt's past, regions of similar prompts, all."""
+
+    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack"] | UserFunction = "prompt"
+    """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
+    heb, every scale in one model; heb-stack, several of these, weighted by what their errors cost; or your own baseline
+    as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns one number for
+    each rollout."""
+    without: list[Part] = Field(default_factory=list)
+    """Scales (siblings, batch, prompt, tree, key, linear, root; state, of turns that other attempts took from the same
+    state) and signals (semantic, complexity, task, key, reward, temporal) to leave out: an ablation."""
+    weights: Literal["score_norm", "probability", "length", "none"] = "length"
+    """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
+    of the mean: its score norm (needs a scoring pass), Σ (1 - p)² over its tokens as sampled (about the same, for
+    free), its length, or all alike. What is expected of a prompt, for `allocate` and `scale = "expected"`, is a plain
+    mean whatever this says."""
+    embedding: Annotated[str, Field(min_length=1)] = "policy"
+    """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
+    asset name (`minilm-l6`), folder or transformers id."""
+    key: UserFunction | None = None
+    """A scale of your own: `module:function` gets a prompt and returns a text, whose prompts become a group, or a
+    number; regions may be drawn by either."""
+    dimensions: int = Field(default=16, ge=1)
+    """Principal directions kept of the embedding."""
+    memory: float = Field(default=40.0, gt=0)
+    """Steps in which what is known of a region fades to 1/e."""
+    prompt_memory: float = Field(default=120.0, gt=0)
+    """Steps in which what is special to a prompt fades to 1/e."""
+    clock: Literal["steps", "policy"] = "steps"
+    """By what time goes: steps, or how far each update moved the policy (measured on one packed row, at the cost of its
+    forward pass), against the mean of the updates so far, so that the average step still lasts about 1."""
+    max_leaves: int = Field(default=48, ge=1)
+    """Most regions."""
+    min_weight: float = Field(default=40.0, gt=0)
+    """Rollouts that a region needs."""
+    refit_every: int = Field(default=10, ge=1)
+    """Steps between two drawings of the regions' boundaries (more often at the start)."""
+    rewards: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default_factory=lambda: [0.0, 1.0]
+    )
+    """Smallest and largest reward; none measures the range on the first step."""
+    scale: Literal["history", "expected", "none"] = "history"
+    """What advantages are divided by: history, the root mean squared error of the past, one number for all; expected,
+    the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
+    nothing."""
+    per_part: bool = False
+    """One model for each part of the reward; their advantages are added with the parts' weights."""
+    trust: float = Field(default=0.0, ge=0)
+    """Clip bounds by evidence: wider, up to 1 + trust times, for prompts of regions that are known well, narrower, down
+    to 1 / (1 + trust), for others, around those of `objective`; 0 is off."""
+    allocate: bool = False
+    """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
+    candidates: int = Field(default=4, ge=1)
+    """Prompts looked at for each one drawn."""
+    least: int = Field(default=1, ge=1)
+    """Fewest rollouts of a drawn prompt."""
+    most: int = Field(default=8, ge=1)
+    """Most rollouts of a drawn prompt."""
+    review: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the drawn prompts from regions that are solved, so that they stay so."""
+    uniform: bool = False
+    """Weigh advantages so that the objective stays the mean over all prompts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GroupingConfig:
+        if self.rewards is not None and self.rewards[0] >= self.rewards[1]:
+            raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
+        if self.scale == "expected" and self.rewards is None:
+            raise ValueError(
+                'scale = "expected" needs rewards, the smallest and the largest: between them a mean says '
+                "how far rewards can spread"
+            )
+        if self.least > self.most:
+            raise ValueError(f"least = {self.least} must not be above most = {self.most}")
+        if self.trust and self.preset not in ("heb", "heb-stack"):
+            raise ValueError(
+                f'trust = {self.trust} needs a preset with regions, heb or heb-stack; it is "{self.preset}"'
+            )
+        if self.key and self.preset not in ("heb", "heb-stack") and ":" not in self.preset:
+            raise ValueError(
+                f'key = "{self.key}" is read by heb, heb-stack and your own baseline only, not "{self.preset}"'
+            )
+        if self.allocate and (self.preset in ("prompt", "rloo", "global", "js2") or ":" in self.preset):
+            raise ValueError(
+                f"allocate = true needs a preset that expects something of a prompt, tracker, heb or heb-stack; it is "
+                f'"{self.preset}"'
+            )
+        return self

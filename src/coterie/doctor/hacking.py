@@ -1,0 +1,200 @@
+"""Rules about reward hacking: the reward says better, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from coterie.doctor.findings import Alarm, Evidence, Record, Rule, Severity, level
+from coterie.doctor.forgetting import noun
+from coterie.doctor.series import WINDOW, Change, Series, change
+from coterie.stats import PairedTest
+from coterie.text import difference_text
+
+REWARD_GAIN = 0.05
+FORMAT_FULL = 0.95
+REPETITION = 0.3
+REPETITION_RISE = 0.1
+COPIED = 0.5
+THINK_EMPTY = 0.2
+KL_RISE = 0.1
+ROUNDING = 1e-9  # of a mean of equal values
+HEURISTIC = "a rule of thumb of practitioners"
+
+
+def _rose(moved: Change) -> bool:
+    return moved.difference > REWARD_GAIN and moved.clear()
+
+
+def _heldout(record: Record) -> Iterator[Alarm]:
+    reward = record.series["reward/mean"]
+    results, ends = record.evaluations(), record.ends()
+    moved = change(reward.values)
+    if ends is None or not _rose(moved):
+        return
+    first, last = results[0], results[-1]
+    gained = ends[1].value - ends[0].value
+    test = record.paired.get(last.task) or PairedTest(
+        difference=gained, low=gained, high=gained, p_value=1.0, metric=record.metric(last.task)
+    )
+    if test.low > 0:
+        return
+    fell = test.high < 0 and test.significant
+    text = (
+        f"held-out {test.metric} changed by {difference_text(test.metric, test)} from step {first.step} to {last.step}"
+    )
+    heldout = Evidence(
+        metric=f"held-out {test.metric}",
+        value=test.difference,
+        threshold=0.0,
+        steps=(first.step, last.step),
+        text=text,
+    )
+    trained = level(
+        reward,
+        REWARD_GAIN,
+        moved.difference,
+        f"reward/mean rose from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})",
+    )
+    yield Alarm(
+        severity=Severity.SERIOUS if fell else Severity.WARNING,
+        title=f"The training reward rises while held-out {noun(test.metric)} falls: the reward is being gamed, or "
+        "memorised."
+        if fell
+        else f"The training reward rises, and held-out {noun(test.metric)} has not been shown to follow.",
+        evidence=(trained, heldout),
+    )
+
+
+def _format(record: Record) -> Iterator[Alarm]:
+    accuracy = record.series.get(f"reward/part/{record.accuracy_part}")
+    if accuracy is None or len(accuracy) < WINDOW:
+        return
+    moved = change(accuracy.values)
+    for part in record.setting("rewards.parts", []):
+        label = part.get("label") or str(part.get("name", "")).split(":")[-1]
+        layout = record.series.get(f"reward/part/{label}")
+        if part.get("name") != "format" or layout is None or label == record.accuracy_part:
+            continue
+        if layout.now() > FORMAT_FULL - ROUNDING and not _rose(moved):
+            yield Alarm(
+                severity=Severity.WARNING,
+                title="The layout is learned, and nothing else: the format reward is full and accuracy is flat.",
+                evidence=(
+                    level(layout, FORMAT_FULL, layout.now(), f"{layout.name} is {layout.now():.2f}"),
+                    level(
+                        accuracy,
+                        REWARD_GAIN,
+                        moved.difference,
+                        f"{accuracy.name} went from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})",
+                    ),
+                ),
+            )
+
+
+def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[Alarm]]:
+    """Above a limit now, and clearly more than at the start: what the base model does from the first is its nature."""
+
+    def check(record: Record) -> Iterator[Alarm]:
+        series: Series = record.series[metric]
+        moved = change(series.values)
+        if moved.last > limit and moved.difference > rise and moved.clear():
+            text = f"{metric} went from {moved.first:.3g} to {moved.last:.3g}; the alarm is {limit:g}"
+            yield Alarm(
+                severity=Severity.SERIOUS if moved.last > 2 * limit else Severity.WARNING,
+                title=title,
+                evidence=(level(series, limit, moved.last, text),),
+            )
+
+    return check
+
+
+def _kl_without_gain(record: Record) -> Iterator[Alarm]:
+    kl, reward = record.series["kl/ref"], record.series["reward/mean"]
+    away, earned = change(kl.values), change(reward.values)
+    if away.difference > KL_RISE and away.clear() and not _rose(earned):
+        yield Alarm(
+            severity=Severity.WARNING,
+            title="The policy moves away from the reference and earns nothing by it.",
+            evidence=(
+                level(kl, KL_RISE, away.last, f"kl/ref went from {away.first:.3g} to {away.last:.3g}"),
+                level(reward, None, earned.last, f"reward/mean went from {earned.first:.3g} to {earned.last:.3g}"),
+            ),
+        )
+
+
+RULES = (
+    Rule(
+        name="heldout_flat",
+        asks="Does the held-out result follow the training reward?",
+        alarm=f"`reward/mean` rose by more than {REWARD_GAIN:g} and 2 standard errors, and the 95 % interval of the "
+        "difference in held-out pass@1 (in reward where it is graded) reaches to 0 or below; serious when it lies "
+        "below 0 and p < 0.05 on at least 8 prompts",
+        source="the definition of reward hacking and of overfitting",
+        meaning="What is paid for and what is wanted have come apart, the training prompts are learned by heart, or "
+        "the evaluation is too small to tell.",
+        action="Read the best paid rollouts of the last step; tighten the reward; use more training prompts, and more "
+        "held-out prompts or eval.samples.",
+        needs=("reward/mean",),
+        steps=10,
+        evals=2,
+        check=_heldout,
+    ),
+    Rule(
+        name="format_full",
+        asks="Does accuracy move, and not the layout alone?",
+        alarm=f"a `format` part of {FORMAT_FULL:g} or more over the last {WINDOW} steps while the evaluated part did "
+        f"not rise by {REWARD_GAIN:g} and 2 standard errors",
+        source=HEURISTIC,
+        meaning="A part that everyone earns teaches nothing more, and hides in the mean that nothing is learned.",
+        action="Lower the weight of the format part; see whether the prompts are too hard.",
+        needs=("reward/part/format",),
+        steps=WINDOW,
+        check=_format,
+    ),
+    Rule(
+        name="repetition",
+        asks="Does the model say things once?",
+        alarm=f"`repetition/mean` above {REPETITION:g} in the last quarter, {REPETITION_RISE:g} more than in the "
+        f"first; serious above {2 * REPETITION:g}",
+        source=HEURISTIC,
+        meaning="Loops of the same words fill the length and mean nothing; they come before collapse.",
+        action="Read rollouts; lower optim.lr, add objective.kl_beta, or pay less for length.",
+        needs=("repetition/mean",),
+        steps=10,
+        check=_up("repetition/mean", REPETITION, REPETITION_RISE, "Completions repeat themselves more and more."),
+    ),
+    Rule(
+        name="copied_prompt",
+        asks="Does the model write rather than copy?",
+        alarm=f"`copied/mean` above {COPIED:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
+        source=HEURISTIC,
+        meaning="Completions consist of the prompt's own text; a reward that looks for words finds them there.",
+        action="See which reward part pays for it, and take the prompt's text out of what it reads.",
+        needs=("copied/mean",),
+        steps=10,
+        check=_up("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
+    ),
+    Rule(
+        name="no_reasoning",
+        asks="Is there reasoning before the answer?",
+        alarm=f"`think/empty` above {THINK_EMPTY:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
+        source=HEURISTIC,
+        meaning="The layout is kept, and nothing stands in it: the answer is guessed.",
+        action="Pay for the layout less, or ask for a least length of the reasoning with a `format` pattern.",
+        needs=("think/empty",),
+        steps=10,
+        check=_up("think/empty", THINK_EMPTY, REPETITION_RISE, "More and more answers come without any reasoning."),
+    ),
+    Rule(
+        name="kl_without_gain",
+        asks="Does the distance from the reference buy reward?",
+        alarm=f"`kl/ref` rose by more than {KL_RISE:g} and 2 standard errors while `reward/mean` did not rise by "
+        f"{REWARD_GAIN:g}",
+        source=HEURISTIC,
+        meaning="Drift without gain: noise moves the weights.",
+        action="Lower optim.lr, raise collect.prompts, or raise objective.kl_beta.",
+        needs=("kl/ref", "reward/mean"),
+        steps=20,
+        check=_kl_without_gain,
+    ),
+)

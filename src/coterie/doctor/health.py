@@ -1,0 +1,126 @@
+"""What is wrong with a run, read from what it recorded. Never touches the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coterie.doctor.findings import Finding, Record, Severity
+from coterie.doctor.groups import CAUSES, zero_gradient
+from coterie.doctor.rules import Unjudged, examine
+from coterie.doctor.series import Series
+from coterie.errors import RunError
+from coterie.runs.directory import RunDirectory
+from coterie.runs.inspect import COLLAPSE, comparable, compare, ends
+from coterie.runs.metrics import MetricsDB
+from coterie.text import safe_text
+
+EARLY = 10
+"""Steps below which a run is never called healthy: most rules need as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The doctor's answer."""
+
+    run: Path
+    steps: int
+    """Steps that have metrics."""
+    verdict: str
+    """One sentence."""
+    serious: bool
+    ended: str
+    """Why a stop rule ended the run; empty when none did."""
+    findings: tuple[Finding, ...]
+    """The most severe first."""
+    quiet: tuple[str, ...]
+    """Rules that were judged and found nothing."""
+    unjudged: tuple[Unjudged, ...]
+
+
+def diagnose(path: Path) -> Diagnosis:
+    """Examine a run, also while it trains.
+
+    Raises:
+        RunError: `path` is not a run, or its metrics cannot be read.
+    """
+    run = RunDirectory.at(path)
+    if not run.metrics.exists():
+        raise RunError(f"{run.path} has no metrics yet: there is nothing to diagnose before the first step")
+    record, ended = read_record(run)
+    found = examine(record)
+    steps = max((len(series) for series in record.series.values()), default=0)
+    return Diagnosis(
+        run=run.path,
+        steps=steps,
+        verdict=_verdict(found.findings, len(found.quiet), steps, bool(ended)),
+        serious=found.serious or bool(ended),
+        ended=ended,
+        findings=found.findings,
+        quiet=found.quiet,
+        unjudged=found.unjudged,
+    )
+
+
+def read_record(run: RunDirectory) -> tuple[Record, str]:
+    """All that rules may look at, and why a stop rule ended the run (empty when none did)."""
+    with MetricsDB.reader(run.metrics) as database:
+        before, after = ends(database)
+        collapses = database.events(COLLAPSE)
+        record = Record(
+            series={name: Series.of(name, database.series(name)) for name in database.names()},
+            evals=tuple(comparable(database)),
+            paired=compare(database, before, database, after) if after else {},
+            config=run.read_config(),
+        )
+    return record, collapses[-1].message if collapses else ""
+
+
+def untrained(database: MetricsDB) -> str:
+    """Why nothing was trained, where every step had a gradient of exactly zero; else empty."""
+    norms = database.series("grad_norm")
+    trained = not norms or any(norm for _, norm in norms)
+    return "" if trained else f"nothing was trained: the gradient was {gradient_line(database)}"
+
+
+def gradient_line(database: MetricsDB) -> str:
+    """How many steps had a gradient of exactly zero, and why; empty when none had."""
+    return zero_gradient({name: Series.of(name, rows) for name in CAUSES if (rows := database.series(name))})
+
+
+def _verdict(findings: tuple[Finding, ...], quiet: int, steps: int, ended: bool) -> str:
+    serious = sum(finding.severity is Severity.SERIOUS for finding in findings)
+    warnings = sum(finding.severity is Severity.WARNING for finding in findings)
+    judged = f"{_count(quiet, 'question')} asked and found in order"
+    if ended or serious:
+        more = f" and {_count(warnings, 'warning')}" if warnings else ""
+        what = f"{_count(serious, 'serious finding')}{more}" if serious else "a stop rule ended it"
+        return f"not well: {what} in {_count(steps, 'step')}; {judged}"
+    if warnings:
+        return f"worth a look: {_count(warnings, 'warning')} in {_count(steps, 'step')}; {judged}"
+    if steps < EARLY or not quiet:
+        return f"too early to tell after {_count(steps, 'step')}: {judged}, and most need {EARLY} steps or 20"
+    return f"healthy, as far as {steps} steps tell: {judged}, and no other found more than a note"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def health_lines(path: Path, most: int = 5) -> Iterator[str]:
+    """The diagnosis in a few lines of Markdown, for the run's README."""
+    found = diagnose(path)
+    for line in _health_lines(found, most):
+        yield safe_text(line).replace("<", "&lt;")
+
+
+def _health_lines(found: Diagnosis, most: int) -> Iterator[str]:
+    yield f"- {found.verdict[0].upper()}{found.verdict[1:]}."
+    if found.ended:
+        yield f"- {found.ended}."
+    for finding in found.findings[:most]:
+        yield f"- {finding.severity}: {finding.title} ({finding.evidence[0].text})"
+    left = len(found.findings) - most
+    more = f"{_count(left, 'more finding')}, what to do, and " if left > 0 else "What to do, and "
+    yield f"- {more}what could not be judged: `coterie doctor {found.run.as_posix()}`."

@@ -1,0 +1,92 @@
+"""The visible table of all rules, and the examination that asks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.doctor import exploration, forgetting, groups, hacking, lengths, mismatch, optimisation, throughput
+from coterie.doctor.findings import Finding, Record, Rule, Severity
+
+FAMILIES: dict[str, tuple[Rule, ...]] = {
+    "optimisation": optimisation.RULES,
+    "exploration": exploration.RULES,
+    "mismatch": mismatch.RULES,
+    "groups": groups.RULES,
+    "lengths": lengths.RULES,
+    "reward hacking": hacking.RULES,
+    "forgetting": forgetting.RULES,
+    "throughput": throughput.RULES,
+}
+RULES: tuple[Rule, ...] = tuple(rule for rules in FAMILIES.values() for rule in rules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unjudged:
+    """A question that the record cannot answer."""
+
+    rule: str
+    asks: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What all rules say of one record."""
+
+    findings: tuple[Finding, ...]
+    """The most severe first, then in the order of the table."""
+    quiet: tuple[str, ...]
+    """Rules that were judged and found nothing."""
+    unjudged: tuple[Unjudged, ...]
+
+    @property
+    def serious(self) -> bool:
+        return any(finding.severity is Severity.SERIOUS for finding in self.findings)
+
+    @property
+    def healthy(self) -> bool:
+        """Rules were judged, and none found more than something to note."""
+        return bool(self.quiet) and all(finding.severity is Severity.NOTE for finding in self.findings)
+
+
+def examine(record: Record) -> Examination:
+    """Ask every rule whose metrics are there."""
+    findings: list[Finding] = []
+    quiet: list[str] = []
+    unjudged: list[Unjudged] = []
+    for rule in RULES:
+        if reason := missing(rule, record):
+            unjudged.append(Unjudged(rule=rule.name, asks=rule.asks, reason=reason))
+            continue
+        found = [
+            Finding(
+                rule=rule.name,
+                severity=alarm.severity,
+                title=alarm.title,
+                evidence=alarm.evidence,
+                meaning=rule.meaning,
+                action=alarm.action or rule.action,
+            )
+            for alarm in rule.check(record)
+        ]
+        findings += found
+        if not found:
+            quiet.append(rule.name)
+    findings.sort(key=lambda finding: finding.severity.rank)
+    return Examination(findings=tuple(findings), quiet=tuple(quiet), unjudged=tuple(unjudged))
+
+
+def missing(rule: Rule, record: Record) -> str:
+    """What a rule lacks, in words; empty when it can be judged."""
+    for name in rule.needs:
+        if name not in record.series:
+            return f"{name} was not recorded"
+        have = len(record.series[name])
+        if have < rule.steps:
+            return f"needs {rule.steps} steps with {name}, there {'is' if have == 1 else 'are'} {have}"
+    if rule.any_of and not any(name in record.series for name in rule.any_of):
+        return f"none of {', '.join(rule.any_of)} was recorded"
+    evaluations = len({result.step for result in record.evals})
+    if evaluations < rule.evals:
+        return f"needs {rule.evals} held-out evaluations, there {'is' if evaluations == 1 else 'are'} {evaluations}"
+    return ""

@@ -1,0 +1,416 @@
+"""A model without a run of its own: measured, sampled, talked with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from coterie.algo.kl import k3
+from coterie.batches.pack import plan_scoring
+from coterie.build.run import (
+    Inputs,
+    collector_for,
+    device_of,
+    engine_for,
+    evaluator_for,
+    load_policy,
+    locate_model,
+    policy_for,
+    read_inputs,
+    sampling_for,
+    use_threads,
+)
+from coterie.callbacks import Observer, Silent, ToStderr, printing_to
+from coterie.config.load import load_file
+from coterie.config.objective import ReferenceConfig
+from coterie.config.schema import RunConfig
+from coterie.data.chat import load_chat
+from coterie.data.order import PromptOrder
+from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.errors import ConfigError, DataError, EngineError
+from coterie.policy.forward import Passes
+from coterie.policy.kernels import choose_kernel
+from coterie.policy.model import Policy
+from coterie.policy.reference import Reference
+from coterie.rewards.pool import Scorer
+from coterie.runs.models import resolve
+from coterie.text import before_stop
+from coterie.train.evaluate import EVALUATING, Evaluation, interval_over_prompts
+from coterie.types import PASS, POOLED, EvalResult, Interval, Message, Prompt, Rollout, SampleKey, metric_of
+
+# A conversation with a policy.
+
+
+class Talk(Protocol):
+    """The part of the chat that a conversation needs."""
+
+    def render(self, messages: Sequence[Message]) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class ChatSession:
+    """Keeps the messages; each reply is sampled from all of them.
+
+    Args:
+        context: longest sequence of the model, in tokens; an answer gets what the conversation leaves.
+        system: first message of the conversation.
+        seed: of the samples; two sessions with the same seed and the same questions give the same answers.
+    """
+
+    def __init__(
+        self, engine: Engine, talk: Talk, sampling: Sampling, *, context: int, seed: int, system: str | None = None
+    ) -> None:
+        self.engine = engine
+        self.talk = talk
+        self.sampling = sampling
+        self.context = context
+        self.seed = seed
+        self.messages: list[Message] = [Message(role="system", content=system)] if system else []
+
+    def reply(self, text: str) -> str:
+        """Say `text`, return the answer; both become part of the conversation.
+
+        Raises:
+            EngineError: the conversation has outgrown the model's context; it is left as it was.
+        """
+        asked: list[Message] = [*self.messages, Message(role="user", content=text)]
+        key = SampleKey(seed=self.seed, version=self.engine.version, prompt="chat", sample=0, turn=len(asked))
+        request = Request(key=key, prompt_tokens=tuple(self.talk.render(asked)))
+        room = self.context - len(request.prompt_tokens)
+        if room < 1:
+            raise EngineError(
+                f"the conversation has {len(request.prompt_tokens)} tokens and the model's context is {self.context}; "
+                "start a new one"
+            )
+        sampling = replace(self.sampling, max_tokens=min(self.sampling.max_tokens, room))
+        (turn,) = self.engine.generate([request], sampling)
+        answer = before_stop(self.talk.decode(turn.tokens), sampling.stop)
+        self.messages = [*asked, Message(role="assistant", content=answer)]
+        return answer
+
+
+def model_of(target: str, runs: Path = Path("runs")) -> str:
+    """The model folder behind a run (its newest verified checkpoint), a checkpoint folder, a model folder; an asset's
+    name or a hub id as it is.
+
+    Raises:
+        ModelError, RunError: as `runs.models.resolve`.
+    """
+    return resolve(target, runs).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model that can be sampled and scored, without a run."""
+
+    config: RunConfig
+    inputs: Inputs
+    policy: Policy
+    engine: Engine
+
+    def evaluate(self, observer: Observer) -> Evaluation:
+        """Its held-out accuracy, with the rollouts."""
+        step = _step_of(self.config.model.name)
+        self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
+        with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
+            scorer.start(self.inputs.prompts)
+            evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
+            return evaluator.evaluate(
+                step, lambda done, total: observer.progressed(EVALUATING, done, total, "completions")
+            )
+
+
+def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
+    """The configured model, ready to be sampled.
+
+    Args:
+        need_train: False does without enough training prompts for a step.
+    """
+    device_of(config)
+    use_threads(config)
+    inputs = read_inputs(config, observer, need_train=need_train)
+    observer.progressed("loading the model")
+    policy = policy_for(config, inputs)
+    for note in policy.notes:
+        observer.noted("model", note)
+    return Sampler(config=config, inputs=inputs, policy=policy, engine=engine_for(config, inputs, policy))
+
+
+def with_model(config: RunConfig, target: str | None) -> RunConfig:
+    """The same settings for another model; None keeps the configured one."""
+    if target is None:
+        return config
+    name = model_of(target, Path(config.runs))
+    # A finished adapter is read as it is; a new one on top would be another model.
+    model = config.model.model_copy(update={"name": name, "lora": None})
+    return config.model_copy(update={"model": model})
+
+
+def require_heldout(config: RunConfig) -> None:
+    """Refuse to measure on nothing.
+
+    Raises:
+        DataError: no held-out prompts are configured.
+    """
+    if not config.data.heldout:
+        raise DataError(
+            "data.heldout is empty: add a [[data.heldout]] source (@ FILE.toml), or name a run that has one"
+        )
+
+
+def evaluate(target: str | None, config: RunConfig, observer: Observer | None = None) -> list[EvalResult]:
+    """Held-out accuracy of a run, checkpoint or model on `data.heldout`.
+
+    Raises:
+        DataError: no held-out prompts are configured.
+    """
+    observer = observer or Silent()
+    config = with_model(config, target)
+    require_heldout(config)
+    results = list(sampler_for(config, observer, need_train=False).evaluate(observer).results)
+    observer.evaluated(results)
+    return results
+
+
+def _step_of(model: str) -> int:
+    """Training step of a checkpoint's model folder; 0 for any other model."""
+    folder = Path(model).parent
+    number = folder.name.removeprefix("step_")
+    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else 0
+
+
+def sample(
+    config: RunConfig, count: int, target: str | None = None, observer: Observer | None = None
+) -> Iterator[tuple[Prompt, Rollout]]:
+    """Sample and score one rollout of each of `count` training prompts, without training."""
+    observer = observer or Silent()
+    config = with_model(config, target)
+    ready = sampler_for(config, observer, need_train=False)
+    order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
+    if not order.prompts:
+        raise DataError("data.train is empty: add a [[data.train]] source to sample from")
+    with printing_to(ToStderr()), Scorer(config.rewards) as scorer:
+        collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
+        drawn = order.draw(0, count)
+        sampling = replace(
+            sampling_for(config, config.sampling.temperature),
+            progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+        )
+        found = collector.collect(drawn, samples=1, sampling=sampling)
+    for rollout in found.rollouts:
+        yield found.prompt_of(rollout), rollout
+
+
+def complete(
+    target: str,
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
+    *,
+    samples: int = 1,
+    temperature: float = 0.7,
+    max_tokens: int = 128,
+    system: str | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> list[list[str]]:
+    """Completions of a run's or a model's policy: `samples` texts for each prompt, in order.
+
+    Args:
+        prompts: a text each, or a list of messages.
+        system: put before each prompt that is a text; None takes the one a run was trained with, if any.
+
+    Raises:
+        DataError: a prompt is neither text nor messages.
+        EngineError: a prompt does not fit the model's context.
+    """
+    config = with_model(RunConfig(), target)
+    use_threads(config)
+    observer = observer or Silent()
+    source = locate_model(config.model.name, observer)
+    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    system = _system_of(target) if system is None else system
+    conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
+    observer.progressed("loading the model")
+    engine = EmbeddedEngine(load_policy(config, source), talk)
+    requests = [
+        Request(
+            key=SampleKey(seed=seed, version=engine.version, prompt=str(number), sample=attempt, turn=0),
+            prompt_tokens=tuple(talk.render(conversation)),
+        )
+        for number, conversation in enumerate(conversations)
+        for attempt in range(samples)
+    ]
+    sampling = Sampling(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+    )
+    texts = [talk.decode(turn.tokens) for turn in engine.generate(requests, sampling)]
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def _conversation(prompt: str | Sequence[Mapping[str, str]], number: int, system: str | None) -> list[Message]:
+    if isinstance(prompt, str):
+        opening: list[Message] = [Message(role="system", content=system)] if system else []
+        return [*opening, Message(role="user", content=prompt)]
+    try:
+        return [Message(role=message["role"], content=message["content"]) for message in prompt]
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"prompt {number} is {prompt!r}; expected text, or a list of messages with role and content"
+        ) from error
+
+
+def chat(
+    target: str,
+    *,
+    system: str | None = None,
+    temperature: float = 0.7,
+    max_tokens: int = 512,
+    seed: int | None = None,
+    observer: Observer | None = None,
+) -> ChatSession:
+    """A conversation with a run's or a model's policy: `.reply(text)`.
+
+    Args:
+        system: system message; None takes the one the run was trained with, if any.
+        seed: None takes a fresh one.
+    """
+    config = with_model(RunConfig(), target)
+    use_threads(config)
+    observer = observer or Silent()
+    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
+    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    observer.progressed("loading the model")
+    policy = load_policy(config, source)
+    engine = EmbeddedEngine(policy, talk, slots=1)
+    sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
+    return ChatSession(
+        engine,
+        talk,
+        sampling,
+        context=policy.context,
+        seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        system=_system_of(target) if system is None else system,
+    )
+
+
+def _system_of(target: str) -> str | None:
+    """The system message that a run was trained with."""
+    run = resolve(target, check_files=False).run
+    return None if run is None else load_file(run / "config.toml").config.data.system
+
+
+# How far a model has moved from another one, on which tasks: what it gained, and what it may have forgotten.
+#
+# KL(model‖base) is high where the model says what the base would not: it has learned, or gone astray. KL(base‖model) is
+# high where it no longer says what the base would have said: it has forgotten.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """On one task; `all` pools them. Intervals are over prompts; KL in nats a token."""
+
+    task: str
+    prompts: int
+    base: Interval | None
+    """The base's result, by `metric`."""
+    model: Interval | None
+    """The model's."""
+    forward: Interval
+    """KL(model‖base), on what the model says."""
+    reverse: Interval
+    """KL(base‖model), on what the base says."""
+    metric: str = PASS
+    """What `base` and `model` are: `pass@1`, or `reward` where the evaluated reward is graded."""
+
+
+def measure(
+    target: str | None, config: RunConfig, against: str | None = None, observer: Observer | None = None
+) -> list[Drift]:
+    """Sample both models on `data.heldout` as an evaluation does, and let each score what the other said.
+
+    Args:
+        target: run, checkpoint, model folder, asset or id.
+        against: the base; None takes `model.name`, from which a run started.
+
+    Raises:
+        ConfigError: both are the same model, or they read different tokens.
+        DataError: no held-out prompts are configured.
+        RunError: a run has no checkpoint yet.
+    """
+    observer = observer or Silent()
+    settings = [with_model(config, one) for one in (target, against)]
+    require_heldout(config)
+    if settings[0].model.name == settings[1].model.name:
+        raise ConfigError(f"{settings[0].model.name} would be compared with itself; name a run, or a base by --against")
+    model, base = (sampler_for(_plain(one), observer, need_train=False) for one in settings)
+    if model.inputs.heldout.token_ids != base.inputs.heldout.token_ids:
+        raise ConfigError(
+            f"{settings[0].model.name} and {settings[1].model.name} read the same prompts as different tokens, so "
+            "neither can score what the other says; compare models of one tokenizer and chat template"
+        )
+    said = model.evaluate(observer), base.evaluate(observer)
+    moved = _divergence(model, base, _rollouts(said[0])), _divergence(base, model, _rollouts(said[1]))
+    return _table(said, moved, config.seed)
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """Without a new adapter on top of it."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
+
+
+def _rollouts(said: Evaluation) -> Sequence[Rollout]:
+    return () if said.experience is None else said.experience.rollouts
+
+
+def _divergence(one: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> dict[str, tuple[str, float]]:
+    """Task and KL(one‖other) in nats a token by prompt id, from what `one` said. k3 of each token, whose expectation
+    over it is the KL of the two distributions there, and which is never negative."""
+    config = one.config
+    reference = Reference(one.policy, other.policy, ReferenceConfig())
+    kernel = choose_kernel(one.policy, config.optim.attention)
+    passes = Passes(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
+    batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
+    scores = {name: found for batch in batches for name, found in passes.score(batch, entropy=False).items()}
+    sums: dict[str, np.ndarray] = {}
+    tasks = {item.context.prompt_id: item.context.task for item in rollouts}
+    for item in rollouts:
+        if item.id not in scores:
+            continue
+        found = scores[item.id]
+        assert found.reference is not None
+        values = k3(torch.from_numpy(found.logprobs), torch.from_numpy(found.reference))
+        sums.setdefault(item.context.prompt_id, np.zeros(2))
+        sums[item.context.prompt_id] += float(values.sum()), len(values)
+    return {name: (tasks[name], float(total / count)) for name, (total, count) in sums.items()}
+
+
+def _table(
+    said: tuple[Evaluation, Evaluation], moved: tuple[Mapping[str, tuple[str, float]], ...], seed: int
+) -> list[Drift]:
+    model, base = ({result.task: result for result in one.results} for one in said)
+
+    def interval(task: str, number: int) -> Interval:
+        values = [value for own, value in moved[number].values() if task in (own, POOLED)]
+        return interval_over_prompts(values, seed, task, f"kl {number}")
+
+    metrics = {task: metric_of([base[task], result]) for task, result in model.items() if task in base}
+    return [
+        Drift(
+            task=task,
+            prompts=model[task].prompts,
+            base=base[task].metric(metric),
+            model=model[task].metric(metric),
+            forward=interval(task, 0),
+            reverse=interval(task, 1),
+            metric=metric,
+        )
+        for task, metric in metrics.items()
+    ]

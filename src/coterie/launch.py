@@ -1,0 +1,359 @@
+"""The verbs, in one place for the program and for scripts. Here are those of a run: train and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from coterie import machine
+from coterie.board.report import report_run
+from coterie.build.learner import warnings_of
+from coterie.build.run import (
+    Inputs,
+    check_trainable,
+    criterion_for,
+    device_of,
+    policy_for,
+    read_inputs,
+    trainer_for,
+    use_threads,
+)
+from coterie.callbacks import Observer, RunInfo, Silent, printing_to
+from coterie.config.algorithms import stored
+from coterie.config.load import load_file
+from coterie.config.paths import hashed
+from coterie.config.schema import RunConfig
+from coterie.data.chat import Chat
+from coterie.doctor.health import untrained
+from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
+from coterie.inference import chat, evaluate, model_of, sample
+from coterie.inference import measure as drift
+from coterie.policy.model import Policy
+from coterie.preflight import dry_run, preflight, require_judges, validate
+from coterie.rewards.check import require_sound, sources
+from coterie.rewards.missing import hidden_columns
+from coterie.rewards.pool import Scorer
+from coterie.runs import checkpoint
+from coterie.runs.directory import RunDirectory, check_name
+from coterie.runs.durable import json_dumps
+from coterie.runs.inspect import last_step
+from coterie.runs.missing import gaps
+from coterie.runs.models import resolve
+from coterie.text import counted
+from coterie.train.grpo import Trainer
+from coterie.train.recorder import Prints, Recorder
+from coterie.train.stop_rules import StopSignal, refuse_to_repeat, stop_rules, why_it_ended
+
+NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
+"""What the state of a checkpoint must hold."""
+__all__ = ["chat", "drift", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
+
+
+def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        policy.save(folder)
+        chat.save(folder)
+
+    return save
+
+
+def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
+    """Names the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
+    moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
+    then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
+
+    Args:
+        verbatim: with paths as they are written, which is what older versions named.
+    """
+    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop"})
+    settings = hashed(dump, run.read_config(), verbatim=verbatim)
+    return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
+
+
+def train(config: RunConfig, observer: Observer | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
+    """Train from the start in a new run folder; returns the folder.
+
+    Raises:
+        CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
+    """
+    observer = observer or Silent()
+    check_name(Path(config.runs), config.name)
+    check_trainable(config)
+    device_of(config)
+    use_threads(config)
+    source = resolve(config.model.name, Path(config.runs))
+    # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
+    inputs = read_inputs(config, observer)
+    require_judges(config, inputs)
+    stem = f"{source.label}-{inputs.train.prompts[0].task}"
+    with Scorer(config.rewards, max_steps=config.steps) as scorer:
+        scorer.start(inputs.prompts)
+        observer.progressed("checking the rewards")
+        require_sound(scorer, inputs.prompts)
+        observer.progressed("loading the model")
+        policy = policy_for(config, inputs)
+        policy.require_trainable()
+        with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
+            # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
+            run.write_config(stored(config.model_copy(update={"name": ""})))
+            run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
+            return _go(config, observer, run, inputs, policy, scorer, lambda trainer, recorder: None)
+
+
+def resume(
+    run: str | Path,
+    observer: Observer | None = None,
+    *,
+    runs: Path = Path("runs"),
+    fresh: bool = False,
+    steps: int | None = None,
+    accept_reward_change: bool = False,
+) -> Path:
+    """Continue a run from its newest verified checkpoint to its target step, bit for bit as if never interrupted.
+
+    Args:
+        fresh: set the checkpoints aside, whatever their state, and start over from step 0 with the same settings.
+        steps: the run's new target, which its stored settings get; None keeps theirs. With `optim.schedule =
+            "constant"` a longer run continues to the bit as one that was to have so many steps from the start; the
+            linear schedule's rate follows the new length from the next step on.
+        accept_reward_change: go on although the source of a reward function has changed since the checkpoint.
+
+    Raises:
+        RunError: no such run, another process uses it, it has more steps than `steps` already, or a stop rule ended
+            it and would do so again.
+        CheckpointError: there are checkpoints, or were, but none verifies; or the settings, the prompts or the source
+            of a reward function are others than those of the checkpoint.
+    """
+    observer = observer or Silent()
+    with RunDirectory.open(run, runs) as directory:
+        config = load_file(directory.config).config
+        if steps is not None:
+            config = _lengthened(directory, config, steps, observer)
+        refuse_to_repeat(directory, stop_rules(config.stop))
+        device_of(config)
+        use_threads(config)
+        inputs = read_inputs(config, observer)
+        with Scorer(config.rewards, max_steps=config.steps) as scorer:
+            scorer.start(inputs.prompts)
+            observer.progressed("loading the model")
+            policy = policy_for(config, inputs)
+            begin = _start_over if fresh else partial(_restore, accept_reward_change=accept_reward_change)
+            return _go(config, observer, directory, inputs, policy, scorer, begin)
+
+
+def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Observer) -> RunConfig:
+    """The settings with another number of steps, stored as the run's own."""
+    finished = last_step(run)
+    if steps < max(finished, 1):
+        raise RunError(f"--steps {steps}: {run.path} has {counted(finished, 'step')} already; ask for more than that")
+    if steps == config.steps:
+        return config
+    run.write_steps(steps)
+    shortened = ": the run is shortened and ends there" if steps < config.steps else ""
+    observer.noted("resume", f"{run.config}: steps = {steps} (was {config.steps}){shortened}")
+    if config.optim.schedule != "constant" and finished:
+        observer.noted(
+            "warning",
+            f"optim.schedule = {config.optim.schedule!r}: from step {finished + 1} on the learning rate is that of "
+            f"a run of {steps} steps, while steps 1 to {finished} had that of one of {config.steps}",
+        )
+    return config.model_copy(update={"steps": steps})
+
+
+def _go(
+    config: RunConfig,
+    observer: Observer,
+    run: RunDirectory,
+    inputs: Inputs,
+    policy: Policy,
+    scorer: Scorer,
+    begin: Callable[[Trainer, Recorder], None],
+) -> Path:
+    recorder = Recorder(
+        run,
+        observer=observer,
+        save_model=_save_model(policy, inputs.chat),
+        keep=config.checkpoint.keep,
+        size=_checkpoint_size(config, policy),
+        config_hash=_config_hash(config, run),
+        data_hash=inputs.digest(),
+        stops=stop_rules(config.stop),
+        criterion=criterion_for(config),
+        reward_sources=sources(config.rewards, config.environment),
+    )
+    trainer: Trainer | None = None
+    prints = Prints(recorder.log, observer)
+    try:
+        trainer = trainer_for(config, inputs, scorer, recorder, policy)
+        begin(trainer, recorder)
+        if trainer.step < config.steps:
+            recorder.require_room()
+        observer.started(_info(config, run, inputs, policy, trainer.step + 1))
+        _note_circumstances(recorder, trainer.step, inputs, policy)
+        hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
+        for note in dict.fromkeys((*scorer.notes, *hidden)):
+            recorder.note(trainer.step, "rewards", note)
+        for warning in warnings_of(config):
+            recorder.note(trainer.step, "warning", warning)
+        if trainer.step < config.steps:
+            observer.progressed("measuring the memory of the longest batch")
+            recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
+        first = trainer.step
+        with (
+            StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop,
+            printing_to(prints),
+        ):
+            finished = trainer.run(stop)
+        if not finished:
+            recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
+            observer.noted("stopped", stop.name)
+        if trainer.step > first and (reason := untrained(recorder.db)):
+            recorder.note(trainer.step, "warning", reason)
+        report_run(run)
+    except CollapseError:
+        report_run(run)
+        raise
+    except KeyboardInterrupt:
+        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
+        with suppress(CoterieError):
+            recorder.record_event(None if trainer is None else trainer.step, "stop", f"interrupted; {message}")
+        raise KeyboardInterrupt(message) from None
+    except BaseException as error:
+        recorder.log.line("error", traceback.format_exc())
+        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
+            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        recorder.close()
+    observer.finished(run.path, _last_words(run, trainer.step, config.steps, finished))
+    return run.path
+
+
+def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
+    """Record what the numbers depend on beside the settings, and warn where it changed since the run was started."""
+    now = machine.versions() | {
+        "chat template": inputs.chat.template_hash,
+        "device": policy.device.type,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }
+    for name, before in recorder.last_facts("versions").items():
+        if now.get(name) != before:
+            recorder.note(
+                step,
+                "warning",
+                f"{name} was {before} when this run was last worked on and is {now.get(name)} now: from here on the "
+                "numbers are no longer those of an uninterrupted run",
+            )
+    recorder.facts("versions", step, now)
+    for note in policy.notes:
+        recorder.note(step, "model", note)
+    for note in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
+        recorder.note(step, "data", note)
+
+
+def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+    run = recorder.run
+    found = checkpoint.newest(run.checkpoints, NEEDED)
+    ended = why_it_ended(recorder.db)
+    if found is None:
+        before = recorder.saved_before()
+        if before is not None:
+            raise CheckpointError(
+                f"{run.checkpoints} holds no checkpoint, though one of step {before} was recorded: it was moved or "
+                "deleted. Put it back, or start over from step 0 with `coterie resume RUN --fresh`"
+            )
+        recorder.forget_after(-1)
+        text = "no checkpoint yet: starting over from step 0, with the same random draws"
+        recorder.note(None, "resume", f"{ended}{text}")
+        return
+    hashes = (recorder.config_hash, _config_hash(trainer.config, run, verbatim=True))
+    for what, saved, now in (
+        ("settings", found.config_hash, hashes),
+        ("prompts, answers or chat template", found.state["data_hash"], (recorder.data_hash,)),
+    ):
+        if saved not in now:
+            raise CheckpointError(
+                f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
+                f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}"
+            )
+    changed = recorder.changed_rewards(found.step, found.state.get("reward_sources"))
+    if changed and not accept_reward_change:
+        raise CheckpointError(
+            f"the source of {', '.join(changed)} has changed since {found.path} was saved: restore it, or start a new "
+            f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}, or go on with the new "
+            f"reward: coterie resume {run.path} --accept-reward-change, which compares no evaluation before step "
+            f"{found.step} with one after"
+        )
+    for what in recorder.db.damage()[:8]:
+        recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
+    for text in gaps(run, recorder.db, found.step):
+        recorder.note(found.step, "warning", text)
+    for path, reason in found.skipped:
+        recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
+    try:
+        trainer.learner.load(found.path, found.state["learner"])
+        trainer.judge.load(found.path)
+        recorder.history.load(found.path)
+        forgotten = trainer.replay.load(found.path)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
+    recorder.forget_after(found.step)
+    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
+    trainer.restore(found.state)
+    if changed:
+        recorder.reward_changed(found.step, changed)
+    recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
+    if forgotten:
+        recorder.note(found.step, "warning", forgotten)
+
+
+def _start_over(trainer: Trainer, recorder: Recorder) -> None:
+    aside = recorder.run.set_checkpoints_aside()
+    recorder.forget_after(-1)
+    where = f"; the old checkpoints are in {aside}" if aside is not None else ""
+    recorder.note(None, "resume", f"starting over from step 0, as asked{where}")
+
+
+def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
+    """Bytes of a checkpoint's tensors: masters, two moments, and the model (or adapter) beside them."""
+    trained = list(policy.parameters().values())
+    masters = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in trained)
+    moments = 2 * (sum(p.numel() for p in trained) if config.optim.state == "8bit" else masters)
+    held = trained if config.model.lora is not None else list(policy.model.parameters())
+    return masters + moments + sum(p.numel() * p.element_size() for p in held)
+
+
+def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:
+    return RunInfo(
+        run=run.path,
+        steps=config.steps,
+        first_step=first_step,
+        model=config.model.name,
+        parameters=policy.size(),
+        trained_parameters=sum(parameter.numel() for parameter in policy.parameters().values()),
+        train_prompts=len(inputs.train.prompts),
+        heldout_prompts=len(inputs.heldout.prompts),
+        prompts_per_step=config.collect.prompts,
+        group_size=config.collect.group_size,
+    )
+
+
+def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
+    if finished:
+        return f"training finished, {counted(step, 'step')}; results and checkpoint are in {run.path}"
+    if step == 0:
+        return "stopped before the first step was finished; start again with the same command"
+    what = f"stopped after step {step} of {steps}" if step < steps else "stopped before the last evaluation"
+    return f"{what}; continue with: coterie resume {run.path}"
+
+
+def _safe_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in text).strip("-.") or "run"

@@ -1,0 +1,157 @@
+"""A run's result as a folder of its own: merged weights, or the adapter, with a model card.
+
+The folder appears whole by one rename, and nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from coterie.data.chat import load_chat
+from coterie.errors import ConfigError, ModelError, RunError
+from coterie.policy import adapters, portable
+from coterie.policy.model import make_savable, pretrained, refuse_unsafe
+from coterie.runs import model_card, models
+from coterie.runs.durable import LEFTOVER, describe, missing_room, publish_plain
+from coterie.runs.models import ModelSource
+
+Form = Literal["merged", "adapter"]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def export(
+    target: str,
+    destination: Path,
+    *,
+    form: Form = "merged",
+    dtype: str = "auto",
+    runs: Path = Path("runs"),
+    note: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a model folder that transformers (or PEFT, for an adapter) opens as it is.
+
+    Args:
+        target: a run (its newest checkpoint), `RUN@STEP`, a checkpoint, a model or adapter folder, an asset or hub id.
+        destination: the new folder; it must not exist.
+        form: `merged` has all weights, an adapter's update added to its base; `adapter` the adapter alone.
+        dtype: number format of merged weights; `auto` is that of the base. The sum is taken in float32 at least and
+            rounded once.
+        note: told what is downloaded.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        ConfigError: nothing is called `target`, or an unknown form or dtype.
+        ModelError: the target has no adapter, or cannot be loaded.
+        RunError: the destination exists, or the disk refused.
+    """
+    if form not in ("merged", "adapter") or (dtype != "auto" and dtype not in DTYPES):
+        raise ConfigError(
+            f"--to {form} --dtype {dtype}: expected --to merged or adapter, and --dtype auto, {', '.join(DTYPES)}"
+        )
+    final = destination.expanduser().absolute()
+    _require_free(final)
+    source = models.resolve(target, runs)
+    folder = models.locate(source, note=note)
+    adapted = adapters.is_adapter(Path(folder))
+    if form == "adapter" and not adapted:
+        raise ModelError(f"{target} has no adapter: it is a model with all its weights; use --to merged")
+    if form == "adapter" and dtype != "auto":
+        raise ConfigError("--dtype is for merged weights; an adapter keeps the format that it was trained in")
+    draft = final.with_name(f"{LEFTOVER}{final.name}-{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)  # of a killed process with this very number
+        draft.mkdir()
+        if form == "adapter":
+            _copy_adapter(Path(folder), draft)
+        elif adapted:
+            _merge(Path(folder), draft, dtype)
+        else:
+            _write_model(folder, draft, dtype)
+        load_chat(folder).save(draft)
+        _add_card(draft, source, folder, form)
+        publish_plain(draft, final)
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own exception
+        reason = describe(error, final.parent) if isinstance(error, OSError) else str(error)
+        raise RunError(f"cannot write {final}: {reason}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return final
+
+
+def _require_free(final: Path) -> None:
+    if final.exists() or final.is_symlink():
+        raise RunError(f"{final} exists, and an export never overwrites anything; name a new folder")
+
+
+def _copy_adapter(folder: Path, draft: Path) -> None:
+    """The adapter's own files, with its base under a name that holds in any folder."""
+    adapters.read_config(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        shutil.copyfile(path, draft / path.name)
+    for name in (adapters.CONFIG, "generation_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, draft / name)
+    adapters.name_base(draft, adapters.base_of(folder), adapters.read_config(folder).get("revision"))
+
+
+def _merge(folder: Path, draft: Path, dtype: str) -> None:
+    """Add the adapter's update to its base: W + alpha / rank · B A."""
+    base = adapters.base_of(folder)
+    if Path(base).is_dir():
+        refuse_unsafe(Path(base))
+    revision = adapters.read_config(folder).get("revision")
+    facts = portable.source_config(base, revision)
+    kept = DTYPES.get(dtype) or _dtype_of(facts)
+    wide = torch.float64 if kept == torch.float64 else torch.float32
+    model = pretrained(AutoModelForCausalLM, base, wide, revision=revision)
+    facts = facts or portable.source_config(base, revision)  # of an id of the hub, once it is in the cache
+    if dtype == "auto":
+        kept = _dtype_of(facts)
+    try:
+        merged = adapters.attach(model, folder).merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:
+        raise ModelError(f"the adapter {folder} cannot be merged into {base}: {error}") from error
+    _save(merged.to(kept), draft, facts)
+
+
+def _write_model(folder: str, draft: Path, dtype: str) -> None:
+    """A model without an adapter: its weights as they are, unless another number format is asked for."""
+    if Path(folder).is_dir():
+        refuse_unsafe(Path(folder))
+    facts = portable.source_config(folder)
+    model = pretrained(AutoModelForCausalLM, folder, DTYPES.get(dtype, "auto"))
+    _save(model, draft, facts or portable.source_config(folder))
+
+
+def _save(model: Any, draft: Path, facts: dict[str, Any]) -> None:
+    make_savable(model)
+    need = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    shortage = missing_room(draft, need)
+    if shortage is not None:
+        raise RunError(f"there is no room for the model: {shortage}; free some space or export to another disk")
+    model.save_pretrained(draft, safe_serialization=True)
+    portable.rewrite(draft, facts)
+
+
+def _dtype_of(facts: dict[str, Any]) -> torch.dtype:
+    """The number format that a base model is stored in, by its config.json."""
+    return DTYPES.get(str(facts.get("dtype") or facts.get("torch_dtype")).removeprefix("torch."), torch.float32)
+
+
+def _add_card(draft: Path, source: ModelSource, folder: str, form: Form) -> None:
+    base = adapters.base_of(Path(folder)) if adapters.is_adapter(Path(folder)) else ""
+    text, licence = model_card.write(source, base=base, form=form)
+    (draft / "README.md").write_text(text, encoding="utf-8")
+    if licence is not None:
+        shutil.copyfile(licence, draft / "LICENSE")

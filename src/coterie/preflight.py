@@ -1,0 +1,320 @@
+"""What `coterie validate` and `coterie train --dry-run` look at, one line a fact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from coterie.batches.batch import Batch
+from coterie.batches.pack import largest, plan
+from coterie.build import run
+from coterie.build.learner import learner_for, warnings_of
+from coterie.build.run import Inputs
+from coterie.callbacks import Silent, ToStderr, printing_to
+from coterie.config.objective import ReferenceConfig
+from coterie.config.schema import RunConfig
+from coterie.data.answers import THOUGHTS
+from coterie.engines.base import Request, Sampling
+from coterie.engines.scripted import ScriptedEngine
+from coterie.envs.registry import environment_for, limits_of
+from coterie.errors import CoterieError, RewardError
+from coterie.policy import memory
+from coterie.policy.device import free_bytes
+from coterie.policy.kv import reserved
+from coterie.policy.learner import Learner
+from coterie.policy.memory import MemoryReport
+from coterie.policy.model import Policy
+from coterie.rewards.check import self_test
+from coterie.rewards.missing import hidden_columns, judge_gaps
+from coterie.rewards.pool import Scorer
+from coterie.rollout.episodes import Episodes
+from coterie.text import counted
+from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
+
+Level = Literal["ok", "warn", "fail"]
+GIB = 2**30
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Report:
+    """Facts with a verdict each."""
+
+    lines: list[tuple[Level, str, str]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(level != "fail" for level, _, _ in self.lines)
+
+    def add(self, level: Level, subject: str, text: str) -> None:
+        self.lines.append((level, subject, text))
+
+    def attempt(self, subject: str, work: Callable[[], T]) -> T | None:
+        """Run one check; an error of ours becomes a failed line, and later checks still run."""
+        try:
+            return work()
+        except CoterieError as error:
+            self.add("fail", subject, str(error))
+            return None
+
+
+def validate(config: RunConfig) -> Report:
+    """Settings, data and rewards: every prompt rendered, gold answers scored, garbage scored. Loads no weights.
+
+    It fails where training could not begin.
+    """
+    report = Report()
+    report.attempt("settings", lambda: run.check_trainable(config))
+    inputs = report.attempt("data", lambda: run.read_inputs(config, Silent()))
+    if inputs is not None:
+        _data_lines(report, config, inputs)
+        report.attempt("environment", lambda: _environment_line(report, config, inputs))
+        _judge_lines(report, config, inputs)
+        report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
+    return report
+
+
+def dry_run(config: RunConfig) -> Report:
+    """All of `validate`, then the model: batch arithmetic, memory, and time measured on a small sample."""
+    report = Report()
+    report.attempt("settings", lambda: run.check_trainable(config))
+    for warning in warnings_of(config):
+        report.add("warn", "settings", warning)
+    if report.attempt("device", lambda: run.device_of(config)) is None:
+        return report
+    run.use_threads(config)
+    inputs = report.attempt("data", lambda: run.read_inputs(config, Silent()))
+    if inputs is None:
+        return report
+    _data_lines(report, config, inputs)
+    report.attempt("environment", lambda: _environment_line(report, config, inputs))
+    _judge_lines(report, config, inputs)
+    report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
+    policy = report.attempt("model", lambda: run.policy_for(config, inputs))
+    if policy is None:
+        return report
+    for note in policy.notes:
+        report.add("warn" if policy.path.kind == "plain" else "ok", "model", note)
+    _batch_line(report, config)
+    learner = report.attempt("settings", lambda: _learner(config, inputs, policy))
+    if learner is not None:
+        report.attempt("memory", lambda: _memory_line(report, config, inputs, learner))
+        report.attempt("time", lambda: _time_line(report, config, inputs, learner))
+    return report
+
+
+def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
+    """One that measures: without a KL, whose reference is counted beside."""
+    without = {
+        "objective": config.objective.model_copy(update={"kl_beta": 0.0}),
+        "reference": ReferenceConfig(),
+    }
+    plain = config.model_copy(update=without)
+    return learner_for(plain, policy, lambda: run.load_policy(config, inputs.source))
+
+
+def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
+        tasks = sorted({prompt.task for prompt in found.prompts})
+        text = counted(len(found.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
+        report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
+        for note in found.warnings:
+            report.add("ok", f"data, {name}", note)
+    if not inputs.heldout.prompts:
+        report.add(
+            "warn",
+            "data, held out",
+            "no held-out prompts: held-out accuracy will not be reported; add [[data.heldout]]",
+        )
+
+
+def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    """Some episodes in which every turn says the gold answer: that the environment runs, and what it thinks of it."""
+    limits = limits_of(config.environment)
+    if limits is None or not inputs.prompts:
+        return
+    seen = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
+
+    def script(request: Request) -> list[int]:
+        closing = THOUGHTS.get(inputs.chat.opening.strip(), "")
+        words = closing + (seen[request.key.prompt].answer or "?")
+        return list(inputs.chat.tokenizer(words, add_special_tokens=False)["input_ids"])
+
+    engine, environment = ScriptedEngine(script), environment_for(config.environment)
+    episodes = Episodes(engine, environment, inputs.chat, seed=config.seed, limits=limits)
+    sampling = Sampling(temperature=1.0, max_tokens=config.sampling.max_tokens)
+    played = episodes.play([(prompt, 0) for prompt in seen.values()], sampling)
+    broken = [one for one in played if one.error is not None]
+    if broken:
+        level = "warn" if len(broken) <= config.collect.max_error_share * len(played) else "fail"
+        text = f"{len(broken)} of {len(played)} episodes failed; the first, of prompt {broken[0].prompt.id}: "
+        report.add(level, "environment", text + str(broken[0].error))
+        return
+    turns = sum(len(one.turns) for one in played) / len(played)
+    earned = sum(turn.reward for one in played for turn in one.turns) / len(played)
+    report.add(
+        "ok",
+        "environment",
+        f"{config.environment.name}: {len(played)} episodes in which every turn says the gold answer have {turns:.1f} "
+        f"turns and earn {earned:.2f} on average",
+    )
+
+
+def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    for prompts in (inputs.train, inputs.heldout):
+        for gap in judge_gaps(config, prompts):
+            report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
+        for line in hidden_columns(prompts):
+            report.add("warn", "rewards", line)
+
+
+def require_judges(config: RunConfig, inputs: Inputs) -> None:
+    """Refuse to begin with prompts that nothing can score: the run would end after its first step was sampled.
+
+    Raises:
+        RewardError: names the source, its columns and the setting.
+    """
+    for prompts in (inputs.train, inputs.heldout):
+        for gap in judge_gaps(config, prompts):
+            if gap.fatal:
+                raise RewardError(gap.text, function=config.rewards.parts[0].name)
+
+
+def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+    with printing_to(ToStderr()), Scorer(config.rewards, max_steps=config.steps) as scorer:
+        scorer.start(inputs.prompts)
+        found = self_test(
+            scorer,
+            _spread(inputs.prompts, 32),
+            encode=lambda text: inputs.chat.tokenizer(text, add_special_tokens=False)["input_ids"],
+        )
+    for level, subject, text in (*found.lines(), *(("ok", "rewards", note) for note in scorer.notes)):
+        report.add(level, subject, text)
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Some prompts of every task, held-out ones included."""
+    by_task: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    each = max(1, count // max(1, len(by_task)))
+    return [prompt for found in by_task.values() for prompt in found[:: max(1, len(found) // each)][:each]]
+
+
+def _batch_line(report: Report, config: RunConfig) -> None:
+    collect, optim = config.collect, config.optim
+    rollouts = collect.prompts * collect.group_size
+    updates = counted(optim.minibatches * optim.epochs, "optimizer step")
+    batch = f"{counted(collect.prompts, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
+    report.add(
+        "ok",
+        "batch",
+        f"{batch} a step, {updates} each; {counted(config.steps, 'step')} = {config.steps * rollouts} rollouts"
+        + (f"; up to {config.replay.groups} past groups join each update" if config.replay.groups else ""),
+    )
+
+
+def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryReport:
+    """Run the largest packed row that the settings allow once, without a step; see `coterie.policy.memory`.
+
+    Raises:
+        DoesNotFitError: not even one rollout fits.
+    """
+    row = largest(
+        prompt=inputs.longest(),
+        completion=run.longest_episode(config, inputs) - inputs.longest(),
+        prompts=config.collect.prompts + config.replay.groups,
+        group_size=config.collect.group_size,
+        token_budget=config.optim.token_budget,
+    )
+    longest = run.longest_episode(config, inputs)
+    sampling = config.collect.slots * reserved(longest) * learner.policy.cache_bytes()
+    return memory.preflight(learner, row, sampling=sampling)
+
+
+def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
+    found = preflight(config, inputs, learner)
+    device = learner.policy.device
+    extra, text = 0, found.line()
+    if config.objective.kl_beta > 0 and config.model.lora is None:
+        extra = found.weights
+        text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
+    free = free_bytes(device)
+    text += f"; {free / GIB:.1f} GiB available"
+    report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
+
+
+def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
+    """Sample one group for a few tokens and take one gradient of it; nothing is stepped."""
+    turns, generate = _sample_a_little(config, inputs, learner.policy)
+    (batch, *_) = _batches(turns, config)
+    started = time.perf_counter()
+    learner.gradient([batch])
+    sampled = sum(len(turn.tokens) for turn in turns) / generate
+    trained = len(batch.targets) / (time.perf_counter() - started)
+    turns_each = config.environment.max_turns if config.environment.talks else 1
+    longest = config.sampling.max_tokens * turns_each
+    tokens = config.collect.prompts * config.collect.group_size * longest
+    replayed = config.replay.groups * config.collect.group_size * longest
+    # A pass without gradient, of every candidate, is a third of one with.
+    step = tokens * (1 / sampled + 1 / trained) + replayed * (1 + config.replay.candidates / 3) / trained
+    evals = 2 + (config.steps // config.eval.every if config.eval.every else 0)
+    evaluation = len(inputs.heldout.prompts) * config.eval.samples * longest / sampled
+    report.add(
+        "ok",
+        "time",
+        f"upper bound: {step:.0f} s a step, {evaluation:.0f} s an evaluation, "
+        f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, for completions of "
+        f"{_longest_words(config)} and no group skipped (measured: {sampled:.0f} tok/s sampled, "
+        f"{trained:.0f} tok/s trained)",
+    )
+
+
+def _longest_words(config: RunConfig) -> str:
+    words = f"sampling.max_tokens = {config.sampling.max_tokens} tokens"
+    return words + (f" in each of {config.environment.max_turns} turns" if config.environment.talks else "")
+
+
+def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
+    engine = run.ENGINES[config.collect.engine](policy, inputs.chat, config, 0)
+    ids = next(iter(inputs.train.token_ids.values()))
+    count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
+    requests = [
+        Request(key=SampleKey(seed=0, version=0, prompt="dry-run", sample=k), prompt_tokens=tuple(ids))
+        for k in range(count)
+    ]
+    sampling = Sampling(temperature=config.sampling.temperature, max_tokens=min(16, config.sampling.max_tokens))
+    started = time.perf_counter()
+    turns = engine.generate(requests, sampling)
+    return turns, time.perf_counter() - started
+
+
+def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
+    """A batch of what was sampled, with made-up advantages."""
+    rollouts = [
+        Rollout(
+            id=str(k),
+            sample=k,
+            turns=(turn,),
+            completion="",
+            reward=0.0,
+            reward_parts={},
+            outcome=Outcome.OK,
+            context=Context(
+                prompt_id="dry-run",
+                task="dry-run",
+                difficulty=None,
+                version=0,
+                prompt_length=len(turn.prompt_tokens),
+                completion_length=len(turn.tokens),
+                stop_reason=turn.stop_reason,
+            ),
+        )
+        for k, turn in enumerate(turns)
+    ]
+    credits = [
+        Credit(rollout_id=r.id, advantage=1.0 - 2 * (r.sample % 2), clip_low=0.2, clip_high=0.2) for r in rollouts
+    ]
+    return plan(rollouts, credits, normalize="token", token_budget=config.optim.token_budget, skip_zero=False)

@@ -1,0 +1,237 @@
+"""What the runs of a sweep came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median_high
+from typing import Any
+
+import numpy as np
+
+from coterie.runs.metrics import MetricsDB
+from coterie.stats import Estimate, t_interval
+from coterie.sweep.grid import Cell
+from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
+from coterie.text import interval_text
+from coterie.types import PASS, POOLED, EvalResult, metric_of
+
+WINDOW = 10
+"""A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
+LEAST = 3
+"""Steps are looked at together at least, and twice as many a run needs to be judged by its rewards."""
+COLLAPSED = 0.5
+"""A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
+CHANCE = 4.0
+"""Standard errors of that difference which few prompts a step make by chance: the best of all tenths is picked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One evaluation, with what had been spent until then."""
+
+    step: int
+    rollouts: int
+    """Sampled in training, those of groups that were replaced included."""
+    seconds: float
+    """Of training steps, without evaluations."""
+    value: float
+    """The held-out result by the sweep's metric, pooled over tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """One run, in numbers."""
+
+    cell: Cell
+    steps: int
+    rewards: tuple[float, ...]
+    """Mean training reward of each step."""
+    held: tuple[Held, ...] = ()
+    """Every evaluation, in order."""
+    seconds: float
+    """Median of a step."""
+    peak: float | None
+    """Highest resident bytes."""
+    error: str
+    """Why it did not finish its steps; empty when it did."""
+    metric: str = PASS
+    """What was held out is measured by: `pass@1`, or `reward` where the evaluated reward is graded in any run of the
+    sweep, so that all are compared by the same."""
+
+    @property
+    def before(self) -> float | None:
+        """The held-out result at the start, pooled over tasks; None without held-out prompts."""
+        return self.held[0].value if self.held else None
+
+    @property
+    def after(self) -> float | None:
+        """The held-out result at the end."""
+        return self.held[-1].value if self.held else None
+
+    def reached(self, level: float) -> Held | None:
+        """The first evaluation after the start with at least this held-out result; None if there is none."""
+        return next((one for one in self.held[1:] if one.value >= level), None)
+
+    @property
+    def area(self) -> float:
+        """Mean reward over all steps: how much was learned how early."""
+        return float(np.mean(self.rewards)) if self.rewards else float("nan")
+
+    @property
+    def collapsed(self) -> bool:
+        """It diverged, or lost half of the reward that it once had, by more than the prompts that it drew explain."""
+        if self.error or not self.rewards:
+            return self.error.startswith(DIVERGED)
+        width = max(LEAST, len(self.rewards) // WINDOW)
+        if len(self.rewards) < 2 * width:
+            return False
+        means = np.convolve(self.rewards, np.ones(width) / width, "valid")
+        noise = float(np.sqrt(np.mean(np.diff(self.rewards) ** 2) / 2))  # of a step, whatever the trend
+        chance = CHANCE * noise * np.sqrt(2 / width)
+        return bool(means[-1] < COLLAPSED * means.max() and means.max() - means[-1] > chance)
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it as JSON-able data."""
+        found = asdict(self) | {"setting": self.cell.label, "seed": self.cell.seed}
+        found |= {"before": self.before, "after": self.after}
+        return found | {"collapsed": self.collapsed, "area": self.area}
+
+
+def read(out: Path, cells: Sequence[Cell]) -> list[CellResult]:
+    """The results of the cells that have ended, in their order."""
+    ended = [cell for cell in cells if any((folder(out, cell) / name).is_file() for name in (DONE, FAILED))]
+    evals = {cell.name: _pooled_evals(folder(out, cell)) for cell in ended}
+    metric = metric_of(result for results in evals.values() for result in results)
+    return [_read(cell, folder(out, cell), evals[cell.name], metric) for cell in ended]
+
+
+def _pooled_evals(path: Path) -> list[EvalResult]:
+    """Every evaluation of a run, all tasks pooled."""
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        return [_pooled(results) for results in _by_step(database.evals()).values()]
+
+
+def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> CellResult:
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        rewards = tuple(value for _, value in database.series("reward/mean"))
+        seconds = database.series("time/step")
+        peaks = [value for _, value in database.series("memory/peak")]
+        sampled = database.series("rollouts")
+        steps = database.last_step() or 0
+    return CellResult(
+        cell=cell,
+        steps=steps,
+        rewards=rewards,
+        held=tuple(
+            Held(
+                step=result.step,
+                rollouts=round(sum(value for at, value in sampled if at <= result.step)),
+                seconds=sum(value for at, value in seconds if at <= result.step),
+                value=estimate.value,
+            )
+            for result in evals
+            if (estimate := result.metric(metric)) is not None
+        ),
+        metric=metric,
+        seconds=float(np.median([value for _, value in seconds])) if seconds else float("nan"),
+        peak=max(peaks) if peaks else None,
+        error=failure(path),
+    )
+
+
+def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
+    found: dict[int, list[EvalResult]] = {}
+    for one in results:
+        found.setdefault(one.step, []).append(one)
+    return found
+
+
+def _pooled(results: Sequence[EvalResult]) -> EvalResult:
+    by_task = {result.task: result for result in results}
+    return by_task.get(POOLED, results[0])
+
+
+# A sweep's results side by side, as a Markdown table.
+
+GIB = 1 << 30
+
+NOTE = (
+    "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "
+    "all steps. Collapsed: stopped because it diverged, or the last tenth of the steps (three at least) has less than "
+    "half of the reward of the best tenth, by more than the few prompts of a step explain."
+)
+
+
+def by_setting(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """The results of all seeds of each setting, in order of appearance."""
+    found: dict[str, list[CellResult]] = {}
+    for one in results:
+        found.setdefault(one.cell.label, []).append(one)
+    return found
+
+
+def over_seeds(results: Sequence[CellResult], value: Callable[[CellResult], float | None]) -> Estimate | None:
+    """Mean and interval of what the seeds have; None where none has it."""
+    values = [found for one in results if (found := value(one)) is not None and found == found]
+    return t_interval(values) if values else None
+
+
+def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
+    """The table, and below it what its columns mean.
+
+    Args:
+        reach: held-out result (a share, or a reward where it is graded) of which is said when it was reached.
+    """
+    metric = results[0].metric if results else PASS
+    what = "held-out before → after, %" if metric == PASS else "held-out reward before → after"
+    head = f"| setting | seeds | {what} | reward, area | s/step | peak GiB | collapsed |"
+    rule, note = "| --- | --: | --- | --- | --: | --: | --: |", NOTE
+    if reach is not None:
+        level = f"{100 * reach:g} %" if metric == PASS else f"reward {reach:g}"
+        head += f" rollouts to {level} | seconds to {level} | reached |"
+        rule += " --- | --- | --: |"
+        note += (
+            f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: median over "
+            "all seeds [least, most], where never is more than any number."
+        )
+    lines = [head, rule, *(_row(label, found, reach) for label, found in by_setting(results).items())]
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
+    whole = [one for one in found if not one.error]
+    before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
+    seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
+    scale, digits = (100, 1) if not found or found[0].metric == PASS else (1, 3)
+    change = "–"
+    if before is not None and after is not None:
+        change = f"{scale * before.value:.{digits}f} → {interval_text(after, scale, digits)}"
+    cells = [
+        f"`{label}`",
+        str(len(found)),
+        change,
+        interval_text(over_seeds(whole, lambda one: one.area), 1, 3),
+        "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
+        "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
+        f"{sum(one.collapsed for one in found)}/{len(found)}",
+    ]
+    if reach is not None:
+        points = [one.reached(reach) for one in found]
+        cells += [
+            _middle([None if point is None else point.rollouts for point in points]),
+            _middle([None if point is None else point.seconds for point in points]),
+            f"{sum(point is not None for point in points)}/{len(points)}",
+        ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _middle(values: Sequence[float | None]) -> str:
+    """Median [least, most]; what was never reached counts as more than any number."""
+    known = sorted(float("inf") if value is None else float(value) for value in values)
+    texts = [f"{value:.0f}" if value < float("inf") else "never" for value in (median_high(known), known[0], known[-1])]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+# Writes what a sweep found: table, picture, numbers.

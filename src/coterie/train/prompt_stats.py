@@ -1,0 +1,141 @@
+"""What a run remembers of each prompt and task, so that a rollout can say what was expected when it was sent out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from coterie.algo.estimators import Foresight
+from coterie.grouping.features import text_embedding
+from coterie.rollout.collector import Experience
+from coterie.runs.prompts import MetPrompt
+from coterie.runs.state_files import StateFiles
+from coterie.train.evaluate import Criterion
+from coterie.types import Dispatch, Prompt, Rollout
+
+FILES = StateFiles("history", "the history")
+MEMORY = 40.0
+"""Steps in which an attempt fades to 1/e: the policy moves, and old attempts say less of it."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Fading sums over the usable attempts at one prompt, or at all of one task."""
+
+    tries: float = 0.0
+    """Not fading."""
+    weight: float = 0.0
+    passed: float = 0.0
+    reward: float = 0.0
+    length: float = 0.0
+    step: float = 0.0
+    """Of the last attempt: the sums are as of then."""
+
+    def add(self, step: int, rollout: Rollout, right: bool) -> None:
+        if step != self.step:
+            fade = float(np.exp((self.step - step) / MEMORY))
+            self.weight, self.passed = fade * self.weight, fade * self.passed
+            self.reward, self.length = fade * self.reward, fade * self.length
+        self.tries, self.weight, self.step = self.tries + 1, self.weight + 1, float(step)
+        self.passed += right
+        self.reward += rollout.reward or 0.0
+        self.length += rollout.context.completion_length
+
+    def mean(self, total: float) -> float | None:
+        return total / self.weight if self.weight else None
+
+
+class History:
+    """Pass rates, rewards and lengths so far, and which prompts have been stored.
+
+    Args:
+        criterion: says which rollouts are correct.
+    """
+
+    def __init__(self, criterion: Criterion | None = None) -> None:
+        self.criterion = criterion or Criterion()
+        self.prompts: dict[str, Tally] = {}
+        self.tasks: dict[str, Tally] = {}
+        self.stored: dict[str, int] = {}
+        """Step whose file holds the prompt."""
+
+    def stamp(self, step: int, found: Experience, foresight: Foresight) -> tuple[Experience, list[MetPrompt]]:
+        """The step's rollouts with what was known when they were sent out, and the prompts that are new."""
+        met = self._met(step, found.prompts, foresight)
+        rollouts = tuple(self._stamped(rollout, foresight) for rollout in found.rollouts)
+        return replace(found, rollouts=rollouts), met
+
+    def _met(self, step: int, prompts: Sequence[Prompt], foresight: Foresight) -> list[MetPrompt]:
+        embedded = {prompt.id: (prompt, vector) for prompt, vector in foresight.embedded}
+        known = [MetPrompt(prompt=prompt, kind="policy", embedding=vector) for prompt, vector in embedded.values()]
+        others = (prompt for prompt in prompts if prompt.id not in embedded)
+        words = (
+            MetPrompt(prompt=prompt, kind="text", embedding=text_embedding(prompt.messages[-1]["content"]))
+            for prompt in others
+            if prompt.id not in self.stored
+        )
+        found = [*(one for one in known if one.prompt.id not in self.stored), *words]
+        self.stored |= {one.prompt.id: step for one in found}
+        return found
+
+    def _stamped(self, rollout: Rollout, foresight: Foresight) -> Rollout:
+        context = rollout.context
+        own, task = self.prompts.get(context.prompt_id, Tally()), self.tasks.get(context.task, Tally())
+        said = foresight.expected.get(context.prompt_id)
+        known = Dispatch(
+            time=float(context.version) if foresight.time is None else foresight.time,
+            tries=int(own.tries),
+            passed=own.mean(own.passed),
+            reward=own.mean(own.reward),
+            length=own.mean(own.length),
+            task_tries=int(task.tries),
+            task_passed=task.mean(task.passed),
+            task_reward=task.mean(task.reward),
+            expected=None if said is None else said.reward,
+            expected_std=None if said is None else said.std,
+            region=None if said is None else said.region,
+        )
+        where = f"step_{self.stored[context.prompt_id]:06d}#{context.prompt_id}"
+        return replace(rollout, context=replace(context, dispatch=known, embedding=where))
+
+    def learn(self, step: int, rollouts: Iterable[Rollout]) -> None:
+        """Remember how they ended; those that ended in an error say nothing."""
+        for rollout in rollouts:
+            if not rollout.outcome.usable or rollout.reward is None:
+                continue
+            right = self.criterion.is_correct(rollout)
+            context = rollout.context
+            self.prompts.setdefault(context.prompt_id, Tally()).add(step, rollout, right)
+            self.tasks.setdefault(context.task, Tally()).add(step, rollout, right)
+
+    def save(self, folder: Path) -> None:
+        """Into a checkpoint's folder."""
+        tables = {"prompts": self.prompts, "tasks": self.tasks}
+        arrays = {name: _table(tallies.values()) for name, tallies in tables.items()}
+        names = {name: list(tallies) for name, tallies in tables.items()}
+        FILES.write(folder, arrays, {**names, "stored": self.stored})
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint; from nothing where it was made before this was kept.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if not (folder / FILES.facts).exists():
+            return
+        with FILES.reading(folder) as (arrays, names):
+            found = {
+                table: {name: Tally(*row) for name, row in zip(names[table], arrays[table].tolist(), strict=True)}
+                for table in ("prompts", "tasks")
+            }
+            stored = {str(name): int(step) for name, step in names["stored"].items()}
+        self.prompts, self.tasks, self.stored = found["prompts"], found["tasks"], stored
+
+
+def _table(tallies: Iterable[Tally]) -> np.ndarray:
+    """[n, 6]"""
+    rows = [(one.tries, one.weight, one.passed, one.reward, one.length, one.step) for one in tallies]
+    return np.array(rows, dtype=np.float64).reshape(-1, 6)
