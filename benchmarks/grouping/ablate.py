@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from gradients import recorded
 
-from coterie.build.run import judge_of, policy_for, read_inputs, use_threads
-from coterie.callbacks import Silent
+from coterie.build.run import estimator_for_run, policy_for, read_inputs, use_threads
+from coterie.callbacks import NullObserver
 from coterie.config.load import load_file
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.features import Column
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import SCALES, Settings
@@ -93,9 +93,9 @@ def floor(rollouts: Rollouts) -> float:
     return total / names.size
 
 
-def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareJudge]]:
+def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareEstimator]]:
     """Every run with a judge that knows its questions' features. Runs on the same data share the model's answers."""
-    known: dict[str, GroupAwareJudge] = {}
+    known: dict[str, GroupAwareEstimator] = {}
     for run in runs:
         config = load_file(run / "config.toml").config
         same = repr(
@@ -103,10 +103,12 @@ def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareJudge]]:
         )
         if same not in known:
             use_threads(config)
-            inputs = read_inputs(config, Silent())
+            inputs = read_inputs(config, NullObserver())
             grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
-            found = judge_of(config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs))
-            assert isinstance(found, GroupAwareJudge)
+            found = estimator_for_run(
+                config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs)
+            )
+            assert isinstance(found, GroupAwareEstimator)
             known[same] = found
         yield run, known[same]
 

@@ -25,12 +25,20 @@ from torch import Tensor
 from coterie.algo.subsample import chances
 from coterie.batches.pack import plan
 from coterie.build.learner import learner_for
-from coterie.build.run import collector_for, engine_for, judge_of, policy_for, read_inputs, sampling_for, use_threads
-from coterie.callbacks import Silent
+from coterie.build.run import (
+    collector_for,
+    engine_for,
+    estimator_for_run,
+    policy_for,
+    read_inputs,
+    sampling_for,
+    use_threads,
+)
+from coterie.callbacks import NullObserver
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareJudge, sampled_weights
+from coterie.grouping.estimator import GroupAwareEstimator, sampled_weights
 from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
@@ -131,7 +139,7 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
     model = config.model.model_copy(update={"name": str(folder / "model"), "lora": None})
     config = config.model_copy(update={"model": model})
     use_threads(config)
-    inputs = read_inputs(config, Silent())
+    inputs = read_inputs(config, NullObserver())
     policy = policy_for(config, inputs)
     engine = engine_for(config, inputs, policy)
     engine.commit(step)
@@ -146,8 +154,8 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
         collector = collector_for(config, engine, inputs.chat, scorer, seed=config.seed + 1_000_003)
         sampling = sampling_for(config, config.sampling.temperature)
         found = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
-    judge = judge_of(config, inputs, policy)
-    assert isinstance(judge, GroupAwareJudge)
+    judge = estimator_for_run(config, inputs, policy)
+    assert isinstance(judge, GroupAwareEstimator)
     judge.load(folder, adopt=False)
     names = tuple(prompt.id for prompt in drawn)
     shape = len(names), ATTEMPTS

@@ -21,7 +21,7 @@ from ablate import judges
 
 from coterie.algo.turns import episode_of, given_by_environment
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareJudge, probability_weight, sampled_weights, settings_of
+from coterie.grouping.estimator import GroupAwareEstimator, probability_weight, sampled_weights, settings_of
 from coterie.grouping.presets import STATE
 from coterie.grouping.reward_models import PartwiseBaseline
 from coterie.runs import parquet
@@ -45,7 +45,7 @@ class Worth:
     """The same of those whose state is shared."""
 
 
-def measure(run: Path, judge: GroupAwareJudge, size: int) -> Worth:
+def measure(run: Path, judge: GroupAwareEstimator, size: int) -> Worth:
     """Every step with the first `size` attempts at each prompt."""
     model = PartwiseBaseline(
         judge.features.map.columns, preset=judge.config.preset, settings=settings_of(judge.config), seed=0
@@ -66,7 +66,7 @@ def _steps(run: Path, size: int) -> Iterator[tuple[int, list[Rollout]]]:
         yield number, [one for one in rows if one.reward is not None and one.sample < size]
 
 
-def _later(model: PartwiseBaseline, judge: GroupAwareJudge, rows: Sequence[Rollout], time: float) -> np.ndarray:
+def _later(model: PartwiseBaseline, judge: GroupAwareEstimator, rows: Sequence[Rollout], time: float) -> np.ndarray:
     """[turns, 3] of the turns after the first: w (return - baseline)² with the scale and without, and whether it moved
     the baseline."""
     names = tuple(one.context.prompt_id for one in rows)

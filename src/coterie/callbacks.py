@@ -62,7 +62,7 @@ class Observer(Protocol):
     def finished(self, run: Path, message: str) -> None: ...
 
 
-class Silent:
+class NullObserver:
     """Observes nothing."""
 
     def started(self, info: RunInfo) -> None:

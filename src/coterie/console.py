@@ -113,7 +113,7 @@ def discard(stream: IO[str]) -> None:
             os.close(nowhere)
 
 
-class Lasting(Console):
+class PipeSafeConsole(Console):
     """A console whose reader may leave: what is printed after that is lost, and nothing else happens."""
 
     def on_broken_pipe(self) -> None:
@@ -122,7 +122,7 @@ class Lasting(Console):
         discard(self.file)
 
 
-class Watcher:
+class ConsoleObserver:
     """An Observer for people. A context manager: leaving it gives the terminal back, whatever happened.
 
     No callback raises because of the output: once that is gone, the training goes on unwatched.
@@ -138,7 +138,7 @@ class Watcher:
     ) -> None:
         """`live` is decided by the console when None: a terminal that can move the cursor. Without `results`, those of
         an evaluation are not printed: somebody else does."""
-        self.console = console or Lasting(highlight=False)
+        self.console = console or PipeSafeConsole(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
         self.clock, self.results = clock, results
         self._live: Live | None = None
@@ -151,7 +151,7 @@ class Watcher:
         self.stopped = ""
         """Name of the signal that ended the run before its last step."""
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> ConsoleObserver:
         return self
 
     def __exit__(
@@ -388,6 +388,6 @@ def _clipped_text(text: str, lines: int, width: int = 400) -> str:
     return "\n           ".join(shown)
 
 
-def watcher(file: IO[str] | None = None, *, results: bool = True) -> Watcher:
+def watcher(file: IO[str] | None = None, *, results: bool = True) -> ConsoleObserver:
     """The observer for this process's standard output, or another stream; NO_COLOR and a pipe are respected."""
-    return Watcher(Lasting(file=file or sys.stdout, highlight=False), results=results)
+    return ConsoleObserver(PipeSafeConsole(file=file or sys.stdout, highlight=False), results=results)

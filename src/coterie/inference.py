@@ -26,7 +26,7 @@ from coterie.build.run import (
     sampling_for,
     use_threads,
 )
-from coterie.callbacks import Observer, Silent, ToStderr, printing_to
+from coterie.callbacks import NullObserver, Observer, ToStderr, printing_to
 from coterie.config.load import load_file
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
@@ -35,7 +35,7 @@ from coterie.data.order import PromptOrder
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import ConfigError, DataError, EngineError
-from coterie.policy.forward import Passes
+from coterie.policy.forward import ForwardPass
 from coterie.policy.kernels import choose_kernel
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
@@ -48,7 +48,7 @@ from coterie.types import PASS, POOLED, EvalResult, Interval, Message, Prompt, R
 # A conversation with a policy.
 
 
-class Talk(Protocol):
+class ChatTemplate(Protocol):
     """The part of the chat that a conversation needs."""
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
@@ -65,7 +65,14 @@ class ChatSession:
     """
 
     def __init__(
-        self, engine: Engine, talk: Talk, sampling: Sampling, *, context: int, seed: int, system: str | None = None
+        self,
+        engine: Engine,
+        talk: ChatTemplate,
+        sampling: Sampling,
+        *,
+        context: int,
+        seed: int,
+        system: str | None = None,
     ) -> None:
         self.engine = engine
         self.talk = talk
@@ -171,7 +178,7 @@ def evaluate(target: str | None, config: RunConfig, observer: Observer | None = 
     Raises:
         DataError: no held-out prompts are configured.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     config = with_model(config, target)
     require_heldout(config)
     results = list(sampler_for(config, observer, need_train=False).evaluate(observer).results)
@@ -190,7 +197,7 @@ def sample(
     config: RunConfig, count: int, target: str | None = None, observer: Observer | None = None
 ) -> Iterator[tuple[Prompt, Rollout]]:
     """Sample and score one rollout of each of `count` training prompts, without training."""
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     config = with_model(config, target)
     ready = sampler_for(config, observer, need_train=False)
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
@@ -231,7 +238,7 @@ def complete(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     source = locate_model(config.model.name, observer)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     system = _system_of(target) if system is None else system
@@ -284,7 +291,7 @@ def chat(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("loading the model")
@@ -345,7 +352,7 @@ def measure(
         DataError: no held-out prompts are configured.
         RunError: a run has no checkpoint yet.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     settings = [with_model(config, one) for one in (target, against)]
     require_heldout(config)
     if settings[0].model.name == settings[1].model.name:
@@ -376,7 +383,7 @@ def _divergence(one: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> di
     config = one.config
     reference = Reference(one.policy, other.policy, ReferenceConfig())
     kernel = choose_kernel(one.policy, config.optim.attention)
-    passes = Passes(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
+    passes = ForwardPass(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
     batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
     scores = {name: found for batch in batches for name, found in passes.score(batch, entropy=False).items()}
     sums: dict[str, np.ndarray] = {}

@@ -24,7 +24,7 @@ from coterie.build.run import (
     trainer_for,
     use_threads,
 )
-from coterie.callbacks import Observer, RunInfo, Silent, printing_to
+from coterie.callbacks import NullObserver, Observer, RunInfo, printing_to
 from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.paths import hashed
@@ -48,7 +48,7 @@ from coterie.runs.models import resolve
 from coterie.text import counted
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Prints, Recorder
-from coterie.train.stop_rules import StopSignal, refuse_to_repeat, stop_rules, why_it_ended
+from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
 
 NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
 """What the state of a checkpoint must hold."""
@@ -82,7 +82,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     Raises:
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     check_name(Path(config.runs), config.name)
     check_trainable(config)
     device_of(config)
@@ -131,12 +131,12 @@ def resume(
         CheckpointError: there are checkpoints, or were, but none verifies; or the settings, the prompts or the source
             of a reward function are others than those of the checkpoint.
     """
-    observer = observer or Silent()
+    observer = observer or NullObserver()
     with RunDirectory.open(run, runs) as directory:
         config = load_file(directory.config).config
         if steps is not None:
             config = _lengthened(directory, config, steps, observer)
-        refuse_to_repeat(directory, stop_rules(config.stop))
+        check_resumable(directory, stop_rules(config.stop))
         device_of(config)
         use_threads(config)
         inputs = read_inputs(config, observer)

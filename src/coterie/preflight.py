@@ -12,7 +12,7 @@ from coterie.batches.pack import largest, plan
 from coterie.build import run
 from coterie.build.learner import learner_for, warnings_of
 from coterie.build.run import Inputs
-from coterie.callbacks import Silent, ToStderr, printing_to
+from coterie.callbacks import NullObserver, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
 from coterie.data.answers import THOUGHTS
@@ -27,7 +27,7 @@ from coterie.policy.learner import Learner
 from coterie.policy.memory import MemoryReport
 from coterie.policy.model import Policy
 from coterie.rewards.check import self_test
-from coterie.rewards.missing import hidden_columns, judge_gaps
+from coterie.rewards.missing import hidden_columns, unscorable_prompts
 from coterie.rewards.pool import Scorer
 from coterie.rollout.episodes import Episodes
 from coterie.text import counted
@@ -67,7 +67,7 @@ def validate(config: RunConfig) -> Report:
     """
     report = Report()
     report.attempt("settings", lambda: run.check_trainable(config))
-    inputs = report.attempt("data", lambda: run.read_inputs(config, Silent()))
+    inputs = report.attempt("data", lambda: run.read_inputs(config, NullObserver()))
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
@@ -85,7 +85,7 @@ def dry_run(config: RunConfig) -> Report:
     if report.attempt("device", lambda: run.device_of(config)) is None:
         return report
     run.use_threads(config)
-    inputs = report.attempt("data", lambda: run.read_inputs(config, Silent()))
+    inputs = report.attempt("data", lambda: run.read_inputs(config, NullObserver()))
     if inputs is None:
         return report
     _data_lines(report, config, inputs)
@@ -164,7 +164,7 @@ def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None
 
 def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for prompts in (inputs.train, inputs.heldout):
-        for gap in judge_gaps(config, prompts):
+        for gap in unscorable_prompts(config, prompts):
             report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
         for line in hidden_columns(prompts):
             report.add("warn", "rewards", line)
@@ -177,7 +177,7 @@ def require_judges(config: RunConfig, inputs: Inputs) -> None:
         RewardError: names the source, its columns and the setting.
     """
     for prompts in (inputs.train, inputs.heldout):
-        for gap in judge_gaps(config, prompts):
+        for gap in unscorable_prompts(config, prompts):
             if gap.fatal:
                 raise RewardError(gap.text, function=config.rewards.parts[0].name)
 

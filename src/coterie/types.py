@@ -106,7 +106,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dispatch:
+class SamplingSnapshot:
     """What was known of its prompt when a rollout was sent out: of earlier steps alone, never of its own."""
 
     time: float
@@ -147,7 +147,7 @@ class Context:
     """Subject that the row names; None when it names none."""
     complexity: Mapping[str, int] = field(default_factory=dict)
     """Length in characters, digits, operators, numbers, steps and tools of the prompt."""
-    dispatch: Dispatch | None = None
+    dispatch: SamplingSnapshot | None = None
     """None where nothing is remembered: held-out prompts, and rollouts stored before this was kept."""
     version: int
     """Policy version at dispatch: the run's clock."""

@@ -13,7 +13,17 @@ import pytest
 from rich.console import Console
 
 from coterie.callbacks import Observer, RunInfo
-from coterie.console import Lasting, Watcher, duration, eval_line, millions, number, sample_text, share, wrapped
+from coterie.console import (
+    ConsoleObserver,
+    PipeSafeConsole,
+    duration,
+    eval_line,
+    millions,
+    number,
+    sample_text,
+    share,
+    wrapped,
+)
 from coterie.progress import Activity
 from coterie.types import Context, EvalResult, Interval, Outcome, Prompt, Rollout, StopReason
 
@@ -72,10 +82,10 @@ def sample(completion: str = NASTY) -> tuple[Prompt, Rollout]:
     return prompt, rollout
 
 
-def watch(*, live: bool, width: int = 100, color: bool = False) -> tuple[str, Watcher]:
+def watch(*, live: bool, width: int = 100, color: bool = False) -> tuple[str, ConsoleObserver]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=live, width=width, no_color=not color, highlight=False)
-    with Watcher(console) as watcher:
+    with ConsoleObserver(console) as watcher:
         observer: Observer = watcher
         observer.noted("progress", "fetching the model")
         observer.started(INFO)
@@ -140,7 +150,7 @@ def test_no_line_breaks_inside_a_number_with_its_interval():
 
 def test_progress_without_a_terminal_is_told_at_once_and_then_now_and_then():
     out, seconds = io.StringIO(), 0.0
-    watcher = Watcher(Console(file=out, width=100), live=False, clock=lambda: seconds)
+    watcher = ConsoleObserver(Console(file=out, width=100), live=False, clock=lambda: seconds)
     watcher.progressed("loading the model")
     watcher.progressed("loading the model")
     for done in range(0, 120):  # half a second each
@@ -157,7 +167,7 @@ def test_progress_without_a_terminal_is_told_at_once_and_then_now_and_then():
 def test_progress_on_a_terminal_leaves_nothing_behind():
     out, seconds = io.StringIO(), 0.0
     console = Console(file=out, force_terminal=True, width=100, highlight=False)
-    with Watcher(console, clock=lambda: seconds) as watcher:
+    with ConsoleObserver(console, clock=lambda: seconds) as watcher:
         watcher.progressed("downloading smollm2", 0, 98_400_000, "bytes")
         for _ in range(8):
             seconds += 0.5
@@ -185,7 +195,7 @@ def test_activities(figures, text):
 
 def test_a_finished_run_says_how_to_train_on():
     out = io.StringIO()
-    Watcher(Console(file=out, width=100), live=False).started(replace(INFO, first_step=51))
+    ConsoleObserver(Console(file=out, width=100), live=False).started(replace(INFO, first_step=51))
     assert "all 50 done; `coterie resume runs/legs-001 --steps N` adds more" in out.getvalue()
 
 
@@ -195,7 +205,7 @@ def test_small_models_have_a_size():
 
 def test_broken_run_leaves_a_clean_terminal():
     out = io.StringIO()
-    watcher = Watcher(Console(file=out, force_terminal=True, width=90))
+    watcher = ConsoleObserver(Console(file=out, force_terminal=True, width=90))
 
     def run() -> None:
         with watcher:
@@ -211,13 +221,13 @@ def test_broken_run_leaves_a_clean_terminal():
 def test_no_color(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()
-    Watcher(Console(file=out, force_terminal=True), live=False).noted("warning", "slow")
+    ConsoleObserver(Console(file=out, force_terminal=True), live=False).noted("warning", "slow")
     assert "\x1b[3" not in out.getvalue()
 
 
 def test_steps_without_metrics():
     out = io.StringIO()
-    Watcher(Console(file=out, width=200), live=False).stepped(1, {}, None)
+    ConsoleObserver(Console(file=out, width=200), live=False).stepped(1, {}, None)
     assert out.getvalue().startswith("step 1/?  reward –±–  solved/mixed/none% –/–/–  – s  ETA –")
 
 
@@ -276,7 +286,7 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("I/O operation on closed file")])
 def test_a_run_outlives_its_output(error, live):
     out = Gone(error)
-    with Watcher(Lasting(file=out, force_terminal=live, width=100), live=live) as watcher:
+    with ConsoleObserver(PipeSafeConsole(file=out, force_terminal=live, width=100), live=live) as watcher:
         watcher.started(INFO)
         for step in range(1, 4):
             watcher.stepped(step, METRICS, sample())
@@ -290,7 +300,7 @@ def test_a_run_outlives_its_output(error, live):
 def test_a_text_that_cannot_be_written_costs_no_other():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
-    watcher = Watcher(Lasting(file=out, width=100), live=False)
+    watcher = ConsoleObserver(PipeSafeConsole(file=out, width=100), live=False)
     watcher.noted("warning", "±")
     watcher.noted("warning", "plain")
     assert raw.getvalue() == b"warning: \\xb1\nwarning: plain\n"

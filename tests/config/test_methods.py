@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie.build.learner import judge_for, objective_for
+from coterie.build.learner import estimator_for, objective_for
 from coterie.cli.main import main
 from coterie.config.algorithms import ALGORITHMS, filled, stored
 from coterie.config.keys import settings
@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 def test_every_row_loads_and_its_choices_fit_each_other(name: str) -> None:
     loaded = load([f"algorithm={name}"], env={})
     objective_for(loaded.config)
-    judge_for(loaded.config)
+    estimator_for(loaded.config)
     for key, value in ALGORITHMS[name].settings.items():
         assert key in settings()
         assert loaded.provenance[key] == f"algorithm {name}"

@@ -17,7 +17,7 @@ from pages import PAGES, ROOT, Block, blocks, blocks_of, load_module, prose, sec
 
 from coterie.data.assets import ASSETS
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import own_influence
+from coterie.grouping.estimator import self_influence
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.rewards import registry
 from coterie.runs.metrics import MetricsDB
@@ -185,7 +185,7 @@ def test_the_groups_of_the_page_do_what_it_says() -> None:
     baseline = GroupAwareBaseline(preset="my_groups:siblings_or_past", own=page["siblings_or_past"])
     seen = Rollouts(prompts=tuple("aaab"), rewards=np.array([1.0, 0, 0, 1]), features=np.zeros((4, 0)), time=0.0)
     assert baseline.predict(seen).tolist() == [0.0, 0.5, 0.5, 0.5]
-    assert own_influence(baseline, seen) < 1e-12
+    assert self_influence(baseline, seen) < 1e-12
     baseline.observe(seen)
     later = Rollouts(prompts=("b", "c"), rewards=np.array([0.0, 1]), features=np.zeros((2, 0)), time=1.0)
     assert baseline.predict(later).tolist() == [1.0, 0.5]

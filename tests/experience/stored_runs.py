@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from coterie.runs import rollouts
-from coterie.runs.prompts import MetPrompt, write_step
+from coterie.runs.prompts import StoredPrompt, write_step
 from coterie.runs.rollouts import RolloutRecord
-from coterie.types import Context, Credit, Dispatch, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from coterie.types import Context, Credit, Message, Outcome, Prompt, Rollout, SamplingSnapshot, StopReason, Turn
 
 REGIONS = {"sums": "log digits > 2.5 and task is sums", "words": "all prompts"}
 DIRECTIONS = {"sums/1": (1.0, 0.0), "sums/2": (0.9, 0.1), "words/1": (-1.0, 0.2)}
@@ -37,7 +37,7 @@ def record(
         stop_reason=StopReason.STOP,
         version=step - 1,
     )
-    known = Dispatch(
+    known = SamplingSnapshot(
         time=float(step - 1),
         tries=step - 1,
         passed=None if step == 1 else 0.25,
@@ -96,6 +96,6 @@ def make_run(root: Path, name: str = "one", *, text: str = "8") -> Path:
         ]
         rollouts.write_step(folder / "rollouts", step, rows)
     for step, names in ((1, ("sums/1", "words/1")), (3, ("sums/2",))):
-        met = [MetPrompt(prompt=prompt(one), kind="text", embedding=np.array(DIRECTIONS[one])) for one in names]
+        met = [StoredPrompt(prompt=prompt(one), kind="text", embedding=np.array(DIRECTIONS[one])) for one in names]
         write_step(folder / "prompts", step, met)
     return folder

@@ -71,7 +71,7 @@ WHILE_RESUMING = [
     *_both("leftovers are removed", f"{_RUNS}.directory:remove_leftovers"),
     Point("a checkpoint is found", f"{_RUNS}.checkpoint:newest", "after"),
     Point("the optimizer is loaded", "coterie.policy.learner:Learner.load", "after"),
-    Point("the history is loaded", "coterie.train.prompt_stats:History.load", "after"),
+    Point("the history is loaded", "coterie.train.prompt_stats:PromptStatsTable.load", "after"),
     *_both("the database forgets", f"{_RUNS}.metrics:MetricsDB.truncate_after"),
     *_both("rollouts are forgotten", f"{_RUNS}.step_files:truncate_after"),
     *_both("the state is restored", "coterie.train.grpo:Trainer.restore"),

@@ -17,7 +17,7 @@ from coterie.board.report import BeforeAfter, write_report
 from coterie.callbacks import RunInfo
 from coterie.cli.options import print_json, print_mapping, print_report, print_table
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
-from coterie.console import Watcher, sample_text
+from coterie.console import ConsoleObserver, sample_text
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.registry import SingleTurn
@@ -120,7 +120,7 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
     found = collected(saying)
     run = RunDirectory.create(folder, "one", "x")
     run.write_config({"name": "", "steps": 1, "model": {"name": saying[:80].encode(errors="replace").decode()}})
-    watcher = Watcher(Console(file=out, width=120, highlight=False), live=False)
+    watcher = ConsoleObserver(Console(file=out, width=120, highlight=False), live=False)
     recorder = Recorder(
         run, observer=watcher, save_model=lambda folder: None, keep=1, size=0, config_hash="c", data_hash="d"
     )

@@ -17,9 +17,9 @@ from coterie.config.optim import OptimConfig
 from coterie.config.schema import LoraConfig
 from coterie.errors import ConfigError, DoesNotFitError
 from coterie.policy import activations, memory
-from coterie.policy.activations import Fitting, Offload, arrange, is_out_of_memory
+from coterie.policy.activations import Offload, OomSplitter, arrange, is_out_of_memory
 from coterie.policy.kv import reserved
-from coterie.policy.learner import Known, Learner
+from coterie.policy.learner import Learner, UpdateContext
 from coterie.policy.logprobs import Wanted
 from tiny_models import tiny_policy
 
@@ -67,7 +67,7 @@ def operations(batch: Batch) -> int:
     """How many operations a forward and backward pass of the tiny learner takes."""
     one, count = small(), Refuse(0)
     with count:
-        one._backward_part(batch, Known(), set())
+        one._backward_part(batch, UpdateContext(), set())
     return -count.left
 
 
@@ -83,7 +83,7 @@ def test_memory_refused_anywhere_leaves_the_same_gradient() -> None:
     one = small()
     part = one._backward_part
     for moment in range(1, total + 1, 2):
-        one.fitting, one._backward_part = Fitting(), part
+        one.fitting, one._backward_part = OomSplitter(), part
         refusing(one, 0, moment)  # the second batch, when the sum holds the first one's gradient already
         assert_same(one.gradient([batch, batch]), want)
         assert one.fitting.splits == 1, moment
@@ -157,7 +157,7 @@ def test_scoring_is_cut_too() -> None:
 
 def test_a_smaller_row_is_remembered() -> None:
     (batch,) = packed()
-    fitting, seen = Fitting(), []
+    fitting, seen = OomSplitter(), []
 
     def attempt(part: Batch, done: set[str]) -> int:
         seen.append(len(part.tokens))
@@ -181,7 +181,7 @@ def test_a_rollout_that_does_not_fit_is_named_with_the_remedy() -> None:
         raise RuntimeError(REFUSED)
 
     with pytest.raises(DoesNotFitError, match=r"a single rollout of \d+ tokens .*can't allocate.*optim\.checkpointing"):
-        Fitting().run(batch, attempt)
+        OomSplitter().run(batch, attempt)
 
 
 def test_other_errors_pass() -> None:
@@ -189,7 +189,7 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Fitting().run(packed()[0], attempt)
+        OomSplitter().run(packed()[0], attempt)
     assert not is_out_of_memory(ValueError("out of memory"))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
 

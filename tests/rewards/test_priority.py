@@ -11,7 +11,7 @@ import pytest
 
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
-from coterie.rewards.process import PATIENCE, LostError, Worker, _Processor
+from coterie.rewards.process import PATIENCE, Worker, WorkerDiedError, _Processor
 from coterie.rewards.worker import LOWEST
 from coterie.types import Prompt
 
@@ -84,19 +84,19 @@ def look(worker, monkeypatch, after, **found):
 
 def test_waiting_for_a_processor_is_not_counted(worker, monkeypatch):
     assert look(worker, monkeypatch, 120.0, ran=9.0, waited=53.0) == pytest.approx(150)
-    with pytest.raises(LostError, match="did not return within 100 s"):
+    with pytest.raises(WorkerDiedError, match="did not return within 100 s"):
         look(worker, monkeypatch, 150.5, ran=9.0, waited=53.0)
 
 
 def test_a_wait_that_still_lasts_is_not_counted(worker, monkeypatch):
     assert look(worker, monkeypatch, 100.0, ran=9.0, waited=3.0, ready=True) == pytest.approx(110)
     assert look(worker, monkeypatch, 110.0, ran=9.0, waited=3.0, ready=True) == pytest.approx(120)
-    with pytest.raises(LostError):
+    with pytest.raises(WorkerDiedError):
         look(worker, monkeypatch, 120.0, ran=19.0, waited=3.0, ready=True)  # it had the processor, and is not done
 
 
 def test_patience_ends(worker, monkeypatch):
-    with pytest.raises(LostError, match="did not return within 100 s"):
+    with pytest.raises(WorkerDiedError, match="did not return within 100 s"):
         look(worker, monkeypatch, 100.0 * (1 + PATIENCE), ran=9.0, waited=1e9, ready=True)
 
 

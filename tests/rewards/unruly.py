@@ -217,7 +217,7 @@ DEEDS = {
 }
 
 
-class Judge:
+class Estimator:
     """A callable object with a method, as users write them."""
 
     def __call__(self, completions):
@@ -227,7 +227,7 @@ class Judge:
         raise ValueError("no")
 
 
-judge = Judge()
+judge = Estimator()
 not_callable = 3
 
 

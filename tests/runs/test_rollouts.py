@@ -16,7 +16,18 @@ from coterie.runs import rollouts as files
 from coterie.runs.parquet import steps, truncate_after
 from coterie.runs.rollouts import RolloutRecord, read_step, write_step
 from coterie.runs.rows import CONTEXT, COUNTED
-from coterie.types import Context, Credit, Dispatch, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
+from coterie.types import (
+    Context,
+    Credit,
+    Message,
+    Outcome,
+    Prompt,
+    Rollout,
+    SamplingSnapshot,
+    StepReward,
+    StopReason,
+    Turn,
+)
 
 TEXT = st.text(max_size=12)
 """Lone surrogates excluded: a completion with one is read back escaped."""
@@ -29,7 +40,7 @@ JSON = st.dictionaries(TEXT, st.none() | st.integers() | TEXT | REAL | st.lists(
 
 SOME = st.none() | REAL
 DISPATCH = st.builds(
-    Dispatch,
+    SamplingSnapshot,
     time=REAL,
     tries=st.integers(0, 2**31 - 1),
     task_tries=st.integers(0, 2**31 - 1),
@@ -166,7 +177,7 @@ def test_steps_and_truncation(tmp_path):
 
 def test_a_file_of_format_1_is_read_without_its_context(tmp_path):
     record = make_record()
-    known = Dispatch(
+    known = SamplingSnapshot(
         time=1.0, tries=2, passed=0.5, reward=0.5, length=9.0, task_tries=2, task_passed=0.5, task_reward=0.5
     )
     context = replace(record.rollout.context, domain="animals", complexity=dict.fromkeys(COUNTED, 1), dispatch=known)

@@ -11,12 +11,12 @@ from records import make_prompt
 
 from coterie.errors import RunError
 from coterie.runs import parquet
-from coterie.runs.prompts import MetPrompt, read, read_step, write_step
+from coterie.runs.prompts import StoredPrompt, read, read_step, write_step
 from coterie.types import Message, Prompt
 
 
-def met(name: str, vector: list[float], kind: str = "policy", prompt: Prompt | None = None) -> MetPrompt:
-    return MetPrompt(prompt=prompt or make_prompt(name), kind=kind, embedding=np.array(vector))
+def met(name: str, vector: list[float], kind: str = "policy", prompt: Prompt | None = None) -> StoredPrompt:
+    return StoredPrompt(prompt=prompt or make_prompt(name), kind=kind, embedding=np.array(vector))
 
 
 def test_a_prompt_comes_back_with_what_it_says_of_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.registry import SingleTurn
 from coterie.rewards.base import Score
 from coterie.rollout.collector import Collector
-from coterie.rollout.sampler import Gathered, Gatherer
+from coterie.rollout.sampler import PromptSampler, StepBatch
 from coterie.types import Message, Prompt, Rollout
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=50)
@@ -62,14 +62,14 @@ def rights(rollouts: Sequence[Rollout]) -> list[float]:
     return [rollout.reward_parts["right"] or 0.0 for rollout in rollouts]
 
 
-def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: Any) -> Gatherer:
+def sampler(script: Any, *, count: int = 12, allocator: Any = None, **collect: Any) -> PromptSampler:
     """`script` maps (number of the prompt, sample) to the tokens that are said."""
 
     def says(request: Request) -> Sequence[int]:
         return script(int(request.key.prompt[1:]), request.key.sample)
 
     held: dict[str, Any] = {"prompts": 4, "group_size": 2} | collect
-    return Gatherer(
+    return PromptSampler(
         Collector(
             engine=ScriptedEngine(says),
             environment=SingleTurn(),
@@ -82,24 +82,24 @@ def gatherer(script: Any, *, count: int = 12, chooser: Any = None, **collect: An
         config=CollectConfig(**held),
         sampling=SAMPLING,
         metric=rights,
-        chooser=chooser,
+        allocator=allocator,
         candidates=2,
     )
 
 
-def members(found: Gathered) -> set[str]:
+def members(found: StepBatch) -> set[str]:
     return {group.members[0].partition("#")[0] for group in found.groups}
 
 
 def test_without_refill_a_step_takes_what_it_gets() -> None:
-    found = gatherer(lambda prompt, sample: [1]).gather(0)
+    found = sampler(lambda prompt, sample: [1]).gather(0)
     assert len(found.groups) == 4
     assert found.cursor == 4
     assert found.metrics == {}
 
 
 def test_a_step_draws_from_the_stages_that_it_straddles() -> None:
-    one = gatherer(lambda prompt, sample: [1])
+    one = sampler(lambda prompt, sample: [1])
     early: dict[str, tuple[int, int | None]] = {f"p{k}": (0, 6) for k in range(8)}
     late: dict[str, tuple[int, int | None]] = {f"p{k}": (6, None) for k in range(8, 12)}
     one.order = PromptOrder(prompts(12), seed=0, presence=early | late)
@@ -111,7 +111,7 @@ def test_a_step_draws_from_the_stages_that_it_straddles() -> None:
 
 
 def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
-    one = gatherer(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
+    one = sampler(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
     found = one.gather(0)
     assert len(found.groups) == 4
     assert all(int(name[1:]) % 2 == 0 for name in members(found))
@@ -122,21 +122,21 @@ def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
 
 
 def test_refill_ends_at_its_limit_and_when_all_prompts_were_tried() -> None:
-    assert gatherer(lambda prompt, sample: [0], refill=True, refill_limit=2).gather(0).metrics["refill/rounds"] == 2
-    found = gatherer(lambda prompt, sample: [0], count=6, refill=True, refill_limit=50).gather(0)
+    assert sampler(lambda prompt, sample: [0], refill=True, refill_limit=2).gather(0).metrics["refill/rounds"] == 2
+    found = sampler(lambda prompt, sample: [0], count=6, refill=True, refill_limit=50).gather(0)
     assert found.groups == []
     assert len({rollout.context.prompt_id for rollout in found.experience.rollouts}) == 6
 
 
 def test_a_group_with_an_error_takes_no_part() -> None:
-    one = gatherer(lambda prompt, sample: [9 if (prompt, sample) == (3, 1) else sample], count=4)
+    one = sampler(lambda prompt, sample: [9 if (prompt, sample) == (3, 1) else sample], count=4)
     found = one.gather(0)
     assert members(found) == {"p0", "p1", "p2"}
 
 
 def test_stragglers_are_put_back_and_waited_for() -> None:
     slow = 7
-    one = gatherer(lambda prompt, sample: [sample] * (40 if prompt == slow else 2), oversample=1.5)
+    one = sampler(lambda prompt, sample: [sample] * (40 if prompt == slow else 2), oversample=1.5)
     cursor, waiting, seen = 0, (), []
     for _ in range(2):
         found = one.gather(cursor, waiting)
@@ -158,7 +158,7 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
 
     kinds: list[dict[str, Any]] = [{"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}]
     for settings in kinds:
-        one, two = gatherer(script, **settings), gatherer(script, **settings)
+        one, two = sampler(script, **settings), sampler(script, **settings)
         first = one.gather(0)
         again = two.gather(first.cursor, first.waiting)
         straight = one.gather(first.cursor, first.waiting)
@@ -179,23 +179,21 @@ class Picks:
 
 
 def test_a_chooser_decides_which_prompts_and_how_often() -> None:
-    chooser = Picks()
-    found = gatherer(lambda prompt, sample: [sample % 2], chooser=chooser).gather(0)
-    assert len(chooser.offered) == 8
+    allocator = Picks()
+    found = sampler(lambda prompt, sample: [sample % 2], allocator=allocator).gather(0)
+    assert len(allocator.offered) == 8
     assert found.cursor == 8
     assert sorted(len(group.members) for group in found.groups) == [1, 1, 1, 5]
 
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_small_data_never_runs_in_circles(limit: int) -> None:
-    found = gatherer(lambda prompt, sample: [sample], count=4, oversample=3.0, refill=True, refill_limit=limit).gather(
-        0
-    )
+    found = sampler(lambda prompt, sample: [sample], count=4, oversample=3.0, refill=True, refill_limit=limit).gather(0)
     assert len(found.groups) == 4
 
 
 def test_refill_keeps_groups_whose_graded_rewards_differ() -> None:
-    one = gatherer(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
+    one = sampler(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
 
     def share(rollouts: Sequence[Rollout]) -> list[float]:
         return [0.1 + 0.2 * int(rollout.completion) for rollout in rollouts]

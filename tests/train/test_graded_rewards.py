@@ -11,7 +11,7 @@ import pytest
 from runs_for_tests import make_config
 
 from coterie import launch
-from coterie.callbacks import Silent
+from coterie.callbacks import NullObserver
 from coterie.cli.main import main
 from coterie.doctor.health import diagnose
 from coterie.runs.metrics import MetricsDB
@@ -143,7 +143,7 @@ def test_the_readme_the_list_and_the_doctor_tell_of_the_gain(run: Path, capsys: 
     assert seen["after"][0]["pass_at_1"] is None
 
 
-class Told(Silent):
+class Told(NullObserver):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.results: list[EvalResult] = []

@@ -18,7 +18,7 @@ from coterie.algo.estimators import Terms
 from coterie.cli.main import main
 from coterie.config.schema import RunConfig
 from coterie.errors import CheckpointError, ConfigError
-from coterie.grouping.estimator import FILES, GroupAwareJudge
+from coterie.grouping.estimator import FILES, GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
@@ -254,7 +254,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
     held = json.loads((folder / FILES.facts).read_text())
     (folder / FILES.facts).write_text(json.dumps(held | {"format": 1}))
     features = PromptFeatures((), None, dimensions=16, seed=0)
-    judge = GroupAwareJudge(
+    judge = GroupAwareEstimator(
         config_for(root, "heb").grouping,
         terms=Terms(clip_low=0.2, clip_high=0.2),
         features=features,

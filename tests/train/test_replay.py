@@ -19,10 +19,10 @@ from coterie.algo.advantages import AdvantageRule, by_prompt, credit
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
-from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.rewards.check import identity
-from coterie.rollout.replay import Replay, Replayed
-from coterie.rollout.replay_groups import FILES, KeptGroup, read
+from coterie.rollout.replay import ReplayBuffer, Replayed
+from coterie.rollout.replay_groups import FILES, ReplayGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
@@ -93,9 +93,9 @@ class Policy:
         return found
 
 
-def memory(*groups: Made, step: int = 1, **changed: Any) -> Replay:
+def memory(*groups: Made, step: int = 1, **changed: Any) -> ReplayBuffer:
     names = {name: changed.pop(name) for name in ("reward", "reference", "renewed_every") if name in changed}
-    held = Replay(ReplayConfig(**{"groups": 2, **changed}), seed=3, **names)
+    held = ReplayBuffer(ReplayConfig(**{"groups": 2, **changed}), seed=3, **names)
     for group, rollouts, credits in groups:
         held.keep(step, [group], rollouts, credits)
     return held
@@ -257,7 +257,9 @@ def test_off_it_keeps_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_kept_groups_hold_no_more_than_an_update_needs() -> None:
     group, rollouts, credits = made("q", 0)
-    kept = KeptGroup.of(group, rollouts, {one.rollout_id: replace(one, contributions={"root": 1.0}) for one in credits})
+    kept = ReplayGroup.of(
+        group, rollouts, {one.rollout_id: replace(one, contributions={"root": 1.0}) for one in credits}
+    )
     assert all(one.completion == "" and one.reward_parts == {} for one in kept.rollouts)
     assert all(one.contributions == {} for one in kept.credits)
     assert [one.reward for one in kept.rollouts] == list(group.rewards)
@@ -352,13 +354,13 @@ def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
 
 def test_the_estimator_sees_every_group_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    inner = GroupAwareJudge.__call__
+    inner = GroupAwareEstimator.__call__
 
-    def watched(judge: GroupAwareJudge, groups: Sequence[Group], *args: Any) -> list[Credit]:
+    def watched(judge: GroupAwareEstimator, groups: Sequence[Group], *args: Any) -> list[Credit]:
         seen.extend(group.key for group in groups)
         return inner(judge, groups, *args)
 
-    monkeypatch.setattr(GroupAwareJudge, "__call__", watched)
+    monkeypatch.setattr(GroupAwareEstimator, "__call__", watched)
     grouping = {"preset": "heb", "refit_every": 2, "min_weight": 4.0}
     run = launch.train(config_for(root, grouping=grouping, eval={"every": 0}))
     assert len(seen) == len(set(seen)) == 6 * 3

@@ -10,7 +10,7 @@ import pytest
 from runs_for_tests import make_config
 
 from coterie import launch
-from coterie.callbacks import Silent
+from coterie.callbacks import NullObserver
 from coterie.doctor.health import diagnose
 from coterie.errors import CheckpointError
 from coterie.rewards.check import sources
@@ -18,7 +18,7 @@ from coterie.runs import inspect
 from coterie.runs.metrics import MetricsDB
 
 
-class Notes(Silent):
+class Notes(NullObserver):
     """Remembers what it is told."""
 
     def __init__(self) -> None:

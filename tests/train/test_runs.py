@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from coterie import launch
 from coterie.build.learner import warnings_of
 from coterie.build.run import policy_for, read_inputs
-from coterie.callbacks import RunInfo, Silent
+from coterie.callbacks import NullObserver, RunInfo
 from coterie.config.algorithms import stored
 from coterie.config.load import load
 from coterie.config.optim import OptimConfig
@@ -35,7 +35,7 @@ from coterie.train.evaluate import EVALUATING
 from coterie.types import EvalResult, Prompt, Rollout
 
 
-class Watch(Silent):
+class Watch(NullObserver):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -486,7 +486,7 @@ def test_prompts_that_outgrow_the_context_are_refused_before_the_run(root: Path)
 
 def test_prompt_and_completion_may_fill_the_context_to_its_last_token(root: Path) -> None:
     config = make_config(root)
-    inputs = read_inputs(config, Silent())
+    inputs = read_inputs(config, NullObserver())
     room = 256 - inputs.longest()
     for budget in (room, room + 1):
         asked = config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_tokens": budget})})
@@ -580,7 +580,7 @@ def test_no_room_for_its_checkpoints_is_said_before_the_first_step(root: Path, m
 def test_the_estimate_of_a_checkpoint_is_near_its_size(root: Path) -> None:
     config = make_config(root, steps=1)
     run = launch.train(config)
-    inputs = launch.read_inputs(config, Silent())
+    inputs = launch.read_inputs(config, NullObserver())
     estimate = launch._checkpoint_size(config, launch.policy_for(config, inputs))
     real = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
     assert estimate == pytest.approx(real, rel=0.1)

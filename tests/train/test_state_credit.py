@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from coterie.algo.advantages import AdvantageRule, by_prompt
-from coterie.algo.estimators import GroupJudge, Terms
+from coterie.algo.estimators import GroupEstimator, Terms
 from coterie.config.advantage import GroupingConfig
-from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
 
@@ -60,12 +60,12 @@ def rollout(prompt: str, sample: int, turns: Sequence[tuple[str | None, int, flo
     )
 
 
-def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareJudge:
+def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
     prompts = [
         Prompt(id=f"p{k}", messages=(Message(role="user", content=f"{k} + {k}"),), answer="", task="t")
         for k in range(3)
     ]
-    return GroupAwareJudge(
+    return GroupAwareEstimator(
         GroupingConfig.model_validate({"preset": preset, **grouping}),
         terms=TERMS,
         features=PromptFeatures(prompts, None, dimensions=4, seed=0),
@@ -74,7 +74,7 @@ def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareJudge:
     )
 
 
-def credits_of(rollouts: Sequence[Rollout], who: GroupAwareJudge | GroupJudge) -> dict[str, Credit]:
+def credits_of(rollouts: Sequence[Rollout], who: GroupAwareEstimator | GroupEstimator) -> dict[str, Credit]:
     by_id = {one.id: one for one in rollouts}
     return {one.rollout_id: one for one in who(by_prompt(rollouts), by_id, {})}
 
@@ -163,8 +163,8 @@ def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
     assert credits_of(rollouts, plain) == credits_of(rollouts, gigpo)
 
 
-def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupJudge:
-    return GroupJudge(
+def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
+    return GroupEstimator(
         rule=AdvantageRule(scale="none", anchors=anchors, anchor_gamma=gamma),
         terms=TERMS,
         part_weights={},
@@ -191,7 +191,9 @@ PLAYS = {
 }
 
 
-def expected_gradient(who: GroupAwareJudge | GroupJudge, solved: float, share: str | None) -> tuple[float, float]:
+def expected_gradient(
+    who: GroupAwareEstimator | GroupEstimator, solved: float, share: str | None
+) -> tuple[float, float]:
     """Of one attempt in a group of four, by enumeration: in the logit of solving at the first turn, and at the second.
 
     Args:
@@ -226,7 +228,7 @@ def test_the_expected_gradient_of_gigpos_state_term_is_the_true_one(solved: floa
 
 @pytest.mark.parametrize("solved", [0.05, 0.5, 0.8])
 def test_the_expected_gradient_of_the_scale_of_states_is_the_true_one(solved: float) -> None:
-    class Still(GroupAwareJudge):
+    class Still(GroupAwareEstimator):
         """Learns nothing from one group to the next, which are alternatives here."""
 
         def __call__(
@@ -254,7 +256,7 @@ def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> Non
     one = rollout("p0", 0, [("a", 1, 0.4), ("b", 1, 0.2)])
     two = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
     one = replace(one, reward=0.8)  # 0.5 · 0.6 + 0.5
-    who = GroupJudge(
+    who = GroupEstimator(
         rule=AdvantageRule(baseline="leave_one_out", scale="none", anchors=1.0, anchor_gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},

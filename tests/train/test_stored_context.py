@@ -14,15 +14,15 @@ from runs_for_tests import fingerprint, make_config
 from test_runs import stop_at
 
 from coterie import launch
-from coterie.algo.estimators import Foresight, Terms
-from coterie.grouping.estimator import GroupAwareJudge, PromptFeatures
+from coterie.algo.estimators import Predictions, Terms
+from coterie.grouping.estimator import GroupAwareEstimator, PromptFeatures
 from coterie.grouping.features import text_embedding
 from coterie.rollout.collector import Experience
 from coterie.runs import parquet, prompts, rollouts
 from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluate import Criterion
-from coterie.train.prompt_stats import MEMORY, History
-from coterie.types import Context, Dispatch, Group, Message, Outcome, Prompt, Rollout, StopReason
+from coterie.train.prompt_stats import MEMORY, PromptStatsTable
+from coterie.types import Context, Group, Message, Outcome, Prompt, Rollout, SamplingSnapshot, StopReason
 
 HEB = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}
 
@@ -148,15 +148,15 @@ def experience(*found: Rollout) -> Experience:
     return Experience(prompts=asked, rollouts=found, generate_seconds=0.0, reward_seconds=0.0)
 
 
-def known_of(history: History, step: int, name: str) -> Dispatch:
-    found, _ = history.stamp(step, experience(rollout(name, 0.0)), Foresight())
+def known_of(history: PromptStatsTable, step: int, name: str) -> SamplingSnapshot:
+    found, _ = history.stamp(step, experience(rollout(name, 0.0)), Predictions())
     known = found.rollouts[0].context.dispatch
     assert known is not None
     return known
 
 
 def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
-    history = History(Criterion(part="number"))
+    history = PromptStatsTable(Criterion(part="number"))
     history.learn(1, [rollout("a", 1.0), rollout("a", 0.5, length=30), rollout("a", None), rollout("b", 0.0)])
     known = known_of(history, 2, "a")
     assert (known.tries, known.passed, known.reward, known.length) == (2, 0.5, 0.75, 20.0)
@@ -166,28 +166,28 @@ def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
 
 
 def test_old_attempts_fade() -> None:
-    history = History(Criterion(part="number"))
+    history = PromptStatsTable(Criterion(part="number"))
     history.learn(0, [rollout("a", 1.0)])
     history.learn(int(MEMORY), [rollout("a", 0.0)])
     assert known_of(history, 41, "a").passed == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
 
 
 def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    history, draw = History(Criterion(part="number")), np.random.default_rng(0)
+    history, draw = PromptStatsTable(Criterion(part="number")), np.random.default_rng(0)
     for step in range(9):
         found = [rollout(f"p{draw.integers(4)}", float(draw.random())) for _ in range(6)]
-        stamped, _ = history.stamp(step, experience(*found), Foresight())
+        stamped, _ = history.stamp(step, experience(*found), Predictions())
         history.learn(step, stamped.rollouts)
     history.save(tmp_path)
-    again = History(Criterion(part="number"))
+    again = PromptStatsTable(Criterion(part="number"))
     again.load(tmp_path)
     assert (again.prompts, again.tasks, again.stored) == (history.prompts, history.tasks, history.stored)
-    empty = History(Criterion(part="number"))
+    empty = PromptStatsTable(Criterion(part="number"))
     empty.load(tmp_path / "made before this was kept")
     assert empty.prompts == {}
 
 
-def judge_for(names: list[str]) -> GroupAwareJudge:
+def estimator_for(names: list[str]) -> GroupAwareEstimator:
     features = PromptFeatures(
         [prompt(name, f"What is {k} + {k}?") for k, name in enumerate(names)],
         lambda prompts: np.array([[float(names.index(one.id)), 1.0] for one in prompts]),
@@ -195,7 +195,9 @@ def judge_for(names: list[str]) -> GroupAwareJudge:
         seed=0,
     )
     config = make_grouping()
-    return GroupAwareJudge(config, terms=Terms(clip_low=0.2, clip_high=0.2), features=features, part_weights={}, seed=0)
+    return GroupAwareEstimator(
+        config, terms=Terms(clip_low=0.2, clip_high=0.2), features=features, part_weights={}, seed=0
+    )
 
 
 def make_grouping() -> Any:
@@ -206,7 +208,7 @@ def make_grouping() -> Any:
 
 def test_what_is_expected_does_not_depend_on_the_rewards_of_the_step() -> None:
     names = ["a", "b", "c"]
-    judge = judge_for(names)
+    judge = estimator_for(names)
     for value in (0.0, 1.0):
         found = {f"{name}#{k}@0": rollout(name, value if k else 0.5, sample=k) for name in names for k in range(2)}
         groups = [
@@ -227,7 +229,7 @@ def test_what_is_expected_does_not_depend_on_the_rewards_of_the_step() -> None:
 
 
 def test_an_embedding_is_handed_on_once() -> None:
-    judge = judge_for(["a", "b"])
+    judge = estimator_for(["a", "b"])
     first = judge.foresee([], {"a#0@0": rollout("a", 1.0)})
     assert [(one.id, vector.tolist()) for one, vector in first.embedded] == [("a", [0.0, 1.0])]
     second = judge.foresee([], {"a#0@0": rollout("a", 1.0), "b#0@0": rollout("b", 1.0)})

@@ -14,7 +14,7 @@ from coterie.cli.main import main
 from coterie.errors import ConfigError
 from coterie.sweep import budget
 from coterie.sweep.grid import Cell, cells, parse_arms, parse_seeds, parse_vary
-from coterie.sweep.results import CellResult, Held, markdown
+from coterie.sweep.results import CellResult, EvalPoint, markdown
 
 
 def test_every_combination_has_a_name_of_its_own() -> None:
@@ -51,8 +51,8 @@ def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResul
         steps=len(rewards),
         rewards=tuple(rewards),
         held=(
-            Held(step=0, rollouts=0, seconds=0.0, value=0.1),
-            Held(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10),
+            EvalPoint(step=0, rollouts=0, seconds=0.0, value=0.1),
+            EvalPoint(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10),
         ),
         seconds=2.0,
         peak=float(1 << 30),
@@ -92,7 +92,7 @@ def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
 def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: float) -> CellResult:
     """A run that is evaluated after every step of so many rollouts and seconds."""
     held = tuple(
-        Held(step=step, rollouts=step * rollouts, seconds=step * seconds, value=accuracy)
+        EvalPoint(step=step, rollouts=step * rollouts, seconds=step * seconds, value=accuracy)
         for step, accuracy in enumerate(accuracies)
     )
     cell = Cell(arm=arm, seed=seed)

@@ -18,7 +18,7 @@ from coterie.types import Credit, Group, Prompt, Rollout, RolloutScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
+class PromptPrediction:
     """Of one prompt."""
 
     reward: float
@@ -29,12 +29,12 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Foresight:
+class Predictions:
     """Of one step; empty from a judge that remembers nothing."""
 
     time: float | None = None
     """Policy time; None without a clock."""
-    expected: Mapping[str, Expectation] = field(default_factory=dict)
+    expected: Mapping[str, PromptPrediction] = field(default_factory=dict)
     """By prompt id."""
     embedded: Sequence[tuple[Prompt, np.ndarray]] = ()
     """Prompts seen for the first time, [E] each: what they mean to the policy, once, as it was then."""
@@ -50,7 +50,7 @@ BIASED = "biased_baseline"
 """Kind of the events that warn of a baseline that its own rollout moves."""
 
 
-class Judge:
+class Estimator:
     """Gives credit to the members of groups."""
 
     @property
@@ -62,9 +62,9 @@ class Judge:
         """One credit per member; `scores` is empty where none are needed."""
         raise NotImplementedError
 
-    def foresee(self, groups: Sequence[Group], rollouts: Rollouts) -> Foresight:
+    def foresee(self, groups: Sequence[Group], rollouts: Rollouts) -> Predictions:
         """What is expected of the prompts of `rollouts`, before credit is given: of earlier steps alone."""
-        return Foresight()
+        return Predictions()
 
     def updated(self, metrics: Mapping[str, float]) -> None:
         """Told after each update what the learner measured of it; nothing where every step stands alone."""
@@ -118,7 +118,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupJudge(Judge):
+class GroupEstimator(Estimator):
     """Advantages relative to groups; see `coterie.algo.advantages`."""
 
     rule: AdvantageRule
@@ -148,7 +148,7 @@ class GroupJudge(Judge):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CriticJudge(Judge):
+class GaeEstimator(Estimator):
     """Advantages by generalised advantage estimation over a critic's values: PPO."""
 
     rule: GaeRule

@@ -21,7 +21,7 @@ from coterie.types import Credit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Played:
+class Subsampled:
     """Credits after the game, and what it changed.
 
     Attributes:
@@ -40,7 +40,7 @@ def chances(sizes: np.ndarray, roulette: float) -> np.ndarray:
     return np.minimum(1.0, sizes / threshold) if threshold > 0 else np.ones(len(sizes))
 
 
-def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float) -> Played:
+def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float) -> Subsampled:
     """Leave out rollouts at random, small advantages first.
 
     Args:
@@ -56,12 +56,12 @@ def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float)
     ]
     had = sum(not credit.silent for credit in credits)
     if not had:
-        return Played(credits=tuple(found))
+        return Subsampled(credits=tuple(found))
     sizes = sizes / sizes.max()  # so that no square is lost to underflow
     left = sum(not credit.silent for credit in found)
     heard = sizes > 0
     power = float(np.sum(sizes[heard] ** 2 / keep[heard]) / np.sum(sizes**2))
-    return Played(credits=tuple(found), metrics={"roulette/kept": left / had, "roulette/power": power})
+    return Subsampled(credits=tuple(found), metrics={"roulette/kept": left / had, "roulette/power": power})
 
 
 def _size(credit: Credit) -> float:

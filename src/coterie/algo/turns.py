@@ -40,7 +40,7 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Company:
+class StatePeers:
     """What the *other* episodes of its prompt found in the states of one episode, over all their visits; K turns."""
 
     mean: Floats
@@ -56,7 +56,7 @@ class Company:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Beliefs:
+class Prior:
     """What is expected of the prompt of each of B episodes without the attempts at it in this step, in reward units."""
 
     mean: Floats
@@ -67,7 +67,7 @@ class Beliefs:
     """[B] variance of one attempt's reward."""
 
 
-def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
+def state_peers(episodes: Sequence[Episode], gamma: float = 1.0) -> list[StatePeers]:
     """Of each episode. One whose rewards are not finite is left out of the others'.
 
     Args:
@@ -84,7 +84,7 @@ def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
         for state, value in zip(episode.states, gained.tolist(), strict=True):
             visits.setdefault((episode.prompt, state), []).append((number, value))
 
-    def one(number: int, episode: Episode) -> Company:
+    def one(number: int, episode: Episode) -> StatePeers:
         rows = np.full((5, len(episode.states)), np.nan)
         for turn, state in enumerate(episode.states):
             there = visits.get((episode.prompt, state), [])
@@ -93,7 +93,7 @@ def company(episodes: Sequence[Episode], gamma: float = 1.0) -> list[Company]:
             rows[0, turn] = _mean([value for who, value in there if who != number])
             rows[1, turn] = np.std([value for _, value in there]) if there else 0.0
             rows[2, turn], rows[3, turn], rows[4, turn] = len(came), len(away), _mean(away)
-        return Company(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
+        return StatePeers(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
 
     return [one(number, episode) for number, episode in enumerate(episodes)]
 
@@ -106,7 +106,7 @@ def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[F
         episodes: of one step, in any order.
         gamma: discount per turn.
     """
-    return [found.mean for found in company(episodes, gamma)]
+    return [found.mean for found in state_peers(episodes, gamma)]
 
 
 def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, normalise: bool = False) -> list[Floats]:
@@ -123,13 +123,13 @@ def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, norma
     [[0.5, 0.0], [-0.5, 0.0]]
     """
     found = []
-    for gained, there in zip(_returns(episodes, gamma), company(episodes, gamma), strict=True):
+    for gained, there in zip(_returns(episodes, gamma), state_peers(episodes, gamma), strict=True):
         divisor = np.where(there.spread > SMALLEST, there.spread + EPSILON, 1.0) if normalise else 1.0
         found.append(np.nan_to_num((gained - there.mean) / divisor, nan=0.0))
     return found
 
 
-def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: Beliefs, spread: float) -> list[Floats]:
+def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: Prior, spread: float) -> list[Floats]:
     """[K] of each episode: what its state adds to the baseline of each turn after the first.
 
     A state is worth μ + δ to come: μ what the prompt is, believed to be N(m, v), and δ ~ N(0, τ) what is special to the
@@ -159,7 +159,7 @@ def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: 
     [[0.0, -0.25], [0.0, 0.5]]
     """
     found = []
-    for row, (episode, there) in enumerate(zip(episodes, company(episodes), strict=True)):
+    for row, (episode, there) in enumerate(zip(episodes, state_peers(episodes), strict=True)):
         received = np.concatenate([[0.0], np.cumsum(episode.rewards)[:-1]])
         noise = float(beliefs.noise[row])
         precision, elsewhere = 1.0 / float(beliefs.variance[row]), there.elsewhere / noise

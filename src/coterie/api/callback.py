@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.callbacks import Observer, RunInfo, Silent
+from coterie.callbacks import NullObserver, Observer, RunInfo
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def observing(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Ge
         if not isinstance(given, Callback):
             raise TypeError(f"callback = {given!r}; expected an object of a subclass of coterie.Callback, or a list")
     if quiet:
-        yield Relay(Silent(), callbacks)
+        yield Relay(NullObserver(), callbacks)
         return
     from coterie.console import watcher
 

@@ -13,7 +13,7 @@ from coterie.algo.estimators import NEWS, Terms
 from coterie.board.figure import FAINT, INK, canvas, save
 from coterie.config.load import load_file
 from coterie.errors import RunError
-from coterie.grouping.estimator import FILES, GroupAwareJudge
+from coterie.grouping.estimator import FILES, GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.regions import Region, regions
@@ -75,7 +75,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         )
     folder, at = _checkpoint(path, step)
     features = PromptFeatures((), None, dimensions=config.grouping.dimensions, seed=config.seed)
-    judge = GroupAwareJudge(
+    judge = GroupAwareEstimator(
         config.grouping,
         terms=Terms(clip_low=0.0, clip_high=0.0),
         features=features,

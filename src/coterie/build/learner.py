@@ -8,7 +8,7 @@ from typing import Any
 
 from coterie.algo.advantages import AdvantageRule
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
-from coterie.algo.estimators import CriticJudge, GroupJudge, Judge, Terms
+from coterie.algo.estimators import Estimator, GaeEstimator, GroupEstimator, Terms
 from coterie.algo.gae import GaeRule
 from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.losses import check_choices
@@ -16,14 +16,14 @@ from coterie.algo.objective import Objective
 from coterie.config.base import user_function
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
-from coterie.grouping.estimator import GroupAwareJudge, own_baseline, own_key
+from coterie.grouping.estimator import GroupAwareEstimator, custom_baseline, custom_key
 from coterie.grouping.features import Embed, PromptFeatures
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
 from coterie.rewards.check import identity
-from coterie.train.schedules import Coefficients
+from coterie.train.schedules import Schedules
 from coterie.types import Prompt
 
 Load = Callable[[], Policy]
@@ -105,7 +105,7 @@ def terms_for(config: RunConfig) -> Terms:
     )
 
 
-def judge_for(config: RunConfig) -> Judge:
+def estimator_for(config: RunConfig) -> Estimator:
     """Who gives credit: the group, or a critic.
 
     Raises:
@@ -122,11 +122,11 @@ def judge_for(config: RunConfig) -> Judge:
             length_alpha=critic.length_alpha,
             whiten=advantage.whiten != "none",
         )
-        return CriticJudge(rule=rule, terms=terms)
+        return GaeEstimator(rule=rule, terms=terms)
     baseline: Any = advantage.baseline
     if ":" in advantage.baseline:
         baseline = functools.partial(user_function(baseline), **advantage.params)
-    return GroupJudge(
+    return GroupEstimator(
         rule=AdvantageRule(
             baseline=baseline,
             scale=advantage.scale,
@@ -142,24 +142,24 @@ def judge_for(config: RunConfig) -> Judge:
     )
 
 
-def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: Embed | None) -> GroupAwareJudge:
+def group_aware_estimator_for(config: RunConfig, prompts: Sequence[Prompt], embed: Embed | None) -> GroupAwareEstimator:
     """Credit from groups at several scales.
 
     Args:
         prompts: those of training.
         embed: what they mean; None leaves that out.
     """
-    return GroupAwareJudge(
+    return GroupAwareEstimator(
         config.grouping,
         terms=terms_for(config),
         features=PromptFeatures(
             prompts,
             embed,
-            key=own_key(config.grouping),
+            key=custom_key(config.grouping),
             dimensions=config.grouping.dimensions,
             seed=config.seed,
         ),
-        own=own_baseline(config.grouping),
+        own=custom_baseline(config.grouping),
         part_weights={part.key: part.weight for part in config.rewards.parts},
         seed=config.seed,
         reward=identity(config.rewards, config.environment),
@@ -167,7 +167,7 @@ def group_aware_judge_for(config: RunConfig, prompts: Sequence[Prompt], embed: E
     )
 
 
-def coefficients_for(config: RunConfig) -> Coefficients:
+def schedules_for(config: RunConfig) -> Schedules:
     """The weights of the objective that adapt themselves."""
     objective = config.objective
     beta = entropy = None
@@ -176,7 +176,7 @@ def coefficients_for(config: RunConfig) -> Coefficients:
     if objective.entropy_target is not None:
         entropy = AdaptiveEntropy(target=objective.entropy_target)
     state = EntropyState(coefficient=objective.entropy_bonus)
-    return Coefficients(beta=beta, entropy=entropy, entropy_state=state)
+    return Schedules(beta=beta, entropy=entropy, entropy_state=state)
 
 
 def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from coterie import machine
-from coterie.algo.estimators import Judge
-from coterie.build.learner import coefficients_for, group_aware_judge_for, judge_for, learner_for, objective_for
+from coterie.algo.estimators import Estimator
+from coterie.build.learner import estimator_for, group_aware_estimator_for, learner_for, objective_for, schedules_for
 from coterie.callbacks import Observer
 from coterie.config.base import search_in
 from coterie.config.data import Source
@@ -25,7 +25,7 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import ConfigError, DataError
-from coterie.grouping.estimator import GroupAwareJudge
+from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.estimator import check as check_grouping
 from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
@@ -36,8 +36,8 @@ from coterie.rewards.check import CONSOLATION, identity
 from coterie.rewards.pool import Scorer
 from coterie.rewards.registry import BINARY
 from coterie.rollout.collector import Collector
-from coterie.rollout.replay import Replay
-from coterie.rollout.sampler import Gatherer
+from coterie.rollout.replay import ReplayBuffer
+from coterie.rollout.sampler import PromptSampler
 from coterie.runs import models
 from coterie.runs.durable import json_dumps
 from coterie.runs.models import Kind
@@ -256,7 +256,7 @@ def check_trainable(config: RunConfig) -> None:
     search_in(config.module_path)
     objective_for(config)
     if config.grouping.preset == "prompt":
-        judge_for(config)
+        estimator_for(config)
     else:
         check_grouping(config.grouping)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
@@ -328,11 +328,11 @@ def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
     )
 
 
-def judge_of(config: RunConfig, inputs: Inputs, policy: Policy) -> Judge:
+def estimator_for_run(config: RunConfig, inputs: Inputs, policy: Policy) -> Estimator:
     """Who gives credit; a group-aware one also knows what the prompts are."""
     if config.grouping.preset == "prompt":
-        return judge_for(config)
-    return group_aware_judge_for(config, inputs.train.prompts, _embed(config, inputs, policy))
+        return estimator_for(config)
+    return group_aware_estimator_for(config, inputs.train.prompts, _embed(config, inputs, policy))
 
 
 def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
@@ -348,8 +348,8 @@ def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
     engine = engine_for(config, inputs, policy)
     evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
-    judge = judge_of(config, inputs, policy)
-    gatherer = Gatherer(
+    judge = estimator_for_run(config, inputs, policy)
+    sampler = PromptSampler(
         collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
         _order(config, inputs.train),
         config=config.collect,
@@ -358,17 +358,17 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
             progress=lambda done, total: recorder.observer.progressed("sampling", done, total, "completions"),
         ),
         metric=evaluator.criterion.of_group,
-        chooser=judge if isinstance(judge, GroupAwareJudge) and config.grouping.allocate else None,
+        allocator=judge if isinstance(judge, GroupAwareEstimator) and config.grouping.allocate else None,
         candidates=config.grouping.candidates,
     )
     return Trainer(
         config=config,
-        gatherer=gatherer,
+        sampler=sampler,
         judge=judge,
         engine=engine,
         learner=learner_for(config, policy, lambda: load_policy(config, inputs.source)),
-        coefficients=coefficients_for(config),
-        replay=Replay(
+        schedules=schedules_for(config),
+        replay=ReplayBuffer(
             config.replay,
             seed=config.seed,
             reward=identity(config.rewards, config.environment),

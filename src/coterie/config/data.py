@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from coterie.config.base import Section
 
 
-class Presence(NamedTuple):
+class CurriculumSpan(NamedTuple):
     """While prompts are in the stream."""
 
     after: int = 0
@@ -27,7 +27,7 @@ class Presence(NamedTuple):
         return self.until is not None and self.until <= cursor
 
 
-def changes(times: Iterable[Presence]) -> list[int]:
+def changes(times: Iterable[CurriculumSpan]) -> list[int]:
     """How many prompts are drawn when some join or leave, ascending, 0 first."""
     return sorted({0} | {at for pair in times for at in pair if at is not None})
 
@@ -55,9 +55,9 @@ class _Source(Section):
     """Training only: how many prompts have been drawn when those of this source leave; none = they stay."""
 
     @property
-    def presence(self) -> Presence:
+    def presence(self) -> CurriculumSpan:
         """While its prompts are in the stream."""
-        return Presence(self.after, self.until)
+        return CurriculumSpan(self.after, self.until)
 
     def active(self, cursor: int) -> bool:
         """Whether its prompts are among the next, when so many were drawn."""

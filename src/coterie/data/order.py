@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from coterie.config.data import Presence, changes
+from coterie.config.data import CurriculumSpan, changes
 from coterie.rng import generator
 from coterie.types import Prompt
 
@@ -16,7 +16,7 @@ class PromptOrder:
     Where prompts join and leave, the stream falls into stages with epochs of their own.
 
     Args:
-        presence: see `Presence`, by prompt id; who is not named is always there.
+        presence: see `CurriculumSpan`, by prompt id; who is not named is always there.
         review: share of a stage's draws that come from the prompts that have left.
 
     Raises:
@@ -32,7 +32,7 @@ class PromptOrder:
         review: float = 0.0,
     ) -> None:
         self.prompts = list(prompts)
-        times = [Presence(*(presence or {}).get(prompt.id, ())) for prompt in self.prompts]
+        times = [CurriculumSpan(*(presence or {}).get(prompt.id, ())) for prompt in self.prompts]
         starts = enumerate(changes(times))
         self.stages = [_Stage(number, start, self.prompts, times, seed, review) for number, start in starts]
 
@@ -56,7 +56,13 @@ class _Stage:
     """From `start` on."""
 
     def __init__(
-        self, number: int, start: int, prompts: Sequence[Prompt], times: Sequence[Presence], seed: int, review: float
+        self,
+        number: int,
+        start: int,
+        prompts: Sequence[Prompt],
+        times: Sequence[CurriculumSpan],
+        seed: int,
+        review: float,
     ) -> None:
         self.number, self.start = number, start
         together = list(zip(prompts, times, strict=True))

@@ -11,10 +11,10 @@ from pathlib import Path
 from coterie.config.data import (
     AssetSource,
     ColumnNames,
+    CurriculumSpan,
     DataConfig,
     FileSource,
     HubSource,
-    Presence,
     PythonSource,
     ReasoningGymSource,
     RowSource,
@@ -78,7 +78,7 @@ class PromptSet:
     """Good rows left out because `exclude` has the same prompt."""
     repeated: int
     """Rows and generated items left out because an earlier one, of any source, asks the same."""
-    presence: Mapping[str, Presence] = field(default_factory=dict)
+    presence: Mapping[str, CurriculumSpan] = field(default_factory=dict)
     """`after` and `until` of the source by prompt id, where it has any."""
     notes: tuple[str, ...] = ()
     """How the sources were read, where that was not set: files of a folder, layouts, columns."""
@@ -142,7 +142,7 @@ class _Loading:
     rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = field(default_factory=dict)
     """Rendered prompt by its messages: some files hold every question a hundred times."""
     bad: list[BadRow] = field(default_factory=list)
-    presence: dict[str, Presence] = field(default_factory=dict)
+    presence: dict[str, CurriculumSpan] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sources: list[SourceColumns] = field(default_factory=list)
     excluded: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.doctor.findings import Alarm, Record, Rule, Severity, level
+from coterie.doctor.findings import Record, Rule, RuleHit, Severity, level
 from coterie.doctor.series import change
 
 HEURISTIC = "a rule of thumb of practitioners; tune it on your own runs"
@@ -14,7 +14,7 @@ ENTROPY_RISE = 1.5
 SOLVED = 0.8
 
 
-def _entropy_low(record: Record) -> Iterator[Alarm]:
+def _entropy_low(record: Record) -> Iterator[RuleHit]:
     entropy = record.series["entropy"]
     start, now = entropy.start(5), entropy.now(5)
     fell = start / max(now, 1e-12) >= ENTROPY_FALL
@@ -27,14 +27,14 @@ def _entropy_low(record: Record) -> Iterator[Alarm]:
     proof = level(entropy, ENTROPY_LOW, now, text)
     if done:
         title = "Entropy is low because the task is solved: nearly every group is right in every attempt."
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.NOTE,
             title=title,
             evidence=(proof,),
             action="Stop here, or go on with harder prompts.",
         )
     elif fell and _reward_rose(record):
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="Entropy is used up: the reward rose while it fell, and little more can come from here.",
             evidence=(proof,),
@@ -43,10 +43,10 @@ def _entropy_low(record: Record) -> Iterator[Alarm]:
         )
     elif fell:
         title = f"Entropy collapsed: it is {start / max(now, 1e-12):.0f} times smaller than at the start."
-        yield Alarm(severity=Severity.SERIOUS, title=title, evidence=(proof,))
+        yield RuleHit(severity=Severity.SERIOUS, title=title, evidence=(proof,))
     else:
         title = "Entropy is low: the attempts at a prompt hardly differ, so there is little to learn from."
-        yield Alarm(severity=Severity.WARNING, title=title, evidence=(proof,))
+        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(proof,))
 
 
 def _reward_rose(record: Record) -> bool:
@@ -55,12 +55,12 @@ def _reward_rose(record: Record) -> bool:
     return moved is not None and moved.difference > 0 and moved.clear()
 
 
-def _entropy_rise(record: Record) -> Iterator[Alarm]:
+def _entropy_rise(record: Record) -> Iterator[RuleHit]:
     entropy, reward = record.series["entropy"], record.series["reward/mean"]
     moved = change(reward.values)
     start, now = entropy.start(), entropy.now()
     if now > ENTROPY_RISE * start and moved.difference < 0 and moved.clear():
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.SERIOUS,
             title="Entropy rises while the reward falls: the policy is coming apart.",
             evidence=(

@@ -108,7 +108,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
+class RuleHit:
     """One thing that a rule found."""
 
     severity: Severity
@@ -140,7 +140,7 @@ class Rule:
     """Values that each of them must have."""
     evals: int = 0
     """Held-out evaluations it needs."""
-    check: Callable[[Record], Iterable[Alarm]]
+    check: Callable[[Record], Iterable[RuleHit]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

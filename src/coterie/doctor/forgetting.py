@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.doctor.findings import Alarm, Evidence, Record, Rule, Severity
+from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity
 from coterie.text import difference_text, p_text
 from coterie.types import PASS
 
@@ -24,7 +24,7 @@ def _width(metric: str, width: float) -> str:
     return f"{100 * width:.1f} points" if metric == PASS else f"{width:.3f}"
 
 
-def _lost(record: Record) -> Iterator[Alarm]:
+def _lost(record: Record) -> Iterator[RuleHit]:
     for task, test in record.paired.items():
         if test.high < 0:
             text = f"{test.metric} of {task}: {difference_text(test.metric, test)}, {p_text(test, label='p = ')}"
@@ -39,10 +39,10 @@ def _lost(record: Record) -> Iterator[Alarm]:
             if not test.significant:
                 title = f"Held-out {noun(test.metric)} of {task} may be lower than before the training."
             severity = Severity.SERIOUS if test.significant else Severity.WARNING
-            yield Alarm(severity=severity, title=title, evidence=(proof,))
+            yield RuleHit(severity=severity, title=title, evidence=(proof,))
 
 
-def _unsure(record: Record) -> Iterator[Alarm]:
+def _unsure(record: Record) -> Iterator[RuleHit]:
     task = record.evaluations()[-1].task if record.evaluations() else ""
     test = record.paired.get(task)
     if test is not None and test.low <= 0 <= test.high:
@@ -52,7 +52,7 @@ def _unsure(record: Record) -> Iterator[Alarm]:
             f"{test.metric} changed by {difference_text(test.metric, test)}, {p_text(test, label='p = ')}, "
             f"on {result.prompts} prompts × {result.samples} attempts"
         )
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.NOTE,
             title="The evaluation cannot tell whether the training helped.",
             evidence=(
@@ -71,7 +71,7 @@ def _unsure(record: Record) -> Iterator[Alarm]:
         )
 
 
-def _sharpened(record: Record) -> Iterator[Alarm]:
+def _sharpened(record: Record) -> Iterator[RuleHit]:
     results = record.evaluations()
     if len(results) < 2 or results[-1].k < 2:
         return
@@ -88,7 +88,7 @@ def _sharpened(record: Record) -> Iterator[Alarm]:
             f"pass@1 {100 * ones[0].value:.1f} → {100 * ones[1].value:.1f} %, pass@{last.k} "
             f"{100 * several[0].value:.1f} → {100 * several[1].value:.1f} %"
         )
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING if sure else Severity.NOTE,
             title=f"One attempt got better, {last.k} attempts together did not: the model got surer, not abler.",
             evidence=(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from coterie.doctor.findings import Alarm, Evidence, Record, Rule, Severity, beyond, level
+from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity, beyond, level
 from coterie.doctor.series import WINDOW, Series, change
 
 ZERO_VARIANCE = 0.6
@@ -75,11 +75,11 @@ def _why(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
     return "every advantage was zero"
 
 
-def _no_gradient(record: Record) -> Iterator[Alarm]:
+def _no_gradient(record: Record) -> Iterator[RuleHit]:
     norms = record.series["grad_norm"]
     if norms.values.any():
         return
-    yield Alarm(
+    yield RuleHit(
         severity=Severity.SERIOUS,
         title="Nothing was trained: the gradient was zero in every step.",
         evidence=(level(norms, 0.0, 0.0, f"grad_norm is {zero_gradient(record.series)}"), *_ends(record)),
@@ -87,19 +87,19 @@ def _no_gradient(record: Record) -> Iterator[Alarm]:
     )
 
 
-def _zero_variance(record: Record) -> Iterator[Alarm]:
+def _zero_variance(record: Record) -> Iterator[RuleHit]:
     if found := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
         now = record.series["groups/zero_variance"].now()
         solved = record.correctness("groups/solved")
         if solved is not None and solved.now() > SOLVED:
-            yield Alarm(
+            yield RuleHit(
                 severity=Severity.NOTE,
                 title="There is little left to learn: nearly every group is right in every attempt.",
                 evidence=(found[0], *_ends(record)),
                 action="Stop here, or go on with harder prompts.",
             )
             return
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.SERIOUS if now > DEAD - ROUNDING else Severity.WARNING,
             title="Most groups teach nothing: all attempts at a prompt earn the same."
             if now <= DEAD - ROUNDING
@@ -109,7 +109,7 @@ def _zero_variance(record: Record) -> Iterator[Alarm]:
         )
 
 
-def _effective(record: Record) -> Iterator[Alarm]:
+def _effective(record: Record) -> Iterator[RuleHit]:
     effective = record.series["groups/effective"]
     if effective.now() < EFFECTIVE <= record.setting("collect.prompts", EFFECTIVE):
         text = f"{effective.now():.2g} groups a step had rewards that differ (mean of the last {WINDOW} steps)"
@@ -120,14 +120,14 @@ def _effective(record: Record) -> Iterator[Alarm]:
                 f"collect.refill dropped {dropped.now():.2g}, in which all attempts had the same "
                 f"{record.accuracy_part!r}"
             )
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="The gradient of a step rests on one or two prompts.",
             evidence=(level(effective, EFFECTIVE, effective.now(), text),),
         )
 
 
-def _unmoved(record: Record) -> Iterator[Alarm]:
+def _unmoved(record: Record) -> Iterator[RuleHit]:
     reward = record.series["reward/mean"]
     moved = change(reward.values)
     if moved.clear():
@@ -140,7 +140,7 @@ def _unmoved(record: Record) -> Iterator[Alarm]:
         f"reward/mean is {moved.first:.4g} in the first and {moved.last:.4g} in the last quarter "
         f"(± {2 * moved.error:.2g} for the difference)"
     )
-    yield Alarm(
+    yield RuleHit(
         severity=Severity.SERIOUS if flat else Severity.WARNING,
         title="The reward never moved at all." if flat else "The reward has not moved by more than its noise.",
         evidence=(level(reward, None, moved.last, text), *_ends(record)),
@@ -148,12 +148,12 @@ def _unmoved(record: Record) -> Iterator[Alarm]:
     )
 
 
-def _fell(record: Record) -> Iterator[Alarm]:
+def _fell(record: Record) -> Iterator[RuleHit]:
     reward = record.series["reward/mean"]
     moved = change(reward.values)
     if moved.difference < 0 and moved.clear(3):
         text = f"reward/mean went from {moved.first:.4g} to {moved.last:.4g} (± {2 * moved.error:.2g})"
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.SERIOUS,
             title="The reward is lower at the end than at the start.",
             evidence=(level(reward, None, moved.last, text),),

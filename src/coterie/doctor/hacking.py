@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from coterie.doctor.findings import Alarm, Evidence, Record, Rule, Severity, level
+from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity, level
 from coterie.doctor.forgetting import noun
 from coterie.doctor.series import WINDOW, Change, Series, change
 from coterie.stats import PairedTest
@@ -25,7 +25,7 @@ def _rose(moved: Change) -> bool:
     return moved.difference > REWARD_GAIN and moved.clear()
 
 
-def _heldout(record: Record) -> Iterator[Alarm]:
+def _heldout(record: Record) -> Iterator[RuleHit]:
     reward = record.series["reward/mean"]
     results, ends = record.evaluations(), record.ends()
     moved = change(reward.values)
@@ -55,7 +55,7 @@ def _heldout(record: Record) -> Iterator[Alarm]:
         moved.difference,
         f"reward/mean rose from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})",
     )
-    yield Alarm(
+    yield RuleHit(
         severity=Severity.SERIOUS if fell else Severity.WARNING,
         title=f"The training reward rises while held-out {noun(test.metric)} falls: the reward is being gamed, or "
         "memorised."
@@ -65,7 +65,7 @@ def _heldout(record: Record) -> Iterator[Alarm]:
     )
 
 
-def _format(record: Record) -> Iterator[Alarm]:
+def _format(record: Record) -> Iterator[RuleHit]:
     accuracy = record.series.get(f"reward/part/{record.accuracy_part}")
     if accuracy is None or len(accuracy) < WINDOW:
         return
@@ -76,7 +76,7 @@ def _format(record: Record) -> Iterator[Alarm]:
         if part.get("name") != "format" or layout is None or label == record.accuracy_part:
             continue
         if layout.now() > FORMAT_FULL - ROUNDING and not _rose(moved):
-            yield Alarm(
+            yield RuleHit(
                 severity=Severity.WARNING,
                 title="The layout is learned, and nothing else: the format reward is full and accuracy is flat.",
                 evidence=(
@@ -91,15 +91,15 @@ def _format(record: Record) -> Iterator[Alarm]:
             )
 
 
-def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[Alarm]]:
+def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
     """Above a limit now, and clearly more than at the start: what the base model does from the first is its nature."""
 
-    def check(record: Record) -> Iterator[Alarm]:
+    def check(record: Record) -> Iterator[RuleHit]:
         series: Series = record.series[metric]
         moved = change(series.values)
         if moved.last > limit and moved.difference > rise and moved.clear():
             text = f"{metric} went from {moved.first:.3g} to {moved.last:.3g}; the alarm is {limit:g}"
-            yield Alarm(
+            yield RuleHit(
                 severity=Severity.SERIOUS if moved.last > 2 * limit else Severity.WARNING,
                 title=title,
                 evidence=(level(series, limit, moved.last, text),),
@@ -108,11 +108,11 @@ def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record]
     return check
 
 
-def _kl_without_gain(record: Record) -> Iterator[Alarm]:
+def _kl_without_gain(record: Record) -> Iterator[RuleHit]:
     kl, reward = record.series["kl/ref"], record.series["reward/mean"]
     away, earned = change(kl.values), change(reward.values)
     if away.difference > KL_RISE and away.clear() and not _rose(earned):
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="The policy moves away from the reference and earns nothing by it.",
             evidence=(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coterie.doctor.findings import Finding, Record, Severity
 from coterie.doctor.groups import CAUSES, zero_gradient
-from coterie.doctor.rules import Unjudged, examine
+from coterie.doctor.rules import SkippedRule, examine
 from coterie.doctor.series import Series
 from coterie.errors import RunError
 from coterie.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ class Diagnosis:
     """The most severe first."""
     quiet: tuple[str, ...]
     """Rules that were judged and found nothing."""
-    unjudged: tuple[Unjudged, ...]
+    unjudged: tuple[SkippedRule, ...]
 
 
 def diagnose(path: Path) -> Diagnosis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.doctor.findings import Alarm, Record, Rule, Severity, beyond, level
+from coterie.doctor.findings import Record, Rule, RuleHit, Severity, beyond, level
 from coterie.doctor.series import WINDOW, change
 
 TRUNCATED = 0.05
@@ -15,7 +15,7 @@ DRIFT = 2.0
 HEURISTIC = "a rule of thumb of practitioners"
 
 
-def _truncated(record: Record) -> Iterator[Alarm]:
+def _truncated(record: Record) -> Iterator[RuleHit]:
     cut = record.series["truncated"]
     found = beyond(cut, TRUNCATED)
     if not found or cut.now() <= TRUNCATED:
@@ -28,7 +28,7 @@ def _truncated(record: Record) -> Iterator[Alarm]:
     elif cut.now() > ALL:
         facts = " No completion ends by itself: does the model know its end token, and does the prompt ask for an end?"
     set_to = f"sampling.max_tokens from {limit} to about {int(limit) * 2}" if limit else "sampling.max_tokens"
-    yield Alarm(
+    yield RuleHit(
         severity=Severity.SERIOUS if cut.now() > TRUNCATED_SERIOUS else Severity.WARNING,
         title=f"{100 * cut.now():.0f} % of the completions are cut by the token limit.",
         evidence=(found[0],),
@@ -36,7 +36,7 @@ def _truncated(record: Record) -> Iterator[Alarm]:
     )
 
 
-def _wrong_longer(record: Record) -> Iterator[Alarm]:
+def _wrong_longer(record: Record) -> Iterator[RuleHit]:
     wrong, correct = record.series["length/wrong"], record.series["length/correct"]
     one, other = change(wrong.values), change(correct.values)
     grown, kept = one.last / max(one.first, 1.0), other.last / max(other.first, 1.0)
@@ -45,7 +45,7 @@ def _wrong_longer(record: Record) -> Iterator[Alarm]:
             f"{series.name} went from {moved.first:.0f} to {moved.last:.0f} tokens"
             for series, moved in ((wrong, one), (correct, other))
         ]
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="Wrong completions grow faster than correct ones.",
             evidence=(
@@ -55,12 +55,12 @@ def _wrong_longer(record: Record) -> Iterator[Alarm]:
         )
 
 
-def _drift(record: Record) -> Iterator[Alarm]:
+def _drift(record: Record) -> Iterator[RuleHit]:
     length, reward = record.series["length/mean"], record.series["reward/mean"]
     moved, earned = change(length.values), change(reward.values)
     factor = moved.last / max(moved.first, 1e-9)
     if moved.clear() and (factor > DRIFT or factor < 1 / DRIFT) and not (earned.difference > 0 and earned.clear()):
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title=f"Completions became {factor:.1f} times as long, and earn no more.",
             evidence=(

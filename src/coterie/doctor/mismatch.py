@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from coterie.doctor.findings import Alarm, Record, Rule, Severity, beyond
+from coterie.doctor.findings import Record, Rule, RuleHit, Severity, beyond
 
 KL = 1e-2  # nats a token; rounding alone gives 1e-4 and less
 CUT_SHARE = 0.05
@@ -22,19 +22,19 @@ ACTION = (
 
 def _watch(
     metric: str, limit: float, title: str, severity: Severity, *, high: bool = True
-) -> Callable[[Record], Iterator[Alarm]]:
-    def check(record: Record) -> Iterator[Alarm]:
+) -> Callable[[Record], Iterator[RuleHit]]:
+    def check(record: Record) -> Iterator[RuleHit]:
         if found := beyond(record.series[metric], limit, high=high):
-            yield Alarm(severity=severity, title=title, evidence=(found[0],))
+            yield RuleHit(severity=severity, title=title, evidence=(found[0],))
 
     return check
 
 
-def _cut(record: Record) -> Iterator[Alarm]:
+def _cut(record: Record) -> Iterator[RuleHit]:
     for metric, what in (("mismatch/masked", "left out"), ("mismatch/truncated", "weighed less")):
         if metric in record.series and (found := beyond(record.series[metric], CUT_SHARE)):
             title = f"More than {100 * CUT_SHARE:g} % of the tokens are {what} because sampler and learner disagree."
-            yield Alarm(severity=Severity.WARNING, title=title, evidence=(found[0],))
+            yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
 
 
 RULES = (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from coterie.doctor.findings import Alarm, Record, Rule, Severity, beyond, breach, level
+from coterie.doctor.findings import Record, Rule, RuleHit, Severity, beyond, breach, level
 from coterie.doctor.series import WINDOW, longest, preceding_median, streak
 
 HEURISTIC = "a rule of thumb of practitioners; tune it on your own runs"
@@ -22,7 +22,7 @@ SPIKE = 10.0  # gradient norm over the median of the 20 steps before
 ADVANTAGE_MAX = 5.0  # of rewards divided by their group's std; (G - 1) / sqrt(G) bounds it, 7.9 for G = 64
 
 
-def _ratio(record: Record) -> Iterator[Alarm]:
+def _ratio(record: Record) -> Iterator[RuleHit]:
     ratio = record.series["ratio/mean"]
     stale = record.series.get("staleness/mean")
     exact = record.optimizer_steps == 1 and (stale is None or stale.values.max() == 0)
@@ -42,7 +42,7 @@ def _ratio(record: Record) -> Iterator[Alarm]:
     )
     action = "Look for dropout, a wrong temperature, or log-probs of another model: this is a fault." if exact else ""
     severity = Severity.SERIOUS if exact else Severity.WARNING
-    yield Alarm(
+    yield RuleHit(
         severity=severity,
         title=title,
         evidence=(level(ratio, limit, float(ratio.values[worst]), text),),
@@ -50,44 +50,44 @@ def _ratio(record: Record) -> Iterator[Alarm]:
     )
 
 
-def _clip(record: Record) -> Iterator[Alarm]:
+def _clip(record: Record) -> Iterator[RuleHit]:
     share = record.series["clip/low"].plus(record.series["clip/high"], "clip/low + clip/high")
     limit = CLIP_SHARE if record.setting("objective.ratio", "token") == "token" else CLIP_SHARE_SEQUENCE
     if len(share) and (found := beyond(share, limit)):
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="A large share of the tokens is clipped: the steps are too large.",
             evidence=(found[0],),
         )
 
 
-def _dual(record: Record) -> Iterator[Alarm]:
+def _dual(record: Record) -> Iterator[RuleHit]:
     if found := beyond(record.series["clip/dual"], DUAL_SHARE):
         title = "The dual clip is at work: bad attempts have become much likelier since they were sampled."
-        yield Alarm(severity=Severity.WARNING, title=title, evidence=(found[0],))
+        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
 
 
-def _kl_step(record: Record) -> Iterator[Alarm]:
+def _kl_step(record: Record) -> Iterator[RuleHit]:
     if found := beyond(record.series["kl/old"], KL_STEP):
         severity = Severity.SERIOUS if found[1] else Severity.WARNING
-        yield Alarm(severity=severity, title="One step moves the policy very far.", evidence=(found[0],))
+        yield RuleHit(severity=severity, title="One step moves the policy very far.", evidence=(found[0],))
 
 
-def _kl_jump(record: Record) -> Iterator[Alarm]:
+def _kl_jump(record: Record) -> Iterator[RuleHit]:
     kl = record.series["kl/ref"]
     before = preceding_median(kl.values)
     mask = (kl.values > KL_JUMP * before) & (kl.values > KL_JUMP_LEAST)
     if mask.any():
         at = int(np.flatnonzero(mask)[0])
         text = f"kl/ref is {kl.values[at]:.4g} at step {int(kl.steps[at])}; the median before was {before[at]:.4g}"
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title=f"The KL to the reference jumped by more than a factor of {KL_JUMP:g} within a step.",
             evidence=(level(kl, KL_JUMP, float(kl.values[at]), text),),
         )
 
 
-def _spikes(record: Record) -> Iterator[Alarm]:
+def _spikes(record: Record) -> Iterator[RuleHit]:
     norm = record.series["grad_norm"]
     before = preceding_median(norm.values)
     mask = (norm.values > SPIKE * before) & (before > 0)  # after steps that trained nothing any norm is a spike
@@ -98,41 +98,41 @@ def _spikes(record: Record) -> Iterator[Alarm]:
             f"grad_norm is {norm.values[at]:.4g} at step {int(norm.steps[at])}, the median before {before[at]:.4g}; "
             f"{many} such step{'s' if many > 1 else ''}"
         )
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title=f"The gradient norm spikes to more than {SPIKE:g} times its usual size.",
             evidence=(level(norm, SPIKE, float(norm.values[at]), text),),
         )
 
 
-def _skipped(record: Record) -> Iterator[Alarm]:
+def _skipped(record: Record) -> Iterator[RuleHit]:
     skipped = record.series["updates/skipped"]
     mask = skipped.values > 0
     if mask.any():
         serious = longest(mask) >= 3 or mask.mean() > 0.05
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.SERIOUS if serious else Severity.WARNING,
             title="Optimizer steps were left out because their gradient was not finite.",
             evidence=(breach(skipped, mask, 0.0),),
         )
 
 
-def _advantage(record: Record) -> Iterator[Alarm]:
+def _advantage(record: Record) -> Iterator[RuleHit]:
     largest = record.series["advantage/max"]
     mask = largest.values > ADVANTAGE_MAX
     if mask.any():
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="Single attempts carry a very large advantage: a standard deviation close to zero divides them.",
             evidence=(breach(largest, mask, ADVANTAGE_MAX),),
         )
 
 
-def _critic(record: Record) -> Iterator[Alarm]:
+def _critic(record: Record) -> Iterator[RuleHit]:
     explained = record.series["critic/explained_variance"]
     mask = explained.values < 0
     if streak(mask) >= WINDOW:
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="The critic predicts worse than a constant would.",
             evidence=(breach(explained, mask, 0.0, high=False),),

@@ -21,7 +21,7 @@ RULES: tuple[Rule, ...] = tuple(rule for rules in FAMILIES.values() for rule in 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unjudged:
+class SkippedRule:
     """A question that the record cannot answer."""
 
     rule: str
@@ -37,7 +37,7 @@ class Examination:
     """The most severe first, then in the order of the table."""
     quiet: tuple[str, ...]
     """Rules that were judged and found nothing."""
-    unjudged: tuple[Unjudged, ...]
+    unjudged: tuple[SkippedRule, ...]
 
     @property
     def serious(self) -> bool:
@@ -53,10 +53,10 @@ def examine(record: Record) -> Examination:
     """Ask every rule whose metrics are there."""
     findings: list[Finding] = []
     quiet: list[str] = []
-    unjudged: list[Unjudged] = []
+    unjudged: list[SkippedRule] = []
     for rule in RULES:
         if reason := missing(rule, record):
-            unjudged.append(Unjudged(rule=rule.name, asks=rule.asks, reason=reason))
+            unjudged.append(SkippedRule(rule=rule.name, asks=rule.asks, reason=reason))
             continue
         found = [
             Finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.doctor.findings import Alarm, Record, Rule, Severity, breach, level
+from coterie.doctor.findings import Record, Rule, RuleHit, Severity, breach, level
 from coterie.doctor.series import change
 
 ERROR_SHARE = 0.05
@@ -12,36 +12,36 @@ SLOWER = 1.5
 STALE = 1.0
 
 
-def _errors(record: Record) -> Iterator[Alarm]:
+def _errors(record: Record) -> Iterator[RuleHit]:
     errors = record.series["errors"]
     mask = errors.values > 0
     if mask.any():
         size = record.setting("collect.prompts", 0) * record.setting("collect.group_size", 0)
         share = float(errors.values.sum() / (size * len(errors))) if size else 0.0
         of = f" ({100 * share:.1f} % of all)" if size else ""
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.SERIOUS if share > ERROR_SHARE else Severity.WARNING,
             title=f"{errors.values.sum():.0f} rollouts ended in an error{of}; their whole groups were left out.",
             evidence=(breach(errors, mask, 0.0),),
         )
 
 
-def _late(record: Record) -> Iterator[Alarm]:
+def _late(record: Record) -> Iterator[RuleHit]:
     late = record.series["late"]
     mask = late.values > 0
     if mask.any():
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="Completions were cut by the wall clock: this run will not repeat on another machine.",
             evidence=(breach(late, mask, 0.0),),
         )
 
 
-def _slower(record: Record) -> Iterator[Alarm]:
+def _slower(record: Record) -> Iterator[RuleHit]:
     speed = record.series["speed/generate"]
     moved = change(speed.values)
     if moved.first > SLOWER * moved.last and moved.clear():
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.NOTE,
             title=f"Sampling is {moved.first / moved.last:.1f} times slower than at the start.",
             evidence=(
@@ -55,11 +55,11 @@ def _slower(record: Record) -> Iterator[Alarm]:
         )
 
 
-def _stale(record: Record) -> Iterator[Alarm]:
+def _stale(record: Record) -> Iterator[RuleHit]:
     lag = record.series["staleness/max"]
     mask = lag.values > STALE
     if mask.any():
-        yield Alarm(
+        yield RuleHit(
             severity=Severity.WARNING,
             title="Rollouts of old policies are trained on.",
             evidence=(breach(lag, mask, STALE),),

@@ -183,7 +183,7 @@ def _is_logprob(value: Any) -> bool:
 # What is finished when depends on tokens alone, never on time, so a re-run stops at the same token.
 
 
-class Attendance:
+class QuorumTracker:
     """Counts whole prompts against a quorum; without one, nothing is ever enough."""
 
     def __init__(self, quorum: Quorum | None, requests: Sequence[Request]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import sample
 from coterie.batches.batch import pack_prompts, shared_head
-from coterie.engines.base import Attendance, Quorum, Request, Sampling, TextCodec
+from coterie.engines.base import Quorum, QuorumTracker, Request, Sampling, TextCodec
 from coterie.engines.static import StaticDecoder
 from coterie.errors import EngineError
 from coterie.policy.activations import is_out_of_memory
@@ -162,7 +162,7 @@ class _Session:
     ) -> None:
         self.policy, self.codec, self.pool, self.sampling = policy, codec, pool, sampling
         self.decoder = decoder
-        self.attendance = Attendance(quorum, requests)
+        self.attendance = QuorumTracker(quorum, requests)
         self.waiting = list(enumerate(requests))[::-1]  # popped from the end
         self.remaining: dict[tuple[int, ...], int] = {}
         for request in requests:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from coterie.engines.base import Attendance, Quorum, Request, Sampling
+from coterie.engines.base import Quorum, QuorumTracker, Request, Sampling
 from coterie.errors import EngineError
 from coterie.types import StopReason, Turn
 
@@ -38,7 +38,7 @@ class ScriptedEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
         """As if all requests ran side by side, a token of each at a time: with a quorum, the longest are abandoned."""
         turns = [self._turn(request, sampling) for request in requests]
-        attendance = Attendance(quorum, requests)
+        attendance = QuorumTracker(quorum, requests)
         for index in sorted(range(len(turns)), key=lambda k: len(turns[k].tokens)):
             if attendance.reached:
                 turns[index] = replace(turns[index], stop_reason=StopReason.ABANDONED)

@@ -10,7 +10,7 @@ import numpy as np
 
 from coterie.grouping.arrays import Groups
 from coterie.grouping.features import Column
-from coterie.grouping.memory import PromptBook, Window
+from coterie.grouping.memory import PromptTable, Window
 from coterie.stats import Floats, Ints
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class View:
     """Faded mean reward of the steps before; the middle of the range before the first."""
 
 
-Own = Callable[[View], Sequence[float] | Floats]
+CustomBaseline = Callable[[View], Sequence[float] | Floats]
 """The baseline of each rollout, [N] in the reward's units. The same view must give the same numbers."""
 
 
 def view_of(
-    groups: Groups, columns: tuple[Column, ...], book: PromptBook, window: Window, bounds: tuple[float, float]
+    groups: Groups, columns: tuple[Column, ...], book: PromptTable, window: Window, bounds: tuple[float, float]
 ) -> View:
     """A step and those before it in the reward's own units; `bounds` are what 0 and 1 of the estimator's stand for."""
     low, high = bounds
@@ -92,7 +92,7 @@ def _locked(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def ask(function: Own, view: View, name: str) -> Floats:
+def ask(function: CustomBaseline, view: View, name: str) -> Floats:
     """[N] what the function says.
 
     Raises:

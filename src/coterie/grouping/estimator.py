@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.algo.estimators import Expectation, Foresight, Judge, Scores, Terms
+from coterie.algo.estimators import Estimator, Predictions, PromptPrediction, Scores, Terms
 from coterie.algo.returns import returns_to_go
 from coterie.algo.turns import Episode, episode_of, given_by_environment, has_states, spread
 from coterie.config.advantage import GroupingConfig
@@ -20,9 +20,9 @@ from coterie.config.base import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.allocation import allocation
 from coterie.grouping.arrays import Rollouts, join, pick
-from coterie.grouping.custom import Own
+from coterie.grouping.custom import CustomBaseline
 from coterie.grouping.features import PromptFeatures
-from coterie.grouping.model import GroupAwareBaseline, Lesson
+from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import rules
 from coterie.grouping.reward_models import WHOLE, PartwiseBaseline, PolicyClock, Verdict, trust_factors
@@ -53,7 +53,7 @@ def settings_of(config: GroupingConfig) -> Settings:
     return settings
 
 
-def own_baseline(config: GroupingConfig) -> Callable[..., Any] | None:
+def custom_baseline(config: GroupingConfig) -> Callable[..., Any] | None:
     """The user's function, where the preset is one.
 
     Raises:
@@ -62,7 +62,7 @@ def own_baseline(config: GroupingConfig) -> Callable[..., Any] | None:
     return user_function(config.preset) if ":" in config.preset else None
 
 
-def own_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
+def custom_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
     """The user's scale.
 
     Raises:
@@ -77,8 +77,8 @@ def check(config: GroupingConfig) -> None:
     Raises:
         ConfigError: they cannot.
     """
-    own_baseline(config)
-    own_key(config)
+    custom_baseline(config)
+    custom_key(config)
     try:
         GroupAwareBaseline((), preset=config.preset, settings=settings_of(config))
     except ValueError as error:
@@ -108,7 +108,7 @@ FORMAT = 2
 """Of the two files in a checkpoint; another one is refused."""
 
 
-class GroupAwareJudge(Judge):
+class GroupAwareEstimator(Estimator):
     """Advantages from a baseline that knows more than the group.
 
     Args:
@@ -127,14 +127,14 @@ class GroupAwareJudge(Judge):
         seed: int,
         reward: str = "",
         reference: str = "",
-        own: Own | None = None,
+        own: CustomBaseline | None = None,
     ) -> None:
         self.config, self.terms, self.features, self.seed = config, terms, features, seed
         self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
         self.own, self.doubts = own, list[str]()
         self.versions = {"reward": reward, "reference": reference}
         self.step, self.clock = 0, PolicyClock()
-        self.lessons: dict[str, Lesson] = {}
+        self.update_stats: dict[str, UpdateStats] = {}
         self.importance: dict[str, float] = {}
         self.trust: dict[str, float] = {}
         self.judged = 0.0
@@ -170,7 +170,7 @@ class GroupAwareJudge(Judge):
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
-        self.lessons, self.trust, self.judged, self.of_states = {}, {}, self.time, {}
+        self.update_stats, self.trust, self.judged, self.of_states = {}, {}, self.time, {}
         self.doubts = []
         if not members:
             return []
@@ -182,13 +182,13 @@ class GroupAwareJudge(Judge):
         except ValueError as error:
             raise ConfigError(f"[grouping]: {error}") from error
         self.of_states = verdict.metrics
-        self.lessons = self.model.observe(seen)
+        self.update_stats = self.model.observe(seen)
         self.step += 1
         return self._credits(members, verdict, self.terms.token_rewards(groups, scores) or {})
 
     def _doubts(self, seen: Mapping[str, Rollouts]) -> list[str]:
         """Whether the user's baseline reads what it must not: asked on the first step."""
-        moved = max(own_influence(self.model.estimators[label], one) for label, one in seen.items())
+        moved = max(self_influence(self.model.estimators[label], one) for label, one in seen.items())
         if moved <= ROUNDING:
             return []
         return [
@@ -287,27 +287,27 @@ class GroupAwareJudge(Judge):
             self.importance = {one.id: float(w) for one, w in zip(chosen, found.weights, strict=True)}
         return chosen, [int(count) for count in found.rollouts]
 
-    def foresee(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Foresight:
+    def foresee(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Predictions:
         """Expected rewards and regions of all prompts of a step, those of groups first, as credit will see them."""
         grouped = dict.fromkeys(rollouts[name].context.prompt_id for group in groups for name in group.members)
         names = tuple(dict.fromkeys((*grouped, *(one.context.prompt_id for one in rollouts.values()))))
         if not names:
-            return Foresight(time=self.time)
+            return Predictions(time=self.time)
         if grouped:
             self.features.of(tuple(grouped))
         features = self.features.of(names)
         fresh, self.features.fresh = self.features.fresh, []
         said = self.model.expect(names, features, self.time)
         if said is None:
-            return Foresight(time=self.time, embedded=fresh)
+            return Predictions(time=self.time, embedded=fresh)
         means, variances = said
         found = zip(names, means, np.sqrt(variances), rules(self.model.first, features), strict=True)
-        expected = {name: Expectation(reward=float(m), std=float(s), region=rule) for name, m, s, rule in found}
-        return Foresight(time=self.time, expected=expected, embedded=fresh)
+        expected = {name: PromptPrediction(reward=float(m), std=float(s), region=rule) for name, m, s, rule in found}
+        return Predictions(time=self.time, expected=expected, embedded=fresh)
 
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
-        found = self.model.metrics(self.lessons) | {"time": self.judged} | self.of_states
+        found = self.model.metrics(self.update_stats) | {"time": self.judged} | self.of_states
         if self.trust:
             factors = list(self.trust.values())
             found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
@@ -317,7 +317,7 @@ class GroupAwareJudge(Judge):
         return self.doubts
 
     def news(self) -> list[str]:
-        moved = [lesson.redrawn for lesson in self.lessons.values() if lesson.redrawn is not None]
+        moved = [update_stat.redrawn for update_stat in self.update_stats.values() if update_stat.redrawn is not None]
         return [
             f"{verb}: {'; '.join(rules)}"
             for one in moved
@@ -363,10 +363,10 @@ def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:
 
 
 PROBES = 32
-"""Rollouts whose reward `own_influence` changes."""
+"""Rollouts whose reward `self_influence` changes."""
 
 
-def own_influence(baseline: GroupAwareBaseline, rollouts: Rollouts) -> float:
+def self_influence(baseline: GroupAwareBaseline, rollouts: Rollouts) -> float:
     """The largest |change| of a rollout's own baseline, in reward ranges, when nothing but its own reward is replaced
     by the other end of the range; over the first `PROBES` scored rollouts. Above rounding, the gradient is biased."""
     scored = np.flatnonzero(np.isfinite(rollouts.rewards))

@@ -22,7 +22,7 @@ from coterie.grouping.arrays import Groups, State, join, pick
 from coterie.grouping.experts import Ratio
 from coterie.grouping.features import Column
 from coterie.grouping.gaussian import Gaussian, solve, variance
-from coterie.grouping.memory import PromptBook, PromptMemory, Window
+from coterie.grouping.memory import PromptMemory, PromptTable, Window
 from coterie.grouping.presets import Settings
 from coterie.grouping.tree import Tree
 from coterie.grouping.tree_fit import grow
@@ -54,7 +54,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Redrawn:
+class TreeChange:
     """How the regions moved at a refit, as splits in words."""
 
     split: tuple[str, ...]
@@ -65,7 +65,7 @@ class Hierarchy:
     """One expert. The prompt book and the window are shared between experts and owned by the caller."""
 
     def __init__(
-        self, columns: tuple[Column, ...], settings: Settings, book: PromptBook, window: Window, seed: int
+        self, columns: tuple[Column, ...], settings: Settings, book: PromptTable, window: Window, seed: int
     ) -> None:
         self.settings, self.book, self.window, self.seed = settings, book, window, seed
         used = [i for i, column in enumerate(columns) if column.signal in settings.signals]
@@ -242,7 +242,7 @@ class Hierarchy:
             return False
         return self.steps in settings.refit_first or (self.steps > 0 and self.steps % settings.refit_every == 0)
 
-    def refit(self) -> Redrawn:
+    def refit(self) -> TreeChange:
         """Redraw the regions on the window, replay it through a fresh filter, and keep prompts' absolute values."""
         settings = self.settings
         visits = self.window.visits(self.book.features, self.time, settings.memory)
@@ -263,7 +263,7 @@ class Hierarchy:
         features = self.book.features[known]
         before = self._value(old_tree, old_belief, features)
         self.memory.rebase(known, before - self._value(self.tree, self.belief, features))
-        return Redrawn(tuple(sorted(new - old)), tuple(sorted(old - new)))
+        return TreeChange(tuple(sorted(new - old)), tuple(sorted(old - new)))
 
     def _replay(self) -> Gaussian:
         """The window through a fresh filter with a memory of its own, so that visits of one prompt count once."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from coterie.grouping.arrays import Groups, State, join, pick
 from coterie.grouping.experts import Ratio
-from coterie.grouping.tree_fit import Visits
+from coterie.grouping.tree_fit import Observations
 from coterie.stats import Floats, Ints
 
 _TABLE = ("mean", "var", "time", "residual", "weight")
@@ -91,7 +91,7 @@ class PromptMemory:
 # What was seen: a row for every prompt, and the last steps' groups for redrawing regions.
 
 
-class PromptBook:
+class PromptTable:
     """Rows of prompts: id, features, last visit. O(1) a rollout."""
 
     def __init__(self) -> None:
@@ -140,11 +140,11 @@ class Window:
     def __init__(self, length: int) -> None:
         self.steps: deque[Step] = deque(maxlen=length)
 
-    def visits(self, features: Floats, now: float, memory: float) -> Visits:
+    def visits(self, features: Floats, now: float, memory: float) -> Observations:
         """All visits as rows, weighted by evidence · exp(-age / memory)."""
         rows = np.concatenate([step.rows for step in self.steps] or [np.zeros(0, dtype=np.int64)])
         weight = [step.evidence * np.exp(-max(now - step.time, 0.0) / memory) for step in self.steps]
-        return Visits(
+        return Observations(
             features[rows],
             np.concatenate([step.mean for step in self.steps] or [np.zeros(0)]),
             np.concatenate(weight or [np.zeros(0)]),

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from coterie.algo.turns import Beliefs
+from coterie.algo.turns import Prior
 from coterie.grouping.arrays import Groups, Rollouts, State, gather, join, pick
-from coterie.grouping.custom import Own, ask, view_of
+from coterie.grouping.custom import CustomBaseline, ask, view_of
 from coterie.grouping.experts import Stack, Tracker, batch_mean, buckets, group_mean, james_stein, sibling_mean
 from coterie.grouping.features import Column
-from coterie.grouping.hierarchy import Hierarchy, Prediction, Redrawn, RunningSums, one_reward
-from coterie.grouping.memory import PromptBook, Step, Window
+from coterie.grouping.hierarchy import Hierarchy, Prediction, RunningSums, TreeChange, one_reward
+from coterie.grouping.memory import PromptTable, Step, Window
 from coterie.grouping.presets import Settings, experts_of
 from coterie.stats import Floats
 
@@ -36,7 +36,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lesson:
+class UpdateStats:
     """What a step showed, for the metrics."""
 
     errors: dict[str, float]
@@ -48,7 +48,7 @@ class Lesson:
     rollouts: int
     scales: dict[str, float]
     """Mean |contribution| of each scale, in reward ranges."""
-    redrawn: Redrawn | None
+    redrawn: TreeChange | None
     """How the regions moved, if they were redrawn after this step."""
 
 
@@ -86,7 +86,7 @@ class GroupAwareBaseline:
         seed: int = 0,
         reward: str = "",
         reference: str = "",
-        own: Own | None = None,
+        own: CustomBaseline | None = None,
     ) -> None:
         self.own = own
         self.given = Settings() if settings is None else settings
@@ -94,7 +94,7 @@ class GroupAwareBaseline:
         start = experts_of(preset, self.settings.scales)
         self.preset, self.experts, self.columns, self.seed = preset, tuple(start), columns, seed
         self.versions = {"reward": reward, "reference": reference}
-        self.book, self.window = PromptBook(), Window(self.settings.window)
+        self.book, self.window = PromptTable(), Window(self.settings.window)
         self.hierarchies = {name: self._hierarchy(name, seed) for name in self.experts if name.startswith("heb")}
         forgets = "temporal" in self.settings.signals
         self.trackers = {
@@ -207,7 +207,7 @@ class GroupAwareBaseline:
             f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
         )
 
-    def beliefs(self, rollouts: Rollouts) -> Beliefs:
+    def beliefs(self, rollouts: Rollouts) -> Prior:
         """What is expected of each rollout's prompt from history and, by a hierarchy, from the step's other groups."""
         groups, _, predictions = self._predictions(rollouts)
         low, high = self.range or (0.0, 1.0)
@@ -218,7 +218,7 @@ class GroupAwareBaseline:
             expected, spread = self.expect(groups.prompts, groups.features, groups.time)
             mean, variance = (expected - low) / (high - low), spread / (high - low) ** 2
             noise = one_reward(mean, bounded=self.settings.bounds is not None)
-        return Beliefs(
+        return Prior(
             mean=groups.placed(low + (high - low) * mean[groups.of]),
             variance=groups.placed((high - low) ** 2 * variance[groups.of]),
             noise=groups.placed((high - low) ** 2 * noise[groups.of]),
@@ -276,18 +276,18 @@ class GroupAwareBaseline:
 
     # learn
 
-    def observe(self, rollouts: Rollouts) -> Lesson:
+    def observe(self, rollouts: Rollouts) -> UpdateStats:
         """Learn from rollouts whose advantages have been used. A step without a usable rollout teaches nothing."""
         groups, experts, predictions = self._predictions(rollouts)
         self._last = None
         if not groups.of.size:
-            return Lesson({}, 0.0, 0.0, 0, {}, None)
+            return UpdateStats({}, 0.0, 0.0, 0, {}, None)
         if self.settings.weighted and rollouts.weights is not None and (self.hierarchies or self.trackers):
             self.plain = self.plain or self._without_weights()
             self.plain.observe(replace(rollouts, weights=None))
         bucket = buckets(groups)
         combined = self.stack.combine(experts, bucket)
-        lesson = self._lesson(groups, experts, combined, predictions)
+        update_stat = self._lesson(groups, experts, combined, predictions)
         self.stack.observe(experts, groups.rewards, groups.weights, bucket)
         rows = self.book.enter(groups)
         for name, hierarchy in self.hierarchies.items():
@@ -298,15 +298,17 @@ class GroupAwareBaseline:
         self._sum_up(rollouts, groups, combined)
         self.steps += 1
         redrawn = [hierarchy.refit() for hierarchy in self.hierarchies.values() if hierarchy.due]
-        return replace(lesson, redrawn=redrawn[0] if redrawn else None)
+        return replace(update_stat, redrawn=redrawn[0] if redrawn else None)
 
-    def _lesson(self, groups: Groups, experts: Floats, combined: Floats, predictions: dict[str, Prediction]) -> Lesson:
+    def _lesson(
+        self, groups: Groups, experts: Floats, combined: Floats, predictions: dict[str, Prediction]
+    ) -> UpdateStats:
         error = groups.rewards - combined
         errors = {
             name: float(((own - groups.rewards) ** 2).mean()) for name, own in zip(self.experts, experts, strict=True)
         }
         parts = predictions["heb"].parts if "heb" in predictions else {}
-        return Lesson(
+        return UpdateStats(
             errors | {"combined": float((error**2).mean())},
             float((groups.weights * error**2).mean()),
             float(error.mean()),

@@ -10,7 +10,7 @@ import numpy as np
 
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.tree import Tree
-from coterie.grouping.tree_fit import Visits
+from coterie.grouping.tree_fit import Observations
 from coterie.stats import Floats, Ints
 
 
@@ -82,7 +82,7 @@ def leaf_labels(tree: Tree) -> dict[int, str]:
     return dict(zip(leaves, names, strict=False))
 
 
-def _facts(visits: Visits, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:
+def _facts(visits: Observations, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:
     low, high = bounds
     weight, mean = visits.weight[here], visits.mean[here]
     if not weight.size:

@@ -8,11 +8,11 @@ from math import isfinite
 
 import numpy as np
 
-from coterie.algo.turns import Episode, anchor_corrections, company
+from coterie.algo.turns import Episode, anchor_corrections, state_peers
 from coterie.grouping.arrays import Rollouts, State, join, pick
-from coterie.grouping.custom import Own
+from coterie.grouping.custom import CustomBaseline
 from coterie.grouping.features import Column
-from coterie.grouping.model import GroupAwareBaseline, Lesson
+from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import STATE, Settings
 from coterie.stats import Floats
 
@@ -56,7 +56,7 @@ class PartwiseBaseline:
         seed: int = 0,
         reward: str = "",
         reference: str = "",
-        own: Own | None = None,
+        own: CustomBaseline | None = None,
     ) -> None:
         if not weights:
             raise ValueError("a reward of no parts has no baseline; name at least one part and its weight")
@@ -114,21 +114,21 @@ class PartwiseBaseline:
         both = [estimator.evidence(features, time) for estimator in self.estimators.values()]
         return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
 
-    def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, Lesson]:
+    def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, UpdateStats]:
         """Learn from rollouts whose advantages have been used."""
         return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
 
-    def metrics(self, lessons: Mapping[str, Lesson]) -> dict[str, float]:
+    def metrics(self, update_stats: Mapping[str, UpdateStats]) -> dict[str, float]:
         """How well a step was foreseen, by whom, and from which scale; nothing of a part that nobody could score."""
         found: dict[str, float] = {}
-        for name, lesson in lessons.items():
-            if not lesson.rollouts:
+        for name, update_stat in update_stats.items():
+            if not update_stat.rollouts:
                 continue
             estimator = self.estimators[name]
             weights = dict(zip(estimator.experts, map(float, estimator.stack.overall()), strict=True))
-            tables = {"error": lesson.errors, "scale": lesson.scales, "weight": weights}
+            tables = {"error": update_stat.errors, "scale": update_stat.scales, "weight": weights}
             one = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
-            one |= {"power": lesson.power, "bias": lesson.bias, "unit": estimator.scale}
+            one |= {"power": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
             found |= {_named(name, key): value for key, value in one.items()}
         return found
 
@@ -160,7 +160,7 @@ def _moved(
 def _measured(moved: Sequence[Floats], episodes: Sequence[Episode], bounds: tuple[float, float]) -> dict[str, float]:
     """Mean size of what the states add to the baseline, in reward ranges; and the share of later turns whose state
     another attempt came to."""
-    later = np.concatenate([there.episodes[1:] for there in company(episodes)])
+    later = np.concatenate([there.episodes[1:] for there in state_peers(episodes)])
     size = float(np.mean([np.abs(one).mean() for one in moved])) / (bounds[1] - bounds[0])
     return {f"scale/{STATE}": size} | ({f"{STATE}/shared": float(np.mean(later > 0))} if later.size else {})
 

@@ -28,7 +28,7 @@ MAX_DEPTH = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Visits:
+class Observations:
     """The window: one row a prompt and step."""
 
     features: Floats
@@ -42,7 +42,7 @@ class Visits:
 
 
 def grow(
-    visits: Visits,
+    visits: Observations,
     columns: Ints,
     rng: np.random.Generator,
     *,
@@ -74,7 +74,7 @@ def grow(
 
 
 def _structure(
-    visits: Visits,
+    visits: Observations,
     half: NDArray[np.bool_],
     columns: Ints,
     max_leaves: int,
@@ -186,7 +186,7 @@ class _Splits:
         return float(spread[column]), column, float(self.edges[column, edge])
 
 
-def _node_statistics(tree: Tree, visits: Visits, half: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+def _node_statistics(tree: Tree, visits: Observations, half: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
     """[M] weight, mean and squared standard error of each node on a half, with the prompt as the unit that is drawn."""
     prompts, index = np.unique(visits.prompt[half], return_inverse=True)
     if not prompts.size:
@@ -217,7 +217,7 @@ def _signal(tree: Tree, stats: tuple[Floats, Floats, Floats]) -> Floats:
     return signal
 
 
-def _merge_useless(tree: Tree, visits: Visits, half: NDArray[np.bool_], *, keep_all: bool) -> Tree:
+def _merge_useless(tree: Tree, visits: Observations, half: NDArray[np.bool_], *, keep_all: bool) -> Tree:
     """Merge, from the bottom up, splits whose two sides do not differ on prompts that had no part in choosing them."""
     if keep_all:
         return tree
@@ -232,7 +232,7 @@ def _merge_useless(tree: Tree, visits: Visits, half: NDArray[np.bool_], *, keep_
     return tree.merge(useless)
 
 
-def _level_variances(tree: Tree, visits: Visits, half: NDArray[np.bool_]) -> Floats:
+def _level_variances(tree: Tree, visits: Observations, half: NDArray[np.bool_]) -> Floats:
     """[depth + 1] method-of-moments variance of the node offsets at each level, clipped to [3e-4, .1]."""
     stats = _node_statistics(tree, visits, half)
     signal, total = _signal(tree, stats), stats[0]

@@ -140,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-class Fitting:
+class OomSplitter:
     """Runs work on packed batches, and remembers what was too large.
 
     Attributes:

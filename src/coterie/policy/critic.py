@@ -16,7 +16,7 @@ from coterie.config.objective import CriticConfig
 from coterie.config.optim import OptimConfig
 from coterie.policy.activations import arrange, saving
 from coterie.policy.kernels import choose_kernel
-from coterie.policy.logprobs import predicting_states
+from coterie.policy.logprobs import hidden_states_at
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
 from coterie.runs import state_files
@@ -82,7 +82,7 @@ class Critic:
     def _logits(self, batch: Batch, states: Tensor) -> Tensor:
         if self.trunk is not None:
             with saving(self.trunk.model.parameters(), self.optim):
-                states = predicting_states(self.trunk, batch, self.kernel)
+                states = hidden_states_at(self.trunk, batch, self.kernel)
         return self.head(states.to(self.head.weight.dtype))[:, 0]
 
     def step(self, count: int, norm: float) -> None:

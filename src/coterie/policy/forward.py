@@ -17,13 +17,13 @@ from coterie.batches.batch import Batch
 from coterie.errors import ModelError
 from coterie.policy.critic import Critic
 from coterie.policy.kernels import Kernel
-from coterie.policy.logprobs import TokenScores, Wanted, chunked_scores, predicting_states
+from coterie.policy.logprobs import TokenScores, Wanted, chunked_scores, hidden_states_at
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
 from coterie.types import RolloutScores
 
 
-class Passes:
+class ForwardPass:
     """Forward passes over packed rows.
 
     Args:
@@ -42,7 +42,7 @@ class Passes:
 
     def forward(self, policy: Policy, batch: Batch, wanted: Wanted) -> tuple[Tensor, TokenScores]:
         """Hidden states [N, D] before the trained tokens, and what the head says of those."""
-        states = predicting_states(policy, batch, self.kernel)
+        states = hidden_states_at(policy, batch, self.kernel)
         targets = torch.from_numpy(batch.targets).to(policy.device)
         head = policy.head
         said = chunked_scores(
@@ -98,7 +98,7 @@ Scores = Mapping[str, RolloutScores]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Known:
+class UpdateContext:
     """What is known of the tokens of one optimizer step before its passes."""
 
     scores: Scores | None = None
@@ -112,7 +112,7 @@ class Known:
 
 
 def loss_inputs(
-    batch: Batch, said: TokenScores, known: Known, reference: Callable[[Batch], Tensor] | None
+    batch: Batch, said: TokenScores, known: UpdateContext, reference: Callable[[Batch], Tensor] | None
 ) -> LossInputs:
     """The columns of the objective, [N] each, on the device and in the format of `said`.
 
@@ -146,7 +146,7 @@ def loss_inputs(
     )
 
 
-def _important(batch: Batch, known: Known, like: Tensor) -> Tensor | None:
+def _important(batch: Batch, known: UpdateContext, like: Tensor) -> Tensor | None:
     """[N] bool: tokens whose policy term counts; None = all."""
     if known.scores is None or known.threshold == -math.inf:
         return None

@@ -19,9 +19,9 @@ from coterie.algo.sampling import widened
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
-from coterie.policy.activations import Fitting, arrange, saving
+from coterie.policy.activations import OomSplitter, arrange, saving
 from coterie.policy.critic import Critic, ValueMetrics
-from coterie.policy.forward import Known, Passes, Scores, loss_inputs
+from coterie.policy.forward import ForwardPass, Scores, UpdateContext, loss_inputs
 from coterie.policy.kernels import choose_kernel, compile_layers
 from coterie.policy.logprobs import Wanted
 from coterie.policy.metrics import TokenMetrics
@@ -110,9 +110,12 @@ class Learner:
         kernel = choose_kernel(policy, optim.attention)
         if optim.compile_layers:
             compile_layers(policy)
-        self.passes = Passes(policy, kernel, temperature=temperature, reference=reference, critic=critic)
+        self.passes = ForwardPass(policy, kernel, temperature=temperature, reference=reference, critic=critic)
         self.optimizer = MasterAdamW(parameters, optim)
-        self.fitting, self.scoring = Fitting(), Fitting()  # a pass without gradient fits where one with does not
+        self.fitting, self.scoring = (
+            OomSplitter(),
+            OomSplitter(),
+        )  # a pass without gradient fits where one with does not
 
     def update(self, minibatches: Sequence[Sequence[Batch]], scores: Scores | None = None) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.
@@ -138,7 +141,7 @@ class Learner:
             scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
         for number, minibatch in enumerate(minibatches):
-            known = Known(
+            known = UpdateContext(
                 scores=scores,
                 moved=number > 0,
                 threshold=self._threshold(minibatch, scores),
@@ -219,11 +222,11 @@ class Learner:
         """The critic learns alone: in optimizer steps 1 to `warmup`."""
         return self.critic is not None and self.steps_taken <= self.warmup
 
-    def _backward(self, batch: Batch, known: Known) -> list[_Part]:
+    def _backward(self, batch: Batch, known: UpdateContext) -> list[_Part]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
         return self.fitting.run(batch, lambda part, done: self._backward_part(part, known, done))
 
-    def _backward_part(self, batch: Batch, known: Known, done: set[str]) -> _Part:
+    def _backward_part(self, batch: Batch, known: UpdateContext, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         with saving(self.policy.model.parameters(), self.config):
             states, said = self.passes.forward(self.policy, batch, self._wanted)
@@ -256,7 +259,7 @@ class Learner:
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
         for batch in batches:
-            self._backward(batch, Known())
+            self._backward(batch, UpdateContext())
         if self.critic is not None:
             self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()

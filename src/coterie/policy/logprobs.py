@@ -223,7 +223,7 @@ def chunked_logprobs(
 # A packed row through a decoder: the hidden states that predict its trained tokens.
 
 
-def predicting_states(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:
+def hidden_states_at(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:
     """[N, D] of the policy's decoder, one for each trained token of the row."""
     device = policy.device
     layout = packed_layout(batch.segments, device, kernel)

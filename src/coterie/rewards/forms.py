@@ -7,7 +7,7 @@ from typing import Any
 
 from coterie.config.rewards import RewardConfig
 from coterie.rewards.base import Form
-from coterie.rewards.round import Manner, Rollouts, Round
+from coterie.rewards.round import Manner, Rollouts, ScoringBatch
 from coterie.types import Prompt
 
 SIGNS = (
@@ -66,7 +66,7 @@ class Forms:
             if len(possible) > 1:
                 self._open[index] = possible
 
-    def trials(self, prompt: Prompt, names: Sequence[str], state: Mapping[str, int]) -> Iterator[Round]:
+    def trials(self, prompt: Prompt, names: Sequence[str], state: Mapping[str, int]) -> Iterator[ScoringBatch]:
         """Calls to be played one by one: each part that is open, with one row, in each form until it takes one.
 
         Args:
@@ -78,7 +78,9 @@ class Forms:
                 manner = Manner(completions=completions, prompts=prompts, ids=self.manners[index].ids)
                 rollouts = Rollouts(lengths=[8], tokens=[list(range(8))], state=state)
                 manners = [manner] * len(self.parts)
-                scoring = Round(self.parts, [prompt], [text], shares=1, known=names, rollouts=rollouts, manners=manners)
+                scoring = ScoringBatch(
+                    self.parts, [prompt], [text], shares=1, known=names, rollouts=rollouts, manners=manners
+                )
                 scoring.only(index)
                 yield scoring
                 error = scoring.first_error()

@@ -21,7 +21,7 @@ class Gap:
     """They are too many of a prompt set to begin with."""
 
 
-def judge_gaps(config: RunConfig, prompts: PromptSet) -> list[Gap]:
+def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
     """What no part with a weight can judge, as it needs a gold answer and the prompt has none."""
     parts = config.rewards.parts
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}

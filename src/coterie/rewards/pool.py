@@ -17,9 +17,9 @@ from coterie.errors import ConfigError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import Score
 from coterie.rewards.forms import Forms
-from coterie.rewards.process import LostError, Worker, wait_for_any
+from coterie.rewards.process import Worker, WorkerDiedError, wait_for_any
 from coterie.rewards.registry import target
-from coterie.rewards.round import Job, Rollouts, Round, column_names
+from coterie.rewards.round import Job, Rollouts, ScoringBatch, column_names
 from coterie.types import Prompt
 
 LOAD_DEADLINE_S = 120.0
@@ -119,7 +119,7 @@ class Scorer:
             state=self._state(version),
         )
         self._settle_forms(prompts)
-        scoring = Round(
+        scoring = ScoringBatch(
             self._parts,
             prompts,
             completions,
@@ -134,7 +134,7 @@ class Scorer:
     def _state(self, version: int) -> dict[str, int]:
         return {"global_step": version, "max_steps": self.max_steps}
 
-    def _play(self, scoring: Round) -> None:
+    def _play(self, scoring: ScoringBatch) -> None:
         """Ask until every row of every part has a value or an error."""
         names = scoring.names
         try:
@@ -208,7 +208,7 @@ class Scorer:
         for worker in [worker for worker in self._workers if worker.idle]:
             try:
                 worker.advance()
-            except LostError:
+            except WorkerDiedError:
                 self._workers.remove(worker)
                 worker.kill()
         while len(self._workers) < self.config.workers:
@@ -224,20 +224,20 @@ class Scorer:
             worker.ask(json.dumps(request), seconds=self.load_deadline_s)
             self._jobs[worker] = None
 
-    def _hand_out(self, scoring: Round) -> None:
+    def _hand_out(self, scoring: ScoringBatch) -> None:
         for worker in self._workers:
             job = scoring.take() if worker.idle else None
             if job is not None:
                 worker.ask(scoring.request(job), seconds=self.config.deadline_s)
                 self._jobs[worker] = job
 
-    def _listen(self, scoring: Round | None, names: Sequence[str]) -> None:
+    def _listen(self, scoring: ScoringBatch | None, names: Sequence[str]) -> None:
         """Wait for a worker, or for the nearest deadline, and enter what became of its job."""
         wait_for_any(self._workers, min(worker.deadline for worker in self._workers) - time.monotonic())
         for worker in list(self._workers):
             try:
                 reply = worker.advance()
-            except LostError as error:
+            except WorkerDiedError as error:
                 self._replace(worker, str(error), scoring, names)
                 continue
             if reply is None:
@@ -251,7 +251,7 @@ class Scorer:
             if job is not None and scoring is not None:
                 scoring.answered(job, reply)
 
-    def _replace(self, worker: Worker, cause: str, scoring: Round | None, names: Sequence[str]) -> None:
+    def _replace(self, worker: Worker, cause: str, scoring: ScoringBatch | None, names: Sequence[str]) -> None:
         busy = worker in self._jobs
         job = self._jobs.pop(worker, None)
         self._tell_printed(worker, job)

@@ -40,7 +40,7 @@ _ENVIRONMENT = {
 }
 
 
-class LostError(Exception):
+class WorkerDiedError(Exception):
     """The worker is of no more use: it died, or said nothing before the deadline."""
 
 
@@ -132,7 +132,7 @@ class Worker:
         self._send()
         reply = self._receive()
         if reply is None and time.monotonic() >= self.deadline and not self._starved():
-            raise LostError(f"did not return within {self._seconds:g} s and was killed")
+            raise WorkerDiedError(f"did not return within {self._seconds:g} s and was killed")
         if reply is not None:
             self.deadline = float("inf")
             self._drain()  # what was printed is in the pipe before the reply is
@@ -220,12 +220,12 @@ class Worker:
         except ConnectionError:
             data = b""
         if not data:
-            raise LostError(self._cause_of_death())
+            raise WorkerDiedError(self._cause_of_death())
         self._received += data
         end = self._received.find(b"\n")
         if end < 0:
             if len(self._received) > LONGEST_REPLY:
-                raise LostError(f"returned more than {LONGEST_REPLY >> 20} MiB")
+                raise WorkerDiedError(f"returned more than {LONGEST_REPLY >> 20} MiB")
             return None
         line = bytes(self._received[:end])
         self._received.clear()
@@ -234,7 +234,7 @@ class Worker:
         except ValueError:
             reply = None
         if not isinstance(reply, dict):
-            raise LostError("wrote into the channel of its worker process")
+            raise WorkerDiedError("wrote into the channel of its worker process")
         return reply
 
     def _cause_of_death(self) -> str:

@@ -55,7 +55,7 @@ class Rollouts:
     """Of the trainer."""
 
 
-class Round:
+class ScoringBatch:
     """Every part on every row. A call that fails as a whole is repeated row by row, so that only the guilty pay.
 
     Args:

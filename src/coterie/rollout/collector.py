@@ -12,7 +12,7 @@ from coterie.engines.base import Engine, Quorum, Sampling
 from coterie.envs.base import Environment, Limits
 from coterie.errors import RewardError
 from coterie.rewards.steps import token_ends
-from coterie.rollout.episodes import Attempt, Episodes, Talk
+from coterie.rollout.episodes import Attempt, ChatTemplate, Episodes
 from coterie.types import Context, Outcome, Prompt, Rollout, StepReward, StopReason
 
 LOGGED, LOGGED_METRICS = "logged", "logged_metrics"
@@ -103,7 +103,7 @@ class Collector:
         *,
         engine: Engine,
         environment: Environment,
-        chat: Talk,
+        chat: ChatTemplate,
         scorer: Scorer,
         seed: int,
         max_error_share: float,

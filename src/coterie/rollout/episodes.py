@@ -19,7 +19,7 @@ from coterie.text import before_stop
 from coterie.types import Message, Prompt, SampleKey, StopReason, Turn
 
 
-class Talk(Protocol):
+class ChatTemplate(Protocol):
     """The part of the chat that episodes need; an attribute `opening` is taken where there is one."""
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
@@ -118,7 +118,9 @@ class Episodes:
         seed: of the run; the draws of a turn derive from it and from (version, prompt, sample, turn).
     """
 
-    def __init__(self, engine: Engine, environment: Environment, chat: Talk, *, seed: int, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, environment: Environment, chat: ChatTemplate, *, seed: int, limits: Limits
+    ) -> None:
         self.engine, self.environment, self.chat = engine, environment, chat
         self.seed, self.limits = seed, limits
         self.opening = getattr(chat, "opening", "")
@@ -242,7 +244,7 @@ class Episodes:
             attempt.cut(StopReason.EPISODE)
 
 
-def spoken_text(turn: Turn, chat: Talk, stop: Sequence[str]) -> str:
+def spoken_text(turn: Turn, chat: ChatTemplate, stop: Sequence[str]) -> str:
     """A turn's text, without the stop string that ended it; its tokens keep that."""
     text = chat.decode(turn.tokens)
     return before_stop(text, stop) if turn.stop_reason is StopReason.STOP else text

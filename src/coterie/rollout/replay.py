@@ -18,7 +18,7 @@ import numpy as np
 from coterie.config.schema import ReplayConfig
 from coterie.grouping.allocation import capped_shares, systematic
 from coterie.rng import generator
-from coterie.rollout.replay_groups import KeptGroup, read, write
+from coterie.rollout.replay_groups import ReplayGroup, read, write
 from coterie.stats import Floats, Ints
 from coterie.types import Credit, Group, Rollout, RolloutScores
 
@@ -130,7 +130,7 @@ class Replayed:
         return None if scores is None else {**scores, **self.scores}
 
 
-class Replay:
+class ReplayBuffer:
     """The memory of past groups, at most `capacity` of them.
 
     Args:
@@ -146,7 +146,7 @@ class Replay:
         self.config, self.seed = config, seed
         self.names = {"reward": reward, "reference": reference}
         self.renewed_every = renewed_every
-        self.kept: list[KeptGroup] = []
+        self.kept: list[ReplayGroup] = []
 
     def draw(self, version: int, score: Score) -> Replayed:
         """The groups that join the step of this policy version.
@@ -199,7 +199,7 @@ class Replay:
             self.kept = []  # the reference is another from here on
             return
         by_id = {credit.rollout_id: credit for credit in credits}
-        fresh = [KeptGroup.of(group, rollouts, by_id) for group in groups]
+        fresh = [ReplayGroup.of(group, rollouts, by_id) for group in groups]
         self.kept += [group for group in fresh if group.surprise > LEAST]
         ages = np.array([step - group.version for group in self.kept])
         priority = np.array([group.surprise for group in self.kept]) * np.exp2(-ages / self.config.half_life)
@@ -228,7 +228,7 @@ class Replay:
             "high": config.high,
         }
 
-    def _seen(self, group: KeptGroup, said: Scores) -> PastGroup:
+    def _seen(self, group: ReplayGroup, said: Scores) -> PastGroup:
         """As the selection sees it; before it was scored, as if the policy had not moved."""
         ratios = [_log_ratio(one, said[one.id]) if one.id in said else 0.0 for one in group.rollouts]
         return PastGroup(

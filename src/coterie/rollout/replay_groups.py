@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptGroup:
+class ReplayGroup:
     """A group as it was trained on. Its members' credit holds its statistics; nothing else is ever made of it."""
 
     key: str
@@ -34,7 +34,7 @@ class KeptGroup:
     """One for each, marked as replayed."""
 
     @classmethod
-    def of(cls, group: Group, rollouts: Mapping[str, Rollout], credits: Mapping[str, Credit]) -> KeptGroup:
+    def of(cls, group: Group, rollouts: Mapping[str, Rollout], credits: Mapping[str, Credit]) -> ReplayGroup:
         """What is kept of a fresh group; members without credit took no part in the update, and take none later."""
         trained = [name for name in group.members if name in credits]
         return cls(
@@ -77,7 +77,7 @@ def _lean(rollout: Rollout) -> Rollout:
     )
 
 
-def write(folder: Path, groups: Sequence[KeptGroup], names: Mapping[str, str]) -> None:
+def write(folder: Path, groups: Sequence[ReplayGroup], names: Mapping[str, str]) -> None:
     """Put the two files into a checkpoint's folder; `read` gives back equal groups.
 
     Args:
@@ -101,7 +101,7 @@ def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype=dtype) for part in parts)])
 
 
-def _group_facts(group: KeptGroup) -> dict[str, Any]:
+def _group_facts(group: ReplayGroup) -> dict[str, Any]:
     members = [
         {
             "id": rollout.id,
@@ -129,7 +129,7 @@ def _group_facts(group: KeptGroup) -> dict[str, Any]:
     return {"key": group.key, "version": group.version, "members": members}
 
 
-def read(folder: Path) -> tuple[list[KeptGroup], dict[str, str]]:
+def read(folder: Path) -> tuple[list[ReplayGroup], dict[str, str]]:
     """Groups and names as they were written.
 
     Raises:
@@ -165,9 +165,9 @@ class _Source:
             raise ValueError(f"numbers are left over: {left}")
 
 
-def _group(facts: Mapping[str, Any], source: _Source) -> KeptGroup:
+def _group(facts: Mapping[str, Any], source: _Source) -> ReplayGroup:
     members = [_member(one, source) for one in facts["members"]]
-    return KeptGroup(
+    return ReplayGroup(
         key=facts["key"],
         version=facts["version"],
         rollouts=tuple(rollout for rollout, _ in members),

@@ -22,7 +22,7 @@ Metric = Callable[[Sequence[Rollout]], Sequence[float]]
 """[G] rollouts of one group → [G] the reward whose variance decides whether the group is kept."""
 
 
-class Chooser(Protocol):
+class Allocator(Protocol):
     """Decides before sampling which prompts of a step to try, and how often."""
 
     def choose(
@@ -31,7 +31,7 @@ class Chooser(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gathered:
+class StepBatch:
     """One step's experience, and the groups of it that are learned from."""
 
     experience: Experience
@@ -43,7 +43,7 @@ class Gathered:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class Gatherer:
+class PromptSampler:
     """Fills a step.
 
     Args:
@@ -60,7 +60,7 @@ class Gatherer:
         config: CollectConfig,
         sampling: Sampling,
         metric: Metric,
-        chooser: Chooser | None = None,
+        allocator: Allocator | None = None,
         candidates: int = 1,
     ) -> None:
         self.collector = collector
@@ -68,17 +68,17 @@ class Gatherer:
         self.config = config
         self.sampling = sampling
         self.metric = metric
-        self.chooser, self.candidates = chooser, candidates
+        self.allocator, self.candidates = allocator, candidates
         self.by_id = {prompt.id: prompt for prompt in order.prompts}
 
-    def gather(self, cursor: int, waiting: Sequence[str] = ()) -> Gathered:
+    def gather(self, cursor: int, waiting: Sequence[str] = ()) -> StepBatch:
         """One step from this cursor on.
 
         Raises:
             EngineError, RewardError: as collecting does.
         """
-        if self.chooser is not None:
-            return self._chosen(self.chooser, cursor)
+        if self.allocator is not None:
+            return self._chosen(self.allocator, cursor)
         first = [self.by_id[name] for name in waiting]
         found: list[Experience] = []
         groups: list[Group] = []
@@ -99,7 +99,7 @@ class Gatherer:
             found.append(experience)
             first, rounds = [*experience.abandoned, *late], rounds + 1
         experience = _joined(found)
-        return Gathered(
+        return StepBatch(
             experience=experience,
             groups=groups,
             cursor=cursor,
@@ -107,15 +107,15 @@ class Gatherer:
             metrics=self._metrics(cursor, rounds, dropped, len(groups), experience),
         )
 
-    def _chosen(self, chooser: Chooser, cursor: int) -> Gathered:
+    def _chosen(self, allocator: Allocator, cursor: int) -> StepBatch:
         """A step of the prompts that teach most, of those that come next; the others come again in the next epoch."""
         count, size = self.config.prompts, self.config.group_size
         wanted = min(count * self.candidates, self.order.available(cursor))
         offered, cursor = self._draw(cursor, wanted, (), set())
-        chosen, counts = chooser.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
+        chosen, counts = allocator.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
         repeated = [prompt for prompt, times in zip(chosen, counts, strict=True) for _ in range(times)]
         experience = self.collector.collect(repeated, samples=1, sampling=self.sampling)
-        return Gathered(
+        return StepBatch(
             experience=experience,
             groups=self._whole(experience, least=1),
             cursor=cursor,

@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MetPrompt:
+class StoredPrompt:
     """A prompt that was met for the first time."""
 
     prompt: Prompt
@@ -48,7 +48,7 @@ class MetPrompt:
     """[E]"""
 
 
-def write_step(folder: Path, step: int, found: Sequence[MetPrompt]) -> Path | None:
+def write_step(folder: Path, step: int, found: Sequence[StoredPrompt]) -> Path | None:
     """Write what one step met, all or nothing; no file when that is nothing.
 
     Raises:
@@ -89,7 +89,7 @@ def read_step(folder: Path, step: int) -> pa.Table:
         return file.table.cast(SCHEMA)
 
 
-def _row(step: int, one: MetPrompt) -> dict[str, object]:
+def _row(step: int, one: StoredPrompt) -> dict[str, object]:
     prompt, facts = one.prompt, facts_of(one.prompt)
     return {
         "step": step,

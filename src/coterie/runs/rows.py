@@ -11,7 +11,18 @@ import pyarrow as pa
 
 from coterie.errors import RunError
 from coterie.runs.durable import json_dumps, json_loads, utf8
-from coterie.types import Context, Credit, Dispatch, Message, Outcome, Prompt, Rollout, StepReward, StopReason, Turn
+from coterie.types import (
+    Context,
+    Credit,
+    Message,
+    Outcome,
+    Prompt,
+    Rollout,
+    SamplingSnapshot,
+    StepReward,
+    StopReason,
+    Turn,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +55,7 @@ _DISPATCH = {
     "expected_std": ("expected_std", pa.float64()),
     "region": ("region", pa.string()),
 }
-"""Column → (field of `Dispatch`, type)."""
+"""Column → (field of `SamplingSnapshot`, type)."""
 
 CONTEXT: list[tuple[str, pa.DataType]] = [
     ("source", pa.string()),
@@ -329,7 +340,7 @@ def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `Context`; a file of format 1 lacks the columns."""
     known = None
     if row.get("policy_time") is not None:
-        known = Dispatch(**{field: row[name] for name, (field, _) in _DISPATCH.items()})
+        known = SamplingSnapshot(**{field: row[name] for name, (field, _) in _DISPATCH.items()})
     return {
         "source": row.get("source") or "",
         "domain": row.get("domain"),

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from coterie.stats import t_interval
-from coterie.sweep.results import CellResult, Held
+from coterie.sweep.results import CellResult, EvalPoint
 from coterie.text import interval_text
 from coterie.types import PASS
 
 LEAST = 3
 """Evaluations without which a run has no curve to speak of."""
 
-Cost = Callable[[Held], float]
+Cost = Callable[[EvalPoint], float]
 COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
 """What an evaluation had cost until then; seconds are those of training steps."""
 
@@ -25,7 +25,7 @@ NOTE = (
 )
 
 
-def mean_result(held: Sequence[Held], cost: Cost, limit: float) -> float:
+def mean_result(held: Sequence[EvalPoint], cost: Cost, limit: float) -> float:
     """The held-out result (pass@1 or mean reward), averaged over the first `limit` rollouts or seconds: how much was
     learned how early.
 

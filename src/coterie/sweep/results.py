@@ -28,7 +28,7 @@ CHANCE = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class EvalPoint:
     """One evaluation, with what had been spent until then."""
 
     step: int
@@ -48,7 +48,7 @@ class CellResult:
     steps: int
     rewards: tuple[float, ...]
     """Mean training reward of each step."""
-    held: tuple[Held, ...] = ()
+    held: tuple[EvalPoint, ...] = ()
     """Every evaluation, in order."""
     seconds: float
     """Median of a step."""
@@ -70,7 +70,7 @@ class CellResult:
         """The held-out result at the end."""
         return self.held[-1].value if self.held else None
 
-    def reached(self, level: float) -> Held | None:
+    def reached(self, level: float) -> EvalPoint | None:
         """The first evaluation after the start with at least this held-out result; None if there is none."""
         return next((one for one in self.held[1:] if one.value >= level), None)
 
@@ -125,7 +125,7 @@ def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> C
         steps=steps,
         rewards=rewards,
         held=tuple(
-            Held(
+            EvalPoint(
                 step=result.step,
                 rollouts=round(sum(value for at, value in sampled if at <= result.step)),
                 seconds=sum(value for at, value in seconds if at <= result.step),

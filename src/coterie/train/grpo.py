@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from coterie.algo.advantages import informative
-from coterie.algo.estimators import BIASED, NEWS, Foresight, Judge
-from coterie.algo.subsample import Played, play
+from coterie.algo.estimators import BIASED, NEWS, Estimator, Predictions
+from coterie.algo.subsample import Subsampled, play
 from coterie.batches.batch import Batch
 from coterie.batches.pack import plan, plan_scoring, step_head
 from coterie.config.schema import RunConfig
@@ -27,13 +27,13 @@ from coterie.policy.learner import Learner, UpdateReport
 from coterie.policy.memory import peak
 from coterie.rng import generator
 from coterie.rollout.replay import NEWS as REPLAYED
-from coterie.rollout.replay import Replay, Replayed
-from coterie.rollout.sampler import Gathered, Gatherer
+from coterie.rollout.replay import ReplayBuffer, Replayed
+from coterie.rollout.sampler import PromptSampler, StepBatch
 from coterie.text import counted
 from coterie.train.evaluate import EVALUATING, Evaluator
 from coterie.train.metrics import step_metrics
 from coterie.train.recorder import Recorder, late
-from coterie.train.schedules import Coefficients
+from coterie.train.schedules import Schedules
 from coterie.train.stop_rules import AbandonedError, StopSignal
 from coterie.train.warnings import disagreement
 from coterie.types import Credit, Rollout, RolloutScores
@@ -44,12 +44,12 @@ class Trainer:
     """The parts of a run, put together by `assemble`, and the loop over them."""
 
     config: RunConfig
-    gatherer: Gatherer
-    judge: Judge
+    sampler: PromptSampler
+    judge: Estimator
     engine: Engine
     learner: Learner
-    coefficients: Coefficients
-    replay: Replay
+    schedules: Schedules
+    replay: ReplayBuffer
     evaluator: Evaluator
     recorder: Recorder
     step: int = 0
@@ -91,7 +91,7 @@ class Trainer:
         """
         started = time.perf_counter()
         check_version(self.engine.version, self.step)
-        gathered = self.gatherer.gather(self.cursor, self.waiting)
+        gathered = self.sampler.gather(self.cursor, self.waiting)
         rollouts = {rollout.id: rollout for rollout in gathered.experience.rollouts}
         collected = time.perf_counter()
         foresight = self.judge.foresee(gathered.groups, rollouts)
@@ -111,7 +111,7 @@ class Trainer:
         self.cursor, self.waiting = gathered.cursor, gathered.waiting
         self.engine.commit(self.step)
         check_version(self.engine.version, self.step)  # before a checkpoint says that it serves this one
-        adapted = self.coefficients.after(self.step, report.metrics, len(credits), self.learner)
+        adapted = self.schedules.after(self.step, report.metrics, len(credits), self.learner)
         seconds = {"step": updated - started, "collect": collected - started, "update": updated - collected}
         metrics = self._record(
             gathered, credits, report, seconds, {**adapted, **past.metrics, **played.metrics}, foresight
@@ -129,10 +129,10 @@ class Trainer:
             return list(credits)
         return [credit for credit in credits if not rollouts[credit.rollout_id].stop_reason.truncated]
 
-    def _play(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> Played:
+    def _play(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> Subsampled:
         """The credits that the update gets: without those that Russian roulette leaves out, a prompt's together."""
         if not self.config.optim.roulette:
-            return Played(credits=tuple(credits))
+            return Subsampled(credits=tuple(credits))
         contexts = {credit.rollout_id: rollouts[credit.rollout_id].context for credit in credits}
         draws = {
             name: float(generator("roulette", self.config.seed, self.step, one.prompt_id, one.version).random())
@@ -168,12 +168,12 @@ class Trainer:
 
     def _record(
         self,
-        gathered: Gathered,
+        gathered: StepBatch,
         credits: Sequence[Credit],
         report: UpdateReport,
         seconds: dict[str, float],
         extra: Mapping[str, float],
-        foresight: Foresight,
+        foresight: Predictions,
     ) -> dict[str, float]:
         """The step's rollouts and metrics."""
         experience = gathered.experience
@@ -195,7 +195,7 @@ class Trainer:
         self.recorder.step(self.step, metrics, experience, credits, report.logprobs, foresight)
         return metrics
 
-    def _tell(self, gathered: Gathered, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
+    def _tell(self, gathered: StepBatch, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
         """What a reader should know of the step beside its numbers."""
         if gathered.metrics.get("refill/missing"):
             self.recorder.note(self.step, "warning", self._shortage(gathered))
@@ -222,7 +222,7 @@ class Trainer:
                 f"{counted(report.skipped, 'optimizer step')} skipped: the gradient is not finite",
             )
 
-    def _shortage(self, gathered: Gathered) -> str:
+    def _shortage(self, gathered: StepBatch) -> str:
         """Dynamic sampling found too few groups with variance."""
         rounds, dropped = int(gathered.metrics["refill/rounds"]), int(gathered.metrics["refill/dropped"])
         kept = len(gathered.groups)
@@ -284,7 +284,7 @@ class Trainer:
             "cursor": self.cursor,
             "waiting": list(self.waiting),
             "version": self.engine.version,
-            "coefficients": self.coefficients.state(),
+            "coefficients": self.schedules.state(),
             "scale": self.evaluator.criterion.scale.state(),
         }
 
@@ -292,7 +292,7 @@ class Trainer:
         """Continue from a checkpoint's state; the learner's tensors are loaded beside this."""
         self.step, self.cursor = int(state["step"]), int(state["cursor"])
         self.waiting = tuple(state["waiting"])
-        self.coefficients.restore(state["coefficients"])
+        self.schedules.restore(state["coefficients"])
         self.evaluator.criterion.scale.restore(state.get("scale", {}))  # checkpoints of before have none
         self.saved = self.step
         self.evaluated = self.step if self.recorder.has_evaluation(self.step) else -1

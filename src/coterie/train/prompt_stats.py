@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.algo.estimators import Foresight
+from coterie.algo.estimators import Predictions
 from coterie.grouping.features import text_embedding
 from coterie.rollout.collector import Experience
-from coterie.runs.prompts import MetPrompt
+from coterie.runs.prompts import StoredPrompt
 from coterie.runs.state_files import StateFiles
 from coterie.train.evaluate import Criterion
-from coterie.types import Dispatch, Prompt, Rollout
+from coterie.types import Prompt, Rollout, SamplingSnapshot
 
 FILES = StateFiles("history", "the history")
 MEMORY = 40.0
@@ -22,7 +22,7 @@ MEMORY = 40.0
 
 
 @dataclass(slots=True)
-class Tally:
+class PromptStats:
     """Fading sums over the usable attempts at one prompt, or at all of one task."""
 
     tries: float = 0.0
@@ -48,7 +48,7 @@ class Tally:
         return total / self.weight if self.weight else None
 
 
-class History:
+class PromptStatsTable:
     """Pass rates, rewards and lengths so far, and which prompts have been stored.
 
     Args:
@@ -57,23 +57,23 @@ class History:
 
     def __init__(self, criterion: Criterion | None = None) -> None:
         self.criterion = criterion or Criterion()
-        self.prompts: dict[str, Tally] = {}
-        self.tasks: dict[str, Tally] = {}
+        self.prompts: dict[str, PromptStats] = {}
+        self.tasks: dict[str, PromptStats] = {}
         self.stored: dict[str, int] = {}
         """Step whose file holds the prompt."""
 
-    def stamp(self, step: int, found: Experience, foresight: Foresight) -> tuple[Experience, list[MetPrompt]]:
+    def stamp(self, step: int, found: Experience, foresight: Predictions) -> tuple[Experience, list[StoredPrompt]]:
         """The step's rollouts with what was known when they were sent out, and the prompts that are new."""
         met = self._met(step, found.prompts, foresight)
         rollouts = tuple(self._stamped(rollout, foresight) for rollout in found.rollouts)
         return replace(found, rollouts=rollouts), met
 
-    def _met(self, step: int, prompts: Sequence[Prompt], foresight: Foresight) -> list[MetPrompt]:
+    def _met(self, step: int, prompts: Sequence[Prompt], foresight: Predictions) -> list[StoredPrompt]:
         embedded = {prompt.id: (prompt, vector) for prompt, vector in foresight.embedded}
-        known = [MetPrompt(prompt=prompt, kind="policy", embedding=vector) for prompt, vector in embedded.values()]
+        known = [StoredPrompt(prompt=prompt, kind="policy", embedding=vector) for prompt, vector in embedded.values()]
         others = (prompt for prompt in prompts if prompt.id not in embedded)
         words = (
-            MetPrompt(prompt=prompt, kind="text", embedding=text_embedding(prompt.messages[-1]["content"]))
+            StoredPrompt(prompt=prompt, kind="text", embedding=text_embedding(prompt.messages[-1]["content"]))
             for prompt in others
             if prompt.id not in self.stored
         )
@@ -81,11 +81,11 @@ class History:
         self.stored |= {one.prompt.id: step for one in found}
         return found
 
-    def _stamped(self, rollout: Rollout, foresight: Foresight) -> Rollout:
+    def _stamped(self, rollout: Rollout, foresight: Predictions) -> Rollout:
         context = rollout.context
-        own, task = self.prompts.get(context.prompt_id, Tally()), self.tasks.get(context.task, Tally())
+        own, task = self.prompts.get(context.prompt_id, PromptStats()), self.tasks.get(context.task, PromptStats())
         said = foresight.expected.get(context.prompt_id)
-        known = Dispatch(
+        known = SamplingSnapshot(
             time=float(context.version) if foresight.time is None else foresight.time,
             tries=int(own.tries),
             passed=own.mean(own.passed),
@@ -108,8 +108,8 @@ class History:
                 continue
             right = self.criterion.is_correct(rollout)
             context = rollout.context
-            self.prompts.setdefault(context.prompt_id, Tally()).add(step, rollout, right)
-            self.tasks.setdefault(context.task, Tally()).add(step, rollout, right)
+            self.prompts.setdefault(context.prompt_id, PromptStats()).add(step, rollout, right)
+            self.tasks.setdefault(context.task, PromptStats()).add(step, rollout, right)
 
     def save(self, folder: Path) -> None:
         """Into a checkpoint's folder."""
@@ -128,14 +128,14 @@ class History:
             return
         with FILES.reading(folder) as (arrays, names):
             found = {
-                table: {name: Tally(*row) for name, row in zip(names[table], arrays[table].tolist(), strict=True)}
+                table: {name: PromptStats(*row) for name, row in zip(names[table], arrays[table].tolist(), strict=True)}
                 for table in ("prompts", "tasks")
             }
             stored = {str(name): int(step) for name, step in names["stored"].items()}
         self.prompts, self.tasks, self.stored = found["prompts"], found["tasks"], stored
 
 
-def _table(tallies: Iterable[Tally]) -> np.ndarray:
+def _table(tallies: Iterable[PromptStats]) -> np.ndarray:
     """[n, 6]"""
     rows = [(one.tries, one.weight, one.passed, one.reward, one.length, one.step) for one in tallies]
     return np.array(rows, dtype=np.float64).reshape(-1, 6)

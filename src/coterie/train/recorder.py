@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.algo.estimators import Foresight
+from coterie.algo.estimators import Predictions
 from coterie.callbacks import Observer
 from coterie.errors import CollapseError, RunError
 from coterie.rollout.collector import Experience
@@ -20,8 +20,8 @@ from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
 from coterie.text import counted
 from coterie.train.evaluate import Criterion, Evaluation
-from coterie.train.prompt_stats import History
-from coterie.train.stop_rules import Guard, StopRule
+from coterie.train.prompt_stats import PromptStatsTable
+from coterie.train.stop_rules import StopMonitor, StopRule
 from coterie.types import PASS, REWARD, Credit, Prompt, Rollout
 
 EVALS = "evals"
@@ -67,9 +67,9 @@ class Recorder:
         self.data_hash = data_hash
         self.reward_sources = dict(reward_sources or {})
         self.db = MetricsDB(run.metrics)
-        self.guard = Guard(stops, self.db, run.checkpoints)
+        self.guard = StopMonitor(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
-        self.history = History(criterion)
+        self.history = PromptStatsTable(criterion)
         self.evals, self.prompts = run.path / EVALS, run.path / PROMPTS
         try:
             self.evals.mkdir(exist_ok=True)
@@ -92,10 +92,10 @@ class Recorder:
         experience: Experience,
         credits: Sequence[Credit],
         logprobs: Mapping[str, np.ndarray],
-        foresight: Foresight | None = None,
+        foresight: Predictions | None = None,
     ) -> None:
         """One training step: rollouts first, then the metrics that say the step is whole."""
-        experience, met = self.history.stamp(step, experience, foresight or Foresight())
+        experience, met = self.history.stamp(step, experience, foresight or Predictions())
         rows = self._rows(experience, {credit.rollout_id: credit for credit in credits}, logprobs)
         rollouts.write_step(self.run.rollouts, step, rows)
         prompts.write_step(self.prompts, step, met)

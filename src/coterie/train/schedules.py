@@ -13,7 +13,7 @@ from coterie.policy.learner import Learner
 
 
 @dataclass(slots=True, kw_only=True)
-class Coefficients:
+class Schedules:
     """What changes between steps; None where a weight is constant."""
 
     beta: AdaptiveBeta | None = None

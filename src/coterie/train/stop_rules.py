@@ -111,7 +111,7 @@ def judge_all(rules: Sequence[StopRule], series: Mapping[str, Series], step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collapse:
+class StopEvent:
     """A rule that fired."""
 
     verdict: Verdict
@@ -133,7 +133,7 @@ class Collapse:
         return f"ended after step {self.step} by {self.verdict.line()}; {kept}. `coterie doctor {run}` says more"
 
 
-class Guard:
+class StopMonitor:
     """Asks the stop rules after each step. It keeps nothing: all is in the recorded series."""
 
     def __init__(self, rules: Sequence[StopRule], database: MetricsDB, checkpoints: Path) -> None:
@@ -142,13 +142,13 @@ class Guard:
         self.checkpoints = checkpoints
         self._asked = False
 
-    def check(self, step: int) -> Collapse | None:
+    def check(self, step: int) -> StopEvent | None:
         """The first rule that fires after this step."""
         verdicts = self._verdicts(step)
         fired = [verdict for verdict in verdicts if verdict.fired]
         if not fired:
             return None
-        return Collapse(verdict=fired[0], step=step, good=self._newest(verdicts))
+        return StopEvent(verdict=fired[0], step=step, good=self._newest(verdicts))
 
     def good_checkpoint(self, step: int) -> int | None:
         """Step of the newest existing checkpoint that no rule speaks against; None without rules."""
@@ -191,7 +191,7 @@ def why_it_ended(database: MetricsDB) -> str:
     return f"{events[-1].message}. The rule is relaxed now: " if events else ""
 
 
-def refuse_to_repeat(run: RunDirectory, rules: Sequence[StopRule]) -> None:
+def check_resumable(run: RunDirectory, rules: Sequence[StopRule]) -> None:
     """A resume makes the same steps again, bit for bit: where a rule ended the run, it would end there again.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.custom import View
-from coterie.grouping.estimator import own_influence
+from coterie.grouping.estimator import self_influence
 from coterie.grouping.features import MOST_KEYS, Column, FeatureMap
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
@@ -102,11 +102,11 @@ def test_a_function_that_fails_is_named(function, message):
 
 def test_the_flip_test_finds_a_mean_that_holds_the_own_reward_and_passes_one_that_does_not():
     seen = batch([1, 0, 1, 0, 1], "aabbc")
-    assert own_influence(with_own(others), seen) == 0.0
-    assert own_influence(with_own(own_mean), seen) == pytest.approx(1.0)  # the lone rollout's
-    assert own_influence(with_own(own_mean), batch([1, 0, 0, 1], "aabb")) == pytest.approx(0.5)
+    assert self_influence(with_own(others), seen) == 0.0
+    assert self_influence(with_own(own_mean), seen) == pytest.approx(1.0)  # the lone rollout's
+    assert self_influence(with_own(own_mean), batch([1, 0, 0, 1], "aabb")) == pytest.approx(0.5)
     # Without bounds on the first step, 7 becomes 4 and 5 becomes 8, of a range taken as 4 to 8.
-    assert own_influence(with_own(own_mean, bounds=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(1.5 / 4)
+    assert self_influence(with_own(own_mean, bounds=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(1.5 / 4)
 
 
 def keyed(kind: str) -> tuple[tuple[Column, ...], np.ndarray]:
@@ -125,7 +125,7 @@ def test_no_rollout_moves_its_own_baseline_through_the_key(kind, size):
     baseline, rng = GroupAwareBaseline(columns), np.random.default_rng(1)
     for time in range(8):
         baseline.observe(step(rng, table, prompts=12, size=size, time=float(time)))
-    assert own_influence(baseline, step(rng, table, prompts=10, size=size, time=8.0)) < 1e-12
+    assert self_influence(baseline, step(rng, table, prompts=10, size=size, time=8.0)) < 1e-12
 
 
 def test_prompts_of_one_key_share_what_is_learned_of_them():

@@ -7,16 +7,16 @@ from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import leaf_labels, regions
 from coterie.grouping.tree import Tree
-from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Visits, grow
+from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Observations, grow
 from grouping_worlds import COLUMNS, features, step, trained
 
 ALL = np.arange(4)
 
 
-def visits(success, count: int = 4000, seed: int = 0) -> Visits:
+def visits(success, count: int = 4000, seed: int = 0) -> Observations:
     rng = np.random.default_rng([seed, 1])
     table = features(count, seed)
-    return Visits(table, (rng.random(count) < success(table)).astype(float), np.ones(count), np.arange(count))
+    return Observations(table, (rng.random(count) < success(table)).astype(float), np.ones(count), np.arange(count))
 
 
 def two_steps(table: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_without_the_reward_signal_boundaries_ignore_rewards():
     one, _ = grow(visits(two_steps), ALL, np.random.default_rng(0), boundaries="spread", max_leaves=8)
     flipped = visits(two_steps)
     other, _ = grow(
-        Visits(flipped.features, 1 - flipped.mean, flipped.weight, flipped.prompt),
+        Observations(flipped.features, 1 - flipped.mean, flipped.weight, flipped.prompt),
         ALL,
         np.random.default_rng(0),
         boundaries="spread",
@@ -112,8 +112,8 @@ def test_the_summary_tells_what_each_region_is():
     rng, table = np.random.default_rng(0), features(200)
     table[:, 1:3] = 0.0
     baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=Settings(weighted=False))
-    lessons = [baseline.observe(step(rng, table, prompts=100, size=4, time=float(t))) for t in range(11)]
-    assert any(lesson.redrawn and lesson.redrawn.split for lesson in lessons)
+    update_stats = [baseline.observe(step(rng, table, prompts=100, size=4, time=float(t))) for t in range(11)]
+    assert any(update_stat.redrawn and update_stat.redrawn.split for update_stat in update_stats)
     rows = regions(baseline)
     assert rows[0].rule == "all prompts"
     assert rows[0].parent == -1

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from coterie.algo.turns import Beliefs, Episode, anchor_advantages, anchor_corrections, company
+from coterie.algo.turns import Episode, Prior, anchor_advantages, anchor_corrections, state_peers
 
 NEXT = {0: "start", 1: "x", 2: "x"}  # one action comes back, two others meet
 FIRST = np.array([0.1, 0.4, 0.0])
@@ -60,8 +60,8 @@ def siblings(episodes: Sequence[Episode]) -> np.ndarray:
     return (totals.sum() - totals) / (len(totals) - 1)
 
 
-def beliefs(count: int, *, mean: float = 0.5, variance: float = 0.1, noise: float = 0.2) -> Beliefs:
-    return Beliefs(mean=np.full(count, mean), variance=np.full(count, variance), noise=np.full(count, noise))
+def beliefs(count: int, *, mean: float = 0.5, variance: float = 0.1, noise: float = 0.2) -> Prior:
+    return Prior(mean=np.full(count, mean), variance=np.full(count, variance), noise=np.full(count, noise))
 
 
 def by_state(episodes: Sequence[Episode]) -> list[np.ndarray]:
@@ -78,7 +78,7 @@ def group_in_group(episodes: Sequence[Episode]) -> list[np.ndarray]:
     returns = [np.cumsum(one.rewards[::-1])[::-1] for one in episodes]
     anchored = [
         np.where(there.episodes > 0, found, gained)
-        for found, there, gained in zip(anchor_advantages(episodes, 1.0), company(episodes), returns, strict=True)
+        for found, there, gained in zip(anchor_advantages(episodes, 1.0), state_peers(episodes), returns, strict=True)
     ]
     return [one + two for one, two in zip(outcome, anchored, strict=True)]
 
@@ -180,7 +180,7 @@ def test_nothing_of_its_own_future_moves_the_baseline_of_a_turn() -> None:
         for size in rng.integers(1, 6, 12)
     ]
     baselines = rng.random(12)
-    known = Beliefs(mean=rng.random(12), variance=rng.uniform(0.01, 0.1, 12), noise=rng.uniform(0.02, 0.25, 12))
+    known = Prior(mean=rng.random(12), variance=rng.uniform(0.01, 0.1, 12), noise=rng.uniform(0.02, 0.25, 12))
 
     def said(changed: Sequence[Episode]) -> list[np.ndarray]:
         return anchor_corrections(changed, baselines, known, 0.25)
