@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import environments, run
+from benchmarks.peers.__main__ import program
 from benchmarks.peers.worker import PeerError
-from coterie.cli.main import main
+from coterie.cli import main
 from coterie.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -75,14 +78,17 @@ def test_pip_after_uv(monkeypatch, calls):
 def test_unknown_peers_and_cases_are_refused_before_anything_is_made():
     with pytest.raises(ConfigError, match="no peer 'verl'"):
         run.run(run.Options(peers="verl"))
-    assert main(["bench", "--cases", "nonsense"]) == 2
+    assert main.run(program, "peers", ["--cases", "nonsense"]) == 2
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from coterie.cli.main import main; main(['bench', '--help']); sys.exit('torch' in sys.modules)"
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert seen.returncode == 0
-    assert "--quick" in seen.stdout
+    code = (
+        "import sys; from benchmarks.peers.__main__ import program; from coterie.cli.main import run; "
+        "run(program, 'peers', ['--help']); sys.exit('torch' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "--quick" in process.stdout
 
 
 def test_vllm_gets_what_its_documentation_advises(tmp_path):

@@ -12,7 +12,6 @@ import pytest
 from benchmarks.peers import thread_study as bench
 from benchmarks.peers.thread_study import QUIET, Cell, Load
 from coterie import machine
-from coterie import machine as threads
 from coterie.errors import CoterieError
 from coterie.machine import Default
 
@@ -23,12 +22,12 @@ SPINS = {"GOMP_SPINCOUNT": "1000"}
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that has not loaded torch, on Linux with four cores, where little spinning was measured best."""
-    monkeypatch.setattr(threads, "_done", False)
-    monkeypatch.setattr(threads, "_set", {})
-    monkeypatch.setattr(threads, "_gnu_openmp", lambda: True)
+    monkeypatch.setattr(machine, "_done", False)
+    monkeypatch.setattr(machine, "_set", {})
+    monkeypatch.setattr(machine, "_gnu_openmp", lambda: True)
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(
-        threads,
+        machine,
         "DEFAULTS",
         (
             Default(cores=2, spare=0, waiting="passive", because="of two"),
@@ -40,46 +39,46 @@ def fresh(monkeypatch):
 
 def test_prepare_sets_the_measured_policy_once(fresh):
     environ = {"HOME": "/"}
-    threads.prepare(environ)
+    machine.prepare(environ)
     assert environ == {"HOME": "/"} | SPINS
-    chosen = threads.choice(0, environ)
+    chosen = machine.choice(0, environ)
     assert (chosen.count, chosen.cores, chosen.source) == (3, 4, "measured")
     assert chosen.line() == (
         "3 of 4 physical cores, wait policy spin-1000 (GOMP_SPINCOUNT=1000), because it was measured"
     )
-    threads.prepare(environ)
+    machine.prepare(environ)
     assert environ == {"HOME": "/"} | SPINS
-    assert threads.choice(0, environ) == chosen
-    assert threads.clean_environment(environ) == {"HOME": "/"}
+    assert machine.choice(0, environ) == chosen
+    assert machine.clean_environment(environ) == {"HOME": "/"}
 
 
 @pytest.mark.parametrize("mine", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}])
 def test_prepare_never_overrides_the_user(fresh, mine):
     environ = dict(mine)
-    threads.prepare(environ)
+    machine.prepare(environ)
     assert environ == mine
-    chosen = threads.choice(0, environ)
+    chosen = machine.choice(0, environ)
     assert chosen.source == "environment"
     assert "=".join(next(iter(mine.items()))) in chosen.line()
-    assert threads.clean_environment(environ) == mine
+    assert machine.clean_environment(environ) == mine
 
 
 def test_prepare_after_torch_changes_nothing_and_says_so(fresh, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", object())
     environ: dict[str, str] = {}
-    threads.prepare(environ)
+    machine.prepare(environ)
     assert environ == {}
-    chosen = threads.choice(0, environ)
+    chosen = machine.choice(0, environ)
     assert (chosen.source, chosen.waiting) == ("late", "default")
     assert "coterie.machine.prepare() was not called before" in chosen.line()
 
 
 def test_another_openmp_is_left_alone(fresh, monkeypatch):
-    monkeypatch.setattr(threads, "_gnu_openmp", lambda: False)
+    monkeypatch.setattr(machine, "_gnu_openmp", lambda: False)
     environ: dict[str, str] = {}
-    threads.prepare(environ)
+    machine.prepare(environ)
     assert environ == {}
-    assert threads.choice(0, environ).source == "runtime"
+    assert machine.choice(0, environ).source == "runtime"
 
 
 @pytest.mark.parametrize(
@@ -94,21 +93,21 @@ def test_another_openmp_is_left_alone(fresh, monkeypatch):
     ],
 )
 def test_who_decides_the_number(fresh, configured, environ, number, words):
-    assert threads.count(configured, environ) == number
-    threads.prepare(environ)
-    assert threads.choice(configured, environ).line().endswith(words)
+    assert machine.count(configured, environ) == number
+    machine.prepare(environ)
+    assert machine.choice(configured, environ).line().endswith(words)
 
 
 def test_one_core_is_never_spared(fresh, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 1)
-    monkeypatch.setattr(threads, "DEFAULTS", (Default(cores=8, spare=1, waiting="default", because="x"),))
-    assert threads.count(0, {}) == 1
+    monkeypatch.setattr(machine, "DEFAULTS", (Default(cores=8, spare=1, waiting="default", because="x"),))
+    assert machine.count(0, {}) == 1
 
 
 def test_the_shipped_defaults_fit_every_machine():
-    assert all(default.waiting in threads.WAITING for default in threads.DEFAULTS)
-    assert [default.cores for default in threads.DEFAULTS] == sorted(default.cores for default in threads.DEFAULTS)
-    assert threads.DEFAULTS[-1].cores >= 1024
+    assert all(default.waiting in machine.WAITING for default in machine.DEFAULTS)
+    assert [default.cores for default in machine.DEFAULTS] == sorted(default.cores for default in machine.DEFAULTS)
+    assert machine.DEFAULTS[-1].cores >= 1024
 
 
 def test_openmp_hears_what_prepare_sets():
@@ -116,12 +115,12 @@ def test_openmp_hears_what_prepare_sets():
     if sys.platform != "linux":
         pytest.skip("GNU OpenMP is what torch brings on Linux")
     code = (
-        "from coterie import threads; from coterie.machine import Default; "
-        "threads.DEFAULTS = (Default(cores=1 << 16, spare=0, waiting='spin-1000', because='x'),); "
-        "threads.prepare(); import torch; assert threads.choice().source == 'measured'"
+        "from coterie import machine; from coterie.machine import Default; "
+        "machine.DEFAULTS = (Default(cores=1 << 16, spare=0, waiting='spin-1000', because='x'),); "
+        "machine.prepare(); import torch; assert machine.choice().source == 'measured'"
     )
-    env = threads.clean_environment() | {"OMP_DISPLAY_ENV": "verbose"}
-    env = {name: value for name, value in env.items() if name not in threads.VARIABLES}
+    env = machine.clean_environment() | {"OMP_DISPLAY_ENV": "verbose"}
+    env = {name: value for name, value in env.items() if name not in machine.VARIABLES}
     seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert seen.returncode == 0, seen.stderr
     assert "GOMP_SPINCOUNT = '1000'" in seen.stderr
@@ -195,6 +194,6 @@ def test_run_writes_table_and_record(tmp_path, monkeypatch, capsys):
 
 def test_the_environment_of_this_process_is_left_alone():
     before = dict(os.environ)
-    threads.choice()
-    threads.clean_environment()
+    machine.choice()
+    machine.clean_environment()
     assert dict(os.environ) == before

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_for_tests import fingerprint, importable, make_config
 from test_runs import killed, stop_at
 
 from coterie import launch
@@ -26,6 +25,7 @@ from coterie.rollout.replay_groups import FILES, ReplayGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
+from runs_for_tests import fingerprint, importable, make_config
 
 Made = tuple[Group, dict[str, Rollout], list[Credit]]
 

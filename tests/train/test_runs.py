@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs_for_tests import fingerprint, make_config
 from safetensors.torch import load_file
 
 from coterie import launch
@@ -33,6 +32,7 @@ from coterie.errors import CheckpointError, ConfigError, DataError, ModelError, 
 from coterie.runs.metrics import MetricsDB
 from coterie.train.evaluate import EVALUATING
 from coterie.types import EvalResult, Prompt, Rollout
+from runs_for_tests import fingerprint, make_config
 
 
 class Watch(NullObserver):
@@ -119,7 +119,7 @@ import json, os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[4:]
 from runs_for_tests import make_config
-from coterie import assemble
+from coterie import launch
 from coterie.train import grpo
 point, nth = sys.argv[1], int(sys.argv[2])
 seen = 0
@@ -152,9 +152,9 @@ POINTS = {
 }
 armed(*POINTS[point])
 if sys.argv[3] == "train":
-    assemble.train(make_config(Path.cwd(), **json.loads(os.environ["CHANGED"])))
+    launch.train(make_config(Path.cwd(), **json.loads(os.environ["CHANGED"])))
 else:
-    assemble.resume("one")
+    launch.resume("one")
 """
 
 
