@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from coterie.callbacks import NullObserver, RunInfo
 from coterie.config.schema import RunConfig
 from coterie.runs import parquet, prompts, rollouts
+from coterie.types import EvalResult, Prompt, Rollout
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -97,3 +103,95 @@ def fingerprint(run: Path) -> dict[str, Any]:
         "checkpoint": last.name,
         "weights": weights,
     }
+
+
+class Watch(NullObserver):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.info: RunInfo | None = None
+        self.steps: list[dict[str, float]] = []
+        self.evals: list[EvalResult] = []
+        self.notes: list[tuple[str, str]] = []
+        self.message = ""
+
+    def started(self, info: RunInfo) -> None:
+        self.info = info
+
+    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        self.steps.append(dict(metrics))
+
+    def evaluated(self, results: Sequence[EvalResult]) -> None:
+        self.evals += results
+
+    def noted(self, kind: str, message: str) -> None:
+        self.notes.append((kind, message))
+
+    def finished(self, run: Path, message: str) -> None:
+        self.message = message
+
+
+def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
+    """An observer that sends this process a signal after a step."""
+
+    class Stop(Watch):
+        def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+            for _ in range(times if step == at else 0):
+                os.kill(os.getpid(), number)
+
+    return Stop()
+
+
+CHILD = """
+import json, os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+from runs_for_tests import make_config
+from coterie import launch
+from coterie.train import grpo
+point, nth = sys.argv[1], int(sys.argv[2])
+seen = 0
+def armed(owner, name, after):
+    inner = getattr(owner, name)
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == nth and not after:
+            os.kill(os.getpid(), 9)
+        result = inner(*args, **kwargs)
+        if seen == nth:
+            os.kill(os.getpid(), 9)
+        return result
+    setattr(owner, name, call)
+from coterie.engines.embedded import _Session
+from coterie.policy.optim import MasterAdamW
+from coterie.runs import checkpoint, durable, rollouts
+from coterie.runs.metrics import MetricsDB
+from coterie.train.evaluate import EVALUATING
+POINTS = {
+    "decode": (_Session, "_decode", False),
+    "optimizer": (MasterAdamW, "step", True),
+    "rollout-file": (rollouts, "write_step", True),
+    "metrics": (MetricsDB, "record", True),
+    "evaluation": (MetricsDB, "record_evals", False),
+    "fsync": (durable, "fsync", False),
+    "publish": (checkpoint, "publish_directory", True),
+    "prune": (checkpoint, "_prune", False),
+}
+armed(*POINTS[point])
+if sys.argv[3] == "train":
+    launch.train(make_config(Path.cwd(), **json.loads(os.environ["CHANGED"])))
+else:
+    launch.resume("one")
+"""
+
+
+def killed(root: Path, point: str, nth: int, verb: str = "train", *, changed: str = "{}") -> int:
+    """Run, with changed settings as JSON, in a process of its own that kills itself at the nth pass of a point."""
+    command = [sys.executable, "-c", CHILD, point, str(nth), verb, str(Path(__file__).parent)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CHANGED": changed,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ["PYTHONPATH"]]),
+    }
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=120).returncode

@@ -29,9 +29,9 @@ from coterie.errors import ConfigError, DataError, RewardError, RunError
 from coterie.rewards import by_value
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
+from runs_for_tests import fingerprint, make_model
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
-from train.runs_for_tests import fingerprint, make_model
 
 ROWS = [{"prompt": f"how many legs {k}?", "answer": str(k)} for k in range(12)]
 HELDOUT = [{"prompt": f"how many legs {k}?", "answer": str(k)} for k in range(50, 54)]

@@ -12,7 +12,7 @@ from coterie.config.stop import KINDS
 from coterie.doctor.health import diagnose
 from coterie.doctor.rules import FAMILIES, RULES
 from coterie.runs.metrics import MetricsDB
-from train.runs_for_tests import importable, make_config
+from runs_for_tests import importable, make_config
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pages import ROOT, blocks_of, write_files
 
 from coterie.api.callback import Callback
 from coterie.config.schema import RunConfig
-from train.runs_for_tests import make_model
+from runs_for_tests import make_model
 
 SHORT = {"MODEL__NAME": "tiny", "THREADS": "1", "STEPS": "1", "SAMPLING__MAX_TOKENS": "4", "EVAL__LIMIT": "4"}
 PAGES = {"README.md": ["make_dates.py"], "docs/python.md": []}

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_runs import killed, stop_at
 
 from coterie import launch
 from coterie.algo.advantages import AdvantageRule, by_prompt, credit
@@ -25,7 +24,7 @@ from coterie.rollout.replay_groups import FILES, ReplayGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
-from runs_for_tests import fingerprint, importable, make_config
+from runs_for_tests import fingerprint, importable, killed, make_config, stop_at
 
 Made = tuple[Group, dict[str, Rollout], list[Credit]]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_tests import fingerprint, make_config
 
 from coterie import launch
 from coterie.config.algorithms import ALGORITHMS, filled
 from coterie.config.schema import RunConfig
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import fingerprint, make_config
 
 # Two steps, few tokens; what a row asks for beyond a laptop's batch is made small.
 MORE_REWARDS = """
@@ -85,7 +85,7 @@ def test_what_is_beside_the_policy_resumes_to_the_same_bits(name: str, changed: 
 def _stopping(step: int) -> Any:
     import signal
 
-    from test_runs import stop_at
+    from runs_for_tests import stop_at
 
     return stop_at(step, signal.SIGTERM)
 

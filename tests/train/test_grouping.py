@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_for_tests import fingerprint, make_config
-from test_runs import stop_at
 
 from coterie import launch
 from coterie.algo.estimators import Terms
@@ -22,6 +20,7 @@ from coterie.grouping.estimator import FILES, GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import fingerprint, make_config, stop_at
 from tiny_models import tiny_encoder
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_for_tests import fingerprint, make_config
-from test_runs import stop_at
 
 from coterie import launch
 from coterie.algo.estimators import Predictions, Terms
@@ -23,6 +21,7 @@ from coterie.runs.rollouts import RolloutRecord
 from coterie.train.evaluate import Criterion
 from coterie.train.prompt_stats import MEMORY, PromptStatsTable
 from coterie.types import Context, Group, Message, Outcome, Prompt, Rollout, SamplingSnapshot, StopReason
+from runs_for_tests import fingerprint, make_config, stop_at
 
 HEB = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}
 

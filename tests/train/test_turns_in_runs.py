@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_for_tests import fingerprint, importable, make_config
-from test_runs import killed, stop_at
 
 from coterie import launch
 from coterie.batches.pack import continuation
@@ -21,6 +19,7 @@ from coterie.errors import ConfigError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
+from runs_for_tests import fingerprint, importable, killed, make_config, stop_at
 
 ENVIRONMENT = '''
 from coterie.envs.base import Observation
