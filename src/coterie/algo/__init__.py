@@ -1,0 +1,1 @@
+"""Objective, advantages, KL and sampling as pure functions of arrays and tensors."""

@@ -1,1 +1,1 @@
-"""The Python interface: `coterie.train` and the other verbs."""
+"""Python interface: what `import coterie` offers."""

@@ -1,0 +1,1 @@
+"""Report, learning curve and region map of a run."""

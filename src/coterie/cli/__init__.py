@@ -1,1 +1,1 @@
-"""The verbs of the command line, one module per noun. Heavy imports stay inside the functions."""
+"""Command-line interface, one module per group of commands."""

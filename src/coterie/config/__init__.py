@@ -1,1 +1,1 @@
-"""Every setting of coterie. Importable without torch."""
+"""Settings: schema, files, flags and their messages; no torch."""

@@ -1,0 +1,1 @@
+"""Prompt sources, chat templates, answer parsing, built-in models and datasets."""

@@ -1,0 +1,1 @@
+"""Diagnostic rules over the metrics of a run."""

@@ -1,0 +1,1 @@
+"""Environments: single-turn, retry, running_sum, and functions of your own."""

@@ -1,0 +1,1 @@
+"""Model, attention, log-probs, optimizer and learner."""

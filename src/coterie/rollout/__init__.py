@@ -1,0 +1,1 @@
+"""Prompt sampling, episodes, rollout collection and the replay buffer."""

@@ -1,1 +1,1 @@
-"""Many runs of one recipe, compared."""
+"""Runs of several settings and seeds, compared."""
