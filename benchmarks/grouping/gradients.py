@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.subsample import chances
+from coterie.algo.subsample import keep_probabilities
 from coterie.batches.pack import plan
 from coterie.build.learner import learner_for
 from coterie.build.run import (
@@ -248,7 +248,7 @@ def measure(pool: Pool, size: int, arm: Arm, model: GroupAwareBaseline | None, t
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
         found = advantages(pool, rows, attempts, size, arm, model, time)
-        keep = chances(np.abs(found), arm.roulette)
+        keep = keep_probabilities(np.abs(found), arm.roulette)
         draws = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
         found = np.where(draws < keep, found / np.maximum(keep, 1e-12), 0.0)
         gradients.append(found @ pool.scores[rows, attempts] / BUDGET)
