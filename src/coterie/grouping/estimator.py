@@ -16,7 +16,7 @@ from coterie.algo.estimators import Estimator, Predictions, PromptPrediction, Sc
 from coterie.algo.returns import returns_to_go
 from coterie.algo.turns import Episode, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.config.advantage import GroupingConfig
-from coterie.config.base import user_function
+from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.allocation import allocation
 from coterie.grouping.arrays import Rollouts, join, pick
