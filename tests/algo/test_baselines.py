@@ -1,4 +1,4 @@
-"""Which estimators are unbiased: proven by exact enumeration of every outcome, and by flipping rewards."""
+"""Unbiasedness of estimators, by exact enumeration of every outcome, and by flipping rewards."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from loss_parts import gradient, leaf, number, one_rollout, step, uncorrected
 
 
 def of(ratio: float, advantage: float, *, high: float = 0.2, low: float = 0.2, **choices: Any) -> tuple[float, float]:
-    """What one token is worth, and the derivative by its log-probability."""
+    """Value of a token, and its derivative by its log-probability."""
     now = leaf(math.log(ratio) - 1)
     inputs = one_rollout(
         logprobs=now,

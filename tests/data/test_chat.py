@@ -55,7 +55,7 @@ def user(text: str) -> list[Message]:
 
 
 def own_ids(chat: Chat, messages: list[Message]) -> list[int]:
-    """What transformers itself gives."""
+    """Token ids of transformers itself."""
     return chat.tokenizer.apply_chat_template(messages, chat_template=chat.template, add_generation_prompt=True)[
         "input_ids"
     ]

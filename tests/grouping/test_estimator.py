@@ -185,7 +185,7 @@ def test_history_knows_better_than_the_overall_mean():
 
 @pytest.mark.parametrize("preset", ["tracker", "heb", "heb-stack"])
 def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
-    """Where right answers count little, as those of a policy that is sure of them do, a weighted mean is too low."""
+    """A weighted mean is too low where right answers count little, as those of a policy that is sure of them do."""
     baseline = GroupAwareBaseline(preset=preset)
     for time in range(30):
         baseline.observe(

@@ -1,4 +1,4 @@
-"""What is known of prompts beforehand: computed once each, also across a checkpoint."""
+"""Prompt features, computed once each, also across a checkpoint."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ EXACT = [name for name, row in PRESETS.items() if row.exact]
 
 
 def largest_move(baseline: GroupAwareBaseline, batch: Rollouts) -> tuple[float, float]:
-    """How far any rollout's own baseline, and any other's, moves when its reward and its weight change."""
+    """Largest change of a rollout's own baseline, and of any other's, when its reward and its weight change."""
     before, self_move, others = baseline.predict(batch), 0.0, 0.0
     assert batch.weights is not None
     for i in range(len(batch.prompts)):

@@ -1,4 +1,4 @@
-"""What the environment gave, through the real worker: a part of its own, and columns for others."""
+"""Environment rewards through the real worker: a part of its own, and columns for others."""
 
 from __future__ import annotations
 

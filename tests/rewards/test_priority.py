@@ -75,7 +75,7 @@ def worker(monkeypatch):
 
 
 def look(worker, monkeypatch, after, **processor):
-    """What `advance` does `after` seconds when the system tells this of the worker."""
+    """Deadline that `advance` sets `after` seconds, given this processor usage of the worker."""
     monkeypatch.setattr(worker, "_usage", lambda: _ProcessorUsage(**processor))
     monkeypatch.setattr(time, "monotonic", lambda: worker._asked + after)
     assert worker.advance() is None

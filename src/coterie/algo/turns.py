@@ -85,11 +85,13 @@ def state_peers(episodes: Sequence[Episode], gamma: float = 1.0) -> list[StatePe
         rows = np.full((5, len(episode.states)), np.nan)
         for turn, state in enumerate(episode.states):
             visitors = visits.get((episode.prompt, state), [])
-            came = {who for who, _ in visitors} - {number}
-            away = [value for who, value in totals.get(episode.prompt, {}).items() if who not in came | {number}]
-            rows[0, turn] = _mean([value for who, value in visitors if who != number])
+            visiting = {index for index, _ in visitors} - {number}
+            absent = [
+                value for index, value in totals.get(episode.prompt, {}).items() if index not in visiting | {number}
+            ]
+            rows[0, turn] = _mean([value for index, value in visitors if index != number])
             rows[1, turn] = np.std([value for _, value in visitors]) if visitors else 0.0
-            rows[2, turn], rows[3, turn], rows[4, turn] = len(came), len(away), _mean(away)
+            rows[2, turn], rows[3, turn], rows[4, turn] = len(visiting), len(absent), _mean(absent)
         return StatePeers(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
 
     return [peers_of(number, episode) for number, episode in enumerate(episodes)]

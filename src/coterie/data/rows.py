@@ -21,7 +21,7 @@ class Row:
     data: Mapping[str, Any] | None
     """Columns by name; None when the row could not be read."""
     problem: str | None = None
-    """Why it could not be read."""
+    """Reason for which it could not be read."""
 
 
 def read_hub(name: str, config: str | None, split: str, revision: str | None) -> Iterator[Row]:

@@ -1,8 +1,8 @@
 """Environment that asks again after a wrong answer.
 
-    [environment]
-    name = "retry"
-    params = { turns = 3, discount = 0.5 }
+[environment]
+name = "retry"
+params = { turns = 3, discount = 0.5 }
 """
 
 from __future__ import annotations
