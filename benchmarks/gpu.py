@@ -327,13 +327,13 @@ def bench_decode(report: Report, work: Work, policy: Any) -> None:
     apart = float((got.float() - want.float()).abs().max() / want.float().abs().max().clamp(min=1e-9))
     report.add(work.shape, "captured decode, largest difference from eager", apart, "of the largest logit")
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    held = sum(t[:, :, : at + 1].numel() * t.element_size() for t in (*graph.pool.keys.values(),)) * 2
+    cache_bytes = sum(t[:, :, : at + 1].numel() * t.element_size() for t in (*graph.pool.keys.values(),)) * 2
     rounds = max(10, work.rounds)
     for name, decoder in (("captured", graph), ("eager", plain)):
         timing = measure(lambda decoder=decoder: decoder.step(tokens, positions), policy.device, rounds=rounds, warm=3)
         note = f"{slots} rows at position {at}"
         report.timed(work.shape, f"{name} decode step", timing, slots, "tokens/s", note)
-        share = (weights + held) / timing.median / report.machine["copy_bytes_per_s"]
+        share = (weights + cache_bytes) / timing.median / report.machine["copy_bytes_per_s"]
         note = "bytes of weights, keys and values read a step, over the measured copy bandwidth"
         report.add(work.shape, f"{name} decode, bandwidth efficiency", 100 * share, "%", note)
     synchronize(policy.device)
@@ -355,9 +355,9 @@ def bench_generate(report: Report, work: Work, policy: Any) -> list[Any]:
         turns[:] = engine.generate(requests, sampling)
 
     timing = measure(run, policy.device, rounds=work.rounds)
-    said = sum(len(turn.tokens) for turn in turns)
-    note = f"{len(turns)} completions, {said / len(turns):.0f} tokens on average"
-    report.timed(work.shape, "generation", timing, said, "tokens/s", note)
+    sampled = sum(len(turn.tokens) for turn in turns)
+    note = f"{len(turns)} completions, {sampled / len(turns):.0f} tokens on average"
+    report.timed(work.shape, "generation", timing, sampled, "tokens/s", note)
     engine.close()
     return rollouts_of(requests, turns, work.zero_share)
 
@@ -381,8 +381,8 @@ def row_gradient(policy: Any, batch: Any, kernel: Any) -> dict[str, Any]:
     signs = torch.arange(len(targets), device=device, dtype=logprobs.dtype).cos()
     weights = torch.from_numpy(batch.weights).to(device, logprobs.dtype) * signs
     parameters = policy.parameters()
-    found = torch.autograd.grad((logprobs * weights).sum(), list(parameters.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(parameters, found, strict=True) if grad is not None}
+    gradients = torch.autograd.grad((logprobs * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(parameters, gradients, strict=True) if grad is not None}
 
 
 def bench_kernels(report: Report, work: Work, policy: Any, batches: Sequence[Any]) -> None:
@@ -409,8 +409,8 @@ def bench_kernels(report: Report, work: Work, policy: Any, batches: Sequence[Any
         report.add(work.shape, f"{what}, MFU", 100 * share, "%", report.machine["peak_from"])
     if len(grads) == 2:
         dot = norm_a = norm_b = 0.0
-        for key, one in grads["sdpa"].items():
-            a, b = one.double().flatten(), grads["flex"][key].double().flatten()
+        for key, gradient in grads["sdpa"].items():
+            a, b = gradient.double().flatten(), grads["flex"][key].double().flatten()
             dot, norm_a, norm_b = dot + float(a @ b), norm_a + float(a @ a), norm_b + float(b @ b)
         cosine = dot / math.sqrt(norm_a * norm_b) if norm_a and norm_b else float("nan")
         report.add(work.shape, "gradient, flex against sdpa, 1 - cosine", 1 - cosine, "", work.dtype)
@@ -501,8 +501,10 @@ def bench_trl(report: Report, work: Work, *, paged: bool, ours: float) -> None:
     report.add(work.shape, what, median, "s", f"{work.dtype} weights", low=min(steps), high=max(steps))
     seconds = statistics.median(taken for taken, _ in generating)
     report.add(work.shape, f"{what}: of it generation", seconds, "s")
-    note = f"{statistics.mean(said for _, said in generating) / (work.prompts * work.group):.0f} tokens on average"
-    rate = statistics.median(said / taken for taken, said in generating)
+    note = (
+        f"{statistics.mean(sampled for _, sampled in generating) / (work.prompts * work.group):.0f} tokens on average"
+    )
+    rate = statistics.median(sampled / taken for taken, sampled in generating)
     report.add(work.shape, f"{what}: generation", rate, "tokens/s", note)
     report.add(work.shape, f"{what}: peak memory", peak_memory(torch.device(work.device)), "GiB")
     report.add(work.shape, f"ratio of steps, {'paged' if paged else 'HF generate'}", median / ours, "×")

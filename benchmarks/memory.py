@@ -31,12 +31,12 @@ def main() -> None:
         words = ["--budgets", str(budget), "--checkpointing", checkpointing, "--states", state]
         for name in ("model", "prompts", "group_size", "prompt_tokens", "max_tokens", "threads", "lora"):
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        seen = subprocess.run([sys.executable, __file__, "--one", *words], capture_output=True, text=True)
-        if seen.returncode:
-            cells = ["failed: " + (seen.stderr.strip().splitlines() or ["killed"])[-1]]
+        child = subprocess.run([sys.executable, __file__, "--one", *words], capture_output=True, text=True)
+        if child.returncode:
+            cells = ["failed: " + (child.stderr.strip().splitlines() or ["killed"])[-1]]
         else:
-            found = json.loads(seen.stdout.splitlines()[-1])
-            cells = [f"{found[phase]:.0f}" for phase in PHASES]
+            peaks = json.loads(child.stdout.splitlines()[-1])
+            cells = [f"{peaks[phase]:.0f}" for phase in PHASES]
         print(f"| {budget} | {checkpointing} | {state} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -82,10 +82,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     run.use_threads(config)
     source = run.locate_model(config.model.name, NullObserver())
     policy = run.load_policy(config, source)
-    found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
 
     def mark(phase: str) -> None:
-        found[phase] = memory.peak(policy.device) / MIB
+        peaks[phase] = memory.peak(policy.device) / MIB
         memory.reset_peak(policy.device)
 
     mark("loaded")
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     mark("backward")
     learner.update([[batch]])
     mark("step")
-    return found | {"peak": max(found.values())}
+    return peaks | {"peak": max(peaks.values())}
 
 
 def _sample(config: Any, source: str, policy: Any, options: argparse.Namespace) -> None:

@@ -60,8 +60,8 @@ WAYS = ("add", "subtract", "first number", "shrug")
 def answer(prompt: Prompt, way: int) -> str:
     """What each way says to a prompt."""
     first, _, second, _ = prompt.messages[0]["content"].split()
-    said = (str(int(first) + int(second)), str(int(first) - int(second)), first, "no idea")
-    return said[way]
+    answers = (str(int(first) + int(second)), str(int(first) - int(second)), first, "no idea")
+    return answers[way]
 
 
 def make_engine(logits: torch.Tensor) -> ScriptedEngine:
@@ -129,7 +129,7 @@ def credit(rollouts: list[Rollout]) -> list[Credit]:
 
 def update(logits: torch.Tensor, rollouts: list[Rollout], credits: list[Credit]) -> float:
     """Phase 4: one gradient step on the clipped objective; returns the loss."""
-    earned = {one.rollout_id: one.advantage for one in credits}
+    earned = {credit.rollout_id: credit.advantage for credit in credits}
     ways = torch.tensor([rollout.turns[0].tokens[0] for rollout in rollouts])
     logprobs = torch.log_softmax(logits, -1)[ways]  # log π(way), with gradient
     count = len(rollouts)

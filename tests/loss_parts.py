@@ -25,8 +25,8 @@ def number(*values: float) -> Tensor:
 
 def uncorrected(**choices: Any) -> Objective:
     """These choices, without a correction of the mismatch unless it is one of them."""
-    held: dict[str, Any] = {"correction": "none"}
-    return Objective(**held | choices)
+    defaults: dict[str, Any] = {"correction": "none"}
+    return Objective(**defaults | choices)
 
 
 def one_rollout(**changed: Any) -> LossInputs:
@@ -34,7 +34,7 @@ def one_rollout(**changed: Any) -> LossInputs:
     now = changed["logprobs"]
     count = len(now)
     same = torch.full((count,), 0.2, dtype=torch.float64)
-    held: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "old_logprobs": now.detach(),
         "sampler_logprobs": changed.get("old_logprobs", now.detach()),
         "advantages": torch.ones(count, dtype=torch.float64),
@@ -43,7 +43,7 @@ def one_rollout(**changed: Any) -> LossInputs:
         "weights": torch.full((count,), 1 / count, dtype=torch.float64),
         "rollout": torch.zeros(count, dtype=torch.int64),
     }
-    return LossInputs(**held | changed)
+    return LossInputs(**defaults | changed)
 
 
 def step(
@@ -64,7 +64,7 @@ def step(
     per_rollout = rng.normal(size=len(lengths))
     advantages = rng.normal(size=count) if token_advantages else per_rollout[owner]
     old = np.minimum(now + spread * rng.normal(size=count), -0.01)
-    wanted: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "old_logprobs": old,
         "sampler_logprobs": np.minimum(old + sampler * rng.normal(size=count), -0.01),
         "reference_logprobs": now + 0.5 * rng.normal(size=count),
@@ -78,7 +78,7 @@ def step(
         logprobs=torch.from_numpy(now).requires_grad_(),
         rollout=torch.from_numpy(owner),
         policy_mask=torch.from_numpy(rng.random(count) < 0.8),
-        **{name: torch.from_numpy(values) for name, values in wanted.items()},
+        **{name: torch.from_numpy(values) for name, values in columns.items()},
     )
 
 
@@ -95,5 +95,5 @@ def take(inputs: LossInputs, index: Tensor) -> LossInputs:
 
 
 def gradient(loss: Tensor, leaf: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(loss, leaf, retain_graph=True)
-    return found
+    (slopes,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    return slopes

@@ -17,70 +17,70 @@ Array = np.ndarray
 
 
 def arrays(inputs: LossInputs) -> dict[str, Array | None]:
-    found = {}
+    columns = {}
     for name in LossInputs.__dataclass_fields__:
         value = getattr(inputs, name)
-        found[name] = None if value is None else value.detach().numpy()
-    return found
+        columns[name] = None if value is None else value.detach().numpy()
+    return columns
 
 
-def loss(now: Array, held: Array, data: dict[str, Any], objective: Objective) -> float:
+def loss(now: Array, fixed: Array, data: dict[str, Any], objective: Objective) -> float:
     total = 0.0
     for rollout in np.unique(data["rollout"]):
         where = np.flatnonzero(data["rollout"] == rollout)
-        one = {name: None if value is None else value[where] for name, value in data.items()}
-        total += _rollout(now[where], held[where], one, objective)
+        columns = {name: None if value is None else value[where] for name, value in data.items()}
+        total += _rollout(now[where], fixed[where], columns, objective)
     return total
 
 
 def gradient(data: dict[str, Any], objective: Objective, size: float = 1e-6) -> Array:
     now = data["logprobs"]
-    found = np.zeros_like(now)
+    slopes = np.zeros_like(now)
     for t in range(len(now)):
         for sign in (1, -1):
             moved = now.copy()
             moved[t] += sign * size
-            found[t] += sign * loss(moved, now, data, objective) / (2 * size)
-    return found
+            slopes[t] += sign * loss(moved, now, data, objective) / (2 * size)
+    return slopes
 
 
-def _rollout(now: Array, held: Array, one: dict[str, Any], objective: Objective) -> float:
+def _rollout(now: Array, fixed: Array, data: dict[str, Any], objective: Objective) -> float:
     length = len(now)
-    old = one["old_logprobs"]
-    factor, kept, whole = _correction(old - one["sampler_logprobs"], objective)
-    far = np.mean(one["sampler_logprobs"] - held)
+    old = data["old_logprobs"]
+    factor, kept, whole = _correction(old - data["sampler_logprobs"], objective)
+    far = np.mean(data["sampler_logprobs"] - fixed)
     mean_ratio = math.exp(sum(now - old) / length)
-    held_mean_ratio = math.exp(sum(held - old) / length)
+    fixed_mean_ratio = math.exp(sum(fixed - old) / length)
     total = 0.0
     for t in range(length):
-        a = one["advantages"][t]
+        a = data["advantages"][t]
         rho = math.exp(now[t] - old[t])
         if objective.ratio == "sequence":
             r = mean_ratio
         elif objective.ratio == "sequence_token":
-            r = held_mean_ratio * math.exp(now[t] - held[t])
+            r = fixed_mean_ratio * math.exp(now[t] - fixed[t])
         else:
             r = rho
-        value = _surrogate(t, r, now, held, one, objective, whole)
+        value = _surrogate(t, r, now, fixed, data, objective, whole)
         if objective.surrogate != "gamma":
             value *= factor[t]
-        counts = kept[t] and (one["policy_mask"] is None or one["policy_mask"][t])
+        counts = kept[t] and (data["policy_mask"] is None or data["policy_mask"][t])
         if objective.off_policy_mask is not None and a < 0 and far > objective.off_policy_mask:
             counts = False
         per_token = -value if counts else 0.0
         if objective.kl_beta:
-            per_token += objective.kl_beta * _kl(now[t], held[t], one["reference_logprobs"][t], rho, objective)
-        total += one["weights"][t] * per_token
-        if objective.entropy_bonus and (one["policy_mask"] is None or one["policy_mask"][t]):
-            total -= objective.entropy_bonus * one["weights"][t] * one["entropy"][t]
+            per_token += objective.kl_beta * _kl(now[t], fixed[t], data["reference_logprobs"][t], rho, objective)
+        total += data["weights"][t] * per_token
+        if objective.entropy_bonus and (data["policy_mask"] is None or data["policy_mask"][t]):
+            total -= objective.entropy_bonus * data["weights"][t] * data["entropy"][t]
     return total
 
 
 def _surrogate(
-    t: int, r: float, now: Array, held: Array, one: dict[str, Any], objective: Objective, whole: float
+    t: int, r: float, now: Array, fixed: Array, data: dict[str, Any], objective: Objective, whole: float
 ) -> float:
-    a, low, high = one["advantages"][t], one["clip_low"][t], one["clip_high"][t]
-    old = one["old_logprobs"]
+    a, low, high = data["advantages"][t], data["clip_low"][t], data["clip_high"][t]
+    old = data["old_logprobs"]
     name = objective.surrogate
     if name == "min":
         free = r if objective.ratio_cap is None else min(r, objective.ratio_cap)
@@ -92,22 +92,22 @@ def _surrogate(
         tau = objective.soft_positive if a > 0 else objective.soft_negative
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
     if name == "geometric":
-        signs = one["advantages"]
+        signs = data["advantages"]
         logs = [
             min(x, h) if s > 0 else max(x, -d) if s < 0 else x
-            for x, s, d, h in zip(now - old, signs, one["clip_low"], one["clip_high"], strict=True)
+            for x, s, d, h in zip(now - old, signs, data["clip_low"], data["clip_high"], strict=True)
         ]
         return a * math.exp(sum(logs) / len(logs))
     if name == "gamma":
         k, rate = (2, 3) if a >= 0 else (3, 2)
-        w = min(max(math.exp(sum(held - old)) * whole, 1e-8), math.exp(20))
+        w = min(max(math.exp(sum(fixed - old)) * whole, 1e-8), math.exp(20))
         return math.exp(rate) * w**k * math.exp(-rate * w) * a * now[t]
-    rho = math.exp(held[t] - old[t])
+    rho = math.exp(fixed[t] - old[t])
     if name == "detached":
         if objective.ratio != "token":
-            rho = math.exp(sum(held - old) / len(held))
+            rho = math.exp(sum(fixed - old) / len(fixed))
         return min(max(rho, 1 - low), 1 + high) * a * now[t]
-    p, q = math.exp(held[t]), math.exp(old[t])
+    p, q = math.exp(fixed[t]), math.exp(old[t])
     if name == "tv":
         out = (a > 0 and p - q > high) or (a <= 0 and p - q < -low)
     else:
@@ -116,7 +116,7 @@ def _surrogate(
     return 0.0 if out else min(rho, 20) * a * now[t]
 
 
-def _kl(now: float, held: float, ref: float, rho: float, objective: Objective) -> float:
+def _kl(now: float, fixed: float, ref: float, rho: float, objective: Objective) -> float:
     def third(x: float) -> float:
         return math.exp(-x) - 1 + x
 
@@ -129,22 +129,22 @@ def _kl(now: float, held: float, ref: float, rho: float, objective: Objective) -
         return third(x)
     if objective.kl_estimator == "k3_unbiased":
         return rho * third(x)
-    return x * x / 2 - (held - ref) ** 2 / 2 + third(held - ref)
+    return x * x / 2 - (fixed - ref) ** 2 / 2 + third(fixed - ref)
 
 
 def _correction(logs: Array, objective: Objective) -> tuple[Array, Array, float]:
     """Factor and keep of each token, and the factor of the rollout as a whole."""
     low, high, mode = objective.correction_low, objective.correction_high, objective.correction
     w, product, mean = np.exp(logs), math.exp(sum(logs)), math.exp(sum(logs) / len(logs))
-    one, every = np.ones(len(logs)), np.ones(len(logs), dtype=bool)
+    ones, every = np.ones(len(logs)), np.ones(len(logs), dtype=bool)
     table = {
-        "none": (one, every),
+        "none": (ones, every),
         "token_truncate": (np.minimum(w, high), every),
         "token_clip": (np.clip(w, low, high), every),
         "token_mask": (w, (w >= low) & (w <= high)),
-        "sequence_truncate": (one * min(product, high), every),
-        "sequence_mask": (one * product, every & (low <= product <= high)),
-        "geometric_mask": (one, every & (low <= mean <= high)),
+        "sequence_truncate": (ones * min(product, high), every),
+        "sequence_mask": (ones * product, every & (low <= product <= high)),
+        "geometric_mask": (ones, every & (low <= mean <= high)),
     }
     factor, kept = table[mode]
     if objective.veto is not None:

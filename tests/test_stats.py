@@ -49,11 +49,11 @@ def test_bootstrap_covers_the_truth_about_95_times_in_100():
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.integers(0, 5))
 def test_bootstrap_stays_inside_the_values(values, seed):
-    found = bootstrap_interval(values, seed, draws=200)
-    value, low, high = found
+    interval = bootstrap_interval(values, seed, draws=200)
+    value, low, high = interval
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
     assert value == pytest.approx(np.mean(values))
-    assert found == bootstrap_interval(values, seed, draws=200)
+    assert interval == bootstrap_interval(values, seed, draws=200)
 
 
 def test_paired_test_sees_a_gain_and_no_gain():
@@ -99,9 +99,9 @@ def test_no_draws():
 
 
 def test_reward_summary():
-    found = reward_summary([[1, 1], [0, 0], [0, 1], [0.5, 0.5]])
-    assert (found.mean, found.low, found.high, found.groups) == (0.5, 0, 1, 4)
-    assert (found.solved, found.mixed, found.none, found.zero_variance) == (0.25, 0.25, 0.5, 0.75)
-    assert found.std == pytest.approx(np.std([1, 1, 0, 0, 0, 1, 0.5, 0.5]))
+    summary = reward_summary([[1, 1], [0, 0], [0, 1], [0.5, 0.5]])
+    assert (summary.mean, summary.low, summary.high, summary.groups) == (0.5, 0, 1, 4)
+    assert (summary.solved, summary.mixed, summary.none, summary.zero_variance) == (0.25, 0.25, 0.5, 0.75)
+    assert summary.std == pytest.approx(np.std([1, 1, 0, 0, 0, 1, 0.5, 0.5]))
     with pytest.raises(ValueError, match="no empty group"):
         reward_summary([[1], []])

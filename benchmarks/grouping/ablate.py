@@ -95,22 +95,22 @@ def floor(rollouts: Rollouts) -> float:
 
 def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareEstimator]]:
     """Every run with a judge that knows its questions' features. Runs on the same data share the model's answers."""
-    known: dict[str, GroupAwareEstimator] = {}
+    estimators: dict[str, GroupAwareEstimator] = {}
     for run in runs:
         config = load_file(run / "config.toml").config
         same = repr(
             (config.model, config.data, config.grouping.embedding, config.grouping.key, config.grouping.weights)
         )
-        if same not in known:
+        if same not in estimators:
             use_threads(config)
             inputs = read_inputs(config, NullObserver())
             grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
-            found = estimator_for_run(
+            estimator = estimator_for_run(
                 config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs)
             )
-            assert isinstance(found, GroupAwareEstimator)
-            known[same] = found
-        yield run, known[same]
+            assert isinstance(estimator, GroupAwareEstimator)
+            estimators[same] = estimator
+        yield run, estimators[same]
 
 
 def streams(runs: Sequence[Path]) -> Iterator[tuple[Path, list[Rollouts], tuple[Column, ...]]]:
@@ -127,11 +127,11 @@ def table(results: Mapping[str, Mapping[str, Error]]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     full, text = results[FULL], partial(interval_text, digits=4)
-    for name, found in results.items():
-        whole = t_interval([one.whole for one in found.values()])
-        more = t_interval([one.whole - full[run].whole for run, one in found.items()])
-        early = t_interval([one.early for one in found.values()])
-        power = t_interval([one.power / full[run].power for run, one in found.items()])
+    for name, errors in results.items():
+        whole = t_interval([error.whole for error in errors.values()])
+        more = t_interval([error.whole - full[run].whole for run, error in errors.items()])
+        early = t_interval([error.early for error in errors.values()])
+        power = t_interval([error.power / full[run].power for run, error in errors.items()])
         rest = ["–", text(early), "1"] if name == FULL else [text(more, sign="+"), text(early), text(power, digits=3)]
         lines.append(f"| {name} | {text(whole)} | " + " | ".join(rest) + " |")
     return "\n".join(lines)
@@ -148,8 +148,8 @@ def main() -> None:
             results[name][str(run)] = judge(stream, columns, preset, settings)
     if given.out:
         plain = {
-            name: {run: {key: getattr(one, key) for key in Error.__slots__} for run, one in found.items()}
-            for name, found in results.items()
+            name: {run: {key: getattr(error, key) for key in Error.__slots__} for run, error in errors.items()}
+            for name, errors in results.items()
         }
         write_file(given.out, json_dumps(plain).encode())
     print(f"{len(given.runs)} runs; means over them with Student's 95 % interval\n\n{table(results)}")

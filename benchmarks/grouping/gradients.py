@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.subsample import chances
+from coterie.algo.subsample import keep_probabilities
 from coterie.batches.pack import plan
 from coterie.build.learner import learner_for
 from coterie.build.run import (
@@ -117,15 +117,15 @@ class Projection:
     def __init__(self, parameters: Mapping[str, Tensor], seed: int) -> None:
         source = torch.Generator().manual_seed(seed)
         self.signs = {
-            name: torch.randint(0, 2, (one.numel(),), generator=source, dtype=torch.int8).mul_(2).sub_(1)
-            for name, one in parameters.items()
+            name: torch.randint(0, 2, (parameter.numel(),), generator=source, dtype=torch.int8).mul_(2).sub_(1)
+            for name, parameter in parameters.items()
         }
 
     def __call__(self, gradient: Mapping[str, Tensor]) -> np.ndarray:
         """[D]"""
         total = torch.zeros(DIMENSIONS)
-        for name, one in gradient.items():
-            flat = one.reshape(-1).float() * self.signs[name]
+        for name, tensor in gradient.items():
+            flat = tensor.reshape(-1).float() * self.signs[name]
             whole = flat.numel() // DIMENSIONS * DIMENSIONS
             total += flat[:whole].view(-1, DIMENSIONS).sum(0)
             total[: flat.numel() - whole] += flat[whole:]
@@ -153,7 +153,7 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
         # Another seed: these draws are none of those that the run goes on to make.
         collector = collector_for(config, engine, inputs.chat, scorer, seed=config.seed + 1_000_003)
         sampling = sampling_for(config, config.sampling.temperature)
-        found = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
+        rollouts = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
     judge = estimator_for_run(config, inputs, policy)
     assert isinstance(judge, GroupAwareEstimator)
     judge.load(folder, adopt=False)
@@ -161,10 +161,10 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
     shape = len(names), ATTEMPTS
     pool = Pool(
         prompts=names,
-        rewards=np.array([np.nan if one.reward is None else one.reward for one in found]).reshape(shape),
-        weights={kind: _weights(found, kind).reshape(shape) for kind in WEIGHTS},
+        rewards=np.array([np.nan if rollout.reward is None else rollout.reward for rollout in rollouts]).reshape(shape),
+        weights={kind: _weights(rollouts, kind).reshape(shape) for kind in WEIGHTS},
         features=judge.features.of(names),
-        scores=_scores(learner_for(config, policy, lambda: policy), found).reshape(*shape, -1),
+        scores=_scores(learner_for(config, policy, lambda: policy), rollouts).reshape(*shape, -1),
     )
     return pool, judge.features
 
@@ -172,22 +172,22 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
 def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
     """[R, D]; what was said twice in answer to the same prompt is taken once."""
     projection = Projection(learner.policy.parameters(), seed=0)
-    known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
-    for one in rollouts:
-        key = one.context.prompt_id, one.turns[0].tokens
-        if key in known:
+    scores: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+    for rollout in rollouts:
+        key = rollout.context.prompt_id, rollout.turns[0].tokens
+        if key in scores:
             continue
-        credit = Credit(rollout_id=one.id, advantage=1.0, clip_low=1.0, clip_high=1.0)
-        batches = plan([one], [credit], normalize="token", token_budget=1 << 20, skip_zero=False)
+        credit = Credit(rollout_id=rollout.id, advantage=1.0, clip_low=1.0, clip_high=1.0)
+        batches = plan([rollout], [credit], normalize="token", token_budget=1 << 20, skip_zero=False)
         # The loss is the mean over tokens and is minimised; the score is the sum, and points upwards.
-        known[key] = -one.trained_tokens * projection(learner.gradient(batches))
-    return np.stack([known[one.context.prompt_id, one.turns[0].tokens] for one in rollouts])
+        scores[key] = -rollout.trained_tokens * projection(learner.gradient(batches))
+    return np.stack([scores[rollout.context.prompt_id, rollout.turns[0].tokens] for rollout in rollouts])
 
 
 def _weights(rollouts: Sequence[Rollout], kind: str) -> np.ndarray:
-    found = sampled_weights(rollouts, kind)
-    assert found is not None
-    return found
+    weights = sampled_weights(rollouts, kind)
+    assert weights is not None
+    return weights
 
 
 def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwareBaseline | None:
@@ -195,18 +195,18 @@ def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwa
     if arm.preset is None:
         return None
     estimator = GroupAwareBaseline(features.map.columns, preset=arm.preset, settings=Settings(), seed=0)
-    for number in (one for one in parquet.steps(run / "rollouts") if one <= step):
+    for number in (past for past in parquet.steps(run / "rollouts") if past <= step):
         estimator.observe(recorded(run, number, features, arm.weights))
     return estimator
 
 
 def recorded(run: Path, number: int, features: PromptFeatures, weights: str) -> Rollouts:
     """One recorded step, as an estimator sees it; `weights` as in `[grouping]`, but for score_norm."""
-    rows = [one.rollout for one in store.read_step(run / "rollouts", number) if one.rollout.reward is not None]
-    names = tuple(one.context.prompt_id for one in rows)
+    rows = [record.rollout for record in store.read_step(run / "rollouts", number) if record.rollout.reward is not None]
+    names = tuple(rollout.context.prompt_id for rollout in rows)
     return Rollouts(
         prompts=names,
-        rewards=np.array([one.reward for one in rows], dtype=np.float64),
+        rewards=np.array([rollout.reward for rollout in rows], dtype=np.float64),
         features=features.of(names),
         time=float(number - 1),
         weights=sampled_weights(rows, weights),
@@ -247,19 +247,19 @@ def measure(pool: Pool, size: int, arm: Arm, model: GroupAwareBaseline | None, t
     gradients, silent = [], []
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
-        found = advantages(pool, rows, attempts, size, arm, model, time)
-        keep = chances(np.abs(found), arm.roulette)
-        draws = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
-        found = np.where(draws < keep, found / np.maximum(keep, 1e-12), 0.0)
-        gradients.append(found @ pool.scores[rows, attempts] / BUDGET)
-        silent.append(np.mean(np.abs(found) < 1e-6))
+        credit = advantages(pool, rows, attempts, size, arm, model, time)
+        keep = keep_probabilities(np.abs(credit), arm.roulette)
+        uniforms = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
+        credit = np.where(uniforms < keep, credit / np.maximum(keep, 1e-12), 0.0)
+        gradients.append(credit @ pool.scores[rows, attempts] / BUDGET)
+        silent.append(np.mean(np.abs(credit) < 1e-6))
     table = np.stack(gradients)
     mean = table.mean(axis=0)
     noise = float(((table - mean) ** 2).sum() / (len(table) - 1))
     return Gradient(mean=mean, noise=noise, silent=float(np.mean(silent)))
 
 
-def gain(arm: str, size: int, found: Mapping[tuple[str, int], Gradient]) -> float:
+def gain(arm: str, size: int, gradients: Mapping[tuple[str, int], Gradient]) -> float:
     """What an arm's expected advantages multiply the gradient by.
 
     1 for a baseline without the own reward, 1 - 1/G for the group's mean: known, and not measured, because the mean
@@ -269,25 +269,27 @@ def gain(arm: str, size: int, found: Mapping[tuple[str, int], Gradient]) -> floa
     """
     if arm not in ("prompt", "grpo-std"):
         return 1.0
-    own, plain = found[arm, size].mean, found["prompt", size].mean
-    return (1 - 1 / size) * float(own @ plain) / float(plain @ plain)
+    scaled, plain = gradients[arm, size].mean, gradients["prompt", size].mean
+    return (1 - 1 / size) * float(scaled @ plain) / float(plain @ plain)
 
 
 def study(run: Path, step: int, prompts: int, batches: int) -> dict[str, Any]:
     """Every arm at every group size, at one checkpoint."""
     pool, features = collect(run, step, prompts)
-    found: dict[tuple[str, int], Gradient] = {}
+    gradients: dict[tuple[str, int], Gradient] = {}
     for name, arm in ARMS.items():
         model = taught(run, step, arm, features)
         for size in SIZES:
             if size > 1 or name not in ("grpo-std", "prompt", "rloo"):  # a lone rollout has no siblings
-                found[name, size] = measure(pool, size, arm, model, step, batches)
+                gradients[name, size] = measure(pool, size, arm, model, step, batches)
     return {
-        "arms": {f"{arm}/{size}": one.numbers(gain(arm, size, found)) for (arm, size), one in found.items()},
+        "arms": {
+            f"{arm}/{size}": gradient.numbers(gain(arm, size, gradients)) for (arm, size), gradient in gradients.items()
+        },
         "reward": float(np.nanmean(pool.rewards)),
         "within": float(np.nanvar(pool.rewards, axis=1, ddof=1).mean()),
         "between": float(np.nanvar(np.nanmean(pool.rewards, axis=1), ddof=1)),
-        "distinct": len({one.tobytes() for one in pool.scores.reshape(-1, DIMENSIONS)}),
+        "distinct": len({score.tobytes() for score in pool.scores.reshape(-1, DIMENSIONS)}),
     }
 
 
@@ -298,12 +300,12 @@ def table(results: dict[str, Any], what: str = "noise") -> str:
     for arm in ARMS:
         cells = []
         for size in SIZES:
-            tables = [one["arms"] for one in results.values() if f"{arm}/{size}" in one["arms"]]
-            found = [one[f"{arm}/{size}"][what] for one in tables]
+            tables = [result["arms"] for result in results.values() if f"{arm}/{size}" in result["arms"]]
+            values = [arms[f"{arm}/{size}"][what] for arms in tables]
             if what == "noise":
-                found = [value / one["grpo-std/8"][what] for value, one in zip(found, tables, strict=True)]
-            mean = np.exp(np.mean(np.log(found))) if found and what == "noise" else np.mean(found or [np.nan])
-            cells.append(f"{mean:.2f} [{min(found):.2f}, {max(found):.2f}]" if found else "–")
+                values = [value / arms["grpo-std/8"][what] for value, arms in zip(values, tables, strict=True)]
+            mean = np.exp(np.mean(np.log(values))) if values and what == "noise" else np.mean(values or [np.nan])
+            cells.append(f"{mean:.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "–")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

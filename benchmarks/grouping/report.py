@@ -37,13 +37,13 @@ def spread(values: list[float], digits: int = 4) -> str:
 
 def gather(results: dict, kind: str, scenario: str, measure: str) -> dict[str, dict[int, dict[int, list[float]]]]:
     """arm → size → seed → values over steps."""
-    found: dict = defaultdict(lambda: defaultdict(dict))
+    series: dict = defaultdict(lambda: defaultdict(dict))
     for key, result in results.items():
         name, seed, size = key.split("/")
         if name == f"{kind}{scenario}":
             for arm, values in result[measure].items():
-                found[arm][int(size)][int(seed)] = values
-    return found
+                series[arm][int(size)][int(seed)] = values
+    return series
 
 
 def main_tables(results: dict, kind: str, scenario: str) -> list[str]:
@@ -111,8 +111,8 @@ def gradient_table(results: dict, kind: str, scenario: str, sizes: list[int]) ->
         cells, signals = [], []
         for size in measured:
             c = total(arm, size, "along") / total(arm, size, "power")
-            own = total("oracle", size, "along") / total("oracle", size, "power")
-            base = total("oracle", size, "trace") / own**2
+            signal = total("oracle", size, "along") / total("oracle", size, "power")
+            base = total("oracle", size, "trace") / signal**2
             signals.append(f"{c:.2f}")
             cells.append(f"{total(arm, size, 'trace') / c**2 / base:.3f}" if c > 0.05 else "no signal")
         lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " | " + ", ".join(signals) + " |")

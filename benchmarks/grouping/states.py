@@ -63,15 +63,15 @@ def measure(run: Path, judge: GroupAwareEstimator, size: int) -> Worth:
 def _steps(run: Path, size: int) -> Iterator[tuple[int, list[Rollout]]]:
     for number in parquet.steps(run / "rollouts"):
         rows = [record.rollout for record in store.read_step(run / "rollouts", number)]
-        yield number, [one for one in rows if one.reward is not None and one.sample < size]
+        yield number, [rollout for rollout in rows if rollout.reward is not None and rollout.sample < size]
 
 
 def _later(model: PartwiseBaseline, judge: GroupAwareEstimator, rows: Sequence[Rollout], time: float) -> np.ndarray:
     """[turns, 3] of the turns after the first: w (return - baseline)² with the scale and without, and whether it moved
     the baseline."""
-    names = tuple(one.context.prompt_id for one in rows)
-    totals = np.array([one.reward for one in rows], dtype=np.float64)
-    seen = {
+    names = tuple(rollout.context.prompt_id for rollout in rows)
+    totals = np.array([rollout.reward for rollout in rows], dtype=np.float64)
+    step = {
         "": Rollouts(
             prompts=names,
             rewards=totals,
@@ -81,30 +81,30 @@ def _later(model: PartwiseBaseline, judge: GroupAwareEstimator, rows: Sequence[R
         )
     }
     given = given_by_environment(judge.terms.environment, "")
-    episodes = [episode_of(one, float(total), given) for one, total in zip(rows, totals, strict=True)]
-    verdict = model.explain(seen, {"": episodes})
-    found = [
+    episodes = [episode_of(rollout, float(total), given) for rollout, total in zip(rows, totals, strict=True)]
+    verdict = model.explain(step, {"": episodes})
+    squares = [
         (weight * (advantage - moved) ** 2, weight * advantage**2, moved != 0)
-        for one, advantage, states in zip(rows, verdict.advantages, verdict.states[STATE], strict=True)
-        for turn, moved in list(zip(one.turns, states, strict=True))[1:]
+        for rollout, advantage, states in zip(rows, verdict.advantages, verdict.states[STATE], strict=True)
+        for turn, moved in list(zip(rollout.turns, states, strict=True))[1:]
         for weight in [probability_weight(turn.sampler_logprobs)]
     ]
-    model.observe(seen)
-    return np.array(found, dtype=np.float64).reshape(-1, 3)
+    model.observe(step)
+    return np.array(squares, dtype=np.float64).reshape(-1, 3)
 
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("runs", nargs="+", type=Path)
     given = words.parse_args()
-    found = {size: [measure(run, judge, size) for run, judge in judges(given.runs)] for size in SIZES}
+    worths_of = {size: [measure(run, judge, size) for run, judge in judges(given.runs)] for size in SIZES}
     print(f"{len(given.runs)} runs; turns after the first; means over runs with Student's 95 % interval\n")
     print("| attempts | states that others came to | gradient power with / without | where others came |")
     print("| --- | --- | --- | --- |")
-    for size, worths in found.items():
-        shared = interval_text(t_interval([one.shared for one in worths]), digits=2)
+    for size, worths in worths_of.items():
+        shared = interval_text(t_interval([worth.shared for worth in worths]), digits=2)
         power, met = (
-            interval_text(t_interval([getattr(one, name) for one in worths]), digits=3) for name in ("power", "met")
+            interval_text(t_interval([getattr(worth, name) for worth in worths]), digits=3) for name in ("power", "met")
         )
         print(f"| {size} | {shared} | {power} | {met} |")
 

@@ -74,9 +74,9 @@ class World:
         self.effect = rng.normal(0, 0.7, s.prompts)
         self.t = 0
         embedding = rng.normal(size=(s.clusters, 8))[self.cluster] + rng.normal(0, 0.5, (s.prompts, 8))
-        seen = hard + rng.normal(0, 0.5, s.prompts)
+        noisy_hardness = hard + rng.normal(0, 0.5, s.prompts)
         tag = np.eye(s.tasks)[task[self.cluster]]
-        features = np.hstack([embedding, seen[:, None], seen[:, None] ** 2, tag])
+        features = np.hstack([embedding, noisy_hardness[:, None], noisy_hardness[:, None] ** 2, tag])
         if s.noise_features:
             features = rng.permuted(features, axis=0)
         self.features = np.clip((features - features.mean(axis=0)) / features.std(axis=0), -4, 4)

@@ -61,11 +61,11 @@ def select(names: str | None) -> Sequence[Case]:
     """
     if names is None:
         return CASES
-    known = {case.name: case for case in CASES}
-    return [known[name] if name in known else _shape(name, known) for name in names.split(",")]
+    by_name = {case.name: case for case in CASES}
+    return [by_name[name] if name in by_name else _shape(name, by_name) for name in names.split(",")]
 
 
-def _shape(text: str, known: dict[str, Case]) -> Case:
+def _shape(text: str, cases: dict[str, Case]) -> Case:
     try:
         size, length, limit = text.split(":")
         prompts, group_size = size.split("x")
@@ -80,7 +80,7 @@ def _shape(text: str, known: dict[str, Case]) -> Case:
         case = None
     if case is None or min(case.prompts, case.prompt_tokens, case.max_tokens) < 1 or case.group_size < 2:
         raise ConfigError(
-            f"there is no case {text!r}; expected some of {', '.join(known)}, or a shape such as 2x2:64:8 "
+            f"there is no case {text!r}; expected some of {', '.join(cases)}, or a shape such as 2x2:64:8 "
             "(prompts x group size : prompt tokens : longest completion)"
         )
     return case

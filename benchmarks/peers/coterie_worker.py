@@ -93,25 +93,25 @@ class Side:
 
     def generate(self, _: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
-        found = self.turns()
+        turns = self.turns()
         seconds = time.perf_counter() - started
         self.next_version()
-        return {"generate_s": seconds, "rollouts": [list(turn.tokens) for turn in found]}
+        return {"generate_s": seconds, "rollouts": [list(turn.tokens) for turn in turns]}
 
     def step(self, question: dict[str, Any]) -> dict[str, Any]:
         """A whole step on its own rollouts: generate, score, group, credit, update."""
         started = time.perf_counter()
-        found = self.turns()
+        turns = self.turns()
         generated = time.perf_counter()
         values = np.array(question["rewards"])
-        trained = self.learn(self.rollouts(found, values), values)
+        trained = self.learn(self.rollouts(turns, values), values)
         ended = time.perf_counter()
         self.next_version()
         return {
             "generate_s": generated - started,
             "update_s": ended - generated,
             "step_s": ended - started,
-            "rollouts": [list(turn.tokens) for turn in found],
+            "rollouts": [list(turn.tokens) for turn in turns],
             "trained_tokens": trained,
             "peak": peak_resident(),
         }
@@ -148,8 +148,8 @@ class Side:
     def batches(self, rollouts: Sequence[Rollout], values: np.ndarray) -> list[Any]:
         advantages = rule.advantages(values).reshape(-1)
         credits = [
-            Credit(rollout_id=one.id, advantage=float(advantage), clip_low=CLIP, clip_high=CLIP)
-            for one, advantage in zip(rollouts, advantages, strict=True)
+            Credit(rollout_id=rollout.id, advantage=float(advantage), clip_low=CLIP, clip_high=CLIP)
+            for rollout, advantage in zip(rollouts, advantages, strict=True)
         ]
         return plan(
             rollouts,
@@ -174,16 +174,18 @@ class Side:
             size = max(0.02 * float(parameter.float().std()), 1e-3)
             noise = torch.randn(parameter.shape, generator=random) * size
             parameter += noise.to(parameter.dtype)
-        save_file({name: one.detach().contiguous() for name, one in self.policy.parameters().items()}, question["path"])
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in self.policy.parameters().items()}, question["path"]
+        )
         return {}
 
     def gradient(self, question: dict[str, Any]) -> dict[str, Any]:
         """Write the gradient of the loss on given rollouts, by parameter name."""
         values = np.array(question["rewards"])
         packed = self.batches(self.rollouts(self.given(question["rollouts"]), values), values)
-        found = {name: grad.float().contiguous() for name, grad in self.learner.gradient(packed).items()}
+        gradients = {name: grad.float().contiguous() for name, grad in self.learner.gradient(packed).items()}
         Path(question["path"]).unlink(missing_ok=True)
-        save_file(found, question["path"])
+        save_file(gradients, question["path"])
         return {}
 
 

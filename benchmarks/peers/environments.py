@@ -29,7 +29,7 @@ class Environment:
     unwanted: tuple[str, ...] = ()
     """Dependencies removed again: unused for text, and broken beside a torch of another build."""
 
-    def wanted(self) -> list[str]:
+    def pinned(self) -> list[str]:
         """Requirements with our own versions filled in, without a build tag such as +cpu."""
         return [*self.requirements, *(f"{name}=={metadata.version(name).split('+')[0]}" for name in self.shared)]
 
@@ -51,25 +51,25 @@ def ensure(name: str, folder: Path = FOLDER, *, say: Callable[[str], None]) -> P
     Raises:
         PeerError: it cannot be made, e.g. without a network.
     """
-    wanted = ENVIRONMENTS[name]
+    environment = ENVIRONMENTS[name]
     place = folder.resolve() / name
     python = place / "bin" / "python"
     stamp = place / "stamp.json"
-    facts = {"requirements": wanted.wanted(), "python": sys.version.split()[0]}
+    facts = {"requirements": environment.pinned(), "python": sys.version.split()[0]}
     if python.exists() and _read(stamp) == facts:
         return python
-    say(f"making an environment for {name} in {place}: {', '.join(wanted.wanted())}; the first time this downloads it")
+    say(f"making an environment for {name} in {place}: {', '.join(environment.pinned())}; the first time it downloads")
     stamp.unlink(missing_ok=True)
     if _call([sys.executable, "-m", "venv", "--clear", str(place)]):
         raise PeerError(f"cannot make a virtual environment in {place}; install your system's venv package")
-    if not _install(python, wanted.wanted()):
+    if not _install(python, environment.pinned()):
         raise PeerError(
             f"the environment for {name} in {place} could not be made (the reason is above); it needs the package "
-            f"index once: {', '.join(wanted.wanted())}; check the network and `pip config list`, or leave it out "
+            f"index once: {', '.join(environment.pinned())}; check the network and `pip config list`, or leave it out "
             "with --peers"
         )
-    if wanted.unwanted:
-        _call([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *wanted.unwanted])
+    if environment.unwanted:
+        _call([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *environment.unwanted])
     stamp.write_text(json.dumps(facts), encoding="utf-8")
     return python
 
@@ -104,8 +104,8 @@ def _settings() -> dict[str, str]:
 
 
 def _pip_setting(name: str) -> str:
-    seen = subprocess.run([sys.executable, "-m", "pip", "config", "get", name], capture_output=True, text=True)
-    return seen.stdout.strip() if seen.returncode == 0 else ""
+    process = subprocess.run([sys.executable, "-m", "pip", "config", "get", name], capture_output=True, text=True)
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def _call(command: Sequence[str], env: dict[str, str] | None = None) -> int:

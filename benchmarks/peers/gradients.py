@@ -43,5 +43,5 @@ def compare(ours: Path, theirs: Path) -> dict[str, Any]:
         "relative_error": math.sqrt(square_error / square_right),
         "worst": {"parameter": worst, "relative_error": worst_error},
         "norms": [math.sqrt(square_left), math.sqrt(square_right)],
-        "numbers": sum(one.size for one in right.values()),
+        "numbers": sum(gradient.size for gradient in right.values()),
     }

@@ -97,9 +97,9 @@ def exponent(points: Sequence[Point], measured: str) -> float:
     """Slope of log(seconds) against log(tokens) between the last two points: 1 is linear; nan for one point."""
     if len(points) < 2:
         return math.nan
-    one, two = points[-2:]
-    tokens = math.log(two.sizes.tokens / one.sizes.tokens)
-    return math.log(getattr(two, measured) / getattr(one, measured)) / tokens
+    before, last = points[-2:]
+    tokens = math.log(last.sizes.tokens / before.sizes.tokens)
+    return math.log(getattr(last, measured) / getattr(before, measured)) / tokens
 
 
 def measure(x: int, sizes: Sizes, model: str = MODEL) -> Point:
@@ -127,9 +127,9 @@ def table(curve: Curve, points: Sequence[Point]) -> list[str]:
         f"| {curve.axis} | tokens | generate s | ideal | update s | ideal | peak MiB | before the step |",
         "| --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    wanted = {name: ideal(points, name) for name in ("generate", "update")}
+    ideals = {name: ideal(points, name) for name in ("generate", "update")}
     for index, point in enumerate(points):
-        seconds = " | ".join(f"{getattr(point, name):.2f} | {wanted[name][index]:.2f}" for name in wanted)
+        seconds = " | ".join(f"{getattr(point, name):.2f} | {ideals[name][index]:.2f}" for name in ideals)
         memory = f"{point.peak / MIB:.0f} | {point.loaded / MIB:.0f}"
         lines.append(f"| {point.x} | {point.sizes.tokens} | {seconds} | {memory} |")
     slopes = ", ".join(f"{name} {exponent(points, name):.2f}" for name in ("generate", "update"))

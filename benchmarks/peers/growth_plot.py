@@ -35,8 +35,8 @@ def draw(
                 label=name,
                 markersize=4,
             )
-            wanted = [value / scale for value in ideal(points, name)]
-            axis.plot(xs, wanted, "--", color=_COLORS[name], alpha=0.6, linewidth=1, label=f"{name}, ideal")
+            ideals = [value / scale for value in ideal(points, name)]
+            axis.plot(xs, ideals, "--", color=_COLORS[name], alpha=0.6, linewidth=1, label=f"{name}, ideal")
         axis.set_xlabel(curve.axis)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)

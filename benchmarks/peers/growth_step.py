@@ -106,8 +106,8 @@ def packed(
         rollout(key.prompt, key.sample, turn, float(key.sample % 2)) for key, turn in zip(keys, turns, strict=True)
     ]
     credits = [
-        Credit(rollout_id=one.id, advantage=1.0 if one.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
-        for one in rollouts
+        Credit(rollout_id=member.id, advantage=1.0 if member.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
+        for member in rollouts
     ]
     return plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
 

@@ -39,11 +39,11 @@ def score(completions: Sequence[str], loops: int = UNIT_LOOPS) -> list[float]:
 def busy(count: int) -> Generator[Callable[[], int]]:
     """Python on one core."""
 
-    def one() -> int:
+    def work() -> int:
         unit()
         return 1
 
-    yield one
+    yield work
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def prepare(words: dict[str, Any]) -> Callable[[], dict[str, float]]:
     from benchmarks.peers import growth_step as step
 
     torch.set_num_threads(words["threads"])
-    known = {"prompts": 8, "group_size": 8, "prompt": 32, "completion": 24}
-    sizes = step.Sizes(**{name: words.get(name, value) for name, value in known.items()})
+    defaults = {"prompts": 8, "group_size": 8, "prompt": 32, "completion": 24}
+    sizes = step.Sizes(**{name: words.get(name, value) for name, value in defaults.items()})
     policy = _policy(words.get("layers", LAYERS), words.get("vocabulary", 49152), words.get("hidden", 576))
     engine, learner = step.engine_for(policy, sizes), step.learner_for(policy)
     asked = step.requests(sizes, policy.head.weight.shape[0])

@@ -124,25 +124,25 @@ class _Turns:
 
     def round(self, number: int) -> Answer:
         """Even rounds: peer, ours. Odd rounds: ours, peer. Both update on the same rollouts next to each other."""
-        found: Answer = {"round": number}
+        answers: Answer = {"round": number}
         if number % 2 == 0:
             if "trl" in self.workers:
-                found["trl"] = _seen(self.own_step("trl", number + 1))
-                found["trl"] |= {"update_tokens": self._tokens()}
-            found["coterie_update"] = self.given_update("coterie")
-            found["coterie"] = _seen(self.own_step("coterie", number + 1))
+                answers["trl"] = _without_tokens(self.own_step("trl", number + 1))
+                answers["trl"] |= {"update_tokens": self._tokens()}
+            answers["coterie_update"] = self.given_update("coterie")
+            answers["coterie"] = _without_tokens(self.own_step("coterie", number + 1))
             if "vllm" in self.workers:
-                found["vllm"] = _seen(self.workers["vllm"].ask("generate"))
-            return found
+                answers["vllm"] = _without_tokens(self.workers["vllm"].ask("generate"))
+            return answers
         if "vllm" in self.workers:
-            found["vllm"] = _seen(self.workers["vllm"].ask("generate"))
-        found["coterie"] = _seen(self.own_step("coterie", number + 1))
-        found["coterie_update"] = self.given_update("coterie")
+            answers["vllm"] = _without_tokens(self.workers["vllm"].ask("generate"))
+        answers["coterie"] = _without_tokens(self.own_step("coterie", number + 1))
+        answers["coterie_update"] = self.given_update("coterie")
         if "trl" in self.workers:
             again = self.given_update("trl")
-            found["trl"] = _seen(self.own_step("trl", number + 1))
-            found["trl"] |= {"update_s": again["update_s"], "update_tokens": again["update_tokens"]}
-        return found
+            answers["trl"] = _without_tokens(self.own_step("trl", number + 1))
+            answers["trl"] |= {"update_s": again["update_s"], "update_tokens": again["update_tokens"]}
+        return answers
 
     def own_step(self, name: str, number: int) -> Answer:
         """A whole step of one side; TRL's rollouts (ours without TRL) become those that both sides update on."""
@@ -164,8 +164,8 @@ class _Turns:
         return sum(map(len, self.rollouts))
 
 
-def _seen(answer: Answer) -> Answer:
-    """What is kept of an answer: lengths in place of tokens."""
+def _without_tokens(answer: Answer) -> Answer:
+    """An answer with lengths in place of tokens."""
     lengths = [len(tokens) for tokens in answer["rollouts"]]
     kept = {key: value for key, value in answer.items() if key not in ("rollouts", "advantages")}
     return kept | {"lengths": lengths, "tokens": sum(lengths)}
@@ -199,5 +199,5 @@ def compare_gradients(
                 worker.ask("setup", **setup)
                 worker.ask("weights", path=weights, seed=0)
                 worker.ask("gradient", path=files[side], **given)
-        found = gradients.compare(Path(files["coterie"]), Path(files["trl"]))
-    return found | {"rollouts": part.rollouts, "dtype": "float32"}
+        distances = gradients.compare(Path(files["coterie"]), Path(files["trl"]))
+    return distances | {"rollouts": part.rollouts, "dtype": "float32"}

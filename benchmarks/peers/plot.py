@@ -12,11 +12,11 @@ from coterie.board.figure import COLORS, INK, canvas, dress, save
 _COLORS = dict(zip(("trl", "vllm"), COLORS, strict=False))
 
 
-def draw(found: dict[str, Any], path: Path) -> bool:
+def draw(results: dict[str, Any], path: Path) -> bool:
     """Bars of how many times better coterie did, with the range over the rounds; False without matplotlib or data."""
     bars = [
         (f"{result['case']['name']}: {line.what}, {line.unit}", peer, ratio)
-        for result in found["cases"]
+        for result in results["cases"]
         for line in lines(result)
         if line.what != "update, same rollouts" or line.unit == "s"
         for peer, ratio in line.better.items()

@@ -30,17 +30,17 @@ def build(case: Case, chat: Chat, rows: Sequence[Row]) -> list[tuple[int, ...]]:
         Token ids, ready for the assistant's turn.
     """
     plain = [(len(chat.render(_messages(row, []))), index) for index, row in enumerate(rows)]
-    nearest = sorted(plain, key=lambda found: (abs(found[0] - case.prompt_tokens), found[1]))
+    nearest = sorted(plain, key=lambda candidate: (abs(candidate[0] - case.prompt_tokens), candidate[1]))
     return [tuple(_padded(index, case.prompt_tokens, chat, rows)) for _, index in nearest[: case.prompts]]
 
 
-def _padded(index: int, wanted: int, chat: Chat, rows: Sequence[Row]) -> list[int]:
+def _padded(index: int, length: int, chat: Chat, rows: Sequence[Row]) -> list[int]:
     """The question with as many worked examples in front as fit into `wanted` tokens."""
     shots: list[Row] = []
     ids = chat.render(_messages(rows[index], shots))
     for step in range(1, len(rows)):
         longer = chat.render(_messages(rows[index], [rows[(index + step) % len(rows)], *shots]))
-        if len(longer) <= wanted:
+        if len(longer) <= length:
             shots, ids = [rows[(index + step) % len(rows)], *shots], longer
     return ids
 

@@ -23,12 +23,12 @@ def draw(prompts: int, group_size: int, *, seed: int) -> np.ndarray:
         [prompts, group_size] of 0.0 and 1.0; the same numbers for the same arguments, on any machine. At least one
         group has variance.
     """
-    wanted = min(prompts - 1, round(expected_share(group_size) * prompts))
+    target = min(prompts - 1, round(expected_share(group_size) * prompts))
     attempt = 0
     while True:
-        found = attempt_at(prompts, group_size, generator("bench-rewards", seed, attempt))
-        if round(zero_variance_share(found) * prompts) == wanted:
-            return found
+        rewards = attempt_at(prompts, group_size, generator("bench-rewards", seed, attempt))
+        if round(zero_variance_share(rewards) * prompts) == target:
+            return rewards
         attempt += 1
 
 

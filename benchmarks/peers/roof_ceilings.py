@@ -95,8 +95,8 @@ class Stack:
 @torch.inference_mode()
 def square(side: int, dtype: torch.dtype, seconds: float) -> float:
     """FLOP/s of a big square product."""
-    one, two = (torch.randn(side, side).to(dtype) for _ in range(2))
-    return 2 * side**3 / best(lambda: one @ two, seconds)
+    left, right = (torch.randn(side, side).to(dtype) for _ in range(2))
+    return 2 * side**3 / best(lambda: left @ right, seconds)
 
 
 @torch.inference_mode()

@@ -53,12 +53,12 @@ def part_of(name: str, shapes: Sequence[Any], vocabulary: int, *, training: bool
 def shares(run: Callable[[], object], vocabulary: int, *, training: bool) -> dict[str, float]:
     """Share of the wall-clock time by part; they sum to 1. `run` is called once before, unprofiled."""
     run()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         started = time.perf_counter()
         run()
         wall = time.perf_counter() - started
     seconds = dict.fromkeys(PARTS, 0.0)
-    for event in seen.key_averages(group_by_input_shape=True):
+    for event in profiler.key_averages(group_by_input_shape=True):
         part = part_of(event.key, event.input_shapes, vocabulary, training=training)
         seconds[part] += event.self_cpu_time_total / 1e6
     wall = max(wall, sum(seconds.values()))
@@ -68,11 +68,11 @@ def shares(run: Callable[[], object], vocabulary: int, *, training: bool) -> dic
 
 def _flat(shapes: Sequence[Any]) -> list[list[int]]:
     """Shapes of all tensors, also of those in lists."""
-    found: list[list[int]] = []
+    flat: list[list[int]] = []
     for shape in shapes:
         if isinstance(shape, list | tuple) and shape:
-            found += _flat(shape) if isinstance(shape[0], list | tuple) else [list(shape)]
-    return found
+            flat += _flat(shape) if isinstance(shape[0], list | tuple) else [list(shape)]
+    return flat
 
 
 def _of_vocabulary(shape: Sequence[int], vocabulary: int) -> bool:

@@ -78,7 +78,9 @@ def ceilings(
     return Ceilings(stack=stack, square=squares, memory=bandwidth(size, seconds))
 
 
-def against(policy: Policy, phases: Sequence[Phase], sizes: Sizes, known: Ceilings, *, seconds: float) -> list[Result]:
+def against(
+    policy: Policy, phases: Sequence[Phase], sizes: Sizes, ceilings: Ceilings, *, seconds: float
+) -> list[Result]:
     """Each phase with the time that its matrix products alone take in the policy's dtype."""
     shapes = Shapes.of(policy)
     body, head = (Stack(part, policy.dtype, seconds) for part in (shapes.body, [shapes.head]))
@@ -91,8 +93,8 @@ def against(policy: Policy, phases: Sequence[Phase], sizes: Sizes, known: Ceilin
                 phase=phase,
                 flops=flops,
                 floor=_floor(phase, body, head),
-                reference=known.stack[name][REFERENCE_ROWS],
-                bytes_floor=_bytes_floor(policy, shapes, sizes, known) if phase.name == "decode" else None,
+                reference=ceilings.stack[name][REFERENCE_ROWS],
+                bytes_floor=_bytes_floor(policy, shapes, sizes, ceilings) if phase.name == "decode" else None,
             )
         )
     return results
@@ -103,15 +105,17 @@ def _floor(phase: Phase, body: Stack, head: Stack) -> float | None:
         return None
     training = phase.passes > 1
     head_rows = min(phase.head_rows, CHUNK if training else phase.rows)
-    one, two = (body.train, head.train) if training else (body.forward, head.forward)
-    return one(phase.rows) * phase.tokens / phase.rows + two(head_rows) * phase.head_rows / head_rows
+    body_time, head_time = (body.train, head.train) if training else (body.forward, head.forward)
+    return body_time(phase.rows) * phase.tokens / phase.rows + head_time(head_rows) * phase.head_rows / head_rows
 
 
-def _bytes_floor(policy: Policy, shapes: Shapes, sizes: Sizes, known: Ceilings) -> float:
+def _bytes_floor(policy: Policy, shapes: Shapes, sizes: Sizes, ceilings: Ceilings) -> float:
     """Each decode step reads every matrix once, and of every row the keys and values of half its completion."""
     width = policy.head.weight.element_size()
-    held = sizes.rollouts * (sizes.prompt + sizes.completion / 2) * policy.cache_bytes()
-    return (sizes.completion - 1) * ((shapes.body_size + shapes.head_size) * width + held) / known.memory["read"]
+    cache_bytes = sizes.rollouts * (sizes.prompt + sizes.completion / 2) * policy.cache_bytes()
+    return (
+        (sizes.completion - 1) * ((shapes.body_size + shapes.head_size) * width + cache_bytes) / ceilings.memory["read"]
+    )
 
 
 def profiles(bench: Bench) -> dict[str, dict[str, float]]:
@@ -125,15 +129,15 @@ def profiles(bench: Bench) -> dict[str, dict[str, float]]:
     }
 
 
-def ceilings_table(known: Ceilings) -> list[str]:
+def ceilings_table(ceilings: Ceilings) -> list[str]:
     """Markdown."""
-    names = list(known.stack)
+    names = list(ceilings.stack)
     lines = ["## Ceilings", "", f"| rows | {' | '.join(f'{name} GFLOP/s' for name in names)} |"]
     lines.append("| --: |" + " --: |" * len(names))
-    for rows in known.stack[names[0]]:
-        lines.append(f"| {rows} | " + " | ".join(f"{known.stack[name][rows] / 1e9:.0f}" for name in names) + " |")
-    lines.append("| big square | " + " | ".join(f"{known.square[name] / 1e9:.0f}" for name in names) + " |")
-    read, copy = known.memory["read"] / 1e9, known.memory["copy"] / 1e9
+    for rows in ceilings.stack[names[0]]:
+        lines.append(f"| {rows} | " + " | ".join(f"{ceilings.stack[name][rows] / 1e9:.0f}" for name in names) + " |")
+    lines.append("| big square | " + " | ".join(f"{ceilings.square[name] / 1e9:.0f}" for name in names) + " |")
+    read, copy = ceilings.memory["read"] / 1e9, ceilings.memory["copy"] / 1e9
     return [*lines, "", f"Memory: {read:.1f} GB/s reading, {copy:.1f} GB/s copying (read + written).", ""]
 
 
@@ -175,11 +179,11 @@ def _verdicts(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def profile_table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+def profile_table(profiles: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Markdown."""
-    lines = ["## Where the time goes", "", f"| part | {' | '.join(found)} |", "| --- |" + " --: |" * len(found)]
+    lines = ["## Where the time goes", "", f"| part | {' | '.join(profiles)} |", "| --- |" + " --: |" * len(profiles)]
     for part in roof_profile.PARTS:
-        lines.append(f"| {part} | " + " | ".join(f"{shares[part]:.0%}" for shares in found.values()) + " |")
+        lines.append(f"| {part} | " + " | ".join(f"{shares[part]:.0%}" for shares in profiles.values()) + " |")
     return [*lines, "", "Shares of profiled time; the profiler makes small operations look larger than they are.", ""]
 
 
@@ -196,19 +200,19 @@ def run(out: Path, quick: bool, model: str = MODEL) -> None:
     seconds, rounds = (0.2, 2) if quick else (1.0, 5)
     lines = [*heading("Roofline"), *explanation(policy, sizes)]
     print("\n".join(lines), flush=True)
-    known = ceilings(Shapes.of(policy), seconds=seconds)
-    lines += _show(ceilings_table(known))
+    measured = ceilings(Shapes.of(policy), seconds=seconds)
+    lines += _show(ceilings_table(measured))
     bench = Bench(policy, sizes)
-    results = against(policy, measure(bench, rounds), sizes, known, seconds=seconds)
+    results = against(policy, measure(bench, rounds), sizes, measured, seconds=seconds)
     lines += _show(phases_table(results))
-    found = profiles(bench)
-    lines += _show(profile_table(found))
+    shares = profiles(bench)
+    lines += _show(profile_table(shares))
     record = {
         "machine": lines[2],
         "sizes": asdict(sizes),
-        "ceilings": asdict(known),
+        "ceilings": asdict(measured),
         "phases": [result.record() for result in results],
-        "profile": found,
+        "profile": shares,
     }
     (out / "roofline.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "roofline.md").write_text("\n".join(lines))

@@ -55,27 +55,27 @@ def run(options: Options) -> dict[str, Any]:
         CoterieError: the model's asset cannot be had, or coterie's own worker failed in every case.
     """
     cases = [HEADLINE] if options.quick and options.cases is None else list(select(options.cases))
-    wanted = _peers(options.peers)
+    peers = _peers(options.peers)
     started = time.monotonic()
 
     def say(message: str) -> None:
         print(f"bench {time.monotonic() - started:5.0f} s  {message}", file=sys.stderr, flush=True)
 
-    pythons, notes = _environments(wanted, say)
+    pythons, notes = _environments(peers, say)
     bench = _bench(options, pythons, say)
-    found = _header(options, bench, notes)
+    results = _header(options, bench, notes)
     chat, rows = load_chat(bench.model, None), prompts.read_rows()
     options.out.mkdir(parents=True, exist_ok=True)
     for case in cases:
         result = measure(bench, case, prompts.build(case, chat, rows))
-        found["cases"].append(result)
-        found["sides"] |= {side: facts for side, facts in result["sides"].items() if not found["sides"].get(side)}
-        _check_stops(result, found["notes"])
-        write_json(options.out / "results.json", found)  # an interruption loses one case at most
-    _report(found, options)
-    if not any(result["rounds"] for result in found["cases"]):
+        results["cases"].append(result)
+        results["sides"] |= {side: facts for side, facts in result["sides"].items() if not results["sides"].get(side)}
+        _check_stops(result, results["notes"])
+        write_json(options.out / "results.json", results)  # an interruption loses one case at most
+    _report(results, options)
+    if not any(result["rounds"] for result in results["cases"]):
         raise PeerError("no case could be measured; the reasons are above and in results.json")
-    return found
+    return results
 
 
 def _peers(text: str) -> list[str]:
@@ -86,11 +86,11 @@ def _peers(text: str) -> list[str]:
     return names
 
 
-def _environments(wanted: Sequence[str], say: Any) -> tuple[dict[str, Path], list[str]]:
+def _environments(peers: Sequence[str], say: Any) -> tuple[dict[str, Path], list[str]]:
     """Interpreter of each peer that can be had, and why others cannot."""
     pythons: dict[str, Path] = {}
     notes = []
-    for name in wanted:
+    for name in peers:
         try:
             pythons[name] = environments.ensure(name, say=say)
         except PeerError as error:
@@ -147,13 +147,13 @@ def vllm_surroundings(threads: int, python: Path) -> dict[str, str]:
 def _one_per_core() -> list[int]:
     """The first hardware thread of each core that this process may use."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    seen: set[str] = set()
+    cores: set[str] = set()
     kept = []
     for place in allowed:
         siblings = Path(f"/sys/devices/system/cpu/cpu{place}/topology/thread_siblings_list")
         core = siblings.read_text().strip() if siblings.is_file() else str(place)
-        if core not in seen:
-            seen.add(core)
+        if core not in cores:
+            cores.add(core)
             kept.append(place)
     return kept
 
@@ -189,11 +189,11 @@ def _check_stops(result: Mapping[str, Any], notes: list[str]) -> None:
             notes.append(note)
 
 
-def _report(found: dict[str, Any], options: Options) -> None:
-    text = tables.markdown(found)
-    write_json(options.out / "results.json", found)
+def _report(results: dict[str, Any], options: Options) -> None:
+    text = tables.markdown(results)
+    write_json(options.out / "results.json", results)
     (options.out / "results.md").write_text(text, encoding="utf-8")
-    drawn = plot.draw(found, options.out / "plot.png")
+    drawn = plot.draw(results, options.out / "plot.png")
     if options.save is not None:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text(text, encoding="utf-8")
@@ -202,5 +202,5 @@ def _report(found: dict[str, Any], options: Options) -> None:
     print(f"bench: {', '.join(names)} and the workers' logs are in {options.out}", file=sys.stderr)
 
 
-def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

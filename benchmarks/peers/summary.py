@@ -52,39 +52,41 @@ def lines(result: dict[str, Any]) -> list[Line]:
     rounds = result["rounds"]
     if not rounds:
         return []
-    found = [
+    quantities = [
         _line("generation", "tok/s", _column(rounds, _generation_rate), more_is_better=True),
         _line("update, same rollouts", "s", _column(rounds, _update_seconds)),
         _line("update, same rollouts", "tok/s", _column(rounds, _update_rate), more_is_better=True),
-        _line("whole step", "s", _column(rounds, lambda one, side: one[side].get("step_s"))),
+        _line("whole step", "s", _column(rounds, lambda answers, side: answers[side].get("step_s"))),
     ]
-    peaks = {side: [held / 1e9] for side, held in result.get("peak", {}).items() if side != "vllm"}
-    return [*found, *([_line("peak memory", "GB", peaks)] if peaks else [])]
+    peaks = {side: [peak / 1e9] for side, peak in result.get("peak", {}).items() if side != "vllm"}
+    return [*quantities, *([_line("peak memory", "GB", peaks)] if peaks else [])]
 
 
-def _generation_rate(one: dict[str, Any], side: str) -> float:
+def _generation_rate(answers: dict[str, Any], side: str) -> float:
     """Real completion tokens per second, the end token included, padding not."""
-    return one[side]["tokens"] / one[side]["generate_s"]
+    return answers[side]["tokens"] / answers[side]["generate_s"]
 
 
-def _update_of(one: dict[str, Any], side: str) -> dict[str, Any]:
+def _update_of(answers: dict[str, Any], side: str) -> dict[str, Any]:
     """coterie's own update inside its step is on its own rollouts; the comparable one is beside it."""
-    return one["coterie_update"] if side == "coterie" else one[side]
+    return answers["coterie_update"] if side == "coterie" else answers[side]
 
 
-def _update_seconds(one: dict[str, Any], side: str) -> float | None:
-    return _update_of(one, side).get("update_s")
+def _update_seconds(answers: dict[str, Any], side: str) -> float | None:
+    return _update_of(answers, side).get("update_s")
 
 
-def _update_rate(one: dict[str, Any], side: str) -> float | None:
-    held = _update_of(one, side)
-    return held["update_tokens"] / held["update_s"] if "update_s" in held else None
+def _update_rate(answers: dict[str, Any], side: str) -> float | None:
+    update = _update_of(answers, side)
+    return update["update_tokens"] / update["update_s"] if "update_s" in update else None
 
 
 def _column(rounds: Sequence[dict[str, Any]], value: Any) -> dict[str, list[float]]:
     """Side → one value a round; a side without the quantity is left out."""
-    table = {side: [value(one, side) for one in rounds] for side in ("coterie", "trl", "vllm") if side in rounds[0]}
-    return {side: found for side, found in table.items() if None not in found}
+    table = {
+        side: [value(answers, side) for answers in rounds] for side in ("coterie", "trl", "vllm") if side in rounds[0]
+    }
+    return {side: values for side, values in table.items() if None not in values}
 
 
 def _line(what: str, unit: str, table: dict[str, list[float]], *, more_is_better: bool = False) -> Line:
@@ -94,7 +96,7 @@ def _line(what: str, unit: str, table: dict[str, list[float]], *, more_is_better
         for side, theirs in table.items()
         if side != "coterie"
     }
-    return Line(what=what, unit=unit, sides={side: spread(found) for side, found in table.items()}, better=better)
+    return Line(what=what, unit=unit, sides={side: spread(values) for side, values in table.items()}, better=better)
 
 
 def circumstances(result: dict[str, Any]) -> dict[str, Any]:
@@ -102,16 +104,16 @@ def circumstances(result: dict[str, Any]) -> dict[str, Any]:
     of tokens that coterie trained."""
     rounds = result["rounds"]
     lengths = {
-        side: [length for one in rounds for length in one[side]["lengths"]]
+        side: [length for answers in rounds for length in answers[side]["lengths"]]
         for side in ("coterie", "trl", "vllm")
         if side in rounds[0]
     }
-    trained = sum(one["coterie_update"]["trained_tokens"] for one in rounds)
+    trained = sum(answers["coterie_update"]["trained_tokens"] for answers in rounds)
     return {
         "lengths": {
-            side: {"mean": statistics.fmean(found), "min": min(found), "max": max(found)}
-            for side, found in lengths.items()
+            side: {"mean": statistics.fmean(counts), "min": min(counts), "max": max(counts)}
+            for side, counts in lengths.items()
         },
-        "zero_variance": statistics.fmean(one["coterie"]["zero_variance"] for one in rounds),
-        "trained": trained / sum(one["coterie_update"]["update_tokens"] for one in rounds),
+        "zero_variance": statistics.fmean(answers["coterie"]["zero_variance"] for answers in rounds),
+        "trained": trained / sum(answers["coterie_update"]["update_tokens"] for answers in rounds),
     }

@@ -55,7 +55,7 @@ class Cell:
 
 def loads(cores: int) -> dict[str, Load | None]:
     """The situations, by name."""
-    found: dict[str, Load | None] = {
+    situations: dict[str, Load | None] = {
         QUIET: None,
         "one busy program": Load(kind="busy", count=1),
         "one busy program, nice 19": Load(kind="busy", count=1, nice=19),
@@ -63,8 +63,8 @@ def loads(cores: int) -> dict[str, Load | None]:
         f"maths on {cores} threads": Load(kind="math", count=cores),
     }
     if sys.platform == "linux":
-        found["one busy program, SCHED_IDLE"] = Load(kind="busy", count=1, policy="idle")
-    return found
+        situations["one busy program, SCHED_IDLE"] = Load(kind="busy", count=1, policy="idle")
+    return situations
 
 
 def counts(cores: int) -> list[int]:
@@ -105,11 +105,11 @@ def measure(
             threads=number,
             waiting=waiting,
             load=name,
-            decode=statistics.median(one["decode"] for one in found),
-            update=statistics.median(one["update"] for one in found),
-            others=statistics.median(one["others"] for one in found) if situations[name] else None,
+            decode=statistics.median(speed["decode"] for speed in speeds),
+            update=statistics.median(speed["update"] for speed in speeds),
+            others=statistics.median(speed["others"] for speed in speeds) if situations[name] else None,
         )
-        for name, found in results.items()
+        for name, speeds in results.items()
     ]
 
 
@@ -118,11 +118,11 @@ def _beside(probed: subprocess.Popen[str], load: Load | None, env: Mapping[str, 
         return _ask(probed)
     words = ["benchmarks.peers.load_noise", load.kind, str(load.count), str(load.nice), load.policy]
     with _program(words, env) as noise:
-        found = _ask(probed)
+        speeds = _ask(probed)
         assert noise.stdin is not None
         noise.stdin.close()
         done = json.loads(_line(noise))
-    return found | {"others": done["units"] / done["seconds"]}
+    return speeds | {"others": done["units"] / done["seconds"]}
 
 
 def _ask(probed: subprocess.Popen[str]) -> dict[str, float]:
@@ -156,7 +156,9 @@ def _program(words: Sequence[str], env: Mapping[str, str]) -> Generator[subproce
 def slowed(cell: Cell, cells: Sequence[Cell]) -> float:
     """By which share decoding is slower than with the same threads and policy when quiet."""
     quiet = next(
-        one for one in cells if one.load == QUIET and (one.threads, one.waiting) == (cell.threads, cell.waiting)
+        candidate
+        for candidate in cells
+        if candidate.load == QUIET and (candidate.threads, candidate.waiting) == (cell.threads, cell.waiting)
     )
     return 1 - cell.decode / quiet.decode
 
@@ -180,8 +182,8 @@ def recommend(cells: Sequence[Cell]) -> tuple[int, str]:
         decode, update = best[cell.load]
         relative = (cell.decode / decode * update / cell.update) ** 0.5
         speed.setdefault((cell.threads, cell.waiting), {})[cell.load] = relative
-    fastest = max(found[QUIET] for found in speed.values())
-    good = {key: found for key, found in speed.items() if found[QUIET] >= fastest * (1 - MARGIN)}
+    fastest = max(speeds[QUIET] for speeds in speed.values())
+    good = {key: speeds for key, speeds in speed.items() if speeds[QUIET] >= fastest * (1 - MARGIN)}
     return max(good, key=lambda key: statistics.fmean(good[key].values()))
 
 

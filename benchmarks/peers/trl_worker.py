@@ -156,9 +156,9 @@ class Side(transformers.TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         if self.question["do"] == "gradient":
-            grads = {name: one.grad for name, one in self._trained().items() if one.grad is not None}
+            grads = {name: parameter.grad for name, parameter in self._trained().items() if parameter.grad is not None}
             safetensors.save_file(
-                {name: one.float().contiguous() for name, one in grads.items()}, self.question["path"]
+                {name: gradient.float().contiguous() for name, gradient in grads.items()}, self.question["path"]
             )
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -173,16 +173,20 @@ class Side(transformers.TrainerCallback):
 
     def _trained(self) -> dict[str, Any]:
         """Trained parameters under the names of the bare model."""
-        found = self.trainer.model.named_parameters()
-        return {name.removeprefix("base_model.model."): one for name, one in found if one.requires_grad}
+        parameters = self.trainer.model.named_parameters()
+        return {
+            name.removeprefix("base_model.model."): parameter
+            for name, parameter in parameters
+            if parameter.requires_grad
+        }
 
     def _load(self, path: str) -> None:
         given = safetensors.load_file(path)
-        own = self._trained()
-        if given.keys() != own.keys():
-            raise ValueError(f"other parameters than expected: {sorted(given.keys() ^ own.keys())[:3]}")
+        parameters = self._trained()
+        if given.keys() != parameters.keys():
+            raise ValueError(f"other parameters than expected: {sorted(given.keys() ^ parameters.keys())[:3]}")
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in parameters.items():
                 parameter.copy_(given[name])
 
 

@@ -38,9 +38,9 @@ class Side:
             detokenize=False,
         )
         started = time.perf_counter()
-        found = self.llm.generate(self.prompts, limits, use_tqdm=False)
+        outputs = self.llm.generate(self.prompts, limits, use_tqdm=False)
         seconds = time.perf_counter() - started
-        rollouts = [list(output.token_ids) for request in found for output in request.outputs]
+        rollouts = [list(output.token_ids) for request in outputs for output in request.outputs]
         return {"generate_s": seconds, "rollouts": rollouts, "peak": peak_resident()}
 
 

@@ -59,7 +59,7 @@ def batch(
 
 def grouped(rollouts: Sequence[Rollout]) -> list[Group]:
     keys = list(dict.fromkeys(rollout.context.prompt_id for rollout in rollouts))
-    found = [(key, [rollout for rollout in rollouts if rollout.context.prompt_id == key]) for key in keys]
+    by_key = [(key, [rollout for rollout in rollouts if rollout.context.prompt_id == key]) for key in keys]
     return [
         Group(
             scale="prompt",
@@ -67,5 +67,5 @@ def grouped(rollouts: Sequence[Rollout]) -> list[Group]:
             members=tuple(rollout.id for rollout in members),
             rewards=tuple(rollout.reward or 0.0 for rollout in members),
         )
-        for key, members in found
+        for key, members in by_key
     ]

@@ -32,7 +32,7 @@ def advantages(rewards: list[list[float]], lengths: Any = None, **rule: Any) -> 
 
 def credited(rewards: list[list[float]], lengths: Any = None, **rule: Any) -> list[Any]:
     groups, rollouts = batch(rewards, lengths)
-    return [one.advantage for one in credit(groups, rollouts, AdvantageRule(**rule), clip_low=0.2, clip_high=0.2)]
+    return [member.advantage for member in credit(groups, rollouts, AdvantageRule(**rule), clip_low=0.2, clip_high=0.2)]
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_one_scale_for_the_batch() -> None:
 
 
 def parts_batch() -> tuple[Any, Any]:
-    one, other = zip([1, 1, 0, 0], [1, 0, 1, 0], strict=True), zip([1, 0, 0, 0], [1, 1, 1, 1], strict=True)
+    first, second = zip([1, 1, 0, 0], [1, 0, 1, 0], strict=True), zip([1, 0, 0, 0], [1, 1, 1, 1], strict=True)
     rollouts = [
         attempt(f"p{g}#{k}", a + b, parts={"a": float(a), "b": float(b)})
-        for g, rows in enumerate((one, other))
+        for g, rows in enumerate((first, second))
         for k, (a, b) in enumerate(rows)
     ]
     return grouped(rollouts), {rollout.id: rollout for rollout in rollouts}
@@ -117,9 +117,9 @@ def test_gdpo_sees_that_two_rewards_at_once_are_rarer() -> None:
     raw = outcome_advantages(groups, rollouts, AdvantageRule(per_part=True), part_weights={"a": 1.0, "b": 1.0})
     np.testing.assert_allclose(raw, [1.7320, 0, 0, -1.7320, 1.5, -0.5, -0.5, -0.5], atol=1e-3)
     rule = AdvantageRule(per_part=True, whiten="samples")
-    found = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, part_weights={"a": 1.0, "b": 1.0})
+    credits = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, part_weights={"a": 1.0, "b": 1.0})
     want = [1.527, 0, 0, -1.527, 1.323, -0.441, -0.441, -0.441]
-    np.testing.assert_allclose([one.advantage for one in found], want, atol=1e-3)
+    np.testing.assert_allclose([member.advantage for member in credits], want, atol=1e-3)
     summed = outcome_advantages(groups, rollouts, AdvantageRule())
     np.testing.assert_allclose(summed, [1.2247, 0, 0, -1.2247, 1.5, -0.5, -0.5, -0.5], atol=1e-3)
 
@@ -132,8 +132,8 @@ def test_gdpo_weights_its_parts_and_skips_what_does_not_apply() -> None:
     got = outcome_advantages(grouped(rollouts), by_id, rule, part_weights={"a": 2.0, "b": 1.0, "off": 0.0})
     a = 2 * np.array([2 / 3, -1 / 3, 0, -1 / 3])
     np.testing.assert_allclose(got, a + np.array([0.5, -0.5, 0.5, -0.5]))
-    lone = [attempt(f"p#{k}", 0.0, parts={"a": a}) for k, a in enumerate((1.0, None))]
-    alone = outcome_advantages(grouped(lone), {one.id: one for one in lone}, rule, part_weights={"a": 1.0})
+    pair = [attempt(f"p#{k}", 0.0, parts={"a": a}) for k, a in enumerate((1.0, None))]
+    alone = outcome_advantages(grouped(pair), {rollout.id: rollout for rollout in pair}, rule, part_weights={"a": 1.0})
     assert alone.tolist() == [0, 0]
     with pytest.raises(ValueError, match="per_part needs part_weights"):
         outcome_advantages(grouped(rollouts), by_id, rule)
@@ -212,17 +212,17 @@ def test_adding_a_constant_to_all_rewards_changes_nothing(
     baseline: str, rewards: list[list[float]], constant: float
 ) -> None:
     moved = [[reward + constant for reward in group] for group in rewards]
-    for one, other in zip(
+    for before, after in zip(
         advantages(rewards, baseline=baseline, scale="none"),
         advantages(moved, baseline=baseline, scale="none"),
         strict=True,
     ):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        np.testing.assert_allclose(before, after, atol=1e-6)
     if all(np.ptp(group) > 1e-3 for group in rewards):
-        for one, other in zip(
+        for before, after in zip(
             advantages(rewards, baseline=baseline), advantages(moved, baseline=baseline), strict=True
         ):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+            np.testing.assert_allclose(before, after, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", ["group_std", "batch_std", "group_mean", "none"])
@@ -254,9 +254,9 @@ def test_reinforce_plus_plus_with_kl_in_the_reward_is_per_token() -> None:
     np.testing.assert_allclose(second.advantage, [-0.1, 0.0])
     assert (first.clip_low, first.clip_high) == (0.1, 0.3)
     rule = AdvantageRule(baseline="none", scale="none", whiten="tokens")
-    found = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, token_rewards=extra)
+    credits = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, token_rewards=extra)
     raw = np.array([1.05, 1.1, 1.0, -0.1, 0.0])
-    whitened = np.concatenate([one.advantage for one in found])
+    whitened = np.concatenate([member.advantage for member in credits])
     np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1), rtol=1e-5)
     with pytest.raises(ValueError, match="p0#1 has 2 trained tokens, but 3 token rewards"):
         credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, token_rewards={"p0#1": np.zeros(3)})
@@ -279,18 +279,18 @@ def test_whitening_with_counts_is_whitening_the_repeated_values(pairs: list[tupl
 
 
 def test_steps_are_added_to_the_outcome_token_by_token() -> None:
-    one = attempt("p#0", 1.0, length=4, steps=[(1, 0.2), (2, 0.8)])
-    two = attempt("p#1", 0.0, length=4, steps=[(0, 0.6), (1, 0.4), (3, 1.0)])
-    rollouts = {"p#0": one, "p#1": two}
-    found = credit(
-        grouped([one, two]), rollouts, AdvantageRule(scale="none", step_weight=0.5), clip_low=0.2, clip_high=0.2
+    first = attempt("p#0", 1.0, length=4, steps=[(1, 0.2), (2, 0.8)])
+    second = attempt("p#1", 0.0, length=4, steps=[(0, 0.6), (1, 0.4), (3, 1.0)])
+    rollouts = {"p#0": first, "p#1": second}
+    credits = credit(
+        grouped([first, second]), rollouts, AdvantageRule(scale="none", step_weight=0.5), clip_low=0.2, clip_high=0.2
     )
-    np.testing.assert_allclose(found[0].advantage, 0.5 + 0.5 * np.array([-0.7071, -0.7071, 0.7071, 0]), atol=1e-4)
-    np.testing.assert_allclose(found[1].advantage, -0.5 + 0.5 * np.array([0.7071, 0.7071, 1.4142, 1.4142]), atol=1e-4)
-    assert found[0].contributions["prompt"] == 0.5
-    assert found[1].contributions["steps"] == pytest.approx(0.5 * (2 * 0.7071 + 2 * 1.4142) / 4, abs=1e-4)
-    silent = credit(grouped([one, two]), rollouts, AdvantageRule(scale="none"), clip_low=0.2, clip_high=0.2)
-    assert [one.advantage for one in silent] == [0.5, -0.5]
+    np.testing.assert_allclose(credits[0].advantage, 0.5 + 0.5 * np.array([-0.7071, -0.7071, 0.7071, 0]), atol=1e-4)
+    np.testing.assert_allclose(credits[1].advantage, -0.5 + 0.5 * np.array([0.7071, 0.7071, 1.4142, 1.4142]), atol=1e-4)
+    assert credits[0].contributions["prompt"] == 0.5
+    assert credits[1].contributions["steps"] == pytest.approx(0.5 * (2 * 0.7071 + 2 * 1.4142) / 4, abs=1e-4)
+    without_steps = credit(grouped([first, second]), rollouts, AdvantageRule(scale="none"), clip_low=0.2, clip_high=0.2)
+    assert [member.advantage for member in without_steps] == [0.5, -0.5]
 
 
 def test_clip_bounds_travel_with_the_credit() -> None:

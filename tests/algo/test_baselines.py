@@ -1,4 +1,4 @@
-"""Which estimators are unbiased: proven by exact enumeration of every outcome, and by flipping rewards."""
+"""Unbiasedness of estimators, by exact enumeration of every outcome, and by flipping rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.baselines import BASELINES, Scored, others
+from coterie.algo.baselines import BASELINES, Scored, sum_of_others
 from coterie.algo.scales import SCALES
 
 LEAVE_OUT = ["leave_one_out", "length_weighted", "batch_mean", "js2", "none"]
@@ -27,22 +27,22 @@ def baselines(name: str, rewards: Sequence[Sequence[float]], lengths: Sequence[S
     return BASELINES[name](groups)
 
 
-def moves(name: str, groups: list[list[tuple[float, int]]], own: float) -> float:
+def moves(name: str, groups: list[list[tuple[float, int]]], reward: float) -> float:
     """By how much the first rollout's own reward and length move its own baseline."""
     rewards, lengths = [[r for r, _ in group] for group in groups], [[n for _, n in group] for group in groups]
     before = baselines(name, rewards, lengths)[0][0]
-    rewards[0][0], lengths[0][0] = own, lengths[0][0] + 3
+    rewards[0][0], lengths[0][0] = reward, lengths[0][0] + 3
     return abs(baselines(name, rewards, lengths)[0][0] - before)
 
 
 @pytest.mark.parametrize("name", LEAVE_OUT)
 @settings(max_examples=60, deadline=None)
-@given(groups=GROUPS, own=st.floats(-10, 10, width=16))
+@given(groups=GROUPS, reward=st.floats(-10, 10, width=16))
 def test_the_own_reward_never_moves_the_own_baseline(
-    name: str, groups: list[list[tuple[float, int]]], own: float
+    name: str, groups: list[list[tuple[float, int]]], reward: float
 ) -> None:
     # A zero-variance group's baseline is its own reward to the last bit, at most 1e-8 from the one without it.
-    assert moves(name, groups, own) <= 1e-7
+    assert moves(name, groups, reward) <= 1e-7
 
 
 @pytest.mark.parametrize("name", ["group_mean", "runner_up"])
@@ -53,7 +53,7 @@ def test_the_flip_test_catches_what_includes_the_own_reward(name: str) -> None:
 def test_others_leaves_the_own_value_out_to_the_last_bit() -> None:
     small = np.array([0.1, 0.2, 0.3])
     large = np.array([1e17, 0.2, 0.3])
-    assert others(small)[0] == others(large)[0] == 0.5
+    assert sum_of_others(small)[0] == sum_of_others(large)[0] == 0.5
 
 
 LOGITS = np.array([0.3, -0.5, 0.9])
@@ -80,8 +80,8 @@ def expected(name: str, scale: str, *, prompts: int, size: int, rewards: np.ndar
     for actions in product(range(len(p)), repeat=prompts * size):
         grid = np.array(actions).reshape(prompts, size)
         groups = [Scored(rewards=rewards[row], lengths=LENGTHS[row].astype(np.float64)) for row in grid]
-        found = zip(grid, groups, BASELINES[name](groups), SCALES[scale](groups), strict=True)
-        estimate = sum(((g.rewards - b) / d) @ scores[row] for row, g, b, d in found)
+        terms = zip(grid, groups, BASELINES[name](groups), SCALES[scale](groups), strict=True)
+        estimate = sum(((g.rewards - b) / d) @ scores[row] for row, g, b, d in terms)
         total += np.prod(p[list(actions)]) * estimate
     return total
 

@@ -38,10 +38,10 @@ def corrected(mode: Any, **bounds: Any) -> Correction:
     ],
 )
 def test_each_mode_by_hand(mode, bounds, weight, truncated):
-    found = corrected(mode, **bounds)
-    assert found.weight.tolist() == pytest.approx(weight)
-    assert found.kept.tolist() == [value != 0 for value in weight]
-    assert [k for k, flag in enumerate(found.truncated.tolist()) if flag] == truncated
+    correction = corrected(mode, **bounds)
+    assert correction.weight.tolist() == pytest.approx(weight)
+    assert correction.kept.tolist() == [value != 0 for value in weight]
+    assert [k for k, flag in enumerate(correction.truncated.tolist()) if flag] == truncated
 
 
 @pytest.mark.parametrize(("length", "product"), [(10, 2.6), (100, 13_780)])
@@ -95,8 +95,8 @@ def test_a_sampler_that_reports_infinity_gives_no_nan(mode):
 
 def sums_of(inputs: Any, mode: Any = "token_truncate") -> MismatchSums:
     every = torch.ones(len(inputs.logprobs), dtype=torch.bool)
-    found = correct(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, mode=mode, high=1.2)
-    return mismatch_metrics(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, found)
+    correction = correct(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, mode=mode, high=1.2)
+    return mismatch_metrics(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, correction)
 
 
 def test_metrics_against_numpy():
@@ -135,8 +135,8 @@ def test_tokens_that_do_not_count_are_in_no_sum():
     inputs = step(7)
     counted = inputs.rollout != 2
     old = torch.where(counted, inputs.old_logprobs, math.inf)
-    found = correct(old, inputs.sampler_logprobs, inputs.rollout, counted, mode="sequence_truncate", high=1.2)
-    sums = mismatch_metrics(old, inputs.sampler_logprobs, inputs.rollout, counted, found)
+    correction = correct(old, inputs.sampler_logprobs, inputs.rollout, counted, mode="sequence_truncate", high=1.2)
+    sums = mismatch_metrics(old, inputs.sampler_logprobs, inputs.rollout, counted, correction)
     kept = take(inputs, torch.nonzero(counted)[:, 0])
     assert sums.summary()["kl_k3"] == pytest.approx(sums_of(kept).summary()["kl_k3"])
     assert sums.rollouts == 3

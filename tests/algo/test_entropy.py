@@ -65,11 +65,11 @@ def test_the_controller_pays_only_while_entropy_is_at_or_below_its_target():
     controller = AdaptiveEntropy(target=0.2, delta=0.005, high=0.012)
     state = EntropyState()
     assert controller.bonus(state) == 0  # nothing measured yet
-    seen = []
+    history = []
     for entropy in (0.1, 0.2, 0.1, 0.3, 0.1):
         state = controller.update(state, entropy)
-        seen.append((round(state.coefficient, 6), round(controller.bonus(state), 6)))
-    assert seen == [(0.005, 0.005), (0.01, 0.01), (0.012, 0.012), (0.007, 0.0), (0.012, 0.012)]
+        history.append((round(state.coefficient, 6), round(controller.bonus(state), 6)))
+    assert history == [(0.005, 0.005), (0.01, 0.01), (0.012, 0.012), (0.007, 0.0), (0.012, 0.012)]
     assert controller.update(EntropyState(coefficient=0.001), 9.0).coefficient == 0
     with pytest.raises(ValueError, match="delta > 0"):
         AdaptiveEntropy(target=0.2, delta=0)

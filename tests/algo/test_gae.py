@@ -45,8 +45,8 @@ def test_worked_numbers() -> None:
 def test_leaving_observation_tokens_out_is_skipping_them(
     series: list[tuple[bool, float, float]], gamma: float, lam: float
 ) -> None:
-    mask = np.array([own for own, _, _ in series])
-    rewards = np.array([r if own else 0.0 for own, r, _ in series])
+    mask = np.array([sampled for sampled, _, _ in series])
+    rewards = np.array([r if sampled else 0.0 for sampled, r, _ in series])
     values = np.array([v for _, _, v in series])
     whole = masked_gae(rewards, values, mask, gamma, lam)
     np.testing.assert_allclose(gae(rewards[mask], values[mask], gamma=gamma, lam=lam), whole[mask], atol=1e-12)
@@ -62,23 +62,23 @@ def test_lambda_one_is_the_return_less_the_value(series: list[tuple[bool, float,
 def test_targets_are_raw_and_only_then_are_advantages_whitened() -> None:
     rollouts = [attempt("p#0", 1.0, length=3), attempt("p#1", 0.0, length=2)]
     values = {"p#0": np.array([0.5, 0.6, 0.8]), "p#1": np.array([0.5, 0.25])}
-    found = credit_with_critic(rollouts, values, GaeRule(), clip_low=0.2, clip_high=0.3)
-    np.testing.assert_allclose(np.array(found[0].returns), [0.9705, 0.99, 1])
-    assert found[0].values == (0.5, 0.6, 0.8)
+    credits = credit_with_critic(rollouts, values, GaeRule(), clip_low=0.2, clip_high=0.3)
+    np.testing.assert_allclose(np.array(credits[0].returns), [0.9705, 0.99, 1])
+    assert credits[0].values == (0.5, 0.6, 0.8)
     raw = np.array([0.4705, 0.39, 0.2, -0.25 + 0.95 * -0.25, -0.25])
-    whitened = np.concatenate([one.advantage for one in found])
+    whitened = np.concatenate([member.advantage for member in credits])
     np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1), rtol=1e-5)
     plain = credit_with_critic(rollouts, values, GaeRule(whiten=False), clip_low=0.2, clip_high=0.3)
-    np.testing.assert_allclose(np.concatenate([one.advantage for one in plain]), raw)
+    np.testing.assert_allclose(np.concatenate([member.advantage for member in plain]), raw)
     assert plain[0].clip_high == 0.3
 
 
 def test_lambdas_are_decoupled_and_grow_with_the_length() -> None:
     rollout, values = attempt("p#0", 1.0, length=3), {"p#0": np.array([0.5, 0.6, 0.8])}
     rule = GaeRule(critic_lam=1.0, lam=0.95, whiten=False)
-    (found,) = credit_with_critic([rollout], values, rule, clip_low=0.2, clip_high=0.2)
-    np.testing.assert_allclose(np.array(found.returns), [1, 1, 1])
-    np.testing.assert_allclose(found.advantage, [0.4705, 0.39, 0.2])
+    (member,) = credit_with_critic([rollout], values, rule, clip_low=0.2, clip_high=0.2)
+    np.testing.assert_allclose(np.array(member.returns), [1, 1, 1])
+    np.testing.assert_allclose(member.advantage, [0.4705, 0.39, 0.2])
     adaptive = GaeRule(length_alpha=0.05)
     assert adaptive.policy_lam(1000) == pytest.approx(0.98)
     assert adaptive.policy_lam(10) == adaptive.policy_lam(0) == 0
@@ -87,10 +87,10 @@ def test_lambdas_are_decoupled_and_grow_with_the_length() -> None:
 def test_kl_in_the_reward_is_added_token_by_token() -> None:
     rollout, values = attempt("p#0", 1.0, length=2), {"p#0": np.zeros(2)}
     rule = GaeRule(lam=1.0, whiten=False)
-    (found,) = credit_with_critic(
+    (member,) = credit_with_critic(
         [rollout], values, rule, clip_low=0.2, clip_high=0.2, token_rewards={"p#0": np.array([-0.1, 0.2])}
     )
-    np.testing.assert_allclose(found.advantage, [1.1, 1.2])
+    np.testing.assert_allclose(member.advantage, [1.1, 1.2])
 
 
 def test_what_has_no_tokens_gets_no_credit_and_what_has_no_reward_is_refused() -> None:
@@ -116,9 +116,9 @@ def column(*values: float) -> torch.Tensor:
 
 
 def test_the_clipped_value_loss_on_the_worked_numbers() -> None:
-    found = squared_value_loss(column(0.9), column(1.0), WEIGHT, old_values=column(0.5), clip=0.2)
-    assert found.loss.item() == pytest.approx(0.045)
-    assert found.clipped.tolist() == [True]
+    value_loss = squared_value_loss(column(0.9), column(1.0), WEIGHT, old_values=column(0.5), clip=0.2)
+    assert value_loss.loss.item() == pytest.approx(0.045)
+    assert value_loss.clipped.tolist() == [True]
     assert squared_value_loss(column(0.9), column(1.0), WEIGHT).loss.item() == pytest.approx(0.005)
     with pytest.raises(ValueError, match="needs old_values"):
         squared_value_loss(column(0.9), column(1.0), WEIGHT, clip=0.2)
@@ -128,11 +128,11 @@ def test_clipped_marks_exactly_the_tokens_without_a_gradient() -> None:
     rng = np.random.default_rng(0)
     values, returns, old = (torch.tensor(rng.normal(size=200)) for _ in range(3))
     values.requires_grad_()
-    found = squared_value_loss(values, returns, torch.full((200,), 1 / 200), old_values=old, clip=0.5)
-    found.loss.backward()
+    value_loss = squared_value_loss(values, returns, torch.full((200,), 1 / 200), old_values=old, clip=0.5)
+    value_loss.loss.backward()
     assert values.grad is not None
-    assert torch.equal(found.clipped, values.grad == 0)
-    assert 0 < found.clipped.sum() < 200
+    assert torch.equal(value_loss.clipped, values.grad == 0)
+    assert 0 < value_loss.clipped.sum() < 200
 
 
 def test_cutting_the_tokens_into_parts_adds_up_to_the_same_value_loss() -> None:
@@ -146,9 +146,9 @@ def test_cutting_the_tokens_into_parts_adds_up_to_the_same_value_loss() -> None:
 
 def test_cross_entropy_pulls_the_probability_to_the_return() -> None:
     logits = column(0.0, 2.0).requires_grad_()
-    found = binary_value_loss(logits, column(1.0, 0.25), column(1.0, 1.0))
+    value_loss = binary_value_loss(logits, column(1.0, 0.25), column(1.0, 1.0))
     p = torch.sigmoid(logits.detach())
     want = -torch.log(p[0]) - (0.25 * torch.log(p[1]) + 0.75 * torch.log(1 - p[1]))
-    torch.testing.assert_close(found.loss.detach(), want)
-    found.loss.backward()
+    torch.testing.assert_close(value_loss.loss.detach(), want)
+    value_loss.loss.backward()
     torch.testing.assert_close(logits.grad, p - column(1.0, 0.25))

@@ -1,4 +1,4 @@
-"""What must not change the loss, whichever objective is chosen."""
+"""Invariances of the loss under every objective."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def test_value_and_gradient_against_numpy(choices, token_advantages):
         now = data["logprobs"]
         assert now is not None
         assert out.loss.item() == pytest.approx(loss_reference.loss(now, now, data, objective), rel=1e-9)
-        found = gradient(out.loss, inputs.logprobs).tolist()
-        assert found == pytest.approx(loss_reference.gradient(data, objective).tolist(), abs=1e-7)
+        slopes = gradient(out.loss, inputs.logprobs).tolist()
+        assert slopes == pytest.approx(loss_reference.gradient(data, objective).tolist(), abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_the_terms_add_up_to_the_loss():
 
 def test_what_the_metrics_read_is_detached():
     out = policy_loss(step(4), Objective(kl_beta=0.1))
-    held = [out.ratio, *out.kl.values(), out.correction.weight]
-    assert not any(tensor.requires_grad for tensor in held)
+    outputs = [out.ratio, *out.kl.values(), out.correction.weight]
+    assert not any(tensor.requires_grad for tensor in outputs)
 
 
 @pytest.mark.parametrize("choices", GRID, ids=lambda choices: "-".join(str(v) for v in choices.values()))

@@ -21,13 +21,13 @@ EVERY = torch.ones(3, dtype=torch.bool)
     [("token", (1.3499, 0.9048, 1.2214)), ("sequence", (1.1426,) * 3), ("sequence_token", (1.1426,) * 3)],
 )
 def test_the_worked_numbers_of_each_level(level, want):
-    found = importance_ratio(level, number(*LOGS), number(*LOGS), SAME, EVERY)
-    assert found.tolist() == pytest.approx(want, abs=5e-5)
+    ratio = importance_ratio(level, number(*LOGS), number(*LOGS), SAME, EVERY)
+    assert ratio.tolist() == pytest.approx(want, abs=5e-5)
 
 
 def test_the_product_of_the_ratios_is_the_length_th_power_of_the_sequence_ratio():
-    found = importance_ratio("sequence", number(*LOGS), number(*LOGS), SAME, EVERY)
-    assert math.prod(found.tolist()) == pytest.approx(1.4918, abs=5e-5)
+    ratio = importance_ratio("sequence", number(*LOGS), number(*LOGS), SAME, EVERY)
+    assert math.prod(ratio.tolist()) == pytest.approx(1.4918, abs=5e-5)
 
 
 @pytest.mark.parametrize("level", RATIOS)
@@ -42,14 +42,14 @@ def test_on_policy_every_ratio_is_exactly_one_and_its_gradient_the_policy_gradie
 @pytest.mark.parametrize("surrogate", ["min", "none", "soft", "detached"])
 def test_gspo_token_has_the_gradient_of_gspo_where_the_advantage_is_constant(surrogate):
     inputs = replace(step(3), policy_mask=None)
-    found = [
+    gradients = [
         gradient(
             policy_loss(inputs, Objective(ratio=level, surrogate=surrogate, correction="none")).loss, inputs.logprobs
         )
         for level in ("sequence", "sequence_token")
     ]
-    assert found[0].abs().sum() > 0
-    torch.testing.assert_close(found[0], found[1])
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_gspo_token_follows_advantages_that_differ_by_token():
@@ -73,9 +73,9 @@ def test_sums_over_rollouts_stay_inside_them_and_survive_what_is_not_counted():
 
 def test_huge_log_ratios_are_clamped_and_have_no_gradient():
     now = leaf(0.0, 0.0)
-    found = log_ratio(now, number(-900, 900))
-    assert found.tolist() == [20, -20]
-    assert gradient(found.sum(), now).tolist() == [0, 0]
+    log_ratios = log_ratio(now, number(-900, 900))
+    assert log_ratios.tolist() == [20, -20]
+    assert gradient(log_ratios.sum(), now).tolist() == [0, 0]
 
 
 def test_an_unknown_level_is_named():

@@ -18,8 +18,8 @@ def test_ids_are_equal_exactly_where_the_ngrams_are(n: int) -> None:
     tokens = rng.integers(0, 3, 60).tolist()
     ids, expected = ngram_ids(tokens, n), tuples(tokens, n)
     assert len(ids) == len(expected)
-    for one in range(len(ids)):
-        assert [ids[one] == other for other in ids] == [expected[one] == other for other in expected]
+    for row in range(len(ids)):
+        assert [ids[row] == other for other in ids] == [expected[row] == other for other in expected]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 40])
@@ -39,9 +39,9 @@ def test_by_hand() -> None:
 
 def test_copies_are_found_across_the_whole_prompt_and_not_over_its_end() -> None:
     rng = np.random.default_rng(0)
-    prompt, said = rng.integers(0, 3, 50).tolist(), rng.integers(0, 3, 30).tolist()
-    asked = set(tuples(prompt, 4))
-    assert copied(said, prompt, n=4) == np.mean([gram in asked for gram in tuples(said, 4)])
+    prompt, completion = rng.integers(0, 3, 50).tolist(), rng.integers(0, 3, 30).tolist()
+    prompt_grams = set(tuples(prompt, 4))
+    assert copied(completion, prompt, n=4) == np.mean([gram in prompt_grams for gram in tuples(completion, 4)])
     assert copied([3, 1, 2], [1, 2, 3], n=2) == 0.5  # [3, 1] crosses from prompt to completion in no text
 
 

@@ -12,14 +12,14 @@ from coterie.types import SampleKey
 
 
 def key(**changed: object) -> SampleKey:
-    held = {"seed": 1, "version": 2, "prompt": "q/3", "sample": 4, "turn": 0}
-    return SampleKey(**held | changed)  # ty: ignore[invalid-argument-type]
+    defaults = {"seed": 1, "version": 2, "prompt": "q/3", "sample": 4, "turn": 0}
+    return SampleKey(**defaults | changed)  # ty: ignore[invalid-argument-type]
 
 
 def test_streams_are_named_by_their_counters() -> None:
     assert uniforms(key(), 5).tolist() == uniforms(key(), 9)[:5].tolist()
     others = [key(seed=2), key(version=3), key(prompt="q/4"), key(sample=5), key(turn=1)]
-    assert len({uniforms(one, 1)[0] for one in [key(), *others]}) == 6
+    assert len({uniforms(sample_key, 1)[0] for sample_key in [key(), *others]}) == 6
 
 
 def test_counters_do_not_run_into_each_other() -> None:

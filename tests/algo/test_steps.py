@@ -29,30 +29,32 @@ def reference(group: list[list[tuple[int, float]]]) -> list[list[float]]:
 
 
 def test_the_worked_example() -> None:
-    one, two = step_advantages([steps([(1, 0.2), (3, 0.8)]), steps([(0, 0.6), (2, 0.4), (5, 1.0)])], [LENGTH, LENGTH])
-    np.testing.assert_allclose(one, [-0.7071, -0.7071, 0.7071, 0.7071, 0, 0], atol=1e-4)
-    np.testing.assert_allclose(two, [0.7071, 0.7071, 0.7071, 1.4142, 1.4142, 1.4142], atol=1e-4)
+    first, second = step_advantages(
+        [steps([(1, 0.2), (3, 0.8)]), steps([(0, 0.6), (2, 0.4), (5, 1.0)])], [LENGTH, LENGTH]
+    )
+    np.testing.assert_allclose(first, [-0.7071, -0.7071, 0.7071, 0.7071, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(second, [0.7071, 0.7071, 0.7071, 1.4142, 1.4142, 1.4142], atol=1e-4)
 
 
 @given(st.lists(STEPS, min_size=1, max_size=4))
 def test_it_is_the_sum_of_the_normalised_scores_that_follow(group: list[list[tuple[int, float]]]) -> None:
-    got = step_advantages([steps(one) for one in group], [LENGTH] * len(group))
+    got = step_advantages([steps(rollout) for rollout in group], [LENGTH] * len(group))
     np.testing.assert_allclose(got, reference(group), atol=1e-6)
 
 
 @given(st.lists(STEPS, min_size=1, max_size=4), st.floats(-3, 3, width=16))
 def test_adding_a_constant_to_all_scores_changes_nothing(group: list[list[tuple[int, float]]], constant: float) -> None:
-    moved = [[(end, value + constant) for end, value in one] for one in group]
+    moved = [[(end, value + constant) for end, value in rollout] for rollout in group]
     lengths = [LENGTH] * len(group)
-    pool = [value for one in group for _, value in one]
+    pool = [value for rollout in group for _, value in rollout]
     if np.std(pool or [0]) > 1e-3:
-        one, other = (step_advantages([steps(s) for s in g], lengths) for g in (group, moved))
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        before, after = (step_advantages([steps(s) for s in g], lengths) for g in (group, moved))
+        np.testing.assert_allclose(before, after, atol=1e-6)
 
 
 def test_equal_scores_teach_nothing() -> None:
     got = step_advantages([steps([(1, 1.0)]), steps([(0, 1.0), (2, 1.0)]), []], [3, 3, 0])
-    assert [one.tolist() for one in got] == [[0, 0, 0], [0, 0, 0], []]
+    assert [advantages.tolist() for advantages in got] == [[0, 0, 0], [0, 0, 0], []]
 
 
 def test_divided_by_the_number_of_steps_more_steps_are_not_worth_more() -> None:

@@ -18,7 +18,7 @@ from loss_parts import gradient, leaf, number, one_rollout, step, uncorrected
 
 
 def of(ratio: float, advantage: float, *, high: float = 0.2, low: float = 0.2, **choices: Any) -> tuple[float, float]:
-    """What one token is worth, and the derivative by its log-probability."""
+    """Value of a token, and its derivative by its log-probability."""
     now = leaf(math.log(ratio) - 1)
     inputs = one_rollout(
         logprobs=now,
@@ -43,13 +43,13 @@ def of(ratio: float, advantage: float, *, high: float = 0.2, low: float = 0.2, *
     ],
 )
 def test_the_clip_table(ratio, advantage, plain, wider, dual, cap):
-    found = [
+    cases = [
         of(ratio, advantage),
         of(ratio, advantage, high=0.28),
         of(ratio, advantage, dual_clip=3.0),
         of(ratio, advantage, ratio_cap=4.0),
     ]
-    for (value, slope), (want, flat) in zip(found, (plain, wider, dual, cap), strict=True):
+    for (value, slope), (want, flat) in zip(cases, (plain, wider, dual, cap), strict=True):
         assert value == pytest.approx(want)
         assert (slope == 0) is flat
 
@@ -222,10 +222,10 @@ def test_dppo_survives_certain_tokens(name):
 
 
 def test_a_users_own_function_sees_the_tokens_and_is_maximised():
-    seen: list[TokenView] = []
+    views: list[TokenView] = []
 
     def cubed(view: TokenView) -> Tensor:
-        seen.append(view)
+        views.append(view)
         return view.ratio**3 * view.advantages * view.params["scale"]
 
     inputs = step()
@@ -237,7 +237,7 @@ def test_a_users_own_function_sees_the_tokens_and_is_maximised():
     torch.testing.assert_close(out.loss, want)
     torch.testing.assert_close(gradient(out.loss, inputs.logprobs), gradient(want, inputs.logprobs))
     assert not (out.clipped_low | out.clipped_high | out.clipped_dual).any()
-    assert seen[0].rollout.tolist() == inputs.rollout.tolist()
+    assert views[0].rollout.tolist() == inputs.rollout.tolist()
 
 
 def bad_shape(view: TokenView) -> Tensor:

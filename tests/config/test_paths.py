@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coterie.config.base import search_in, user_function
+from coterie.config.user_functions import search_in, user_function
 from coterie.config.keys import leaves
 from coterie.config.load import load, load_file
 from coterie.config.paths import FUNCTIONS, MODELS, PATHS, hashed, portable

@@ -62,11 +62,11 @@ class Index:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    found = Index(tmp_path)
+    package_index = Index(tmp_path)
     monkeypatch.setenv("COTERIE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(wheels, "download", found.download)
+    monkeypatch.setattr(wheels, "download", package_index.download)
     monkeypatch.setitem(assets.ASSETS, "toy", ASSET)
-    return found
+    return package_index
 
 
 def leftovers() -> list[str]:
@@ -74,9 +74,9 @@ def leftovers() -> list[str]:
 
 
 def test_fetching_unpacks_converts_records_and_says_so(index: Index) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     assert assets.locate("toy") is None
-    path = assets.fetch("toy", progress=said.append)
+    path = assets.fetch("toy", progress=messages.append)
     assert json.loads(path.read_text()) == {"id": "a-1", "question": "1 + 1?", "answer": "2", "worked": "#### 2"}
     record = json.loads((path.parent / "asset.json").read_text())
     assert {key: record[key] for key in ("package", "version", "sha256", "licence", "noncommercial")} == {
@@ -89,7 +89,7 @@ def test_fetching_unpacks_converts_records_and_says_so(index: Index) -> None:
     assert record["files"]["questions.jsonl"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert set(record["files"]) == {"LICENSE", "questions.jsonl"}
     assert "MIT, really" in (path.parent / "LICENSE").read_text()
-    assert any("licence MIT" in line for line in said)
+    assert any("licence MIT" in line for line in messages)
     assert leftovers() == []
     assert path == assets.locate("toy") == assets.fetch("toy") == assets.ensure("toy")
     assert index.downloads == 1
@@ -115,7 +115,7 @@ def test_files_beside_the_member_are_checked_kept_and_watched(index: Index, monk
 
 def test_ls_tells_what_is_here(index: Index) -> None:
     def state() -> str:
-        return next(one.state for one in assets.ls() if one.name == "toy")
+        return next(asset.state for asset in assets.ls() if asset.name == "toy")
 
     assert state() == "absent"
     path = assets.fetch("toy")
@@ -148,9 +148,9 @@ def test_damage_is_noticed_and_fetched_again(damage: str, index: Index) -> None:
         case "odd record":
             record.write_text('{"files": 3}')
     assert assets.locate("toy") is None
-    said: list[str] = []
-    assert assets.fetch("toy", progress=said.append).read_bytes() == whole
-    assert "toy is damaged or of another version; fetching it again" in said
+    messages: list[str] = []
+    assert assets.fetch("toy", progress=messages.append).read_bytes() == whole
+    assert "toy is damaged or of another version; fetching it again" in messages
     assert index.downloads == 2
     assert leftovers() == []
 
@@ -199,10 +199,10 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_counts(index: Index) -> Non
 
 def test_two_at_once_download_once(index: Index) -> None:
     index.delay = 0.2
-    said: list[str] = []
+    messages: list[str] = []
     paths: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: paths.append(assets.fetch("toy", progress=said.append))) for _ in range(3)
+        threading.Thread(target=lambda: paths.append(assets.fetch("toy", progress=messages.append))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -211,7 +211,7 @@ def test_two_at_once_download_once(index: Index) -> None:
     assert len(set(paths)) == 1
     assert len(paths) == 3
     assert index.downloads == 1
-    assert "another process is fetching this; waiting for it" in said
+    assert "another process is fetching this; waiting for it" in messages
 
 
 def test_hostile_names_in_the_wheel_are_never_written(index: Index, tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_non_commercial_assets_come_only_when_named(index: Index, monkeypatch: p
     monkeypatch.setitem(assets.ASSETS, "toy", replace(ASSET, licence="CC-BY-NC-4.0", noncommercial=True))
     with pytest.raises(AssetError, match=r"CC-BY-NC-4.0 \(NOT for commercial use\), so .* `coterie assets fetch toy`"):
         assets.ensure("toy")
-    said: list[str] = []
-    path = assets.fetch("toy", progress=said.append)
-    assert any("NOT for commercial use" in line for line in said)
+    messages: list[str] = []
+    path = assets.fetch("toy", progress=messages.append)
+    assert any("NOT for commercial use" in line for line in messages)
     assert path == assets.ensure("toy")
 
 

@@ -1,4 +1,4 @@
-"""Where finished folders lie."""
+"""Location of the cache folder."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def user(text: str) -> list[Message]:
 
 
 def own_ids(chat: Chat, messages: list[Message]) -> list[int]:
-    """What transformers itself gives."""
+    """Token ids of transformers itself."""
     return chat.tokenizer.apply_chat_template(messages, chat_template=chat.template, add_generation_prompt=True)[
         "input_ids"
     ]
@@ -261,8 +261,8 @@ def test_a_broken_generation_config_is_a_model_error(tmp_path: Path) -> None:
 # what lies between two turns
 
 
-def said(chat: Chat, text: str, *end: str) -> list[int]:
-    return [*chat._encode(text), *(chat.tokenizer.convert_tokens_to_ids(one) for one in end)]
+def turn_ids(chat: Chat, text: str, *end: str) -> list[int]:
+    return [*chat._encode(text), *(chat.tokenizer.convert_tokens_to_ids(token) for token in end)]
 
 
 @pytest.mark.parametrize("template", [CHATML, None], ids=["chatml", "plain"])
@@ -273,11 +273,11 @@ def test_turns_laid_end_to_end_read_as_the_template_writes_the_whole(template: s
     more: list[Message] = [{"role": "user", "content": "and <|im_end|> now?"}]
     whole = [*first, Message(role="assistant", content="8"), *more]
     end = ("<|im_end|>",) if template else ()
-    answer = said(chat, "8", *end)
+    answer = turn_ids(chat, "8", *end)
     if not template:
-        answer = said(chat, " 8")
+        answer = turn_ids(chat, " 8")
         whole[1] = Message(role="assistant", content="8")
-    laid = [*chat.render(first), *answer, *chat.between(more, answer)]
+    laid = [*chat.render(first), *answer, *chat.render_continuation(more, answer)]
     assert chat.tokenizer.decode(laid) == chat.tokenizer.decode(chat.render(whole))
 
 
@@ -285,19 +285,22 @@ def test_a_turn_without_its_end_gets_one() -> None:
     chat = Chat(tiny_tokenizer())
     more: list[Message] = [{"role": "user", "content": "again"}]
     end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    whole, cut = chat.between(more, said(chat, "8", "<|im_end|>")), chat.between(more, said(chat, "8"))
+    whole, cut = (
+        chat.render_continuation(more, turn_ids(chat, "8", "<|im_end|>")),
+        chat.render_continuation(more, turn_ids(chat, "8")),
+    )
     assert cut == [end, *whole]
-    other = chat.between(more, said(chat, "8", "<|endoftext|>"))
+    other = chat.render_continuation(more, turn_ids(chat, "8", "<|endoftext|>"))
     assert other == cut  # its own end of text is no end of turn
 
 
 def test_a_stop_string_that_the_template_writes_too_stands_once() -> None:
     chat = Chat(tiny_tokenizer(template=None))
     more: list[Message] = [{"role": "user", "content": "again"}]
-    answer = said(chat, " 8\nUser:")
-    text = chat.tokenizer.decode([*answer, *chat.between(more, answer, stop=["\nUser:"])])
+    answer = turn_ids(chat, " 8\nUser:")
+    text = chat.tokenizer.decode([*answer, *chat.render_continuation(more, answer, stop=["\nUser:"])])
     assert text == " 8\nUser: again\nAssistant:"
-    assert chat.tokenizer.decode(chat.between(more, said(chat, " 8"))) == "\nUser: again\nAssistant:"
+    assert chat.tokenizer.decode(chat.render_continuation(more, turn_ids(chat, " 8"))) == "\nUser: again\nAssistant:"
 
 
 @pytest.mark.parametrize(

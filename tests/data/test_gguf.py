@@ -107,11 +107,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_weight_comes_back_in_place(folder: Path) -> None:
-    found = load_file(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
     expected = tensors(len(tiny_tokenizer()))
-    assert set(found) == {f"{name}.weight" for name in expected}
+    assert set(weights) == {f"{name}.weight" for name in expected}
     for name, value in expected.items():
-        tensor = found[f"{name}.weight"]
+        tensor = weights[f"{name}.weight"]
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor.float(), torch.from_numpy(value)), name
 

@@ -42,31 +42,31 @@ def good(number: int = 1) -> dict[str, Any]:
     return {"question": f"how many legs {number}", "answer": number}
 
 
-def reasons(found: PromptSet) -> dict[int, str]:
-    return {bad.row: bad.reason for bad in found.quarantined}
+def reasons(prompts: PromptSet) -> dict[int, str]:
+    return {bad.row: bad.reason for bad in prompts.quarantined}
 
 
 def test_a_file_becomes_prompts_with_ids_answers_and_attributes(tmp_path: Path) -> None:
-    found = of_lines(
+    prompts = of_lines(
         tmp_path,
         {"question": "one and one?", "answer": "2", "difficulty": 1.5, "tags": ["sum", {"deep": None}]},
         {"prompt": "two and two?", "answer": 4, "id": "second"},
     )
-    first, second = found.prompts
+    first, second = prompts.prompts
     assert (first.id, first.task, first.answer) == ("q/1", "q", "2")
     assert first.messages == ({"role": "user", "content": "one and one?"},)
     assert first.attributes == {"question": "one and one?", "difficulty": 1.5, "tags": ["sum", {"deep": None}]}
     assert second.attributes == {"id": "second", "answer": 4, "gold_answer": "4"}
     assert (second.id, second.answer) == ("q/second", "4")
-    assert found.token_ids["q/1"] == tuple(CHAT.render(first.messages))
-    assert found.quarantined == ()
-    assert found.warnings == []
+    assert prompts.token_ids["q/1"] == tuple(CHAT.render(first.messages))
+    assert prompts.quarantined == ()
+    assert prompts.warnings == []
 
 
 def test_system_comes_first_and_the_instruction_last(tmp_path: Path) -> None:
     config = DataConfig(system="Be brief.")
-    found = of_lines(tmp_path, good(), config=config, instruction="Only the number.", task="legs")
-    (prompt,) = found.prompts
+    prompts = of_lines(tmp_path, good(), config=config, instruction="Only the number.", task="legs")
+    (prompt,) = prompts.prompts
     assert prompt.id == "legs/1"
     assert prompt.messages == (
         {"role": "system", "content": "Be brief."},
@@ -81,8 +81,10 @@ def test_a_rows_own_messages_and_system_message_stay(tmp_path: Path) -> None:
         {"role": "assistant", "content": "hello"},
         {"role": "user", "content": "legs?"},
     ]
-    found = of_lines(tmp_path, {"prompt": talk, "answer": None}, config=DataConfig(system="Ours."), instruction="Now.")
-    (prompt,) = found.prompts
+    prompts = of_lines(
+        tmp_path, {"prompt": talk, "answer": None}, config=DataConfig(system="Ours."), instruction="Now."
+    )
+    (prompt,) = prompts.prompts
     assert prompt.messages == (*talk[:3], {"role": "user", "content": "legs?\nNow."})
     assert prompt.answer is None
 
@@ -182,11 +184,11 @@ BAD_LINES: dict[str, tuple[object, str]] = {
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_bad_rows_are_quarantined_with_row_and_reason(name: str, tmp_path: Path) -> None:
     line, reason = BAD_LINES[name]
-    found = of_lines(tmp_path, {**good(1), "id": "first"}, line, "", good(3))
-    assert [prompt.id for prompt in found.prompts] == ["q/first", "q/4"]
-    assert list(reasons(found)) == [2]
-    assert re.match(reason, found.quarantined[0].reason)
-    assert found.warnings == [f"1 bad row left out; first: {tmp_path / 'q.jsonl'} row 2 {reasons(found)[2]}"]
+    prompts = of_lines(tmp_path, {**good(1), "id": "first"}, line, "", good(3))
+    assert [prompt.id for prompt in prompts.prompts] == ["q/first", "q/4"]
+    assert list(reasons(prompts)) == [2]
+    assert re.match(reason, prompts.quarantined[0].reason)
+    assert prompts.warnings == [f"1 bad row left out; first: {tmp_path / 'q.jsonl'} row 2 {reasons(prompts)[2]}"]
 
 
 @given(
@@ -210,8 +212,8 @@ def test_any_row_is_usable_or_refused_with_a_reason(row: dict[str, Any]) -> None
 
 
 def test_a_byte_order_mark_windows_lines_and_right_to_left_text_are_fine(tmp_path: Path) -> None:
-    found = of_lines(tmp_path, b'\xef\xbb\xbf{"prompt": "one"}\r', '{"prompt": "\u202eabc\x7f"}', "  ")
-    assert [prompt.messages[0]["content"] for prompt in found.prompts] == ["one", "\u202eabc\x7f"]
+    prompts = of_lines(tmp_path, b'\xef\xbb\xbf{"prompt": "one"}\r', '{"prompt": "\u202eabc\x7f"}', "  ")
+    assert [prompt.messages[0]["content"] for prompt in prompts.prompts] == ["one", "\u202eabc\x7f"]
 
 
 def test_too_many_bad_rows_stop_the_load_and_name_the_first(tmp_path: Path) -> None:
@@ -245,27 +247,27 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 def test_held_out_rows_that_are_trained_on_are_left_out(tmp_path: Path) -> None:
     train = of_lines(tmp_path, good(1), good(2))
     path = write(tmp_path / "h.jsonl", good(2), good(3), good(4))
-    held = load([FileSource(type="file", path=path)], DataConfig(), CHAT, exclude=train.prompts)
-    assert [prompt.id for prompt in held.prompts] == ["h/2", "h/3"]
-    assert held.excluded == 1
-    assert held.warnings == ["dropped 1 held-out prompt (also in the training data)"]
+    evaluation = load([FileSource(type="file", path=path)], DataConfig(), CHAT, exclude=train.prompts)
+    assert [prompt.id for prompt in evaluation.prompts] == ["h/2", "h/3"]
+    assert evaluation.excluded == 1
+    assert evaluation.warnings == ["dropped 1 held-out prompt (also in the training data)"]
     with pytest.raises(DataError, match=r"0 of 2 rows are bad, 2 also occur in training, .* change seed"):
         load([FileSource(type="file", path=str(tmp_path / "q.jsonl"))], DataConfig(), CHAT, exclude=train.prompts)
 
 
 def test_two_sources_of_one_task_keep_their_ids_apart(tmp_path: Path) -> None:
-    one = FileSource(type="file", path=write(tmp_path / "a.jsonl", good(1)), task="legs")
-    two = FileSource(type="file", path=write(tmp_path / "b.jsonl", good(2)), task="legs")
-    found = load([one, two], DataConfig(), CHAT)
-    assert [prompt.id for prompt in found.prompts] == ["legs/1", "legs.2/1"]
-    held = load(
+    first = FileSource(type="file", path=write(tmp_path / "a.jsonl", good(1)), task="legs")
+    second = FileSource(type="file", path=write(tmp_path / "b.jsonl", good(2)), task="legs")
+    prompts = load([first, second], DataConfig(), CHAT)
+    assert [prompt.id for prompt in prompts.prompts] == ["legs/1", "legs.2/1"]
+    evaluation = load(
         [FileSource(type="file", path=write(tmp_path / "c.jsonl", good(3)), task="legs")],
         DataConfig(),
         CHAT,
-        found.prompts,
+        prompts.prompts,
     )
-    assert [prompt.id for prompt in held.prompts] == ["legs.3/1"]
-    assert {prompt.task for prompt in (*found.prompts, *held.prompts)} == {"legs"}
+    assert [prompt.id for prompt in evaluation.prompts] == ["legs.3/1"]
+    assert {prompt.task for prompt in (*prompts.prompts, *evaluation.prompts)} == {"legs"}
 
 
 def test_two_difficulties_of_one_generator_are_two_tasks() -> None:
@@ -273,24 +275,24 @@ def test_two_difficulties_of_one_generator_are_two_tasks() -> None:
         params = {"min_terms": 2, "max_terms": 2, "min_digits": digits, "max_digits": digits}
         return ReasoningGymSource(type="reasoning_gym", name="chain_sum", size=3, seed=digits, params=params, task=task)
 
-    found = load([sums(1, "small sums"), sums(2, None)], DataConfig(), CHAT)
-    assert [prompt.task for prompt in found.prompts] == ["small sums"] * 3 + ["chain_sum"] * 3
-    assert {prompt.source for prompt in found.prompts} == {"reasoning_gym:chain_sum"}
+    prompts = load([sums(1, "small sums"), sums(2, None)], DataConfig(), CHAT)
+    assert [prompt.task for prompt in prompts.prompts] == ["small sums"] * 3 + ["chain_sum"] * 3
+    assert {prompt.source for prompt in prompts.prompts} == {"reasoning_gym:chain_sum"}
 
 
 def test_limits(tmp_path: Path) -> None:
     assert len(of_lines(tmp_path, *map(good, range(9)), limit=4).prompts) == 4
     path = write(tmp_path / "l.jsonl", {"prompt": ""}, *map(good, range(9)))
-    found = load([FileSource(type="file", path=path)], LENIENT, CHAT, limit=3)
-    assert [prompt.id for prompt in found.prompts] == ["l/2", "l/3", "l/4"]
+    prompts = load([FileSource(type="file", path=path)], LENIENT, CHAT, limit=3)
+    assert [prompt.id for prompt in prompts.prompts] == ["l/2", "l/3", "l/4"]
 
 
 def test_the_quarantine_file_holds_one_json_object_a_line(tmp_path: Path) -> None:
-    found = of_lines(tmp_path, good(), {"prompt": "\u202e", "answer": "\n"}, "{")
-    found.write_quarantine(tmp_path / "quarantine.jsonl")
+    prompts = of_lines(tmp_path, good(), {"prompt": "\u202e", "answer": "\n"}, "{")
+    prompts.write_quarantine(tmp_path / "quarantine.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [2, 3]
-    assert lines[0] == found.quarantined[0].as_dict()
+    assert lines[0] == prompts.quarantined[0].as_dict()
     assert lines[0]["source"].endswith("q.jsonl")
     assert lines[0]["reason"].startswith("has an empty answer")
 
@@ -305,8 +307,8 @@ def test_a_prompt_of_just_the_limit_is_kept_and_one_token_more_is_a_bad_row(tmp_
     source = [FileSource(type="file", path=path)]
     longest = max(map(len, load(source, LENIENT, CHAT).token_ids.values()))
     for limit, bad in ((longest, []), (longest - 1, [1])):
-        found = load(source, LENIENT.model_copy(update={"max_prompt_tokens": limit}), CHAT)
-        assert list(reasons(found)) == bad
+        prompts = load(source, LENIENT.model_copy(update={"max_prompt_tokens": limit}), CHAT)
+        assert list(reasons(prompts)) == bad
 
 
 def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
@@ -315,8 +317,8 @@ def test_a_prompt_that_the_template_refuses_is_a_bad_row(tmp_path: Path) -> None
     )
     chat = Chat(tiny_tokenizer(template=template))
     path = write(tmp_path / "q.jsonl", {"prompt": "a cat"}, {"prompt": "a dog"})
-    found = load([FileSource(type="file", path=path)], LENIENT, chat)
-    assert reasons(found)[1].startswith(
+    prompts = load([FileSource(type="file", path=path)], LENIENT, chat)
+    assert reasons(prompts)[1].startswith(
         "cannot be rendered: the model's chat template refuses these messages (user): no cats"
     )
 
@@ -331,41 +333,41 @@ def test_a_whole_set_is_excluded_without_rendering_it_again(tmp_path: Path) -> N
 
     train = of_lines(tmp_path, good(1), good(2))
     source = FileSource(type="file", path=write(tmp_path / "h.jsonl", good(2), good(3)))
-    seen = []
+    outcomes = []
     for exclude in (train, train.prompts):
         chat = Counting(tiny_tokenizer())
         before = chat.rendered
-        held = load([source], DataConfig(), chat, exclude)
-        seen.append((chat.rendered - before, [prompt.id for prompt in held.prompts], held.excluded))
-    assert seen == [(2, ["h/2"], 1), (4, ["h/2"], 1)]
+        evaluation = load([source], DataConfig(), chat, exclude)
+        outcomes.append((chat.rendered - before, [prompt.id for prompt in evaluation.prompts], evaluation.excluded))
+    assert outcomes == [(2, ["h/2"], 1), (4, ["h/2"], 1)]
     again = load([FileSource(type="file", path=write(tmp_path / "x.jsonl", good(9)), task="q")], LENIENT, CHAT, train)
     assert [prompt.id for prompt in again.prompts] == ["q.2/1"]
 
 
 def test_no_task_is_named_like_the_pooled_result(tmp_path: Path) -> None:
-    said = "task name 'all', which is reserved for the result over all tasks"
-    with pytest.raises(DataError, match=said):
+    message = "task name 'all', which is reserved for the result over all tasks"
+    with pytest.raises(DataError, match=message):
         of_lines(tmp_path, good(), task="all")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         load([FileSource(type="file", path=write(tmp_path / "all.jsonl", good()))], DataConfig(), CHAT)
-    found = load([FileSource(type="file", path=str(tmp_path / "all.jsonl"), task="mine")], DataConfig(), CHAT)
-    assert found.prompts[0].task == "mine"
+    prompts = load([FileSource(type="file", path=str(tmp_path / "all.jsonl"), task="mine")], DataConfig(), CHAT)
+    assert prompts.prompts[0].task == "mine"
 
 
 def test_duplicates_are_dropped_with_a_note_within_and_across_sources(tmp_path: Path) -> None:
     lines = [good(k % 4) for k in range(20)] + [{**good(1), "answer": 7}]
-    one = FileSource(type="file", path=write(tmp_path / "a.jsonl", *lines))
-    two = FileSource(type="file", path=write(tmp_path / "b.jsonl", good(3), good(4)))
-    three = FileSource(type="file", path=write(tmp_path / "c.jsonl", good(4)))
-    found = load([one, two, three], DataConfig(), CHAT)
-    assert [prompt.id for prompt in found.prompts] == ["a/1", "a/2", "a/3", "a/4", "b/2"]
-    assert (found.repeated, found.quarantined) == (19, ())
-    assert found.warnings == [
+    first = FileSource(type="file", path=write(tmp_path / "a.jsonl", *lines))
+    second = FileSource(type="file", path=write(tmp_path / "b.jsonl", good(3), good(4)))
+    third = FileSource(type="file", path=write(tmp_path / "c.jsonl", good(4)))
+    prompts = load([first, second, third], DataConfig(), CHAT)
+    assert [prompt.id for prompt in prompts.prompts] == ["a/1", "a/2", "a/3", "a/4", "b/2"]
+    assert (prompts.repeated, prompts.quarantined) == (19, ())
+    assert prompts.warnings == [
         f"{tmp_path / 'a.jsonl'}: 1 dropped duplicate had another gold answer than the prompt that is kept",
         "dropped 19 duplicate prompts",
     ]
     with pytest.raises(DataError, match=r"no prompt of .*c.jsonl is left: 0 of 1 rows are bad, .* 1 are duplicates"):
-        load([two, three.model_copy(update={"after": 5})], DataConfig(), CHAT)
+        load([second, third.model_copy(update={"after": 5})], DataConfig(), CHAT)
 
 
 def test_a_question_that_a_file_repeats_is_rendered_once(tmp_path: Path) -> None:
@@ -384,22 +386,22 @@ def test_a_question_that_a_file_repeats_is_rendered_once(tmp_path: Path) -> None
 
 def test_ids_that_repeat_or_cannot_be_used_are_no_reason_to_drop_a_row(tmp_path: Path) -> None:
     ids = ["x", "x", [1], "a\nb", 2.5, "x"]
-    found = of_lines(tmp_path, *({**good(k), "id": name} for k, name in enumerate(ids)), config=DataConfig())
-    assert [prompt.id for prompt in found.prompts] == ["q/x", "q/row-2", "q/3", "q/4", "q/5", "q/row-6"]
-    assert [prompt.attributes["id"] for prompt in found.prompts] == ids
-    assert found.warnings[0].endswith("2 rows have an id that an earlier row has; they are named by number")
+    prompts = of_lines(tmp_path, *({**good(k), "id": name} for k, name in enumerate(ids)), config=DataConfig())
+    assert [prompt.id for prompt in prompts.prompts] == ["q/x", "q/row-2", "q/3", "q/4", "q/5", "q/row-6"]
+    assert [prompt.attributes["id"] for prompt in prompts.prompts] == ids
+    assert prompts.warnings[0].endswith("2 rows have an id that an earlier row has; they are named by number")
 
 
 def test_a_source_without_a_column_for_the_prompt_names_its_columns(tmp_path: Path) -> None:
     row = {"id": "1", "query": "2 + 2?", "meta": {"answer": "4"}}
-    said = r"q.jsonl has no column `prompt`, .* its columns are id, query, meta.answer; .* prompt_column = \"query\""
-    with pytest.raises(DataError, match=said):
+    message = r"q.jsonl has no column `prompt`, .* its columns are id, query, meta.answer; .* prompt_column = \"query\""
+    with pytest.raises(DataError, match=message):
         of_lines(tmp_path, *[row] * 10)
-    found = of_lines(tmp_path, row, prompt_column="query", answer_column="meta.answer")
-    assert (found.prompts[0].messages[0]["content"], found.prompts[0].answer) == ("2 + 2?", "4")
-    assert found.warnings == []
-    said = r"has no column 'meta.anwser' \(answer_column\); its columns are .*; did you mean 'meta.answer'"
-    with pytest.raises(DataError, match=said):
+    prompts = of_lines(tmp_path, row, prompt_column="query", answer_column="meta.answer")
+    assert (prompts.prompts[0].messages[0]["content"], prompts.prompts[0].answer) == ("2 + 2?", "4")
+    assert prompts.warnings == []
+    message = r"has no column 'meta.anwser' \(answer_column\); its columns are .*; did you mean 'meta.answer'"
+    with pytest.raises(DataError, match=message):
         of_lines(tmp_path, row, prompt_column="query", answer_column="meta.anwser")
 
 
@@ -414,16 +416,16 @@ def test_where_every_row_is_bad_nobody_is_told_to_train_without_them(tmp_path: P
 def test_what_was_recognised_is_said(tmp_path: Path) -> None:
     rows = [{"prompt": f"{k}?", "solution": f"$\\boxed{{{k}}}$", "completions": []} for k in range(2)]
     unmarked = {"prompt": "2?", "solution": "First.\nSecond."}
-    found = of_lines(tmp_path, *rows, unmarked)
+    prompts = of_lines(tmp_path, *rows, unmarked)
     name = tmp_path / "q.jsonl"
-    assert found.warnings == [
+    assert prompts.warnings == [
         f"{name}: read as TRL's layout: prompt from `prompt`, answer from `solution` (2 rows)",
         f"{name}: read prompt from `prompt`, no gold answer (`solution` ends neither in a box nor in a `####` line) "
         "(1 row)",
     ]
     (note,) = of_lines(tmp_path, {"question": "?", "answer": "so\n#### 4"}).warnings
     assert note.endswith("compare with what stands there, the column `gold_answer`")
-    (columns,) = found.sources
+    (columns,) = prompts.sources
     assert columns.columns == ("prompt", "solution", "completions")
     assert (columns.unmarked, columns.prompts) == (1, {"q/1", "q/2", "q/3"})
 
@@ -435,8 +437,8 @@ def test_a_file_in_one_cell_is_refused_before_it_is_tokenised(tmp_path: Path) ->
             return super().render(messages, add_generation_prompt=add_generation_prompt)
 
     path = write(tmp_path / "q.jsonl", good(1), {"prompt": "x" * 200_000})
-    found = load([FileSource(type="file", path=path)], LENIENT, Never(tiny_tokenizer()))
-    assert reasons(found) == {2: "has 200,000 characters, more than data.max_prompt_tokens = 1024 can hold"}
+    prompts = load([FileSource(type="file", path=path)], LENIENT, Never(tiny_tokenizer()))
+    assert reasons(prompts) == {2: "has 200,000 characters, more than data.max_prompt_tokens = 1024 can hold"}
 
 
 def test_a_folder_is_a_task_of_its_name(tmp_path: Path) -> None:
@@ -444,12 +446,12 @@ def test_a_folder_is_a_task_of_its_name(tmp_path: Path) -> None:
     folder.mkdir()
     write(folder / "train-0.jsonl", {"problem": "one?", "answer": "1"})
     write(folder / "train-1.jsonl", {"problem": "two?", "answer": "2"})
-    found = load([FileSource(type="file", path=str(folder))], DataConfig(), CHAT)
-    assert [(prompt.id, prompt.task, prompt.source) for prompt in found.prompts] == [
+    prompts = load([FileSource(type="file", path=str(folder))], DataConfig(), CHAT)
+    assert [(prompt.id, prompt.task, prompt.source) for prompt in prompts.prompts] == [
         ("OpenR1-Math.1/1", "OpenR1-Math.1", "file:OpenR1-Math.1"),
         ("OpenR1-Math.1/2", "OpenR1-Math.1", "file:OpenR1-Math.1"),
     ]
-    assert found.warnings == [
+    assert prompts.warnings == [
         f"{folder}: split train: 2 files (train-0.jsonl …)",
         f"{folder}: read as open-r1's layout: prompt from `problem`, answer from `answer`",
     ]

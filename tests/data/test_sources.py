@@ -33,11 +33,11 @@ def test_generated_items_keep_seed_and_index_in_the_id_and_drop_repeats(monkeypa
 
     monkeypatch.setattr(tasks, "items", items)
     source = ReasoningGymSource(type="reasoning_gym", name="leg_counting", size=6, seed=3)
-    found = load([source], DataConfig(), CHAT)
-    assert [prompt.id for prompt in found.prompts] == [f"leg_counting/3-{index}" for index in (0, 2, 4)]
-    assert found.prompts[1].attributes == {"reasoning_gym": {"index": 2}}
-    assert found.repeated == 3
-    assert found.warnings == ["dropped 3 duplicate prompts"]
+    prompts = load([source], DataConfig(), CHAT)
+    assert [prompt.id for prompt in prompts.prompts] == [f"leg_counting/3-{index}" for index in (0, 2, 4)]
+    assert prompts.prompts[1].attributes == {"reasoning_gym": {"index": 2}}
+    assert prompts.repeated == 3
+    assert prompts.warnings == ["dropped 3 duplicate prompts"]
     assert len(load([source], DataConfig(), CHAT, limit=2).prompts) == 2
 
 
@@ -45,8 +45,8 @@ def test_question_assets_are_read_and_models_refused(tmp_path: Path, monkeypatch
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question": "how many legs", "answer": "8", "id": "gsm8k-test-0013"}))
     monkeypatch.setattr(assets, "ensure", lambda name: path if name == "gsm8k-100" else tmp_path)
-    found = load([AssetSource(type="asset", name="gsm8k-100")], DataConfig(), CHAT)
-    assert found.prompts[0].id == "gsm8k-100/gsm8k-test-0013"
+    prompts = load([AssetSource(type="asset", name="gsm8k-100")], DataConfig(), CHAT)
+    assert prompts.prompts[0].id == "gsm8k-100/gsm8k-test-0013"
     with pytest.raises(DataError, match="the asset 'smollm2-135m' is a model, not questions"):
         load([AssetSource(type="asset", name="smollm2-135m")], DataConfig(), CHAT)
 
@@ -88,8 +88,8 @@ def test_the_columns_of_a_hub_source_are_mapped_and_named(monkeypatch: pytest.Mo
     source = HubSource(type="hub", name="meta-math/MetaMathQA", prompt_column="query", answer_column="response.text")
     (prompt,) = load([source], DataConfig(), CHAT).prompts
     assert (prompt.messages[0]["content"], prompt.answer) == ("2 + 2?", "4")
-    said = r"meta-math/MetaMathQA has no column `prompt`.* columns are query, response.text, type; .*\"query\""
-    with pytest.raises(DataError, match=said):
+    message = r"meta-math/MetaMathQA has no column `prompt`.* columns are query, response.text, type; .*\"query\""
+    with pytest.raises(DataError, match=message):
         load([source.model_copy(update={"prompt_column": None})], DataConfig(), CHAT)
 
 
@@ -121,8 +121,8 @@ def of_python(target: str, config: DataConfig = LENIENT, **options: Any) -> Prom
 
 
 def test_your_own_function_in_the_working_folder(module: str, tmp_path: Path) -> None:
-    found = of_python(f"{module}:rows", params={"count": 5}, limit=3)
-    assert [(prompt.id, prompt.answer) for prompt in found.prompts] == [
+    prompts = of_python(f"{module}:rows", params={"count": 5}, limit=3)
+    assert [(prompt.id, prompt.answer) for prompt in prompts.prompts] == [
         ("rows/1", "0"),
         ("rows/2", "1"),
         ("rows/3", "2"),

@@ -27,10 +27,10 @@ def through_json(item: tasks.Item) -> dict[str, Any]:
 
 
 def test_all_generators_are_there() -> None:
-    found = tasks.names()
-    assert len(found) >= 100
-    assert {"leg_counting", "chain_sum", "gsm_symbolic"} <= set(found)
-    assert set(found) >= tasks.HASH_ORDERED
+    names = tasks.names()
+    assert len(names) >= 100
+    assert {"leg_counting", "chain_sum", "gsm_symbolic"} <= set(names)
+    assert set(names) >= tasks.HASH_ORDERED
     assert tasks.package_version()
 
 
@@ -57,12 +57,12 @@ def test_gold_answers_score_one_after_a_trip_through_json(name: str) -> None:
 def test_equal_arguments_give_equal_items_and_leave_the_global_generator_alone() -> None:
     random.seed(5)
     before = random.getstate()
-    one = list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
+    items = list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
     assert random.getstate() == before
-    assert one == list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
+    assert items == list(tasks.items("chain_sum", {"max_terms": 3}, 4, 9))
     fewer = tasks.items("chain_sum", {"max_terms": 3}, 2, 9)
-    assert [item.question for item in fewer] == [item.question for item in one[:2]]
-    assert one[0].question != first("chain_sum", seed=10).question
+    assert [item.question for item in fewer] == [item.question for item in items[:2]]
+    assert items[0].question != first("chain_sum", seed=10).question
 
 
 ELSEWHERE = """
@@ -89,8 +89,8 @@ def test_another_process_scores_alike_and_generates_alike_in_spite_of_the_hash_s
 
 
 def test_neighbouring_seeds_share_no_items() -> None:
-    one = {item.question for item in tasks.items("chain_sum", {}, 50, 0)}
-    assert not one & {item.question for item in tasks.items("chain_sum", {}, 50, 1)}
+    questions = {item.question for item in tasks.items("chain_sum", {}, 50, 0)}
+    assert not questions & {item.question for item in tasks.items("chain_sum", {}, 50, 1)}
 
 
 def test_an_answer_in_other_characters_is_the_same_and_a_cut_thought_is_none() -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer files say: older versions of transformers have to open them too.
+"""Tokenizer files of a checkpoint: older versions of transformers have to open them too.
 
 transformers 4.57.3 was given every folder of these tests by hand; what it refuses is reported in unsloth#8444 and
 ms-swift#8352.

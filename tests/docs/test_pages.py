@@ -124,7 +124,7 @@ def test_the_rewards_of_the_page_do_what_it_says() -> None:
 def test_modules_with_examples() -> None:
     """Every `>>>` in a docstring of the package is run."""
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
-    assert {"advantages", "surrogates", "kl", "statistics"} <= {file.stem for file in files}
+    assert {"advantages", "surrogates", "kl", "stats"} <= {file.stem for file in files}
     for file in files:
         name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
         result = doctest.testmod(importlib.import_module(name))
@@ -182,7 +182,7 @@ def test_the_groups_of_the_page_do_what_it_says() -> None:
     (block,) = [block for block in blocks("python") if block.note == "my_groups.py"]
     page: dict[str, Any] = {}
     exec(block.text, page)
-    baseline = GroupAwareBaseline(preset="my_groups:siblings_or_past", own=page["siblings_or_past"])
+    baseline = GroupAwareBaseline(preset="my_groups:siblings_or_past", custom=page["siblings_or_past"])
     seen = Rollouts(prompts=tuple("aaab"), rewards=np.array([1.0, 0, 0, 1]), features=np.zeros((4, 0)), time=0.0)
     assert baseline.predict(seen).tolist() == [0.0, 0.5, 0.5, 0.5]
     assert self_influence(baseline, seen) < 1e-12

@@ -14,7 +14,7 @@ from pages import PAGES, ROOT, Block, blocks, load_module, section, write_files
 from coterie.cli.main import app
 from coterie.cli.options import split_target
 from coterie.cli.sample import settings_of
-from coterie.config.base import user_function
+from coterie.config.user_functions import user_function
 from coterie.config.data import ReasoningGymSource, Source
 from coterie.config.keys import bare, is_section
 from coterie.config.load import load

@@ -115,12 +115,12 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             engine.old_weights(harness, size.scales, size.few),
         ),
         "random": lambda: (
-            of_trial("random", one)
-            for one in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
+            of_trial("random", trial)
+            for trial in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
         ),
         "points": lambda: (
-            of_trial("points", one)
-            for one in kills.at_points(
+            of_trial("points", trial)
+            for trial in kills.at_points(
                 harness, size.passes, **every(size.points), always=size.points > 1 and share.index == 0
             )
         ),

@@ -81,22 +81,22 @@ def log_of(runs: Path) -> str:
 def orphans(runs: Path, patience: float = 10.0) -> int:
     """Processes of a trial that are still alive a while after its own process was killed; they are ended then."""
     limit = time.monotonic() + patience
-    while found := _marked(f"{TRIAL}={runs}".encode()):
+    while pids := _marked(f"{TRIAL}={runs}".encode()):
         if time.monotonic() > limit:
-            for pid in found:
+            for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             break
         time.sleep(0.01)
-    return len(found)
+    return len(pids)
 
 
 def _marked(mark: bytes) -> list[int]:
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with suppress(OSError):
                 dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
                 if not dead and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+                    pids.append(int(entry.name))
+    return pids

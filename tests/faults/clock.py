@@ -26,10 +26,10 @@ def jumps(harness: Harness) -> Iterator[Case]:
     problem = harness.unharmed(runs, _jumping)
     if problem is None:
         with closing(MetricsDB.reader(runs / NAME / "metrics.sqlite")) as database:
-            found = {
+            metrics = {
                 (step, name): value for step in range(STEPS + 1) for name, value in database.step_metrics(step).items()
             }
-        negative = [key for key, value in found.items() if key[1].startswith(("time/", "speed/")) and value < 0]
+        negative = [key for key, value in metrics.items() if key[1].startswith(("time/", "speed/")) and value < 0]
         problem = f"negative durations: {negative}" if negative else None
         summary(runs / NAME)
     yield Case(section="clock", name="every look at the clock jumps", problem=problem)

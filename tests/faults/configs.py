@@ -82,7 +82,7 @@ class Mutant:
 
     name: str
     data: bytes
-    said: tuple[str, ...]
+    keys: tuple[str, ...]
     """What the refusal must name."""
 
 
@@ -91,9 +91,9 @@ def mutants() -> Iterator[Mutant]:
     for setting in leaves():
         yield from _of_setting(setting, _place(setting))
     for name, table, keys in RULES:
-        yield Mutant(name=name, data=dumps(table).encode(), said=tuple(keys))
-    for name, (data, said) in FILES.items():
-        yield Mutant(name=name, data=data, said=(said,))
+        yield Mutant(name=name, data=dumps(table).encode(), keys=tuple(keys))
+    for name, (data, key) in FILES.items():
+        yield Mutant(name=name, data=data, keys=(key,))
 
 
 def _place(setting: Setting) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def _mutant(name: str, path: tuple[str, ...], value: Any, key: str) -> Mutant:
         del parent[path[-1]]
     else:
         parent[path[-1]] = 1 if value is MISSING or value is None else value
-    return Mutant(name=name, data=dumps(table).encode(), said=(key,))
+    return Mutant(name=name, data=dumps(table).encode(), keys=(key,))
 
 
 def _wrong(setting: Setting) -> list[Any]:
@@ -194,7 +194,7 @@ def _accepted(mutant: Mutant, file: Path) -> str | None:
     try:
         load(["@", str(file)], env={})
     except ConfigError as error:
-        missing = [word for word in mutant.said if word not in str(error)]
+        missing = [word for word in mutant.keys if word not in str(error)]
         return f"the refusal does not name {missing[0]}: {str(error)[:200]}" if missing else None
     except Exception as error:
         return f"raised {type(error).__name__}: {str(error)[:200]}"

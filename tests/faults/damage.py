@@ -34,9 +34,9 @@ def flips(harness: Harness, count: int, seed: int) -> Iterator[Case]:
 
 def _flips(name: str, verdicts: Iterator[str]) -> Case:
     """`noticed`, `harmless` (what is read is the same), or what was wrong."""
-    found = list(verdicts)
-    wrong = [verdict for verdict in found if verdict not in ("noticed", "harmless")]
-    facts = {"flips": len(found), "noticed": found.count("noticed"), "harmless": found.count("harmless")}
+    outcomes = list(verdicts)
+    wrong = [verdict for verdict in outcomes if verdict not in ("noticed", "harmless")]
+    facts = {"flips": len(outcomes), "noticed": outcomes.count("noticed"), "harmless": outcomes.count("harmless")}
     return Case(section="flips", name=name, problem=wrong[0] if wrong else None, facts=facts)
 
 
@@ -57,13 +57,13 @@ def _checkpoint_flips(run: Path, folder: Path, count: int, draw: random.Random) 
     for _ in range(count):
         (file,) = draw.choices(files, sizes)
         _flip(file, contents[file], draw)
-        found = checkpoint.newest(root)
+        saved = checkpoint.newest(root)
         file.write_bytes(contents[file])
-        if found is None or found.step != older:
+        if saved is None or saved.step != older:
             yield f"a flipped bit in {file.name} was not noticed"
         else:
-            named = len(found.skipped) == 1 and file.name in found.skipped[0][1]
-            yield "noticed" if named else f"{file.name} is not named: {found.skipped}"
+            named = len(saved.skipped) == 1 and file.name in saved.skipped[0][1]
+            yield "noticed" if named else f"{file.name} is not named: {saved.skipped}"
 
 
 def _rollout_flips(run: Path, folder: Path, count: int, draw: random.Random) -> Iterator[str]:
@@ -135,9 +135,9 @@ def broken(harness: Harness, few: int = 1) -> Iterator[Case]:
         runs = _copy(harness, name)
         damage(runs / NAME / "checkpoints" / "step_000005")
         done = harness.wait(harness.start(runs))
-        said = "".join(path.read_text() for path in (runs / NAME / "logs").iterdir())
+        log = "".join(path.read_text() for path in (runs / NAME / "logs").iterdir())
         problem = log_of(runs) if done.code else _same(harness, runs)
-        if problem is None and "skipped step_000005" not in said:
+        if problem is None and "skipped step_000005" not in log:
             problem = "the log does not say that step_000005 was skipped"
         yield Case(section="damage", name=name, problem=problem)
 
@@ -151,9 +151,9 @@ def nothing_left(harness: Harness) -> Iterator[Case]:
             folder = root / f"step_{step:06d}"
             _truncate(folder) if name == "all damaged" else shutil.rmtree(folder)
         refused = harness.wait(harness.start(runs))
-        said = log_of(runs)
-        if refused.code != REFUSED or "--fresh" not in said:
-            yield Case(section="damage", name=name, problem=f"exit code {refused.code}: {said}")
+        log = log_of(runs)
+        if refused.code != REFUSED or "--fresh" not in log:
+            yield Case(section="damage", name=name, problem=f"exit code {refused.code}: {log}")
             continue
         done = harness.wait(harness.start(runs, None, lambda runs=runs: _fresh(runs)))
         problem = log_of(runs) if done.code else _same(harness, runs)
@@ -174,8 +174,8 @@ def _copy(harness: Harness, name: str) -> Path:
 
 
 def _same(harness: Harness, runs: Path) -> str | None:
-    known = read_chain(harness.root / "golden" / "chain")
-    return divergence(harness.golden, harness.end, [*known, *read_chain(runs / "chain")], runs / NAME)
+    golden_chain = read_chain(harness.root / "golden" / "chain")
+    return divergence(harness.golden, harness.end, [*golden_chain, *read_chain(runs / "chain")], runs / NAME)
 
 
 def hostile(harness: Harness, few: int = 1) -> Iterator[Case]:

@@ -89,7 +89,7 @@ def every_call(
             if trial.divergence:
                 yield of_trial("calls", trial)
             return
-        wrong = [said for said in trial.refusals if not any(word in said for word in _SHORTAGES)]
+        wrong = [refusal for refusal in trial.refusals if not any(word in refusal for word in _SHORTAGES)]
         yield of_trial("calls", trial, f"the error does not name the disk: {wrong[0]}" if wrong else None)
         nth += stride
 
@@ -105,11 +105,11 @@ def _fill(harness: Harness, runs: Path, size: int) -> str | None:
     run.mkdir()
     _mount("-o", f"size={size}k", run)
     first = harness.wait(harness.start(runs))
-    said = log_of(runs) if first.code else ""
+    log = log_of(runs) if first.code else ""
     if first.code not in (0, REFUSED):
-        return f"exit code {first.code}: {said}"
-    if first.code == REFUSED and not any(word in said for word in ("No space left", "free some space", "no room")):
-        return f"the error does not name the disk: {said}"
+        return f"exit code {first.code}: {log}"
+    if first.code == REFUSED and not any(word in log for word in ("No space left", "free some space", "no room")):
+        return f"the error does not name the disk: {log}"
     _mount("-o", "remount,size=64m", run)
     return harness.goes_on(runs)
 
@@ -128,8 +128,8 @@ def read_only(harness: Harness, few: int = 1) -> Iterator[Case]:
     runs = harness.folder("vanished from step 3")
     trap = at_step(3, lambda: shutil.rmtree(runs / NAME))
     first = harness.wait(harness.start(runs, trap))
-    said = log_of(runs)
-    problem = None if first.code == REFUSED and NAME in said else f"exit code {first.code}: {said}"
+    log = log_of(runs)
+    problem = None if first.code == REFUSED and NAME in log else f"exit code {first.code}: {log}"
     yield Case(section="disk", name="vanished from step 3", problem=problem)
     yield from few_files(harness, (0, 1, 2, 4, 8, 16)[:: 2 * few - 1])
 
@@ -151,7 +151,7 @@ def beside(harness: Harness) -> Iterator[Case]:
         folder.mkdir(parents=True)
         _mount("-o", "size=24k", folder)
         mend = lambda: _mount("-o", "remount,size=64m", folder)  # noqa: E731
-        return _refused_then_goes_on(harness, runs, lambda: None, mend, said="No space left")
+        return _refused_then_goes_on(harness, runs, lambda: None, mend, message="No space left")
 
     yield _in_namespace(harness, "the log's disk is full", log)
     yield _in_namespace(harness, "the rollouts' disk is full", store)
@@ -200,12 +200,12 @@ def few_files(harness: Harness, spares: tuple[int, ...]) -> Iterator[Case]:
 
 
 def _refused_then_goes_on(
-    harness: Harness, runs: Path, trap: Callable[[], None], mend: Callable[[], None], *, said: str = ""
+    harness: Harness, runs: Path, trap: Callable[[], None], mend: Callable[[], None], *, message: str = ""
 ) -> str | None:
     first = harness.wait(harness.start(runs, trap))
-    told = log_of(runs) if first.code else ""
-    if first.code != REFUSED or said not in told:
-        return f"expected an error of coterie's own that says {said!r}, got exit code {first.code}: {told}"
+    log = log_of(runs) if first.code else ""
+    if first.code != REFUSED or message not in log:
+        return f"expected an error of coterie's own that says {message!r}, got exit code {first.code}: {log}"
     mend()
     return harness.goes_on(runs)
 
@@ -225,8 +225,8 @@ def _in_namespace(harness: Harness, name: str, body: Callable[[Path], str | None
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    said = verdict.read_text() if verdict.exists() else "not tried: the child died"
-    return Case(section="disk", name=name, problem=said or None)
+    problem_text = verdict.read_text() if verdict.exists() else "not tried: the child died"
+    return Case(section="disk", name=name, problem=problem_text or None)
 
 
 def _own_mounts() -> None:

@@ -80,10 +80,10 @@ COMMITS: dict[str, tuple[tuple[int, ...], str | None]] = {
 
 def answers(harness: Harness, few: int = 1) -> Iterator[Case]:
     """What an engine says that is wrong, and commits that went wrong."""
-    for name, (change, said) in list(LIES.items())[::few]:
-        yield _refused(harness, name, _lying(change), said)
-    for name, (versions, said) in list(COMMITS.items())[::few]:
-        yield _refused(harness, name, _committing(versions), said, stored=VERSION - 1)
+    for name, (change, message) in list(LIES.items())[::few]:
+        yield _refused(harness, name, _lying(change), message)
+    for name, (versions, message) in list(COMMITS.items())[::few]:
+        yield _refused(harness, name, _committing(versions), message, stored=VERSION - 1)
 
 
 def failures(harness: Harness) -> Iterator[Case]:
@@ -109,16 +109,16 @@ def old_weights(harness: Harness, scales: tuple[float, ...], few: int = 1) -> It
 
 
 def _refused(
-    harness: Harness, name: str, trap: Prepare, said: str | None, *, code: int = REFUSED, stored: int = VERSION
+    harness: Harness, name: str, trap: Prepare, message: str | None, *, code: int = REFUSED, stored: int = VERSION
 ) -> Case:
     """The run ends by what is `said`, with `stored` as its last step; None: it is golden."""
     runs = harness.folder(f"engine {name}")
     first = harness.wait(harness.start(runs, trap))
-    told = log_of(runs) if first.code else ""
+    log = log_of(runs) if first.code else ""
     problem = None
-    if first.code != (0 if said is None else code) or (said or "") not in told:
-        problem = f"exit code {first.code}, expected {said!r}: {told}"
-    elif said is not None:
+    if first.code != (0 if message is None else code) or (message or "") not in log:
+        problem = f"exit code {first.code}, expected {message!r}: {log}"
+    elif message is not None:
         problem = _stored(runs / NAME, stored)
     return Case(section="engine", name=name, problem=problem or harness.goes_on(runs))
 
@@ -158,10 +158,10 @@ def _noticed(harness: Harness, name: str, trap: Prepare, *, full: bool = False, 
     if done.code != 0:
         return Case(section="engine", name=name, problem=f"exit code {done.code}: {log_of(runs)}")
     with closing(MetricsDB.reader(runs / NAME / "metrics.sqlite")) as database:
-        told = [event.step for event in database.events("warning") if "than the sampler did" in event.message]
-        found = database.step_metrics(STEP).get("mismatch/kl")
-    problem = f"told of in steps {told}, expected step {STEP}; KL {found}" if must and told[:1] != [STEP] else None
-    facts = {"noticed": told[:1] == [STEP], "kl": found}
+        steps = [event.step for event in database.events("warning") if "than the sampler did" in event.message]
+        kl = database.step_metrics(STEP).get("mismatch/kl")
+    problem = f"told of in steps {steps}, expected step {STEP}; KL {kl}" if must and steps[:1] != [STEP] else None
+    facts = {"noticed": steps[:1] == [STEP], "kl": kl}
     return Case(section="engine", name=name, problem=problem, facts=facts)
 
 
@@ -194,8 +194,8 @@ def _committing(versions: tuple[int, ...]) -> Prepare:
         inner = EmbeddedEngine.commit
 
         def commit(self: EmbeddedEngine, version: int) -> None:
-            for one in versions if version == VERSION else (version,):
-                inner(self, one)
+            for weights_version in versions if version == VERSION else (version,):
+                inner(self, weights_version)
 
         EmbeddedEngine.commit = commit
 
@@ -234,23 +234,23 @@ def _spoiling() -> Prepare:
 
 def _with_weights(engine: EmbeddedEngine, weights: Mapping[str, torch.Tensor], sample: Callable[[], Turns]) -> Turns:
     """Sample from other weights than the learner's, which are put back."""
-    own = dict(engine._policy.model.named_parameters())
-    kept = {name: own[name].detach().clone() for name in weights}
+    parameters = dict(engine._policy.model.named_parameters())
+    kept = {name: parameters[name].detach().clone() for name in weights}
     try:
         with torch.no_grad():
             for name, tensor in weights.items():
-                own[name].copy_(tensor)
+                parameters[name].copy_(tensor)
         return sample()
     finally:
         with torch.no_grad():
             for name, tensor in kept.items():
-                own[name].copy_(tensor)
+                parameters[name].copy_(tensor)
 
 
 def _scaled(matrix: str, scale: float) -> Prepare:
     def deed(engine: EmbeddedEngine, sample: Callable[[], Turns]) -> Turns:
-        found = {name: scale * p.detach() for name, p in engine._policy.model.named_parameters() if matrix in name}
-        return _with_weights(engine, found, sample)
+        weights = {name: scale * p.detach() for name, p in engine._policy.model.named_parameters() if matrix in name}
+        return _with_weights(engine, weights, sample)
 
     return _around_generate(deed)
 

@@ -216,7 +216,7 @@ class Harness:
         trial = Trial(name=name, divergence=None)
         file = runs / "chain"
         for death in deaths:
-            known = read_chain(file)
+            chain = read_chain(file)
             if isinstance(death, float | int):
                 attempt = self.kill(self.start(runs), death)
             else:
@@ -229,26 +229,26 @@ class Harness:
             elif attempt.code != 0:
                 trial.divergence = f"exit code {attempt.code}: {log_of(runs)}"
                 return trial
-            self._measure(trial, attempt, known, read_chain(file), first=death is deaths[0])
-        known = read_chain(file)
+            self._measure(trial, attempt, chain, read_chain(file), first=death is deaths[0])
+        chain = read_chain(file)
         last = self.wait(self.start(runs))
         if last.code != 0:
             trial.divergence = f"could not go on, exit code {last.code}: {log_of(runs)}"
             return trial
-        self._measure(trial, last, known, read_chain(file), first=not deaths)
+        self._measure(trial, last, chain, read_chain(file), first=not deaths)
         trial.divergence = divergence(self.golden, self.end, read_chain(file), runs / NAME)
         if trial.divergence is None:
             shutil.rmtree(runs)
         return trial
 
-    def _measure(self, trial: Trial, attempt: Attempt, known: list[Link], chain: list[Link], *, first: bool) -> None:
+    def _measure(self, trial: Trial, attempt: Attempt, earlier: list[Link], chain: list[Link], *, first: bool) -> None:
         """Seconds to the first finished step of a restart, and finished steps that it had to make again."""
-        fresh = chain[len(known) :]
+        fresh = chain[len(earlier) :]
         if first or not fresh:
             return
         trial.recovery.append(fresh[0].time - attempt.began)
-        if known:
-            trial.lost.append(max(0, known[-1].step - fresh[0].step + 1))
+        if earlier:
+            trial.lost.append(max(0, earlier[-1].step - fresh[0].step + 1))
 
 
 def _mark(shared: mmap.mmap, owner: Any, name: str, number: int, byte: int = 0) -> None:

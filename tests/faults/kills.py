@@ -47,8 +47,8 @@ def _chosen(
         total = counted[index]
         if not total:
             raise AssertionError(f"the point {point.name!r} is never passed: it would prove nothing")
-        wanted = {1 + round(k * (total - 1) / max(1, passes - 1)) for k in range(passes)}
-        yield from ((point, nth) for nth in sorted(wanted))
+        chosen = {1 + round(k * (total - 1) / max(1, passes - 1)) for k in range(passes)}
+        yield from ((point, nth) for nth in sorted(chosen))
 
 
 def _reached(trial: Trial, kills: int) -> Trial:

@@ -39,7 +39,7 @@ WHILE_TRAINING = [
     Point("prompts are read", "coterie.engines.embedded:_Session._prefill", "after"),
     Point("one more token", "coterie.engines.embedded:_Session._decode", "before"),
     Point("all is sampled", "coterie.rollout.episodes:check_turns", "before"),
-    Point("a reward is asked", "coterie.rewards.process:Worker.ask", "after"),
+    Point("a reward is asked", "coterie.rewards.process:Worker.send_request", "after"),
     Point("all is scored", "coterie.rewards.pool:Scorer.score", "after"),
     Point("a backward pass", "coterie.policy.learner:Learner._backward", "after"),
     Point("one tensor is stepped", "coterie.policy.optim:MasterAdamW._step", "after"),
@@ -109,16 +109,16 @@ def _wrap(point: Point, pass_: Callable[[int], object]) -> None:
     *parents, name = path.split(".")
     owner: Any = reduce(getattr, parents, importlib.import_module(module))
     inner = getattr(owner, name)
-    seen = 0
+    passes = 0
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal seen
-        seen += 1
+        nonlocal passes
+        passes += 1
         if point.when == "before":
-            pass_(seen)
+            pass_(passes)
             return inner(*args, **kwargs)
         result = inner(*args, **kwargs)
-        pass_(seen)
+        pass_(passes)
         return result
 
     setattr(owner, name, call)

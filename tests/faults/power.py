@@ -34,7 +34,7 @@ class Recording:
 
     def __init__(self, folder: Path, file: Path, blobs: Path) -> None:
         self.folder, self.file, self.blobs = folder, file, blobs
-        self.seen: dict[int, tuple[int, int]] = {}
+        self.stats: dict[int, tuple[int, int]] = {}
         self.names: dict[int, dict[str, int]] = {}
 
     def arm(self) -> None:
@@ -102,8 +102,8 @@ class Recording:
                     self._written(path, facts)
 
     def _written(self, path: str, facts: os.stat_result) -> None:
-        if self.seen.get(facts.st_ino) != (facts.st_size, facts.st_mtime_ns):
-            self.seen[facts.st_ino] = (facts.st_size, facts.st_mtime_ns)
+        if self.stats.get(facts.st_ino) != (facts.st_size, facts.st_mtime_ns):
+            self.stats[facts.st_ino] = (facts.st_size, facts.st_mtime_ns)
             data = Path(path).read_bytes()
             name = hashlib.sha256(data).hexdigest()
             (self.blobs / name).write_bytes(data)
@@ -157,11 +157,11 @@ class Disk:
     def _check(self, name: str, inode: int) -> None:
         below = [inode]
         while below:
-            one = below.pop()
-            if self.latest.get(one) != self.durable.get(one):
+            node = below.pop()
+            if self.latest.get(node) != self.durable.get(node):
                 self.unsafe.append(f"{name} was renamed before a file of it was flushed")
-            below += self.entries.get(one, {}).values()
-            if any(op[1] == one for op in self.pending):
+            below += self.entries.get(node, {}).values()
+            if any(op[1] == node for op in self.pending):
                 self.unsafe.append(f"{name} was renamed before its folder's entries were flushed")
 
 
@@ -213,10 +213,10 @@ def cuts(harness: Harness, stride: int, seed: int, first: int = 0) -> Iterator[C
 
 def _subsets(pending: list[Op], draw: random.Random) -> list[list[Op]]:
     """All of the unflushed entries, none, each one lost or kept alone, the first half, and some at random."""
-    found = [pending, [], pending[: len(pending) // 2]]
+    subsets = [pending, [], pending[: len(pending) // 2]]
     for index in range(min(6, len(pending))):
-        found += [pending[:index] + pending[index + 1 :], [pending[index]]]
-    return found + [[op for op in pending if draw.random() < 0.5] for _ in range(3 if pending else 0)]
+        subsets += [pending[:index] + pending[index + 1 :], [pending[index]]]
+    return subsets + [[op for op in pending if draw.random() < 0.5] for _ in range(3 if pending else 0)]
 
 
 def _state(disk: Disk, ops: list[Op], how: str) -> dict[str, tuple[str, str]]:
@@ -224,24 +224,24 @@ def _state(disk: Disk, ops: list[Op], how: str) -> dict[str, tuple[str, str]]:
     entries = {folder: dict(names) for folder, names in disk.entries.items()}
     for op in ops:
         _enter(entries, op)
-    found: dict[str, tuple[str, str]] = {}
+    files: dict[str, tuple[str, str]] = {}
 
     def walk(folder: int, prefix: str) -> None:
         for name, inode in entries.get(folder, {}).items():
             if inode in disk.latest:
                 flushed = disk.durable.get(inode) == disk.latest[inode]
                 old = disk.durable.get(inode, "")
-                found[prefix + name] = (
+                files[prefix + name] = (
                     (disk.latest[inode], "kept")
                     if flushed or how == "kept"
                     else ((old, "kept" if old else "lost") if how == "lost" else (disk.latest[inode], how))
                 )
             elif inode != folder:
-                found[prefix + name + "/"] = ("", "folder")
+                files[prefix + name + "/"] = ("", "folder")
                 walk(inode, f"{prefix}{name}/")
 
     walk(disk.root, "")
-    return found
+    return files
 
 
 def _judge(runs: Path, state: dict[str, tuple[str, str]], acknowledged: dict[str, list[int]]) -> str | None:
@@ -267,10 +267,10 @@ def _judge(runs: Path, state: dict[str, tuple[str, str]], acknowledged: dict[str
             return f"the settings are gone: {error}"
     saved = max(acknowledged.get("save", []), default=0)
     try:
-        found = checkpoint.newest(root / "checkpoints")
+        saved_checkpoint = checkpoint.newest(root / "checkpoints")
     except CoterieError as error:
         return f"no checkpoint verifies, step {saved} was acknowledged: {error}"
-    step = found.step if found else 0
+    step = saved_checkpoint.step if saved_checkpoint else 0
     if step < saved:
         return f"the newest checkpoint is of step {step}, step {saved} was acknowledged"
     readers = {"rollouts": rollouts.read_step, "prompts": prompts.read_step}

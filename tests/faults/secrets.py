@@ -44,8 +44,8 @@ def leaks(harness: Harness) -> Iterator[Case]:
     )
     problem = log_of(runs) if last.code else None
     problem = problem or divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
-    found = [str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file() and _holds(path)]
-    problem = problem or (f"secrets of the environment are in {', '.join(found)}" if found else None)
+    leaking = [str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file() and _holds(path)]
+    problem = problem or (f"secrets of the environment are in {', '.join(leaking)}" if leaking else None)
     count = sum(path.is_file() for path in runs.rglob("*"))
     yield Case(section="secrets", name="canaries", problem=problem, facts={"files": count, "canaries": len(CANARIES)})
     heard = ports.read_text() if ports.exists() else "not looked at"
@@ -60,16 +60,16 @@ def _holds(path: Path) -> bool:
 def _listening(runs: str) -> list[str]:
     """TCP sockets that this process or a worker of its own listens on."""
     mark = f"{TRIAL}={runs}".encode()
-    own: set[str] = set()
+    sockets: set[str] = set()
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             ours = entry.name == str(os.getpid()) or mark in (entry / "environ").read_bytes()
             if entry.name.isdecimal() and ours:
-                own |= {os.readlink(handle) for handle in (entry / "fd").iterdir()}
-    found = []
+                sockets |= {os.readlink(handle) for handle in (entry / "fd").iterdir()}
+    listeners = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
-            if words[3] == LISTENING and f"socket:[{words[9]}]" in own:
-                found.append(words[1])
-    return found
+            if words[3] == LISTENING and f"socket:[{words[9]}]" in sockets:
+                listeners.append(words[1])
+    return listeners

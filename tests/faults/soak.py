@@ -64,10 +64,10 @@ def _killed(harness: Harness, runs: Path, steps: int, draw: random.Random) -> tu
     """Kills, processes that outlived them, and the attempt that came to the end."""
     kills = left = 0
     while True:
-        known = len(read_chain(runs / "chain"))
+        done = len(read_chain(runs / "chain"))
         more = draw.randint(EVERY + 1, 3 * EVERY)  # at least one checkpoint further each time, so it ends
         attempt = harness.start(runs, None, lambda: _go_on(harness, runs, steps))
-        while len(read_chain(runs / "chain")) < known + more:
+        while len(read_chain(runs / "chain")) < done + more:
             if os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return kills, left, harness.wait(attempt)
             time.sleep(0.002)
@@ -86,7 +86,7 @@ def _watch(file: Path) -> None:
     def train_step(self: Trainer) -> None:
         inner(self)
         run = self.recorder.run.path
-        held = {
+        usage = {
             "mib": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20,
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": len(os.listdir("/proc/self/task")),
@@ -95,7 +95,7 @@ def _watch(file: Path) -> None:
             "checkpoints": len(list((run / "checkpoints").iterdir())),
         }
         with file.open("a") as out:
-            out.write(json.dumps(held) + "\n")
+            out.write(json.dumps(usage) + "\n")
 
     Trainer.train_step = train_step
 

@@ -69,8 +69,8 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
 
 def _difference(harness: Harness, runs: Any, name: str, *, stopped: bool) -> str | None:
     """A run that was asked to stop has one checkpoint more, at the step where it stopped; the rest is golden."""
-    found = divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
-    return None if stopped and found is not None and found.startswith("checkpoints: ") else found
+    difference = divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    return None if stopped and difference is not None and difference.startswith("checkpoints: ") else difference
 
 
 def two_at_once(harness: Harness) -> Iterator[Case]:
@@ -85,9 +85,9 @@ def two_at_once(harness: Harness) -> Iterator[Case]:
         ("a second train", lambda: _train_again(harness, runs)),
     ):
         second = harness.wait(harness.start(runs, None, work))
-        said = log_of(runs)
-        told = f"process {first.pid}" in said or (work is not None and "exists" in said)
-        problem = None if second.code == REFUSED and told else f"exit code {second.code}: {said}"
+        log = log_of(runs)
+        told = f"process {first.pid}" in log or (work is not None and "exists" in log)
+        problem = None if second.code == REFUSED and told else f"exit code {second.code}: {log}"
         yield Case(section="stop", name=name, problem=problem)
     os.kill(first.pid, signal.SIGCONT)
     harness.wait(first)
@@ -107,7 +107,7 @@ def frozen(harness: Harness) -> Iterator[Case]:
     """Stopped for a while and let go on (a laptop that slept)."""
     runs = harness.folder("frozen")
     attempt = harness.start(runs)
-    pause: Callable[[Attempt, int], None] = lambda one, number: os.kill(one.pid, number)  # noqa: E731
+    pause: Callable[[Attempt, int], None] = lambda process, number: os.kill(process.pid, number)  # noqa: E731
     for steps in (1, 2, 3):
         while len(read_chain(runs / "chain")) < steps and attempt.code is None:
             time.sleep(0.005)

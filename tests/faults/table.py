@@ -42,12 +42,12 @@ def merge(shares: Sequence[Path], out: Path) -> None:
     """The rows of several workers in one file a section; its time is that of the slowest. A worker that did not come to
     the end of a section leaves it without a time."""
     for name in TITLES:
-        found = [read(folder)[name] for folder in shares if (folder / f"{name}.jsonl").exists()]
-        if not found:
+        tables = [read(folder)[name] for folder in shares if (folder / f"{name}.jsonl").exists()]
+        if not tables:
             continue
-        cases = [row for rows in found for row in rows if "name" in row]
-        ends = [row for rows in found for row in rows if "section" in row and "name" not in row]
-        if len(ends) == len(found):
+        cases = [row for rows in tables for row in rows if "name" in row]
+        ends = [row for rows in tables for row in rows if "section" in row and "name" not in row]
+        if len(ends) == len(tables):
             cases.append(max(ends, key=lambda row: row["seconds"]))
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cases), encoding="utf-8")
 
@@ -72,40 +72,42 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
     if name in ("random", "points"):
         return _deaths(facts, bad)
     if name == "flips":
-        flips, noticed, harmless = (sum(one[key] for one in facts) for key in ("flips", "noticed", "harmless"))
+        flips, noticed, harmless = (sum(fact[key] for fact in facts) for key in ("flips", "noticed", "harmless"))
         return [
             f"{flips} flips: {noticed} noticed, {harmless} where nothing is read, {flips - noticed - harmless} missed"
         ]
     if name in ("power", "secrets"):
-        return [f"{value} {key}" for one in facts for key, value in one.items()]
+        return [f"{value} {key}" for fact in facts for key, value in fact.items()]
     if name == "stop":
-        waits = [one["stop_s"] for one in facts if "stop_s" in one]
+        waits = [fact["stop_s"] for fact in facts if "stop_s" in fact]
         return [f"stops within {max(waits):.1f} s"] if waits else []
     if name in ("disk", "calls"):
-        refused = sum(bool(one.get("refusals")) for one in facts)
+        refused = sum(bool(fact.get("refusals")) for fact in facts)
         return [f"{refused} ended in a named error and went on later"] if refused else []
     if name == "engine":
-        noticed = sum(one.get("noticed", False) for one in facts)
+        noticed = sum(fact.get("noticed", False) for fact in facts)
         return [
-            f"{noticed} of {sum('noticed' in one for one in facts)} kinds of wrong weights told of in the same step"
+            f"{noticed} of {sum('noticed' in fact for fact in facts)} kinds of wrong weights told of in the same step"
         ]
     if name == "soak":
         return [
-            ", ".join(f"{key} {value:+g}" if key in _GROWN else f"{value} {key}" for key, value in one.items())
-            for one in facts
+            ", ".join(f"{key} {value:+g}" if key in _GROWN else f"{value} {key}" for key, value in fact.items())
+            for fact in facts
         ]
     if name == "configs":
-        return [f"{one['mutants']} mutants, {one['refused']} refused, slowest {one['slowest_ms']} ms" for one in facts]
+        return [
+            f"{fact['mutants']} mutants, {fact['refused']} refused, slowest {fact['slowest_ms']} ms" for fact in facts
+        ]
     return []
 
 
 def _deaths(facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
-    kills = Counter(phase for one in facts for phase in one["deaths"])
+    kills = Counter(phase for fact in facts for phase in fact["deaths"])
     total = kills.total()
     if not total:
         return []
-    recovery = sorted(value for one in facts for value in one["recovery"])
-    lost = [value for one in facts for value in one["lost"]]
+    recovery = sorted(value for fact in facts for value in fact["recovery"])
+    lost = [value for fact in facts for value in fact["lost"]]
     figures = [f"{total} kills ({', '.join(f'{phase} {count}' for phase, count in kills.most_common())})"]
     if bad == 0:
         figures.append(f"diverged 0, so with 95 % confidence fewer than {300 / total:.2g} % of kills (3/N)")

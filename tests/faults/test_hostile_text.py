@@ -86,7 +86,9 @@ class Parrot:
     def decode(self, ids: Sequence[int]) -> str:
         return self.saying
 
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]:
         return self.render(messages)
 
     def score(
@@ -117,7 +119,7 @@ def collected(saying: str) -> Experience:
 
 def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory, Experience]:
     """One step through the recorder, which tells a console."""
-    found = collected(saying)
+    batch = collected(saying)
     run = RunDirectory.create(folder, "one", "x")
     run.write_config({"name": "", "steps": 1, "model": {"name": saying[:80].encode(errors="replace").decode()}})
     watcher = ConsoleObserver(Console(file=out, width=120, highlight=False), live=False)
@@ -138,12 +140,12 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
             group_size=3,
         )
     )
-    recorder.step(1, {"reward/mean": 0.5}, found, [], {})
+    recorder.step(1, {"reward/mean": 0.5}, batch, [], {})
     recorder.note(1, "warning", f"the first of them: {saying[:2_000]}")
     watcher.finished(run.path, f"done {saying[:300]}")
     recorder.close()
     run.close()
-    return run, found
+    return run, batch
 
 
 def is_inert(text: str) -> bool:
@@ -157,9 +159,9 @@ def saying(request: pytest.FixtureRequest) -> str:
 
 def test_it_goes_through_store_database_log_console_and_report(saying: str, tmp_path: Path) -> None:
     out = io.StringIO()
-    run, found = recorded(tmp_path, saying, out)
+    run, batch = recorded(tmp_path, saying, out)
     stored = rollouts.read_step(run.rollouts, 1)
-    assert [row.rollout.turns for row in stored] == [rollout.turns for rollout in found.rollouts]
+    assert [row.rollout.turns for row in stored] == [rollout.turns for rollout in batch.rollouts]
     assert {row.rollout.completion for row in stored} == {saying.encode("utf-8", "backslashreplace").decode()}
     with MetricsDB.reader(run.metrics) as database:
         assert database.step_metrics(1) == {"reward/mean": 0.5}
@@ -175,8 +177,8 @@ def test_it_goes_through_store_database_log_console_and_report(saying: str, tmp_
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the picture's font lacks signs, which hurts nobody
 def test_it_stays_in_its_box_in_the_report(saying: str, tmp_path: Path) -> None:
-    run, found = recorded(tmp_path, saying, io.StringIO())
-    sample = BeforeAfter(prompt=PROMPT, before=found.rollouts[0], after=found.rollouts[1])
+    run, batch = recorded(tmp_path, saying, io.StringIO())
+    sample = BeforeAfter(prompt=PROMPT, before=batch.rollouts[0], after=batch.rollouts[1])
     text = write_report(run, machine=saying[:200], seconds=1.0, samples=[sample]).read_text(encoding="utf-8")
     assert is_inert(text)
     outside = [part for index, part in enumerate(text.split("\n")) if not part.startswith(("    ", "> ", "```"))]
@@ -245,6 +247,6 @@ class _Report:
 
 def test_a_reward_part_may_not_smuggle_a_metric() -> None:
     """Labels come from the settings, never from what a model or a function says."""
-    found = collected("x")
-    parts = {frozenset(rollout.reward_parts.items()) for rollout in found.rollouts}
+    batch = collected("x")
+    parts = {frozenset(rollout.reward_parts.items()) for rollout in batch.rollouts}
     assert parts == {frozenset({("likes", 0.5)}), frozenset()}

@@ -46,8 +46,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, value: float, updates: range) -> None
         return real(self, *words)
 
     def spoiled(inputs: LossInputs, objective: Objective) -> LossOutputs:
-        found = policy_loss(inputs, objective)
-        return replace(found, loss=found.loss * value) if number in updates else found
+        outputs = policy_loss(inputs, objective)
+        return replace(outputs, loss=outputs.loss * value) if number in updates else outputs
 
     monkeypatch.setattr(Learner, "update", update)
     monkeypatch.setattr(learner, "policy_loss", spoiled)
@@ -72,9 +72,9 @@ def test_a_loss_that_is_no_number_costs_its_update_and_is_counted(
         assert "grad_norm" not in database.step_metrics(2)
         assert "grad_norm" in database.step_metrics(3)
     folders = [run / "checkpoints" / f"step_{step:06d}" for step in (1, 2, 3)]
-    one, two, three = (load_file(folder / STATE_FILE) for folder in folders)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not all(torch.equal(two[name], three[name]) for name in two)
+    first, second, third = (load_file(folder / STATE_FILE) for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(second[name], third[name]) for name in second)
     assert all(finite(folder) for folder in folders)
 
 
@@ -124,7 +124,7 @@ def test_an_explosion_at_a_trained_token_is_clamped_and_flagged(advantage: float
     assert gradient(out.loss, now)[1].item() == 0
     metrics = TokenMetrics()
     metrics.add(out, inputs, torch.zeros(2))
-    found = metrics.summary()
-    assert found[flag] == 0.5
-    assert found["ratio/max"] == math.exp(LIMIT)
-    assert all(math.isfinite(value) for value in found.values())
+    summary = metrics.summary()
+    assert summary[flag] == 0.5
+    assert summary["ratio/max"] == math.exp(LIMIT)
+    assert all(math.isfinite(value) for value in summary.values())

@@ -129,8 +129,8 @@ def test_what_a_user_spells_is_never_a_control_token(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_with_the_remedy(name: str) -> None:
-    make, said = REFUSED[name]
-    with pytest.raises(CoterieError, match=said):
+    make, message = REFUSED[name]
+    with pytest.raises(CoterieError, match=message):
         Chat(make())
 
 
@@ -141,14 +141,14 @@ def test_tokens_beyond_the_embedding_are_refused() -> None:
 
 def random_rollout(draw: random.Random, size: int, number: int) -> Rollout:
     """One to five turns of random ids: halves of letters, control tokens and all."""
-    seen = tuple(draw.randrange(size) for _ in range(draw.randrange(1, 6)))
+    context_ids = tuple(draw.randrange(size) for _ in range(draw.randrange(1, 6)))
     turns = []
     for _ in range(draw.randrange(1, 6)):
         tokens = tuple(draw.randrange(size) for _ in range(draw.randrange(1, 9)))
         logprobs = tuple(-draw.randrange(64) / 8 for _ in tokens)
         turns.append(
             Turn(
-                prompt_tokens=seen,
+                prompt_tokens=context_ids,
                 tokens=tokens,
                 sampler_logprobs=logprobs,
                 temperature=1.0,
@@ -156,7 +156,7 @@ def random_rollout(draw: random.Random, size: int, number: int) -> Rollout:
                 version=0,
             )
         )
-        seen = (*seen, *tokens, *(draw.randrange(size) for _ in range(draw.randrange(4))))
+        context_ids = (*context_ids, *tokens, *(draw.randrange(size) for _ in range(draw.randrange(4))))
     context = Context(
         prompt_id="p/1",
         task="p",
@@ -199,7 +199,9 @@ def test_ten_thousand_random_sequences_keep_the_prefix_property(kind: Any) -> No
 
 def test_a_turn_that_rewrites_a_token_is_refused() -> None:
     draw = random.Random(1)
-    rollout = next(one for one in (random_rollout(draw, 300, k) for k in range(99)) if len(one.turns) > 1)
+    rollout = next(
+        candidate for candidate in (random_rollout(draw, 300, k) for k in range(99)) if len(candidate.turns) > 1
+    )
     first, second, *rest = rollout.turns
     changed = (second.prompt_tokens[0] + 1, *second.prompt_tokens[1:])
     broken = replace(rollout, turns=(first, replace(second, prompt_tokens=changed), *rest))

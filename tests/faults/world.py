@@ -55,7 +55,7 @@ def make_world(folder: Path) -> None:
 
 def settings(world: Path, runs: Path, **changed: Any) -> RunConfig:
     """A run of `STEPS` steps with a checkpoint every second one, in the folder `runs`."""
-    held: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "runs": str(runs),
         "name": NAME,
         "steps": STEPS,
@@ -72,7 +72,7 @@ def settings(world: Path, runs: Path, **changed: Any) -> RunConfig:
         "eval": {"samples": 1, "k": 1, "every": 3},
         "checkpoint": {"every": 2, "keep": 2},
     }
-    return RunConfig.model_validate(held | changed)
+    return RunConfig.model_validate(defaults | changed)
 
 
 def settings_file(world: Path, runs: Path) -> Path:
@@ -98,9 +98,9 @@ def keep_chain(file: Path) -> None:
 
     def train_step(self: Trainer) -> None:
         inner(self)
-        held = {"step": self.step, "hash": state_hash(self), "time": time.monotonic()}
+        link = {"step": self.step, "hash": state_hash(self), "time": time.monotonic()}
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(handle, json.dumps(held).encode() + b"\n")  # one write: no kill can cut it
+        os.write(handle, json.dumps(link).encode() + b"\n")  # one write: no kill can cut it
         os.close(handle)
 
     Trainer.train_step = train_step
@@ -115,16 +115,16 @@ def read_chain(file: Path) -> list[Link]:
 def state_hash(trainer: Trainer) -> str:
     """sha256 over weights, moments, counters, cursor, policy version, and what the step stored: sampled tokens,
     log-probs, rewards, advantages, metrics."""
-    held = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(trainer.learner.optimizer.state().items()):
-        held.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     counters = {**trainer.learner.counters(), "cursor": trainer.cursor, "version": trainer.engine.version}
-    held.update(json.dumps(counters, sort_keys=True).encode())
+    digest.update(json.dumps(counters, sort_keys=True).encode())
     run = trainer.recorder.run
-    held.update(_rows_hash(run.rollouts, trainer.step).encode())
+    digest.update(_rows_hash(run.rollouts, trainer.step).encode())
     metrics = trainer.recorder.db.step_metrics(trainer.step)
-    held.update(repr(sorted(item for item in metrics.items() if not item[0].startswith(TIMED))).encode())
-    return held.hexdigest()
+    digest.update(repr(sorted(item for item in metrics.items() if not item[0].startswith(TIMED))).encode())
+    return digest.hexdigest()
 
 
 def _rows_hash(folder: Path, step: int) -> str:
@@ -134,19 +134,19 @@ def _rows_hash(folder: Path, step: int) -> str:
 
 def end_state(run: Path) -> dict[str, str]:
     """Name → hash of all that a finished run leaves and that must repeat."""
-    found = dict(_tables(run / "metrics.sqlite"))
+    hashes = dict(_tables(run / "metrics.sqlite"))
     for folder in ("rollouts", "evals"):
-        found |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in parquet.steps(run / folder)}
-    met = repr(prompts.read(run / "prompts").to_pylist())
-    found["prompts"] = hashlib.sha256(met.encode()).hexdigest()
+        hashes |= {f"{folder} {step}": _rows_hash(run / folder, step) for step in parquet.steps(run / folder)}
+    prompt_rows = repr(prompts.read(run / "prompts").to_pylist())
+    hashes["prompts"] = hashlib.sha256(prompt_rows.encode()).hexdigest()
     saved = checkpoint.newest(run / "checkpoints")
-    found["checkpoints"] = repr(checkpoint.steps(run / "checkpoints"))
+    hashes["checkpoints"] = repr(checkpoint.steps(run / "checkpoints"))
     if saved is not None:
-        found["state"] = repr(sorted(saved.state.items()))
+        hashes["state"] = repr(sorted(saved.state.items()))
         for file in sorted(saved.path.rglob("*.safetensors")):
-            found[f"weights {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            hashes[f"weights {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     left = [path.name for path in run.rglob(".tmp-*")]
-    return found | {"leftovers": repr(left)}
+    return hashes | {"leftovers": repr(left)}
 
 
 def _tables(file: Path) -> Iterator[tuple[str, str]]:
@@ -174,8 +174,8 @@ def divergence(golden: dict[int, str], end: dict[str, str], chain: list[Link], r
     missing = sorted(set(golden) - {link.step for link in chain})
     if missing:
         return f"step {missing[0]} was never made"
-    found = end_state(run)
-    for name in sorted(set(end) | set(found)):
-        if end.get(name) != found.get(name):
-            return f"{name}: {found.get(name, 'absent')[:60]}, expected {end.get(name, 'absent')[:60]}"
+    hashes = end_state(run)
+    for name in sorted(set(end) | set(hashes)):
+        if end.get(name) != hashes.get(name):
+            return f"{name}: {hashes.get(name, 'absent')[:60]}, expected {end.get(name, 'absent')[:60]}"
     return None

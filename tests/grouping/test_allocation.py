@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.grouping.allocation import allocate, apportion, capped_shares, solved_regions, systematic, teaching_signal
+from coterie.grouping.allocation import (
+    allocate,
+    apportion,
+    capped_shares,
+    solved_regions,
+    systematic_sample,
+    teaching_signal,
+)
 from coterie.rollout.replay import PastGroup, select_replay
 
 
@@ -26,16 +33,16 @@ def test_an_allocation_adds_up_and_keeps_its_bounds(plan, step, review):
     expected, numbers = plan
     solved = expected > 0.9
     signal = teaching_signal(expected)
-    one = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
-    assert one.chosen.size == np.unique(one.chosen).size == numbers["prompts"]
-    assert one.rollouts.sum() == numbers["rollouts"]
-    assert one.rollouts.min() >= numbers["least"]
-    assert one.rollouts.max() <= numbers["most"]
-    assert ((one.inclusion > 0) & (one.inclusion <= 1)).all()
-    assert (one.weights <= 10).all()
+    allocation = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
+    assert allocation.chosen.size == np.unique(allocation.chosen).size == numbers["prompts"]
+    assert allocation.rollouts.sum() == numbers["rollouts"]
+    assert allocation.rollouts.min() >= numbers["least"]
+    assert allocation.rollouts.max() <= numbers["most"]
+    assert ((allocation.inclusion > 0) & (allocation.inclusion <= 1)).all()
+    assert (allocation.weights <= 10).all()
     again = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
-    assert (again.chosen == one.chosen).all()
-    assert (again.rollouts == one.rollouts).all()
+    assert (again.chosen == allocation.chosen).all()
+    assert (again.rollouts == allocation.rollouts).all()
 
 
 @settings(deadline=None)
@@ -56,7 +63,7 @@ def test_each_prompt_is_drawn_as_often_as_its_chance_says():
     rng = np.random.default_rng(0)
     hits = np.zeros(6)
     for _ in range(8000):
-        hits[systematic(inclusion, 3, rng)] += 1
+        hits[systematic_sample(inclusion, 3, rng)] += 1
     np.testing.assert_allclose(hits / 8000, inclusion, atol=4 * 0.5 / np.sqrt(8000))
 
 

@@ -25,11 +25,11 @@ def test_the_hand_worked_example():
     np.testing.assert_allclose(baselines[1], [7 / 12, np.nan])
     np.testing.assert_allclose(baselines[2], [5 / 12, 1 / 2])
     np.testing.assert_allclose(baselines[3], [np.nan])
-    found = anchor_advantages(EPISODES, 0.5)
-    np.testing.assert_allclose(found[0], [0.0, -1 / 2, 3 / 4])
-    np.testing.assert_allclose(found[1], [-7 / 12, 0.0])
-    np.testing.assert_allclose(found[2], [1 / 12, 1 / 2], rtol=1e-12)
-    np.testing.assert_allclose(found[3], [0.0])
+    advantages = anchor_advantages(EPISODES, 0.5)
+    np.testing.assert_allclose(advantages[0], [0.0, -1 / 2, 3 / 4])
+    np.testing.assert_allclose(advantages[1], [-7 / 12, 0.0])
+    np.testing.assert_allclose(advantages[2], [1 / 12, 1 / 2], rtol=1e-12)
+    np.testing.assert_allclose(advantages[3], [0.0])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.95, 1.0])

@@ -33,8 +33,8 @@ def test_one_rollout_a_prompt_gets_a_baseline(preset):
 def test_groups_without_variance_get_the_surprise(preset, reward):
     baseline, rng, table = trained(preset, size=4)
     easy = table[:, 0].argsort()[-8:]
-    seen = rollouts(rng, table, easy.tolist(), [4] * 8, 12.0)
-    advantages = baseline.advantages(replace(seen, rewards=np.full(32, reward)))
+    batch = rollouts(rng, table, easy.tolist(), [4] * 8, 12.0)
+    advantages = baseline.advantages(replace(batch, rewards=np.full(32, reward)))
     assert np.isfinite(advantages).all()
     assert (np.abs(advantages) > 1e-3).all() if reward == 0 else (advantages >= 0).all()
 
@@ -94,33 +94,33 @@ def test_a_step_of_failures_teaches_nothing():
 
 def test_order_of_the_rollouts_does_not_matter():
     baseline, rng, table = trained("heb-stack")
-    one = step(rng, table, prompts=6, size=3, time=12.0)
-    assert one.weights is not None
+    batch = step(rng, table, prompts=6, size=3, time=12.0)
+    assert batch.weights is not None
     order = rng.permutation(18)
-    other = Rollouts(
-        prompts=tuple(one.prompts[i] for i in order),
-        rewards=one.rewards[order],
-        features=one.features[order],
-        weights=one.weights[order],
+    shuffled = Rollouts(
+        prompts=tuple(batch.prompts[i] for i in order),
+        rewards=batch.rewards[order],
+        features=batch.features[order],
+        weights=batch.weights[order],
         time=12.0,
     )
-    np.testing.assert_allclose(baseline.predict(one)[order], baseline.predict(other), atol=1e-12)
+    np.testing.assert_allclose(baseline.predict(batch)[order], baseline.predict(shuffled), atol=1e-12)
 
 
 def test_predicting_changes_nothing():
     baseline, rng, table = trained("heb-stack")
-    seen = step(rng, table, prompts=6, size=2, time=12.0)
+    batch = step(rng, table, prompts=6, size=2, time=12.0)
     twin = GroupAwareBaseline(COLUMNS)
     twin.load(baseline.state())
     for _ in range(3):
-        baseline.predict(replace(seen))
-    baseline.observe(seen)
-    twin.observe(replace(seen))
+        baseline.predict(replace(batch))
+    baseline.observe(batch)
+    twin.observe(replace(batch))
     assert_same(baseline, twin)
 
 
-def assert_same(one, other) -> None:
-    (arrays, plain), (again, text) = one.state(), other.state()
+def assert_same(baseline, twin) -> None:
+    (arrays, plain), (again, text) = baseline.state(), twin.state()
     assert json.dumps(plain) == json.dumps(text)
     assert arrays.keys() == again.keys()
     for name, array in arrays.items():
@@ -134,20 +134,20 @@ def test_a_resumed_run_continues_bit_by_bit(preset):
     twin = GroupAwareBaseline(COLUMNS, preset=preset)
     twin.load(({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(plain))))
     for time in range(8, 14):
-        seen = step(rng, table, prompts=12, size=2, time=float(time))
-        assert baseline.advantages(seen).tobytes() == twin.advantages(replace(seen)).tobytes()
-        baseline.observe(seen)
-        twin.observe(replace(seen))
+        batch = step(rng, table, prompts=12, size=2, time=float(time))
+        assert baseline.advantages(batch).tobytes() == twin.advantages(replace(batch)).tobytes()
+        baseline.observe(batch)
+        twin.observe(replace(batch))
     assert_same(baseline, twin)
 
 
 def test_parts_resume_too():
     rng, table = np.random.default_rng(0), features(20)
-    one, other = (PartwiseBaseline(COLUMNS, {"right": 1.0, "form": 0.5}) for _ in range(2))
-    seen = step(rng, table, prompts=8, size=2, time=0.0)
-    one.observe({"right": seen, "form": replace(seen, rewards=1.0 - seen.rewards)})
-    other.load(one.state())
-    assert_same(one, other)
+    baseline, twin = (PartwiseBaseline(COLUMNS, {"right": 1.0, "form": 0.5}) for _ in range(2))
+    batch = step(rng, table, prompts=8, size=2, time=0.0)
+    baseline.observe({"right": batch, "form": replace(batch, rewards=1.0 - batch.rewards)})
+    twin.load(baseline.state())
+    assert_same(baseline, twin)
 
 
 def test_a_state_of_another_preset_is_refused():
@@ -160,12 +160,12 @@ def test_a_state_of_another_preset_is_refused():
 
 def test_a_new_reward_widens_and_the_same_does_not():
     baseline, rng, table = trained("heb-stack")
-    seen = step(rng, table, prompts=8, size=2, time=12.0)
-    names = tuple(dict.fromkeys(seen.prompts))
+    batch = step(rng, table, prompts=8, size=2, time=12.0)
+    names = tuple(dict.fromkeys(batch.prompts))
     rows = table[[int(name[1:]) for name in names]]
     mean, variance = baseline.expect(names, rows, 12.0)
-    assert baseline.adopt(reward="", reference="") is False
-    assert baseline.adopt(reward="exact match 2", reference="") is True
+    assert baseline.rebind(reward="", reference="") is False
+    assert baseline.rebind(reward="exact match 2", reference="") is True
     wider_mean, wider = baseline.expect(names, rows, 12.0)
     np.testing.assert_allclose(wider_mean, mean)
     assert (wider > variance).all()
@@ -185,7 +185,7 @@ def test_history_knows_better_than_the_overall_mean():
 
 @pytest.mark.parametrize("preset", ["tracker", "heb", "heb-stack"])
 def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
-    """Where right answers count little, as those of a policy that is sure of them do, a weighted mean is too low."""
+    """A weighted mean is too low where right answers count little, as those of a policy that is sure of them do."""
     baseline = GroupAwareBaseline(preset=preset)
     for time in range(30):
         baseline.observe(
@@ -202,7 +202,7 @@ def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
     again = GroupAwareBaseline(preset=preset)
     again.load(baseline.state())
     np.testing.assert_array_equal(again.expect(("p0", "p1"), np.zeros((2, 0)), 30.0)[0], mean)
-    baseline.widen()
+    baseline.inflate_variance()
     np.testing.assert_allclose(baseline.expect(("p0", "p1"), np.zeros((2, 0)), 30.0)[0], mean)
 
 
@@ -210,8 +210,8 @@ def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
 def test_each_scale_and_signal_makes_a_difference(name):
     full, rng, table = trained("heb")
     without, _, _ = trained("heb", Settings().without(name))
-    seen = step(rng, table, prompts=12, size=2, time=30.0)
-    assert np.abs(full.predict(seen) - without.predict(replace(seen))).max() > 1e-6
+    batch = step(rng, table, prompts=12, size=2, time=30.0)
+    assert np.abs(full.predict(batch) - without.predict(replace(batch))).max() > 1e-6
 
 
 def test_a_scale_that_is_off_contributes_nothing():
@@ -245,10 +245,10 @@ def test_rewards_in_other_units_give_the_same_advantages():
     plain, rng, table = trained("heb-stack", steps=0)
     shifted = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=(-2.0, 8.0)))
     for time in range(8):
-        seen = step(rng, table, prompts=12, size=2, time=float(time))
-        other = replace(seen, rewards=-2.0 + 10.0 * seen.rewards)
-        np.testing.assert_allclose(plain.advantages(seen), shifted.advantages(other), atol=1e-9)
-        plain.observe(seen)
+        batch = step(rng, table, prompts=12, size=2, time=float(time))
+        other = replace(batch, rewards=-2.0 + 10.0 * batch.rewards)
+        np.testing.assert_allclose(plain.advantages(batch), shifted.advantages(other), atol=1e-9)
+        plain.observe(batch)
         shifted.observe(other)
 
 
@@ -257,13 +257,13 @@ def test_rewards_without_bounds_find_their_own_scale():
     baseline = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=None))
     errors = []
     for time in range(25):
-        seen = step(rng, table, prompts=20, size=2, time=float(time))
-        seen = replace(
-            seen, rewards=300.0 + 50.0 * table[[int(p[1:]) for p in seen.prompts], 0] + rng.normal(0, 10, 40)
+        batch = step(rng, table, prompts=20, size=2, time=float(time))
+        batch = replace(
+            batch, rewards=300.0 + 50.0 * table[[int(p[1:]) for p in batch.prompts], 0] + rng.normal(0, 10, 40)
         )
-        errors.append(float(((seen.rewards - baseline.predict(seen)) ** 2).mean()))
-        assert np.isfinite(baseline.advantages(seen)).all()
-        baseline.observe(seen)
+        errors.append(float(((batch.rewards - baseline.predict(batch)) ** 2).mean()))
+        assert np.isfinite(baseline.advantages(batch)).all()
+        baseline.observe(batch)
     assert np.mean(errors[-5:]) < 0.25 * 2500
     assert 5 < baseline.scale < 40
 
@@ -332,15 +332,15 @@ def stress(steps: int) -> None:
     rng, table = np.random.default_rng(0), features(40)
     baseline = GroupAwareBaseline(COLUMNS, settings=Settings(window=12, max_leaves=6))
     for time in range(steps):
-        seen = step(rng, table, prompts=6, size=1 + time % 4, time=0.7 * time)
+        batch = step(rng, table, prompts=6, size=1 + time % 4, time=0.7 * time)
         third = 3 * time // steps
-        rewards = seen.rewards if third == 0 else np.full(seen.rewards.size, float(third - 1))
+        rewards = batch.rewards if third == 0 else np.full(batch.rewards.size, float(third - 1))
         if third == 2 and time % 7 == 0:
-            rewards = seen.rewards
-        weights = rng.gamma(0.05, 1.0, seen.rewards.size)
-        seen = replace(seen, rewards=np.where(rng.random(rewards.size) < 0.05, np.nan, rewards), weights=weights)
-        assert np.isfinite(baseline.advantages(seen)).all()
-        baseline.observe(seen)
+            rewards = batch.rewards
+        weights = rng.gamma(0.05, 1.0, batch.rewards.size)
+        batch = replace(batch, rewards=np.where(rng.random(rewards.size) < 0.05, np.nan, rewards), weights=weights)
+        assert np.isfinite(baseline.advantages(batch)).all()
+        baseline.observe(batch)
     for hierarchy in baseline.hierarchies.values():
         cov = hierarchy.belief.cov
         assert np.isfinite(cov).all()

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.data.complexity import COMPLEXITY
-from coterie.grouping.arrays import Groups, Rollouts, gather
+from coterie.grouping.arrays import Groups, Rollouts, group_rollouts
 from coterie.grouping.experts import (
-    Stack,
-    Tracker,
+    Mixture,
+    PromptTracker,
     batch_mean,
     group_mean,
     james_stein,
@@ -25,12 +25,12 @@ from coterie.grouping.memory import PromptMemory
 from coterie.grouping.reward_models import PolicyClock
 
 
-def groups(table: list[list[float]], weights: list[float] | None = None, known: float = 0.5) -> Groups:
+def groups(table: list[list[float]], weights: list[float] | None = None, history_mean: float = 0.5) -> Groups:
     names = tuple(str(i) for i, row in enumerate(table) for _ in row)
     rewards = np.array([reward for row in table for reward in row])
     w = np.ones(rewards.size) if weights is None else np.array(weights)
-    seen = Rollouts(prompts=names, rewards=rewards, features=np.zeros((rewards.size, 0)), time=0.0)
-    return gather(seen, rewards, w, {}, known)
+    batch = Rollouts(prompts=names, rewards=rewards, features=np.zeros((rewards.size, 0)), time=0.0)
+    return group_rollouts(batch, rewards, w, {}, history_mean)
 
 
 def test_james_stein_of_the_example():
@@ -53,21 +53,21 @@ def test_james_stein_follows_its_definition(seed, count, size):
 
 
 def test_plain_baselines_of_ragged_groups():
-    ragged = groups([[1, 0, 0, 1], [1]], known=0.25)
+    ragged = groups([[1, 0, 0, 1], [1]], history_mean=0.25)
     assert sibling_mean(ragged).round(3).tolist() == [0.333, 0.667, 0.667, 0.333, 0.25]
     assert group_mean(ragged).tolist() == [0.5, 0.5, 0.5, 0.5, 1.0]
     assert batch_mean(ragged).tolist() == [0.5, 0.75, 0.75, 0.5, 0.5]
-    assert batch_mean(groups([[1.0]], known=0.25)).tolist() == [0.25]
-    assert james_stein(groups([[1.0]], known=0.25)).tolist() == [0.25]
+    assert batch_mean(groups([[1.0]], history_mean=0.25)).tolist() == [0.25]
+    assert james_stein(groups([[1.0]], history_mean=0.25)).tolist() == [0.25]
     assert sibling_mean(groups([[1, 0, 0]], weights=[1, 3, 1])).tolist() == [0.0, 0.5, 0.25]
 
 
 def test_spo_numbers():
     """2509.13232: six of eight offline, an age of .006 nats, one failure."""
-    tracker = Tracker(half_life=0.06)
-    tracker.grow(1)
+    tracker = PromptTracker(half_life=0.06)
+    tracker.reserve(1)
     tracker.hits[0], tracker.misses[0] = 8 * 6.5 / 9, 8 * 2.5 / 9
-    known = gather(
+    visited = group_rollouts(
         Rollouts(prompts=("a",), rewards=np.zeros(1), features=np.zeros((1, 0)), time=0.006),
         np.zeros(1),
         np.ones(1),
@@ -75,9 +75,9 @@ def test_spo_numbers():
         0.5,
     )
     assert round(float(spo_decay(0.006, 0.06)), 4) == 0.9330
-    assert tracker.predict(known).round(4).tolist() == [0.7222]
-    tracker.observe(known, np.array([0]))
-    assert tracker.predict(known).round(4).tolist() == [0.6369]
+    assert tracker.predict(visited).round(4).tolist() == [0.7222]
+    tracker.observe(visited, np.array([0]))
+    assert tracker.predict(visited).round(4).tolist() == [0.6369]
 
 
 @settings(deadline=None)
@@ -98,7 +98,7 @@ def test_simplex_weights_are_the_best_of_all(seed, count):
 
 def test_the_stack_learns_whom_to_believe():
     rng = np.random.default_rng(0)
-    stack, bucket = Stack(np.full(3, 1 / 3)), np.zeros(40, dtype=np.int64)
+    stack, bucket = Mixture(np.full(3, 1 / 3)), np.zeros(40, dtype=np.int64)
     for _ in range(30):
         truth = rng.random(40)
         rewards = (rng.random(40) < truth).astype(float)
@@ -109,7 +109,7 @@ def test_the_stack_learns_whom_to_believe():
 
 def test_weights_decide_what_the_stack_minimises():
     """Two constant experts; where success carries little score norm the low one is right."""
-    stack, bucket = Stack(np.full(2, 0.5), ridge=0.0), np.zeros(1000, dtype=np.int64)
+    stack, bucket = Mixture(np.full(2, 0.5), ridge=0.0), np.zeros(1000, dtype=np.int64)
     rewards = np.repeat([1.0, 0.0], 500)
     stack.observe(np.stack([np.ones(1000), np.zeros(1000)]), rewards, np.where(rewards > 0, 0.2, 1.8), bucket)
     assert stack.weights[0].round(3).tolist() == [0.1, 0.9]
@@ -117,7 +117,7 @@ def test_weights_decide_what_the_stack_minimises():
 
 def test_memory_fades_towards_the_region_and_learns_how_lasting_prompts_are():
     memory = PromptMemory(120.0, 0.99)
-    memory.grow(2)
+    memory.reserve(2)
     rows = np.array([0])
     memory.store(rows, np.array([0.3]), np.array([0.01]), np.array([0.4]), np.ones(1), 10.0)
     mean, var = memory.prior(np.array([0, 1, -1]), 10.0 + 120 * np.log(2))

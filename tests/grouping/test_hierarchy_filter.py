@@ -18,13 +18,13 @@ def random_case(seed: int, groups: int, width: int):
     return belief, design, rng.normal(size=groups), rng.uniform(0.02, 0.5, groups)
 
 
-def brute_force(belief: Gaussian, design, y, noise, own: int):
+def brute_force(belief: Gaussian, design, y, noise, group: int):
     """Mean and variance of y_own given the others, by conditioning the joint Gaussian."""
     joint = design @ belief.cov @ design.T + np.diag(noise)
     prior = design @ belief.mean
-    rest = np.delete(np.arange(len(y)), own)
-    gain = joint[own, rest] @ np.linalg.inv(joint[np.ix_(rest, rest)])
-    return prior[own] + gain @ (y[rest] - prior[rest]), joint[own, own] - gain @ joint[rest, own]
+    rest = np.delete(np.arange(len(y)), group)
+    gain = joint[group, rest] @ np.linalg.inv(joint[np.ix_(rest, rest)])
+    return prior[group] + gain @ (y[rest] - prior[rest]), joint[group, group] - gain @ joint[rest, group]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -34,10 +34,10 @@ def test_leaving_one_group_out_equals_brute_force(way, seed, groups, width):
     belief, design, y, noise = random_case(seed, groups, width)
     residual = y - design @ belief.mean
     correction, spread = way(belief, design, residual, noise).without_own(residual)
-    for own in range(groups):
-        mean, var = brute_force(belief, design, y, noise, own)
-        assert design[own] @ belief.mean + correction[own] == pytest.approx(mean, abs=1e-8)
-        assert spread[own] == pytest.approx(var, abs=1e-8)
+    for group in range(groups):
+        mean, var = brute_force(belief, design, y, noise, group)
+        assert design[group] @ belief.mean + correction[group] == pytest.approx(mean, abs=1e-8)
+        assert spread[group] == pytest.approx(var, abs=1e-8)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -54,14 +54,14 @@ def test_the_worked_example_to_four_digits(way):
     assert var.round(4).tolist() == [0.0805, 0.0805, 0.0939]
     assert trust.round(4).tolist() == [0.2436, 0.2436, 0.2731]
     assert ((1 - trust[1]) * mean[1] + trust[1] * np.array([0, 1])).round(4).tolist() == [0.4214, 0.6650]
-    assert belief.given(design, residual, noise).mean.round(4).tolist() == [0.4897, 0.0534, -0.0560]
+    assert belief.condition(design, residual, noise).mean.round(4).tolist() == [0.4897, 0.0534, -0.0560]
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 9))
 def test_an_update_is_bayes_rule_in_information_form(seed, groups, width):
     belief, design, y, noise = random_case(seed, groups, width)
-    after = belief.given(design, y - design @ belief.mean, noise)
+    after = belief.condition(design, y - design @ belief.mean, noise)
     precision = np.linalg.inv(belief.cov) + design.T @ (design / noise[:, None])
     mean = np.linalg.solve(precision, np.linalg.solve(belief.cov, belief.mean) + design.T @ (y / noise))
     np.testing.assert_allclose(after.cov, np.linalg.inv(precision), atol=1e-8)
@@ -72,13 +72,13 @@ def test_an_update_is_bayes_rule_in_information_form(seed, groups, width):
 def test_time_lets_an_offset_fade_to_its_prior_and_the_root_wander():
     belief = Gaussian(np.array([0.2, 0.3]), np.array([[0.01, 0.002], [0.002, 0.01]]))
     prior, memory, walk = np.array([0.08, 0.04]), np.array([np.inf, 40.0]), np.array([5e-4, 0.0])
-    later = belief.later(4000.0, prior, memory, walk)
+    later = belief.advance(4000.0, prior, memory, walk)
     np.testing.assert_allclose(later.mean, [0.2, 0.0], atol=1e-12)
     np.testing.assert_allclose(later.cov, [[0.01 + 4000 * 5e-4, 0], [0, 0.04]], atol=1e-12)
-    half = belief.later(40 * np.log(2), prior, memory, walk)
+    half = belief.advance(40 * np.log(2), prior, memory, walk)
     assert half.mean[1] == pytest.approx(0.15)
     assert half.cov[1, 1] == pytest.approx(0.25 * 0.01 + 0.75 * 0.04)
-    assert belief.later(0.0, prior, memory, walk) is belief
+    assert belief.advance(0.0, prior, memory, walk) is belief
 
 
 def test_variance_is_that_of_the_prediction():

@@ -1,4 +1,4 @@
-"""What is known of prompts beforehand: computed once each, also across a checkpoint."""
+"""Prompt features, computed once each, also across a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Policy:
         self.shift = 0.0
 
     def __call__(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        self.asked += [one.id for one in prompts]
-        return np.stack([np.cos(np.arange(1, 5) * ord(one.id)) + self.shift for one in prompts])
+        self.asked += [prompt.id for prompt in prompts]
+        return np.stack([np.cos(np.arange(1, 5) * ord(prompt.id)) + self.shift for prompt in prompts])
 
 
 def features(policy: Policy) -> PromptFeatures:
@@ -36,30 +36,30 @@ def features(policy: Policy) -> PromptFeatures:
 def test_no_prompt_is_embedded_twice(monkeypatch) -> None:
     monkeypatch.setattr(prompt_features, "SAMPLE", 4)
     policy = Policy()
-    known = features(policy)
-    assert known.of(["a", "b"]).shape[0] == 2
+    store = features(policy)
+    assert store.of(["a", "b"]).shape[0] == 2
     assert policy.asked == ["a", "c", "e", "g", "b"], (
         "the sample on which the features are fitted, and who was asked for"
     )
-    assert [one.id for one, _ in known.fresh] == ["a", "b"]
-    known.of(NAMES)
+    assert [prompt.id for prompt, _ in store.fresh] == ["a", "b"]
+    store.of(NAMES)
     assert sorted(policy.asked) == list(NAMES)
 
 
 def test_a_resumed_run_knows_of_the_sample_what_the_first_model_said(monkeypatch) -> None:
     monkeypatch.setattr(prompt_features, "SAMPLE", 4)
     policy = Policy()
-    known = features(policy)
-    known.of(["a", "b"])
-    state = known.state()
+    first_run = features(policy)
+    first_run.of(["a", "b"])
+    state = first_run.state()
     policy.shift = 1.0
     resumed = features(policy)
     resumed.load(state)
-    assert np.array_equal(resumed.of(NAMES), known.of(NAMES))
-    assert [one.id for one, _ in resumed.fresh] == list("cdefgh")
+    assert np.array_equal(resumed.of(NAMES), first_run.of(NAMES))
+    assert [prompt.id for prompt, _ in resumed.fresh] == list("cdefgh")
     arrays, facts = resumed.state()
     assert facts["sampled"] == []
     assert "sampled" not in arrays, "all of them were asked for"
     again = features(policy)
     again.load((arrays, facts))
-    assert np.array_equal(again.of(NAMES), known.of(NAMES))
+    assert np.array_equal(again.of(NAMES), first_run.of(NAMES))

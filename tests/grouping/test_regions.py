@@ -7,7 +7,7 @@ from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import leaf_labels, regions
 from coterie.grouping.tree import Tree
-from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Observations, grow
+from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Observations, fit_tree
 from grouping_worlds import COLUMNS, features, step, trained
 
 ALL = np.arange(4)
@@ -24,7 +24,7 @@ def two_steps(table: np.ndarray) -> np.ndarray:
 
 
 def test_boundaries_are_drawn_where_rewards_differ():
-    tree, levels = grow(visits(two_steps), ALL, np.random.default_rng(0))
+    tree, levels = fit_tree(visits(two_steps), ALL, np.random.default_rng(0))
     assert tree.feature[0] == 0
     assert tree.threshold[0] == pytest.approx(0.5, abs=0.1)
     below = int(tree.left[0])
@@ -35,7 +35,7 @@ def test_boundaries_are_drawn_where_rewards_differ():
 
 def test_pure_noise_makes_no_regions():
     sizes = [
-        grow(visits(lambda t: np.full(len(t), 0.5), seed=s), ALL, np.random.default_rng(s))[0].leaves.size
+        fit_tree(visits(lambda t: np.full(len(t), 0.5), seed=s), ALL, np.random.default_rng(s))[0].leaves.size
         for s in range(5)
     ]
     assert np.mean(sizes) <= 4
@@ -43,46 +43,46 @@ def test_pure_noise_makes_no_regions():
 
 def test_leaves_are_few_and_hold_enough():
     data = visits(lambda t: 1 / (1 + np.exp(-3 * np.sin(3 * t[:, 0]) - 2 * t[:, 1] * t[:, 2])), count=20000)
-    tree, _ = grow(data, ALL, np.random.default_rng(0), max_leaves=12, min_weight=200.0)
+    tree, _ = fit_tree(data, ALL, np.random.default_rng(0), max_leaves=12, min_weight=200.0)
     assert 6 <= tree.leaves.size <= 12
     assert np.bincount(tree.locate(data.features))[tree.leaves].min() >= 150
-    small, _ = grow(visits(two_steps, count=70), ALL, np.random.default_rng(0))
+    small, _ = fit_tree(visits(two_steps, count=70), ALL, np.random.default_rng(0))
     assert small.leaves.size <= 2
 
 
 def test_a_boundary_stays_while_it_serves_and_goes_when_rewards_change():
-    old, _ = grow(visits(two_steps, seed=1), ALL, np.random.default_rng(1))
-    again, _ = grow(visits(two_steps, seed=2), ALL, np.random.default_rng(2), previous=old)
+    old, _ = fit_tree(visits(two_steps, seed=1), ALL, np.random.default_rng(1))
+    again, _ = fit_tree(visits(two_steps, seed=2), ALL, np.random.default_rng(2), previous=old)
     assert again.feature[0] == old.feature[0]
     assert again.threshold[0] == old.threshold[0]
-    moved, _ = grow(visits(lambda t: np.where(t[:, 1] > 0, 0.9, 0.1)), ALL, np.random.default_rng(3), previous=old)
+    moved, _ = fit_tree(visits(lambda t: np.where(t[:, 1] > 0, 0.9, 0.1)), ALL, np.random.default_rng(3), previous=old)
     assert moved.feature[0] == 1
-    gone, _ = grow(visits(lambda t: np.full(len(t), 0.5)), ALL, np.random.default_rng(4), previous=old)
+    gone, _ = fit_tree(visits(lambda t: np.full(len(t), 0.5)), ALL, np.random.default_rng(4), previous=old)
     assert gone.leaves.size < old.leaves.size
 
 
 def test_without_the_reward_signal_boundaries_ignore_rewards():
-    one, _ = grow(visits(two_steps), ALL, np.random.default_rng(0), boundaries="spread", max_leaves=8)
+    tree, _ = fit_tree(visits(two_steps), ALL, np.random.default_rng(0), boundaries="spread", max_leaves=8)
     flipped = visits(two_steps)
-    other, _ = grow(
+    flipped_tree, _ = fit_tree(
         Observations(flipped.features, 1 - flipped.mean, flipped.weight, flipped.prompt),
         ALL,
         np.random.default_rng(0),
         boundaries="spread",
         max_leaves=8,
     )
-    assert one.leaves.size == 8
-    assert (one.feature == other.feature).all()
-    assert (one.threshold == other.threshold).all()
+    assert tree.leaves.size == 8
+    assert (tree.feature == flipped_tree.feature).all()
+    assert (tree.threshold == flipped_tree.threshold).all()
 
 
 def test_features_of_a_signal_that_is_off_are_never_split_on():
-    tree, _ = grow(visits(two_steps), np.array([1, 2]), np.random.default_rng(0))
+    tree, _ = fit_tree(visits(two_steps), np.array([1, 2]), np.random.default_rng(0))
     assert set(tree.feature.tolist()) <= {-1, 1, 2}
 
 
 def test_every_row_lies_in_one_leaf_and_below_its_ancestors():
-    tree, _ = grow(visits(two_steps), ALL, np.random.default_rng(0))
+    tree, _ = fit_tree(visits(two_steps), ALL, np.random.default_rng(0))
     leaves = tree.locate(features(500, 9))
     assert set(leaves.tolist()) <= set(tree.leaves.tolist())
     assert (tree.membership.sum(axis=1) == tree.depth + 1).all()
@@ -117,15 +117,15 @@ def test_the_summary_tells_what_each_region_is():
     rows = regions(baseline)
     assert rows[0].rule == "all prompts"
     assert rows[0].parent == -1
-    below = [[row.node for row in rows if row.parent == one.node] for one in rows]
-    assert all(len(children) == (0 if one.leaf else 2) for one, children in zip(rows, below, strict=True))
+    below = [[row.node for row in rows if row.parent == region.node] for region in rows]
+    assert all(len(children) == (0 if region.leaf else 2) for region, children in zip(rows, below, strict=True))
     leaves = [row for row in rows if row.leaf]
     assert len(leaves) >= 2
-    assert sum(row.prompts for row in leaves) == rows[0].prompts == len(baseline.book.rows)
+    assert sum(row.prompts for row in leaves) == rows[0].prompts == len(baseline.prompt_table.index)
     assert sum(row.rollouts for row in leaves) == pytest.approx(rows[0].rollouts)
     easy = max(rows, key=lambda row: row.success)
     assert "meaning 1 >" in easy.rule
-    assert all(name in baseline.book.rows and len(row.examples) <= 3 for row in rows for name in row.examples)
+    assert all(name in baseline.prompt_table.index and len(row.examples) <= 3 for row in rows for name in row.examples)
     assert [row.label for row in leaves] == list("ABCDEFGHIJKL"[: len(leaves)])
     assert all(row.rule.endswith(row.step) for row in rows if row.depth == 1)
     assert regions(trained("tracker")[0]) == []

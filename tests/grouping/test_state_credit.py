@@ -23,12 +23,12 @@ TERMS = Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 1.0})
 
 def rollout(prompt: str, sample: int, turns: Sequence[tuple[str | None, int, float]]) -> Rollout:
     """Turns are (state, tokens, what the environment gave)."""
-    made, seen = [], (1,)
+    made, context = [], (1,)
     for state, count, reward in turns:
         tokens = (2,) * count
         made.append(
             Turn(
-                prompt_tokens=seen,
+                prompt_tokens=context,
                 tokens=tokens,
                 sampler_logprobs=(-1.0,) * count,
                 temperature=1.0,
@@ -38,7 +38,7 @@ def rollout(prompt: str, sample: int, turns: Sequence[tuple[str | None, int, flo
                 reward=reward,
             )
         )
-        seen = (*seen, *tokens, 3)
+        context = (*context, *tokens, 3)
     total = sum(reward for _, _, reward in turns)
     return Rollout(
         id=f"{prompt}#{sample}@0",
@@ -75,8 +75,8 @@ def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
 
 
 def credits_of(rollouts: Sequence[Rollout], who: GroupAwareEstimator | GroupEstimator) -> dict[str, Credit]:
-    by_id = {one.id: one for one in rollouts}
-    return {one.rollout_id: one for one in who(by_prompt(rollouts), by_id, {})}
+    by_id = {rollout.id: rollout for rollout in rollouts}
+    return {credit.rollout_id: credit for credit in who(by_prompt(rollouts), by_id, {})}
 
 
 def step(seed: int = 0, *, turns: int = 3) -> list[Rollout]:
@@ -96,10 +96,10 @@ def step(seed: int = 0, *, turns: int = 3) -> list[Rollout]:
     ]
 
 
-def turn_values(one: Rollout, credit: Credit) -> np.ndarray:
+def turn_values(rollout: Rollout, credit: Credit) -> np.ndarray:
     """[K] one number a turn; the tokens of a turn have the same."""
     assert isinstance(credit.advantage, tuple)
-    pieces = np.split(np.array(credit.advantage), np.cumsum([len(turn.tokens) for turn in one.turns])[:-1])
+    pieces = np.split(np.array(credit.advantage), np.cumsum([len(turn.tokens) for turn in rollout.turns])[:-1])
     assert all((piece == piece[0]).all() for piece in pieces)
     return np.array([piece[0] for piece in pieces])
 
@@ -109,49 +109,51 @@ def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
     """G_k - c·A_k is the baseline of turn k; flipping what its turn and later ones earned leaves it where it is."""
     before = step()
     who = judge(preset, scale="none", weights="none")
-    found = credits_of(before, who)
+    credits = credits_of(before, who)
     for number in (0, 5, 11):
-        one = before[number]
+        original = before[number]
         for k in range(3):
-            flipped = tuple(replace(turn, reward=0.2) if place >= k else turn for place, turn in enumerate(one.turns))
+            flipped = tuple(
+                replace(turn, reward=0.2) if place >= k else turn for place, turn in enumerate(original.turns)
+            )
             total = sum(turn.reward for turn in flipped)
-            other = replace(one, turns=flipped, reward=total, reward_parts={"environment": total})
+            changed = replace(original, turns=flipped, reward=total, reward_parts={"environment": total})
             after = credits_of(
-                [*before[:number], other, *before[number + 1 :]], judge(preset, scale="none", weights="none")
+                [*before[:number], changed, *before[number + 1 :]], judge(preset, scale="none", weights="none")
             )
 
             def baseline(attempt: Rollout, credit: Credit, k: int = k) -> float:
                 to_go = sum(turn.reward for turn in attempt.turns[k:])
                 return to_go - turn_values(attempt, credit)[k]
 
-            assert abs(baseline(one, found[one.id]) - baseline(other, after[one.id])) < 1e-12
+            assert abs(baseline(original, credits[original.id]) - baseline(changed, after[original.id])) < 1e-12
 
 
 def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> None:
     rollouts = step()
     whole = credits_of(rollouts, judge(without=["state"]))
-    found = credits_of(rollouts, judge())
-    for one in rollouts:
-        values = turn_values(one, found[one.id])
-        assert values[0] == whole[one.id].advantage
-        assert "state" in found[one.id].contributions
-        rest = {name: share for name, share in found[one.id].contributions.items() if name != "state"}
-        assert rest == whole[one.id].contributions
-    assert any(turn_values(one, found[one.id])[1] != whole[one.id].advantage for one in rollouts)
+    credits = credits_of(rollouts, judge())
+    for rollout in rollouts:
+        values = turn_values(rollout, credits[rollout.id])
+        assert values[0] == whole[rollout.id].advantage
+        assert "state" in credits[rollout.id].contributions
+        rest = {name: share for name, share in credits[rollout.id].contributions.items() if name != "state"}
+        assert rest == whole[rollout.id].contributions
+    assert any(turn_values(rollout, credits[rollout.id])[1] != whole[rollout.id].advantage for rollout in rollouts)
 
 
 def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """As an environment of one turn leaves them."""
-    return [replace(one, turns=tuple(replace(turn, state=None) for turn in one.turns)) for one in rollouts]
+    return [replace(rollout, turns=tuple(replace(turn, state=None) for turn in rollout.turns)) for rollout in rollouts]
 
 
 def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit() -> None:
     rollouts = step(turns=1)
-    found, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(without=["state"]))
-    assert {name: credit.advantage for name, credit in found.items()} == {
+    credits, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(without=["state"]))
+    assert {name: credit.advantage for name, credit in credits.items()} == {
         name: credit.advantage for name, credit in plain.items()
     }
-    assert all(credit.contributions["state"] == 0 for credit in found.values())
+    assert all(credit.contributions["state"] == 0 for credit in credits.values())
 
 
 def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
@@ -174,12 +176,12 @@ def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
 
 def test_gigpo_gives_an_episode_of_one_turn_its_advantage_of_the_state() -> None:
     """A solves in its first turn, B fails in two: each first turn is worth its return less the other's."""
-    one = rollout("p0", 0, [("start", 1, 1.0)])
-    two = rollout("p0", 1, [("start", 1, 0.0), ("again", 1, 0.0)])
-    found = credits_of([one, two], gigpo_judge())
-    assert found[one.id].advantage == 0.5 + 1.0
-    assert turn_values(two, found[two.id]).tolist() == [-0.5 - 1.0, -0.5]
-    assert found[one.id].contributions == {"prompt": 0.5, "state": 1.0}
+    first = rollout("p0", 0, [("start", 1, 1.0)])
+    second = rollout("p0", 1, [("start", 1, 0.0), ("again", 1, 0.0)])
+    credits = credits_of([first, second], gigpo_judge())
+    assert credits[first.id].advantage == 0.5 + 1.0
+    assert turn_values(second, credits[second.id]).tolist() == [-0.5 - 1.0, -0.5]
+    assert credits[first.id].contributions == {"prompt": 0.5, "state": 1.0}
 
 
 SECOND = 0.3
@@ -204,10 +206,10 @@ def expected_gradient(
     for names in itertools.product(PLAYS, repeat=4):
         group = [rollout("p0", sample, PLAYS[name]) for sample, name in enumerate(names)]
         chance = math.prod(chances[name] for name in names)
-        found = credits_of(group, who)
-        for one, name in zip(group, names, strict=True):
-            credit = found[one.id]
-            count = len(one.turns)
+        credits = credits_of(group, who)
+        for attempt, name in zip(group, names, strict=True):
+            credit = credits[attempt.id]
+            count = len(attempt.turns)
             whole = np.atleast_1d(credit.advantage)
             values = np.broadcast_to(whole, count) - (0.0 if share is None else credit.contributions[share])
             first += chance * values[0] * ((name == "first") - solved)
@@ -253,16 +255,16 @@ def test_the_share_of_the_scale_is_a_metric() -> None:
 
 def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> None:
     """A part of weight 1 beside the environment's 0.5: returns to go are what is still to come."""
-    one = rollout("p0", 0, [("a", 1, 0.4), ("b", 1, 0.2)])
-    two = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
-    one = replace(one, reward=0.8)  # 0.5 · 0.6 + 0.5
+    first = rollout("p0", 0, [("a", 1, 0.4), ("b", 1, 0.2)])
+    second = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
+    first = replace(first, reward=0.8)  # 0.5 · 0.6 + 0.5
     who = GroupEstimator(
         rule=AdvantageRule(baseline="leave_one_out", scale="none", anchors=1.0, anchor_gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},
         step_weights={},
     )
-    found = credits_of([one, two], who)
-    np.testing.assert_allclose(found[one.id].advantage, [0.8 + 0.8, 0.8 + 0.6])
-    np.testing.assert_allclose(found[two.id].advantage, [-0.8 - 0.8, -0.8 - 0.6])
-    assert found[one.id].contributions == pytest.approx({"prompt": 0.8, "state": 0.7})
+    credits = credits_of([first, second], who)
+    np.testing.assert_allclose(credits[first.id].advantage, [0.8 + 0.8, 0.8 + 0.6])
+    np.testing.assert_allclose(credits[second.id].advantage, [-0.8 - 0.8, -0.8 - 0.6])
+    assert credits[first.id].contributions == pytest.approx({"prompt": 0.8, "state": 0.7})

@@ -47,8 +47,8 @@ def expected_gradient(credit: Credit) -> np.ndarray:
         chance = 1.0
         for first, second in chosen:
             chance *= policy(logits, "start")[first] * policy(logits, NEXT[first])[second]
-        found = credit([episodes_of(path) for path in chosen])
-        for path, advantages in zip(chosen, found, strict=True):
+        advantages_of = credit([episodes_of(path) for path in chosen])
+        for path, advantages in zip(chosen, advantages_of, strict=True):
             states = ("start", NEXT[path[0]])
             for state, action, advantage in zip(states, path, advantages, strict=True):
                 total[state] += chance * advantage / ATTEMPTS * score(logits, state, action)[state]
@@ -56,7 +56,7 @@ def expected_gradient(credit: Credit) -> np.ndarray:
 
 
 def siblings(episodes: Sequence[Episode]) -> np.ndarray:
-    totals = np.array([one.rewards.sum() for one in episodes])
+    totals = np.array([episode.rewards.sum() for episode in episodes])
     return (totals.sum() - totals) / (len(totals) - 1)
 
 
@@ -67,58 +67,65 @@ def beliefs(count: int, *, mean: float = 0.5, variance: float = 0.1, noise: floa
 def by_state(episodes: Sequence[Episode]) -> list[np.ndarray]:
     """As group-aware credit does it."""
     baselines = siblings(episodes)
-    moved = anchor_corrections(episodes, baselines, beliefs(len(episodes)), 0.25)
-    return [one.rewards.sum() - base - delta for one, base, delta in zip(episodes, baselines, moved, strict=True)]
+    corrections = anchor_corrections(episodes, baselines, beliefs(len(episodes)), 0.25)
+    return [
+        episode.rewards.sum() - base - delta
+        for episode, base, delta in zip(episodes, baselines, corrections, strict=True)
+    ]
 
 
 def group_in_group(episodes: Sequence[Episode]) -> list[np.ndarray]:
     """GiGPO without a discount, its own attempt left out of both means: twice the gradient."""
-    outcome = [one.rewards.sum() - base for one, base in zip(episodes, siblings(episodes), strict=True)]
+    outcome = [episode.rewards.sum() - base for episode, base in zip(episodes, siblings(episodes), strict=True)]
     # Where nobody else came, GiGPO says nothing, and what is missing there is no baseline but the return itself.
-    returns = [np.cumsum(one.rewards[::-1])[::-1] for one in episodes]
+    returns = [np.cumsum(episode.rewards[::-1])[::-1] for episode in episodes]
     anchored = [
-        np.where(there.episodes > 0, found, gained)
-        for found, there, gained in zip(anchor_advantages(episodes, 1.0), state_peers(episodes), returns, strict=True)
+        np.where(peers.episodes > 0, advantages, gained)
+        for advantages, peers, gained in zip(
+            anchor_advantages(episodes, 1.0), state_peers(episodes), returns, strict=True
+        )
     ]
-    return [one + two for one, two in zip(outcome, anchored, strict=True)]
+    return [total + of_states for total, of_states in zip(outcome, anchored, strict=True)]
 
 
 def with_itself(episodes: Sequence[Episode]) -> list[np.ndarray]:
     """The mean of a state over all its visits, own ones included."""
-    returns = [np.cumsum(one.rewards[::-1])[::-1] for one in episodes]
-    seen = [
+    returns = [np.cumsum(episode.rewards[::-1])[::-1] for episode in episodes]
+    visits = [
         (state, value)
-        for one, gained in zip(episodes, returns, strict=True)
-        for state, value in zip(one.states, gained, strict=True)
+        for episode, gained in zip(episodes, returns, strict=True)
+        for state, value in zip(episode.states, gained, strict=True)
     ]
     return [
-        np.array([g - np.mean([v for s, v in seen if s == state]) for state, g in zip(one.states, gained, strict=True)])
-        for one, gained in zip(episodes, returns, strict=True)
+        np.array(
+            [g - np.mean([v for s, v in visits if s == state]) for state, g in zip(episode.states, gained, strict=True)]
+        )
+        for episode, gained in zip(episodes, returns, strict=True)
     ]
 
 
 def without_the_visit(episodes: Sequence[Episode]) -> list[np.ndarray]:
     """Only the visit itself is left out: where an attempt came back, its own future is still in its baseline."""
-    returns = [np.cumsum(one.rewards[::-1])[::-1] for one in episodes]
-    seen = [
+    returns = [np.cumsum(episode.rewards[::-1])[::-1] for episode in episodes]
+    visits = [
         (number, turn, state, returns[number][turn])
-        for number, one in enumerate(episodes)
-        for turn, state in enumerate(one.states)
+        for number, episode in enumerate(episodes)
+        for turn, state in enumerate(episode.states)
     ]
 
-    def one(number: int, turn: int, state: object) -> float:
-        others = [value for who, when, where, value in seen if where == state and (who, when) != (number, turn)]
+    def advantage(number: int, turn: int, state: object) -> float:
+        others = [value for who, when, where, value in visits if where == state and (who, when) != (number, turn)]
         return returns[number][turn] - (np.mean(others) if others else 0.0)
 
     return [
-        np.array([one(number, turn, state) for turn, state in enumerate(episode.states)])
+        np.array([advantage(number, turn, state) for turn, state in enumerate(episode.states)])
         for number, episode in enumerate(episodes)
     ]
 
 
 @pytest.fixture(scope="module")
 def true() -> np.ndarray:
-    return expected_gradient(lambda episodes: [np.full(2, one.rewards.sum()) for one in episodes])
+    return expected_gradient(lambda episodes: [np.full(2, episode.rewards.sum()) for episode in episodes])
 
 
 def test_the_expected_gradient_is_the_true_one(true: np.ndarray) -> None:
@@ -159,18 +166,18 @@ def test_it_is_what_a_joint_gaussian_says() -> None:
     mean, variance, noise, tau = 0.5, 0.1, 0.2, 0.05
     here = np.array([True, True, False, False])  # attempts 1 to 4 in the state of attempt 0
     # As in the model: those elsewhere say what the prompt is, whatever their own states add.
-    seen = variance + tau * np.outer(here, here) + noise * np.eye(4)
+    covariance = variance + tau * np.outer(here, here) + noise * np.eye(4)
     with_it = variance + tau * here
-    expected = mean + with_it @ np.linalg.solve(seen, rewards[1:, 1] - mean)
+    expected = mean + with_it @ np.linalg.solve(covariance, rewards[1:, 1] - mean)
     np.testing.assert_allclose(0.3 + moved[1], expected)
 
 
 def test_much_evidence_is_the_others_mean_alone() -> None:
     others = [Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 0.75]))] * 4
-    own = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
-    (_, *_, found) = anchor_corrections([*others, own], np.full(5, 0.9), beliefs(5, noise=1e-12), 0.25)
+    episode = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
+    (_, *_, correction) = anchor_corrections([*others, episode], np.full(5, 0.9), beliefs(5, noise=1e-12), 0.25)
     received = 0.5
-    np.testing.assert_allclose(0.9 - received + found[1], 0.75)
+    np.testing.assert_allclose(0.9 - received + correction[1], 0.75)
 
 
 def test_nothing_of_its_own_future_moves_the_baseline_of_a_turn() -> None:
@@ -180,31 +187,33 @@ def test_nothing_of_its_own_future_moves_the_baseline_of_a_turn() -> None:
         for size in rng.integers(1, 6, 12)
     ]
     baselines = rng.random(12)
-    known = Prior(mean=rng.random(12), variance=rng.uniform(0.01, 0.1, 12), noise=rng.uniform(0.02, 0.25, 12))
+    prior = Prior(mean=rng.random(12), variance=rng.uniform(0.01, 0.1, 12), noise=rng.uniform(0.02, 0.25, 12))
 
-    def said(changed: Sequence[Episode]) -> list[np.ndarray]:
-        return anchor_corrections(changed, baselines, known, 0.25)
+    def corrections(changed: Sequence[Episode]) -> list[np.ndarray]:
+        return anchor_corrections(changed, baselines, prior, 0.25)
 
-    before = said(episodes)
-    for number, one in enumerate(episodes):
-        for turn in range(len(one.states)):
-            rewards = one.rewards.copy()
+    before = corrections(episodes)
+    for number, episode in enumerate(episodes):
+        for turn in range(len(episode.states)):
+            rewards = episode.rewards.copy()
             rewards[turn:] = 5.0
-            changed = [*episodes[:number], replace(one, rewards=rewards), *episodes[number + 1 :]]
-            moved = said(changed)[number][: turn + 1] - before[number][: turn + 1]
+            changed = [*episodes[:number], replace(episode, rewards=rewards), *episodes[number + 1 :]]
+            moved = corrections(changed)[number][: turn + 1] - before[number][: turn + 1]
             assert np.abs(moved).max() < 1e-12
 
 
 def test_an_attempt_without_a_reward_says_nothing_of_its_states() -> None:
     good = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
     lost = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, np.nan]))
-    found = anchor_corrections([good, lost], np.array([0.5, np.nan]), beliefs(2), 0.25)
-    assert [one.tolist() for one in found] == [[0.0, 0.0], [0.0, 0.0]]
+    corrections = anchor_corrections([good, lost], np.array([0.5, np.nan]), beliefs(2), 0.25)
+    assert [correction.tolist() for correction in corrections] == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_deviations_of_a_state_divide_where_there_are_any() -> None:
     episodes = [Episode(prompt="q", states=("a",), rewards=np.array([value])) for value in (1.0, 0.0, 0.0, 1.0)]
-    found = anchor_advantages(episodes, 1.0, normalise=True)
-    np.testing.assert_allclose([one[0] for one in found], np.array([2, -2, -2, 2]) / 3 / 0.5, rtol=1e-5)
-    equal = [replace(one, rewards=np.ones(1)) for one in episodes]
-    assert [one.tolist() for one in anchor_advantages(equal, 1.0, normalise=True)] == [[0.0]] * 4
+    advantages = anchor_advantages(episodes, 1.0, normalise=True)
+    np.testing.assert_allclose(
+        [advantage[0] for advantage in advantages], np.array([2, -2, -2, 2]) / 3 / 0.5, rtol=1e-5
+    )
+    equal = [replace(episode, rewards=np.ones(1)) for episode in episodes]
+    assert [advantage.tolist() for advantage in anchor_advantages(equal, 1.0, normalise=True)] == [[0.0]] * 4

@@ -13,9 +13,9 @@ from grouping_worlds import COLUMNS, features, rollouts, trained
 
 def test_the_factors_of_a_hand_worked_step():
     """Left of the uncertainty: 1/4, 1/2, 3/4, mean 1/2; trust 3 makes 4^(1/4), 4^0 and 4^(-1/4)."""
-    found = trust_factors(np.array([0.02, 0.05, 0.09]), np.array([0.08, 0.1, 0.12]), 3.0)
-    np.testing.assert_allclose(found, [np.sqrt(2.0), 1.0, 1 / np.sqrt(2.0)], rtol=1e-14)
-    assert found.dtype == np.float64
+    factors = trust_factors(np.array([0.02, 0.05, 0.09]), np.array([0.08, 0.1, 0.12]), 3.0)
+    np.testing.assert_allclose(factors, [np.sqrt(2.0), 1.0, 1 / np.sqrt(2.0)], rtol=1e-14)
+    assert factors.dtype == np.float64
 
 
 def test_off_means_exactly_off_and_less_than_nothing_is_refused():
@@ -27,12 +27,12 @@ def test_off_means_exactly_off_and_less_than_nothing_is_refused():
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=9), st.floats(0, 5))
 def test_factors_stay_within_their_limits_and_their_geometric_mean_is_one(left, trust):
-    found = trust_factors(np.array(left), np.ones(len(left)), trust)
-    assert (found <= (1 + trust) * (1 + 1e-12)).all()
-    assert (found >= (1 - 1e-12) / (1 + trust)).all()
-    assert np.log(found).mean() == pytest.approx(0.0, abs=1e-12)
+    factors = trust_factors(np.array(left), np.ones(len(left)), trust)
+    assert (factors <= (1 + trust) * (1 + 1e-12)).all()
+    assert (factors >= (1 - 1e-12) / (1 + trust)).all()
+    assert np.log(factors).mean() == pytest.approx(0.0, abs=1e-12)
     order = np.argsort(np.clip(left, 0, 1))
-    assert (np.diff(found[order]) <= 1e-12).all()
+    assert (np.diff(factors[order]) <= 1e-12).all()
 
 
 def test_evidence_is_the_variance_of_the_hierarchy_written_out():
@@ -54,8 +54,8 @@ def test_a_region_that_was_visited_is_trusted_more_than_one_that_never_was():
     for time in range(8):
         parts.observe({"": rollouts(rng, table, list(range(8)), [2] * 8, float(time))})
     table[:, :3] = 0.0
-    found = trust_factors(*parts.evidence(table, 8.0), 1.0)
-    assert found[:20].min() > 1.0 > found[20:].max()
+    factors = trust_factors(*parts.evidence(table, 8.0), 1.0)
+    assert factors[:20].min() > 1.0 > factors[20:].max()
 
 
 def test_presets_without_regions_have_no_evidence():

@@ -18,23 +18,23 @@ EXACT = [name for name, row in PRESETS.items() if row.exact]
 
 
 def largest_move(baseline: GroupAwareBaseline, batch: Rollouts) -> tuple[float, float]:
-    """How far any rollout's own baseline, and any other's, moves when its reward and its weight change."""
-    before, own, others = baseline.predict(batch), 0.0, 0.0
+    """Largest change of a rollout's own baseline, and of any other's, when its reward and its weight change."""
+    before, self_move, others = baseline.predict(batch), 0.0, 0.0
     assert batch.weights is not None
     for i in range(len(batch.prompts)):
         rewards, weights = batch.rewards.copy(), batch.weights.copy()
         rewards[i], weights[i] = 1.0 - rewards[i], 7.0 * weights[i]
         moved = np.abs(baseline.predict(replace(batch, rewards=rewards, weights=weights)) - before)
-        own, others = max(own, moved[i]), max(others, np.delete(moved, i).max())
-    return own, others
+        self_move, others = max(self_move, moved[i]), max(others, np.delete(moved, i).max())
+    return self_move, others
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("preset", EXACT)
 def test_a_rollout_never_moves_its_own_baseline(preset, size):
     baseline, rng, table = trained(preset, size=size)
-    own, others = largest_move(baseline, step(rng, table, prompts=10, size=size, time=12.0))
-    assert own < 1e-12
+    self_move, others = largest_move(baseline, step(rng, table, prompts=10, size=size, time=12.0))
+    assert self_move < 1e-12
     assert others > 1e-3 or preset == "tracker" or (preset == "rloo" and size == 1)
 
 
@@ -61,8 +61,8 @@ def test_without_the_batch_only_siblings_move_a_baseline(preset):
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_group_mean_fails(size):
     baseline, rng, table = trained("prompt", size=size)
-    own, _ = largest_move(baseline, step(rng, table, prompts=8, size=size, time=12.0))
-    assert own == pytest.approx(1.0 / size)
+    self_move, _ = largest_move(baseline, step(rng, table, prompts=8, size=size, time=12.0))
+    assert self_move == pytest.approx(1.0 / size)
 
 
 def test_a_part_of_the_reward_never_moves_its_own_baseline():

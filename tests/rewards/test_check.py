@@ -38,59 +38,59 @@ def test_task_of_a_generator_through_the_real_path():
         for name in ("leg_counting", "basic_arithmetic")
         for item in tasks.items(name, {}, 3, seed=1)
     ]
-    found = check(["task", "format"], [*prompts, prompt("plain", "12")])
-    assert found.ok, found
-    assert found.checked == 7
-    assert [(part.gold, part.judge) for part in found.parts] == [(1.0, True), (1.0, False)]
-    assert found.parts[0].garbage is not None
-    assert found.parts[0].garbage <= 0.05
-    assert [level for level, _, _ in found.lines()] == ["ok", "ok"]
+    report = check(["task", "format"], [*prompts, prompt("plain", "12")])
+    assert report.ok, report
+    assert report.checked == 7
+    assert [(part.gold, part.judge) for part in report.parts] == [(1.0, True), (1.0, False)]
+    assert report.parts[0].garbage is not None
+    assert report.parts[0].garbage <= 0.05
+    assert [level for level, _, _ in report.lines()] == ["ok", "ok"]
 
 
 def test_builtin_judges():
-    found = check(["exact", "number"], [prompt("a", "4"), prompt("b", "1/2"), prompt("c", None)])
-    assert found.ok
-    assert (found.checked, found.without_gold) == (2, 1)
-    assert [(part.gold, part.garbage) for part in found.parts] == [(1, 0), (1, 0)]
+    report = check(["exact", "number"], [prompt("a", "4"), prompt("b", "1/2"), prompt("c", None)])
+    assert report.ok
+    assert (report.checked, report.without_gold) == (2, 1)
+    assert [(part.gold, part.garbage) for part in report.parts] == [(1, 0), (1, 0)]
 
 
 def test_a_generous_reward_is_noticed():
-    found = check(["unruly:judge"], [prompt("a", "4")])
-    assert found.lines() == [("warn", "reward judge", "gold answers score 2, garbage 2: no difference (1 prompt)")]
+    report = check(["unruly:judge"], [prompt("a", "4")])
+    assert report.lines() == [("warn", "reward judge", "gold answers score 2, garbage 2: no difference (1 prompt)")]
 
 
 def test_failing_rows_are_listed():
-    found = check(["exact", "unruly:raises"], [prompt("a", "4"), prompt("b", "bad")])
-    assert not found.ok
-    (failure,) = found.failures
+    report = check(["exact", "unruly:raises"], [prompt("a", "4"), prompt("b", "bad")])
+    assert not report.ok
+    (failure,) = report.failures
     assert (failure.prompt_id, failure.part) == ("b", "reward")
     assert "raised KeyError" in failure.text
-    assert ("fail", "reward", failure.text) in found.lines()
+    assert ("fail", "reward", failure.text) in report.lines()
 
 
 def test_a_gold_answer_that_is_not_accepted():
     # A judge that needs the answer to be more than it is: gold text with an answer mark inside of it.
-    found = check(["exact"], [prompt("a", "x <answer>y</answer>")])
-    assert not found.ok
-    assert "the gold answer 'x <answer>y</answer>' of prompt a scores 0; expected 1" in found.failures[0].text
+    report = check(["exact"], [prompt("a", "x <answer>y</answer>")])
+    assert not report.ok
+    assert "the gold answer 'x <answer>y</answer>' of prompt a scores 0; expected 1" in report.failures[0].text
 
 
 def test_an_empty_gold_answer_accepts_garbage():
-    found = check(["exact"], [prompt("a", "")])
-    assert "garbage as an answer to prompt a scores 1; expected 0" in found.failures[0].text
+    report = check(["exact"], [prompt("a", "")])
+    assert "garbage as an answer to prompt a scores 1; expected 0" in report.failures[0].text
 
 
 def test_no_gold_answers():
-    found = check(["exact"], [prompt("a", None)])
-    assert found.ok
-    assert found.lines()[0][0] == "warn"
+    report = check(["exact"], [prompt("a", None)])
+    assert report.ok
+    assert report.lines()[0][0] == "warn"
     assert check(["exact"], []).checked == 0
 
 
 def test_many_prompts_are_sampled_evenly():
     prompts = [prompt(str(k), str(k) if k >= 500 else None) for k in range(1000)]
-    found = check(["number"], prompts, limit=10)
-    assert (found.checked, found.without_gold) == (5, 5)
+    report = check(["number"], prompts, limit=10)
+    assert (report.checked, report.without_gold) == (5, 5)
 
 
 def test_training_on_a_judge_that_is_wrong_is_refused():
@@ -154,7 +154,7 @@ def test_what_built_in_judges_cannot_score():
     ]
 
     def ids(*parts):
-        return [found.id for found in unjudged(parts, prompts)]
+        return [unscored.id for unscored in unjudged(parts, prompts)]
 
     assert ids(RewardConfig(name="task")) == ["b", "d"]
     assert ids(RewardConfig(name="exact"), RewardConfig(name="format", weight=0)) == ["b", "c", "d"]

@@ -1,4 +1,4 @@
-"""What the environment gave, through the real worker: a part of its own, and columns for others."""
+"""Environment rewards through the real worker: a part of its own, and columns for others."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ def test_the_part_is_the_sum_over_the_turns_and_others_see_each(tmp_path: Path) 
     (tmp_path / "turn_rewards.py").write_text(FUNCTIONS, encoding="utf-8")
     parts = [RewardConfig(name="environment", weight=2.0), RewardConfig(name="turn_rewards:longest", weight=0.1)]
     with contextlib.chdir(tmp_path), Scorer(RewardsConfig(parts=parts)) as scorer:
-        found = scorer.score(
+        scores = scorer.score(
             prompts(2),
             ["b", ""],
             lengths=[3, 1],
             turns=[["aaa", "b"], [""]],
             earned=[[0.25, 0.5], [-1.0]],
         )
-    assert [one.parts for one in found] == [
+    assert [score.parts for score in scores] == [
         {"environment": 0.75, "longest": 3.0},
         {"environment": -1.0, "longest": -1.0},
     ]
-    assert [one.reward for one in found] == [1.5 + 0.1 * 3.0, -2.0 - 0.1]
+    assert [score.reward for score in scores] == [1.5 + 0.1 * 3.0, -2.0 - 0.1]
 
 
 def test_without_an_episode_it_does_not_apply() -> None:
     assert environment(["a"]) == [None]
     assert environment(["a", "b"], [[1.0, 0.5], None]) == [1.5, None]
     with Scorer(RewardsConfig(parts=[RewardConfig(name="environment")])) as scorer:
-        (one,) = scorer.score(prompts(1), ["1"])
-    assert "no reward part applies" in (one.error or "")
+        (score,) = scorer.score(prompts(1), ["1"])
+    assert "no reward part applies" in (score.error or "")
 
 
 def test_gold_answers_are_no_test_of_it_but_still_of_the_judges_beside_it() -> None:
     parts = [RewardConfig(name="environment"), RewardConfig(name="number", weight=0.0)]
     with Scorer(RewardsConfig(parts=parts)) as scorer:
-        found = self_test(scorer, prompts(4))
+        report = self_test(scorer, prompts(4))
         require_sound(scorer, prompts(4))
-    assert found.ok
-    assert [part.label for part in found.parts] == ["number"]
+    assert report.ok
+    assert [part.label for part in report.parts] == ["number"]
 
 
 def test_another_environment_is_another_reward() -> None:
     rewards = RewardsConfig(parts=[RewardConfig(name="environment")])
-    one = EnvironmentConfig(name="retry")
+    retry = EnvironmentConfig(name="retry")
     assert identity(rewards, EnvironmentConfig()) == identity(rewards)
-    assert identity(rewards, one) != identity(rewards)
-    assert identity(rewards, one) == identity(rewards, EnvironmentConfig(name="retry"))
-    assert identity(rewards, one) != identity(rewards, EnvironmentConfig(name="retry", params={"turns": 2}))
+    assert identity(rewards, retry) != identity(rewards)
+    assert identity(rewards, retry) == identity(rewards, EnvironmentConfig(name="retry"))
+    assert identity(rewards, retry) != identity(rewards, EnvironmentConfig(name="retry", params={"turns": 2}))

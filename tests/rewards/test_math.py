@@ -51,7 +51,7 @@ def pool():
 
 def test_cases(pool):
     scores = pool.score([prompt(gold) for _, gold, _ in CASES], [completion for completion, _, _ in CASES])
-    wrong = [(case, found) for case, found in zip(CASES, scores, strict=True) if found.parts["math"] != case[2]]
+    wrong = [(case, score) for case, score in zip(CASES, scores, strict=True) if score.parts["math"] != case[2]]
     assert wrong == []
 
 
@@ -59,9 +59,9 @@ def test_hostile_latex_ends_at_the_deadline(pool):
     hostile = r"\boxed{9^{9^{9^{9}}} - 1}"
     pool.start()
     pool.config = pool.config.model_copy(update={"deadline_s": 0.7})
-    (found,) = pool.score([prompt("x+1")], [hostile])
-    assert found.error is not None
-    assert "did not return within 0.7 s and was killed" in found.error
+    (score,) = pool.score([prompt("x+1")], [hostile])
+    assert score.error is not None
+    assert "did not return within 0.7 s and was killed" in score.error
 
 
 def test_missing_package_names_the_extra():
@@ -71,6 +71,6 @@ def test_missing_package_names_the_extra():
         "try: load('math', {})\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "RewardError reward 'math' needs math-verify" in said
-    assert install_command("train") in said
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "RewardError reward 'math' needs math-verify" in output
+    assert install_command("train") in output

@@ -44,10 +44,10 @@ NO_NUMBERS = ["", "abc", "12 apples", "2\\pi", "\\sqrt3", "3/0", "1e999999999", 
 
 @pytest.mark.parametrize(("text", "value"), WRITTEN)
 def test_parse(text, value):
-    found = parse_number(text)
-    assert found is not None
-    assert (found.value, found.percent) == (Fraction(value), False)
-    assert last_number(f"so it is {text}") == found
+    number = parse_number(text)
+    assert number is not None
+    assert (number.value, number.percent) == (Fraction(value), False)
+    assert last_number(f"so it is {text}") == number
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS)
@@ -74,8 +74,8 @@ def test_parse_refuses(text):
     ],
 )
 def test_last(text, value):
-    found = last_number(text)
-    assert (found and found.value) == value
+    number = last_number(text)
+    assert (number and number.value) == value
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_tolerance_is_relative():
 def test_any_decimal_survives_its_formatting(value, places):
     exact = Fraction(value, 10**places)
     for text in (f"{value}e-{places}", f"{value}/{10**places}", f"{exact.numerator:,}/{exact.denominator}"):
-        found = parse_number(text)
-        assert found is not None
-        assert found.value == exact
+        number = parse_number(text)
+        assert number is not None
+        assert number.value == exact
 
 
 @given(value=st.integers(-(10**12), 10**12), before=st.sampled_from(["", "= ", "so ", "$", "is: "]))

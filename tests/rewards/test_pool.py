@@ -67,25 +67,25 @@ def act(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["none", "number", "text", "tensor", "mapping", "generator", "empty", "one", "long"])
 def test_bad_return_blames_every_row(kind):
     scores = score("unruly:bad_return", ["a", "b", "c"], kind=kind)
-    for row, found in enumerate(scores):
-        assert found.reward is None
-        assert f"reward 'unruly:bad_return', row {row} (prompt p/{row}): returned" in found.error
-        assert "expected" in found.error
+    for row, row_score in enumerate(scores):
+        assert row_score.reward is None
+        assert f"reward 'unruly:bad_return', row {row} (prompt p/{row}): returned" in row_score.error
+        assert "expected" in row_score.error
 
 
 def test_short_list_is_never_stretched():
     scores = score("unruly:bad_return", ["a", "b", "c"], kind="short")
-    assert ["returned 0 values for 1 completions" in found.error for found in scores] == [True] * 3
+    assert ["returned 0 values for 1 completions" in row_score.error for row_score in scores] == [True] * 3
 
 
 def test_skipped_row_is_found():
     scores = score("unruly:skips", ["a", "bad", "c"])
-    assert [found.reward for found in scores] == [1.0, None, 1.0]
+    assert [row_score.reward for row_score in scores] == [1.0, None, 1.0]
     assert "row 1 (prompt p/1): returned 0 values" in scores[1].error
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("nan", "returned nan"),
         ("inf", "returned inf"),
@@ -98,17 +98,17 @@ def test_skipped_row_is_found():
         ("huge_int", "returned inf"),
     ],
 )
-def test_bad_value_blames_its_row_alone(kind, said):
+def test_bad_value_blames_its_row_alone(kind, message):
     scores = score("unruly:bad_value", ["a", "bad", "c"], kind=kind)
-    assert [found.reward for found in scores] == [1.0, None, 1.0]
-    assert [found.parts for found in scores] == [{"bad_value": 1.0}, {"bad_value": None}, {"bad_value": 1.0}]
-    assert f"reward 'unruly:bad_value', row 1 (prompt p/1): {said}" in scores[1].error
+    assert [row_score.reward for row_score in scores] == [1.0, None, 1.0]
+    assert [row_score.parts for row_score in scores] == [{"bad_value": 1.0}, {"bad_value": None}, {"bad_value": 1.0}]
+    assert f"reward 'unruly:bad_value', row 1 (prompt p/1): {message}" in scores[1].error
     assert "expected a finite number" in scores[1].error
 
 
 def test_good_values():
     scores = score("unruly:good_values", ["true", "false", "int", "float", "zero", "none"])
-    assert [found.reward for found in scores] == [1.0, 0.0, 3.0, -0.5, 0.0, None]
+    assert [row_score.reward for row_score in scores] == [1.0, 0.0, 3.0, -0.5, 0.0, None]
     assert str(scores[4].reward) == "0.0"
     assert "no reward part applies (of good_values)" in scores[5].error
 
@@ -118,7 +118,7 @@ def test_exception_in_first_and_last_row(guilty):
     completions = ["a", "b", "c"]
     completions[guilty] = "bad"
     scores = score("unruly:raises", completions)
-    assert [found.reward is None for found in scores] == [row == guilty for row in range(3)]
+    assert [row_score.reward is None for row_score in scores] == [row == guilty for row in range(3)]
     assert scores[guilty].error.startswith(
         f"reward 'unruly:raises', row {guilty} (prompt p/{guilty}): raised KeyError: 'bad' (in unruly.py, line "
     )
@@ -135,7 +135,7 @@ def test_odd_exceptions():
 
 
 @pytest.mark.parametrize(
-    ("deed", "said"),
+    ("deed", "message"),
     [
         ("leave", "ended its worker process with exit code 7; it last printed 'last words'"),
         ("crash", "ended its worker process by SIGSEGV"),
@@ -146,17 +146,17 @@ def test_odd_exceptions():
         ("corrupt", "wrote into the channel of its worker process"),
     ],
 )
-def test_deadly_deeds(act, deed, said):
+def test_deadly_deeds(act, deed, message):
     scores = act.score([prompt()] * 3, ["a", deed, "c"])
-    assert [found.reward for found in scores] == [1.0, None, 1.0]
-    assert f"reward 'unruly:act', row 1 (prompt p): {said}" in scores[1].error
+    assert [row_score.reward for row_score in scores] == [1.0, None, 1.0]
+    assert f"reward 'unruly:act', row 1 (prompt p): {message}" in scores[1].error
     assert len(act.pids) == 1
 
 
 @pytest.mark.parametrize("deed", ["flood", "wander", "fork_and_return"])
 def test_rude_but_harmless_deeds(act, deed):
     before = (os.getcwd(), os.environ.get("OMP_NUM_THREADS"))
-    assert [found.reward for found in act.score([prompt()] * 3, ["a", deed, "c"])] == [1.0] * 3
+    assert [row_score.reward for row_score in act.score([prompt()] * 3, ["a", deed, "c"])] == [1.0] * 3
     assert before == (os.getcwd(), os.environ.get("OMP_NUM_THREADS"))
 
 
@@ -164,24 +164,28 @@ def test_rude_but_harmless_deeds(act, deed):
 def test_hanging_deeds(act, deed):
     act.start()
     started = time.monotonic()
-    (found,) = act.score([prompt()], [deed])
+    (row_score,) = act.score([prompt()], [deed])
     # What it waits for a processor is not held against it, up to a bound.
     assert DEADLINE <= time.monotonic() - started < (1 + PATIENCE) * DEADLINE + SLACK
-    assert found.error == f"reward 'unruly:act', row 0 (prompt p): did not return within {DEADLINE:g} s and was killed"
-    assert [one.reward for one in act.score([prompt()], ["a"])] == [1.0]
+    assert (
+        row_score.error == f"reward 'unruly:act', row 0 (prompt p): did not return within {DEADLINE:g} s and was killed"
+    )
+    assert [next_score.reward for next_score in act.score([prompt()], ["a"])] == [1.0]
 
 
 def test_hanging_row_does_not_hurt_its_neighbours():
     scores = score("unruly:act", ["a", "sleep", "c"], deadline_s=0.3)
-    assert [found.reward for found in scores] == [1.0, None, 1.0]
+    assert [row_score.reward for row_score in scores] == [1.0, None, 1.0]
 
 
 def test_gives_up_after_three_hanging_rows():
     started = time.monotonic()
     scores = score("unruly:act", ["sleep"] * 6, deadline_s=0.2)
     assert time.monotonic() - started < 4 * 0.2 * (1 + PATIENCE) + 2.0
-    assert ["did not return" in found.error for found in scores] == [True] * 3 + [False] * 3
-    assert all("was not asked: 3 rows before this one hung or crashed it" in found.error for found in scores[3:])
+    assert ["did not return" in row_score.error for row_score in scores] == [True] * 3 + [False] * 3
+    assert all(
+        "was not asked: 3 rows before this one hung or crashed it" in row_score.error for row_score in scores[3:]
+    )
 
 
 @pytest.mark.parametrize("deed", ["breed", "fork_and_die"])
@@ -198,21 +202,21 @@ def test_several_workers_share_the_rows_and_keep_the_order():
     with scorer("unruly:later", workers=3) as pool:
         scores = pool.score([prompt()] * 7, completions)
         assert len(set(pool.pids)) == 3
-        assert [found.reward for found in scores] == [float(k) for k in range(1, 8)]
-        assert [found.reward for found in pool.score([prompt()], ["abc"])] == [3.0]
+        assert [row_score.reward for row_score in scores] == [float(k) for k in range(1, 8)]
+        assert [row_score.reward for row_score in pool.score([prompt()], ["abc"])] == [3.0]
         pids = pool.pids
     assert all(gone(pid) for pid in pids)
 
 
 def test_columns():
     prompts = [prompt("a", answer=None, level=10), prompt("b", other="x"), prompt("c", level=30)]
-    found = score(["unruly:echo", "unruly:narrow"], ["1", "22", "333"], prompts)
-    assert [one.parts for one in found] == [
+    scores = score(["unruly:echo", "unruly:narrow"], ["1", "22", "333"], prompts)
+    assert [row_score.parts for row_score in scores] == [
         {"echo": 11.0, "narrow": 10.0},
         {"echo": 2.0, "narrow": None},
         {"echo": 33.0, "narrow": 30.0},
     ]
-    assert [one.reward for one in found] == [21.0, 2.0, 63.0]
+    assert [row_score.reward for row_score in scores] == [21.0, 2.0, 63.0]
 
 
 def test_weights_labels_and_params():
@@ -222,29 +226,29 @@ def test_weights_labels_and_params():
         RewardConfig(name="exact", weight=0.0),
     ]
     with Scorer(RewardsConfig(parts=parts)) as pool:
-        (found,) = pool.score([prompt(answer="", level=0)], ["abcd"])
-    assert found.parts == {"long": 2.0, "judge": 2.0, "exact": 0.0}
-    assert found.reward == 2.0
-    assert found.error is None
+        (row_score,) = pool.score([prompt(answer="", level=0)], ["abcd"])
+    assert row_score.parts == {"long": 2.0, "judge": 2.0, "exact": 0.0}
+    assert row_score.reward == 2.0
+    assert row_score.error is None
 
 
 def test_parts_without_weight_do_not_count():
-    (found,) = score(["exact"], ["4"], weights=[0.0])
-    assert found.parts == {"exact": 1.0}
-    assert "no reward part applies" in found.error
+    (row_score,) = score(["exact"], ["4"], weights=[0.0])
+    assert row_score.parts == {"exact": 1.0}
+    assert "no reward part applies" in row_score.error
 
 
 def test_missing_column_is_named():
-    (found,) = score("unruly:narrow", ["a"], [prompt(difficulty=3)])
+    (row_score,) = score("unruly:narrow", ["a"], [prompt(difficulty=3)])
     assert (
         "needs 'level', but the prompts only have answer, completion_length, completion_opening, completions, "
-        "difficulty, prompts, task" in found.error
+        "difficulty, prompts, task" in row_score.error
     )
 
 
 def test_built_in_settings_are_out_of_reach_of_columns():
-    (found,) = score("exact", ["YES"], [prompt(answer="yes", casefold=True)])
-    assert found.reward == 0.0
+    (row_score,) = score("exact", ["YES"], [prompt(answer="yes", casefold=True)])
+    assert row_score.reward == 0.0
 
 
 def test_attribute_that_is_no_json():
@@ -252,11 +256,11 @@ def test_attribute_that_is_no_json():
     scores = score("exact", ["4", "4"], prompts)
     assert scores[0].reward == 1.0
     assert "row 1 (prompt b): the column 'when' is not valid JSON" in scores[1].error
-    assert all("not valid JSON" in found.error for found in score("exact", ["4"], [prompts[1]]))
+    assert all("not valid JSON" in row_score.error for row_score in score("exact", ["4"], [prompts[1]]))
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "said"),
+    ("name", "params", "message"),
     [
         ("no_such_module:f", {}, "found no module 'no_such_module' in "),
         ("unruly:rasies", {}, "unruly has no 'rasies'; did you mean 'raises'?"),
@@ -267,24 +271,24 @@ def test_attribute_that_is_no_json():
         ("unruly_import:f", {}, "its module raised ZeroDivisionError: division by zero (in unruly_import.py, line 1"),
     ],
 )
-def test_functions_that_cannot_be_loaded(name, params, said, tmp_path, monkeypatch):
+def test_functions_that_cannot_be_loaded(name, params, message, tmp_path, monkeypatch):
     (tmp_path / "unruly_import.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RewardError) as caught:
         score(name, ["a"], **params)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.function == name
     assert caught.value.row is None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("import time; time.sleep(99)", "did not return within 0.5 s"), ("import os; os._exit(2)", "with exit code 2")],
 )
-def test_hanging_and_deadly_imports(text, said, tmp_path, monkeypatch):
+def test_hanging_and_deadly_imports(text, message, tmp_path, monkeypatch):
     (tmp_path / "unruly_import.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RewardError, match=said):
+    with pytest.raises(RewardError, match=message):
         score("unruly_import:f", ["a"], load_deadline_s=0.5)
 
 
@@ -294,9 +298,9 @@ def test_functions_come_from_the_current_folder(tmp_path, monkeypatch):
     assert score("mine:ones", ["a"])[0].reward == 1.0
 
 
-@pytest.mark.parametrize(("name", "said"), [("exakt", "did you mean 'exact'"), ("foo", "`module:function`")])
-def test_unknown_names(name, said):
-    with pytest.raises(ConfigError, match=said):
+@pytest.mark.parametrize(("name", "message"), [("exakt", "did you mean 'exact'"), ("foo", "`module:function`")])
+def test_unknown_names(name, message):
+    with pytest.raises(ConfigError, match=message):
         scorer(name)
 
 
@@ -322,7 +326,7 @@ def test_a_worker_that_died_while_idle_blames_nobody():
 
 def test_a_folder_that_a_function_left_is_entered_again():
     with scorer("unruly:act", "unruly:at_home") as pool:
-        assert [found.reward for found in pool.score([prompt()] * 2, ["wander", "a"])] == [2.0, 2.0]
+        assert [row_score.reward for row_score in pool.score([prompt()] * 2, ["wander", "a"])] == [2.0, 2.0]
 
 
 def test_an_interrupt_leaves_no_stale_answer(monkeypatch):
@@ -390,7 +394,7 @@ def test_worker_starts_fast_and_without_torch(tmp_path, monkeypatch):
 
 def test_half_megabyte_rows():
     completions = ["x" * 500_000] * 8
-    assert [found.reward for found in score("length", completions, maximum=1, deadline_s=10)] == [-1.0] * 8
+    assert [row_score.reward for row_score in score("length", completions, maximum=1, deadline_s=10)] == [-1.0] * 8
 
 
 def test_lone_surrogates_survive():
@@ -401,29 +405,29 @@ def test_columns_of_the_whole_data_are_there_in_every_call():
     with scorer("unruly:narrow", "unruly:counts") as pool:
         pool.start([prompt("a", level=1), prompt("b", other=2)])
         pool.start([prompt("h", shape="round")])
-        without, own = pool.score([prompt("b", other=2), prompt("c", level=3, new=1)], ["x", "y"])
+        without, with_level = pool.score([prompt("b", other=2), prompt("c", level=3, new=1)], ["x", "y"])
         (alone,) = pool.score([prompt("b", other=2)], ["x"])
     assert without.parts == alone.parts | {"counts": 2.0}
-    assert own.parts["narrow"] == 3.0
+    assert with_level.parts["narrow"] == 3.0
     assert alone.parts == {"narrow": None, "counts": 1.0}
     assert alone.error is None
 
 
 def test_no_call_has_more_rows_than_its_deadline_can_stand():
     with scorer("unruly:counts") as pool:
-        found = pool.score([prompt()] * 600, ["a"] * 600)
-    assert [one.reward for one in found] == [200.0] * 600
+        scores = pool.score([prompt()] * 600, ["a"] * 600)
+    assert [row_score.reward for row_score in scores] == [200.0] * 600
 
 
 def test_slow_rows_are_not_killed_because_there_are_many():
     """Half a deadline for a piece, more than one for all of them."""
-    found = score("unruly:slow", ["a"] * 768, deadline_s=0.8)
-    assert [one.reward for one in found] == [1.0] * 768
+    scores = score("unruly:slow", ["a"] * 768, deadline_s=0.8)
+    assert [row_score.reward for row_score in scores] == [1.0] * 768
 
 
 def test_a_function_that_always_hangs_is_given_up_before_every_piece_was_tried():
     started = time.monotonic()
-    found = score("unruly:hangs", ["a"] * 2560, deadline_s=0.2)
+    scores = score("unruly:hangs", ["a"] * 2560, deadline_s=0.2)
     assert time.monotonic() - started < 4 * 0.2 + 2.0
-    assert all(one.reward is None for one in found)
-    assert "was not asked: 3 rows before this one hung" in found[-1].error
+    assert all(row_score.reward is None for row_score in scores)
+    assert "was not asked: 3 rows before this one hung" in scores[-1].error

@@ -11,7 +11,7 @@ import pytest
 
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
-from coterie.rewards.process import PATIENCE, Worker, WorkerDiedError, _Processor
+from coterie.rewards.process import PATIENCE, Worker, WorkerDiedError, _ProcessorUsage
 from coterie.rewards.worker import LOWEST
 from coterie.types import Prompt
 
@@ -68,15 +68,15 @@ def worker(monkeypatch):
     """Asked for an answer within 100 s, of which it never hears."""
     made = Worker(os.getcwd())
     monkeypatch.setattr(made, "_send", lambda: None)
-    monkeypatch.setattr(made, "_processor", lambda: _Processor(ran=5.0, waited=3.0))
-    made.ask("question", seconds=100.0)
+    monkeypatch.setattr(made, "_usage", lambda: _ProcessorUsage(ran=5.0, waited=3.0))
+    made.send_request("question", seconds=100.0)
     yield made
     made.kill()
 
 
-def look(worker, monkeypatch, after, **found):
-    """What `advance` does `after` seconds when the system tells this of the worker."""
-    monkeypatch.setattr(worker, "_processor", lambda: _Processor(**found))
+def look(worker, monkeypatch, after, **processor):
+    """Deadline that `advance` sets `after` seconds, given this processor usage of the worker."""
+    monkeypatch.setattr(worker, "_usage", lambda: _ProcessorUsage(**processor))
     monkeypatch.setattr(time, "monotonic", lambda: worker._asked + after)
     assert worker.advance() is None
     return worker.deadline - worker._asked
@@ -104,9 +104,9 @@ def test_what_the_system_tells():
     made = Worker(os.getcwd())
     try:
         late = time.monotonic() + 30  # a process that was just started may not have had its turn yet
-        while sys.platform == "linux" and not made._processor().ran and time.monotonic() < late:
+        while sys.platform == "linux" and not made._usage().ran and time.monotonic() < late:
             time.sleep(0.01)
-        assert sys.platform != "linux" or made._processor().ran > 0
+        assert sys.platform != "linux" or made._usage().ran > 0
     finally:
         made.kill()
-    assert made._processor() == _Processor()
+    assert made._usage() == _ProcessorUsage()

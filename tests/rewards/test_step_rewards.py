@@ -40,9 +40,9 @@ def score(completions: list[str], *steps: str | StepRewardConfig, lengths=None, 
 
 def test_steps_stand_beside_the_parts_and_leave_the_reward_alone() -> None:
     text = "<think>2 + 3 = 5</think><answer>5</answer>"
-    (found,) = score([text], "arithmetic", StepRewardConfig(name="stages", label="layout", weight=0.0))
-    assert (found.reward, found.parts, found.error) == (1.0, {"number": 1.0}, None)
-    assert found.steps == {"arithmetic": ((len(text), 1.0),), "layout": ((24, 1.0), (42, 1.0))}
+    (row_score,) = score([text], "arithmetic", StepRewardConfig(name="stages", label="layout", weight=0.0))
+    assert (row_score.reward, row_score.parts, row_score.error) == (1.0, {"number": 1.0}, None)
+    assert row_score.steps == {"arithmetic": ((len(text), 1.0),), "layout": ((24, 1.0), (42, 1.0))}
 
 
 def test_what_does_not_apply_is_left_out_and_true_is_one() -> None:
@@ -78,18 +78,18 @@ def test_a_bad_step_function_costs_its_own_row_and_no_other(word: str, cause: st
 
 def test_one_value_for_many_rows_is_refused() -> None:
     scores = score(["a 5", "b 5"], "unruly_steps:one_for_all")
-    assert all("returned 1 values for 2 completions" in (one.error or "") for one in scores)
+    assert all("returned 1 values for 2 completions" in (row_score.error or "") for row_score in scores)
 
 
 def test_token_counts_are_a_column_of_parts_and_steps() -> None:
-    (known,) = score(["a 5"], "unruly_steps:lengths", lengths=[7])
-    assert known.steps == {"lengths": ((1, 7.0),)}
-    (unknown,) = score(["a 5"], "unruly_steps:lengths")
-    assert unknown.steps == {}
+    (row_score,) = score(["a 5"], "unruly_steps:lengths", lengths=[7])
+    assert row_score.steps == {"lengths": ((1, 7.0),)}
+    (without_length,) = score(["a 5"], "unruly_steps:lengths")
+    assert without_length.steps == {}
     part = RewardConfig(name="overlong", params={"maximum": 10, "cache": 4}, weight=2.0)
     with Scorer(RewardsConfig(parts=[RewardConfig(name="number"), part])) as scorer:
-        found = scorer.score([prompt("p"), prompt("q")], ["5", "5"], lengths=[6, 9])
-        assert [one.reward for one in found] == [1.0, 1.0 - 2 * 0.75]
+        scores = scorer.score([prompt("p"), prompt("q")], ["5", "5"], lengths=[6, 9])
+        assert [row_score.reward for row_score in scores] == [1.0, 1.0 - 2 * 0.75]
         assert scorer.score([prompt("p")], ["5"])[0].parts == {"number": 1.0, "overlong": None}
 
 
@@ -113,7 +113,7 @@ def collected(tmp_texts: list[str], *steps: str | StepRewardConfig):
         return [*CHAT.tokenizer(tmp_texts[request.key.sample], add_special_tokens=False)["input_ids"], *CHAT.stop_ids]
 
     with Scorer(config(*steps)) as scorer:
-        one = Collector(
+        collector = Collector(
             engine=ScriptedEngine(script),
             environment=SingleTurn(),
             chat=CHAT,
@@ -122,7 +122,7 @@ def collected(tmp_texts: list[str], *steps: str | StepRewardConfig):
             max_error_share=1.0,
         )
         sampling = Sampling(temperature=1.0, max_tokens=200)
-        return one.collect([prompt()], samples=len(tmp_texts), sampling=sampling).rollouts
+        return collector.collect([prompt()], samples=len(tmp_texts), sampling=sampling).rollouts
 
 
 def test_from_text_to_tokens_to_advantages_to_the_record_and_the_screen(tmp_path) -> None:
@@ -133,7 +133,7 @@ def test_from_text_to_tokens_to_advantages_to_the_record_and_the_screen(tmp_path
         assert CHAT.decode(long.turns[0].tokens[: step.end + 1]) == texts[0][:end]
     assert short.step_rewards == (StepReward(end=len(short.turns[0].tokens) - 2, value=1.0, label="arithmetic"),)
 
-    by_id = {one.id: one for one in (long, short)}
+    by_id = {rollout.id: rollout for rollout in (long, short)}
     rule = AdvantageRule(step_weight=0.1)
     credits = credit(
         by_prompt([long, short]), by_id, rule, clip_low=0.2, clip_high=0.2, step_weights={"arithmetic": 1.0}
@@ -147,13 +147,13 @@ def test_from_text_to_tokens_to_advantages_to_the_record_and_the_screen(tmp_path
     assert credits[0].advantage[-1] == 0  # the outcome is the same for both, and after its last step nothing is
 
     records = [
-        RolloutRecord(prompt=prompt(), rollout=one, credit=earned, logprobs=None, seconds=None)
-        for one, earned in zip((long, short), credits, strict=True)
+        RolloutRecord(prompt=prompt(), rollout=rollout, credit=earned, logprobs=None, seconds=None)
+        for rollout, earned in zip((long, short), credits, strict=True)
     ]
     write_step(tmp_path, 1, records)
-    for one, record in zip(read_step(tmp_path, 1), records, strict=True):
-        assert one.rollout.step_rewards == record.rollout.step_rewards
-        assert one.credit == record.credit
+    for stored, record in zip(read_step(tmp_path, 1), records, strict=True):
+        assert stored.rollout.step_rewards == record.rollout.step_rewards
+        assert stored.credit == record.credit
     assert f"steps      arithmetic 1.00 @ {first}, 0.00 @ {second}" in console.sample_text(prompt(), long)
     assert "steps" not in console.sample_text(prompt(), replace(long, step_rewards=()))
 
@@ -165,7 +165,7 @@ def test_an_error_leaves_no_steps() -> None:
 
 
 def test_steps_of_two_functions_may_end_at_the_same_token() -> None:
-    (found,) = collected(["<think>2 + 3 = 5</think><answer>5</answer>"], "arithmetic", "stages")
-    ends = {step.label: step.end for step in found.step_rewards}
+    (rollout,) = collected(["<think>2 + 3 = 5</think><answer>5</answer>"], "arithmetic", "stages")
+    ends = {step.label: step.end for step in rollout.step_rewards}
     assert ends["arithmetic"] == ends["stages"]
-    assert [step.label for step in found.step_rewards] == ["stages", "arithmetic", "stages"]
+    assert [step.label for step in rollout.step_rewards] == ["stages", "arithmetic", "stages"]

@@ -90,7 +90,7 @@ def test_length_range():
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "message"),
     [
         ({}, "either maximum"),
         ({"maximum": 3, "low": 1}, "either maximum"),
@@ -100,6 +100,6 @@ def test_length_range():
         ({"maximum": 3, "unit": "tokens"}, "'characters' or 'words'"),
     ],
 )
-def test_length_refuses(params, said):
-    with pytest.raises(ValueError, match=said):
+def test_length_refuses(params, message):
+    with pytest.raises(ValueError, match=message):
         length(["a"], **params)

@@ -32,9 +32,9 @@ def score(*names: str, completions: tuple[str, ...] = ("42", "7", "x 42"), worke
 
 
 def values(name: str, **options: Any) -> list[float | None]:
-    found, _ = score(name, **options)
-    assert [one.error for one in found] == [None] * len(found)
-    return [one.reward for one in found]
+    scores, _ = score(name, **options)
+    assert [row_score.error for row_score in scores] == [None] * len(scores)
+    return [row_score.reward for row_score in scores]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def values(name: str, **options: Any) -> list[float | None]:
     ],
 )
 def test_functions_written_for_either_form(name: str, expected: list[float], note: str | None) -> None:
-    found, notes = score(name)
-    assert [one.error for one in found] == [None] * 3
-    assert [one.reward for one in found] == expected
+    scores, notes = score(name)
+    assert [row_score.error for row_score in scores] == [None] * 3
+    assert [row_score.reward for row_score in scores] == expected
     assert len(notes) == (note is not None)
     assert all(note is not None and name in text and note in text for text in notes)
 
@@ -64,17 +64,17 @@ def test_functions_written_for_either_form(name: str, expected: list[float], not
 def test_what_is_found_out_holds_for_every_worker_and_without_a_start() -> None:
     parts = [RewardConfig(name="trl_style:conversational"), RewardConfig(name="plain_style:first_letter")]
     with Scorer(RewardsConfig(parts=parts, workers=3)) as scorer:
-        found = scorer.score([prompt()] * 6, ["42", "7"] * 3)
-    assert [one.parts for one in found] == [
+        scores = scorer.score([prompt()] * 6, ["42", "7"] * 3)
+    assert [row_score.parts for row_score in scores] == [
         {"conversational": 1.0, "first_letter": 1.0},
         {"conversational": 0.0, "first_letter": 0.0},
     ] * 3
 
 
 def test_an_error_of_its_own_does_not_change_the_form() -> None:
-    found, notes = score("plain_style:first_letter", completions=("", "4", "5"))
-    assert [one.reward for one in found] == [None, 1.0, 0.0]
-    assert "IndexError" in str(found[0].error)
+    scores, notes = score("plain_style:first_letter", completions=("", "4", "5"))
+    assert [row_score.reward for row_score in scores] == [None, 1.0, 0.0]
+    assert "IndexError" in str(scores[0].error)
     assert notes == []
 
 
@@ -82,30 +82,30 @@ def test_an_error_of_its_own_does_not_change_the_form() -> None:
 def test_the_form_can_be_set(form: Literal["messages", "text"], reward: float) -> None:
     part = RewardConfig(name="trl_style:careful", completions=form, prompts="messages")
     with Scorer(RewardsConfig(parts=[part])) as scorer:
-        assert [one.reward for one in scorer.score([prompt()], ["42"])] == [reward]
+        assert [row_score.reward for row_score in scorer.score([prompt()], ["42"])] == [reward]
         assert scorer.notes == []
     with pytest.raises(ValueError, match="for functions of your own"):
         RewardConfig(name="number", completions="messages")
 
 
 def test_what_it_logs_stands_with_the_rollout() -> None:
-    found, _ = score("trl_style:everything")
-    assert [one.extra for one in found] == [{"length": 2}, {"length": 1}, {"length": 4}]
-    assert [one.metrics for one in found] == [{"progress": 0.25}] * 3
+    scores, _ = score("trl_style:everything")
+    assert [row_score.extra for row_score in scores] == [{"length": 2}, {"length": 1}, {"length": 4}]
+    assert [row_score.metrics for row_score in scores] == [{"progress": 0.25}] * 3
     (wrong, _, _), _ = score("trl_style:wrong_log")
     assert wrong.error is None  # one value for one completion: scored again row by row
 
 
 def test_trainer_state_says_what_it_has() -> None:
-    (one, *_), _ = score("trl_style:unknown_state")
-    assert "trainer_state has global_step and max_steps here, but no 'epoch'" in str(one.error)
+    (row_score, *_), _ = score("trl_style:unknown_state")
+    assert "trainer_state has global_step and max_steps here, but no 'epoch'" in str(row_score.error)
 
 
 @pytest.mark.parametrize("kind", ["whole", "items"])
 def test_arrays_and_their_scalars_are_values(kind: str) -> None:
     part = RewardConfig(name="plain_style:array", params={"kind": kind})
     with Scorer(RewardsConfig(parts=[part])) as scorer:
-        assert [one.reward for one in scorer.score([prompt()] * 2, ["a", "b"])] == [0.5, 0.5]
+        assert [row_score.reward for row_score in scorer.score([prompt()] * 2, ["a", "b"])] == [0.5, 0.5]
 
 
 def test_arrays_of_numpy_and_torch() -> None:
@@ -138,24 +138,27 @@ def test_the_rows_own_columns_reach_the_function() -> None:
     """trl#3079: the data names each row's task in a column `task`."""
     assert values("plain_style:task", task="math", answer="the row's own") == [1.0] * 3
     assert values("plain_style:task", task="code", answer="the row's own") == [0.0] * 3
-    found, _ = score("number", "exact", task="math", answer="the row's own")
-    assert [one.parts for one in found][:2] == [{"number": 1.0, "exact": 1.0}, {"number": 0.0, "exact": 0.0}]
+    scores, _ = score("number", "exact", task="math", answer="the row's own")
+    assert [row_score.parts for row_score in scores][:2] == [
+        {"number": 1.0, "exact": 1.0},
+        {"number": 0.0, "exact": 0.0},
+    ]
 
 
 def test_columns_with_the_name_of_an_argument_do_not_take_its_place() -> None:
-    found, _ = score("plain_style:columns", completions=("42",), completion_ids=[9], trainer_state=1, prompts="x")
-    assert found[0].reward == 1.0
+    scores, _ = score("plain_style:columns", completions=("42",), completion_ids=[9], trainer_state=1, prompts="x")
+    assert scores[0].reward == 1.0
 
 
 def test_the_signature_of_verl_is_told_apart_and_a_wrapper_named() -> None:
-    (one, *_), _ = score("plain_style:compute_score", data_source="gsm8k", ground_truth="4")
-    assert "signature of verl's compute_score" in str(one.error)
-    assert "from plain_style import compute_score; def reward(completions, answer, **columns)" in str(one.error)
+    (row_score, *_), _ = score("plain_style:compute_score", data_source="gsm8k", ground_truth="4")
+    assert "signature of verl's compute_score" in str(row_score.error)
+    assert "from plain_style import compute_score; def reward(completions, answer, **columns)" in str(row_score.error)
 
 
 def test_a_missing_column_is_named_behind_keywords_too() -> None:
-    (one, *_), _ = score("plain_style:missing")
-    assert "needs 'ground_truth', but the prompts only have answer, completion_" in str(one.error)
+    (row_score, *_), _ = score("plain_style:missing")
+    assert "needs 'ground_truth', but the prompts only have answer, completion_" in str(row_score.error)
 
 
 def test_what_a_function_prints_is_passed_on() -> None:
@@ -184,17 +187,22 @@ def test_what_is_printed_while_nobody_listens_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("def f(:\n", r"raised SyntaxError: invalid syntax \(broken.py, line 1\): def f\(:$"),
         ("def f():\n  x\n y\n", r"raised IndentationError: .*\(broken.py, line 3\): y$"),
         ("import nowhere_at_all\n", r"importing 'broken' raised ModuleNotFoundError: No module named 'nowhere_at_all'"),
     ],
 )
-def test_modules_that_cannot_be_imported(text: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_that_cannot_be_imported(
+    text: str, message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RewardError, match=said), Scorer(RewardsConfig(parts=[RewardConfig(name="broken:f")])) as scorer:
+    with (
+        pytest.raises(RewardError, match=message),
+        Scorer(RewardsConfig(parts=[RewardConfig(name="broken:f")])) as scorer,
+    ):
         scorer.start()
 
 

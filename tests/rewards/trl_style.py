@@ -9,12 +9,15 @@ def conversational(completions, **kwargs):
 
 
 def annotated(completions: list[list[dict[str, str]]], solution: list[str], **kwargs) -> list[float | None]:
-    return [float(one[0]["content"] == gold) for one, gold in zip(completions, solution, strict=True)]
+    return [float(completion[0]["content"] == gold) for completion, gold in zip(completions, solution, strict=True)]
 
 
 def careful(completions, **kwargs):
     """Takes both forms."""
-    return [float(len(one if isinstance(one, str) else one[0]["content"])) for one in completions]
+    return [
+        float(len(completion if isinstance(completion, str) else completion[0]["content"]))
+        for completion in completions
+    ]
 
 
 def short_ids(completion_ids, **kwargs):
@@ -23,7 +26,7 @@ def short_ids(completion_ids, **kwargs):
 
 def everything(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **kwargs):
     assert prompts[0][-1]["content"] == "2+2?"
-    log_extra("length", np.array([len(one[0]["content"]) for one in completions]))
+    log_extra("length", np.array([len(completion[0]["content"]) for completion in completions]))
     log_metric("progress", trainer_state.global_step / trainer_state.max_steps)
     return [np.float64(trainer_state.global_step)] * len(completions)
 
@@ -42,7 +45,7 @@ def wrong_log(completions, log_extra):
 
 
 async def asynchronous(completions, **kwargs):
-    return [float(len(one[0]["content"])) for one in completions]
+    return [float(len(completion[0]["content"])) for completion in completions]
 
 
 def prints(completions, **kwargs):

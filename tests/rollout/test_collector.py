@@ -32,7 +32,9 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(ord("a") + token) for token in ids)
 
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]:
         return self.render(messages)
 
 

@@ -10,7 +10,7 @@ import pytest
 from coterie.batches.pack import continuation
 from coterie.engines.base import Quorum, Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
-from coterie.envs.base import EpisodeError, Limits, Observation, digest, observed, state_key
+from coterie.envs.base import EpisodeError, Limits, Observation, check_observation, digest, state_key
 from coterie.envs.registry import FunctionEnvironment
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum, terms_of, whole_number
@@ -29,8 +29,10 @@ class Digits:
     def render(self, messages: Sequence[Message]) -> list[int]:
         return [token for message in messages for token in self._words(message)]
 
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
-        return ([] if said[-1:] == (END,) else [END]) + self.render(messages)
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]:
+        return ([] if turn_ids[-1:] == (END,) else [END]) + self.render(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(str(token - 1) for token in ids if token != END)
@@ -297,4 +299,4 @@ def test_states_are_text_that_is_the_same_tomorrow() -> None:
     with pytest.raises(EpisodeError, match="expected text, a number"):
         state_key([1])
     with pytest.raises(EpisodeError, match="one or more of the form"):
-        observed(())
+        check_observation(())

@@ -27,7 +27,9 @@ class Plain:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]:
         return self.render(messages)
 
 

@@ -12,7 +12,7 @@ from runs_for_tests import fingerprint, make_model
 
 from coterie import launch
 from coterie.cli.main import main
-from coterie.config.base import search_in
+from coterie.config.user_functions import search_in
 
 SETTINGS = """
 steps = 2

@@ -1,4 +1,4 @@
-"""From groups to credit: how much better was each rollout than the attempts it is compared with?
+"""Advantages of the members of groups, and the groups themselves.
 
 rewards - baseline  →  / scale  →  (to every token, with token rewards)  →  whiten  →  + step rewards, + states
 """
@@ -14,25 +14,21 @@ import numpy as np
 from coterie.algo.baselines import BASELINES, Baseline, Scored
 from coterie.algo.returns import returns_to_go, step_advantages, whiten
 from coterie.algo.scales import SCALES
-from coterie.algo.turns import anchor_advantages, episode_of, given_by_environment, has_states, spread
+from coterie.algo.turns import anchor_advantages, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.types import Context, Credit, Group, Rollout
 
-ALONE = ("batch_mean", "none")
-"""Baselines of which a member can have one without another member of its group."""
+BATCH_BASELINES = ("batch_mean", "none")
+"""Baselines that are defined for a single member of a group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageRule:
-    """The choices of an estimator.
-
-    Raises:
-        ValueError: a name that is not known.
-    """
+    """Choices of an advantage estimator."""
 
     baseline: str | Baseline = "group_mean"
-    """What is subtracted: a name in `BASELINES`, or a function of that type."""
+    """Baseline that is subtracted: a name in `BASELINES`, or a function of that type."""
     scale: str = "group_std"
-    """What is divided by: a name in `SCALES`."""
+    """Divisor: a name in `SCALES`."""
     whiten: Literal["none", "samples", "tokens"] = "none"
     """Subtract the batch's mean and divide by its standard deviation, over rollouts or over trained tokens."""
     per_part: bool = False
@@ -48,8 +44,8 @@ class AdvantageRule:
     """Discount per turn of the returns compared there."""
 
     def __post_init__(self) -> None:
-        known = (("baseline", BASELINES), ("scale", SCALES), ("whiten", ("none", "samples", "tokens")))
-        for name, names in known:
+        choices = (("baseline", BASELINES), ("scale", SCALES), ("whiten", ("none", "samples", "tokens")))
+        for name, names in choices:
             value = getattr(self, name)
             if not callable(value) and value not in names:
                 raise ValueError(f"{name} = {value!r}; expected one of {', '.join(names)}")
@@ -87,8 +83,8 @@ def credit(
     lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
     outcome = outcome_advantages(groups, rollouts, rule, part_weights=part_weights)
     scales = [group.scale for group in groups for _ in group.members]
-    steps = _steps(groups, rollouts, rule, step_weights)
-    states = _states(groups, rollouts, rule, environment or {})
+    steps = _step_advantages(groups, rollouts, rule, step_weights)
+    states = _state_advantages(groups, rollouts, rule, environment or {})
     if token_rewards is None and rule.gamma == 1:
         if rule.whiten != "none":
             outcome = whiten(outcome, lengths if rule.whiten == "tokens" else np.ones_like(lengths))
@@ -112,9 +108,6 @@ def outcome_advantages(
 
     A zero-variance group gives exactly 0 under the group baselines. A member to which a part does not apply gets 0 of
     it (`per_part`), and does not enter the others' baseline.
-
-    Raises:
-        ValueError: as `credit`.
 
     >>> from types import SimpleNamespace as Attempt  # all that is read of a rollout
     >>> four = {name: Attempt(trained_tokens=3, context=None) for name in "abcd"}
@@ -144,8 +137,8 @@ def _estimate(
     masks: list[np.ndarray] = []
     for group, values in zip(groups, rewards, strict=True):
         mask = np.isfinite(values)
-        if mask.sum() == 1 < len(values) and rule.baseline in BASELINES and rule.baseline not in ALONE:
-            mask[:] = False  # the only one that the part applies to has nobody to be compared with
+        if mask.sum() == 1 < len(values) and rule.baseline in BASELINES and rule.baseline not in BATCH_BASELINES:
+            mask[:] = False  # a part that applies to one member alone has no baseline
         masks.append(mask)
         members = [rollouts[name] for name, there in zip(group.members, mask, strict=True) if there]
         if members:
@@ -155,8 +148,8 @@ def _estimate(
     out = np.zeros(sum(len(mask) for mask in masks))
     if scored:
         function = BASELINES[rule.baseline] if isinstance(rule.baseline, str) else rule.baseline
-        found = zip(scored, function(scored), SCALES[rule.scale](scored), strict=True)
-        out[np.concatenate(masks)] = np.concatenate([(one.rewards - base) / size for one, base, size in found])
+        terms = zip(scored, function(scored), SCALES[rule.scale](scored), strict=True)
+        out[np.concatenate(masks)] = np.concatenate([(group.rewards - base) / size for group, base, size in terms])
     return out
 
 
@@ -172,10 +165,10 @@ def _per_token(
             raise ValueError(
                 f"rollout {rollout.id} has {rollout.trained_tokens} trained tokens, but {len(extra)} token rewards"
             )
-        given = np.zeros(length)
-        given[: 0 if extra is None else len(extra)] = 0.0 if extra is None else extra
-        given[-1] += value
-        pieces.append(returns_to_go(given, rule.gamma))
+        token_values = np.zeros(length)
+        token_values[: 0 if extra is None else len(extra)] = 0.0 if extra is None else extra
+        token_values[-1] += value
+        pieces.append(returns_to_go(token_values, rule.gamma))
     if rule.whiten == "none":
         return pieces
     weights = [
@@ -186,13 +179,13 @@ def _per_token(
     return np.split(flat, np.cumsum([len(piece) for piece in pieces])[:-1])
 
 
-def _steps(
+def _step_advantages(
     groups: Sequence[Group],
     rollouts: Mapping[str, Rollout],
     rule: AdvantageRule,
     weights: Mapping[str, float] | None,
 ) -> list[np.ndarray | None]:
-    """[C] of every member, weighted; None where no step trains it."""
+    """[C] weighted step advantages of every member; None where there are none."""
     out: list[np.ndarray | None] = []
     for group in groups:
         members = [rollouts[name] for name in group.members]
@@ -200,25 +193,25 @@ def _steps(
             out += [None] * len(members)
             continue
         lengths = [rollout.trained_tokens for rollout in members]
-        found = step_advantages([rollout.step_rewards for rollout in members], lengths, weights=weights)
-        out += [rule.step_weight * one if one.any() else None for one in found]
+        advantages = step_advantages([rollout.step_rewards for rollout in members], lengths, weights=weights)
+        out += [rule.step_weight * advantage if advantage.any() else None for advantage in advantages]
     return out
 
 
-def _states(
+def _state_advantages(
     groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule, environment: Mapping[str, float]
 ) -> list[np.ndarray | None]:
-    """[C] of every member, weighted; None where no other attempt came to any of its states, and in an environment of
-    one turn. An episode that ended after its first turn has an advantage there like any other."""
+    """[C] weighted state advantages of every member; None where no other attempt came to any of its states, and in a
+    single-turn environment. An episode that ended after its first turn has one like any other."""
     members = [rollouts[name] for group in groups for name in group.members]
     if rule.anchors == 0 or not any(map(has_states, members)):
         return [None] * len(members)
     totals = [reward for group in groups for reward in group.rewards]
-    given = given_by_environment(environment, "")
-    episodes = [episode_of(rollout, total, given) for rollout, total in zip(members, totals, strict=True)]
+    environment_weight = given_by_environment(environment, "")
+    episodes = [episode_of(rollout, total, environment_weight) for rollout, total in zip(members, totals, strict=True)]
     advantages = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
     return [
-        rule.anchors * spread(values, rollout) if values.any() else None
+        rule.anchors * broadcast_to_tokens(values, rollout) if values.any() else None
         for rollout, values in zip(members, advantages, strict=True)
     ]
 
@@ -227,33 +220,33 @@ def _constant(values: np.ndarray) -> bool:
     return bool((values == values[0]).all())
 
 
-def _share(values: np.ndarray) -> float:
-    """The mean over the tokens, without rounding where they are all the same."""
+def _exact_mean(values: np.ndarray) -> float:
+    """Mean over the tokens, exact where they are all equal."""
     return float(values[0] if _constant(values) else values.mean())
 
 
 def _credit(
     rollout: Rollout,
     outcome: np.ndarray,
-    beside: Mapping[str, np.ndarray | None],
+    extras: Mapping[str, np.ndarray | None],
     scale: str,
     clip_low: float,
     clip_high: float,
 ) -> Credit:
-    found = {scale: outcome} | {name: one for name, one in beside.items() if one is not None}
-    total = np.sum(list(found.values()), axis=0) if len(found) > 1 else outcome
+    contributions = {scale: outcome} | {name: values for name, values in extras.items() if values is not None}
+    total = np.sum(list(contributions.values()), axis=0) if len(contributions) > 1 else outcome
     if not np.isfinite(total).all():
         raise ValueError(f"the advantage of rollout {rollout.id} is not finite; check the baseline function")
     return Credit(
         rollout_id=rollout.id,
-        advantage=_share(total) if _constant(total) else tuple(total.tolist()),
+        advantage=_exact_mean(total) if _constant(total) else tuple(total.tolist()),
         clip_low=clip_low,
         clip_high=clip_high,
-        contributions={name: _share(one) for name, one in found.items()},
+        contributions={name: _exact_mean(values) for name, values in contributions.items()},
     )
 
 
-# Which rollouts are compared with each other. A scale is a name plus a key on `Context`; order means nothing.
+# Groups: a scale is a name plus a key on `Context`; the order of the rollouts means nothing.
 
 Key = Callable[[Context], str]
 
@@ -287,12 +280,12 @@ def by_prompt(rollouts: Iterable[Rollout]) -> list[Group]:
 
 
 def informative(groups: Iterable[Group], credits: Sequence[Credit]) -> list[Credit]:
-    """The credits of groups in which some member has an advantage: what is left when groups without variance are taken
-    out of every denominator, as ScaleRL does.
+    """Credits of the groups in which some member has a non-zero advantage (ScaleRL: groups without variance are taken
+    out of every denominator).
 
     >>> pair = [Group(scale="prompt", key=key, members=(f"{key}1", f"{key}2"), rewards=(0, 1)) for key in "ab"]
-    >>> said = {"a1": -0.5, "a2": 0.5, "b1": 0.0, "b2": 0.0}
-    >>> all_ = [Credit(rollout_id=name, advantage=one, clip_low=0.2, clip_high=0.2) for name, one in said.items()]
+    >>> advantages = {"a1": -0.5, "a2": 0.5, "b1": 0.0, "b2": 0.0}
+    >>> all_ = [Credit(rollout_id=name, advantage=a, clip_low=0.2, clip_high=0.2) for name, a in advantages.items()]
     >>> [credit.rollout_id for credit in informative(pair, all_)]
     ['a1', 'a2']
     """

@@ -1,4 +1,4 @@
-"""How much each token of a rollout weighs: one share of one global denominator. NumPy only."""
+"""Loss aggregation: the weight of every token as its share of one global denominator. NumPy only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMALIZERS: dict[str, tuple[str, str]] = {
 def token_weights(
     lengths: ArrayLike, prompts: ArrayLike, how: Normalize, *, max_tokens: int = 0
 ) -> NDArray[np.float64]:
-    """The weight that every token of each rollout carries in the sum that is the loss.
+    """Weight of every token of each rollout in the sum that is the loss.
 
     Args:
         lengths: [R] trained tokens of each rollout of the whole optimizer step. A rollout without any is left out of
@@ -33,9 +33,6 @@ def token_weights(
 
     Returns:
         [R] float64.
-
-    Raises:
-        ValueError: unknown `how`, shapes that differ, a negative length, "constant" without max_tokens.
 
     >>> token_weights([2, 8], [0, 0], "sequence").tolist()
     [0.25, 0.0625]

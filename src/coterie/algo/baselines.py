@@ -1,4 +1,6 @@
-"""What a rollout's reward is compared with. A baseline that its own reward cannot move leaves the gradient unbiased.
+"""Baselines: the reward that each rollout's reward is compared with.
+
+A baseline that the rollout's own reward cannot move leaves the gradient unbiased.
 
 Axis letters: G members of a group (ragged), B rollouts of the batch.
 """
@@ -12,16 +14,14 @@ import numpy as np
 
 from coterie.types import Context
 
-# Sums that leave one out, so exactly that changing the one changes no bit of its sum.
 
+def sum_of_others(values: np.ndarray) -> np.ndarray:
+    """[n] → [n]: leave-one-out sums, exact to the last bit.
 
-def others(values: np.ndarray) -> np.ndarray:
-    """[n] → [n]: the sum of all values but the own one.
+    The sum before plus the sum after: `values.sum() - values` would keep the rounding of the value itself, which ruins
+    a small sum beside a large value.
 
-    As the sum before plus the sum after it: `values.sum() - values` would keep the own value's rounding, which ruins a
-    small sum beside a large value.
-
-    >>> others(np.array([1.0, 2.0, 4.0])).tolist()
+    >>> sum_of_others(np.array([1.0, 2.0, 4.0])).tolist()
     [6.0, 5.0, 3.0]
     """
     before = np.concatenate([[0.0], np.cumsum(values[:-1])]) if values.size else values
@@ -29,22 +29,16 @@ def others(values: np.ndarray) -> np.ndarray:
     return before + after
 
 
-# The James-Stein baseline: each prompt's own mean, drawn towards the mean of the other prompts.
-
-
 def js2(rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Two-level leave-one-out shrinkage (arXiv 2511.03710, eq. 10-16): unbiased, since neither the own reward nor the
-    shrinkage that is applied to it depends on the own rollout.
+    """James-Stein baseline with two-level leave-one-out shrinkage (arXiv 2511.03710, eq. 10-16): each prompt's mean,
+    drawn towards the mean of the other prompts. Unbiased, since nothing in it depends on the rollout itself.
 
     b_ij = (1 - lam_i) mu_i^(-j) + lam_i mubar_(-i), lam_i = (n-1)/n · v_(-i) / (v_(-i) + s_(-i)): v is the mean
     variance of the other groups' means, s the spread of those means. The paper has groups of one size; ragged groups
     enter v and s with their own size, each group once.
 
     Args:
-        rewards: [G] per group, n groups. One group has nobody to be drawn to: leave-one-out then.
-
-    Raises:
-        ValueError: a group of one, which has no mean without itself.
+        rewards: [G] per group, n groups. One group alone: leave-one-out.
 
     >>> [b.round(4).tolist() for b in js2([np.array([1.0, 0.0]), np.array([1.0, 1.0]), np.array([0.0, 0.0])])]
     [[0.0, 1.0], [0.6667, 0.6667], [0.3333, 0.3333]]
@@ -52,18 +46,18 @@ def js2(rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
     for group in rewards:
         if group.size < 2:
             raise ValueError(f"a group of {group.size} has no js2 baseline; expected at least 2 rollouts a prompt")
-    own = [others(group) / (group.size - 1) for group in rewards]
+    leave_one_out = [sum_of_others(group) / (group.size - 1) for group in rewards]
     count = len(rewards)
     if count < 2:
-        return own
+        return leave_one_out
     means = np.array([group.mean() for group in rewards])
     noise = np.array([group.var(ddof=1) / group.size for group in rewards])
-    elsewhere, noise = others(means) / (count - 1), others(noise) / (count - 1)
+    elsewhere, noise = sum_of_others(means) / (count - 1), sum_of_others(noise) / (count - 1)
     out = []
-    for index, (mine, mean, v) in enumerate(zip(own, elsewhere, noise, strict=True)):
+    for index, (group_baseline, mean, v) in enumerate(zip(leave_one_out, elsewhere, noise, strict=True)):
         s = float(np.mean((np.delete(means, index) - mean) ** 2))
         shrink = (count - 1) / count * v / (v + s) if v + s > 0 else 0.0
-        out.append((1 - shrink) * mine + shrink * mean)
+        out.append((1 - shrink) * group_baseline + shrink * mean)
     return out
 
 
@@ -73,14 +67,14 @@ ZERO_VARIANCE = 1e-8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scored:
-    """A group as estimators see it: only rollouts that have a reward."""
+    """The scored rollouts of a group: the input of baselines and scales."""
 
     rewards: np.ndarray
     """[G] float64, finite."""
     lengths: np.ndarray
     """[G] float64, trained tokens."""
     contexts: tuple[Context, ...] = ()
-    """[G], for baselines that know more than the batch; empty where there are none."""
+    """[G], for baselines that use more than the batch; empty where there are none."""
 
     @property
     def zero_variance(self) -> bool:
@@ -91,9 +85,9 @@ Baseline = Callable[[Sequence[Scored]], list[np.ndarray]]
 """Groups of the batch → the baseline of each member, [G] per group. Raises ValueError where it is not defined."""
 
 
-def _in_group(one: Callable[[Scored], np.ndarray]) -> Baseline:
-    """A baseline that looks at one group at a time. In a zero-variance group it is the reward, so nothing is learned
-    from rounding."""
+def _in_group(baseline: Callable[[Scored], np.ndarray]) -> Baseline:
+    """Baseline computed group by group. In a zero-variance group it is the reward, so that nothing is learned from
+    rounding."""
 
     def every(groups: Sequence[Scored]) -> list[np.ndarray]:
         for group in groups:
@@ -102,9 +96,9 @@ def _in_group(one: Callable[[Scored], np.ndarray]) -> Baseline:
                     f"a group of {group.rewards.size} has no baseline; expected at least 2 rollouts a prompt, or a "
                     "baseline over the batch"
                 )
-        return [group.rewards.copy() if group.zero_variance else one(group) for group in groups]
+        return [group.rewards.copy() if group.zero_variance else baseline(group) for group in groups]
 
-    every.__doc__ = one.__doc__
+    every.__doc__ = baseline.__doc__
     return every
 
 
@@ -115,15 +109,15 @@ def _group_mean(group: Scored) -> np.ndarray:
 
 def _leave_one_out(group: Scored) -> np.ndarray:
     """Mean of the group's other members (RLOO, arXiv 2402.14740): unbiased."""
-    return others(group.rewards) / (group.rewards.size - 1)
+    return sum_of_others(group.rewards) / (group.rewards.size - 1)
 
 
 def _length_weighted(group: Scored) -> np.ndarray:
     """OPO (arXiv 2505.23585) without the own rollout: sum of L_j r_j over sum of L_j, j ≠ i. The squared score
     function grows about as the length L, so this is near the baseline of least variance; unbiased."""
-    weight = others(group.lengths)
+    weight = sum_of_others(group.lengths)
     plain = _leave_one_out(group)
-    return np.divide(others(group.lengths * group.rewards), weight, out=plain, where=weight > 0)
+    return np.divide(sum_of_others(group.lengths * group.rewards), weight, out=plain, where=weight > 0)
 
 
 def _runner_up(group: Scored) -> np.ndarray:
@@ -142,7 +136,7 @@ def _batch_mean(groups: Sequence[Scored]) -> list[np.ndarray]:
     rewards = np.concatenate([group.rewards for group in groups])
     if rewards.size < 2:
         raise ValueError(f"a batch of {rewards.size} rollouts has no baseline; expected at least 2")
-    baseline = others(rewards) / (rewards.size - 1)
+    baseline = sum_of_others(rewards) / (rewards.size - 1)
     if float(np.ptp(rewards)) < ZERO_VARIANCE:
         baseline = rewards
     return np.split(baseline, np.cumsum([group.rewards.size for group in groups])[:-1])
@@ -168,4 +162,4 @@ BASELINES: dict[str, Baseline] = {
     "js2": _js2,
     "none": _none,
 }
-"""What `AdvantageRule.baseline` may name, beside a function of its own."""
+"""Names of `AdvantageRule.baseline`, which also takes a function."""

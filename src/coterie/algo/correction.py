@@ -1,4 +1,4 @@
-"""The sampler's numerics are not the learner's: weights w = π_old / π_sampler correct for it; how large are they?
+"""Rollout correction: importance weights w = π_old / π_sampler between learner and sampler, and their statistics.
 
 Both read the same weights, so w would be 1 but for rounding, another kernel, or a sampler that lags behind. The weights
 are constants of the objective: nothing here is ever differentiated. When the old log-probs *are* the sampler's
@@ -31,7 +31,7 @@ CORRECTIONS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """What each token's policy term is multiplied by; all [N], detached."""
+    """Correction of every token's policy term; all [N], detached."""
 
     weight: Tensor
     """The factor; 0 where not kept."""
@@ -54,7 +54,7 @@ def correct(
     high: float = 2.0,
     veto: float | None = None,
 ) -> Correction:
-    """The correction of every token.
+    """Correction weights of all tokens.
 
     Log-weights are clamped to ±20 per token, and again once summed, before the exponential.
 
@@ -67,9 +67,6 @@ def correct(
         low: lower bound; 0 = none. "token_truncate" and "sequence_truncate" have none either way.
         high: upper bound.
         veto: also drop whole rollouts in which any w_t is below this.
-
-    Raises:
-        ValueError: unknown mode.
     """
     with torch.no_grad():
         log_w = torch.where(counted, log_ratio(old_logprobs, sampler_logprobs), 0.0)
@@ -112,7 +109,7 @@ def _log_total(weight: Tensor, rollout: Tensor, counted: Tensor, *, per_token: b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MismatchSums:
-    """How far sampler and learner are apart, as sums: `a + b` is what both parts together would give."""
+    """Sampler-learner mismatch as sums: `a + b` equals the sums over both parts."""
 
     tokens: int = 0
     rollouts: int = 0
@@ -157,7 +154,7 @@ class MismatchSums:
         """
         if not self.tokens:
             return {}
-        found = {
+        metrics = {
             "kl_k1": -self.log_w / self.tokens,
             "kl_k3": self.k3 / self.tokens,
             "kl_error": self._k3_error(),
@@ -171,7 +168,7 @@ class MismatchSums:
             "truncated": self.truncated / self.tokens,
             "masked": self.masked / self.tokens,
         }
-        return found
+        return metrics
 
     def _k3_error(self) -> float:
         if self.tokens < 2:

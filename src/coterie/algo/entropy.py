@@ -1,4 +1,4 @@
-"""Entropy in the objective: which tokens decide, and how much the policy is paid for staying undecided."""
+"""Entropy in the objective: the top-entropy mask, the entropy bonus and its adaptive coefficient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def top_entropy_threshold(entropies: Tensor, share: float) -> float:
-    """The entropy from which a token belongs to the top share (Wang et al. 2506.01939; TRL).
+    """Entropy threshold of the top share of tokens (Wang et al. 2506.01939; TRL).
 
     Tokens at or above the threshold are kept, so tokens tied with it are all kept and the share may be exceeded. It
     falls between two tokens by linear interpolation, as `torch.quantile` does, whose limit of 2²⁴ values does not
@@ -41,7 +41,7 @@ def top_entropy_threshold(entropies: Tensor, share: float) -> float:
 
 
 def top_entropy_mask(entropies: Tensor, threshold: float) -> Tensor:
-    """[N] bool: tokens whose policy term counts."""
+    """[N] bool: tokens at or above the threshold, whose policy term counts."""
     return entropies.detach() >= threshold
 
 
@@ -58,7 +58,7 @@ def entropy_term(entropies: Tensor, shares: Tensor, counted: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyState:
-    """What the adaptive controller remembers between optimizer steps."""
+    """State of the adaptive controller between optimizer steps."""
 
     coefficient: float = 0.0
     entropy: float = math.inf
@@ -87,7 +87,7 @@ class AdaptiveEntropy:
         return state.coefficient if state.entropy <= self.target else 0.0
 
     def update(self, state: EntropyState, entropy: float) -> EntropyState:
-        """After an optimizer step with this mean entropy over all its tokens.
+        """State after an optimizer step with this mean entropy over all its tokens.
 
         >>> AdaptiveEntropy(target=0.2).update(EntropyState(), 0.1)
         EntropyState(coefficient=0.005, entropy=0.1)

@@ -1,7 +1,7 @@
 """Generalised advantage estimation (arXiv 1506.02438) over the tokens that the policy sampled.
 
-Arrays are compact, [C]: what the environment said between turns is absent, which is the same as carrying the running
-sums through it unchanged.
+Arrays are compact, [C]: environment tokens between turns are absent, which is the same as carrying the running
+sums through them unchanged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ from coterie.types import Credit, Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaeRule:
-    """The choices of PPO's credit.
-
-    Raises:
-        ValueError: a value out of bounds.
-    """
+    """Choices of generalised advantage estimation."""
 
     gamma: float = 1.0
     """Discount per token."""
@@ -55,9 +51,6 @@ class GaeRule:
 
 def gae(rewards: np.ndarray, values: np.ndarray, *, gamma: float = 1.0, lam: float = 0.95) -> np.ndarray:
     """[C], [C] → [C]: A_t = delta_t + gamma lam A_(t+1), delta_t = r_t + gamma V_(t+1) - V_t; after the end V = 0.
-
-    Raises:
-        ValueError: as many values as rewards are expected.
 
     >>> gae(np.array([0, 0, 1.0]), np.array([0.5, 0.6, 0.8]), lam=0.95).round(4).tolist()
     [0.4705, 0.39, 0.2]
@@ -91,28 +84,25 @@ def credit_with_critic(
         rollouts: of the batch, each with a reward; those without trained tokens get no credit.
         values: [C] per rollout id, the critic's at the start of the update.
         token_rewards: [C] per rollout id, beside the outcome's; see `kl_in_reward`.
-
-    Raises:
-        ValueError: a rollout has no reward, or not one value per trained token.
     """
     trained = [rollout for rollout in rollouts if rollout.trained_tokens]
     advantages, targets = [], []
     for rollout in trained:
-        given = np.zeros(rollout.trained_tokens)
+        rewards = np.zeros(rollout.trained_tokens)
         if token_rewards is not None and rollout.id in token_rewards:
-            given = given + token_rewards[rollout.id]
+            rewards = rewards + token_rewards[rollout.id]
         if rollout.reward is None:
             raise ValueError(f"rollout {rollout.id} is {rollout.outcome} and has no reward; leave it out")
-        given[-1] += rollout.reward
-        said = np.asarray(values[rollout.id], dtype=np.float64)
-        lam = rule.policy_lam(len(given))
-        advantages.append(gae(given, said, gamma=rule.gamma, lam=lam))
+        rewards[-1] += rollout.reward
+        critic_values = np.asarray(values[rollout.id], dtype=np.float64)
+        lam = rule.policy_lam(len(rewards))
+        advantages.append(gae(rewards, critic_values, gamma=rule.gamma, lam=lam))
         critic_lam = rule.lam if rule.critic_lam is None else rule.critic_lam
-        raw = advantages[-1] if critic_lam == lam else gae(given, said, gamma=rule.gamma, lam=critic_lam)
-        targets.append(raw + said)
+        raw = advantages[-1] if critic_lam == lam else gae(rewards, critic_values, gamma=rule.gamma, lam=critic_lam)
+        targets.append(raw + critic_values)
     if rule.whiten and trained:
         flat = np.concatenate(advantages)
-        cuts = np.cumsum([len(one) for one in advantages])[:-1]
+        cuts = np.cumsum([len(advantage) for advantage in advantages])[:-1]
         advantages = np.split(whitened(flat, np.ones_like(flat)), cuts)
     return [
         Credit(
@@ -138,12 +128,12 @@ def explained_variance(returns: np.ndarray, values: np.ndarray) -> float:
     return 1 - float((returns - values).var()) / whole if whole > 1e-12 else 0.0
 
 
-# What a critic is trained on: squared error, with the clipping of PPO or without, or cross-entropy for 0/1 rewards.
+# Value losses: squared error, with the clipping of PPO or without, or cross-entropy for 0/1 rewards.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueLoss:
-    """The loss of some tokens."""
+    """Value loss of a set of tokens."""
 
     loss: Tensor
     """Scalar: the sum of weight times error, so that parts of a batch add up to the whole."""
@@ -154,7 +144,7 @@ class ValueLoss:
 def squared_value_loss(
     values: Tensor, returns: Tensor, weights: Tensor, *, old_values: Tensor | None = None, clip: float | None = None
 ) -> ValueLoss:
-    """Half the squared error, sum of weights · ½ max((v - G)², (v_old + clamp(v - v_old, ±clip) - G)²).
+    """Half the squared error: the sum of weights · ½ max((v - G)², (v_old + clamp(v - v_old, ±clip) - G)²).
 
     The maximum makes the loss larger, never smaller: clipping slows the critic down, and off is a sensible default.
 
@@ -164,9 +154,6 @@ def squared_value_loss(
         weights: [N] share of the optimizer step's global denominator.
         old_values: [N] the critic at the start of the update; needed to clip.
         clip: how far a value may move from the old one; None does not clip.
-
-    Raises:
-        ValueError: clip without old values, or not above 0.
     """
     error = (values - returns) ** 2
     clipped = torch.zeros_like(values, dtype=torch.bool)

@@ -58,7 +58,7 @@ class KlEstimator:
     """(log π_θ [N], log π_ref [N], token ratio [N]) → [N], all but the reference with gradient."""
     formula: str
     gradient: str
-    """What its expected gradient inside a loss is."""
+    """Its expected gradient inside a loss."""
     source: str
 
 

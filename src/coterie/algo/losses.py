@@ -20,13 +20,11 @@ from coterie.algo.objective import Objective
 from coterie.algo.surrogates import SurrogateRow, surrogate_row
 from coterie.algo.tokens import LIMIT, Surrogate, TokenView, importance_ratio, log_ratio, segment_any, segment_mean
 
-# Off-policy sequence masking: rollouts that went wrong, and that the policy no longer produces, teach nothing.
-
 
 def off_policy_keep(
     logprobs: Tensor, sampler_logprobs: Tensor, advantages: Tensor, rollout: Tensor, counted: Tensor, delta: float
 ) -> Tensor:
-    """Tokens to keep: not those with A < 0 in a rollout with mean_t(log π_sampler - log π_θ) > δ (DeepSeek-V3.2).
+    """Off-policy sequence mask (DeepSeek-V3.2): False where A < 0 and the rollout's mean log(π_sampler / π_θ) > δ.
 
     The distance is measured from the sampler, so it holds both the steps since and the sampler's other numerics (as in
     TRL and slime). TRL suggests δ = 0.5, slime 1e-4: choose from the logged values.
@@ -48,7 +46,7 @@ def off_policy_keep(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """What one part of the optimizer step hands to the loss; all [N]."""
+    """Inputs of the loss for one part of the optimizer step; all [N]."""
 
     logprobs: Tensor
     """log π_θ, with gradient."""
@@ -64,7 +62,7 @@ class LossInputs:
     clip_high: Tensor
     """Offset above 1."""
     weights: Tensor
-    """Share of the global denominator (see `normalizers`). Exactly 0 takes a token out of *everything*, sums over its
+    """Share of the global denominator (see `aggregation`). Exactly 0 takes a token out of *everything*, sums over its
     rollout included, whatever its other numbers are."""
     rollout: Tensor
     """int64: index of the token's rollout inside this part, 0 … R-1; a rollout's tokens are side by side."""
@@ -81,12 +79,12 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutputs:
-    """The loss of this part, and what each token did, [N] and detached, for the metrics."""
+    """Loss of this part, and per-token statistics for the metrics, [N] and detached."""
 
     loss: Tensor
     """Scalar sum, with gradient."""
     terms: Mapping[str, Tensor]
-    """What the loss is the sum of: "policy", "kl", "entropy"; scalars, detached."""
+    """Summands of the loss: "policy", "kl", "entropy"; scalars, detached."""
     ratio: Tensor
     """Of `Objective.ratio`; 1 where the token takes no part in it."""
     active: Tensor
@@ -100,7 +98,7 @@ class LossOutputs:
     kl: Mapping[str, Tensor]
     """k1, k2 and k3 against the reference, whichever is in the loss; empty without a reference."""
     correction: Correction
-    """Mismatch weight, and what it kept."""
+    """Correction weights and kept tokens."""
 
 
 def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
@@ -120,11 +118,11 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
     row = surrogate_row(objective.surrogate)
     valid = inputs.weights != 0
     chosen = valid if inputs.policy_mask is None else valid & inputs.policy_mask
-    inputs = _without(inputs, valid)
-    correction, active = _kept(inputs, objective, valid, chosen)
+    inputs = _zero_invalid(inputs, valid)
+    correction, active = _corrected(inputs, objective, valid, chosen)
     # What is summed over a rollout needs all its tokens; else a masked one is left out from the start.
     alone = row.per_token and objective.ratio == "token"
-    view = _view(inputs, objective, correction, chosen if alone else valid)
+    view = _token_view(inputs, objective, correction, chosen if alone else valid)
     surrogate = row.function(view)
     value = surrogate.value if row.corrects else surrogate.value * correction.weight
     per_token = torch.where(active, -value, 0.0)
@@ -157,11 +155,7 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
 
 
 def check_choices(objective: Objective) -> None:
-    """Whether the choices fit each other.
-
-    Raises:
-        ValueError: an unknown name, or a ratio that the surrogate does not take.
-    """
+    """Refuse choices that do not fit each other."""
     row = surrogate_row(objective.surrogate)
     if objective.ratio not in row.levels:
         raise ValueError(
@@ -185,8 +179,8 @@ def _check(inputs: LossInputs, objective: Objective) -> None:
         raise ValueError(f"entropy_bonus = {objective.entropy_bonus} needs entropies with gradient; got none")
 
 
-def _without(inputs: LossInputs, valid: Tensor) -> LossInputs:
-    """Every number of a token that is not valid becomes 0."""
+def _zero_invalid(inputs: LossInputs, valid: Tensor) -> LossInputs:
+    """Inputs with every number of an invalid token set to 0."""
     reference = inputs.reference_logprobs
     return replace(
         inputs,
@@ -198,8 +192,8 @@ def _without(inputs: LossInputs, valid: Tensor) -> LossInputs:
     )
 
 
-def _kept(inputs: LossInputs, objective: Objective, valid: Tensor, chosen: Tensor) -> tuple[Correction, Tensor]:
-    """The mismatch weights, and which of the chosen tokens are left in the policy term."""
+def _corrected(inputs: LossInputs, objective: Objective, valid: Tensor, chosen: Tensor) -> tuple[Correction, Tensor]:
+    """Correction weights, and the chosen tokens that remain in the policy term."""
     correction = correct(
         inputs.old_logprobs,
         inputs.sampler_logprobs,
@@ -223,7 +217,7 @@ def _kept(inputs: LossInputs, objective: Objective, valid: Tensor, chosen: Tenso
     return correction, active
 
 
-def _view(inputs: LossInputs, objective: Objective, correction: Correction, counted: Tensor) -> TokenView:
+def _token_view(inputs: LossInputs, objective: Objective, correction: Correction, counted: Tensor) -> TokenView:
     logprobs = torch.where(counted, inputs.logprobs, 0.0)
     old = torch.where(counted, inputs.old_logprobs, 0.0)
     logs = log_ratio(logprobs, old)

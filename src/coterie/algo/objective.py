@@ -1,4 +1,4 @@
-"""What the loss is made of: a few independent choices, as data."""
+"""Settings of the policy loss: independent choices, as data."""
 
 from __future__ import annotations
 
@@ -22,16 +22,12 @@ CorrectionMode = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The choices of `policy_loss`; each is independent of the others unless its own line says otherwise.
-
-    Raises:
-        ValueError: a number lies outside its range.
-    """
+    """The choices of `policy_loss`; each is independent of the others unless its own line says otherwise."""
 
     ratio: RatioLevel = "token"
-    """See `ratio.RATIOS`."""
+    """See `tokens.RATIOS`."""
     surrogate: str | Callable[..., Tensor] = "min"
-    """A name of `surrogates.SURROGATES`, or a function of one `token_view.TokenView` that returns [N] to maximise."""
+    """A name of `surrogates.SURROGATES`, or a function of one `tokens.TokenView` that returns [N] to maximise."""
     dual_clip: float | None = None
     """c > 1: with a negative advantage, "min" falls no lower than c·A (Ye et al. 1912.09729)."""
     ratio_cap: float | None = None
@@ -41,7 +37,7 @@ class Objective:
     soft_negative: float = 1.05
     """τ of "soft" elsewhere."""
     off_policy_mask: float | None = None
-    """δ ≥ 0: drop rollouts with a negative advantage that the policy has moved this far from; see `opsm`."""
+    """δ ≥ 0: drop rollouts with A < 0 that the policy has moved this far from; see `losses.off_policy_keep`."""
     kl_beta: float = 0.0
     """Weight of the KL in the loss; 0 where the KL is in the reward or absent."""
     kl_estimator: KlName = "k3"
@@ -49,7 +45,7 @@ class Objective:
     entropy_bonus: float = 0.0
     """c: the loss falls by c times the mean entropy."""
     correction: CorrectionMode = "token_truncate"
-    """How the sampler's and the learner's different numerics are corrected; see `mismatch.CORRECTIONS`."""
+    """Correction of the mismatch between sampler and learner; see `correction.CORRECTIONS`."""
     correction_low: float = 0.0
     correction_high: float = 2.0
     veto: float | None = None

@@ -1,7 +1,7 @@
 """Token rewards, their sums, and whitening: the arithmetic of REINFORCE++ (arXiv 2501.03262).
 
-Token arrays are compact: [C] holds the tokens that the policy sampled, those of all turns end to end. What the
-environment said in between is simply absent, so no mask can be forgotten.
+Token arrays are compact: [C] holds the tokens that the policy sampled, those of all turns end to end. Environment
+tokens in between are absent, so no mask can be forgotten.
 """
 
 from __future__ import annotations
@@ -58,9 +58,6 @@ def whiten(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return centred / (deviation + EPSILON) if deviation > SMALLEST else centred
 
 
-# Process supervision: a reward at the end of each step of reasoning (DeepSeekMath §4.1.3).
-
-
 def step_advantages(
     steps: Sequence[Sequence[StepReward]],
     lengths: Sequence[int],
@@ -68,7 +65,7 @@ def step_advantages(
     weights: Mapping[str, float] | None = None,
     per_step: bool = False,
 ) -> list[np.ndarray]:
-    """What each token of a group's rollouts earned by the steps that end at it or later.
+    """Advantage of each token of a group's rollouts from the steps that end at it or later (DeepSeekMath §4.1.3).
 
     All step scores of the group are pooled and normalised with their own mean and population standard deviation (ddof
     0, unlike that of outcome rewards);
@@ -85,12 +82,9 @@ def step_advantages(
     Returns:
         [C] float64 per rollout; exactly 0 where all scores of the group are equal.
 
-    Raises:
-        ValueError: a step ends outside its rollout.
-
-    >>> one = [StepReward(end=1, value=0.2), StepReward(end=2, value=0.8)]
-    >>> two = [StepReward(end=0, value=0.6), StepReward(end=1, value=0.4), StepReward(end=3, value=1.0)]
-    >>> [a.round(4).tolist() for a in step_advantages([one, two], [4, 4])]
+    >>> first = [StepReward(end=1, value=0.2), StepReward(end=2, value=0.8)]
+    >>> second = [StepReward(end=0, value=0.6), StepReward(end=1, value=0.4), StepReward(end=3, value=1.0)]
+    >>> [a.round(4).tolist() for a in step_advantages([first, second], [4, 4])]
     [[-0.7071, -0.7071, 0.7071, 0.0], [0.7071, 0.7071, 1.4142, 1.4142]]
     """
     ends = [np.zeros(length) for length in lengths]
@@ -108,8 +102,8 @@ def step_advantages(
             continue
         mean = float(pool.mean())
         for rollout, scores in zip(steps, ends, strict=True):
-            own = [step for step in rollout if step.label == label]
-            share = weight / len(own) if per_step and own else weight
-            for step in own:
+            labelled = [step for step in rollout if step.label == label]
+            share = weight / len(labelled) if per_step and labelled else weight
+            for step in labelled:
                 scores[step.end] += share * (step.value - mean) / deviation
     return [np.cumsum(scores[::-1])[::-1] for scores in ends]

@@ -7,17 +7,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Which precision sums and softmaxes are taken in.
-
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays; everything else is taken to float32."""
+    """Precision of sums and softmaxes: float64 stays, everything else is raised to float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @cache
 def has_float64(kind: str) -> bool:
-    """Whether devices of this kind (`cuda`, `mps`, …) compute in float64. Apple's MPS does not, nor some Intel GPUs."""
+    """True if devices of this kind (`cuda`, `mps`, …) compute in float64. Apple's MPS does not, nor some Intel GPUs."""
     if kind in ("cpu", "cuda", "meta"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""By what a centred reward is divided. Every choice but `none` weights prompts differently from the plain gradient."""
+"""Scales: divisors of centred rewards. All but `none` weight prompts differently from the plain gradient."""
 
 from __future__ import annotations
 
@@ -47,11 +47,7 @@ def _group_mean(groups: Sequence[Scored]) -> list[float]:
 
 def _beta(groups: Sequence[Scored]) -> list[float]:
     """BNPO (arXiv 2506.02864): the density at the group's mean p of Beta(1 + a/3, 1 + b/3), where Beta(a, b) has the
-    mean and variance of the batch's group means. Groups that all succeed or all fail give 0.
-
-    Raises:
-        ValueError: a group's mean reward is not within 0 … 1.
-    """
+    mean and variance of the batch's group means. Groups that all succeed or all fail give 0."""
     means = np.array([group.rewards.mean() for group in groups])
     if means.min() < 0 or means.max() > 1:
         raise ValueError(
@@ -61,8 +57,8 @@ def _beta(groups: Sequence[Scored]) -> list[float]:
     mean, variance = float(means.mean()), float(means.var())
     if variance < SMALLEST**2:
         return [1.0] * len(groups)
-    known = max(mean * (1 - mean) / variance - 1, 0.0)  # prior observations: a + b
-    a, b = 1 + known * mean / 3, 1 + known * (1 - mean) / 3
+    prior_count = max(mean * (1 - mean) / variance - 1, 0.0)  # prior observations: a + b
+    a, b = 1 + prior_count * mean / 3, 1 + prior_count * (1 - mean) / 3
     norm = lgamma(a + b) - lgamma(a) - lgamma(b)
     return [exp(norm + (a - 1) * log(p) + (b - 1) * log(1 - p)) if 0 < p < 1 else np.inf for p in map(float, means)]
 
@@ -79,4 +75,4 @@ SCALES: dict[str, Scale] = {
     "beta": _beta,
     "none": _none,
 }
-"""What `AdvantageRule.scale` may name."""
+"""Names of `AdvantageRule.scale`."""

@@ -1,4 +1,4 @@
-"""Changes to a reward that depend on the rollout's length."""
+"""Length penalty and repetition measures of completions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ def soft_overlong(lengths: Sequence[int] | np.ndarray, *, maximum: int, cache: i
         maximum: tokens at which the punishment is full.
         cache: width of the falling part, in tokens.
 
-    Raises:
-        ValueError: cache is not within 1 … maximum.
-
     >>> soft_overlong([16384, 18432, 20480, 30000], maximum=20480, cache=4096).tolist()
     [0.0, -0.5, -1.0, -1.0]
     """
@@ -29,16 +26,16 @@ def soft_overlong(lengths: Sequence[int] | np.ndarray, *, maximum: int, cache: i
     return 0.0 - np.clip(over, 0.0, 1.0)
 
 
-# How much of a completion repeats itself or its prompt, counted in n-grams of tokens.
+# Repetition of the completion itself or of its prompt, in n-grams of tokens.
 
 REPEATED = 3
-"""Tokens of an n-gram that counts as said before."""
+"""Tokens of an n-gram that counts as a repetition."""
 COPIED = 8
 """Tokens of an n-gram that counts as copied: shorter ones recur by chance, and a good answer names its question."""
 
 
 def ngram_ids(tokens: Sequence[int] | NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """[max(0, len - n + 1)] a number for every n-gram, equal exactly where the n-grams are.
+    """[max(0, len - n + 1)] ids of all n-grams, equal exactly where the n-grams are.
 
     Two overlapping windows of a width name the window that they cover together, so the width doubles in each round;
     nothing is hashed, so nothing collides.
@@ -61,7 +58,7 @@ def ngram_ids(tokens: Sequence[int] | NDArray[np.int64], n: int) -> NDArray[np.i
 
 
 def repetition(tokens: Sequence[int], n: int = REPEATED) -> float:
-    """1 - distinct / all n-grams; 0 for a completion shorter than n tokens.
+    """Share of repeated n-grams, 1 - distinct / all; 0 for a completion shorter than n tokens.
 
     >>> repetition([1, 2, 3, 1, 2, 3])
     0.25
@@ -79,6 +76,6 @@ def copied(tokens: Sequence[int], prompt_tokens: Sequence[int], n: int = COPIED)
     if len(tokens) < n or len(prompt_tokens) < n:
         return 0.0
     ids = ngram_ids([*prompt_tokens, *tokens], n)
-    said = ids[len(prompt_tokens) :]
-    asked = ids[: len(prompt_tokens) - n + 1]
-    return float(np.isin(said, asked).mean())
+    completion_ids = ids[len(prompt_tokens) :]
+    prompt_ids = ids[: len(prompt_tokens) - n + 1]
+    return float(np.isin(completion_ids, prompt_ids).mean())

@@ -1,4 +1,4 @@
-"""What is maximised per token: how the ratio and the advantage meet. One table, one function a row.
+"""Policy-gradient surrogates: what is maximised per token. One table, one function a row.
 
 Where a row's gradient flows through the log-probability and not through the ratio ("detached", "tv", "kl", "gamma"),
 the value of the loss means nothing; only its gradient does.
@@ -25,8 +25,8 @@ GAMMA_NEGATIVE = (3.0, 2.0)
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
     """min(ρA, clip(ρ, 1 - low, 1 + high)·A), DeepSeekMath eq. 3: what is maximised, per token.
 
-    >>> one = torch.tensor
-    >>> clipped_surrogate(one([1.5, 0.5, 1.5, 0.5]), one([1.0, 1.0, -1.0, -1.0]), 0.2, 0.2).tolist()
+    >>> ratio, advantages = torch.tensor([1.5, 0.5, 1.5, 0.5]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    >>> clipped_surrogate(ratio, advantages, 0.2, 0.2).tolist()
     [1.2000000476837158, 0.5, -1.5, -0.800000011920929]
     """
     return torch.minimum(ratio * advantages, _clip(ratio, clip_low, clip_high) * advantages)
@@ -46,18 +46,18 @@ def pessimistic(view: TokenView) -> Surrogate:
     """
     ratio, advantages, settings = view.ratio, view.advantages, view.objective
     value = clipped_surrogate(ratio, advantages, view.clip_low, view.clip_high)
-    held = ratio.detach()
-    low = (held < 1 - view.clip_low) & (advantages < 0)
-    high = (held > 1 + view.clip_high) & (advantages > 0)
+    detached_ratio = ratio.detach()
+    low = (detached_ratio < 1 - view.clip_low) & (advantages < 0)
+    high = (detached_ratio > 1 + view.clip_high) & (advantages > 0)
     dual = torch.zeros_like(low)
     if settings.ratio_cap is not None:
         capped = ratio.clamp(max=settings.ratio_cap)
         value = torch.minimum(capped * advantages, _clip(ratio, view.clip_low, view.clip_high) * advantages)
-        high |= (held > settings.ratio_cap) & (advantages > 0)
-        dual |= (held > settings.ratio_cap) & (advantages < 0)
+        high |= (detached_ratio > settings.ratio_cap) & (advantages > 0)
+        dual |= (detached_ratio > settings.ratio_cap) & (advantages < 0)
     if settings.dual_clip is not None:
         value = torch.where(advantages < 0, torch.maximum(value, settings.dual_clip * advantages), value)
-        dual |= (held > settings.dual_clip) & (advantages < 0)
+        dual |= (detached_ratio > settings.dual_clip) & (advantages < 0)
     return Surrogate(value=value, clipped_low=low, clipped_high=high, clipped_dual=dual)
 
 
@@ -100,7 +100,7 @@ def geometric(view: TokenView) -> Surrogate:
     return Surrogate(value=mean * advantages, clipped_low=low, clipped_high=high)
 
 
-def _within(view: TokenView, outside_low: Tensor, outside_high: Tensor) -> Surrogate:
+def _divergence_masked(view: TokenView, outside_low: Tensor, outside_high: Tensor) -> Surrogate:
     """A·ρ·lp with ρ a constant of at most 20, and 0 for the tokens outside."""
     low, high = outside_low & (view.advantages < 0), outside_high & (view.advantages > 0)
     weight = view.ratio.detach().clamp(max=DIVERGENCE_CAP)
@@ -116,7 +116,7 @@ def total_variation(view: TokenView) -> Surrogate:
     with torch.no_grad():
         change = view.logprobs.exp() - view.old_logprobs.exp()
         low, high = change < -view.clip_low, change > view.clip_high
-    return _within(view, low, high)
+    return _divergence_masked(view, low, high)
 
 
 def binary_kl(view: TokenView) -> Surrogate:
@@ -132,7 +132,7 @@ def binary_kl(view: TokenView) -> Surrogate:
         divergence = old.exp() * (old - now) + old_rest * (old_rest.log() - rest.log())
         low = (divergence > view.clip_low) & (now < old)
         high = (divergence > view.clip_high) & (now > old)
-    return _within(view, low, high)
+    return _divergence_masked(view, low, high)
 
 
 def gamma(view: TokenView) -> Surrogate:
@@ -141,9 +141,6 @@ def gamma(view: TokenView) -> Surrogate:
     W = Π_t (π_θ/π_old)_t · (the mismatch weight of the rollout), its log clamped to [log 1e-8, 20]. As in TRL the
     mismatch weight enters W as corrected by `Objective.correction` instead of multiplying the term once more, and
     (k, λ) go by the sign of each token's advantage. φ(1) = 1.
-
-    Raises:
-        ValueError: another correction than "none" or one of the token modes, the only ones for which W is defined.
     """
     mode = view.objective.correction
     if mode != "none" and not mode.startswith("token"):
@@ -160,11 +157,11 @@ def gamma(view: TokenView) -> Surrogate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurrogateRow:
-    """A row of the table: the function, and what a reader should know of it."""
+    """Row of the table: a surrogate with its formula, source and properties."""
 
     function: Callable[[TokenView], Surrogate]
     formula: str
-    """What is maximised per token; sg[] is a constant of the gradient."""
+    """Maximised quantity per token; sg[] is a constant of the gradient."""
     source: str
     levels: tuple[str, ...] = ("token", "sequence", "sequence_token")
     """Values of `Objective.ratio` that it is defined for."""
@@ -233,12 +230,9 @@ SURROGATES: dict[str, SurrogateRow] = {
 
 
 def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:
-    """The named row, or one around a user's function `(TokenView) -> [N] to maximise`.
+    """Row of a named surrogate, or of a user's function `(TokenView) -> [N] to maximise`.
 
     Nothing is known of a user's function, so no token counts as clipped by it.
-
-    Raises:
-        ValueError: unknown name; when it runs, a function that does not return [N].
     """
     if isinstance(chosen, str):
         if chosen not in SURROGATES:

@@ -1,4 +1,4 @@
-"""What a surrogate sees of the tokens, and what it answers."""
+"""Per-token inputs and outputs of surrogates, sums by rollout, and importance ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coterie.algo.objective import Objective, RatioLevel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenView:
-    """What a surrogate sees, built in or the user's own. All [N]; a rollout's tokens are all here, side by side."""
+    """Input of a surrogate, built in or custom. All [N]; a rollout's tokens are all here, side by side."""
 
     logprobs: Tensor
     """log π_θ, with gradient."""
@@ -38,13 +38,13 @@ class TokenView:
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """The settings of a surrogate of the user's own."""
+        """Settings of a custom surrogate."""
         return self.objective.params
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surrogate:
-    """What each token is worth, and which tokens a bound holds still."""
+    """Output of a surrogate: the value of each token, and which tokens are clipped."""
 
     value: Tensor
     """[N] with gradient, to be maximised."""
@@ -81,11 +81,11 @@ def segment_mean(values: Tensor, rollout: Tensor, counted: Tensor) -> Tensor:
 
 
 def segment_any(flags: Tensor, rollout: Tensor) -> Tensor:
-    """[N] bool: does any token of the same rollout have its flag (bool [N]) set?"""
+    """[N] bool: any token of the same rollout has its flag (bool [N]) set."""
     return segment_sum(flags.to(torch.int64), rollout) > 0
 
 
-# How much likelier is what was said under the policy now than when it was sampled: per token, or per rollout.
+# Importance ratios between the current and the old policy, per token or per rollout.
 
 LIMIT = 20.0
 """Log-ratios are clamped to ± this before exp, so that one token cannot overflow the batch."""
@@ -119,9 +119,6 @@ def importance_ratio(
     Returns:
         [N] with gradient.
 
-    Raises:
-        ValueError: unknown level.
-
     >>> logs = torch.tensor([0.3, -0.1, 0.2])
     >>> same, every = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool)
     >>> importance_ratio("sequence", logs, logs, same, every)
@@ -132,7 +129,7 @@ def importance_ratio(
     if level == "sequence":
         return torch.exp(segment_mean(log_ratios, rollout, counted))
     if level == "sequence_token":
-        held = torch.exp(segment_mean(log_ratios.detach(), rollout, counted))
+        sequence_ratio = torch.exp(segment_mean(log_ratios.detach(), rollout, counted))
         # The difference is exactly 0 in value and has the gradient of the token's own log-probability.
-        return held * torch.exp(logprobs - logprobs.detach())
+        return sequence_ratio * torch.exp(logprobs - logprobs.detach())
     raise ValueError(f"ratio = {level!r} is unknown; expected one of {list(RATIOS)}")

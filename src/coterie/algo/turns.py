@@ -1,4 +1,11 @@
-"""Rewards and credit of the turns of an episode, and the tokens that they belong to."""
+"""Turn-level rewards and advantages: episodes compared at equal states, as in GiGPO (2505.10978).
+
+GiGPO compares the discounted return of a step with that of all steps taken from the same state. Its group holds the
+step itself, and every other visit of the same episode, which shares its future; here the whole episode is left out of
+its own baseline, so that the gradient stays unbiased. `anchor_advantages` are GiGPO's, beside those of whole episodes.
+`anchor_corrections` weigh the same comparison by evidence against an existing baseline: the scale `state` of
+group-aware credit.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +19,15 @@ from coterie.algo.scales import EPSILON, SMALLEST
 from coterie.stats import Floats
 from coterie.types import Rollout
 
-# Groups of single steps in episodes of several turns: attempts that came to the same state are compared there.
-#
-# GiGPO (2505.10978) compares the discounted return of a step with that of all steps taken from the same state.
-# Its group holds the step itself, and every other visit of the same episode, which shares its future; here the whole
-# episode is left out of its own baseline, so that the gradient stays unbiased. Environments of one turn have no use
-# for it.
-#
-# `anchor_advantages` are GiGPO's, beside those of whole episodes. `anchor_corrections` are the same comparison weighed
-# by evidence against a baseline that is there already: the scale `state` of group-aware credit.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Episode:
-    """One attempt at a prompt, turn by turn; K turns."""
+    """An attempt at a prompt, turn by turn; K turns."""
 
     prompt: str
     """Prompt id: states are only shared within a prompt."""
     states: tuple[Hashable, ...]
-    """[K] what names the state before each turn, e.g. a hash of what was shown."""
+    """[K] key of the state before each turn, e.g. a hash of the messages."""
     rewards: Floats
     """[K] given after each turn; an outcome's reward stands at the last."""
 
@@ -41,23 +38,23 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StatePeers:
-    """What the *other* episodes of its prompt found in the states of one episode, over all their visits; K turns."""
+    """Statistics of the *other* episodes of the prompt in the states of an episode, over all their visits; K turns."""
 
     mean: Floats
     """[K] of the discounted returns from there; NaN where no other came there."""
     spread: Floats
     """[K] standard deviation of the returns from there, own visits included."""
     episodes: Floats
-    """[K] how many others came there."""
+    """[K] number of others that came there."""
     elsewhere: Floats
-    """[K] how many others never did."""
+    """[K] number of others that never did."""
     total: Floats
-    """[K] mean of what these earned in all; NaN where there are none."""
+    """[K] mean total reward of these; NaN where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prior:
-    """What is expected of the prompt of each of B episodes without the attempts at it in this step, in reward units."""
+    """Prior of the reward of each of B episodes' prompts, without the attempts of this step, in reward units."""
 
     mean: Floats
     """[B]; NaN of an episode without a reward."""
@@ -68,7 +65,7 @@ class Prior:
 
 
 def state_peers(episodes: Sequence[Episode], gamma: float = 1.0) -> list[StatePeers]:
-    """Of each episode. One whose rewards are not finite is left out of the others'.
+    """State peers of each episode. An episode whose rewards are not finite is no peer of any other.
 
     Args:
         episodes: of one step, in any order.
@@ -77,25 +74,27 @@ def state_peers(episodes: Sequence[Episode], gamma: float = 1.0) -> list[StatePe
     returns = _returns(episodes, gamma)
     visits: dict[tuple[str, Hashable], list[tuple[int, float]]] = {}
     totals: dict[str, dict[int, float]] = {}
-    for number, (episode, gained) in enumerate(zip(episodes, returns, strict=True)):
-        if not np.isfinite(gained).all():
+    for number, (episode, to_go) in enumerate(zip(episodes, returns, strict=True)):
+        if not np.isfinite(to_go).all():
             continue
         totals.setdefault(episode.prompt, {})[number] = float(episode.rewards.sum())
-        for state, value in zip(episode.states, gained.tolist(), strict=True):
+        for state, value in zip(episode.states, to_go.tolist(), strict=True):
             visits.setdefault((episode.prompt, state), []).append((number, value))
 
-    def one(number: int, episode: Episode) -> StatePeers:
+    def peers_of(number: int, episode: Episode) -> StatePeers:
         rows = np.full((5, len(episode.states)), np.nan)
         for turn, state in enumerate(episode.states):
-            there = visits.get((episode.prompt, state), [])
-            came = {who for who, _ in there} - {number}
-            away = [value for who, value in totals.get(episode.prompt, {}).items() if who not in came | {number}]
-            rows[0, turn] = _mean([value for who, value in there if who != number])
-            rows[1, turn] = np.std([value for _, value in there]) if there else 0.0
-            rows[2, turn], rows[3, turn], rows[4, turn] = len(came), len(away), _mean(away)
+            visitors = visits.get((episode.prompt, state), [])
+            visiting = {index for index, _ in visitors} - {number}
+            absent = [
+                value for index, value in totals.get(episode.prompt, {}).items() if index not in visiting | {number}
+            ]
+            rows[0, turn] = _mean([value for index, value in visitors if index != number])
+            rows[1, turn] = np.std([value for _, value in visitors]) if visitors else 0.0
+            rows[2, turn], rows[3, turn], rows[4, turn] = len(visiting), len(absent), _mean(absent)
         return StatePeers(mean=rows[0], spread=rows[1], episodes=rows[2], elsewhere=rows[3], total=rows[4])
 
-    return [one(number, episode) for number, episode in enumerate(episodes)]
+    return [peers_of(number, episode) for number, episode in enumerate(episodes)]
 
 
 def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
@@ -106,7 +105,7 @@ def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[F
         episodes: of one step, in any order.
         gamma: discount per turn.
     """
-    return [found.mean for found in state_peers(episodes, gamma)]
+    return [peers.mean for peers in state_peers(episodes, gamma)]
 
 
 def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, normalise: bool = False) -> list[Floats]:
@@ -117,20 +116,20 @@ def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, norma
         normalise: divide by the standard deviation of all returns from the state (GiGPO's F = std); biased, as the
             group's own deviation is in GRPO.
 
-    >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
-    >>> two = Episode(prompt="q", states=("a", "c"), rewards=np.array([0.0, 0.0]))
-    >>> [found.tolist() for found in anchor_advantages([one, two], gamma=0.5)]
+    >>> first = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
+    >>> second = Episode(prompt="q", states=("a", "c"), rewards=np.array([0.0, 0.0]))
+    >>> [advantages.tolist() for advantages in anchor_advantages([first, second], gamma=0.5)]
     [[0.5, 0.0], [-0.5, 0.0]]
     """
-    found = []
-    for gained, there in zip(_returns(episodes, gamma), state_peers(episodes, gamma), strict=True):
-        divisor = np.where(there.spread > SMALLEST, there.spread + EPSILON, 1.0) if normalise else 1.0
-        found.append(np.nan_to_num((gained - there.mean) / divisor, nan=0.0))
-    return found
+    advantages = []
+    for returns, peers in zip(_returns(episodes, gamma), state_peers(episodes, gamma), strict=True):
+        divisor = np.where(peers.spread > SMALLEST, peers.spread + EPSILON, 1.0) if normalise else 1.0
+        advantages.append(np.nan_to_num((returns - peers.mean) / divisor, nan=0.0))
+    return advantages
 
 
-def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: Prior, spread: float) -> list[Floats]:
-    """[K] of each episode: what its state adds to the baseline of each turn after the first.
+def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, prior: Prior, spread: float) -> list[Floats]:
+    """[K] of each episode: correction of the baseline by the state of each turn after the first.
 
     A state is worth μ + δ to come: μ what the prompt is, believed to be N(m, v), and δ ~ N(0, τ) what is special to the
     state, τ = spread · σ². The other attempts that never came there, n' with the mean total t, speak of μ alone:
@@ -149,29 +148,29 @@ def anchor_corrections(episodes: Sequence[Episode], baselines: Floats, beliefs: 
     Args:
         episodes: B of one step, in any order.
         baselines: [B] of the whole episodes, in reward units, none moved by its own rewards; NaN = none.
-        beliefs: of the episodes' prompts.
+        prior: of the episodes' prompts.
         spread: τ / σ².
 
-    >>> one = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
-    >>> two = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
-    >>> known = Beliefs(mean=np.full(2, 0.5), variance=np.full(2, 0.05), noise=np.full(2, 0.1))
-    >>> [found.tolist() for found in anchor_corrections([one, two], np.full(2, 0.5), known, 0.5)]
+    >>> first = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.0, 1.0]))
+    >>> second = Episode(prompt="q", states=("a", "b"), rewards=np.array([0.5, 0.0]))
+    >>> prior = Prior(mean=np.full(2, 0.5), variance=np.full(2, 0.05), noise=np.full(2, 0.1))
+    >>> [values.tolist() for values in anchor_corrections([first, second], np.full(2, 0.5), prior, 0.5)]
     [[0.0, -0.25], [0.0, 0.5]]
     """
-    found = []
-    for row, (episode, there) in enumerate(zip(episodes, state_peers(episodes), strict=True)):
+    corrections = []
+    for row, (episode, peers) in enumerate(zip(episodes, state_peers(episodes), strict=True)):
         received = np.concatenate([[0.0], np.cumsum(episode.rewards)[:-1]])
-        noise = float(beliefs.noise[row])
-        precision, elsewhere = 1.0 / float(beliefs.variance[row]), there.elsewhere / noise
+        noise = float(prior.noise[row])
+        precision, elsewhere = 1.0 / float(prior.variance[row]), peers.elsewhere / noise
         variance = 1.0 / (precision + elsewhere)
-        mean = variance * (precision * beliefs.mean[row] + elsewhere * np.nan_to_num(there.total))
-        evidence = (variance + spread * noise) * there.episodes
+        mean = variance * (precision * prior.mean[row] + elsewhere * np.nan_to_num(peers.total))
+        evidence = (variance + spread * noise) * peers.episodes
         weight = evidence / (evidence + noise)
-        expected = (1.0 - weight) * (mean - received) + weight * there.mean
-        moved = np.nan_to_num(expected - (baselines[row] - received), nan=0.0)  # nobody came: the mean is NaN
-        moved[:1] = 0.0
-        found.append(moved)
-    return found
+        expected = (1.0 - weight) * (mean - received) + weight * peers.mean
+        correction = np.nan_to_num(expected - (baselines[row] - received), nan=0.0)  # without peers the mean is NaN
+        correction[:1] = 0.0
+        corrections.append(correction)
+    return corrections
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -185,7 +184,7 @@ def _returns(episodes: Sequence[Episode], gamma: float) -> list[Floats]:
 
 
 def turn_rewards(rollout: Rollout, total: float, given: float) -> np.ndarray:
-    """[K] what each turn earned, adding up to `total`: what the environment gave for it, and at the last turn the rest.
+    """[K] reward of each turn, adding up to `total`: the environment's reward, and at the last turn the rest.
 
     Args:
         total: reward of the rollout, or of one part of it; NaN where there is none.
@@ -197,7 +196,7 @@ def turn_rewards(rollout: Rollout, total: float, given: float) -> np.ndarray:
 
 
 def episode_of(rollout: Rollout, total: float, given: float) -> Episode:
-    """The rollout as states are compared; see `turn_rewards`. A turn whose state has no name is alone in it."""
+    """Episode of a rollout, with `turn_rewards`. A turn whose state has no key is alone in its state."""
     states = [turn.state if turn.state is not None else (rollout.id, k) for k, turn in enumerate(rollout.turns)]
     return Episode(
         prompt=f"{rollout.context.prompt_id}@{rollout.context.version}",
@@ -206,8 +205,8 @@ def episode_of(rollout: Rollout, total: float, given: float) -> Episode:
     )
 
 
-def spread(values: np.ndarray, rollout: Rollout) -> np.ndarray:
-    """[K] → [C]: the value of a turn for each of its tokens."""
+def broadcast_to_tokens(values: np.ndarray, rollout: Rollout) -> np.ndarray:
+    """[K] → [C]: values of turns, repeated for each of their tokens."""
     return np.repeat(values, [len(turn.tokens) for turn in rollout.turns])
 
 
@@ -221,9 +220,9 @@ def given_by_environment(weights: Mapping[str, float], label: str) -> float:
 
 
 def has_states(rollout: Rollout) -> bool:
-    """Whether it is an episode of an environment of several turns, whose turns carry the name of their state.
+    """True for an episode of a multi-turn environment, whose turns carry the key of their state.
 
-    How many turns it took must not be asked: that depends on what was sampled, and an advantage that only longer
+    The number of its turns does not decide it: that depends on what was sampled, and an advantage that only longer
     episodes get biases the gradient.
     """
     return any(turn.state is not None for turn in rollout.turns)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coterie.config.base import FUNCTION
 from coterie.config.paths import has_module
+from coterie.config.user_functions import FUNCTION
 from coterie.errors import ConfigError, RunError
 from coterie.rewards import by_value
 

@@ -40,7 +40,7 @@ class RunGroups:
 
     def plain(self) -> dict[str, Any]:
         """As JSON-able data."""
-        weights = self.model.stack.overall()
+        weights = self.model.mixture.overall()
         return {
             "run": self.run,
             "step": self.step,
@@ -54,9 +54,11 @@ class RunGroups:
     def summary(self) -> str:
         """One line."""
         leaves = sum(region.leaf for region in self.regions)
-        weights = zip(self.model.experts, self.model.stack.overall(), strict=True)
+        weights = zip(self.model.experts, self.model.mixture.overall(), strict=True)
         experts = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights)
-        return f"{self.preset}, {leaves} regions of {len(self.model.book.rows)} prompts seen; experts {experts}"
+        return (
+            f"{self.preset}, {leaves} regions of {len(self.model.prompt_table.index)} prompts seen; experts {experts}"
+        )
 
 
 def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
@@ -174,10 +176,10 @@ def _prompts(axes: Sequence[Axes], found: RunGroups, colours: dict[str, Any]) ->
 
 def _letters(found: RunGroups) -> dict[str, np.ndarray]:
     """Rows of the prompts seen in each leaf, by its letter."""
-    hierarchy, book = found.model.regions, found.model.book
+    hierarchy, table = found.model.regions, found.model.prompt_table
     if hierarchy is None:
         return {}
-    leaf = hierarchy.tree.locate(book.features[: len(book.rows)])
+    leaf = hierarchy.tree.locate(table.features[: len(table.index)])
     members = {region.label: np.flatnonzero(leaf == region.node) for region in found.regions if region.leaf}
     return {label: rows for label, rows in members.items() if rows.size}
 
@@ -236,7 +238,7 @@ def _heights(regions: Sequence[Region]) -> dict[int, float]:
 def _plane(model: GroupAwareBaseline) -> np.ndarray:
     """[prompts, 2] the features' two leading principal directions, those of meaning where there are any."""
     names: Sequence[int] = [i for i, column in enumerate(model.columns) if column.signal == "semantic"]
-    features = model.book.features[: len(model.book.rows)]
+    features = model.prompt_table.features[: len(model.prompt_table.index)]
     chosen = features[:, names] if len(names) > 1 else features
     centred = chosen - chosen.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

@@ -13,8 +13,8 @@ from coterie.algo.gae import GaeRule
 from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.losses import check_choices
 from coterie.algo.objective import Objective
-from coterie.config.base import user_function
 from coterie.config.schema import RunConfig
+from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.estimator import GroupAwareEstimator, custom_baseline, custom_key
 from coterie.grouping.features import Embed, PromptFeatures

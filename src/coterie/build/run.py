@@ -13,10 +13,10 @@ from coterie import machine
 from coterie.algo.estimators import Estimator
 from coterie.build.learner import estimator_for, group_aware_estimator_for, learner_for, objective_for, schedules_for
 from coterie.callbacks import Observer
-from coterie.config.base import search_in
 from coterie.config.data import Source
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
+from coterie.config.user_functions import search_in
 from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from coterie.config.base import FUNCTION, Section
+from coterie.config.base import Section
+from coterie.config.user_functions import FUNCTION
 
 UserFunction = Annotated[str, Field(pattern=FUNCTION)]
 

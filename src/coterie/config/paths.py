@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie.config.base import FUNCTION
+from coterie.config.user_functions import FUNCTION
 from coterie.errors import ConfigError
 
 PATHS = ("runs", "data.train.*.path", "data.heldout.*.path")

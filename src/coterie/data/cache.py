@@ -1,4 +1,4 @@
-"""A finished folder in the cache: it appears whole by one rename, and damage to it is noticed."""
+"""Cache folders that appear whole by one rename, with a record by which damage is noticed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LOCK_DEADLINE_S = 3600.0
 
 def home() -> Path:
     """The cache folder: `COTERIE_HOME`, else `coterie` in the platform's cache directory. Not created here."""
-    own = os.environ.get("COTERIE_HOME")
-    if own:
-        return Path(own).expanduser().absolute()
+    configured = os.environ.get("COTERIE_HOME")
+    if configured:
+        return Path(configured).expanduser().absolute()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
         return (Path(base) if base else Path.home() / "AppData" / "Local") / "coterie" / "Cache"
@@ -37,7 +37,7 @@ def home() -> Path:
 
 
 def intact(folder: Path, expected: Mapping[str, Any], *, verify: bool = False) -> bool:
-    """Whether `folder` holds exactly what was published there.
+    """True if `folder` holds exactly what was published there.
 
     Sizes and modification times are compared with a stamp; every byte is hashed when they differ or `verify` asks.
 
@@ -49,25 +49,21 @@ def intact(folder: Path, expected: Mapping[str, Any], *, verify: bool = False) -
         files: dict[str, dict[str, Any]] = record["files"]
         if any(record.get(key) != value for key, value in expected.items()):
             return False
-        seen = {name: _mark(folder / name) for name in files}
-        if any(seen[name][0] != facts["size"] for name, facts in files.items()):
+        marks = {name: _mark(folder / name) for name in files}
+        if any(marks[name][0] != facts["size"] for name, facts in files.items()):
             return False
-        if not verify and seen == _stamp(folder):
+        if not verify and marks == _stamp(folder):
             return True
         whole = all(sha256(folder / name) == facts["sha256"] for name, facts in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     if whole:
-        _write_stamp(folder, seen)
+        _write_stamp(folder, marks)
     return whole
 
 
 def publish(draft: Path, target: Path, record: Mapping[str, Any]) -> None:
-    """Turn `draft` into `target`: record every file's size and sha256, flush all of it, rename once.
-
-    Raises:
-        AssetError: the folder cannot be written.
-    """
+    """Publish `draft` as `target`: record every file's size and sha256, flush all of it, rename once."""
     try:
         names = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
         files = {name: {"size": (draft / name).stat().st_size, "sha256": sha256(draft / name)} for name in names}
@@ -90,14 +86,11 @@ def publish(draft: Path, target: Path, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def draft_for(target: Path, *, bytes_needed: int, note: Callable[[str], None]) -> Generator[Path]:
-    """A hidden folder beside `target`, under a lock of that name; removed again whatever happens.
+    """Draft folder beside `target`, hidden and locked, removed on exit.
 
     Args:
         bytes_needed: free space to insist on before work starts.
         note: told once when another process holds the lock.
-
-    Raises:
-        AssetError: no space, no permission, or the other process does not finish.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-r"""The one table of characters and forms in which people write mathematics, and the plain spelling of each.
+r"""Plain spelling of the characters and forms in which people write mathematics.
 
 Rewards, gold answers and step checkers all read text through it: a minus is a minus in every one of them.
 """
@@ -106,14 +106,14 @@ _SIGNS = (
     | dict.fromkeys(("iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "phi", "varphi"), "π")
     | dict.fromkeys(("chi", "psi", "omega", "ell", "Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi"), "π")
 )
-"""What LaTeX commands write: signs; `√` for anything that takes an argument, `π` for any Greek letter."""
+"""Signs of LaTeX commands; `√` for anything that takes an argument, `π` for any Greek letter."""
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _PASSES = 4
 """Depth of LaTeX in LaTeX that is unwrapped; what lies deeper is not plain."""
 
 
 def plain_characters(text: str) -> str:
-    """One character for each sign, whatever its width, script or form; LaTeX stays as it is.
+    """Text with one character for each sign, whatever its width, script or form; LaTeX stays as it is.
 
     Digits of every script become 0-9, a raised number `^{2}`, a lowered one `_{2}`, a vulgar fraction `1/2` with a
     space after a whole number. Invisible characters go.
@@ -134,7 +134,7 @@ def plain_characters(text: str) -> str:
 
 
 def plain_spaces(text: str) -> str:
-    r"""The digits of a number together: whatever separates thousands without a comma or point becomes an apostrophe.
+    r"""Text with digits of a number joined: thousands separators other than comma and point become apostrophes.
 
     >>> plain_spaces(r"10,\!080 and 1\;234")
     "10'080 and 1'234"
@@ -143,7 +143,7 @@ def plain_spaces(text: str) -> str:
 
 
 def plain_mathematics(text: str) -> str:
-    r"""Characters, spaces and LaTeX in one plain spelling, for reading numbers in it; not for computer algebra.
+    r"""Text with characters, spaces and LaTeX in plain spelling, for reading numbers; not for computer algebra.
 
     A root, logarithm or other function becomes `√` before its argument, a Greek letter `π`.
 

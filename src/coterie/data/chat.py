@@ -1,4 +1,4 @@
-"""Messages in, tokens out, and back: a tokenizer with its chat template.
+"""Chat templates: messages to tokens, and sampled tokens to text.
 
 The template is a Jinja program from the model's author. transformers (checked in 5.19) renders it in an
 `ImmutableSandboxedEnvironment` without a loader, so it reaches no file, module or attribute; nothing limits its time.
@@ -46,11 +46,11 @@ class Chat:
         stop_ids: any of these ends a turn: the model's and the tokenizer's end tokens, the template's end-of-turn
             token. Empty when there is none; then only the token limit ends a completion.
         pad_id: a valid id to fill rectangles with. Masks never come from ids, so it may equal an end token.
-        opening: what the template writes of the model's own turn at the end of every prompt, such as `<think>\n`; empty
-            for most. Rewards and environments see it in front of what the model said.
+        opening: start of the model's turn that the template writes at the end of every prompt, such as `<think>\n`;
+            empty for most. Rewards and environments see it in front of the completion.
         silent_ids: tokens that `decode` leaves out.
-        notes: what the user should know about this tokenizer, one line each.
-        files: what the tokenizer was loaded from, by name; empty when it was made in memory.
+        notes: remarks on this tokenizer for the user, one line each.
+        files: files that the tokenizer was loaded from, by name; empty when it was made in memory.
     """
 
     files: Mapping[str, Path] = MappingProxyType({})
@@ -71,7 +71,7 @@ class Chat:
         self.notes: list[str] = []
         self.template = self._own_template()
         self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
-        self._special = _spelling(tokenizer)
+        self._special = _special_token_pattern(tokenizer)
         tail = self._probe()
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.stop_ids = frozenset((*stop_ids, *eos, *self._end_of_turn(tail)))
@@ -79,7 +79,7 @@ class Chat:
             self.notes.append(
                 "the tokenizer has no end token: only sampling.max_tokens and sampling.stop end a completion"
             )
-        self.opening = self._opening()
+        self.opening = self._generation_opening()
         if self.opening:
             self.notes.append(
                 f"the chat template opens every answer with {self.opening!r}: rewards and environments see it in front "
@@ -95,43 +95,40 @@ class Chat:
         Raises:
             DataError: the template refuses these messages, or their text cannot be encoded.
         """
-        hidden, back = self._hide(messages)
-        return self._ids(self._text(hidden, add_generation_prompt=add_generation_prompt), back)
+        escaped, spellings = self._escape_special_tokens(messages)
+        return self._ids(self._text(escaped, add_generation_prompt=add_generation_prompt), spellings)
 
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]:
-        """Token ids from the end of the assistant's words to the start of its next turn, `messages` in between.
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]:
+        """Token ids from the end of an assistant's turn to the start of its next one, `messages` in between.
 
-        They begin with the template's end-of-turn token where the model did not say it itself: it was cut, stopped by
+        They begin with the template's end-of-turn token where the model did not sample it: the turn was cut, stopped by
         a stop string, or ended by another of its end tokens. A stop string that the template writes too, such as the
         `\nUser:` of a base model, is not written twice.
 
         Args:
-            messages: what the environment says to the turn.
-            said: tokens of that turn.
+            messages: the environment's reply to the turn.
+            turn_ids: tokens of that turn.
             stop: strings that end a turn.
 
         Raises:
             DataError: the template refuses these messages here, or leaves the assistant's words out.
         """
-        hidden, back = self._hide(messages)
-        tail = self._tail(hidden)
+        escaped, spellings = self._escape_special_tokens(messages)
+        tail = self._tail(escaped)
         end = self._special.match(tail.lstrip())
         ids = [] if end is None else self._encode(end.group())
-        if len(ids) == 1 and said[-1:] and said[-1] == ids[0] and end is not None:
+        if len(ids) == 1 and turn_ids[-1:] and turn_ids[-1] == ids[0] and end is not None:
             tail = tail.lstrip()[end.end() :]
         else:
-            text = self.decode(said)
-            doubled = next((one for one in stop if text.endswith(one) and tail.startswith(one)), "")
+            text = self.decode(turn_ids)
+            doubled = next((string for string in stop if text.endswith(string) and tail.startswith(string)), "")
             tail = tail.removeprefix(doubled)
-        return self._ids(tail, back)
+        return self._ids(tail, spellings)
 
     def check_turns(self) -> None:
-        """Refuse a template that cannot continue a conversation.
-
-        Raises:
-            DataError: it refuses a second question, leaves words out, or writes what lies between two turns in another
-                way after a longer conversation.
-        """
+        """Refuse a template that cannot continue a conversation."""
         asked = [Message(role="user", content=text) for text in ("and then?", "what else?")]
         once = self._tail(asked[:1])
         again = self._tail(asked[:1], before=asked[1:])
@@ -144,13 +141,13 @@ class Chat:
             )
 
     def _tail(self, messages: Sequence[Message], before: Sequence[Message] = ()) -> str:
-        """What the template writes after an assistant's words, when `messages` answer them, up to its next turn.
+        """Rendered text from the end of an assistant's turn, through `messages`, to its next turn.
 
         Args:
             messages: without special tokens.
             before: further exchanges that come first.
         """
-        free = self._stand_ins([*before, *messages])
+        free = self._unused_characters([*before, *messages])
         asked, words = next(free), next(free)
         chat: list[Message] = []
         for message in before:
@@ -159,7 +156,7 @@ class Chat:
         text = self._text(chat, add_generation_prompt=True)
         tail = text.rpartition(words)[2]
         spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system")]
-        missing = [one for one in (words, *spoken) if one not in text]
+        missing = [text_part for text_part in (words, *spoken) if text_part not in text]
         if missing or text.count(words) != 1:
             what = "the assistant's earlier words" if words in missing or not missing else f"{missing[0][:60]!r}"
             raise DataError(
@@ -169,13 +166,13 @@ class Chat:
             )
         return tail
 
-    def _ids(self, text: str, back: Mapping[str, str]) -> list[int]:
-        """Token ids of a rendered text, in which the characters of `back` stand for the spelling of special tokens."""
-        if not back:
+    def _ids(self, text: str, spellings: Mapping[str, str]) -> list[int]:
+        """Token ids of a rendered text, in which characters stand for special tokens (`spellings`)."""
+        if not spellings:
             return self._encode(text)
         ids: list[int] = []
-        for part in re.split(f"([{''.join(back)}])", text):
-            ids += self._encode(back[part], plain=True) if part in back else self._encode(part)
+        for part in re.split(f"([{''.join(spellings)}])", text):
+            ids += self._encode(spellings[part], plain=True) if part in spellings else self._encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -193,9 +190,6 @@ class Chat:
 
         Args:
             rows: rows of the input embedding.
-
-        Raises:
-            ModelError: with the remedy.
         """
         highest = max(self.tokenizer.get_vocab().values(), default=-1)
         if highest >= rows:
@@ -210,7 +204,7 @@ class Chat:
                 "the tokenizer has no chat template: prompts are written as `User: …` and `Assistant:`; "
                 'for a base model consider sampling.stop = ["\\nUser:"]'
             )
-            return self._begin() + PLAIN
+            return self._bos_prefix() + PLAIN
         try:
             return self.tokenizer.get_chat_template()
         except ValueError as error:
@@ -220,8 +214,8 @@ class Chat:
                 "save it with the one to use as its only chat_template"
             ) from error
 
-    def _begin(self) -> str:
-        """Llama and Gemma want their first token even without a template; others do not."""
+    def _bos_prefix(self) -> str:
+        """Template text of the first token, which Llama and Gemma want even without a template; empty for others."""
         bos = self.tokenizer.bos_token_id
         first = self.tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         return "{{ bos_token }}" if bos is not None and first == [bos] else ""
@@ -249,55 +243,51 @@ class Chat:
         return f"the model's chat template refuses these messages ({roles}): {reason}; {remedy}"
 
     def _encode(self, text: str, *, plain: bool = False) -> list[int]:
-        """`plain`: the spelling of a special token is only letters."""
+        """Token ids of a text; with `plain` the spelling of a special token is only letters."""
         try:
             options = {"split_special_tokens": True} if plain else {}
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(f"the text holds a lone surrogate, which no tokenizer can encode: {text[:60]!r}") from error
 
-    def _hide(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
-        """Replace the spellings of special tokens by single private characters, which templates pass through untouched.
+    def _escape_special_tokens(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """Replace the spellings of special tokens by single private-use characters, which templates leave alone.
 
         Returns:
-            The messages, and what each character stands for; empty when there was nothing to hide.
+            The messages, and the spelling of each character; empty when there was nothing to escape.
         """
         if all(self._encode(m["content"]) == self._encode(m["content"], plain=True) for m in messages):
             return messages, {}
-        stand_ins = self._stand_ins(messages)
-        back: dict[str, str] = {}
+        placeholders = self._unused_characters(messages)
+        spellings: dict[str, str] = {}
         names: dict[str, str] = {}
 
-        def hide(match: re.Match[str]) -> str:
+        def escape(match: re.Match[str]) -> str:
             word = match.group()
             if word not in names:
-                names[word] = next(stand_ins)
-                back[names[word]] = word
+                names[word] = next(placeholders)
+                spellings[names[word]] = word
             return names[word]
 
         out: list[Message] = []
         for message in messages:
-            content = self._special.sub(hide, message["content"])
-            for part in re.split(f"[{''.join(back)}]", content) if back else [content]:
+            content = self._special.sub(escape, message["content"])
+            for part in re.split(f"[{''.join(spellings)}]", content) if spellings else [content]:
                 if self._encode(part) != self._encode(part, plain=True):
                     raise DataError(
                         f"the text spells a special token in a way that cannot be told apart: {part[:60]!r}; reword it"
                     )
             out.append({"role": message["role"], "content": content})
-        return out, back
+        return out, spellings
 
-    def _stand_ins(self, messages: Sequence[Message]) -> Iterator[str]:
+    def _unused_characters(self, messages: Sequence[Message]) -> Iterator[str]:
         taken = set(self.template).union(*(message["content"] for message in messages))
         return (chr(code) for code in _PRIVATE if chr(code) not in taken)
 
     def _probe(self) -> str:
-        """Render one exchange; what follows the assistant's words ends a turn.
-
-        Raises:
-            DataError: the template leaves the user's words out, so every prompt would be the same.
-        """
-        stand_ins = self._stand_ins([])
-        user, assistant = next(stand_ins), next(stand_ins)
+        """Render one exchange; the text after the assistant's words, which ends a turn."""
+        placeholders = self._unused_characters([])
+        user, assistant = next(placeholders), next(placeholders)
         asked: list[Message] = [{"role": "user", "content": user}]
         text = self._text(asked, add_generation_prompt=True)
         if user not in text:
@@ -311,14 +301,14 @@ class Chat:
             return ""  # a template for single questions
         return text.rpartition(assistant)[2] if assistant in text else ""
 
-    def _opening(self) -> str:
-        """What the generation prompt holds beyond the beginning of any assistant's turn: a tag that is still open.
+    def _generation_opening(self) -> str:
+        """Open tag at the end of the generation prompt, beyond the header of an assistant's turn.
 
         Templates open a thought, `<think>` and a new line, which is told by its name; any other tag is told by what the
         template writes before the words of an assistant whose turn is over.
         """
-        stand_ins = self._stand_ins([])
-        user, assistant = next(stand_ins), next(stand_ins)
+        placeholders = self._unused_characters([])
+        user, assistant = next(placeholders), next(placeholders)
         asked: list[Message] = [{"role": "user", "content": user}]
         prompt = self._text(asked, add_generation_prompt=True).rpartition(user)[2]
         tags = "|".join(map(re.escape, THOUGHTS))
@@ -348,15 +338,15 @@ class Chat:
         tags |= {
             tag for text in texts if text[:1] == "<" and (close := f"</{text[1:]}") in texts for tag in (text, close)
         }
-        turns = self._written()
+        turns = self._template_text()
         written = {token for token, text in special.items() if text in turns and text not in tags}
         return self.stop_ids | written | {token for token in special if token in roles}
 
-    def _written(self) -> str:
-        """What the template writes around a conversation, with and without a system message."""
-        stand_ins = self._stand_ins([])
+    def _template_text(self) -> str:
+        """Template text around a conversation, with and without a system message."""
+        placeholders = self._unused_characters([])
         chat: list[Message] = [
-            {"role": role, "content": next(stand_ins)} for role in ("system", "user", "assistant", "user")
+            {"role": role, "content": next(placeholders)} for role in ("system", "user", "assistant", "user")
         ]
         texts = []
         for messages in (chat, chat[1:], chat[1:3], chat[1:2]):
@@ -406,11 +396,7 @@ def load_chat(source: str | Path, revision: str | None = None, *, skip_special_t
 
 
 def _with_tokenizer(source: str | Path) -> str | Path:
-    """The folder or id that has the tokenizer: the model's own, or its base's where an adapter came without one.
-
-    Raises:
-        ModelError: a model folder has none; transformers would make an empty tokenizer.
-    """
+    """Folder or id of the tokenizer: the model's, or its base's where an adapter has none."""
     folder = Path(source)
     if not folder.is_dir() or tokenizer_files.has_vocabulary(folder):
         return source
@@ -441,8 +427,8 @@ def _end_tokens(facts: Any) -> list[int]:
     return [end for end in many if isinstance(end, int) and not isinstance(end, bool) and end >= 0]
 
 
-def _spelling(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the text of every special token, longest first; in any case, since normalizers may fold it."""
+def _special_token_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Pattern of all special tokens' texts, longest first; case-insensitive, since normalizers may fold it."""
     texts = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
     ordered = sorted((text for text in texts if text), key=len, reverse=True)

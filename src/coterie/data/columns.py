@@ -1,4 +1,4 @@
-"""The columns of one row → messages, gold answer and attributes, or the reason why not."""
+"""Columns of a row → messages, gold answer and attributes."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ _DEEPEST = 64
 
 
 class BadRowError(Exception):
-    """Why a row cannot be used, as the end of the sentence `row 7 …`."""
+    """A row that cannot be used; the message ends the sentence `row 7 …`."""
 
 
 class NotJsonError(BadRowError):
-    """A value of a kind that JSON does not have."""
+    """A value that has no JSON form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Question:
     """All columns as JSON but the `prompt`, and but the `answer` where it is the gold answer to the letter; where it is
     not, `gold_answer` is."""
     layout: Layout
-    """What was read from where."""
+    """Columns that the row was read from."""
     dropped: tuple[str, ...] = ()
     """Columns left out because they hold bytes or objects."""
 
@@ -104,7 +104,7 @@ def read_columns(data: Mapping[str, Any], names: ColumnNames = NO_NAMES) -> Ques
 
 
 def _attributes(data: Mapping[str, Any], prompt: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The columns as JSON, and the names of those that are not."""
+    """Columns as JSON, and the names of those without a JSON form."""
     attributes: dict[str, Any] = {}
     dropped: list[str] = []
     for name, value in data.items():
@@ -175,11 +175,7 @@ def _with_system(messages: tuple[Message, ...], value: Any, column: str | None) 
 
 
 def read_messages(value: Any, key: str) -> tuple[Message, ...]:
-    """Text as a user's message, or a list of messages, also as JSON in text.
-
-    Raises:
-        BadRowError: with the reason.
-    """
+    """Text as a user's message, or a list of messages, also as JSON in text."""
     if isinstance(value, str):
         talk = _messages_in_text(value)
         if talk is None:
@@ -198,7 +194,7 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
 
 
 def _messages_in_text(text: str) -> list[Any] | None:
-    """A table can hold messages as JSON only, as text."""
+    """Messages of a column that holds them as JSON text."""
     if not text.lstrip().startswith("[{") and not text.lstrip().startswith("[ {"):
         return None
     try:
@@ -311,19 +307,19 @@ def _read_answer(value: Any, path: str) -> str | None:
 
 
 def _is_answer(solution: str) -> bool:
-    """Whether a `solution` says the answer: marked at its end, or there is nothing else in it."""
+    """True if a `solution` states the answer: marked at its end, or nothing else."""
     return _final_answer(solution) != solution or (len(solution) <= _LONGEST_ANSWER and "\n" not in solution)
 
 
 def _final_answer(answer: str) -> str:
-    """Of a worked solution what follows the `####` of its last line, or the box that it ends in; else the text."""
+    """Answer of a worked solution: the text after `####` in its last line, or its last box; else all of it."""
     if answer.rpartition("\n")[2].lstrip().startswith("####"):
         return _hashed(answer)
     return boxed_at_end(answer) or answer
 
 
 def _hashed(answer: str) -> str:
-    """GSM8K writes a worked solution and ends in `#### 1,234`: the gold answer is 1234. Headings are not answers."""
+    """Answer of a solution in GSM8K's form, which ends in `#### 1,234`: 1234. Headings are not answers."""
     gold = hashed_answer(answer)
     if gold is None:
         return answer
@@ -334,7 +330,7 @@ def _hashed(answer: str) -> str:
 
 
 def _read_id(value: Any) -> str | None:
-    """Text or an integer of at most 200 printable characters; other ids are passed on as a column only."""
+    """Id of a row: text or an integer of at most 200 printable characters; others stay a column only."""
     value = _plain_value(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
@@ -363,12 +359,7 @@ def _check_characters(value: str, where: str) -> None:
 
 
 def to_json(value: Any, where: str, depth: int = 0) -> Any:
-    """A column as JSON: dates as ISO text, decimals as text, NaN as null.
-
-    Raises:
-        NotJsonError: bytes or objects.
-        BadRowError: characters that cannot be stored, or nesting without end.
-    """
+    """A column as JSON: dates as ISO text, decimals as text, NaN as null."""
     if depth > _DEEPEST:
         raise BadRowError(f"is nested more than {_DEEPEST} deep in {where}")
     if value is None or isinstance(value, bool | int):

@@ -1,4 +1,4 @@
-"""What a prompt says of itself: where it came from, what it is about, how complex it looks."""
+"""Source, domain and complexity of a prompt."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SUBJECTS = ("domain", "subject", "category", "topic")
 
 def facts_of(prompt: Prompt) -> dict[str, Any]:
     """Source, domain and complexity: arguments of `Context`."""
-    said = [prompt.attributes.get(name) for name in SUBJECTS]
+    subjects = [prompt.attributes.get(name) for name in SUBJECTS]
     tools = prompt.attributes.get("tools")
     return {
         "source": prompt.source,
-        "domain": next((text for text in said if isinstance(text, str) and text), None),
+        "domain": next((text for text in subjects if isinstance(text, str) and text), None),
         "complexity": counts(prompt.messages[-1]["content"], len(tools) if isinstance(tools, list) else 0),
     }
 
 
 def counts(text: str, tools: int = 0) -> dict[str, int]:
-    """What `complexity` takes the logarithms of.
+    """Counts of characters, numbers and other marks of complexity in a text.
 
     >>> counts("What is 12 + 3?")
     {'length': 15, 'digits': 3, 'operators': 1, 'numbers': 2, 'steps': 1, 'tools': 0}

@@ -1,4 +1,4 @@
-"""The digits of a number with their separators, powers, fractions, currency and size, and what they are worth."""
+"""Exact values of written numbers: digits with separators, powers, fractions, currency and size."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ _COMMA = re.compile(r"\d{1,3}(?:([.' ])\d{3})(?:\1\d{3})*,\d+|(?:[1-9]\d*,(?:\d{
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact number as it was written."""
+    """An exact number with its notation."""
 
     value: Fraction
     percent: bool = False
     """A per cent sign follows, which may or may not mean a hundredth."""
 
     def readings(self, *, strict: bool) -> set[Fraction]:
-        """What it may mean: 50% is one half, and, unless strict, fifty too."""
+        """Possible values: 50% is one half, and, unless strict, fifty too."""
         if not self.percent:
             return {self.value}
         return {self.value / 100} if strict else {self.value / 100, self.value}
@@ -83,7 +83,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A number in a text with what belongs to it."""
+    """A number in a text, with its sign, currency and size."""
 
     start: int
     core: re.Match[str]
@@ -95,7 +95,7 @@ class Written:
 
 
 def find(plain: str, place: int) -> Written | None:
-    """The next digits from a place on, with their sign and currency."""
+    """The next number from a position on, with its sign and currency."""
     digit = _DIGIT.search(plain, place)
     core = None if digit is None else _QUANTITY.match(plain, digit.start())
     if core is None:
@@ -112,7 +112,7 @@ def find(plain: str, place: int) -> Written | None:
 
 
 def value_of(match: Written) -> Number | None:
-    """What a written number is worth without its sign; None where that is too long, or a division by zero."""
+    """Value of a written number without its sign; None where that is too long, or a division by zero."""
     core = match.core
     if core.end() - core.start() > MAX_DIGITS:
         return None
@@ -141,9 +141,10 @@ def _exponent(text: str | None, default: int) -> int | None:
 
 
 def _size(match: Written) -> int:
-    """Of `3 million` or `5万`. An upper-case K or M right behind the digits is a size, after a space a unit (300 K).
+    """Size word of a number, as in `3 million` or `5万`.
 
-    An m or b is a size only beside a currency, since a metre is an m.
+    An upper-case K or M right behind the digits is a size, after a space a unit (300 K). An m or b is a size only
+    beside a currency, since a metre is an m.
     """
     if match.core["size"] in ("K", "M") and not match.core["unit"]:
         return _SIZES[match.core["size"].lower()]
@@ -176,7 +177,7 @@ def numeral(run: str) -> tuple[Fraction | None, str]:
 
 
 def han_value(text: str) -> int:
-    """Of a number in Chinese characters: 三百二十 is 320, 二〇二四 is 2024."""
+    """Value of a number in Chinese characters: 三百二十 is 320, 二〇二四 is 2024."""
     if not set(text) & set(HAN) and len(text) > 1:
         return int("".join(str(_HAN_DIGITS[character]) for character in text))  # 二〇二四
     total = section = digit = 0

@@ -43,18 +43,14 @@ def suffix_of(path: Path) -> str:
 def stem_of(path: Path) -> str:
     """The name without the suffixes of its format and compression."""
     name = path.name
-    for known in (COMPRESSED, READERS):
-        if Path(name).suffix.lower() in known:
+    for suffixes in (COMPRESSED, READERS):
+        if Path(name).suffix.lower() in suffixes:
             name = Path(name).stem
     return name
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a file, in its order.
-
-    Raises:
-        DataError: no such file, another suffix, or a file that is damaged as a whole.
-    """
+    """Rows of a file, in its order."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"the prompt file {path} {what}; expected a {', '.join(READERS)} file")
@@ -73,11 +69,7 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def _open(path: Path) -> BinaryIO:
-    """The text of a file as bytes, decompressed.
-
-    Raises:
-        DataError: it is UTF-16.
-    """
+    """The text of a file as bytes, decompressed."""
     with path.open("rb") as raw:
         head = raw.read(8)
     opener = next((opener for magic, opener in COMPRESSED.values() if head.startswith(magic)), None)
@@ -109,7 +101,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a JSON file is one array instead of one object a line.
+    """True if a JSON file is an array instead of one object a line.
 
     Raises:
         DataError: it is UTF-16.
@@ -135,7 +127,7 @@ def _shape(handle: BinaryIO, path: Path) -> tuple[bytes, bool]:
 
 
 def _complete(line: bytes) -> bool:
-    """Whether a line is JSON by itself."""
+    """True if a line is JSON by itself."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -144,16 +136,12 @@ def _complete(line: bytes) -> bool:
 
 
 def _last(handle: BinaryIO) -> bool:
-    """Whether nothing but white space follows."""
+    """True if nothing but white space follows."""
     return all(not line.strip() for line in handle)
 
 
 def _whole(text: str, path: Path) -> Iterator[Row] | None:
-    """Rows of a text that is one JSON value, or objects one after the other; None where it is neither.
-
-    Raises:
-        DataError: it is one array that is damaged, or holds no rows.
-    """
+    """Rows of a text that is one JSON value, or objects one after the other; None where it is neither."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -207,7 +195,7 @@ def _equally_long(columns: Sequence[Any]) -> bool:
 
 
 def _is_message(item: Any) -> bool:
-    """Whether this is a message, and its list thus a conversation and not a column."""
+    """True for a message, whose list is a conversation and not a column."""
     return isinstance(item, dict) and bool({"role", "from"} & item.keys())
 
 
@@ -243,7 +231,7 @@ def _lines(handle: Iterable[bytes]) -> Iterator[Row]:
 
 
 def _explained(error: ValueError, *, lines: bool = False) -> str:
-    """What is wrong, and at which character of the line (or line and column of the file)."""
+    """Description of a JSON error with its character in the line (or line and column of the file)."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     message = error.msg[:1].lower() + error.msg[1:]
@@ -380,4 +368,4 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".ndjson": _read_json,
     ".feather": _read_arrow,
 }
-"""What reads the files of each suffix."""
+"""Reader of the files of each suffix."""

@@ -1,4 +1,4 @@
-"""One GGUF file of a Llama-shaped model → a transformers folder in bfloat16.
+"""Conversion of a GGUF file of a Llama-shaped model into a transformers folder in bfloat16.
 
 transformers can read GGUF too, but parses the 98 000 strings of the vocabulary four times and drops the pre-tokenizer's
 digit rule; this reads once, keeps the rule, and is several times faster. Format: the GGUF specification of ggml.
@@ -29,11 +29,7 @@ _CONTROL = 3  # ggml's token type for special tokens
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write config, weights (safetensors, bf16), tokenizer and chat template of `source` into `folder`.
-
-    Raises:
-        AssetError: not a GGUF file, an architecture or tokenizer this converter does not know, or gguf is missing.
-    """
+    """Write config, weights (safetensors, bf16), tokenizer and chat template of `source` into `folder`."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -96,8 +92,8 @@ def _config(facts: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
 
 def _token_ids(facts: Mapping[str, Any]) -> dict[str, int]:
     keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    found = {ours: facts.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in keys.items()}
-    return {key: int(value) for key, value in found.items() if value is not None}
+    ids = {ours: facts.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in keys.items()}
+    return {key: int(value) for key, value in ids.items() if value is not None}
 
 
 def _write_tokenizer(facts: Mapping[str, Any], folder: Path) -> None:
@@ -150,7 +146,7 @@ def _write_weights(facts: Mapping[str, Any], tensors: Mapping[str, Any], path: P
 
 
 def _unpermute(values: Any, heads: int) -> Any:
-    """GGUF interleaves the two rotary halves of each head; transformers keeps them apart. [H*D, E] → [H*D, E]"""
+    """[H*D, E] → [H*D, E]: GGUF interleaves the two rotary halves of each head; transformers keeps them apart."""
     half = values.shape[0] // heads // 2
     return values.reshape(heads, half, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 

@@ -1,4 +1,4 @@
-"""Whether a model of the Hugging Face hub can be had, asked once and with a short limit."""
+"""Availability of models on the Hugging Face hub, checked with a short time limit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ def locate(name: str, revision: str | None = None) -> str:
     Args:
         name: `owner/name`.
         revision: branch, tag or commit; None is the default branch.
-
-    Raises:
-        ModelError: the hub has no such model or revision, it is gated, or neither the hub nor a copy can be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
@@ -64,11 +61,7 @@ def locate(name: str, revision: str | None = None) -> str:
 
 
 def _cached(name: str, revision: str | None, error: Exception) -> str:
-    """Folder of the copy in the hub's cache.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """Folder of the copy in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     try:

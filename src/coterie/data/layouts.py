@@ -1,4 +1,4 @@
-"""Which columns hold the prompt and the gold answer: as set, or recognised in the layouts of other trainers."""
+"""Data layouts: columns of the prompt and the gold answer, as set or as other trainers name them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWERS = (
 WORKED = "solution"
 """May be a worked solution: it counts as the answer when it ends in a marked one, or is nothing else."""
 REPLY = "the last reply"
-"""What `Layout.answer` says where the answer is the end of a conversation."""
+"""`Layout.answer` of an answer that is the end of a conversation."""
 
 _LIKELY_PROMPTS = ("prompt", "question", "problem", "query", "input", "instruction", "task", "text", "content")
 _LIKELY_ANSWERS = (
@@ -50,7 +50,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Which columns a row was read from."""
+    """Columns that a row was read from."""
 
     prompt: str
     answer: str | None
@@ -59,7 +59,7 @@ class Layout:
     """Its worked solution ends in no marked answer, so there is none."""
 
     def title(self) -> str:
-        """What the layout is known as; empty for columns that belong to none."""
+        """Name of the layout; empty for columns that belong to none."""
         prompt = plain(self.prompt)
         if self.answer in ("reward_model.ground_truth", "extra_info.answer"):
             return "verl's layout"
@@ -76,13 +76,13 @@ class Layout:
         return ""
 
     def native(self, names: ColumnNames) -> bool:
-        """Whether nothing was guessed: the documented names, or the settings."""
+        """True for the documented names, or those of the settings: nothing was guessed."""
         prompt = names.prompt is not None or self.prompt in ("prompt", "question")
         answer = names.answer is not None or (self.answer in ("answer", None) and not self.unmarked)
         return prompt and answer
 
     def describe(self) -> str:
-        """`read as verl's layout: prompt from `prompt`, answer from `reward_model.ground_truth``."""
+        """Text such as `read as verl's layout: prompt from `prompt`, answer from `reward_model.ground_truth``."""
         if self.answer is None:
             why = f" (`{WORKED}` ends neither in a box nor in a `####` line)" if self.unmarked else ""
             answer = f"no gold answer{why}"
@@ -93,7 +93,7 @@ class Layout:
 
 
 def plain(name: str) -> str:
-    """A column's name without what people and spreadsheets vary: ` Final-Answer` and `final_answer` are the same."""
+    """Normalised column name: ` Final-Answer` and `final_answer` are the same."""
     return name.strip("\ufeff \t").casefold().replace(" ", "_").replace("-", "_")
 
 
@@ -163,9 +163,6 @@ def check_columns(rows: Sequence[Mapping[str, Any]], names: ColumnNames, source:
 
     Args:
         rows: the first ones.
-
-    Raises:
-        DataError: names the columns that there are, and the setting.
     """
     if not rows:
         return
@@ -194,7 +191,7 @@ def listed(columns: Sequence[str]) -> str:
 
 
 def likely_answer(columns: Sequence[str]) -> str | None:
-    """The column that most probably holds the gold answer, by its name."""
+    """Likely column of the gold answer, by its name."""
     return likely_column(columns, _LIKELY_ANSWERS)
 
 

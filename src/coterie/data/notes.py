@@ -1,4 +1,4 @@
-"""How the rows of one source were read, in words: layouts that were recognised, columns that are not what they seem."""
+"""Notes on a source: recognised layouts and misleading columns, in words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SourceNotes:
     source: str
     names: ColumnNames
     chosen: str = ""
-    """What was chosen of a folder."""
+    """Files that were chosen of a folder."""
     layouts: Counter[Layout] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     worked: int = 0
@@ -45,7 +45,7 @@ class SourceNotes:
         return sum(count for layout, count in self.layouts.items() if layout.unmarked)
 
     def lines(self) -> list[str]:
-        """One line a fact; none for a source that is as documented."""
+        """Lines of the notes; none for a source that is as documented."""
         lines = [self.chosen] if self.chosen else []
         guessed = [(layout, count) for layout, count in self.layouts.most_common() if not layout.native(self.names)]
         for layout, count in guessed[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""Reading numbers as people write them: the one reader of rewards, gold answers and environments. No computer algebra.
+"""Parsing of numbers as people write them, for rewards, gold answers and environments. No computer algebra.
 
 The rules are those of docs/rewards.md, "How an answer is read".
 """
@@ -74,7 +74,7 @@ _UNITS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Quantity:
-    """Something that looks like a number in a text."""
+    """A quantity in a text."""
 
     start: int
     end: int
@@ -93,7 +93,7 @@ class _Quantity:
 
 @lru_cache(maxsize=4096)
 def parse_number(text: str) -> Number | None:
-    """The number that the whole text is; None when it says anything else.
+    """Number of a text that is nothing but a number; else None.
 
     A currency, a degree or a per cent sign belongs to the number, a unit of measure does not.
 
@@ -111,7 +111,7 @@ def parse_number(text: str) -> Number | None:
 
 @lru_cache(maxsize=4096)
 def gold_number(text: str) -> Number | None:
-    r"""The number that a gold answer is: as `parse_number`, and with a unit of measure after it.
+    r"""Number of a gold answer: as `parse_number`, and with a unit of measure after it.
 
     >>> gold_number(r"12 \text{ cm}^2").value
     Fraction(12, 1)
@@ -125,7 +125,7 @@ def gold_number(text: str) -> Number | None:
 
 
 def last_number(text: str, *, marked: bool = False) -> Number | None:
-    """The number that a text ends with; None when there is none, or when the last one does not stand for itself.
+    """Last number of a text; None without one, or when it is a part of something else.
 
     It does not when it is one of several (`5 or 6`, `3-5`, `(1, 2)`), a term or an argument (`2 + 3`, `2x`, `√3`), a
     date or a time. Exponents, indices and digits in names are no numbers at all; ordinals and labels (`3rd`, `Step 3`)
@@ -164,7 +164,7 @@ def _last(plain: str) -> _Quantity | None:
 
 
 def _bare(plain: str) -> str:
-    """Without the delimiters of mathematics and the full stop around a whole answer."""
+    """Text without the delimiters of mathematics and the full stop around a whole answer."""
     plain = plain.strip().rstrip(".。!！").strip()
     for mark in ("$$", "$", "{"):
         inner = plain[len(mark) : -len(mark)]
@@ -193,7 +193,7 @@ def _whole(plain: str) -> _Quantity | None:
 
 
 def _quantities(plain: str) -> Iterator[_Quantity]:
-    """All that looks like a number, in order, with what binds each to the one before."""
+    """All quantities of a text in order, each with what binds it to the one before."""
     before: _Quantity | None = None
     opened = counted = place = 0
     while (match := find(plain, place)) is not None:
@@ -220,13 +220,13 @@ def _quantities(plain: str) -> Iterator[_Quantity]:
 
 
 def _enclosed(start: int, end: int, plain: str) -> bool:
-    """Whether brackets stand around a list of numbers: a tuple, an interval, a set."""
+    """True for brackets around a list of numbers: a tuple, an interval, a set."""
     before, after = plain[max(start - 3, 0) : start].rstrip(), plain[end : end + 3].lstrip()
     return before[-1:] in tuple("([{⟨") and after[:1] in tuple(")]}⟩")
 
 
 def _joined(between: str, match: Written, plain: str) -> bool:
-    """Whether two numbers make one thing that is neither: a range, an alternative, a sum, a ratio, a date."""
+    """True for two numbers that form a range, an alternative, a sum, a ratio or a date."""
     signed = match.before["sign"] or match.before["word"]
     if signed and not between.strip(" )]%°元円个個人月日") and "\n" not in between:
         return True
@@ -254,7 +254,7 @@ def _chained(before: _Quantity, match: Written, plain: str) -> _Quantity | None:
 
 
 def _quantity(match: Written, plain: str, *, whole: bool = False) -> _Quantity | None:
-    """What a match is; None where its digits belong to a name, an exponent or an index."""
+    """Quantity of a match; None where its digits belong to a name, an exponent or an index."""
     before = plain[max(match.start - 24, 0) : match.start]
     sign = match.before["sign"] or ""
     signed = bool(sign) and not match.before["word"] and _is_sign(sign, before, whole)
@@ -273,7 +273,7 @@ def _quantity(match: Written, plain: str, *, whole: bool = False) -> _Quantity |
 
 
 def _labelled(lead: str) -> bool:
-    """Whether the words before a number make it the name of something: Step 3, 第3."""
+    """True for a number that labels something, by the words before it: Step 3, 第3."""
     words = lead.rstrip(" (#")
     return (
         words[-1:] in ("第", "№") or words[-12:].replace("\n", " ").rpartition(" ")[2].lstrip("([").lower() in _LABELS
@@ -281,7 +281,7 @@ def _labelled(lead: str) -> bool:
 
 
 def _is_sign(sign: str, before: str, whole: bool) -> bool:
-    """Whether a minus or plus belongs to the number behind it, and is neither a hyphen, a bullet nor an operation."""
+    """True for a sign of the number behind it: neither a hyphen, a bullet nor an operation."""
     if _UNSPACED_SIGN.search(before):
         return False
     if len(sign) > 1:  # a space follows
@@ -330,7 +330,7 @@ _NO_NOUN = re.compile("[半多几幾余餘来來左右第分点點或到至和�
 
 
 def worded_number(text: str) -> int | None:
-    """The number that the whole text says in words, with an optional unit or counted noun; None where it says more.
+    """Number of a text in words, with an optional unit or counted noun; None where it says more.
 
     >>> worded_number("Twenty-one apples."), worded_number("负五"), worded_number("one of them")
     (21, -5, None)

@@ -1,4 +1,4 @@
-"""Which prompts a step draws: a pure function of the seed and of how many were consumed."""
+"""Order of prompts over epochs and curriculum stages: a pure function of the seed and the cursor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coterie.types import Prompt
 
 
 class PromptOrder:
-    """Every epoch is its own permutation of all prompts; the cursor is what was consumed, so nothing else is saved.
+    """Endless stream of prompts; each epoch is its own permutation. The cursor is the only state.
 
     Where prompts join and leave, the stream falls into stages with epochs of their own.
 
@@ -41,7 +41,7 @@ class PromptOrder:
         return [self._stage(at).prompt(at) for at in range(cursor, cursor + count)]
 
     def available(self, cursor: int) -> int:
-        """How many different prompts the stage holds, those under review not counted."""
+        """Number of different prompts of the stage, without those under review."""
         return len(self._stage(cursor).current.prompts)
 
     def stage(self, cursor: int) -> int:
@@ -53,7 +53,7 @@ class PromptOrder:
 
 
 class _Stage:
-    """From `start` on."""
+    """A curriculum stage, from the cursor `start` on."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class _Stage:
     ) -> None:
         self.number, self.start = number, start
         together = list(zip(prompts, times, strict=True))
-        current = [one for one, when in together if when.holds(start)]
-        left = [one for one, when in together if when.past(start)]
+        current = [prompt for prompt, when in together if when.holds(start)]
+        left = [prompt for prompt, when in together if when.past(start)]
         if prompts and not current:
             raise ValueError(f"there is no prompt to draw after {start} were drawn")
         counters = (number,) if number else ()
@@ -76,7 +76,7 @@ class _Stage:
         self.share = Fraction(review).limit_denominator(1_000_000) if left else Fraction(0)
 
     def prompt(self, cursor: int) -> Prompt:
-        """One in 1 / share is for review, evenly spread."""
+        """Prompt of a place in the stage; one in 1 / share is for review, evenly spread."""
         at = cursor - self.start
         reviewed = int(at * self.share)
         if int((at + 1) * self.share) > reviewed:
@@ -89,11 +89,14 @@ class _Epochs:
 
     def __init__(self, prompts: Sequence[Prompt], *counters: str | int) -> None:
         self.prompts, self.counters = prompts, counters
-        self._known: dict[int, list[int]] = {}
+        self._permutations: dict[int, list[int]] = {}
 
     def __getitem__(self, at: int) -> Prompt:
         epoch, place = divmod(at, len(self.prompts))
-        if epoch not in self._known:
+        if epoch not in self._permutations:
             drawn = generator(*self.counters, epoch).permutation(len(self.prompts)).tolist()
-            self._known = {**{old: order for old, order in self._known.items() if old == epoch - 1}, epoch: drawn}
-        return self.prompts[self._known[epoch][place]]
+            self._permutations = {
+                **{old: order for old, order in self._permutations.items() if old == epoch - 1},
+                epoch: drawn,
+            }
+        return self.prompts[self._permutations[epoch][place]]

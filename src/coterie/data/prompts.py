@@ -1,4 +1,4 @@
-"""Prompt sources → prompts that the model can really be shown; the rest is quarantined with row and reason."""
+"""Loading of prompt sources into renderable prompts; bad rows are quarantined with row and reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MOST_CHARACTERS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A row that no rollout will ever see."""
+    """A quarantined row."""
 
     source: str
     """The source as a person knows it: file name, dataset id, generator."""
@@ -54,7 +54,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceColumns:
-    """What the columns of a source are, for messages."""
+    """Columns of a source, for messages."""
 
     source: str
     columns: tuple[str, ...]
@@ -67,7 +67,7 @@ class SourceColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """What a list of sources holds."""
+    """Prompts of a list of sources, with their token ids and bad rows."""
 
     prompts: tuple[Prompt, ...]
     """In the order of the sources."""
@@ -81,18 +81,18 @@ class PromptSet:
     presence: Mapping[str, CurriculumSpan] = field(default_factory=dict)
     """`after` and `until` of the source by prompt id, where it has any."""
     notes: tuple[str, ...] = ()
-    """How the sources were read, where that was not set: files of a folder, layouts, columns."""
+    """Notes on how sources were read, where that was not set: files of a folder, layouts, columns."""
     sources: tuple[SourceColumns, ...] = ()
     """Of the sources with columns."""
 
     @classmethod
     def empty(cls) -> PromptSet:
-        """Nothing, from no source."""
+        """A set without prompts."""
         return cls(prompts=(), token_ids={}, quarantined=(), excluded=0, repeated=0)
 
     @property
     def warnings(self) -> list[str]:
-        """How the sources were read, and what was left out, one line each."""
+        """Notes on the sources and on rows left out, one line each."""
         lines: list[str] = list(self.notes)
         if self.quarantined:
             count = counted(len(self.quarantined), "bad row")
@@ -104,13 +104,13 @@ class PromptSet:
         return lines
 
     def write_quarantine(self, path: Path) -> None:
-        """One JSON object a line: source, row, reason. The file is written even when nothing is bad."""
+        """Write bad rows as JSON lines: source, row, reason. The file is written even when nothing is bad."""
         path.write_text("".join(f"{json.dumps(row.as_dict())}\n" for row in self.quarantined), encoding="utf-8")
 
 
 @dataclass(slots=True)
 class _SourceRows:
-    """The rows of one source, as far as it has been read."""
+    """Rows of a source, as far as it has been read."""
 
     name: str
     task: str
@@ -126,7 +126,7 @@ class _SourceRows:
 
 @dataclass(slots=True)
 class _Loading:
-    """What has been read so far, over all sources."""
+    """State of loading over all sources."""
 
     config: DataConfig
     chat: Chat
@@ -134,7 +134,7 @@ class _Loading:
     taken: set[str]
     limit: int | None
     staged: bool
-    """Whether sources join and leave."""
+    """True if sources join and leave during the run."""
     prompts: list[Prompt] = field(default_factory=list)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str | None] = field(default_factory=dict)
@@ -174,15 +174,15 @@ def load(
         AssetError: a question asset cannot be fetched.
     """
     if isinstance(exclude, PromptSet):
-        known, forbidden = exclude.prompts, frozenset(exclude.token_ids.values())
+        excluded, forbidden = exclude.prompts, frozenset(exclude.token_ids.values())
     else:
-        known = tuple(exclude)
-        forbidden = frozenset(tuple(chat.render(prompt.messages)) for prompt in known)
+        excluded = tuple(exclude)
+        forbidden = frozenset(tuple(chat.render(prompt.messages)) for prompt in excluded)
     loading = _Loading(
         config=config,
         chat=chat,
         forbidden=forbidden,
-        taken={prompt.id for prompt in known},
+        taken={prompt.id for prompt in excluded},
         limit=limit,
         staged=any(source.after or source.until for source in sources),
     )
@@ -242,7 +242,7 @@ def _sort_in(
     loading: _Loading,
     notes: SourceNotes,
 ) -> None:
-    """A good row: to keep, or one too many."""
+    """Add a good row, unless it is a duplicate, excluded or beyond the limit."""
     if tokens in loading.asked:
         rows.repeated += 1
         loading.repeated += 1
@@ -264,7 +264,7 @@ def _sort_in(
 
 
 def _check_left(rows: _SourceRows, loading: _Loading) -> None:
-    """A source of which nothing is left is refused, unless all of it stands in other sources of an unstaged run."""
+    """Refuse a source of which nothing is left, unless all of it stands in other sources of an unstaged run."""
     if rows.repeated == rows.total and not loading.staged and loading.prompts:
         return
     raise DataError(
@@ -317,7 +317,7 @@ def _render(question: Question, instruction: str, loading: _Loading) -> tuple[in
 
 
 def _messages(question: Question, instruction: str, system: str | None) -> tuple[Message, ...]:
-    """The row's own system message wins over `data.system`."""
+    """Messages of a row; its own system message takes precedence over `data.system`."""
     messages = with_instruction(question.messages, instruction)
     if system is None or messages[0]["role"] == "system":
         return messages
@@ -384,7 +384,7 @@ def _rows(source: FileSource | HubSource | AssetSource | PythonSource, notes: So
 
 
 def _names(source: Source) -> tuple[str, str]:
-    """(what a person knows the source as, its task name)."""
+    """(display name, task name) of a source."""
     match source:
         case FileSource():
             name, task = source.path, _file_task(Path(source.path).expanduser())

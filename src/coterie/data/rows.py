@@ -1,4 +1,4 @@
-"""Rows of a prompt source before they are judged, and those of the hub and of Python functions."""
+"""Raw rows of prompt sources: the hub and Python functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.config.base import user_function
+from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError, DataError, install_command
 
 _MOST = 5_000_000
@@ -14,22 +14,18 @@ _MOST = 5_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row before it is judged."""
+    """A raw row of a source."""
 
     number: int
     """Line of a file of JSON lines; else the count of records from 1."""
     data: Mapping[str, Any] | None
     """Columns by name; None when the row could not be read."""
     problem: str | None = None
-    """Why it could not be read."""
+    """Reason for which it could not be read."""
 
 
 def read_hub(name: str, config: str | None, split: str, revision: str | None) -> Iterator[Row]:
-    """Rows of a Hugging Face dataset.
-
-    Raises:
-        DataError: the `hub` extra is missing, or the dataset cannot be had.
-    """
+    """Rows of a Hugging Face dataset."""
     try:
         import datasets  # ty: ignore[import-not-found]
     except ImportError as error:
@@ -49,11 +45,7 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None) ->
 
 
 def read_python(target: str, params: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows that the user's `module:function` returns or yields; the working folder is importable.
-
-    Raises:
-        DataError: it cannot be imported, or raises.
-    """
+    """Rows that the user's `module:function` returns or yields; the working folder is importable."""
     function = _load(target)
     try:
         rows = function(**params)

@@ -42,15 +42,11 @@ class Shards:
 
     files: tuple[Path, ...]
     note: str
-    """What was chosen, for a person."""
+    """Choices that were made, for a person."""
 
 
 def read_path(path: Path, *, split: str | None = None, config: str | None = None) -> tuple[Iterator[Row], str]:
-    """Rows of a file or of a folder, and what was recognised or chosen, if anything.
-
-    Raises:
-        DataError: see `read_file` and `shards_of`; or a split or configuration is named for a file.
-    """
+    """Rows of a file or of a folder, with a note on what was recognised or chosen."""
     if not path.is_dir():
         for name, value in (("split", split), ("config", config)):
             if value is not None and path.is_file():
@@ -86,9 +82,6 @@ def shards_of(folder: Path, split: str | None, config: str | None) -> Shards:
     Args:
         split: which one; `train`, or the only one, when None.
         config: of those that the README.md of a hub repository names; the default one when None.
-
-    Raises:
-        DataError: there is no data, or no such split or configuration, or it is not clear which is meant.
     """
     if (folder / "dataset_dict.json").is_file():
         names = [name for name in _saved(folder / "dataset_dict.json").get("splits", ()) if isinstance(name, str)]
@@ -123,7 +116,7 @@ def _choose(names: Sequence[str], wish: str | None, setting: str, folder: Path, 
 
 
 def _missing(files: Sequence[Path]) -> str:
-    """How many shards there should be, where some are not there."""
+    """Expected number of shards, where some are missing."""
     totals = {int(match.group(1)) if (match := _SHARD.search(file.stem)) else len(files) for file in files}
     return f" of {totals.copy().pop()}" if len(totals) == 1 and totals != {len(files)} else ""
 
@@ -166,7 +159,7 @@ def _saved_dataset(folder: Path) -> Shards:
 
 
 def _repository(folder: Path, config: str | None) -> tuple[dict[str, tuple[Path, ...]], str]:
-    """(files by split, what to say before the split)."""
+    """(files by split, text of the note before the split)."""
     configs = _configs(folder)
     if configs:
         default = next((name for name, entry in configs.items() if entry.get("default")), "default")

@@ -1,4 +1,4 @@
-"""Lets reasoning-gym be imported without the packages that only a few of its generators need.
+"""Import of reasoning-gym without the packages that only a few of its generators need.
 
 It imports all generators at once, and with them packages of which one is compiled from C source. Where such a package
 is not installed, a module that raises when it is used takes its place, and only those generators fail.
@@ -30,8 +30,8 @@ PACKAGES = {
 
 
 class _Missing:
-    """Whatever a missing package would hold. Naming it is fine, as is calling it while reasoning-gym is imported (one
-    generator asks for a list of fonts then); using it later is not."""
+    """Stand-in for any attribute of a missing package. Naming it is fine, as is calling it while reasoning-gym is
+    imported (one generator lists fonts then); using it later is not."""
 
     importing = False
 
@@ -68,7 +68,7 @@ class _Module(ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Comes after all others, hence is asked only for what is not installed."""
+    """Import finder behind all others, hence asked only for packages that are not installed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -86,7 +86,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def stand_ins() -> Generator[None]:
-    """While entered, a missing package of `PACKAGES` can be imported; afterwards its import fails as before."""
+    """Context in which missing packages of `PACKAGES` can be imported; afterwards their import fails as before."""
     finder = _Finder()
     sys.meta_path.append(finder)
     _Missing.importing = True

@@ -31,7 +31,7 @@ from coterie.errors import DataError, install_command
 
 
 def encode(value: Any) -> Any:
-    """JSON that `decode` turns back into the same value."""
+    """JSON form of a Python value, from which `decode` restores it."""
     if value is None or isinstance(value, bool | int | float | str):
         # A subclass such as numpy's str_ or an IntEnum becomes the plain type.
         kinds = (bool, int, float, str)
@@ -140,12 +140,12 @@ def _items(recipe: Mapping[str, Any], entries: Iterator[dict[str, Any]]) -> Iter
 
 
 def is_item(record: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether this is what an item carries, and not a column of the data that happens to have the same name."""
+    """True for the record of an item, as opposed to a column of the data with the same name."""
     return isinstance(record, Mapping) and {"name", "params", "size", "seed", "entry"} <= record.keys()
 
 
 def score(attributes: Mapping[str, Any], completion: str) -> float:
-    r"""The generator's own score of a completion, as it is: 0 … 1, often 0.01 or 0.05 for a well-formed wrong answer.
+    r"""Score of a completion by the generator's own scorer: 0 … 1, often 0.01 or 0.05 for a well-formed wrong answer.
 
     The judged answer is that of `answers.extract_answer`: what stands in the last `<answer>…</answer>`, else in
     the last `\boxed{…}`, else after `####`, else the whole completion, stripped. An answer in LaTeX or in other
@@ -154,9 +154,6 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
 
     Args:
         attributes: of the prompt; they may have been through JSON.
-
-    Raises:
-        DataError: the prompt is not one of `items`, or its scorer failed.
     """
     record = attributes.get(ATTRIBUTE)
     if not is_item(record):
@@ -178,7 +175,7 @@ def score(attributes: Mapping[str, Any], completion: str) -> float:
 
 
 def _score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float:
-    """The scorer's word on the answer as it stands, and on its plain spelling where that is another one."""
+    """Score of the answer as it stands, and of its plain spelling where that differs."""
     value = float(dataset.score_answer(answer, entry))
     if value < 1 and (not answer.isascii() or any(sign in answer for sign in "\\$")):
         plain, number = plain_words(answer), parse_number(answer)
@@ -210,35 +207,37 @@ def _gym() -> ModuleType:
 
 @lru_cache(maxsize=64)
 def _dataset(recipe: str) -> Any:
-    """The generator itself, from its recipe as JSON."""
-    wanted = json.loads(recipe)
-    name, params = wanted["name"], dict(wanted["params"])
+    """Generator of a recipe in JSON."""
+    request = json.loads(recipe)
+    name, params = request["name"], dict(request["params"])
     registry = _gym().factory.DATASETS
     if name not in registry:
         near = get_close_matches(name, registry, n=3) or sorted(registry)[:5]
         raise DataError(
             f"reasoning-gym has no generator {name!r}; the nearest of its {len(registry)} are {', '.join(near)}"
         )
-    known = sorted(field.name for field in fields(registry[name][1]) if field.name not in ("seed", "size"))
+    parameters = sorted(field.name for field in fields(registry[name][1]) if field.name not in ("seed", "size"))
     for key in params:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
+        if key not in parameters:
+            near = get_close_matches(key, parameters, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(f"the generator {name} has no parameter {key!r}; {hint}it has {', '.join(known) or 'none'}")
+            raise DataError(
+                f"the generator {name} has no parameter {key!r}; {hint}it has {', '.join(parameters) or 'none'}"
+            )
     if name == "composite":
         params["datasets"] = [_part(part) for part in params.get("datasets", [])]
     try:
-        with _fixed_randomness(f"{name}/{wanted['seed']}"), _quiet():
-            return _gym().create_dataset(name, size=wanted["size"], seed=_stream(wanted["seed"]), **params)
+        with _fixed_randomness(f"{name}/{request['seed']}"), _quiet():
+            return _gym().create_dataset(name, size=request["size"], seed=_stream(request["seed"]), **params)
     except Exception as error:  # its validation asserts, and its code trusts the types
         raise DataError(
             f"the generator {name} refuses {params}: {str(error) or type(error).__name__}; its parameters are "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join(parameters) or 'none'}"
         ) from error
 
 
 def _stream(seed: int) -> int:
-    """reasoning-gym draws item i from seed + i, so its seeds 0 and 1 share all items but one; ours are far apart."""
+    """Seed for reasoning-gym, which draws item i from seed + i: its seeds 0 and 1 share all items but one."""
     return seed * 1_000_003 % 2**31
 
 
@@ -310,7 +309,7 @@ def _fixed_randomness(key: str) -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Its dependencies warn about invalid syntax and unclosed files, and one generator prints dots."""
+    """Context without warnings and prints: dependencies warn of invalid syntax, and one generator prints dots."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield

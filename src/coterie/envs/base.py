@@ -1,4 +1,4 @@
-"""The environment seam: an episode yields messages and receives completions, so one body serves every engine."""
+"""Environment protocol: an episode yields messages and receives completions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any, Protocol
 from coterie.types import Message, Prompt
 
 State = str | int | float | tuple["State", ...]
-"""What may name a state: text, a number, or a tuple of those."""
+"""Key of a state: text, a number, or a tuple of those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the model is shown before a turn."""
+    """Messages shown to the model before a turn, with the state and the last turn's reward."""
 
     messages: tuple[Message, ...]
     """Of the first one: the whole opening; later only what is new since the model's last turn."""
     state: State | None = None
-    """Names what the environment is in now, as far as it matters for what comes: attempts at a prompt that came to
-    equal states are compared there. None stands for all that was said so far."""
+    """Key of the environment's state, as far as it matters for the future: attempts at a prompt that came to equal
+    states are compared there. None stands for all messages so far."""
     reward: float = 0.0
-    """What the model's last turn earned; 0 of the first observation."""
+    """Reward of the model's last turn; 0 of the first observation."""
 
 
 Shown = Observation | tuple[Message, ...]
 """An episode may yield the messages alone."""
 Episode = Generator[Shown, str, float | None]
-"""Yields what the model is to answer, receives the completion's text, and returns when the episode is over: what the
-last turn earned, or None for nothing."""
+"""Generator that yields observations, receives the completion's text, and returns at the end of the episode: the reward
+of the last turn, or None for 0."""
 
 
 class Environment(Protocol):
@@ -44,43 +44,35 @@ class Environment(Protocol):
 
 
 class EpisodeError(Exception):
-    """An environment yielded or returned what no episode can hold."""
+    """An invalid observation, reward or state of an environment."""
 
 
-def observed(found: Any) -> Observation:
-    """What an episode yielded, checked; a list or tuple of messages is an observation without reward.
-
-    Raises:
-        EpisodeError: says what was yielded, what was expected and what to do.
-    """
-    if isinstance(found, list | tuple):
-        found = Observation(messages=tuple(found))
-    if not isinstance(found, Observation):
+def check_observation(yielded: Any) -> Observation:
+    """Checked observation; a list or tuple of messages is one without reward."""
+    if isinstance(yielded, list | tuple):
+        yielded = Observation(messages=tuple(yielded))
+    if not isinstance(yielded, Observation):
         raise EpisodeError(
-            f"the environment yielded {_named(found)}; expected an Observation, or a tuple of messages: yield "
+            f"the environment yielded {_describe(yielded)}; expected an Observation, or a tuple of messages: yield "
             'Observation(messages=({"role": "user", "content": …},))'
         )
-    sound = isinstance(found.messages, list | tuple) and all(map(_is_message, found.messages))
-    if not sound or not found.messages:
+    sound = isinstance(yielded.messages, list | tuple) and all(map(_is_message, yielded.messages))
+    if not sound or not yielded.messages:
         raise EpisodeError(
-            f"the environment yielded the messages {_named(found.messages)}; expected one or more of the form "
+            f"the environment yielded the messages {_describe(yielded.messages)}; expected one or more of the form "
             '{"role": "user", "content": …}, both text'
         )
-    earned(found.reward)
-    state_key(found.state)
-    return found
+    check_reward(yielded.reward)
+    state_key(yielded.state)
+    return yielded
 
 
-def earned(value: Any) -> float:
-    """What a turn earned; None is nothing.
-
-    Raises:
-        EpisodeError: it is no finite number.
-    """
+def check_reward(value: Any) -> float:
+    """Checked reward of a turn; None is 0."""
     if value is None:
         return 0.0
     if not isinstance(value, Real) or not math.isfinite(float(value)):
-        raise EpisodeError(f"the environment gave the reward {_named(value)}; expected a finite number, or None")
+        raise EpisodeError(f"the environment gave the reward {_describe(value)}; expected a finite number, or None")
     return float(value)
 
 
@@ -89,24 +81,21 @@ def state_key(state: Any) -> str | None:
 
     >>> state_key("lost"), state_key((2, 17)), state_key(None)
     ('lost', '(2, 17)', None)
-
-    Raises:
-        EpisodeError: it is not made of text and numbers, whose spelling is the same tomorrow.
     """
     if state is None or isinstance(state, str):
         return state
     if not _is_plain(state):
         raise EpisodeError(
-            f"the environment named the state {_named(state)}; expected text, a number, or a tuple of those: other "
+            f"the environment named the state {_describe(state)}; expected text, a number, or a tuple of those: other "
             "objects may be spelled differently in a resumed run"
         )
     return repr(state)
 
 
 def digest(messages: Sequence[Message]) -> str:
-    """Names the state of an episode by all that was said in it: 16 hex digits."""
-    said = json.dumps([[message["role"], message["content"]] for message in messages])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    """State key of an episode by all its messages: 16 hex digits."""
+    text = json.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_message(value: Any) -> bool:
@@ -119,7 +108,7 @@ def _is_plain(state: Any) -> bool:
     return type(state) in (str, int, float, bool)
 
 
-def _named(value: Any) -> str:
+def _describe(value: Any) -> str:
     try:
         text = repr(value)
     except Exception:
@@ -132,7 +121,7 @@ UNLIMITED = 1 << 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Where an episode ends, whether its environment would go on or not."""
+    """Limits of an episode, whether its environment would go on or not."""
 
     turns: int = 1
     """Most turns of the model."""

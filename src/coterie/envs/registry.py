@@ -1,4 +1,4 @@
-"""The environments that ship, and how a name becomes one."""
+"""Registry of built-in environments, and custom ones by name."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ from io import StringIO
 from typing import Any
 
 from coterie.callbacks import printed, prints_are_logged
-from coterie.config.base import user_function
 from coterie.config.schema import EnvironmentConfig
+from coterie.config.user_functions import user_function
 from coterie.envs.base import Environment, Episode, Limits, Shown
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum
 from coterie.errors import ConfigError
 from coterie.types import Prompt
 
-# An environment that is a function of the user's own.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionEnvironment:
-    """Calls a generator function with the prompt and the `params` of the settings.
-
-    Raises:
-        ConfigError: it is no generator function, or does not take the prompt and these params.
-    """
+    """Environment of a generator function, called with the prompt and the `params` of the settings."""
 
     name: str
     """As the settings name it."""
@@ -42,7 +36,7 @@ class FunctionEnvironment:
                 "completions, `said = yield messages`; see docs/environments.md"
             )
         signature = inspect.signature(self.function)
-        if not any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
             check_params(self.params, list(signature.parameters)[1:])
         try:
             signature.bind(None, **self.params)
@@ -53,25 +47,25 @@ class FunctionEnvironment:
             ) from error
 
     def episode(self, prompt: Prompt) -> Episode:
-        return _Overheard(self.name, self.function(prompt, **self.params))
+        return _LoggedEpisode(self.name, self.function(prompt, **self.params))
 
 
-class _Overheard(Generator[Shown, str, float | None]):
-    """An episode whose prints go to the run's log, as long as there is one."""
+class _LoggedEpisode(Generator[Shown, str, float | None]):
+    """Episode whose prints go to the run's log, as long as there is one."""
 
     def __init__(self, name: str, episode: Episode) -> None:
         self._name, self._episode = name, episode
 
     def send(self, value: Any, /) -> Shown:
-        with self._listening():
+        with self._captured():
             return self._episode.send(value)
 
     def throw(self, *error: Any) -> Shown:
-        with self._listening():
+        with self._captured():
             return self._episode.throw(*error)
 
     @contextmanager
-    def _listening(self) -> Generator[None]:
+    def _captured(self) -> Generator[None]:
         if not prints_are_logged():
             yield  # to the console, where a debugger works too
             return
@@ -85,26 +79,19 @@ class _Overheard(Generator[Shown, str, float | None]):
                 printed(f"environment {self._name}", text)
 
 
-def check_params(params: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse a param that an environment does not take.
-
-    Raises:
-        ConfigError: names it, and the nearest that there is.
-    """
+def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
+    """Refuse a param that an environment does not take."""
     for name in params:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
+        if name not in accepted:
+            near = get_close_matches(name, accepted, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"environment.params holds {name!r}; expected of {', '.join(known) or 'none at all'}{hint}"
+                f"environment.params holds {name!r}; expected of {', '.join(accepted) or 'none at all'}{hint}"
             )
 
 
-# One question, one answer.
-
-
 class SingleTurn:
-    """Shows the prompt as it is and ends with the first completion."""
+    """Single-turn environment: shows the prompt and ends with the first completion."""
 
     def episode(self, prompt: Prompt) -> Episode:
         yield prompt.messages
@@ -115,11 +102,11 @@ ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
     "retry": Retry,
     "running_sum": RunningSum,
 }
-"""What `environment.name` may name, beside `module:function`; `environment.params` are the fields."""
+"""Names of `environment.name`, beside `module:function`; `environment.params` are the fields."""
 
 
 def environment_for(config: EnvironmentConfig) -> Environment:
-    """Who answers the model.
+    """Environment of the settings.
 
     Raises:
         ConfigError: it cannot be had, or does not take these params.
@@ -132,5 +119,5 @@ def environment_for(config: EnvironmentConfig) -> Environment:
 
 
 def limits_of(config: EnvironmentConfig) -> Limits | None:
-    """Of an episode; None where it has one turn."""
+    """Limits of an episode; None where it has one turn."""
     return Limits(turns=config.max_turns, tokens=config.max_tokens) if config.talks else None

@@ -1,4 +1,9 @@
-"""A question that may be answered again when the answer was wrong."""
+"""Environment that asks again after a wrong answer.
+
+[environment]
+name = "retry"
+params = { turns = 3, discount = 0.5 }
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,9 @@ RIGHT = 1 - 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Shows the prompt; as long as the answer is wrong, says so and asks again. The reward `task` says what is right.
+    """Shows the prompt; as long as the answer is wrong, says so and asks again. The reward `task` decides.
 
     The state is the list of answers given so far, so attempts that made the same mistakes meet.
-
-    Raises:
-        ConfigError: a setting is out of bounds.
     """
 
     turns: int = 3
@@ -39,25 +41,21 @@ class Retry:
             )
 
     def episode(self, prompt: Prompt) -> Episode:
-        said = yield Observation(messages=prompt.messages, state=())
+        completion = yield Observation(messages=prompt.messages, state=())
         wrong: tuple[str, ...] = ()
         for turn in range(self.turns):
-            if _is_right(prompt, said):
+            if _is_right(prompt, completion):
                 return self.discount**turn
-            wrong = (*wrong, extract_answer(said))
+            wrong = (*wrong, extract_answer(completion))
             if turn + 1 < self.turns:
                 again = Message(role="user", content=self.message)
-                said = yield Observation(messages=(again,), state=wrong)
+                completion = yield Observation(messages=(again,), state=wrong)
         return 0.0
 
 
-def _is_right(prompt: Prompt, said: str) -> bool:
-    """
-    Raises:
-        ValueError: the prompt has no gold answer to compare with.
-    """
+def _is_right(prompt: Prompt, completion: str) -> bool:
     record = prompt.attributes.get(ATTRIBUTE)
     if not is_item(record) and prompt.answer is None:
         raise ValueError(f"prompt {prompt.id} has no gold answer, which `retry` needs; add one, or leave the row out")
-    (value,) = task([said], [prompt.answer], None if record is None else [record])
+    (value,) = task([completion], [prompt.answer], None if record is None else [record])
     return value is not None and value >= RIGHT

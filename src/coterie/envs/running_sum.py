@@ -1,4 +1,4 @@
-"""A sum of several terms, asked one step at a time; each question goes on from what the model said before."""
+"""Environment of a sum of several terms, one step at a time, from the model's own partial results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ _SUM = re.compile(r"-?\d+(?:\s*[+-]\s*\d+){2,}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningSum:
-    """Takes the sum of three or more whole numbers out of the prompt's last message, `4 + 3 - 9 + 2`, and asks for the
-    first two terms in the same words; then for the model's own answer and the next term, and so on.
+    """Running sum of three or more whole numbers in the prompt's last message, such as `4 + 3 - 9 + 2`: asks for the
+    first two terms in the same words, then for the model's own answer and the next term, and so on.
 
     A wrong answer is carried on, so the last one is right only if all are (or mistakes cancel). The state is the number
-    of the step and the total that was said: what came before does not matter for what comes.
-
-    Raises:
-        ConfigError: `share` is out of bounds.
+    of the step and the model's total: what came before does not matter for the rest.
     """
 
     share: float = 0.5
@@ -39,48 +36,47 @@ class RunningSum:
         place, (total, *terms) = terms_of(question["content"])
         text, end = question["content"], sum((total, *terms))
         opening = f"{text[: place.start]}{_sum(total, terms[0])}{text[place.stop :]}"
-        said = yield Observation(messages=(*before, Message(role=question["role"], content=opening)), state=(0, total))
+        completion = yield Observation(
+            messages=(*before, Message(role=question["role"], content=opening)), state=(0, total)
+        )
         each, earned = self.share / len(terms), 0.0
         for step, term in enumerate(terms, 1):
-            heard = whole_number(said)
-            if heard is None:
+            partial = whole_number(completion)
+            if partial is None:
                 return 0.0  # nothing to go on from
-            earned = each * (heard == total + term)
-            total = heard
+            earned = each * (partial == total + term)
+            total = partial
             if step < len(terms):
                 asked = Message(role="user", content=f"{_sum(total, terms[step])} =")
-                said = yield Observation(messages=(asked,), state=(step, total), reward=earned)
+                completion = yield Observation(messages=(asked,), state=(step, total), reward=earned)
         return earned + (1 - self.share) * (total == end)
 
 
 def terms_of(text: str) -> tuple[slice, list[int]]:
-    """Where the last sum of three or more terms stands in a text, and its terms with their signs.
+    """Span of the last sum of three or more terms in a text, and its terms with their signs.
 
     >>> terms_of("What is 4 + 3 - 9?")
     (slice(8, 17, None), [4, 3, -9])
-
-    Raises:
-        ValueError: there is none.
     """
-    found = list(_SUM.finditer(text))
-    if not found:
+    matches = list(_SUM.finditer(text))
+    if not matches:
         raise ValueError(
             f"{text[-80:]!r} holds no sum of three or more whole numbers, such as 4 + 3 - 9; use such data"
         )
-    words = found[-1].group().replace(" ", "")
-    return slice(*found[-1].span()), [int(term) for term in re.findall(r"[+-]?\d+", words)]
+    words = matches[-1].group().replace(" ", "")
+    return slice(*matches[-1].span()), [int(term) for term in re.findall(r"[+-]?\d+", words)]
 
 
-def whole_number(said: str) -> int | None:
-    """The whole number that an answer gives; None where it gives none.
+def whole_number(text: str) -> int | None:
+    """Whole number of an answer; None without one.
 
     >>> whole_number("It is 12."), whole_number("a dozen"), whole_number("1/2")
     (12, None, None)
     """
-    found = answered_number(said)
-    if found is None or found.value.denominator != 1 or abs(found.value) > LARGEST:
+    number = answered_number(text)
+    if number is None or number.value.denominator != 1 or abs(number.value) > LARGEST:
         return None
-    return int(found.value)
+    return int(number.value)
 
 
 def _sum(total: int, term: int) -> str:

@@ -1,4 +1,4 @@
-"""Group-aware GRPO: what a rollout should have earned, judged by its siblings, its region, its prompt's past, and all.
+"""Group-aware GRPO: baselines from a rollout's siblings, its prompt's history, its region and all prompts.
 
-Pure NumPy in float64. `GroupAwareBaseline` (heb.py) is the object to use; every other file holds one of its parts.
+Pure NumPy in float64. `GroupAwareBaseline` (model.py) is the object to use; every other file holds one of its parts.
 """

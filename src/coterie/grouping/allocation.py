@@ -1,7 +1,7 @@
-"""Which prompts to draw and how many rollouts each deserves, decided before any of them is sampled.
+"""Allocation: which prompts to draw and how many rollouts each gets, decided before any of them is sampled.
 
-A right-or-wrong prompt teaches in proportion to p(1 - p). Chances to be drawn and rollouts each go with its square
-root, so that the effort spent on a prompt goes with p(1 - p) itself.
+The signal of a right-or-wrong prompt is proportional to p(1 - p). Its inclusion probability and its number of rollouts
+go with the square root, so that the effort spent on a prompt goes with p(1 - p) itself.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from coterie.config.advantage import GroupingConfig
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.rng import generator
 from coterie.stats import Floats, Ints
-
-# Draws without replacement whose chance of including each item is known exactly.
 
 
 def capped_shares(wishes: Floats, total: float, cap: float) -> Floats:
@@ -40,7 +38,7 @@ def capped_shares(wishes: Floats, total: float, cap: float) -> Floats:
     return np.clip(shares, 0.0, cap)
 
 
-def systematic(inclusion: Floats, count: int, rng: np.random.Generator) -> Ints:
+def systematic_sample(inclusion: Floats, count: int, rng: np.random.Generator) -> Ints:
     """[count] item numbers, ascending; item i is included with chance inclusion[i], which add up to `count`.
 
     Systematic sampling in random order (Madow 1949): one uniform number walks the cumulative chances in steps of 1.
@@ -73,21 +71,21 @@ def apportion(wishes: Floats, total: int, most: int) -> Ints:
 
 
 FLOOR = 0.05
-"""Added to sqrt(p(1 - p)), as in SPO's sampler: no prompt is ever hopeless or solved for good."""
+"""Added to sqrt(p(1 - p)), as in SPO's sampler, so that every prompt keeps being drawn."""
 SOLVED = 0.9
-"""Expected success from which a region counts as solved and lives on the review share."""
+"""Expected success from which a region counts as solved and is drawn by the review share."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allocation:
-    """K prompts of N candidates."""
+    """Drawn prompts, K of N candidates, with their rollouts and importance weights."""
 
     chosen: Ints
     """[K] candidate numbers, ascending."""
     rollouts: Ints
-    """[K] rollouts of each; they add up to the total asked for."""
+    """[K] rollouts of each; they add up to the requested total."""
     inclusion: Floats
-    """[K] chance with which each was drawn."""
+    """[K] inclusion probability of each."""
     weights: Floats
     """[K] factor for each *rollout's* advantage that restores the uniform mean over all N candidates, in a loss that
     averages over rollouts: total / (N · inclusion · rollouts), clipped."""
@@ -118,21 +116,18 @@ def allocate(
     clip: float = 10.0,
     counters: tuple[str | int, ...],
 ) -> Allocation:
-    """Draw prompts and give out rollouts.
+    """Draw prompts and distribute rollouts over them.
 
     Args:
         signal: [N] `teaching_signal` of each candidate, above 0.
         prompts: K, how many to draw; no more than N.
         rollouts: how many in all.
-        least, most: bounds of the rollouts of one prompt; at least 1, since a drawn prompt that is not tried would
+        least, most: bounds of the rollouts of one prompt; at least 1, since a drawn prompt without rollouts would
                 bias the importance weights.
         review: share of the K draws kept for solved candidates, so that solved skills do not fade.
         solved: [N] which candidates those are (`solved_regions`); without any, the share goes back to the others.
         clip: largest importance weight; clipping trades a little bias for bounded steps.
         counters: name the draw, for example (seed, step): equal counters, equal draw.
-
-    Raises:
-        ValueError: the numbers do not fit together.
     """
     count = signal.size
     if not 1 <= prompts <= count:
@@ -145,7 +140,7 @@ def allocate(
         raise ValueError("a signal is 0 or not finite; add a floor, as teaching_signal does, so that none is left out")
     inclusion = _inclusion(signal, prompts, review, solved)
     rng = generator("allocate", *counters)
-    chosen = systematic(inclusion, prompts, rng)
+    chosen = systematic_sample(inclusion, prompts, rng)
     spare = rollouts - least * prompts
     given = least + apportion(signal[chosen], spare, most - least) if spare else np.full(prompts, least, dtype=np.int64)
     weights = np.minimum(rollouts / (count * inclusion[chosen] * given), clip)
@@ -153,14 +148,11 @@ def allocate(
 
 
 def _inclusion(signal: Floats, prompts: int, review: float, solved: NDArray[np.bool_] | None) -> Floats:
-    """[N] chances that add up to K: signal for most, a uniform share for what is solved."""
+    """[N] inclusion probabilities that add up to K: by signal, with a uniform share for solved candidates."""
     wishes = signal / signal.sum()
     if review > 0 and solved is not None and solved.any() and not solved.all():
         wishes = (1.0 - review) * wishes + review * solved / solved.sum()
     return capped_shares(wishes, float(prompts), 1.0)
-
-
-# Which of the candidates to sample, and how often: the estimator's expectations meet the settings.
 
 
 def allocation(
@@ -174,7 +166,7 @@ def allocation(
     rollouts: int,
     counters: tuple[str | int, ...],
 ) -> Allocation:
-    """Decided before any candidate is sampled, from what is expected of it.
+    """Allocation by the rewards that the model expects, before any candidate is sampled.
 
     Args:
         names: [N] prompt ids of the candidates.

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from coterie.stats import Floats, Ints
 
-# State of a part: arrays for what is large, JSON for the rest. Floats survive JSON exactly, so a resumed run continues
-# bit by bit.
-
 State = tuple[dict[str, NDArray], dict[str, Any]]
+"""State of a part: arrays for what is large, JSON for the rest. Floats survive JSON exactly, so a resumed run continues
+bit by bit."""
 
 
 def join(**parts: State) -> State:
@@ -22,16 +21,12 @@ def join(**parts: State) -> State:
     >>> join(root=({"mean": np.zeros(2)}, {"n": 1}))
     ({'root/mean': array([0., 0.])}, {'root': {'n': 1}})
     """
-    arrays = {f"{name}/{key}": array for name, (own, _) in parts.items() for key, array in own.items()}
+    arrays = {f"{name}/{key}": array for name, (part, _) in parts.items() for key, array in part.items()}
     return arrays, {name: json for name, (_, json) in parts.items()}
 
 
 def pick(state: State, name: str) -> State:
-    """The named part of a joined state.
-
-    Raises:
-        ValueError: the state has no such part.
-    """
+    """The named part of a joined state."""
     arrays, json = state
     if name not in json:
         raise ValueError(f"the state holds {sorted(json)}, not {name!r}; it was saved by another preset or version")
@@ -85,11 +80,11 @@ class Groups:
     prompts: tuple[str, ...]
     """[P] in order of first appearance."""
     rows: Ints
-    """[P] row of the prompt in the book, -1 if it was never seen."""
+    """[P] row of the prompt in the table, -1 if it was never seen."""
     size: Floats
     """[P] usable rollouts."""
     evidence: Floats
-    """[P] sum of their weights: what the group counts for. Equal to `size` where weights are equal."""
+    """[P] sum of their weights. Equal to `size` where weights are equal."""
     mean: Floats
     """[P] weighted mean reward."""
     siblings: Floats
@@ -99,22 +94,24 @@ class Groups:
     features: Floats
     """[P, F]"""
     time: float
-    known: float
-    """Mean reward in history: the fallback where there is nobody to compare with."""
+    history_mean: float
+    """Mean reward in history: the fallback baseline without other rollouts."""
 
-    def placed(self, values: Floats) -> Floats:
+    def scatter(self, values: Floats) -> Floats:
         """[N] of the usable rollouts → [B] of all, NaN where one is not usable."""
         out = np.full(self.keep.size, np.nan)
         out[self.keep] = values
         return out
 
     @property
-    def lone(self) -> NDArray[np.bool_]:
+    def single_rollout(self) -> NDArray[np.bool_]:
         """[N] rollouts without siblings."""
         return self.size[self.of] < 2
 
 
-def gather(rollouts: Rollouts, rewards: Floats, weights: Floats, rows: dict[str, int], known: float) -> Groups:
+def group_rollouts(
+    rollouts: Rollouts, rewards: Floats, weights: Floats, rows: dict[str, int], history_mean: float
+) -> Groups:
     """Groups of the rollouts whose mapped reward is a number.
 
     Sibling means are sums over the others, never total minus own: subtracting would let the own reward back in as
@@ -125,7 +122,7 @@ def gather(rollouts: Rollouts, rewards: Floats, weights: Floats, rows: dict[str,
         rewards: [B] mapped rewards, NaN where failed.
         weights: [B] mapped weights, positive.
         rows: row of each prompt seen before.
-        known: mean mapped reward in history.
+        history_mean: mean mapped reward in history.
     """
     keep = np.isfinite(rewards)
     numbers: dict[str, int] = {}
@@ -151,7 +148,7 @@ def gather(rollouts: Rollouts, rewards: Floats, weights: Floats, rows: dict[str,
         others=others,
         features=rollouts.features[first],
         time=rollouts.time,
-        known=known,
+        history_mean=history_mean,
     )
 
 

@@ -1,24 +1,20 @@
-"""A baseline of the user's own: what it may read, how it is asked, and whether it reads what it must not."""
+"""Custom baselines: the read-only view of a step that a user's function gets, and the call of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coterie.grouping.arrays import Groups
 from coterie.grouping.features import Column
-from coterie.grouping.memory import PromptTable, Window
+from coterie.grouping.memory import PromptTable, RecentSteps
 from coterie.stats import Floats, Ints
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Past:
+class PastStep:
     """The groups of one past step; P of them."""
 
     time: float
@@ -27,13 +23,12 @@ class Past:
     means: Floats
     """[P] mean reward."""
     weights: Floats
-    """[P] what the group counts for: about its number of rollouts."""
+    """[P] weight of the group: about its number of rollouts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class View:
-    """What a baseline of the user's own may read: the step's N scored rollouts, and the steps before. No array can be
-    written to."""
+    """Input of a custom baseline: the step's N scored rollouts, and the steps before. No array can be written to."""
 
     rewards: Floats
     """[N] in the reward's own units. A rollout's own reward must not enter its own baseline."""
@@ -44,14 +39,14 @@ class View:
     features: Floats
     """[N, F] standardised features of the prompt."""
     columns: tuple[Column, ...]
-    """[F] what the features are."""
+    """[F] names and units of the features."""
     weights: Floats
-    """[N] what each rollout counts for (`grouping.weights`), about 1 on average."""
+    """[N] weight of each rollout (`grouping.weights`), about 1 on average."""
     time: float
     """Of this step, by `grouping.clock`."""
-    history: tuple[Past, ...]
+    history: tuple[PastStep, ...]
     """At most the last 60 steps, oldest first."""
-    known: float
+    history_mean: float
     """Faded mean reward of the steps before; the middle of the range before the first."""
 
 
@@ -60,52 +55,52 @@ CustomBaseline = Callable[[View], Sequence[float] | Floats]
 
 
 def view_of(
-    groups: Groups, columns: tuple[Column, ...], book: PromptTable, window: Window, bounds: tuple[float, float]
+    groups: Groups,
+    columns: tuple[Column, ...],
+    prompt_table: PromptTable,
+    window: RecentSteps,
+    bounds: tuple[float, float],
 ) -> View:
-    """A step and those before it in the reward's own units; `bounds` are what 0 and 1 of the estimator's stand for."""
+    """View of a step and its history in reward units; `bounds` correspond to 0 and 1 of the estimator's units."""
     low, high = bounds
-    names = list(book.rows)
+    names = list(prompt_table.index)
     history = [
-        Past(
+        PastStep(
             time=step.time,
             prompts=tuple(names[row] for row in step.rows),
-            means=_locked(low + (high - low) * step.mean),
-            weights=_locked(step.evidence.copy()),
+            means=_read_only(low + (high - low) * step.mean),
+            weights=_read_only(step.evidence.copy()),
         )
         for step in window.steps
     ]
     return View(
-        rewards=_locked(low + (high - low) * groups.rewards),
+        rewards=_read_only(low + (high - low) * groups.rewards),
         prompts=tuple(groups.prompts[g] for g in groups.of),
-        groups=tuple(_locked(np.flatnonzero(groups.of == g)) for g in range(len(groups.prompts))),
-        features=_locked(groups.features[groups.of]),
+        groups=tuple(_read_only(np.flatnonzero(groups.of == g)) for g in range(len(groups.prompts))),
+        features=_read_only(groups.features[groups.of]),
         columns=columns,
-        weights=_locked(groups.weights.copy()),
+        weights=_read_only(groups.weights.copy()),
         time=groups.time,
         history=tuple(history),
-        known=low + (high - low) * groups.known,
+        history_mean=low + (high - low) * groups.history_mean,
     )
 
 
-def _locked(array: np.ndarray) -> np.ndarray:
+def _read_only(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
 
 
-def ask(function: CustomBaseline, view: View, name: str) -> Floats:
-    """[N] what the function says.
-
-    Raises:
-        ValueError: it raised, or gave something else than N finite numbers.
-    """
+def call_baseline(function: CustomBaseline, view: View, name: str) -> Floats:
+    """[N] the function's baselines, checked."""
     count = view.rewards.size
     try:
-        found = np.asarray(function(view), dtype=np.float64)
+        baselines = np.asarray(function(view), dtype=np.float64)
     except Exception as error:  # the user's own code
         raise ValueError(f"the baseline {name!r} raised {type(error).__name__}: {error}") from error
-    if found.shape != (count,) or not np.isfinite(found).all():
+    if baselines.shape != (count,) or not np.isfinite(baselines).all():
+        fault = "numbers that are not finite" if baselines.shape == (count,) else baselines.shape
         raise ValueError(
-            f"the baseline {name!r} gave {'numbers that are not finite' if found.shape == (count,) else found.shape}; "
-            f"expected {count} finite numbers, one a rollout of `view.rewards`"
+            f"the baseline {name!r} gave {fault}; expected {count} finite numbers, one a rollout of `view.rewards`"
         )
-    return found
+    return baselines

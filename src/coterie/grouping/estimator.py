@@ -14,9 +14,9 @@ import numpy as np
 
 from coterie.algo.estimators import Estimator, Predictions, PromptPrediction, Scores, Terms
 from coterie.algo.returns import returns_to_go
-from coterie.algo.turns import Episode, episode_of, given_by_environment, has_states, spread
+from coterie.algo.turns import Episode, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.config.advantage import GroupingConfig
-from coterie.config.base import user_function
+from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.allocation import allocation
 from coterie.grouping.arrays import Rollouts, join, pick
@@ -151,7 +151,7 @@ class GroupAwareEstimator(Estimator):
                 preset=self.config.preset,
                 settings=settings_of(self.config),
                 seed=self.seed,
-                own=self.own,
+                custom=self.own,
                 **self.versions,
             )
         return self._model
@@ -247,7 +247,7 @@ class GroupAwareEstimator(Estimator):
             weight = self.importance.get(rollout.context.prompt_id, 1.0)
             value: float | tuple[float, ...] = float(verdict.advantages[k])
             shares = {name: float(values[k]) for name, values in verdict.shares.items() if np.isfinite(values[k])}
-            states = {name: spread(moved[k], rollout) for name, moved in verdict.states.items()}
+            states = {name: broadcast_to_tokens(moved[k], rollout) for name, moved in verdict.states.items()}
             shares |= {name: float(moved.mean()) for name, moved in states.items()}
             if any(moved.any() for moved in states.values()):
                 value = tuple((weight * (value - np.sum(list(states.values()), axis=0))).tolist())
@@ -348,7 +348,7 @@ class GroupAwareEstimator(Estimator):
             self.step, self.importance = int(held["step"]), dict(held["importance"])
             self.clock.load(held["clock"])
         if adopt:
-            self.model.adopt(**self.versions)
+            self.model.rebind(**self.versions)
 
 
 def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:

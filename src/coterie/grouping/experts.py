@@ -1,4 +1,4 @@
-"""Which expert to believe: weights on the simplex, learned from prediction error before each update."""
+"""Experts and their mixture: stateless baselines, a per-prompt tracker, and simplex weights learned from errors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from coterie.grouping.arrays import Groups, State
 from coterie.stats import Floats, Ints
 
 BUCKETS = 6
-"""Seen before or not, times 1, 2-3, 4 or more rollouts: an expert that lives on siblings is good in the last only."""
+"""Prompt seen before or not, times 1, 2-3, 4 or more rollouts: experts that use siblings need the last."""
 _PRIOR_ERROR = 0.02
 """Squared error by which a pseudo-rollout holds the weights at their start."""
 
 
 def buckets(groups: Groups) -> Ints:
-    """[N] bucket of each rollout; reads nothing of its reward."""
+    """[N] bucket of each rollout, independent of its reward."""
     size = groups.size[groups.of]
     return 3 * (groups.rows[groups.of] >= 0).astype(np.int64) + (size >= 2).astype(np.int64) + (size >= 4)
 
@@ -51,8 +51,8 @@ def simplex_weights(gram: Floats) -> Floats:
     return weights
 
 
-class Stack:
-    """b = Σ_k al_k b_k with al learned per bucket from Σ W e eᵀ, e_k = b_k - r, forgetting by `keep` a step.
+class Mixture:
+    """Mixture of experts, b = Σ_k al_k b_k, with al learned per bucket from Σ W e eᵀ, e_k = b_k - r, decayed by `keep`.
 
     Σ W (r - b)² is the empirical power of the gradient, so score-norm weights W make al minimise gradient variance;
     W = 1 minimises squared error, which is worse for peaked policies.
@@ -65,21 +65,21 @@ class Stack:
         self.weights = np.tile(self.start, (BUCKETS, 1))
 
     def overall(self) -> Floats:
-        """[K] the experts' weights, averaged over the buckets by what each has seen."""
-        seen = np.einsum("zkk->z", self.gram)
-        return np.average(self.weights, axis=0, weights=seen) if seen.sum() > 0 else self.start
+        """[K] the experts' weights, averaged over the buckets by their evidence."""
+        evidence = np.einsum("zkk->z", self.gram)
+        return np.average(self.weights, axis=0, weights=evidence) if evidence.sum() > 0 else self.start
 
     def combine(self, predictions: Floats, bucket: Ints) -> Floats:
         """[N] from predictions [K, N]."""
         return np.einsum("nk,kn->n", self.weights[bucket], predictions)
 
     def observe(self, predictions: Floats, rewards: Floats, weights: Floats, bucket: Ints) -> None:
-        """Learn from predictions [K, N] that were made before the rewards [N] were used."""
+        """Update the weights by predictions [K, N] that were made before the rewards [N] were used."""
         error = predictions - rewards
         for z in np.unique(bucket):
             chosen = bucket == z
-            own = error[:, chosen]
-            self.gram[z] = self.keep * self.gram[z] + (own * weights[chosen]) @ own.T
+            bucket_error = error[:, chosen]
+            self.gram[z] = self.keep * self.gram[z] + (bucket_error * weights[chosen]) @ bucket_error.T
             self.weights[z] = self._solve(self.gram[z])
 
     def _solve(self, gram: Floats) -> Floats:
@@ -88,10 +88,10 @@ class Stack:
         pull = (
             np.eye(start.size) - np.outer(ones, start) - np.outer(start, ones) + (start @ start) * np.outer(ones, ones)
         )
-        held = gram + self.ridge * _PRIOR_ERROR * pull
-        return simplex_weights(held + 1e-9 * (np.trace(held) + 1e-9) * np.eye(start.size))
+        regularised = gram + self.ridge * _PRIOR_ERROR * pull
+        return simplex_weights(regularised + 1e-9 * (np.trace(regularised) + 1e-9) * np.eye(start.size))
 
-    def widen(self, factor: float) -> None:
+    def inflate_variance(self, factor: float) -> None:
         self.gram /= factor
 
     def state(self) -> State:
@@ -101,11 +101,8 @@ class Stack:
         self.gram, self.weights = state[0]["gram"].copy(), state[0]["weights"].copy()
 
 
-# SPO's tracker: one fading Beta count a prompt (2509.13232, §3; single-stream policy optimisation).
-
-
 def spo_decay(age: Floats | float, half_life: float, low: float = 0.875, high: float = 0.96) -> Floats:
-    """rho = clamp(2^(-age / half_life), low, high). In nats SPO's half-life is .06.
+    """Decay of SPO's tracker, rho = clamp(2^(-age / half_life), low, high). In nats SPO's half-life is .06.
 
     >>> round(float(spo_decay(0.006, 0.06)), 4)
     0.933
@@ -113,11 +110,11 @@ def spo_decay(age: Floats | float, half_life: float, low: float = 0.875, high: f
     return np.clip(np.exp2(-np.asarray(age, dtype=np.float64) / half_life), low, high)
 
 
-class Tracker:
-    """v = a / (a + b), read before the update; then a ← rho a + Σr, b ← rho b + Σ(1 - r).
+class PromptTracker:
+    """SPO's tracker (2509.13232, §3): a decayed Beta count of each prompt.
 
-    A prompt never seen gets the running mean of all rewards, as one pseudo-rollout: the paper's offline pass of 8
-    rollouts a prompt would be paid for in rollouts.
+    v = a / (a + b), read before the update; then a ← rho a + Σr, b ← rho b + Σ(1 - r). A prompt never seen gets the
+    running mean of all rewards as one pseudo-rollout, instead of the paper's offline pass of 8 rollouts a prompt.
     """
 
     def __init__(self, half_life: float | None = None, rho: float = 0.875) -> None:
@@ -125,19 +122,19 @@ class Tracker:
         self.half_life, self.rho = half_life, rho
         self.hits, self.misses, self.time = (np.zeros(0) for _ in range(3))
 
-    def grow(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         if rows > self.hits.size:
             more = max(rows, 2 * self.hits.size) - self.hits.size
             self.hits, self.misses, self.time = (np.pad(a, (0, more)) for a in (self.hits, self.misses, self.time))
 
     def expect(self, groups: Groups) -> Floats:
         """[P] tracked success of each prompt, from history alone."""
-        value = np.full(groups.rows.size, groups.known)
-        known = np.flatnonzero((groups.rows >= 0) & (groups.rows < self.hits.size))
-        rows = groups.rows[known]
+        value = np.full(groups.rows.size, groups.history_mean)
+        stored = np.flatnonzero((groups.rows >= 0) & (groups.rows < self.hits.size))
+        rows = groups.rows[stored]
         count = self.hits[rows] + self.misses[rows]
         visited = count > 0
-        value[known[visited]] = self.hits[rows[visited]] / count[visited]
+        value[stored[visited]] = self.hits[rows[visited]] / count[visited]
         return value
 
     def predict(self, groups: Groups) -> Floats:
@@ -146,10 +143,10 @@ class Tracker:
 
     def observe(self, groups: Groups, rows: np.ndarray) -> None:
         """`rows` [P]: the rows, now that new prompts have one."""
-        self.grow(int(rows.max(initial=-1)) + 1)
+        self.reserve(int(rows.max(initial=-1)) + 1)
         new = self.hits[rows] + self.misses[rows] == 0
-        hits = np.where(new, groups.known, self.hits[rows])
-        misses = np.where(new, 1.0 - groups.known, self.misses[rows])
+        hits = np.where(new, groups.history_mean, self.hits[rows])
+        misses = np.where(new, 1.0 - groups.history_mean, self.misses[rows])
         age = np.where(new, 0.0, np.maximum(groups.time - self.time[rows], 0.0))
         rho = self.rho if self.half_life is None else spo_decay(age, self.half_life)
         mean = np.clip(groups.mean, 0.0, 1.0)
@@ -158,7 +155,7 @@ class Tracker:
         self.misses[rows] = rho * np.maximum(misses, 0.0) + groups.evidence * (1.0 - mean)
         self.time[rows] = groups.time
 
-    def widen(self, factor: float) -> None:
+    def inflate_variance(self, factor: float) -> None:
         self.hits, self.misses = self.hits / factor, self.misses / factor
 
     def state(self) -> State:
@@ -168,11 +165,8 @@ class Tracker:
         self.hits, self.misses, self.time = (state[0][name].copy() for name in ("hits", "misses", "time"))
 
 
-# Numbers learned as a ratio of two running sums: how far to trust a predicted variance, how noisy rewards are.
-
-
-class Ratio:
-    """A forgetting ratio of sums, sum(top) / sum(bottom), which starts at a prior worth `strength` of bottom.
+class RatioEstimate:
+    """Ratio of two decayed sums, sum(top) / sum(bottom), which starts at a prior worth `strength` of bottom.
 
     Used for kappa (realised over predicted variance), for the noise factor and for tau_p (lasting part of a prompt).
     """
@@ -187,11 +181,11 @@ class Ratio:
         return min(max(self.top / self.bottom, self.low), self.high)
 
     def add(self, top: float, bottom: float) -> None:
-        """Forget a little, then add. Nothing is forgotten where nothing was seen."""
+        """Decay both sums, then add; no decay without data."""
         if bottom <= 0:
             return
         self.top = self.keep * self.top + top
-        # The floor keeps the ratio defined after years of forgetting; it is far below one batch.
+        # The floor keeps the ratio defined after long decay; it is far below one batch.
         self.bottom = max(self.keep * self.bottom + bottom, 1e-9)
 
     def reset(self) -> None:
@@ -204,9 +198,6 @@ class Ratio:
         self.top, self.bottom = state[1]["top"], state[1]["bottom"]
 
 
-# Baselines that need no memory: the siblings, everyone else in the batch, and James-Stein between the two.
-
-
 def group_mean(groups: Groups) -> Floats:
     """[N] plain GRPO: the mean of the group, own reward included, so it shrinks the signal by 1 - 1/G (1 for G = 1)."""
     plain = np.bincount(groups.of, groups.rewards, minlength=groups.size.size) / np.maximum(groups.size, 1)
@@ -215,13 +206,13 @@ def group_mean(groups: Groups) -> Floats:
 
 def sibling_mean(groups: Groups) -> Floats:
     """[N] RLOO: the mean of the other rollouts of the group; a lone rollout gets the mean of history."""
-    return np.where(groups.lone, groups.known, groups.siblings)
+    return np.where(groups.single_rollout, groups.history_mean, groups.siblings)
 
 
 def batch_mean(groups: Groups) -> Floats:
     """[N] the mean of all other rollouts of the batch; history where there are none."""
     if groups.of.size < 2:
-        return np.full(groups.of.size, groups.known)
+        return np.full(groups.of.size, groups.history_mean)
     weights = groups.weights
     rest = weights.sum() - weights
     return ((weights @ groups.rewards) - weights * groups.rewards) / rest
@@ -251,4 +242,6 @@ def james_stein(groups: Groups) -> Floats:
     total = v + s
     lam = np.where(total > 1e-12, (count - 1) / count * v / np.maximum(total, 1e-12), 0.0)
     lam = lam[groups.of]
-    return np.where(groups.lone, rest[groups.of], (1 - lam) * np.nan_to_num(groups.siblings) + lam * rest[groups.of])
+    return np.where(
+        groups.single_rollout, rest[groups.of], (1 - lam) * np.nan_to_num(groups.siblings) + lam * rest[groups.of]
+    )

@@ -1,4 +1,4 @@
-"""What of a prompt can be known before anyone tries it: its meaning, its complexity, its task."""
+"""Prompt features: embedding directions, complexity, task and user key, as standardised columns."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LIMIT = 4.0
 """Standardised features are clipped here: one absurd prompt must not steer the linear scale."""
 
 MOST_KEYS = 64
-"""Texts of the user's key that make a level, the commonest; a prompt with another text is of none of them."""
+"""Most levels of the user's key, the commonest texts; a prompt with another text is of none of them."""
 
 
 def complexity(text: str, tools: int = 0) -> Floats:
-    """[6] complexity of a prompt text, see COMPLEXITY.
+    """[6] log-counts of a prompt text, see COMPLEXITY.
 
     Args:
         text: the prompt as the policy reads it; length in characters.
@@ -44,13 +44,13 @@ def complexity(text: str, tools: int = 0) -> Floats:
 
 
 def is_level(name: str, signal: Signal) -> bool:
-    """Whether a column marks the prompts of one text by the user's key."""
+    """True for a column that marks the prompts of one text by the user's key."""
     return signal == "key" and name.startswith("key=")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One feature: its name, the signal it belongs to, and how to get back from standardised to plain units."""
+    """A feature: its name, the signal it belongs to, and its mean and standard deviation in plain units."""
 
     name: str
     signal: Signal
@@ -65,7 +65,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """An embedding in few dimensions: a fixed linear map, fitted once so that coordinates mean the same for ever."""
+    """Linear map of embeddings to few dimensions, fitted once so that coordinates keep their meaning."""
 
     centre: Floats
     """[E]"""
@@ -76,7 +76,7 @@ class Reduction:
     def fit(
         cls, embeddings: Floats, *, dims: int = 16, method: Literal["pca", "random"] = "pca", seed: int = 0
     ) -> Reduction:
-        """By the leading principal directions, or by a random projection (Johnson-Lindenstrauss) drawn from the seed.
+        """Fit by the leading principal directions, or draw a random projection (Johnson-Lindenstrauss) from the seed.
 
         Args:
             embeddings: [P, E] of the prompts at hand; prompts only, no rewards.
@@ -103,7 +103,7 @@ class Reduction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMap:
-    """From what is known of a prompt to one standardised row. Fitted once; saved with the run."""
+    """Map from a prompt to a row of standardised features. Fitted once; saved with the run."""
 
     columns: tuple[Column, ...]
     tasks: tuple[str, ...]
@@ -125,12 +125,12 @@ class FeatureMap:
         method: Literal["pca", "random"] = "pca",
         seed: int = 0,
     ) -> FeatureMap:
-        """Fit on the prompts at hand: [P] texts, [P] task names, [P] tool counts, [P, E] embeddings, and [P] what the
-        user's key says, all texts or all numbers; `known_keys` are those of prompts that are not at hand too."""
+        """Fit on the prompts at hand: [P] texts, [P] task names, [P] tool counts, [P, E] embeddings, and [P] values of
+        the user's key, all texts or all numbers; `known_keys` are those of prompts that are not at hand too."""
         reduction = None if embeddings is None else Reduction.fit(embeddings, dims=dims, method=method, seed=seed)
-        known = tuple(sorted(set(tasks))) if tasks is not None else ()
+        task_names = tuple(sorted(set(tasks))) if tasks is not None else ()
         levels = None if keys is None else _commonest(keys if known_keys is None else known_keys)
-        bare = cls((), known if len(known) > 1 else (), reduction, levels)
+        bare = cls((), task_names if len(task_names) > 1 else (), reduction, levels)
         raw = bare._raw(texts, tasks, tools, embeddings, keys)
         width = 0 if reduction is None else reduction.matrix.shape[1]
         names: list[tuple[str, Signal]] = [(name, "complexity") for name in COMPLEXITY]
@@ -158,7 +158,7 @@ class FeatureMap:
         embeddings: Floats | None = None,
         keys: Sequence[str] | Sequence[float] | None = None,
     ) -> Floats:
-        """[P, F] standardised rows, clipped to ±4. A task never seen is none of the known ones."""
+        """[P, F] standardised rows, clipped to ±4. An unknown task sets no task column."""
         if (embeddings is None) != (self.reduction is None):
             raise ValueError("features were fitted with embeddings and applied without, or the reverse; pass the same")
         raw = self._raw(texts, tasks, tools, embeddings, keys)
@@ -180,17 +180,17 @@ class FeatureMap:
             named = [""] * len(texts) if tasks is None else tasks
             parts.append(np.array([[float(name == task) for task in self.tasks] for name in named]))
         if self.keys is not None and keys is not None:
-            marks = [[float(own == key) for key in self.keys] if self.keys else [float(own)] for own in keys]
+            marks = [[float(value == key) for key in self.keys] if self.keys else [float(value)] for value in keys]
             parts.append(np.array(marks, dtype=np.float64))
         if self.reduction is not None and embeddings is not None:
             parts.append(self.reduction.apply(embeddings))
         return np.hstack(parts)
 
     def state(self) -> State:
-        own = self.reduction
-        arrays = {} if own is None else {"centre": own.centre, "matrix": own.matrix}
+        reduction = self.reduction
+        arrays = {} if reduction is None else {"centre": reduction.centre, "matrix": reduction.matrix}
         keys = None if self.keys is None else list(self.keys)
-        return arrays, {"columns": [asdict(one) for one in self.columns], "tasks": list(self.tasks), "keys": keys}
+        return arrays, {"columns": [asdict(column) for column in self.columns], "tasks": list(self.tasks), "keys": keys}
 
     @classmethod
     def load(cls, state: State) -> FeatureMap:
@@ -202,11 +202,7 @@ class FeatureMap:
 
 
 def _commonest(keys: Sequence[str] | Sequence[float]) -> tuple[str, ...]:
-    """The texts that make a level, in alphabetical order; none of numbers.
-
-    Raises:
-        ValueError: texts and numbers are mixed.
-    """
+    """Levels of the key in alphabetical order; empty for numbers."""
     kinds = {isinstance(key, str) for key in keys}
     if len(kinds) > 1:
         raise ValueError("the key gives texts for some prompts and numbers for others; give one of both for all")
@@ -216,10 +212,8 @@ def _commonest(keys: Sequence[str] | Sequence[float]) -> tuple[str, ...]:
     return tuple(sorted(sorted(counts, key=lambda key: (-counts[key], key))[:MOST_KEYS]))
 
 
-# What is known of each training prompt before anyone tries it, as the estimator's features.
-
 Embed = Callable[[Sequence[Prompt]], np.ndarray]
-"""[P] prompts → [P, D] what they mean."""
+"""[P] prompts → [P, D] embeddings."""
 
 Key = Callable[[Prompt], str | float]
 
@@ -228,7 +222,7 @@ SAMPLE = 128
 
 
 class PromptFeatures:
-    """Features of prompts, computed once each and kept: what a prompt meant when it was first seen.
+    """Feature rows of the training prompts, computed once each, when a prompt is first seen.
 
     Args:
         prompts: the training prompts.
@@ -244,40 +238,36 @@ class PromptFeatures:
         self.dimensions, self.seed = dimensions, seed
         self.rows: dict[str, np.ndarray] = {}
         self.fresh: list[tuple[Prompt, np.ndarray]] = []
-        """Embeddings that nobody has stored yet."""
+        """Embeddings that are not stored yet."""
         self._map: FeatureMap | None = None
-        self._sampled: dict[str, np.ndarray] = {}  # embeddings of the sample whose prompts nobody has asked for yet
+        self._sampled: dict[str, np.ndarray] = {}  # embeddings of sample prompts without a row yet
 
     @property
     def map(self) -> FeatureMap:
-        """Fitted on the first use, with the policy as it is then: before the first step.
-
-        Raises:
-            ConfigError: the user's key fails, or gives neither texts nor numbers.
-        """
+        """Feature map, fitted on first use with the policy as it is then: before the first step."""
         if self._map is None:
             names = list(self.prompts)[:: max(1, len(self.prompts) // SAMPLE)][:SAMPLE]
-            known = None if self.key is None else self._keys(self.key, list(self.prompts))
-            facts = self._facts(names)
+            known_keys = None if self.key is None else self._keys(self.key, list(self.prompts))
+            facts = self._inputs(names)
             try:
-                self._map = FeatureMap.fit(**facts, known_keys=known, dims=self.dimensions, seed=self.seed)
+                self._map = FeatureMap.fit(**facts, known_keys=known_keys, dims=self.dimensions, seed=self.seed)
             except ValueError as error:
                 raise ConfigError(f"[grouping]: {error}") from error
             self._sampled = dict(zip(names, facts.get("embeddings", ()), strict=False))
         return self._map
 
     def of(self, names: Sequence[str]) -> np.ndarray:
-        """[n, F] one row per prompt id."""
+        """[n, F] feature rows by prompt id."""
         fresh = [name for name in dict.fromkeys(names) if name not in self.rows]
         if fresh:
-            fitted, facts = self.map, self._facts(fresh)
+            fitted, facts = self.map, self._inputs(fresh)
             for name in fresh:
                 self._sampled.pop(name, None)
             self.rows |= dict(zip(fresh, fitted.apply(**facts), strict=True))
             self.fresh += zip([self.prompts[name] for name in fresh], facts.get("embeddings", ()), strict=False)
         return np.stack([self.rows[name] for name in names])
 
-    def _facts(self, names: Sequence[str]) -> dict[str, Any]:
+    def _inputs(self, names: Sequence[str]) -> dict[str, Any]:
         prompts = [self.prompts[name] for name in names]
         facts: dict[str, Any] = {
             "texts": [prompt.messages[-1]["content"] for prompt in prompts],
@@ -290,15 +280,15 @@ class PromptFeatures:
         return facts
 
     def _embedded(self, embed: Embed, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[n, D]; those of the sample were embedded before."""
-        known = dict(self._sampled)
-        if unknown := [prompt for prompt in prompts if prompt.id not in known]:
-            known |= zip([prompt.id for prompt in unknown], embed(unknown), strict=True)
-        return np.stack([known[prompt.id] for prompt in prompts])
+        """[n, D] embeddings; those of the sample are taken from the fit."""
+        embeddings = dict(self._sampled)
+        if unknown := [prompt for prompt in prompts if prompt.id not in embeddings]:
+            embeddings |= zip([prompt.id for prompt in unknown], embed(unknown), strict=True)
+        return np.stack([embeddings[prompt.id] for prompt in prompts])
 
     def _keys(self, key: Key, names: Sequence[str]) -> list[Any]:
-        """What the user's function says of each prompt: all texts or all numbers."""
-        found = []
+        """Values of the user's key: all texts or all numbers."""
+        values = []
         for name in names:
             try:
                 value = key(self.prompts[name])
@@ -309,15 +299,15 @@ class PromptFeatures:
                 raise ConfigError(
                     f"grouping.key gave {value!r} for prompt {name!r}; expected a text or a finite number"
                 )
-            found.append(value)
-        return found
+            values.append(value)
+        return values
 
     def state(self) -> State:
         arrays, facts = self.map.state()
         rows = np.stack(list(self.rows.values())) if self.rows else np.zeros((0, len(self.map.columns)))
-        told = {"names": list(self.rows), "sampled": list(self._sampled)}
+        names = {"names": list(self.rows), "sampled": list(self._sampled)}
         sampled = {"sampled": np.stack(list(self._sampled.values()))} if self._sampled else {}
-        return {**arrays, **sampled, "rows": rows}, {**facts, **told}
+        return {**arrays, **sampled, "rows": rows}, {**facts, **names}
 
     def load(self, state: State) -> None:
         arrays, facts = state
@@ -327,29 +317,28 @@ class PromptFeatures:
         self._map = FeatureMap.load((fitted, facts))
 
 
-# What a text is about, without a model: its words and letter triples, hashed into a short vector.
-
 WIDTH = 256
 LONGEST = 8192
-"""Characters looked at: a row must cost microseconds, whatever it holds."""
+"""Characters read: a row must cost microseconds, whatever it holds."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def text_embedding(text: str, width: int = WIDTH) -> np.ndarray:
-    """[width] float32 of length 1, or zeros for an empty text; equal on every machine.
+    """[width] hashed embedding of a text's words, float32 of length 1, or zeros for an empty text.
 
-    Feature hashing with signs (Weinberger et al., 0902.2206) of words and of letter triples within words; a feature
-    that occurs n times counts √n. Digits count as one letter, so that two sums of other numbers are alike.
+    Equal on every machine. Feature hashing with signs (Weinberger et al., 0902.2206) of words and of letter triples
+    within words; a feature that occurs n times counts √n. Digits count as one letter, so that two sums of other numbers
+    are alike.
     """
     counts: dict[str, int] = {}
     for word in _WORD.findall(re.sub(r"\d", "0", text[:LONGEST].lower())):
         padded = f" {word} "
         for gram in (padded, *(padded[k : k + 3] for k in range(len(padded) - 2))):
             counts[gram] = counts.get(gram, 0) + 1
-    found = np.zeros(width)
+    vector = np.zeros(width)
     for gram, count in counts.items():
         code = crc32(gram.encode("utf-8", "surrogatepass"))
-        found[code % width] += (1.0 if code & 0x8000_0000 else -1.0) * count**0.5
-    norm = float(np.sqrt((found * found).sum()))
-    return (found / norm if norm else found).astype(np.float32)
+        vector[code % width] += (1.0 if code & 0x8000_0000 else -1.0) * count**0.5
+    norm = float(np.sqrt((vector * vector).sum()))
+    return (vector / norm if norm else vector).astype(np.float32)

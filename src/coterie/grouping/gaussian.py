@@ -1,4 +1,4 @@
-"""The Gaussian hierarchy: what all scales together say about a prompt, with and without its own group.
+"""Gaussian inference for the hierarchy: filtering, conditioning and leave-one-group-out predictions.
 
 Notation of the state-space model: mu = h.a + d, a ~ N(mean, cov); a group's mean reward is y = mu + noise. With
 C = H cov Hᵀ and D = diag(noise), K = (C + D)⁻¹ (leave-one-out: Rasmussen and Williams 2006, eq. 5.10-5.12).
@@ -16,15 +16,15 @@ from coterie.stats import Floats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussian:
-    """Belief about the n offsets of the hierarchy."""
+    """Gaussian distribution of the n offsets of the hierarchy."""
 
     mean: Floats
     """[n]"""
     cov: Floats
     """[n, n], symmetric and positive definite."""
 
-    def later(self, elapsed: float, prior: Floats, memory: Floats, walk: Floats) -> Gaussian:
-        """The belief `elapsed` later: each offset decays towards 0 as AR(1), or wanders.
+    def advance(self, elapsed: float, prior: Floats, memory: Floats, walk: Floats) -> Gaussian:
+        """The distribution `elapsed` later: each offset decays towards 0 as AR(1), or follows a random walk.
 
         Args:
             elapsed: time passed, at least 0.
@@ -40,7 +40,7 @@ class Gaussian:
         cov[np.diag_indices_from(cov)] += gained
         return Gaussian(self.mean * decay, cov)
 
-    def given(self, design: Floats, residual: Floats, noise: Floats) -> Gaussian:
+    def condition(self, design: Floats, residual: Floats, noise: Floats) -> Gaussian:
         """Kalman update with P groups at once, in square-root form: cov' = L (I + Lᵀ Hᵀ D⁻¹ H L)⁻¹ Lᵀ.
 
         Args:
@@ -58,7 +58,7 @@ class Gaussian:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """What the joint solve of a batch says about each of its P groups."""
+    """Result of the joint solve of a batch of P groups."""
 
     alpha: Floats
     """[P] K residual."""
@@ -66,7 +66,7 @@ class Solution:
     """[P] diagonal of K."""
 
     def without_own(self, residual: Floats) -> tuple[Floats, Floats]:
-        """Leave-one-group-out: [P] what the other groups add to each prediction, and [P] the variance of y given them.
+        """Leave-one-group-out: [P] correction of each prediction by the other groups, and [P] variance of y given them.
 
         Neither depends on the group's own y: residual - alpha / K_pp is the mean given the others, 1 / K_pp its
         variance.
@@ -75,13 +75,13 @@ class Solution:
 
 
 def solve_direct(belief: Gaussian, design: Floats, residual: Floats, noise: Floats) -> Solution:
-    """By the [P, P] matrix: O(P² n + P³), for few groups."""
+    """Solution by the [P, P] matrix: O(P² n + P³), for few groups."""
     kernel = np.asarray(np.linalg.inv(design @ belief.cov @ design.T + np.diag(noise)), dtype=np.float64)
     return Solution(kernel @ residual, np.diagonal(kernel).copy())
 
 
 def solve_woodbury(belief: Gaussian, design: Floats, residual: Floats, noise: Floats) -> Solution:
-    """By the [n, n] matrix: O(P n² + n³), linear in the groups.
+    """Solution by the [n, n] matrix: O(P n² + n³), linear in the groups.
 
     K = D⁻¹ - D⁻¹ U (I + Uᵀ D⁻¹ U)⁻¹ Uᵀ D⁻¹ with U = H L; only its diagonal and its product with the residual are made.
     """
@@ -94,7 +94,7 @@ def solve_woodbury(belief: Gaussian, design: Floats, residual: Floats, noise: Fl
 
 
 def solve(belief: Gaussian, design: Floats, residual: Floats, noise: Floats) -> Solution:
-    """The cheaper of the two; they agree to rounding."""
+    """Solution by the cheaper of the two ways, which agree to rounding."""
     way = solve_direct if design.shape[0] <= design.shape[1] else solve_woodbury
     return way(belief, design, residual, noise)
 

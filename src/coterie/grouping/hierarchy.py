@@ -19,13 +19,13 @@ from math import inf
 import numpy as np
 
 from coterie.grouping.arrays import Groups, State, join, pick
-from coterie.grouping.experts import Ratio
+from coterie.grouping.experts import RatioEstimate
 from coterie.grouping.features import Column
 from coterie.grouping.gaussian import Gaussian, solve, variance
-from coterie.grouping.memory import PromptMemory, PromptTable, Window
+from coterie.grouping.memory import PromptMemory, PromptTable, RecentSteps
 from coterie.grouping.presets import Settings
 from coterie.grouping.tree import Tree
-from coterie.grouping.tree_fit import grow
+from coterie.grouping.tree_fit import fit_tree
 from coterie.rng import generator
 from coterie.stats import Floats, Ints
 
@@ -37,7 +37,7 @@ _OFF = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What was expected of each group before its own rewards."""
+    """Prediction of each group's rewards before they are used."""
 
     mean: Floats
     """[P] mean reward given history and, if used, all other groups."""
@@ -50,24 +50,24 @@ class Prediction:
     baseline: Floats
     """[N]"""
     parts: dict[str, Floats]
-    """[N] each: what each scale contributed; they add up to the baseline."""
+    """[N] each: contribution of each scale; they add up to the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeChange:
-    """How the regions moved at a refit, as splits in words."""
+    """Splits that a refit of the tree added and removed, in words."""
 
     split: tuple[str, ...]
     merged: tuple[str, ...]
 
 
 class Hierarchy:
-    """One expert. The prompt book and the window are shared between experts and owned by the caller."""
+    """Hierarchical empirical-Bayes expert; prompt table and window are shared with the other experts."""
 
     def __init__(
-        self, columns: tuple[Column, ...], settings: Settings, book: PromptTable, window: Window, seed: int
+        self, columns: tuple[Column, ...], settings: Settings, prompt_table: PromptTable, window: RecentSteps, seed: int
     ) -> None:
-        self.settings, self.book, self.window, self.seed = settings, book, window, seed
+        self.settings, self.prompt_table, self.window, self.seed = settings, prompt_table, window, seed
         used = [i for i, column in enumerate(columns) if column.signal in settings.signals]
         self.columns = np.array(used, dtype=np.int64)
         self.names = columns
@@ -76,9 +76,9 @@ class Hierarchy:
         self.keys = self.columns[level] if "key" in settings.scales else self.columns[:0]
         self.tree, self.levels = Tree.stump(), np.zeros(1)
         self.memory = PromptMemory(settings.prompt_memory, settings.keep_tau)
-        self.kappa = [Ratio(1.0, 1.0, settings.keep_kappa, 0.2, 5.0) for _ in range(2)]
+        self.kappa = [RatioEstimate(1.0, 1.0, settings.keep_kappa, 0.2, 5.0) for _ in range(2)]
         # Reward variance over m(1 - m): 1 for right or wrong, less for graded rewards. One formula for both.
-        self.noise = Ratio(1.0, 5.0, settings.keep_tau, 0.02, 4.0)
+        self.noise = RatioEstimate(1.0, 5.0, settings.keep_tau, 0.02, 4.0)
         self.time, self.steps, self.refits = 0.0, 0, 0
         self.belief = self._prior_belief()
 
@@ -108,19 +108,19 @@ class Hierarchy:
         return np.hstack([path, self._flat(features)])
 
     def _flat(self, features: Floats) -> Floats:
-        """[P, d] the part of the rows that no tree changes: features for the linear scale, marks of keys."""
+        """[P, d] tree-independent part of the rows: features of the linear scale, marks of keys."""
         return np.hstack([features[:, self.linear], (features[:, self.keys] > 0.0).astype(np.float64)])
 
-    def _later(self, time: float) -> Gaussian:
-        return self.belief.later(max(time - self.time, 0.0) if self.steps else 0.0, *self._prior())
+    def _belief_at(self, time: float) -> Gaussian:
+        return self.belief.advance(max(time - self.time, 0.0) if self.steps else 0.0, *self._prior())
 
     def _reward_noise(self, mean: Floats) -> Floats:
-        """[P] variance of one reward; bounded away from 0 because a prediction of certainty is never certain."""
-        return np.maximum(self.noise.value * one_reward(mean, bounded=self.settings.bounds is not None), 1e-4)
+        """[P] variance of one reward; bounded away from 0."""
+        return np.maximum(self.noise.value * reward_variance(mean, bounded=self.settings.bounds is not None), 1e-4)
 
     def calibration(self, rows: Ints) -> Floats:
-        """[P] factor of a prediction's variance that was right in the past, for prompts seen before and for others."""
-        return np.where(self.memory.seen(rows), self.kappa[1].value, self.kappa[0].value)
+        """[P] calibrated factor of the prediction's variance, for prompts seen before and for others."""
+        return np.where(self.memory.visited(rows), self.kappa[1].value, self.kappa[0].value)
 
     def _memory_prior(self, rows: Ints, time: float) -> tuple[Floats, Floats]:
         if "prompt" in self.settings.scales:
@@ -131,21 +131,21 @@ class Hierarchy:
 
     def expect(self, rows: Ints, features: Floats, time: float) -> tuple[Floats, Floats]:
         """[P] mean and [P] calibrated variance of the expected reward, from history alone, before any rollout."""
-        belief, design = self._later(time), self._design(features)
+        belief, design = self._belief_at(time), self._design(features)
         memory_mean, memory_var = self._memory_prior(rows, time)
         mean = ROOT_MEAN + design @ belief.mean + memory_mean
         return mean, self.calibration(rows) * np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
 
     def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """[P] variance of what is expected of each prompt's region and neighbours, and [P] the same before any
-        evidence; what is special to the prompt is left out."""
+        """[P] posterior and [P] prior variance of the expected reward of each prompt's region and neighbours; the
+        prompt's own offset is left out."""
         design = self._design(features)
-        return variance(self._later(time), design), variance(self._prior_belief(), design)
+        return variance(self._belief_at(time), design), variance(self._prior_belief(), design)
 
     def predict(self, groups: Groups) -> Prediction:
-        """Baselines from history, the other groups and the siblings. Changes nothing."""
+        """Baselines from history, the other groups and the siblings; no state changes."""
         scales = self.settings.scales
-        belief, design = self._later(groups.time), self._design(groups.features)
+        belief, design = self._belief_at(groups.time), self._design(groups.features)
         memory_mean, memory_var = self._memory_prior(groups.rows, groups.time)
         prior = ROOT_MEAN + design @ belief.mean + memory_mean
         noise = self._reward_noise(prior)
@@ -171,38 +171,40 @@ class Hierarchy:
         }
         if self.keys.size:
             parts["key"] = design[:, ends:] @ belief.mean[ends:]
-        own = {name: (1.0 - trust) * part[groups.of] for name, part in parts.items()}
-        own["siblings"] = trust * np.nan_to_num(groups.siblings)
-        baseline = np.sum(list(own.values()), axis=0)
+        contributions = {name: (1.0 - trust) * part[groups.of] for name, part in parts.items()}
+        contributions["siblings"] = trust * np.nan_to_num(groups.siblings)
+        baseline = np.sum(list(contributions.values()), axis=0)
         if self.settings.bounds is not None:
             baseline = np.clip(baseline, 0.0, 1.0)
-        return Prediction(prior + correction, var, noise, trust, baseline, own)
+        return Prediction(prior + correction, var, noise, trust, baseline, contributions)
 
     # learn
 
     def observe(self, groups: Groups, prediction: Prediction, rows: Ints) -> None:
-        """Learn from a step, after its baselines were used. `rows` [P]: rows in the book, now that all have one."""
+        """Learn from a step, after its baselines were used. `rows` [P]: in the prompt table, now that all have one."""
         self._calibrate(groups, prediction)
-        self.memory.grow(int(rows.max(initial=-1)) + 1)
-        self.belief = self._absorb(self._later(groups.time), self.memory, rows, groups, learn=True)
+        self.memory.reserve(int(rows.max(initial=-1)) + 1)
+        self.belief = self._absorb(self._belief_at(groups.time), self.memory, rows, groups, learn=True)
         self.time, self.steps = max(groups.time, self.time) if self.steps else groups.time, self.steps + 1
 
-    def _absorb(self, belief: Gaussian, memory: PromptMemory, rows: Ints, seen: Groups, *, learn: bool) -> Gaussian:
+    def _absorb(self, belief: Gaussian, memory: PromptMemory, rows: Ints, groups: Groups, *, learn: bool) -> Gaussian:
         """Kalman update of the offsets, and the exact marginal posterior of each prompt's own offset.
 
         d_p given everything is Gaussian with mean d + v alpha_p and variance v - v² K_pp, v its variance before.
         """
-        design = self._design(seen.features)
-        before = memory.prior(rows, seen.time) if "prompt" in self.settings.scales else self._memory_prior(rows, 0.0)
+        design = self._design(groups.features)
+        before = memory.prior(rows, groups.time) if "prompt" in self.settings.scales else self._memory_prior(rows, 0.0)
         offset = ROOT_MEAN + design @ belief.mean
-        noise = self._reward_noise(offset + before[0]) / seen.evidence
-        residual = seen.mean - offset - before[0]
+        noise = self._reward_noise(offset + before[0]) / groups.evidence
+        residual = groups.mean - offset - before[0]
         solution = solve(belief, design, residual, before[1] + noise)
         if learn:
-            memory.learn_tau(rows, seen.mean - offset, seen.evidence / seen.size, seen.time)
+            memory.learn_tau(rows, groups.mean - offset, groups.evidence / groups.size, groups.time)
         mean, var = before[0] + before[1] * solution.alpha, before[1] - before[1] ** 2 * solution.precision
-        memory.store(rows, mean, np.maximum(var, 1e-6), seen.mean - offset, seen.evidence / seen.size, seen.time)
-        return belief.given(design, residual, before[1] + noise)
+        memory.store(
+            rows, mean, np.maximum(var, 1e-6), groups.mean - offset, groups.evidence / groups.size, groups.time
+        )
+        return belief.condition(design, residual, before[1] + noise)
 
     def _calibrate(self, groups: Groups, prediction: Prediction) -> None:
         """Products of different rollouts share no noise, so their mean is the realised variance of the prediction."""
@@ -216,9 +218,9 @@ class Hierarchy:
         pairs = sums[2] ** 2 - sums[3]
         many = (groups.size > 1) & (pairs > 1e-12 * sums[2] ** 2)
         product = np.where(many, (sums[0] ** 2 - sums[1]) / np.where(many, pairs, 1.0), 0.0)
-        seen = self.memory.seen(groups.rows)
+        visited = self.memory.visited(groups.rows)
         for z, kappa in enumerate(self.kappa):
-            chosen = many & (seen == bool(z))
+            chosen = many & (visited == bool(z))
             kappa.add(float(product[chosen].sum()), float(prediction.variance[chosen].sum()))
         # Within groups where there are siblings; elsewhere the squared error less the part that is ours.
         plain = np.bincount(groups.of, groups.rewards, minlength=count) / groups.size
@@ -235,19 +237,19 @@ class Hierarchy:
     # regions
 
     @property
-    def due(self) -> bool:
-        """It is time to redraw the regions."""
+    def refit_due(self) -> bool:
+        """True when the tree has to be refitted."""
         settings = self.settings
         if "tree" not in settings.scales or not self.columns.size:
             return False
         return self.steps in settings.refit_first or (self.steps > 0 and self.steps % settings.refit_every == 0)
 
     def refit(self) -> TreeChange:
-        """Redraw the regions on the window, replay it through a fresh filter, and keep prompts' absolute values."""
+        """Refit the tree on the window, replay it through a fresh filter, and keep prompts' absolute values."""
         settings = self.settings
-        visits = self.window.visits(self.book.features, self.time, settings.memory)
+        visits = self.window.visits(self.prompt_table.features, self.time, settings.memory)
         old_tree, old_belief = self.tree, self.belief
-        self.tree, self.levels = grow(
+        self.tree, self.levels = fit_tree(
             visits,
             self.columns,
             generator("honest", self.seed, self.refits),
@@ -259,21 +261,21 @@ class Hierarchy:
         self.refits += 1
         old, new = old_tree.splits(self.names), self.tree.splits(self.names)
         self.belief = self._replay()
-        known = np.flatnonzero(self.memory.seen(np.arange(len(self.book.rows), dtype=np.int64)))
-        features = self.book.features[known]
+        visited = np.flatnonzero(self.memory.visited(np.arange(len(self.prompt_table.index), dtype=np.int64)))
+        features = self.prompt_table.features[visited]
         before = self._value(old_tree, old_belief, features)
-        self.memory.rebase(known, before - self._value(self.tree, self.belief, features))
+        self.memory.rebase(visited, before - self._value(self.tree, self.belief, features))
         return TreeChange(tuple(sorted(new - old)), tuple(sorted(old - new)))
 
     def _replay(self) -> Gaussian:
         """The window through a fresh filter with a memory of its own, so that visits of one prompt count once."""
         local = PromptMemory(self.settings.prompt_memory, self.settings.keep_tau)
         local.tau.load(self.memory.tau.state())
-        local.grow(len(self.book.rows))
+        local.reserve(len(self.prompt_table.index))
         belief, time = self._prior_belief(), None
         for step in self.window.steps:
-            belief = belief.later(0.0 if time is None else max(step.time - time, 0.0), *self._prior())
-            past = _past_groups(step.rows, step.mean, step.evidence, self.book.features[step.rows], step.time)
+            belief = belief.advance(0.0 if time is None else max(step.time - time, 0.0), *self._prior())
+            past = _past_groups(step.rows, step.mean, step.evidence, self.prompt_table.features[step.rows], step.time)
             belief, time = self._absorb(belief, local, step.rows, past, learn=False), step.time
         return belief
 
@@ -285,17 +287,17 @@ class Hierarchy:
 
     # state
 
-    def widen(self, factor: float) -> None:
-        """The world changed: keep the means, trust them less, forget how good they were."""
+    def inflate_variance(self, factor: float) -> None:
+        """Keep the means, multiply the variances by `factor`, and reset the calibration."""
         self.belief = Gaussian(self.belief.mean, factor * self.belief.cov)
-        self.memory.widen(factor)
+        self.memory.inflate_variance(factor)
         for ratio in (*self.kappa, self.noise):
             ratio.reset()
 
     def state(self) -> State:
-        own = {"mean": self.belief.mean.copy(), "cov": self.belief.cov.copy(), "levels": self.levels.copy()}
+        arrays = {"mean": self.belief.mean.copy(), "cov": self.belief.cov.copy(), "levels": self.levels.copy()}
         return join(
-            own=(own, {"time": self.time, "steps": self.steps, "refits": self.refits}),
+            own=(arrays, {"time": self.time, "steps": self.steps, "refits": self.refits}),
             tree=self.tree.state(),
             memory=self.memory.state(),
             first=self.kappa[0].state(),
@@ -313,7 +315,7 @@ class Hierarchy:
             ratio.load(pick(state, name))
 
 
-def one_reward(mean: Floats, *, bounded: bool) -> Floats:
+def reward_variance(mean: Floats, *, bounded: bool) -> Floats:
     """[P] variance of a right-or-wrong reward of that mean, in a range of 1; the most there can be without bounds."""
     return np.clip(mean * (1.0 - mean), 0.02, 0.25) if bounded else np.full(mean.size, 0.25)
 
@@ -335,15 +337,16 @@ def _past_groups(rows: Ints, mean: Floats, evidence: Floats, features: Floats, t
         others=nothing,
         features=features,
         time=time,
-        known=ROOT_MEAN,
+        history_mean=ROOT_MEAN,
     )
 
 
-# What all past rollouts add up to, forgetting: how wrong baselines were, what rollouts weigh, what they earn.
-
-
 class RunningSums:
-    """Rewards in a range of 1. `keep`: share of the past that a step leaves."""
+    """Decayed sums over past rollouts: squared errors, weights and rewards, in a range of 1.
+
+    Args:
+        keep: share of the past that a step leaves.
+    """
 
     def __init__(self, keep: float) -> None:
         self.keep = keep
@@ -352,7 +355,7 @@ class RunningSums:
 
     @property
     def spread(self) -> float:
-        """Mean squared error of the baseline, held at a quarter by one pseudo-rollout."""
+        """Mean squared error of the baseline, regularised to a quarter by one pseudo-rollout."""
         squares, count = self.table[0]
         return float((squares + 0.25) / (count + 1.0))
 
@@ -363,13 +366,13 @@ class RunningSums:
         return float(total / count) if count > 0 else None
 
     @property
-    def known(self) -> float:
+    def history_mean(self) -> float:
         """Mean reward, weighted; a half before the first."""
         total, weight = self.table[2]
         return float(total / weight) if weight > 0 else 0.5
 
     def add(self, groups: Groups, errors: Floats, weights: Floats | None) -> None:
-        """Of the N usable rollouts of a step: errors [N] of the baseline, and raw weights [N]; None: all alike."""
+        """Add the N usable rollouts of a step: errors [N] of the baseline, and raw weights [N]; None: all alike."""
         count = float(groups.of.size)
         step = [
             ((errors**2).sum(), count),
@@ -379,9 +382,9 @@ class RunningSums:
         self.table = self.keep * self.table + np.array(step)
 
     def restart(self) -> None:
-        """Forget what is in units of the reward; weights are not."""
+        """Reset the sums in units of the reward; weights stay."""
         self.table[0], self.table[2] = 0.0, 0.0
 
-    def widen(self, factor: float) -> None:
-        """Trust the past errors less."""
+    def inflate_variance(self, factor: float) -> None:
+        """Divide the weight of past errors by `factor`."""
         self.table[0] /= factor

@@ -1,4 +1,4 @@
-"""Presets as rows of one table, and every number that the estimator uses."""
+"""Presets of the group-aware baseline, and all its numeric settings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ prompt. tree: its region. key: prompts of the same text by the user's own key. l
 root: all prompts."""
 
 STATE = "state"
-"""One more, within episodes of several turns: other attempts that came to the same state. See anchors.py."""
+"""Scale within multi-turn episodes: other attempts that came to the same state. See algo/turns.py."""
 
 SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "temporal"})
 """semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
 are cut at medians of features). temporal: forgetting (off: evidence never fades)."""
 
 Expert = Literal["group", "rloo", "global", "tracker", "js2", "heb", "heb-notree", "heb-nofeatures", "own"]
-"""own: a function of the user's, see own.py."""
+"""own: a function of the user's, see custom.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One row: which experts, and what may be claimed of them."""
+    """A preset: its experts, their first weights, and whether it is unbiased."""
 
     experts: tuple[Expert, ...]
     exact: bool
@@ -59,16 +59,12 @@ LIVES_ON: dict[Expert, frozenset[Scale]] = {
     "js2": frozenset({"siblings", "batch"}),
     "tracker": frozenset({"prompt"}),
 }
-"""Scales without which an expert has nothing to say. The hierarchical experts do with what is left."""
+"""Scales that an expert requires. The hierarchical experts work with any."""
 
 
 def experts_of(preset: str, scales: frozenset[Scale]) -> dict[Expert, float]:
-    """The preset's experts that these scales leave, with their first weights, which add up to 1. A preset with a colon
-    is a function of the user's own.
-
-    Raises:
-        ValueError: there is no such preset, or nothing is left of it.
-    """
+    """Experts of a preset that these scales allow, with their first weights, which add up to 1. A preset with a colon
+    is a custom baseline."""
     if ":" in preset:
         return {"own": 1.0}
     if preset not in PRESETS:
@@ -89,14 +85,14 @@ def experts_of(preset: str, scales: frozenset[Scale]) -> dict[Expert, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every number, in units of a reward range of 1 and of steps; the defaults were chosen in simulation."""
+    """Numeric settings, in units of a reward range of 1 and of steps; the defaults were chosen in simulation."""
 
     scales: frozenset[Scale] = SCALES
     signals: frozenset[str] = SIGNALS
     states: bool = True
     """The scale `state`: turns of an episode are also compared with those that other attempts took from there."""
     state_spread: float = 0.2
-    """Prior variance of what a state is worth around what its prompt is, in variances of one reward."""
+    """Prior variance of a state's value around its prompt's, in variances of one reward."""
     use_batch: bool = True
     """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
@@ -111,7 +107,7 @@ class Settings:
     linear_variance: float = 0.02
     """Prior variance of the linear scale's contribution."""
     key_variance: float = 0.02
-    """Prior variance of what prompts of one key have in common."""
+    """Prior variance of the common offset of prompts of one key."""
     max_leaves: int = 48
     min_weight: float = 40.0
     window: int = 60
@@ -123,7 +119,7 @@ class Settings:
     keep_tau: float = 0.99
     keep_scale: float = 0.98
     scale: Literal["history", "expected", "none"] = "history"
-    """What advantages are divided by: c, the root mean squared error of the past; the standard deviation √(p (1 - p))
+    """Divisor of advantages: c, the root mean squared error of the past; the standard deviation √(p (1 - p))
     that is expected of the prompt; or nothing."""
     tracker_half_life: float | None = None
     """Half-life of SPO's tracker in units of the clock; None decays by .875 a visit."""
@@ -140,7 +136,7 @@ class Settings:
             raise ValueError('scale "expected" needs bounds: between them a mean says how far rewards can spread')
 
     def without(self, name: str) -> Settings:
-        """The ablation: these settings without one scale or signal.
+        """Settings without one scale or signal, for an ablation.
 
         >>> sorted(Settings().without("tree").scales)
         ['batch', 'key', 'linear', 'prompt', 'root', 'siblings']
@@ -156,12 +152,12 @@ class Settings:
         )
 
     def in_effect(self) -> Settings:
-        """What follows from the switches: without the temporal signal nothing fades, `use_batch` is a scale."""
-        own = self if self.use_batch else replace(self, scales=self.scales - {"batch"})
+        """Settings with the switches resolved: without the temporal signal nothing decays, `use_batch` is a scale."""
+        settings = self if self.use_batch else replace(self, scales=self.scales - {"batch"})
         if "temporal" in self.signals:
-            return own
+            return settings
         return replace(
-            own,
+            settings,
             memory=inf,
             prompt_memory=inf,
             root_walk=0.0,
@@ -172,8 +168,7 @@ class Settings:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """As JSON, to tell whether a state was saved under the same settings; without those that nothing saved
-        depends on."""
+        """JSON by which a saved state is matched with the settings; without those that no saved state depends on."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("states", "state_spread")}
         return {
             key: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The tree of regions as plain rows, for printing."""
+"""Regions of the tree as plain rows, for reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coterie.stats import Floats, Ints
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """One node of the tree over the window of recent steps."""
+    """A node of the tree, with statistics over the window of recent steps."""
 
     node: int
     parent: int
@@ -28,7 +28,7 @@ class Region:
     rule: str
     """From the root on, in words and plain units."""
     step: str
-    """Its last part: what parts the node from its sibling."""
+    """Its last part: the rule that separates the node from its sibling."""
     prompts: int
     """Distinct prompts visited in the window."""
     rollouts: float
@@ -40,22 +40,22 @@ class Region:
     drift: float
     """Mean reward in the newer half of the window less that in the older; 0 where a half is empty."""
     offset: float
-    """What the model adds for this node, reward units."""
+    """The model's offset of this node, reward units."""
     examples: tuple[str, ...]
     """Ids of its most recently visited prompts."""
 
 
 def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
-    """Every node of the tree in the order of `Tree.order`. Empty for a preset without a tree."""
+    """Rows of all nodes of the tree in the order of `Tree.order`. Empty for a preset without a tree."""
     hierarchy = baseline.regions
     if hierarchy is None or not baseline.window.steps:
         return []
-    tree, book, steps = hierarchy.tree, baseline.book, baseline.window.steps
+    tree, table, steps = hierarchy.tree, baseline.prompt_table, baseline.window.steps
     low, high = baseline.range or (0.0, 1.0)
-    visits = baseline.window.visits(book.features, steps[-1].time, hierarchy.settings.memory)
+    visits = baseline.window.visits(table.features, steps[-1].time, hierarchy.settings.memory)
     inside = tree.membership[tree.locate(visits.features)] > 0
     when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
-    names = list(book.rows)
+    names = list(table.index)
     labels = leaf_labels(tree)
     return [
         Region(
@@ -68,7 +68,7 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
             step=tree.last_rule(node, baseline.columns),
             rollouts=float(visits.weight[inside[:, node]].sum()),
             offset=(high - low) * float(hierarchy.belief.mean[node]),
-            **_facts(visits, inside[:, node], when, len(steps), (low, high)),
+            **_visit_stats(visits, inside[:, node], when, len(steps), (low, high)),
             examples=tuple(names[row] for row in _latest(visits.prompt[inside[:, node]], examples)),
         )
         for node in tree.order()
@@ -82,7 +82,7 @@ def leaf_labels(tree: Tree) -> dict[int, str]:
     return dict(zip(leaves, names, strict=False))
 
 
-def _facts(visits: Observations, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:
+def _visit_stats(visits: Observations, here: np.ndarray, when: Ints, steps: int, bounds: tuple[float, float]) -> dict:
     low, high = bounds
     weight, mean = visits.weight[here], visits.mean[here]
     if not weight.size:

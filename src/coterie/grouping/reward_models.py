@@ -1,4 +1,7 @@
-"""Rewards of several parts: one estimator a part, so that a rare success in one is not drowned by noise in another."""
+"""Group-aware estimators of rewards with several parts, trust factors of clip bounds, and the policy clock.
+
+Each part has an estimator of its own, so that a rare success in one is not drowned by noise in another.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,28 @@ WHOLE: Mapping[str, float] = {"": 1.0}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What a step's rollouts earned, and by whose word. B rollouts."""
+    """Advantages of a step's rollouts with their contributions. B rollouts."""
 
     advantages: Floats
     """[B]; 0 from a part that could not be scored."""
     shares: dict[str, Floats]
-    """[B] by `scale`, or `part/scale` where parts have names: what each scale says, in units of the advantage; NaN
-    where the rollout failed."""
+    """[B] contributions by `scale`, or `part/scale` where parts have names, in units of the advantage; NaN where the
+    rollout failed."""
     states: dict[str, tuple[Floats, ...]] = field(default_factory=dict)
-    """[K] of each rollout by `state`, or `part/state`: what its states add to the baseline of each turn, in units of
-    the advantage, from which it is to be subtracted; empty where no episode was given."""
+    """[K] of each rollout by `state`, or `part/state`: state corrections of the baseline of each turn, in units of the
+    advantage, to be subtracted from it; empty without episodes."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """How much the states said."""
+    """Size and share of state corrections."""
 
 
 class PartwiseBaseline:
-    """A = Σ_n w_n (r_n - b_n) / c_n: the unbiased analogue of GDPO (2601.05242), which divides by own statistics.
+    """One baseline a reward part, A = Σ_n w_n (r_n - b_n) / c_n: the unbiased analogue of GDPO (2601.05242).
 
     Args:
         weights: weight of each part of the reward; `WHOLE` for an undivided one.
         preset, settings, seed: of every part's estimator.
-        reward, reference: names of what the statistics belong to, see `GroupAwareBaseline.adopt`.
-        own: see `GroupAwareBaseline`.
+        reward, reference: names of what the statistics belong to, see `GroupAwareBaseline.rebind`.
+        custom: see `GroupAwareBaseline`.
     """
 
     def __init__(
@@ -56,14 +59,14 @@ class PartwiseBaseline:
         seed: int = 0,
         reward: str = "",
         reference: str = "",
-        own: CustomBaseline | None = None,
+        custom: CustomBaseline | None = None,
     ) -> None:
         if not weights:
             raise ValueError("a reward of no parts has no baseline; name at least one part and its weight")
         self.weights = dict(weights)
         self.estimators = {
             name: GroupAwareBaseline(
-                columns, preset=preset, settings=settings, seed=seed, reward=reward, reference=reference, own=own
+                columns, preset=preset, settings=settings, seed=seed, reward=reward, reference=reference, custom=custom
             )
             for name in self.weights
         }
@@ -76,7 +79,7 @@ class PartwiseBaseline:
     def explain(
         self, rollouts: Mapping[str, Rollouts], episodes: Mapping[str, Sequence[Episode]] | None = None
     ) -> Verdict:
-        """From one `Rollouts` a part, same rollouts in the same order. Changes nothing.
+        """Advantages from one `Rollouts` a part, same rollouts in the same order; no state changes.
 
         Args:
             episodes: the same rollouts turn by turn, where there are several turns.
@@ -88,25 +91,29 @@ class PartwiseBaseline:
         states: dict[str, tuple[Floats, ...]] = {}
         metrics: dict[str, float] = {}
         for name, weight in self.weights.items():
-            estimator, seen = self.estimators[name], rollouts[name]
-            said, divisors = estimator.explain(seen), estimator.divisors(seen)
-            advantages += weight * np.nan_to_num((seen.rewards - said.baselines) / divisors)
-            shares |= {_named(name, scale): values / divisors for scale, values in said.scales.items()}
+            estimator, part = self.estimators[name], rollouts[name]
+            explanation, divisors = estimator.explain(part), estimator.divisors(part)
+            advantages += weight * np.nan_to_num((part.rewards - explanation.baselines) / divisors)
+            shares |= {_metric_name(name, scale): values / divisors for scale, values in explanation.scales.items()}
             if episodes is not None and estimator.settings.states:
-                moved = _moved(estimator, seen, episodes[name], said.baselines)
-                scaled = zip(moved, divisors, strict=True)
-                states[_named(name, STATE)] = tuple(weight * one / divisor for one, divisor in scaled)
-                found = _measured(moved, episodes[name], estimator.range or (0.0, 1.0))
-                metrics |= {_named(name, key): value for key, value in found.items()}
+                corrections = _state_corrections(estimator, part, episodes[name], explanation.baselines)
+                scaled = zip(corrections, divisors, strict=True)
+                states[_metric_name(name, STATE)] = tuple(
+                    weight * correction / divisor for correction, divisor in scaled
+                )
+                sizes = _state_metrics(corrections, episodes[name], estimator.range or (0.0, 1.0))
+                metrics |= {_metric_name(name, key): value for key, value in sizes.items()}
         return Verdict(advantages, shares, states, metrics)
 
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:
-        """[P] expected reward and [P] its variance, before sampling; None while the range of a part is not known."""
+        """[P] expected reward and [P] its variance, before sampling; None while the range of a part is unknown."""
         if any(estimator.range is None for estimator in self.estimators.values()):
             return None
-        said = {name: estimator.expect(prompts, features, time) for name, estimator in self.estimators.items()}
-        means = [self.weights[name] * mean for name, (mean, _) in said.items()]
-        return np.sum(means, axis=0), np.sum([self.weights[name] ** 2 * var for name, (_, var) in said.items()], axis=0)
+        expectations = {name: estimator.expect(prompts, features, time) for name, estimator in self.estimators.items()}
+        means = [self.weights[name] * mean for name, (mean, _) in expectations.items()]
+        return np.sum(means, axis=0), np.sum(
+            [self.weights[name] ** 2 * var for name, (_, var) in expectations.items()], axis=0
+        )
 
     def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
         """As `GroupAwareBaseline.evidence`, added up over the parts: the ratio of the two is the parts' mean, each
@@ -115,33 +122,33 @@ class PartwiseBaseline:
         return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
 
     def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, UpdateStats]:
-        """Learn from rollouts whose advantages have been used."""
+        """Update each part's model by rollouts whose advantages have been used."""
         return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
 
     def metrics(self, update_stats: Mapping[str, UpdateStats]) -> dict[str, float]:
-        """How well a step was foreseen, by whom, and from which scale; nothing of a part that nobody could score."""
-        found: dict[str, float] = {}
+        """Metrics of an update by expert and scale; none of a part without scored rollouts."""
+        metrics: dict[str, float] = {}
         for name, update_stat in update_stats.items():
             if not update_stat.rollouts:
                 continue
             estimator = self.estimators[name]
-            weights = dict(zip(estimator.experts, map(float, estimator.stack.overall()), strict=True))
+            weights = dict(zip(estimator.experts, map(float, estimator.mixture.overall()), strict=True))
             tables = {"error": update_stat.errors, "scale": update_stat.scales, "weight": weights}
-            one = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
-            one |= {"power": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
-            found |= {_named(name, key): value for key, value in one.items()}
-        return found
+            part_metrics = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
+            part_metrics |= {"power": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
+            metrics |= {_metric_name(name, key): value for key, value in part_metrics.items()}
+        return metrics
 
-    def adopt(self, *, reward: str, reference: str) -> None:
-        """Continue under these versions; widens what is known where either is another than before."""
+    def rebind(self, *, reward: str, reference: str) -> None:
+        """Continue under these versions; inflates variances where either has changed."""
         for estimator in self.estimators.values():
-            estimator.adopt(reward=reward, reference=reference)
+            estimator.rebind(reward=reward, reference=reference)
 
     def state(self) -> State:
         return join(**{name: estimator.state() for name, estimator in self.estimators.items()})
 
     def load(self, state: State) -> None:
-        """Continue from a state.
+        """Restore a state.
 
         Raises:
             ValueError: as `GroupAwareBaseline.load`.
@@ -150,34 +157,33 @@ class PartwiseBaseline:
             estimator.load(pick(state, name))
 
 
-def _moved(
-    estimator: GroupAwareBaseline, seen: Rollouts, episodes: Sequence[Episode], baselines: Floats
+def _state_corrections(
+    estimator: GroupAwareBaseline, part: Rollouts, episodes: Sequence[Episode], baselines: Floats
 ) -> list[Floats]:
-    """[K] of each episode: what its states add to the baseline of each turn, in reward units."""
-    return anchor_corrections(episodes, baselines, estimator.beliefs(seen), estimator.settings.state_spread)
+    """[K] of each episode: state corrections of the baseline of each turn, in reward units."""
+    return anchor_corrections(episodes, baselines, estimator.prior(part), estimator.settings.state_spread)
 
 
-def _measured(moved: Sequence[Floats], episodes: Sequence[Episode], bounds: tuple[float, float]) -> dict[str, float]:
-    """Mean size of what the states add to the baseline, in reward ranges; and the share of later turns whose state
-    another attempt came to."""
-    later = np.concatenate([there.episodes[1:] for there in state_peers(episodes)])
-    size = float(np.mean([np.abs(one).mean() for one in moved])) / (bounds[1] - bounds[0])
+def _state_metrics(
+    corrections: Sequence[Floats], episodes: Sequence[Episode], bounds: tuple[float, float]
+) -> dict[str, float]:
+    """Mean size of state corrections, in reward ranges, and the share of later turns whose state another attempt came
+    to."""
+    later = np.concatenate([peers.episodes[1:] for peers in state_peers(episodes)])
+    size = float(np.mean([np.abs(correction).mean() for correction in corrections])) / (bounds[1] - bounds[0])
     return {f"scale/{STATE}": size} | ({f"{STATE}/shared": float(np.mean(later > 0))} if later.size else {})
 
 
-def _named(part: str, what: str) -> str:
+def _metric_name(part: str, what: str) -> str:
     return f"{part}/{what}" if part else what
 
 
-# How far the policy may move on a prompt's word: clip bounds that follow the evidence for its region.
-
-
 def trust_factors(variance: Floats, prior: Floats, trust: float) -> Floats:
-    """[P] factors for the clip bounds of a step's prompts:
+    """[P] factors of the clip bounds of a step's prompts, by the evidence for their regions.
 
     f_p = (1 + trust)^(mean(u) - u_p),   u_p = variance_p / prior_p within 0 and 1
 
-    u is what evidence has left of the uncertainty about the region's expected reward. Their geometric mean is 1, so the
+    u is the remaining share of the uncertainty about the region's expected reward. Their geometric mean is 1, so the
     configured bounds stay the step's typical ones, and no factor leaves [1 / (1 + trust), 1 + trust].
 
     Args:
@@ -192,9 +198,6 @@ def trust_factors(variance: Floats, prior: Floats, trust: float) -> Floats:
         raise ValueError(f"trust is {trust}; expected at least 0")
     left = np.clip(variance / prior, 0.0, 1.0)
     return (1.0 + trust) ** (left.mean() - left) if left.size else left
-
-
-# The clock by which evidence fades, where it follows the policy and not the count of updates.
 
 
 class PolicyClock:
@@ -215,11 +218,7 @@ class PolicyClock:
         self.now, self.moved, self.updates = 0.0, 0.0, 0
 
     def advance(self, moved: float) -> float:
-        """After an update. Returns the time now.
-
-        Raises:
-            ValueError: `moved` is negative or not finite.
-        """
+        """Advance by an update; returns the time."""
         if not (isfinite(moved) and moved >= 0):
             raise ValueError(f"moved is {moved}; expected a mean |log-prob change| of at least 0")
         self.moved, self.updates = self.moved + moved, self.updates + 1

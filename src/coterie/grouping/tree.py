@@ -1,4 +1,4 @@
-"""Regions of similar prompts: a binary tree of rules on features, and the words for its rules."""
+"""Regions of similar prompts: a binary tree of rules on features, and its rules in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coterie.stats import Floats, Ints
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Node 0 is the root; a row goes left where its feature is at most the threshold. M nodes."""
+    """Binary tree of M nodes. Node 0 is the root; a row goes left where its feature is at most the threshold."""
 
     feature: Ints
     """[M] column to compare, -1 at a leaf."""
@@ -31,7 +31,7 @@ class Tree:
 
     @classmethod
     def stump(cls) -> Tree:
-        """Everything in one region."""
+        """A tree of one region."""
         none = np.full(1, -1, dtype=np.int64)
         return cls(none, np.zeros(1), none, none, none, np.zeros(1, dtype=np.int64))
 
@@ -87,7 +87,7 @@ class Tree:
         return " and ".join(words) or "all prompts"
 
     def last_rule(self, node: int, columns: Sequence[Column]) -> str:
-        """What parts a node from its sibling, in words; of the root what `rule` says.
+        """The last rule on the path to a node, in words; of the root as `rule`.
 
         >>> columns = (Column("log digits", "complexity", 2.0, 1.0), Column("task=gsm", "task", 0.5, 0.5))
         >>> Tree.stump().split(0, 0, 0.5).split(2, 1, 0.0).last_rule(4, columns)
@@ -101,14 +101,14 @@ class Tree:
         return _words(columns[int(self.feature[above])], low, high)
 
     def order(self) -> list[int]:
-        """Nodes as a page lists them: each before what is below it, the left before the right."""
-        found, open_ = [], [0]
+        """Nodes in depth-first order: parents before children, left before right."""
+        nodes, open_ = [], [0]
         while open_:
             node = open_.pop()
-            found.append(node)
+            nodes.append(node)
             if self.feature[node] >= 0:
                 open_ += [int(self.right[node]), int(self.left[node])]
-        return found
+        return nodes
 
     def split(self, node: int, feature: int, threshold: float) -> Tree:
         """The tree with a leaf cut in two; the new leaves are its last two nodes, left first."""

@@ -1,4 +1,4 @@
-"""How regions are drawn: honest growth of the tree on recent rewards, with boundaries that stay unless they must move.
+"""Honest fitting of the tree of regions on recent rewards, with boundaries that stay unless they must move.
 
 Structure is chosen on one half of the prompts; whether a split is kept, and how much its level may explain, is judged
 on the other half (Athey and Imbens 2016, honest trees). Splits use histograms of at most 32 bins a feature, so a refit
@@ -29,7 +29,7 @@ MAX_DEPTH = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observations:
-    """The window: one row a prompt and step."""
+    """Observations of the window: one row a prompt and step."""
 
     features: Floats
     """[V, F]"""
@@ -41,7 +41,7 @@ class Observations:
     """[V] row of the prompt."""
 
 
-def grow(
+def fit_tree(
     visits: Observations,
     columns: Ints,
     rng: np.random.Generator,
@@ -51,7 +51,7 @@ def grow(
     boundaries: Literal["reward", "spread"] = "reward",
     previous: Tree | None = None,
 ) -> tuple[Tree, Floats]:
-    """A tree of regions and the variance that each level explains.
+    """Fit a tree of regions, and the variance that each level explains.
 
     Args:
         visits: the window.
@@ -68,12 +68,12 @@ def grow(
     if not columns.size or not visits.mean.size:
         return Tree.stump(), np.zeros(1)
     half = rng.random(int(visits.prompt.max()) + 1)[visits.prompt] < 0.5
-    tree = _structure(visits, half, columns, max_leaves, 0.5 * min_weight, boundaries, previous)
+    tree = _grow(visits, half, columns, max_leaves, 0.5 * min_weight, boundaries, previous)
     tree = _merge_useless(tree, visits, ~half, keep_all=boundaries == "spread")
     return tree, _level_variances(tree, visits, ~half)
 
 
-def _structure(
+def _grow(
     visits: Observations,
     half: NDArray[np.bool_],
     columns: Ints,
@@ -82,7 +82,7 @@ def _structure(
     boundaries: str,
     previous: Tree | None,
 ) -> Tree:
-    """Best-first growth: always the split that explains most."""
+    """Best-first growth by explained variance."""
     finder = _Splits(visits.features[half][:, columns], visits.mean[half], visits.weight[half], min_weight, boundaries)
     tree, rows = Tree.stump(), {0: np.arange(int(half.sum()))}
     # Where a node of the new tree stands in the old one, as long as the splits above agree.
@@ -112,8 +112,8 @@ def _structure(
         then = old.get(node, -1)
         if previous is not None and then >= 0 and previous.feature[then] == feature:
             old[left], old[right] = int(previous.left[then]), int(previous.right[then])
-        held = rows.pop(node)
-        rows[left], rows[right] = held[goes_left], held[~goes_left]
+        node_rows = rows.pop(node)
+        rows[left], rows[right] = node_rows[goes_left], node_rows[~goes_left]
         offer(left)
         offer(right)
     return tree

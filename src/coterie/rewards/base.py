@@ -1,4 +1,4 @@
-"""What a reward function is, and the check of what it returns."""
+"""Protocols of reward functions and step rewards, and checks of their return values."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OF_ROLLOUT = (LENGTH, TURNS, EARNED, OPENING, IDS)
 
 STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
 OF_TRAINER = (STATE, EXTRA, METRIC)
-"""What a function gets that asks for it, beside columns."""
+"""Arguments beside columns that a function gets if it names them."""
 
 RESERVED = ("prompts", "completions", *OF_ROLLOUT, *OF_TRAINER)
 """Names of arguments that a column of the data cannot have."""
 
 Form = Literal["text", "messages"]
-"""How completions or prompts are given to a function: text, or a list of messages each."""
+"""Form of completions or prompts in a call: text, or a list of messages each."""
 
 LIMIT = 1e12
 """Largest magnitude of a reward. Beyond it the spread of a group drowns in rounding: always a bug, never a signal."""
@@ -96,7 +96,7 @@ class StepReward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What the scorer says of one completion."""
+    """Score of a completion."""
 
     reward: float | None
     """Weighted sum of the parts that apply; None when there is an error."""
@@ -107,13 +107,13 @@ class Score:
     steps: Mapping[str, Steps] = field(default_factory=dict)
     """Unweighted steps by the step function's label; without those that do not apply. Empty when there is an error."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What functions gave to `log_extra` for this row, by column."""
+    """Values that functions logged with `log_extra` for this row, by column."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What functions gave to `log_metric` in the call that this row was in, by name."""
+    """Values that functions logged with `log_metric` in the call of this row, by name."""
 
 
 class ContractError(Exception):
-    """A reward function returned something that says nothing about any row.
+    """A return value of a reward function that cannot be assigned to rows.
 
     Args:
         count: how many values it returned; None where it is no list.
@@ -140,11 +140,11 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
             "values.squeeze(-1), or reduce the other dimensions"
         )
         return [None] * rows, dict.fromkeys(range(rows), cause)
-    returned = _listed(returned, rows)
+    returned = _as_list(returned, rows)
     values: list[float | None] = []
     bad: dict[int, str] = {}
     for row, value in enumerate(map(_plain, returned)):
-        cause = _fault(value)
+        cause = _value_error(value)
         if cause is not None:
             bad[row] = cause
         # Adding zero turns -0.0 into 0.0, so that equal rewards have equal bits.
@@ -165,43 +165,43 @@ def check_steps(
     """
     steps: list[list[tuple[int, float]] | None] = []
     bad: dict[int, str] = {}
-    for row, (found, completion) in enumerate(zip(_listed(returned, len(completions)), completions, strict=True)):
-        cause = None if found is None else _step_fault(found, len(completion))
+    for row, (row_steps, completion) in enumerate(zip(_as_list(returned, len(completions)), completions, strict=True)):
+        cause = None if row_steps is None else _step_error(row_steps, len(completion))
         if cause is not None:
             bad[row] = cause
-        plain = [] if found is None or cause else [(_plain(end), _plain(value)) for end, value in found]
-        steps.append(None if found is None or cause else [(int(end), float(value) + 0.0) for end, value in plain])
+        plain = [] if row_steps is None or cause else [(_plain(end), _plain(value)) for end, value in row_steps]
+        steps.append(None if row_steps is None or cause else [(int(end), float(value) + 0.0) for end, value in plain])
     return steps, bad
 
 
-def _step_fault(found: object, length: int) -> str | None:
-    if not isinstance(found, list | tuple):
-        return f"returned {_named(found)} for a completion; expected its list of steps, or None"
+def _step_error(row_steps: object, length: int) -> str | None:
+    if not isinstance(row_steps, list | tuple):
+        return f"returned {_describe(row_steps)} for a completion; expected its list of steps, or None"
     before = 0
-    for step in found:
+    for step in row_steps:
         if not isinstance(step, list | tuple) or len(step) != 2:
-            return f"returned {_named(step)} as a step; expected (end, value)"
+            return f"returned {_describe(step)} as a step; expected (end, value)"
         end, value = map(_plain, step)
         if not isinstance(end, Integral) or isinstance(end, bool):
-            return f"returned a step that ends at {_named(end)}; expected an offset in characters, a whole number"
+            return f"returned a step that ends at {_describe(end)}; expected an offset in characters, a whole number"
         if not before < end <= length:
             return (
                 f"returned a step that ends at character {end}; expected {before + 1} … {length}: steps end one after "
                 "the other, within the completion"
             )
-        cause = "returned None for a step; leave the step out" if value is None else _fault(value)
+        cause = "returned None for a step; leave the step out" if value is None else _value_error(value)
         if cause is not None:
             return cause
         before = int(end)
     return None
 
 
-def _listed(returned: Any, rows: int) -> Sequence[Any]:
+def _as_list(returned: Any, rows: int) -> Sequence[Any]:
     if _is_array(returned):
         returned = returned.tolist()  # of one value without a dimension, that value
     if not isinstance(returned, list | tuple):
         raise ContractError(
-            f"returned {_named(returned)}; expected a list of {rows} values: return one value per completion"
+            f"returned {_describe(returned)}; expected a list of {rows} values: return one value per completion"
         )
     if len(returned) != rows:
         raise ContractError(
@@ -224,11 +224,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _fault(value: object) -> str | None:
+def _value_error(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, Real):
-        return f"returned {_named(value)}; {EXPECTED}: convert it with float(…)"
+        return f"returned {_describe(value)}; {EXPECTED}: convert it with float(…)"
     try:
         size = float(value)
     except (OverflowError, ValueError):
@@ -240,7 +240,7 @@ def _fault(value: object) -> str | None:
     return None
 
 
-def _named(value: object) -> str:
+def _describe(value: object) -> str:
     if value is None:
         return "None"
     try:

@@ -1,4 +1,4 @@
-"""Rewards that look at the text alone."""
+"""Built-in rewards: exact, format, length, language, overlong, task and environment."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def exact(completions: Sequence[str], answer: Sequence[str | None], *, casefold:
     ]
 
 
-def same_text(one: str, other: str, *, casefold: bool = False) -> bool:
-    """Equality after stripping and with every run of white space as one space, in plain characters."""
-    one, other = " ".join(one.split()), " ".join(other.split())
+def same_text(text: str, other: str, *, casefold: bool = False) -> bool:
+    """True for equal texts, up to white space and the spelling of characters."""
+    text, other = " ".join(text.split()), " ".join(other.split())
     if casefold:
-        one, other = one.casefold(), other.casefold()
-    return one == other or (bool(one) and plain_words(one) == plain_words(other))
+        text, other = text.casefold(), other.casefold()
+    return text == other or (bool(text) and plain_words(text) == plain_words(other))
 
 
 def format(
@@ -54,13 +54,10 @@ def format(
     r"""1 where the whole completion has the layout, else 0.
 
     Args:
-        completion_opening: what the chat template wrote of each completion, which begins with it. Left out where that
+        completion_opening: text of each completion that the chat template wrote, at its start. Left out where that
             is not known: then a thought that is closed but not opened counts as opened by the template.
         pattern: regular expression for the whole completion without surrounding white space, in which `.` also stands
             for a new line; the default asks for `<think>…</think> <answer>…</answer>`.
-
-    Raises:
-        ValueError: the pattern is no regular expression.
     """
     try:
         layout = THINK_ANSWER if pattern is None else re.compile(pattern, re.DOTALL)
@@ -82,19 +79,16 @@ def length(
     low: float | None = None,
     high: float | None = None,
 ) -> list[float]:
-    """A gentle push on how long completions are. Give either `maximum` (with `cache`), or `low` and/or `high`.
+    """Length reward of completions. Give either `maximum` (with `cache`), or `low` and/or `high`.
 
     `maximum`: the soft overlong punishment of DAPO (arXiv 2503.14476, eq. 13): 0 up to maximum - cache, then falling
     linearly to -1 at `maximum`, and -1 beyond. `low`, `high`: 1 inside the range, falling linearly to 0 at length 0 and
     at twice `high`.
 
     Args:
-        completion_opening: what the chat template wrote of each completion, which is not counted.
+        completion_opening: text of each completion that the chat template wrote, which is not counted.
         unit: `characters` or `words`.
         cache: width of the falling part; a fifth of `maximum` when left out.
-
-    Raises:
-        ValueError: the parameters contradict each other.
     """
     if unit not in ("characters", "words"):
         raise ValueError(f"unit = {unit!r}; expected 'characters' or 'words'")
@@ -136,7 +130,7 @@ SCRIPTS: dict[str, frozenset[str]] = {
     "devanagari": frozenset({"DEVANAGARI"}),
     "thai": frozenset({"THAI"}),
 }
-"""What `script` may name; the values are first words of Unicode character names."""
+"""Names of `script`; the values are first words of Unicode character names."""
 
 _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 """Written without spaces: every letter counts as a word."""
@@ -157,9 +151,6 @@ def language(completions: Sequence[str], *, script: str = "latin") -> list[float
     Args:
         script: a name in `SCRIPTS`.
 
-    Raises:
-        ValueError: the script is not known.
-
     >>> language(["let us 计算 now", "", "1 + 1 = $x$"])
     [0.6, 0.0, 0.0]
     """
@@ -168,9 +159,9 @@ def language(completions: Sequence[str], *, script: str = "latin") -> list[float
     return [_share(completion, SCRIPTS[script]) for completion in completions]
 
 
-def _share(completion: str, wanted: frozenset[str]) -> float:
+def _share(completion: str, scripts: frozenset[str]) -> float:
     words = list(_words(_IGNORED.sub(" ", completion)))
-    return sum(word in wanted for word in words) / len(words) if words else 0.0
+    return sum(word in scripts for word in words) / len(words) if words else 0.0
 
 
 def _words(text: str) -> Iterator[str]:
@@ -181,10 +172,10 @@ def _words(text: str) -> Iterator[str]:
         kind = unicodedata.category(character)
         if kind.startswith("M") or (character in _APOSTROPHES and inside):
             continue  # marks and apostrophes belong to the word they stand in
-        own = _script(character) if kind.startswith("L") else ""
-        if own and (own != inside or own in _UNSPACED):
-            yield own
-        inside = own
+        script = _script(character) if kind.startswith("L") else ""
+        if script and (script != inside or script in _UNSPACED):
+            yield script
+        inside = script
 
 
 @lru_cache(maxsize=4096)
@@ -193,16 +184,14 @@ def _script(letter: str) -> str:
     return "CJK" if first == "IDEOGRAPHIC" else first
 
 
-# DAPO's punishment for completions that come near the token limit.
-
-
 def overlong(
     completions: Sequence[str], completion_length: Sequence[int | None], *, maximum: int, cache: int | None = None
 ) -> list[float | None]:
-    """0 up to maximum - cache tokens, falling linearly to -1 at `maximum`; None where the token count is not known.
+    """DAPO's soft overlong punishment in tokens; None where the token count is not known.
 
-    A reward part like any other, so that its weight, its record and its place in a per-part estimator are a part's;
-    the token count comes with the text as the column `completion_length`.
+    0 up to maximum - cache tokens, then falling linearly to -1 at `maximum`. A reward part like any other, so that its
+    weight, its record and its place in a per-part estimator are a part's; the token count comes with the text as the
+    column `completion_length`.
 
     Args:
         maximum: tokens at which it is -1; usually sampling.max_tokens.
@@ -215,9 +204,6 @@ def overlong(
     shaped = soft_overlong([length or 0 for length in completion_length], maximum=maximum, cache=width)
     pairs = zip(completion_length, shaped.tolist(), strict=True)
     return [None if length is None else value for length, value in pairs]
-
-
-# The source's own scorer.
 
 
 def task(
@@ -253,13 +239,10 @@ def _general(completion: str, gold: str | None) -> float | None:
     return number([completion], [gold])[0]
 
 
-# What the environment itself gave, turn by turn.
-
-
 def environment(
     completions: Sequence[str], environment_rewards: Sequence[Sequence[float] | None] | None = None
 ) -> list[float | None]:
-    """The sum over the turns of an episode; not applicable where there was none, as when a gold answer is scored."""
+    """Sum of the environment's rewards over the turns; None where there was no episode, as for a gold answer."""
     if environment_rewards is None:
         return [None] * len(completions)
     return [None if given is None else math.fsum(given) for given in environment_rewards]

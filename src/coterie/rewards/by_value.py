@@ -1,4 +1,4 @@
-"""Reward functions that no module holds (a lambda, a closure, a notebook's cell), pickled by value for the workers.
+"""Reward functions outside of modules (lambdas, closures, notebook cells), pickled by value for the workers.
 
 Their name in the settings is `python:NAME#HASH`. The function itself is not stored with a run: this process keeps it,
 and another process has to be given it again.
@@ -27,7 +27,7 @@ _payloads: dict[str, dict[str, str]] = {}
 
 
 def is_by_value(name: str) -> bool:
-    """Whether a reward's name in the settings stands for such a function."""
+    """True if a reward's name in the settings stands for such a function."""
     return name.startswith(PREFIX)
 
 
@@ -60,9 +60,6 @@ def offer(function: Callable[..., Any], name: str | None = None) -> str:
 
     Returns:
         The name.
-
-    Raises:
-        RewardError: it cannot be pickled.
     """
     name = name or name_of(function)
     try:
@@ -96,11 +93,7 @@ def _pickled(function: Callable[..., Any]) -> bytes:
 
 
 def require_offered(name: str) -> None:
-    """Refuse a function that this process does not have.
-
-    Raises:
-        ConfigError: it was not offered here.
-    """
+    """Refuse a function that this process does not have."""
     if name not in _payloads:
         raise ConfigError(
             f"reward {label(name)!r} is a function of a Python session (a notebook, a script, a lambda) and is not "
@@ -110,12 +103,12 @@ def require_offered(name: str) -> None:
 
 
 def payload(name: str) -> dict[str, str]:
-    """What a worker's `receive` needs."""
+    """Pickled function and source lines for a worker's `receive`."""
     return _payloads[name]
 
 
 def receive(name: str, sent: Mapping[str, str]) -> None:
-    """In a worker: keep what was sent, and the source lines that an error is reported with."""
+    """Keep a sent function in a worker, with the source lines for error messages."""
     _payloads[name] = dict(sent)
     file, lines = sent["file"], sent["lines"].splitlines(keepends=True)
     if lines:
@@ -123,11 +116,7 @@ def receive(name: str, sent: Mapping[str, str]) -> None:
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """The function, built anew.
-
-    Raises:
-        RewardError: something that it uses cannot be had in this process.
-    """
+    """The function, built anew."""
     try:
         return pickle.loads(base64.b64decode(_payloads[name]["pickle"]))
     except Exception as error:
@@ -143,7 +132,7 @@ def _argument(name: str) -> str:
 
 
 def _facts(value: Any, above: frozenset[int]) -> Any:
-    """What a value is, in terms whose `repr` is the same in every process."""
+    """Facts about a value whose `repr` is the same in every process."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return value
     if id(value) in above:
@@ -174,7 +163,7 @@ def _facts(value: Any, above: frozenset[int]) -> Any:
 
 
 def _importable(function: FunctionType) -> bool:
-    """Whether it is pickled by its name."""
+    """True if a value is pickled by its name."""
     return function.__module__ not in (None, "__main__") and "<" not in function.__qualname__
 
 
@@ -192,6 +181,6 @@ def _function_facts(function: FunctionType, above: frozenset[int]) -> list[Any]:
 
 
 def _globals(code: CodeType) -> set[str]:
-    """Names of its module that a piece of code, and what is defined in it, reads."""
+    """Global names that a piece of code reads, with the code defined in it."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return names.union(*(_globals(const) for const in code.co_consts if isinstance(const, CodeType)))

@@ -1,4 +1,4 @@
-"""Self-test of the reward: gold answers and garbage are scored as completions are, and rows that nothing can judge."""
+"""Self-test of rewards with gold answers and wrong ones, and fingerprints of rewards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal, Protocol
 
-from coterie.config.base import search_path
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.config.schema import EnvironmentConfig
+from coterie.config.user_functions import search_path
 from coterie.data import tasks
 from coterie.errors import RewardError
 from coterie.rewards.base import OF_ROLLOUT, Score
@@ -29,14 +29,14 @@ JUDGES = ("task", "exact", "number", "math")
 ENVIRONMENT = "environment"
 """The built-in part that no text has without an episode."""
 CONSOLATION = 0.05
-"""What a reasoning-gym scorer may give to a wrong answer."""
+"""Highest score that a reasoning-gym scorer may give to a wrong answer."""
 GARBAGE = ("", "zzz no answer zzz")
 LAYOUTS = ("{}", "<think>Known.</think>\n<answer>{}</answer>", "\\boxed{{{}}}")
 """A gold answer counts as accepted when it is accepted in one of these."""
 MAX_SHARE = 0.05
 """A larger share of failing prompts fails the check; below it is a warning."""
 ROW = "reward"
-"""What `RowFailure.part` says where the whole row could not be scored."""
+"""`RowFailure.part` of a row that could not be scored as a whole."""
 _SHOWN = 3
 _CALLED = 4
 """Prompts on which functions of the user's own are called before the model is loaded."""
@@ -57,11 +57,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCheck:
-    """What one part gives."""
+    """Result of a reward part."""
 
     label: str
     judge: bool
-    """Whether it must give 1 to gold answers and 0 to garbage."""
+    """True if it must give 1 to gold answers and 0 to garbage."""
     gold: float | None
     """Mean over prompts of the best layout's value; None where it never applied."""
     garbage: float | None
@@ -131,8 +131,8 @@ class RewardCheck:
 
 
 def unjudged(parts: Sequence[RewardConfig], prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts that cannot be scored whatever the completion is: all parts with a weight are built-in judges, which
-    compare with a gold answer, and there is none."""
+    """Prompts that cannot be scored whatever the completion is: all weighted parts compare with a gold answer, and
+    there is none."""
     weighted = [part for part in parts if part.weight]
     if any(part.name not in JUDGES for part in weighted):
         return []
@@ -206,13 +206,8 @@ def _rows(scores: Sequence[Score], width: int) -> list[Sequence[Score]]:
 
 
 def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16) -> None:
-    """Refuse to train with a built-in judge that refuses the gold answers, or accepts garbage: hours would teach the
-    wrong thing. Functions of the user's own may mean anything; they are refused when they fail on every prompt.
-
-    Raises:
-        RewardError: more than `MAX_SHARE` of the prompts looked at are misjudged, or none can be scored; the first is
-            named.
-    """
+    """Refuse to train with a built-in reward that refuses gold answers, or accepts garbage: hours would teach the
+    wrong thing. Functions of the user's own may mean anything; they are refused when they fail on every prompt."""
     if any(part.name in JUDGES for part in scorer.config.parts):
         test = self_test(scorer, prompts, limit=limit)
         misjudged = {failure.prompt_id: failure for failure in test.failures}
@@ -296,12 +291,12 @@ def _shown(value: float | None) -> str:
     return "nothing" if value is None else f"{value:g}"
 
 
-# A name for what scores: it changes when the settings do, and when the source of a function of your own does.
+# Fingerprint of a reward: it changes with the settings, and with the source of custom functions.
 
 
 def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = None) -> str:
-    """Equal for equal parts and steps, and an equal environment, whose modules read the same; deadlines and workers do
-    not matter.
+    """Fingerprint of parts, steps and environment, with the source of their modules; deadlines and workers do not
+    matter.
 
     A module is found where a worker looks for it, and read without being imported. What it imports in turn is not
     looked at, and one that is no Python file counts by its name.

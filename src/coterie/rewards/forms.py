@@ -1,4 +1,4 @@
-"""In which form each reward function takes completions and prompts: text, or TRL's lists of messages."""
+"""Argument forms of reward functions: completions and prompts as text, or as TRL's lists of messages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SIGNS = (
     "can only concatenate",
     "must be str, not list",
 )
-"""What Python says when text is used as a list of messages, or the reverse."""
+"""Python's messages for text used as a list of messages, or the reverse."""
 _TRIED: tuple[tuple[Form, Form], ...] = (("text", "messages"), ("messages", "messages"), ("text", "text"))
 """(completions, prompts) in the order of preference; the second and third are TRL's two."""
 
 
 class Forms:
-    """What is known of each part, and the trial calls that find out the rest.
+    """Argument forms of all parts, and the trial calls that decide open ones.
 
     The outcome depends on the function and the first prompt alone, never on what a model says, so that a resumed run
     comes to the same.
@@ -41,17 +41,17 @@ class Forms:
         self.notes: list[str] = []
         self._open: dict[int, list[tuple[Form, Form]]] = {}
         """Forms that are still possible, by part."""
-        self._known = False
+        self._inspected = False
 
     @property
-    def settled(self) -> bool:
-        return self._known and not self._open
+    def resolved(self) -> bool:
+        return self._inspected and not self._open
 
-    def loaded(self, facts: Sequence[Mapping[str, Any]]) -> None:
-        """Take in what a worker read off the functions when it imported them; only the first time counts."""
-        if self._known:
+    def add_facts(self, facts: Sequence[Mapping[str, Any]]) -> None:
+        """Add what a worker read off the imported functions; only the first time counts."""
+        if self._inspected:
             return
-        self._known = True
+        self._inspected = True
         for index, (part, fact) in enumerate(zip(self.parts, facts, strict=True)):
             chosen = {"completions": part.completions, "prompts": part.prompts}
             forms = {name: fact["forms"][name] if form == "auto" else form for name, form in chosen.items()}
@@ -67,7 +67,7 @@ class Forms:
                 self._open[index] = possible
 
     def trials(self, prompt: Prompt, names: Sequence[str], state: Mapping[str, int]) -> Iterator[ScoringBatch]:
-        """Calls to be played one by one: each part that is open, with one row, in each form until it takes one.
+        """Trial calls to be run one by one: each open part, with one row, in each form until it accepts one.
 
         Args:
             names: columns that any prompt has.
@@ -79,9 +79,9 @@ class Forms:
                 rollouts = Rollouts(lengths=[8], tokens=[list(range(8))], state=state)
                 manners = [manner] * len(self.parts)
                 scoring = ScoringBatch(
-                    self.parts, [prompt], [text], shares=1, known=names, rollouts=rollouts, manners=manners
+                    self.parts, [prompt], [text], shares=1, columns=names, rollouts=rollouts, manners=manners
                 )
-                scoring.only(index)
+                scoring.restrict(index)
                 yield scoring
                 error = scoring.first_error()
                 if number == 0 and (error is None or not any(sign in error for sign in SIGNS)):

@@ -1,4 +1,4 @@
-"""Mathematical answers: a cheap match first, then computer algebra by math-verify (needs the `train` extra).
+"""Rewards for mathematical answers: a cheap match, then computer algebra by math-verify (needs the `train` extra).
 
 math-verify guards itself with `signal.alarm`, which raises outside the main thread and cannot stop C code. Its
 time-outs are switched off: this runs in a worker process that is killed at the deadline.
@@ -60,32 +60,32 @@ def prepare(_columns: Sequence[str]) -> None:
 
 def _right(completion: str, gold: str, tolerance: float | None) -> bool:
     marked = marked_answer(completion)
-    said = spoken(completion).strip() if marked is None else marked
-    if same_text(said, gold, casefold=True):
+    answer = spoken(completion).strip() if marked is None else marked
+    if same_text(answer, gold, casefold=True):
         return True
-    if not said or (marked is not None and len(marked) > LONGEST_ANSWER):
+    if not answer or (marked is not None and len(marked) > LONGEST_ANSWER):
         return False
     number = gold_number(gold)
-    answered = None if number is None else answer_of(said, marked=marked is not None)
+    answered = None if number is None else answer_of(answer, marked=marked is not None)
     if number is not None and answered is not None:
         # Two plain numbers leave no room for computer algebra, but for per cent.
         return same_number(answered, number, tolerance=tolerance) or (
-            answered.percent != number.percent and _verified(said, gold, delimited=True)
+            answered.percent != number.percent and _verified(answer, gold, delimited=True)
         )
-    if number is not None and marked is None and "\\" not in said:
+    if number is not None and marked is None and "\\" not in answer:
         return False  # prose without a number of its own; math-verify would take any number in it
-    return _verified(said, gold, delimited=marked is not None or "\\" in said)
+    return _verified(answer, gold, delimited=marked is not None or "\\" in answer)
 
 
-def _verified(said: str, gold: str, *, delimited: bool) -> bool:
-    text = _plain(said)
+def _verified(answer: str, gold: str, *, delimited: bool) -> bool:
+    text = _plain(answer)
     return verify(
         _parsed(gold), _parse((_delimited(text) if delimited else text)[-LONGEST_TEXT:]), timeout_seconds=None
     )
 
 
 def _plain(text: str) -> str:
-    """The characters that math-verify's grammar has."""
+    """Text in the characters of math-verify's grammar."""
     return plain_characters(text).replace("×", r"\times ")
 
 
@@ -99,5 +99,5 @@ def _parse(text: str) -> list[Any]:
 
 
 def _delimited(text: str) -> str:
-    """math-verify only reads LaTeX that stands between delimiters."""
+    """Text between delimiters, outside of which math-verify reads no LaTeX."""
     return text if any(mark in text for mark in _DELIMITERS) else f"\\boxed{{{text}}}"

@@ -1,4 +1,4 @@
-"""Where data and rewards do not fit: prompts that no reward can score, columns that no function can get."""
+"""Mismatches of data and rewards: prompts that no reward can score, columns that no function can get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gap:
 
 
 def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
-    """What no part with a weight can judge, as it needs a gold answer and the prompt has none."""
+    """Prompts that no weighted part can score, for want of a gold answer."""
     parts = config.rewards.parts
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
     fatal = len(hopeless) > config.collect.max_error_share * len(prompts.prompts)
@@ -42,7 +42,7 @@ def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
 
 
 def hidden_columns(prompts: PromptSet) -> list[str]:
-    """A line for each column of the data whose name is that of an argument that reward functions get anyway."""
+    """Warnings of data columns that are hidden by an argument of the same name."""
     names = {name for prompt in prompts.prompts for name in prompt.attributes} & set(RESERVED)
     return [
         f"the column {name!r} of the data does not reach reward functions: they get what belongs to the rollout under "

@@ -42,22 +42,22 @@ def _right(completion: str, gold: Number, strict: bool, tolerance: float | None)
     return answered is not None and same_number(answered, gold, strict=strict, tolerance=tolerance)
 
 
-def same_number(one: Number, gold: Number, *, strict: bool = False, tolerance: float | None = None) -> bool:
+def same_number(number: Number, gold: Number, *, strict: bool = False, tolerance: float | None = None) -> bool:
     """Equality of any two readings: exact between integers, else to a relative tolerance."""
-    if one.percent and gold.percent:
-        return _near(one.value, gold.value, tolerance)
-    return any(_near(a, b, tolerance) for a in one.readings(strict=strict) for b in gold.readings(strict=strict))
+    if number.percent and gold.percent:
+        return _near(number.value, gold.value, tolerance)
+    return any(_near(a, b, tolerance) for a in number.readings(strict=strict) for b in gold.readings(strict=strict))
 
 
-def _near(one: Fraction, gold: Fraction, tolerance: float | None) -> bool:
-    if tolerance is None and one.denominator == gold.denominator == 1:
-        return one == gold
+def _near(value: Fraction, gold: Fraction, tolerance: float | None) -> bool:
+    if tolerance is None and value.denominator == gold.denominator == 1:
+        return value == gold
     allowed = TOLERANCE if tolerance is None else Fraction(tolerance)
-    return abs(one - gold) <= allowed * abs(gold)
+    return abs(value - gold) <= allowed * abs(gold)
 
 
 def answered_number(completion: str) -> Number | None:
-    """The number that a completion answers with; None where it gives none, or several.
+    """Number that a completion answers; None without one, or with several.
 
     The marked answer decides where there is one, else what was said after thinking. Either is the number as a whole, or
     the last number in it counts, as `numerals.last_number` reads it.
@@ -68,7 +68,7 @@ def answered_number(completion: str) -> Number | None:
 
 
 def answer_of(text: str, *, marked: bool) -> Number | None:
-    """The number that an answer is as a whole, in digits or in words, else the last one in it.
+    """Number of an answer: the whole of it, in digits or words, else the last one in it.
 
     Args:
         marked: the text is the content of an answer's mark, so that a list of numbers is no answer.

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from coterie.callbacks import printed
-from coterie.config.base import search_path
 from coterie.config.rewards import RewardsConfig, StepRewardConfig
+from coterie.config.user_functions import search_path
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import Score
@@ -36,9 +36,6 @@ class Scorer:
         config: parts with weights, the deadline of one call, the number of workers.
         load_deadline_s: limit of importing the functions in a new worker.
         max_steps: steps of the run, for functions that ask for `trainer_state`; 0 where nothing is trained.
-
-    Raises:
-        ConfigError: a part names no reward, or its params cannot be sent to a worker.
     """
 
     def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S, max_steps: int = 0) -> None:
@@ -57,15 +54,15 @@ class Scorer:
                 ) from error
         self._folder, self._folders = os.getcwd(), search_path()
         self._forms = Forms(self._parts)
-        self._known: dict[str, None] = {}
+        self._columns: dict[str, None] = {}
         """Columns of all prompts that `start` was told of."""
         self._workers: list[Worker] = []
         self._jobs: dict[Worker, Job | None] = {}
-        """What each busy worker does; None = it imports the functions."""
+        """Job of each busy worker; None = it imports the functions."""
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about how the functions are called."""
+        """Notes on how the functions are called, for the user."""
         return self._forms.notes
 
     @property
@@ -93,10 +90,10 @@ class Scorer:
 
         Args:
             lengths: tokens of each completion, the column `completion_length`; None where they are not known.
-            turns: what the model said in each turn, the column `completion_turns`.
-            earned: what the environment gave for each turn, the column `environment_rewards`.
-            openings: what the chat template wrote of each completion, the column `completion_opening`; nothing when
-                left out.
+            turns: text of the model's turns, the column `completion_turns`.
+            earned: the environment's reward of each turn, the column `environment_rewards`.
+            openings: text of each completion that the chat template wrote, the column `completion_opening`; empty
+                when left out.
             tokens: token ids of each completion, the column `completion_ids`.
             version: of the policy that sampled them, `trainer_state.global_step`.
 
@@ -118,44 +115,44 @@ class Scorer:
             openings=openings,
             state=self._state(version),
         )
-        self._settle_forms(prompts)
+        self._resolve_forms(prompts)
         scoring = ScoringBatch(
             self._parts,
             prompts,
             completions,
             shares=self.config.workers,
-            known=list(self._known),
+            columns=list(self._columns),
             rollouts=rollouts,
             manners=self._forms.manners,
         )
-        self._play(scoring)
+        self._run(scoring)
         return scoring.scores()
 
     def _state(self, version: int) -> dict[str, int]:
         return {"global_step": version, "max_steps": self.max_steps}
 
-    def _play(self, scoring: ScoringBatch) -> None:
-        """Ask until every row of every part has a value or an error."""
+    def _run(self, scoring: ScoringBatch) -> None:
+        """Run jobs until every row of every part has a value or an error."""
         names = scoring.names
         try:
             self._fill(names)
             while True:
-                self._hand_out(scoring)
+                self._dispatch(scoring)
                 if not any(job is not None for job in self._jobs.values()) and not scoring.pending:
                     return
-                self._listen(scoring, names)
+                self._collect_replies(scoring, names)
         except BaseException:
-            self.close()  # what the workers still say would be taken for answers to the next question
+            self.close()  # late replies would be taken for those of the next request
             raise
 
-    def _settle_forms(self, prompts: Sequence[Prompt]) -> None:
-        """Find out in which form each function takes completions and prompts; a call where nothing else tells."""
-        if not prompts or self._forms.settled:
+    def _resolve_forms(self, prompts: Sequence[Prompt]) -> None:
+        """Resolve the argument forms of all functions, by a trial call where nothing else decides."""
+        if not prompts or self._forms.resolved:
             return
         self.load(column_names(prompts))
-        names = list(dict.fromkeys((*self._known, *column_names(prompts))))
+        names = list(dict.fromkeys((*self._columns, *column_names(prompts))))
         for trial in self._forms.trials(prompts[0], names, self._state(0)):
-            self._play(trial)
+            self._run(trial)
 
     def start(self, prompts: Sequence[Prompt] = ()) -> None:
         """Start the workers and wait until the functions are imported; `score` does the same when it is first called.
@@ -167,9 +164,9 @@ class Scorer:
         Raises:
             RewardError: a reward function cannot be imported, or does not take its params.
         """
-        self._known |= dict.fromkeys(column_names(prompts))
-        self.load(list(self._known))
-        self._settle_forms(prompts)
+        self._columns |= dict.fromkeys(column_names(prompts))
+        self.load(list(self._columns))
+        self._resolve_forms(prompts)
 
     def load(self, names: Sequence[str] = ()) -> None:
         """Start the workers and wait until the functions are imported.
@@ -183,7 +180,7 @@ class Scorer:
         try:
             self._fill(names)
             while self._jobs:
-                self._listen(None, names)
+                self._collect_replies(None, names)
         except BaseException:
             self.close()
             raise
@@ -204,7 +201,7 @@ class Scorer:
         self.close()
 
     def _fill(self, names: Sequence[str]) -> None:
-        """Bring the pool to its full size; who died in peace since the last call is replaced without blame."""
+        """Start workers up to the configured number; those that exited since the last call are restarted."""
         for worker in [worker for worker in self._workers if worker.idle]:
             try:
                 worker.advance()
@@ -221,18 +218,18 @@ class Scorer:
             ]
             request = {"load": parts, "names": list(names), "folders": self._folders}
             request |= {"path": [os.path.abspath(p) for p in sys.path if p]}
-            worker.ask(json.dumps(request), seconds=self.load_deadline_s)
+            worker.send_request(json.dumps(request), seconds=self.load_deadline_s)
             self._jobs[worker] = None
 
-    def _hand_out(self, scoring: ScoringBatch) -> None:
+    def _dispatch(self, scoring: ScoringBatch) -> None:
         for worker in self._workers:
             job = scoring.take() if worker.idle else None
             if job is not None:
-                worker.ask(scoring.request(job), seconds=self.config.deadline_s)
+                worker.send_request(scoring.request(job), seconds=self.config.deadline_s)
                 self._jobs[worker] = job
 
-    def _listen(self, scoring: ScoringBatch | None, names: Sequence[str]) -> None:
-        """Wait for a worker, or for the nearest deadline, and enter what became of its job."""
+    def _collect_replies(self, scoring: ScoringBatch | None, names: Sequence[str]) -> None:
+        """Wait for a worker or the nearest deadline, and record replies and losses."""
         wait_for_any(self._workers, min(worker.deadline for worker in self._workers) - time.monotonic())
         for worker in list(self._workers):
             try:
@@ -243,18 +240,18 @@ class Scorer:
             if reply is None:
                 continue
             job = self._jobs.pop(worker)
-            self._tell_printed(worker, job)
+            self._log_output(worker, job)
             if job is None and "failed" in reply:
                 raise RewardError(reply["failed"], function=reply["function"])
             if job is None:
-                self._forms.loaded(reply["loaded"])
+                self._forms.add_facts(reply["loaded"])
             if job is not None and scoring is not None:
-                scoring.answered(job, reply)
+                scoring.add_reply(job, reply)
 
     def _replace(self, worker: Worker, cause: str, scoring: ScoringBatch | None, names: Sequence[str]) -> None:
         busy = worker in self._jobs
         job = self._jobs.pop(worker, None)
-        self._tell_printed(worker, job)
+        self._log_output(worker, job)
         self._workers.remove(worker)
         worker.kill()
         if busy and job is None:
@@ -264,10 +261,10 @@ class Scorer:
                 function=functions,
             )
         if job is not None and scoring is not None:
-            scoring.lost(job, cause)
+            scoring.add_loss(job, cause)
         self._fill(names)
 
-    def _tell_printed(self, worker: Worker, job: Job | None) -> None:
+    def _log_output(self, worker: Worker, job: Job | None) -> None:
         text = worker.printed()
         if text:
             names = [part.name for part in self._parts if ":" in part.name] or [self._parts[0].name]

@@ -1,4 +1,4 @@
-"""One worker process, seen from the outside: started, asked, listened to, killed."""
+"""Handle of a reward worker process: start, request, reply, deadline and kill."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _ENVIRONMENT = {
 
 
 class WorkerDiedError(Exception):
-    """The worker is of no more use: it died, or said nothing before the deadline."""
+    """The worker died, or did not reply before the deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Processor:
-    """How a worker fared with the processors so far (man 5 proc: /proc/PID/schedstat and stat)."""
+class _ProcessorUsage:
+    """Processor usage of a worker so far (man 5 proc: /proc/PID/schedstat and stat)."""
 
     ran: float = 0.0
     """Seconds."""
@@ -57,13 +57,10 @@ class _Processor:
 
 
 class Worker:
-    """A process that runs reward functions. It is asked one thing at a time and never trusted to answer.
+    """A process that runs reward functions, with one request at a time and a deadline for each.
 
     Args:
         folder: working folder, where `module:function` is looked for first.
-
-    Raises:
-        RewardError: the system cannot start another process.
     """
 
     def __init__(self, folder: str) -> None:
@@ -101,7 +98,7 @@ class Worker:
         self._sending, self._received, self._printed = memoryview(b""), bytearray(), b""
         self._dropped = 0
         self._seconds = self._asked = 0.0
-        self._start = self._seen = _Processor()
+        self._start = self._last_usage = _ProcessorUsage()
         self.deadline = float("inf")
         """Monotonic time at which the current question must be answered; infinite while idle."""
 
@@ -113,25 +110,21 @@ class Worker:
     def idle(self) -> bool:
         return self.deadline == float("inf")
 
-    def ask(self, line: str, *, seconds: float) -> None:
-        """Begin to send one request; `advance` goes on with it. `seconds` of wall clock from now for the answer, not
-        counting time in which the worker could run but the maths has the processors (known on Linux only)."""
+    def send_request(self, line: str, *, seconds: float) -> None:
+        """Begin to send a request; `advance` continues. The reply is due in `seconds` of wall clock, not counting time
+        in which the worker is ready but other processes have the processors (known on Linux only)."""
         self._sending = memoryview(line.encode() + b"\n")
         self._printed, self._dropped = b"", 0
-        self._seconds, self._asked, self._start = seconds, time.monotonic(), self._processor()
-        self._seen = self._start
+        self._seconds, self._asked, self._start = seconds, time.monotonic(), self._usage()
+        self._last_usage = self._start
         self.deadline = self._asked + seconds
 
     def advance(self) -> dict[str, Any] | None:
-        """Move what can be moved without waiting; the reply when it is complete.
-
-        Raises:
-            LostError: with the cause.
-        """
+        """Send and receive without waiting; returns the reply when it is complete."""
         self._drain()
         self._send()
         reply = self._receive()
-        if reply is None and time.monotonic() >= self.deadline and not self._starved():
+        if reply is None and time.monotonic() >= self.deadline and not self._extend_deadline():
             raise WorkerDiedError(f"did not return within {self._seconds:g} s and was killed")
         if reply is not None:
             self.deadline = float("inf")
@@ -148,12 +141,12 @@ class Worker:
         self._output.close()
 
     def printed(self) -> str:
-        """All that was printed since the last question, or its end, with a word on what is missing."""
+        """Output since the last request, or its end with a note on what is missing."""
         text = self._printed.decode(errors="replace").strip("\n")
         return f"({self._dropped:,} bytes before this are left out)\n{text}" if self._dropped else text
 
-    def last_words(self) -> str:
-        """The last line that was printed since the last question."""
+    def last_line(self) -> str:
+        """Last line of output since the last request."""
         lines = self._printed.decode(errors="replace").strip().splitlines()
         return lines[-1].strip()[-200:] if lines else ""
 
@@ -164,32 +157,32 @@ class Worker:
         if not self._output.closed:
             selector.register(self._output, selectors.EVENT_READ)
 
-    def _starved(self) -> bool:
-        """Move the deadline by what the worker waited for a processor since it was asked; whether it lies ahead now.
+    def _extend_deadline(self) -> bool:
+        """Extend the deadline by the time that the worker waited for a processor; True if it lies ahead.
 
         Without this a priority low enough to leave the maths alone would turn slow rewards into errors.
         """
-        before, self._seen = self._seen, self._processor()
-        allowed = self._seconds + self._seen.waited - self._start.waited
+        before, self._last_usage = self._last_usage, self._usage()
+        allowed = self._seconds + self._last_usage.waited - self._start.waited
         # The count lacks the wait that still lasts: who is ready, and did not run since the last look, is in one.
-        if self._seen.ready and (before is self._start or self._seen.ran == before.ran):
+        if self._last_usage.ready and (before is self._start or self._last_usage.ran == before.ran):
             allowed = max(allowed, time.monotonic() - self._asked + _LOOK * self._seconds)
         self.deadline = self._asked + min(allowed, (1 + PATIENCE) * self._seconds)
         return time.monotonic() < self.deadline
 
-    def _processor(self) -> _Processor:
-        """What the system tells of the worker's time; nothing where it does not."""
+    def _usage(self) -> _ProcessorUsage:
+        """The worker's processor usage; zeros where the system does not tell."""
         try:
             with open(f"/proc/{self._process.pid}/schedstat") as counters:  # ns run, ns waited, turns
                 ran, waited, _ = map(int, counters.read().split())
             with open(f"/proc/{self._process.pid}/stat") as facts:  # pid (name) state …
                 ready = facts.read().rpartition(")")[2].split()[0] == "R"
         except (OSError, IndexError, ValueError):
-            return _Processor()
-        return _Processor(ran=ran / 1e9, waited=waited / 1e9, ready=ready)
+            return _ProcessorUsage()
+        return _ProcessorUsage(ran=ran / 1e9, waited=waited / 1e9, ready=ready)
 
     def _drain(self) -> None:
-        """Keep the end of what was printed; a full pipe would stop the function that prints."""
+        """Read the output and keep its end; a full pipe would stop the function that prints."""
         while not self._output.closed:
             data = self._output.read(_CHUNK)
             if data is None:
@@ -238,13 +231,13 @@ class Worker:
         return reply
 
     def _cause_of_death(self) -> str:
-        """The channel ended, so the process is ending."""
+        """Cause of death of a process whose channel has ended."""
         try:
             code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             return "closed the channel of its worker process"
         self._drain()
-        words = self.last_words()
+        words = self.last_line()
         last = f"; it last printed {words!r}" if words else ""
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

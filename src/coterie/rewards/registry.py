@@ -1,4 +1,4 @@
-"""The reward functions that ship, and how a name becomes a function.
+"""Registry of built-in rewards, and loading of functions by name.
 
 The dict stands here and not in `coterie.build.run`, because a worker process reads it, and must not import torch.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from coterie.config.base import import_problem, require_module_name
+from coterie.config.user_functions import import_problem, require_module_name
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import IDS, OF_TRAINER, Form
@@ -29,7 +29,7 @@ BUILT_IN: dict[str, str] = {
     "language": "coterie.rewards.builtin:language",
     "environment": "coterie.rewards.builtin:environment",
 }
-"""What `rewards.parts.name` may name, beside `module:function`."""
+"""Names of `rewards.parts.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
 """Built-in rewards that are taken as binary until a value says otherwise, also while every value is 0."""
 
@@ -37,7 +37,7 @@ STEPS: dict[str, str] = {
     "arithmetic": "coterie.rewards.steps:arithmetic",
     "stages": "coterie.rewards.steps:stages",
 }
-"""What `rewards.steps.name` may name, beside `module:function`."""
+"""Names of `rewards.steps.name`, beside `module:function`."""
 
 _CONTENT = re.compile(r"""["']content["']""")
 _MESSAGES = re.compile(r"dict|Dict|Mapping|Message")
@@ -45,14 +45,10 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def target(name: str, *, steps: bool = False) -> str:
-    """`module:function` of a reward's name, or of a step reward's.
-
-    Raises:
-        ConfigError: the name is neither built in nor of the form `module:function`.
-    """
-    known = STEPS if steps else BUILT_IN
-    if name in known:
-        return known[name]
+    """`module:function` of a reward's name, or of a step reward's."""
+    targets = STEPS if steps else BUILT_IN
+    if name in targets:
+        return targets[name]
     if by_value.is_by_value(name):
         by_value.require_offered(name)
         return name
@@ -60,10 +56,10 @@ def target(name: str, *, steps: bool = False) -> str:
     if module and function:
         require_module_name(name)
         return name
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name, targets, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
     where = "rewards.steps" if steps else "rewards.parts"
-    raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(known)}: {hint}")
+    raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(targets)}: {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Part:
 
     @property
     def open(self) -> bool:
-        """Whether it takes every column."""
+        """True if the function takes every column (`**columns`)."""
         return self.parameters is None or any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
 
     @property
@@ -98,23 +94,22 @@ class Part:
         return [name for name in names if name not in ("prompts", "completions", IDS, *OF_TRAINER)]
 
     def asks_for(self, name: str) -> bool:
-        """Whether it names this argument, or takes every column and its module mentions the name."""
+        """True if the function names this argument, or takes every column and its module mentions the name."""
         if self.parameters is not None and name in self.parameters:
             return True
         return self.open and not self.built_in and (self.source is None or name in self.source)
 
     def forms(self) -> dict[str, Form | None]:
-        """How it expects `completions` and `prompts`, as its annotations and its source say; None where only a call
-        can tell."""
+        """Forms of `completions` and `prompts` by annotations and source; None where only a call can tell."""
         if self.built_in:
             return {"completions": "text", "prompts": "messages"}
-        found = {name: _annotated_form(self._annotation(name)) for name in ("completions", "prompts")}
+        forms = {name: _annotated_form(self._annotation(name)) for name in ("completions", "prompts")}
         reads_messages = self.source is None or _CONTENT.search(self.source) is not None
-        if found["completions"] is None and not reads_messages:
-            found["completions"] = "text"
-        if found["prompts"] is None and (reads_messages or not self.asks_for("prompts")):
-            found["prompts"] = "messages"
-        return found
+        if forms["completions"] is None and not reads_messages:
+            forms["completions"] = "text"
+        if forms["prompts"] is None and (reads_messages or not self.asks_for("prompts")):
+            forms["prompts"] = "messages"
+        return forms
 
     def _annotation(self, name: str) -> str:
         parameter = (self.parameters or {}).get(name)
@@ -123,13 +118,10 @@ class Part:
         return str(parameter.annotation)
 
     def arguments(self, columns: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The keyword arguments of a call, out of all that is on offer.
+        """Keyword arguments of a call, out of all columns.
 
         Args:
             others: what only a function gets that asks for it.
-
-        Raises:
-            RewardError: the function needs a column that the prompts do not have.
         """
         hidden = self.settings if self.built_in else []
         asked = {name: value for name, value in (others or {}).items() if self.asks_for(name)}
@@ -163,9 +155,6 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
     Args:
         columns: names of the prompts' columns, for built-in functions that prepare for them.
         steps: it is a step reward.
-
-    Raises:
-        RewardError: it cannot be imported, cannot be called, or does not take one of the params.
     """
     module, _, path = target(name, steps=steps).partition(":")
     if by_value.is_by_value(name):

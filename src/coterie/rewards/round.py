@@ -1,4 +1,4 @@
-"""The book-keeping of one call of the scorer: what is still to be asked, and what is known. No processes here."""
+"""Bookkeeping of a call of the scorer: pending jobs, values and errors. No processes here."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How one part is called."""
+    """Call form of a part."""
 
     completions: Form = "text"
     prompts: Form = "messages"
     ids: bool = False
-    """It asks for token ids."""
+    """The function takes token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollouts:
-    """What is known of the completions besides their text; each a list of one item a row, or None."""
+    """Columns of the completions besides their text; each a list of one item a row, or None."""
 
     lengths: Sequence[int] | None = None
     """Tokens."""
     tokens: Sequence[Sequence[int]] | None = None
     """Token ids."""
     turns: Sequence[Sequence[str]] | None = None
-    """What the model said, turn by turn."""
+    """Text of the model's turns."""
     earned: Sequence[Sequence[float]] | None = None
-    """What the environment gave, turn by turn."""
+    """The environment's reward of each turn."""
     openings: Sequence[str] | None = None
-    """What the chat template wrote of each completion."""
+    """Text of each completion that the chat template wrote."""
     state: Mapping[str, int] = field(default_factory=lambda: {"global_step": 0, "max_steps": 0})
     """Of the trainer."""
 
 
 class ScoringBatch:
-    """Every part on every row. A call that fails as a whole is repeated row by row, so that only the guilty pay.
+    """Scores of every part on every row. A call that fails as a whole is repeated row by row, to isolate bad rows.
 
     Args:
-        shares: into how many calls the rows of each part are cut at least, one a worker; none has over `MAX_ROWS`.
-        known: columns that other prompts have; the rows of this call hold None there.
-        rollouts: what else is known of the completions.
-        manners: how each part is called.
+        shares: least number of calls for the rows of each part, one a worker; none has over `MAX_ROWS`.
+        columns: those that other prompts have; the rows of this call hold None there.
+        rollouts: further columns of the completions.
+        manners: call form of each part.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ScoringBatch:
         completions: Sequence[str],
         *,
         shares: int,
-        known: Sequence[str] = (),
+        columns: Sequence[str] = (),
         rollouts: Rollouts | None = None,
         manners: Sequence[Manner] = (),
     ) -> None:
@@ -82,12 +82,12 @@ class ScoringBatch:
         self.rollouts = rollouts or Rollouts()
         size = len(completions)
         lengths, tokens = self.rollouts.lengths, self.rollouts.tokens
-        columns = ((TURNS, self.rollouts.turns), (EARNED, self.rollouts.earned))
-        self.own: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
-        self.own[OPENING] = [""] * size if self.rollouts.openings is None else self.rollouts.openings
-        self.own |= {name: found for name, found in columns if found is not None}
+        turn_columns = ((TURNS, self.rollouts.turns), (EARNED, self.rollouts.earned))
+        self.rollout_columns: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
+        self.rollout_columns[OPENING] = [""] * size if self.rollouts.openings is None else self.rollouts.openings
+        self.rollout_columns |= {name: values for name, values in turn_columns if values is not None}
         """Columns of the rollouts."""
-        self.names = list(dict.fromkeys((*known, *column_names(prompts))))
+        self.names = list(dict.fromkeys((*columns, *column_names(prompts))))
         self._extra: list[dict[str, Any]] = [{} for _ in range(size)]
         self._metrics: list[dict[str, float]] = [{} for _ in range(size)]
         asked = tokens is not None and any(manner.ids for manner in self.manners)
@@ -111,17 +111,17 @@ class ScoringBatch:
             self._blame(job, f"was not asked: {MAX_LOST} rows before this one hung or crashed it")
         return None
 
-    def only(self, part: int) -> None:
-        """Ask this part alone."""
+    def restrict(self, part: int) -> None:
+        """Keep the jobs of this part only."""
         self._queue = deque(job for job in self._queue if job.part == part)
 
     @property
     def pending(self) -> bool:
-        """Whether a call is still to be begun."""
+        """True if calls are left to begin."""
         return bool(self._queue)
 
     def request(self, job: Job) -> str:
-        """The line to send for a job."""
+        """Request line of a job."""
         manner = self.manners[job.part]
         ids = self._ids if manner.ids else None
         extra = ["" if ids is None else f'"ids":{ids[row]},' for row in job.rows]
@@ -130,8 +130,8 @@ class ScoringBatch:
         head |= {"completions": manner.completions, "prompts": manner.prompts}
         return f'{json.dumps(head)[:-1]},"rows":[{rows}]}}'
 
-    def answered(self, job: Job, reply: Mapping[str, Any]) -> None:
-        """Enter what a worker said."""
+    def add_reply(self, job: Job, reply: Mapping[str, Any]) -> None:
+        """Record a worker's reply."""
         if "failed" in reply:
             if reply["again"] and len(job.rows) > 1:
                 self._split(job)
@@ -145,10 +145,10 @@ class ScoringBatch:
             if cause is None:
                 self._values[job.part][row] = value
             else:
-                self._errors[job.part][row] = self._told(job.part, row, cause)
+                self._errors[job.part][row] = self._located(job.part, row, cause)
 
-    def lost(self, job: Job, cause: str) -> None:
-        """Enter that the worker hung or died over a job."""
+    def add_loss(self, job: Job, cause: str) -> None:
+        """Record that the worker hung or died in a job."""
         if len(job.rows) > 1:
             self._split(job)
         else:
@@ -156,20 +156,20 @@ class ScoringBatch:
             self._blame(job, cause)
 
     def first_error(self) -> str | None:
-        """The first cause why a part could not judge a row."""
+        """First error of any row."""
         return next((cause for errors in self._errors for cause in errors.values()), None)
 
     def scores(self) -> list[Score]:
-        """One per row, once nothing is left to do."""
+        """Scores of all rows, once no job is left."""
         return [self._score(row) for row in range(len(self.prompts))]
 
     def _score(self, row: int) -> Score:
-        values = [found.get(row) for found in self._values]
+        values = [part_values.get(row) for part_values in self._values]
         judged = list(zip(self.parts, values, strict=True))
         steps = {part.key: value for part, value in judged if isinstance(part, StepRewardConfig) and value is not None}
         judged = [(part, value) for part, value in judged if not isinstance(part, StepRewardConfig)]
         parts = {part.key: value for part, value in judged}
-        errors = list(dict.fromkeys(found[row] for found in self._errors if row in found))
+        errors = list(dict.fromkeys(part_errors[row] for part_errors in self._errors if row in part_errors))
         if errors:
             return Score(reward=None, parts=parts, error="; ".join(errors))
         applicable = [part.weight * value for part, value in judged if value is not None and part.weight != 0]
@@ -201,9 +201,9 @@ class ScoringBatch:
 
     def _blame(self, job: Job, cause: str) -> None:
         for row in job.rows:
-            self._errors[job.part][row] = self._told(job.part, row, cause)
+            self._errors[job.part][row] = self._located(job.part, row, cause)
 
-    def _told(self, part: int, row: int, cause: str) -> str:
+    def _located(self, part: int, row: int, cause: str) -> str:
         return f"reward {self.parts[part].name!r}, row {row}{self._prompt(row)}: {cause}"
 
     def _prompt(self, row: int) -> str:
@@ -211,15 +211,15 @@ class ScoringBatch:
 
     def _encode(self, completions: Sequence[str]) -> dict[int, str]:
         """Each row as JSON; the rows of a group share their prompt's part. What is no JSON is an error of the row."""
-        known: dict[int, str | None] = {}
+        prompt_json: dict[int, str | None] = {}
         encoded: dict[int, str] = {}
         for row, (prompt, completion) in enumerate(zip(self.prompts, completions, strict=True)):
-            if id(prompt) not in known:
-                known[id(prompt)] = _as_json(prompt)
-            text = known[id(prompt)]
+            if id(prompt) not in prompt_json:
+                prompt_json[id(prompt)] = _as_json(prompt)
+            text = prompt_json[id(prompt)]
             if text is not None:
-                own = json.dumps({name: values[row] for name, values in self.own.items()})
-                encoded[row] = f'"completion":{json.dumps(completion)},"own":{own},{text}'
+                rollout_json = json.dumps({name: values[row] for name, values in self.rollout_columns.items()})
+                encoded[row] = f'"completion":{json.dumps(completion)},"own":{rollout_json},{text}'
                 continue
             where = f"row {row}{self._prompt(row)}"
             for part, errors in enumerate(self._errors):
@@ -236,7 +236,7 @@ def column_names(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _ends(steps: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, tuple[tuple[int, float], ...]]:
-    return {label: tuple((int(end), value) for end, value in found) for label, found in steps.items()}
+    return {label: tuple((int(end), value) for end, value in label_steps) for label, label_steps in steps.items()}
 
 
 def _as_json(prompt: Prompt) -> str | None:

@@ -1,4 +1,4 @@
-"""Step rewards for worked calculations: every `a op b = c` in a line is checked with exact fractions."""
+"""Step rewards: exact checks of arithmetic lines, stages of the layout, and token positions of step ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_POWER, MAX_BITS, MAX_DEPTH = 64, 4_000, 40
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An exact number and how it came about."""
+    """An exact number with its number of operations and decimals."""
 
     exact: Fraction
     operations: int = 0
@@ -29,7 +29,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sign of an expression."""
+    """A token of an expression."""
 
     kind: str
     """`number`, one of `+ - * / ^ ( ) =`, or anything else, which is in no expression."""
@@ -37,7 +37,7 @@ class Item:
 
 
 def evaluate(items: list[Item]) -> Value | None:
-    """The value of a whole expression; None where it is not one, or too large."""
+    """Value of a whole expression; None for other text, or a value that is too large."""
     parser = _Parser(items)
     try:
         value = parser.sum(0)
@@ -47,7 +47,7 @@ def evaluate(items: list[Item]) -> Value | None:
 
 
 class _NotJudgedError(Exception):
-    """Not an expression, or one that nobody should calculate."""
+    """Not an expression, or one that is too large to evaluate."""
 
 
 class _Parser:
@@ -182,7 +182,7 @@ def _steps(completion: str, exact: bool) -> Iterator[tuple[int, float]]:
 
 
 def _claims(line: str, exact: bool) -> Iterator[bool]:
-    """Whether each claim of a line is true."""
+    """Truth of each claim of a line."""
     if not any(sign in line for sign in ("=", *EQUALS)):
         return
     line = plain_spaces(plain_characters(line))
@@ -202,14 +202,14 @@ def _equal(left: Value, right: Value, exact: bool) -> bool:
         return True
     if exact:
         return False
-    for said, truth in ((right, left.exact), (left, right.exact)):
-        if said.operations == 0 and said.decimals and _endless(truth):
-            return abs(said.exact - truth) <= Fraction(1, 2 * 10**said.decimals)
+    for rounded, truth in ((right, left.exact), (left, right.exact)):
+        if rounded.operations == 0 and rounded.decimals and _endless(truth):
+            return abs(rounded.exact - truth) <= Fraction(1, 2 * 10**rounded.decimals)
     return False
 
 
 def _endless(value: Fraction) -> bool:
-    """Whether the decimal expansion has no end: the denominator has a factor besides 2 and 5."""
+    """True for an infinite decimal expansion: the denominator has a factor besides 2 and 5."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -234,7 +234,7 @@ def _runs(line: str) -> Iterator[list[Item]]:
 
 
 def _sign(match: re.Match[str], line: str) -> bool:
-    """Whether a minus after a word belongs to the number behind it; else the word is a term: `x - 2 + 3 = 5`."""
+    """True if a minus after a word belongs to the number behind it; else the word is a term: `x - 2 + 3 = 5`."""
     before, after = line[: match.start()], line[match.end() : match.end() + 1]
     return not before.strip() or (not after.isspace() and not (before[-1].isalnum() or before[-1] in ")]}"))
 
@@ -279,9 +279,6 @@ def _unwrapped(sides: list[list[Item]]) -> list[list[Item]]:
     return sides
 
 
-# Step rewards for the layout of a completion.
-
-
 def stages(
     completions: Sequence[str],
     completion_opening: Sequence[str] | None = None,
@@ -295,12 +292,9 @@ def stages(
     the completion. Steps that end at the same place are one, with the lower value.
 
     Args:
-        completion_opening: what the chat template wrote of each completion, which begins with it. Left out where that
+        completion_opening: text of each completion that the chat template wrote, at its start. Left out where that
             is not known: then a first stage that is closed but not opened counts as opened by the template.
         tags: names of the stages in their order, without brackets.
-
-    Raises:
-        ValueError: no tags, or one that is no name, or twice.
     """
     if not tags or isinstance(tags, str) or len(set(tags)) != len(tags):
         raise ValueError(f"tags = {tags!r}; expected a list of different names")
@@ -311,7 +305,7 @@ def stages(
 
 
 def _stage_steps(completion: str, tags: Sequence[str], *, lenient: bool) -> list[tuple[int, float]]:
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     before = 0  # where the stages so far end; beyond the text once one of them is missing
     for tag in tags:
         opens = [match.start() for match in re.finditer(f"<{tag}>", completion)]
@@ -323,20 +317,18 @@ def _stage_steps(completion: str, tags: Sequence[str], *, lenient: bool) -> list
         right = complete and len(opens) == len(closes) == 1 and opens[0] >= before
         before = max(before, end) if complete else len(completion) + 1
         if end > 0:
-            found[end] = min(found.get(end, 1.0), float(right))
-    return sorted(found.items())
+            values[end] = min(values.get(end, 1.0), float(right))
+    return sorted(values.items())
 
-
-# From characters of a completion to the tokens that wrote them.
 
 BROKEN = "\ufffd"
-"""What bytes decode to that are no character, or not yet."""
+"""Decoded form of bytes that are no character, or not yet."""
 
 
 def token_ends(
     turns: Sequence[Sequence[int]], ends: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> list[int]:
-    """The token with which each piece of a completion is first complete.
+    """Index of the token with which each step of a completion is first complete.
 
     Found by decoding prefixes of the very tokens that were sampled, since nothing else tells what a token adds: one
     character may take several byte tokens, one token may hold the end of a step and the start of the next, end tokens
@@ -349,9 +341,6 @@ def token_ends(
 
     Returns:
         Per end the index of a token, counted over all turns.
-
-    Raises:
-        ValueError: an end lies outside the completion, or they do not ascend.
     """
     texts = [decode(tokens) for tokens in turns]
     length = sum(map(len, texts))
@@ -359,14 +348,14 @@ def token_ends(
         raise ValueError(
             f"ends {list(ends)} of a completion with {length} characters; expected 1 … {length}, ascending"
         )
-    found: list[int] = []
+    tokens_of_ends: list[int] = []
     characters = tokens_before = 0
     for tokens, text in zip(turns, texts, strict=True):
         turn = _Turn(tokens, text, decode)
-        inside = [end - characters for end in ends[len(found) :] if end - characters <= len(text)]
-        found += [tokens_before + turn.token_of(end) for end in inside]
+        inside = [end - characters for end in ends[len(tokens_of_ends) :] if end - characters <= len(text)]
+        tokens_of_ends += [tokens_before + turn.token_of(end) for end in inside]
         characters, tokens_before = characters + len(text), tokens_before + len(tokens)
-    return found
+    return tokens_of_ends
 
 
 class _Turn:
@@ -376,7 +365,7 @@ class _Turn:
         self.tokens = tokens
         self.text = text
         self.decode = decode
-        self._known: dict[int, str] = {len(tokens) - 1: text}
+        self._decoded: dict[int, str] = {len(tokens) - 1: text}
 
     def token_of(self, end: int) -> int:
         """Index of the first token after which `text[:end]` stands complete."""
@@ -405,6 +394,6 @@ class _Turn:
         return self._prefix(index) == self._prefix(index - 1) and self.decode(self.tokens[index : index + 1]) != ""
 
     def _prefix(self, index: int) -> str:
-        if index not in self._known:
-            self._known[index] = self.decode(self.tokens[: index + 1])
-        return self._known[index]
+        if index not in self._decoded:
+            self._decoded[index] = self.decode(self.tokens[: index + 1])
+        return self._decoded[index]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import Any
 
-from coterie.config.base import search_in, search_path
+from coterie.config.user_functions import search_in, search_path
 from coterie.errors import CoterieError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import EXTRA, IDS, METRIC, STATE, ContractError, check_steps, check_values
@@ -37,25 +37,25 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(channel: int, parent: int) -> None:
-    """Serve until the other end closes; then take the whole process group along."""
-    _settle(channel, parent)
-    own, home, parts = os.getpid(), os.getcwd(), []
+    """Serve requests until the other end closes; then end the whole process group."""
+    _isolate(channel, parent)
+    pid, home, parts = os.getpid(), os.getcwd(), []
     with open(channel, "rb", closefd=False) as requests:
         for line in requests:
             request = json.loads(line)
             if "load" in request:
                 parts, reply = _load(request)
-                stand_back()  # not before: beside a busy program the imports alone would take a minute
+                lower_priority()  # not before: beside a busy program the imports alone would take a minute
             else:
                 reply = run(parts[request["part"]], request)
             _flush()  # what was printed is in the pipe before the reply is
-            if os.getpid() != own:  # a function forked, and its child came back instead of exiting
+            if os.getpid() != pid:  # a function forked, and its child came back instead of exiting
                 os._exit(1)
             _send(channel, reply)
             with suppress(OSError):
                 os.chdir(home)
-    if os.getpgrp() == own:
-        os.killpg(own, signal.SIGKILL)
+    if os.getpgrp() == pid:
+        os.killpg(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class TrainerState:
 
 
 class Logged:
-    """What a function logs in one call.
+    """Values that a function logs in a call.
 
     Args:
         rows: how many values a column has.
@@ -86,22 +86,14 @@ class Logged:
         self.metrics: dict[str, float] = {}
 
     def log_extra(self, column: str, values: Any) -> None:
-        """Store a value with each rollout.
-
-        Raises:
-            ValueError: there is not one value per completion, or one is not JSON.
-        """
+        """Store a value with each rollout."""
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
         if not isinstance(listed, list) or len(listed) != self.rows:
             raise ValueError(f"log_extra({column!r}) got {len(listed)} values for {self.rows} completions")
         self.extra[str(column)] = json.loads(json.dumps(listed, allow_nan=False, default=str))
 
     def log_metric(self, name: str, value: float) -> None:
-        """Record a number for this step.
-
-        Raises:
-            ValueError: it is not a finite number.
-        """
+        """Record a number for this step."""
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"log_metric({name!r}) got {number}, expected a finite number")
@@ -132,7 +124,7 @@ def run(part: Part, request: Mapping[str, Any]) -> dict[str, Any]:
     except RewardError as error:
         return {"failed": str(error), "again": False}
     try:
-        returned = _settled(part.function(**arguments))
+        returned = _awaited(part.function(**arguments))
     except BaseException as error:
         return {"failed": describe(error, _file(part.function)), "again": True}
     try:
@@ -143,8 +135,8 @@ def run(part: Part, request: Mapping[str, Any]) -> dict[str, Any]:
     except ContractError as error:
         # A single value for many rows would pass as the right number of values for each row alone.
         return {"failed": str(error), "again": error.count not in (None, 1)}
-    found = {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
-    return found | {"extra": logged.extra, "metrics": logged.metrics}
+    reply = {"values": values, "bad": {str(row): cause for row, cause in bad.items()}}
+    return reply | {"extra": logged.extra, "metrics": logged.metrics}
 
 
 def _columns(part: Part, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,23 +174,23 @@ def describe(error: BaseException, file: str | None) -> str:
         return text if not error.text else f"{text}: {error.text.strip()}"
     places = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)][1:]
     places = [place for place in places if not place[0].startswith("<frozen ")]
-    own = [place for place in places if place[0] == file] or places
-    if not own or isinstance(error, CoterieError):  # our own messages say all there is to say
+    user_places = [place for place in places if place[0] == file] or places
+    if not user_places or isinstance(error, CoterieError):  # our own messages say all there is to say
         return text
-    name, line = own[-1]
+    name, line = user_places[-1]
     source = linecache.getline(name, line).strip()
     return f"{text} (in {os.path.basename(name)}, line {line}{': ' if source else ''}{source})"
 
 
 def _file(function: Callable[..., Any]) -> str | None:
-    """Where a function, or the class of a callable object, is written."""
+    """Source file of a function, or of the class of a callable object."""
     plain = inspect.unwrap(function)
     written = plain if hasattr(plain, "__code__") else vars(type(plain)).get("__call__")
     return getattr(getattr(written, "__code__", None), "co_filename", None)
 
 
-def _settled(returned: object) -> object:
-    """The result itself, also of an async function."""
+def _awaited(returned: object) -> object:
+    """Result of a function, awaited if it is async."""
     if not inspect.isawaitable(returned):
         return returned
 
@@ -240,8 +232,8 @@ def _flush() -> None:
             stream.flush()
 
 
-def _settle(channel: int, parent: int) -> None:
-    """A modest, separate process: first choice of the out-of-memory killer, gone with its parent."""
+def _isolate(channel: int, parent: int) -> None:
+    """Isolate the process: preferred by the out-of-memory killer, ended with its parent, its output line by line."""
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what is printed before a crash is not lost
@@ -256,8 +248,8 @@ def _settle(channel: int, parent: int) -> None:
             os._exit(1)
 
 
-def stand_back() -> None:
-    """Leave the processors to the maths, whose threads wait for the slowest of them at every operation.
+def lower_priority() -> None:
+    """Lower the scheduling priority, since the threads of tensor operations wait for the slowest of them.
 
     Nice 19 still gets a seventieth of a core that another thread uses, and all of an idle one; SCHED_IDLE would get a
     fifth of that beside threads that spin. SCHED_BATCH: waking up does not interrupt who runs. Children inherit both.

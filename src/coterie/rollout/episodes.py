@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from coterie.engines.base import Engine, Quorum, Request, Sampling, check_turns
-from coterie.envs.base import Environment, Episode, EpisodeError, Limits, digest, earned, observed, state_key
+from coterie.envs.base import (
+    Environment,
+    Episode,
+    EpisodeError,
+    Limits,
+    check_observation,
+    check_reward,
+    digest,
+    state_key,
+)
 from coterie.errors import ConfigError, DataError
 from coterie.text import before_stop
 from coterie.types import Message, Prompt, SampleKey, StopReason, Turn
@@ -24,7 +33,9 @@ class ChatTemplate(Protocol):
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
-    def between(self, messages: Sequence[Message], said: Sequence[int], *, stop: Sequence[str] = ()) -> list[int]: ...
+    def render_continuation(
+        self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
+    ) -> list[int]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +67,7 @@ class Attempt:
         Raises:
             EpisodeError: it is no observation.
         """
-        seen = observed(found)
+        seen = check_observation(found)
         if self.turns:
             self._earn(seen.reward)
         elif seen.reward:
@@ -223,7 +234,7 @@ class Episodes:
             found = attempt.episode.send(self.opening + attempt.texts[-1])
         except StopIteration as ending:
             try:
-                attempt.end(earned(ending.value))
+                attempt.end(check_reward(ending.value))
             except EpisodeError as error:
                 attempt.fail(_told(error))
             return
@@ -233,7 +244,7 @@ class Episodes:
         try:
             shown = attempt.show(found)
             more = len(attempt.turns) < self.limits.turns and turn.stop_reason is not StopReason.DEADLINE
-            between = self.chat.between(shown, turn.tokens, stop=sampling.stop) if more else []
+            between = self.chat.render_continuation(shown, turn.tokens, stop=sampling.stop) if more else []
         except (EpisodeError, DataError) as error:
             attempt.fail(_told(error))
             return

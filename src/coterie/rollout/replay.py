@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from coterie.config.schema import ReplayConfig
-from coterie.grouping.allocation import capped_shares, systematic
+from coterie.grouping.allocation import capped_shares, systematic_sample
 from coterie.rng import generator
 from coterie.rollout.replay_groups import ReplayGroup, read, write
 from coterie.stats import Floats, Ints
@@ -99,7 +99,7 @@ def select_replay(
     if count <= 0:
         return Selection(np.zeros(0, dtype=np.int64), np.zeros(0))
     inclusion = capped_shares(surprise[open_to] * np.exp2(-ages[open_to] / half_life), float(count), 1.0)
-    drawn = systematic(inclusion, count, generator("replay", *counters))
+    drawn = systematic_sample(inclusion, count, generator("replay", *counters))
     return Selection(open_to[drawn], inclusion[drawn])
 
 

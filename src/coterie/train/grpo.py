@@ -18,7 +18,7 @@ from typing import Any
 
 from coterie.algo.advantages import informative
 from coterie.algo.estimators import BIASED, NEWS, Estimator, Predictions
-from coterie.algo.subsample import Subsampled, play
+from coterie.algo.subsample import Subsampled, subsample
 from coterie.batches.batch import Batch
 from coterie.batches.pack import plan, plan_scoring, step_head
 from coterie.config.schema import RunConfig
@@ -138,7 +138,7 @@ class Trainer:
             name: float(generator("roulette", self.config.seed, self.step, one.prompt_id, one.version).random())
             for name, one in contexts.items()
         }
-        return play(credits, draws, self.config.optim.roulette)
+        return subsample(credits, draws, self.config.optim.roulette)
 
     def _minibatches(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
         """The packed batches of each optimizer step; several steps split the rollouts at random, as R1 does."""

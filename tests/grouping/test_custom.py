@@ -20,9 +20,9 @@ from grouping_worlds import COLUMNS, features, rollouts, step
 TEXTS = ["1 + 1?", "2 + 2?", "3 + 3?", "4 + 4?"]
 
 
-def with_own(function: Callable[[View], Any], **settings: Any) -> GroupAwareBaseline:
+def with_custom(function: Callable[[View], Any], **settings: Any) -> GroupAwareBaseline:
     given = replace(Settings(), **settings)
-    return GroupAwareBaseline(COLUMNS, preset="mine:baseline", settings=given, own=function)
+    return GroupAwareBaseline(COLUMNS, preset="mine:baseline", settings=given, custom=function)
 
 
 def batch(rewards: list[float], prompts: str, time: float = 0.0) -> Rollouts:
@@ -37,7 +37,7 @@ def batch(rewards: list[float], prompts: str, time: float = 0.0) -> Rollouts:
 
 def others(view: View) -> np.ndarray:
     """RLOO by hand; a lone rollout gets what is known."""
-    out = np.full(view.rewards.size, view.known)
+    out = np.full(view.rewards.size, view.history_mean)
     for rows in view.groups:
         for row in rows:
             rest = [other for other in rows if other != row]
@@ -54,21 +54,23 @@ def own_mean(view: View) -> np.ndarray:
 
 def test_a_baseline_of_ones_own_works_like_a_shipped_one():
     rng, table = np.random.default_rng(0), features(20)
-    mine, rloo = with_own(others), GroupAwareBaseline(COLUMNS, preset="rloo", settings=Settings(weighted=False))
+    mine, rloo = with_custom(others), GroupAwareBaseline(COLUMNS, preset="rloo", settings=Settings(weighted=False))
     mine.settings = rloo.settings
     for time in range(4):
-        seen = step(rng, table, prompts=6, size=3, time=float(time))
-        np.testing.assert_allclose(mine.advantages(seen), rloo.advantages(seen), atol=1e-12)
-        assert mine.observe(seen).errors["own"] == pytest.approx(rloo.observe(seen).errors["rloo"])
+        step_rollouts = step(rng, table, prompts=6, size=3, time=float(time))
+        np.testing.assert_allclose(mine.advantages(step_rollouts), rloo.advantages(step_rollouts), atol=1e-12)
+        assert mine.observe(step_rollouts).errors["own"] == pytest.approx(rloo.observe(step_rollouts).errors["rloo"])
 
 
 def test_it_sees_the_step_and_the_past_in_reward_units_and_changes_nothing():
     views: list[View] = []
-    baseline = with_own(lambda view: [views.append(view) or view.known] * view.rewards.size, bounds=(-1.0, 3.0))
+    baseline = with_custom(
+        lambda view: [views.append(view) or view.history_mean] * view.rewards.size, bounds=(-1.0, 3.0)
+    )
     baseline.observe(batch([3.0, -1.0, 1.0, 3.0], "aabb"))
     baseline.observe(batch([2.0, np.nan, 0.0], "bca", time=1.0))
     first, second = views[0], views[-1]
-    assert (first.history, first.known) == ((), 1.0)
+    assert (first.history, first.history_mean) == ((), 1.0)
     np.testing.assert_allclose(second.rewards, [2.0, 0.0])
     assert second.prompts == ("b", "a")
     assert [rows.tolist() for rows in second.groups] == [[0], [1]]
@@ -79,7 +81,7 @@ def test_it_sees_the_step_and_the_past_in_reward_units_and_changes_nothing():
         [2, 2],
         0.0,
     )
-    assert second.known == pytest.approx(1.5)
+    assert second.history_mean == pytest.approx(1.5)
     assert second.columns == COLUMNS
     for array in (second.rewards, second.features, second.weights, second.groups[0], past.means):
         with pytest.raises(ValueError, match="read-only"):
@@ -97,16 +99,16 @@ def test_it_sees_the_step_and_the_past_in_reward_units_and_changes_nothing():
 )
 def test_a_function_that_fails_is_named(function, message):
     with pytest.raises(ValueError, match=message):
-        with_own(function).predict(batch([1, 0, 1], "aab"))
+        with_custom(function).predict(batch([1, 0, 1], "aab"))
 
 
 def test_the_flip_test_finds_a_mean_that_holds_the_own_reward_and_passes_one_that_does_not():
-    seen = batch([1, 0, 1, 0, 1], "aabbc")
-    assert self_influence(with_own(others), seen) == 0.0
-    assert self_influence(with_own(own_mean), seen) == pytest.approx(1.0)  # the lone rollout's
-    assert self_influence(with_own(own_mean), batch([1, 0, 0, 1], "aabb")) == pytest.approx(0.5)
+    five_rollouts = batch([1, 0, 1, 0, 1], "aabbc")
+    assert self_influence(with_custom(others), five_rollouts) == 0.0
+    assert self_influence(with_custom(own_mean), five_rollouts) == pytest.approx(1.0)  # the lone rollout's
+    assert self_influence(with_custom(own_mean), batch([1, 0, 0, 1], "aabb")) == pytest.approx(0.5)
     # Without bounds on the first step, 7 becomes 4 and 5 becomes 8, of a range taken as 4 to 8.
-    assert self_influence(with_own(own_mean, bounds=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(1.5 / 4)
+    assert self_influence(with_custom(own_mean, bounds=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(1.5 / 4)
 
 
 def keyed(kind: str) -> tuple[tuple[Column, ...], np.ndarray]:
@@ -135,16 +137,16 @@ def test_prompts_of_one_key_share_what_is_learned_of_them():
     baseline = GroupAwareBaseline(columns, preset="heb", settings=Settings().without("tree"))
     for time in range(12):
         chosen = rng.choice(40, size=12, replace=False).tolist()
-        seen = rollouts(rng, table, chosen, [2] * 12, float(time))
-        right = np.array([int(name[1:]) % 3 == 0 for name in seen.prompts])
-        baseline.observe(replace(seen, rewards=right.astype(np.float64)))
+        step_rollouts = rollouts(rng, table, chosen, [2] * 12, float(time))
+        right = np.array([int(name[1:]) % 3 == 0 for name in step_rollouts.prompts])
+        baseline.observe(replace(step_rollouts, rewards=right.astype(np.float64)))
     mean, _ = baseline.expect(("new even", "new odd"), table[[51, 52]], 12.0)
     assert mean[0] - mean[1] > 0.3
-    seen = rollouts(rng, table, [51, 52], [2, 2], 12.0)
-    assert np.abs(baseline.explain(seen).scales["key"]).min() > 0.01
+    step_rollouts = rollouts(rng, table, [51, 52], [2, 2], 12.0)
+    assert np.abs(baseline.explain(step_rollouts).scales["key"]).min() > 0.01
     blind = GroupAwareBaseline(columns, preset="heb", settings=Settings().without("tree").without("key"))
-    blind.observe(seen)
-    assert "key" not in blind.explain(replace(seen, time=13.0)).scales
+    blind.observe(step_rollouts)
+    assert "key" not in blind.explain(replace(step_rollouts, time=13.0)).scales
 
 
 def test_a_text_makes_levels_and_a_number_makes_a_feature():
@@ -156,9 +158,9 @@ def test_a_text_makes_levels_and_a_number_makes_a_feature():
     assert [column.name for column in number.columns if column.signal == "key"] == ["key"]
     assert not any(column.level for column in number.columns)
     np.testing.assert_allclose(number.apply(TEXTS, keys=[1, 2, 3, 2])[:, -1], np.array([-1, 0, 1, 0]) * np.sqrt(2))
-    for one, keys in ((text, ["a"] * 4), (number, [5] * 4)):
-        again = FeatureMap.load(one.state())
-        assert again.apply(TEXTS, keys=keys).tobytes() == one.apply(TEXTS, keys=keys).tobytes()
+    for feature_map, keys in ((text, ["a"] * 4), (number, [5] * 4)):
+        again = FeatureMap.load(feature_map.state())
+        assert again.apply(TEXTS, keys=keys).tobytes() == feature_map.apply(TEXTS, keys=keys).tobytes()
     mixed: Any = ["a", 1, "b", 2]
     with pytest.raises(ValueError, match="one of both for all"):
         FeatureMap.fit(TEXTS, keys=mixed)
@@ -166,7 +168,7 @@ def test_a_text_makes_levels_and_a_number_makes_a_feature():
 
 def test_only_the_commonest_texts_make_levels():
     keys = [f"k{i:03d}" for i in range(100)] + ["k099"] * 3
-    found = FeatureMap.fit(TEXTS, keys=["k099"] * 4, known_keys=keys)
-    assert len([column for column in found.columns if column.level]) == MOST_KEYS
-    assert found.keys is not None
-    assert "k099" in found.keys
+    feature_map = FeatureMap.fit(TEXTS, keys=["k099"] * 4, known_keys=keys)
+    assert len([column for column in feature_map.columns if column.level]) == MOST_KEYS
+    assert feature_map.keys is not None
+    assert "k099" in feature_map.keys
