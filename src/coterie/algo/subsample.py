@@ -51,14 +51,14 @@ def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float)
     sizes = np.array([_size(credit) for credit in credits])
     keep = chances(sizes, roulette)
     found = [
-        credit.weighed(1 / chance) if draws[credit.rollout_id] < chance else replace(credit, advantage=0.0)
+        credit.scaled(1 / chance) if draws[credit.rollout_id] < chance else replace(credit, advantage=0.0)
         for credit, chance in zip(credits, keep.tolist(), strict=True)
     ]
-    had = sum(not credit.silent for credit in credits)
+    had = sum(not credit.zero_advantage for credit in credits)
     if not had:
         return Subsampled(credits=tuple(found))
     sizes = sizes / sizes.max()  # so that no square is lost to underflow
-    left = sum(not credit.silent for credit in found)
+    left = sum(not credit.zero_advantage for credit in found)
     heard = sizes > 0
     power = float(np.sum(sizes[heard] ** 2 / keep[heard]) / np.sum(sizes**2))
     return Subsampled(credits=tuple(found), metrics={"roulette/kept": left / had, "roulette/power": power})
