@@ -41,29 +41,6 @@ class PairedTest:
         return self.conclusive and self.p_value < 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSummary:
-    """The rewards of one step."""
-
-    mean: float
-    std: float
-    """Population standard deviation over all rollouts."""
-    low: float
-    high: float
-    groups: int
-    solved: float
-    """Share of groups in which every reward reaches `solved_at`."""
-    none: float
-    """Share of groups in which none does."""
-    zero_variance: float
-    """Share of groups in which all rewards are equal, which train nothing."""
-
-    @property
-    def mixed(self) -> float:
-        """Share of the other groups: some attempts solved, some not."""
-        return 1.0 - self.solved - self.none
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate of the chance that at least one of k attempts is right, from c right ones of n.
 
@@ -161,29 +138,6 @@ def paired_test(
         p_value=(extreme + 1) / (draws + 1),
         metric=metric,
         prompts=len(gain),
-    )
-
-
-def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) -> RewardSummary:
-    """Summary of a step's rewards.
-
-    Args:
-        groups: one sequence of rewards per group.
-        solved_at: a reward from here on counts as solved.
-    """
-    if not groups or not all(len(group) for group in groups):
-        raise ValueError("reward_summary needs at least one group, and no empty group")
-    rewards = _checked(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups]), "rewards")
-    solved = [[reward >= solved_at - 1e-8 for reward in group] for group in groups]
-    return RewardSummary(
-        mean=float(rewards.mean()),
-        std=float(rewards.std()),
-        low=float(rewards.min()),
-        high=float(rewards.max()),
-        groups=len(groups),
-        solved=sum(all(group) for group in solved) / len(groups),
-        none=sum(not any(group) for group in solved) / len(groups),
-        zero_variance=sum(max(group) - min(group) < 1e-8 for group in groups) / len(groups),
     )
 
 

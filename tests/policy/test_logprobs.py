@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coterie.policy import logprobs as module
 from coterie.policy.head import Head, LogitTransform
-from coterie.policy.logprobs import OutputFlags, TokenOutputs, chunked_logprobs, chunked_scores
+from coterie.policy.logprobs import OutputFlags, TokenOutputs, chunked_scores
 
 TEMPERATURE = 0.7
 EVERYTHING = OutputFlags(entropy_gradient=True, score_norm=True)
@@ -122,7 +122,9 @@ def test_finite_differences():
 
 def test_unless_asked_entropies_have_no_gradient_and_nothing_more_is_computed():
     hidden, weight, offset, targets = parts()
-    logprobs, entropies = chunked_logprobs(hidden, weight, offset, targets, temperature=TEMPERATURE, entropy=True)
+    flags = OutputFlags(entropy=True)
+    outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=flags)
+    logprobs, entropies = outputs.logprobs, outputs.entropies
     want = full(hidden, weight, offset, targets)
     assert not entropies.requires_grad
     torch.testing.assert_close(entropies, want.entropies)

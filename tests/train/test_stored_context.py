@@ -191,7 +191,6 @@ def estimator_for(names: list[str]) -> GroupAwareEstimator:
         [prompt(name, f"What is {k} + {k}?") for k, name in enumerate(names)],
         lambda prompts: np.array([[float(names.index(one.id)), 1.0] for one in prompts]),
         dimensions=2,
-        seed=0,
     )
     config = make_grouping()
     return GroupAwareEstimator(

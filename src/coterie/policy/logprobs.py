@@ -198,31 +198,6 @@ def chunked_scores(
     return TokenOutputs(logprobs=logprobs, entropies=entropies, score_norms=norms)
 
 
-def chunked_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    temperature: float,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and the entropy of its distribution.
-
-    Args:
-        hidden: [N, D] the states that predict the targets.
-        weight: [V, D] of the head; bias [V] or None.
-        targets: [N] int64.
-        temperature: divides the logits.
-        entropy: also return the entropies (no gradient flows through them; see `chunked_scores`); else zeros.
-
-    Returns:
-        log-probabilities [N] and entropies [N], float32 (float64 for float64 input).
-    """
-    scores = chunked_scores(hidden, weight, bias, targets, temperature=temperature, flags=OutputFlags(entropy=entropy))
-    return scores.logprobs, scores.entropies
-
-
 def hidden_states_at(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:
     """Hidden states [N, D] of the policy's decoder that predict the trained tokens of a packed row."""
     device = policy.device
