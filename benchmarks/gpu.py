@@ -367,7 +367,7 @@ def row_gradient(policy: Any, batch: Any, kernel: Any) -> dict[str, Any]:
     import torch
 
     from coterie.policy.kernels import packed_layout, pad_row
-    from coterie.policy.logprobs import chunked_logprobs
+    from coterie.policy.logprobs import OutputFlags, chunked_scores
 
     device = policy.device
     layout = packed_layout(batch.segments, device, kernel)
@@ -376,7 +376,8 @@ def row_gradient(policy: Any, batch: Any, kernel: Any) -> dict[str, Any]:
     hidden = policy.hidden(tokens, positions, layout)[0]
     states = hidden.index_select(0, torch.from_numpy(batch.sources).to(device))
     targets = torch.from_numpy(batch.targets).to(device)
-    logprobs, _ = chunked_logprobs(states, policy.head.weight, policy.head.bias, targets, temperature=1.0)
+    head = policy.head
+    logprobs = chunked_scores(states, head.weight, head.bias, targets, temperature=1.0, flags=OutputFlags()).logprobs
     # Credit of both signs that never is all zero, unlike that of a few rollouts may be.
     signs = torch.arange(len(targets), device=device, dtype=logprobs.dtype).cos()
     weights = torch.from_numpy(batch.weights).to(device, logprobs.dtype) * signs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.stats import bootstrap_interval, paired_test, pass_at_k, reward_summary
+from coterie.stats import bootstrap_interval, paired_test, pass_at_k
 
 
 def test_pass_at_k_of_the_paper():
@@ -96,12 +96,3 @@ def test_paired_test_refuses(before, after, message):
 def test_no_draws():
     with pytest.raises(ValueError, match="draws = 0"):
         bootstrap_interval([1.0], 0, draws=0)
-
-
-def test_reward_summary():
-    summary = reward_summary([[1, 1], [0, 0], [0, 1], [0.5, 0.5]])
-    assert (summary.mean, summary.low, summary.high, summary.groups) == (0.5, 0, 1, 4)
-    assert (summary.solved, summary.mixed, summary.none, summary.zero_variance) == (0.25, 0.25, 0.5, 0.75)
-    assert summary.std == pytest.approx(np.std([1, 1, 0, 0, 0, 1, 0.5, 0.5]))
-    with pytest.raises(ValueError, match="no empty group"):
-        reward_summary([[1], []])

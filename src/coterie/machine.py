@@ -1,4 +1,11 @@
-"""What this machine has, read without torch, and what coterie will therefore do."""
+"""Hardware of this machine and the threads of the maths, read and set without torch.
+
+torch's wheels for Linux do their sums with GNU OpenMP, which reads its environment once, when torch is loaded. A
+thread that has nothing to do first spins for a while, then sleeps: spinning answers sooner, sleeping leaves the core
+to others. Which is better depends on the machine and on what else runs there; `python -m benchmarks.peers --threads`
+measures it.
+GOMP_SPINCOUNT and OMP_WAIT_POLICY: https://gcc.gnu.org/onlinedocs/libgomp/Environment-Variables.html
+"""
 
 from __future__ import annotations
 
@@ -40,7 +47,7 @@ class Facts:
 
     @property
     def native_bf16(self) -> bool:
-        """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+        """True if the CPU multiplies bfloat16 natively; emulated, it is slower than float32."""
         return bool(BF16_FLAGS & set(self.flags))
 
     def line(self) -> str:
@@ -62,7 +69,7 @@ class Gpu:
 
 
 def facts(folder: Path | str = ".") -> Facts:
-    """Look at the machine; `folder` is where runs will be written. Takes a millisecond; imports no torch."""
+    """Facts of this machine; `folder` is where runs will be written. Takes a millisecond; imports no torch."""
     cpuinfo = _read("/proc/cpuinfo")
     meminfo = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
     total = int(meminfo.get("MemTotal", 0)) * 1024 or _sysconf_memory()
@@ -93,43 +100,45 @@ def gpus() -> list[Gpu]:
     """The accelerators that torch can use. Imports torch."""
     import torch
 
-    found = []
+    accelerators = []
     for device in ("cuda", "xpu"):
         backend = getattr(torch, device, None)
         if backend is not None and backend.is_available():
             properties = [backend.get_device_properties(index) for index in range(backend.device_count())]
-            found += [Gpu(name=one.name, memory=one.total_memory, device=device) for one in properties]
+            accelerators += [Gpu(name=gpu.name, memory=gpu.total_memory, device=device) for gpu in properties]
     if torch.backends.mps.is_available():
-        found.append(Gpu(name="Apple GPU", memory=torch.mps.recommended_max_memory(), device="mps"))
-    return found
+        accelerators.append(Gpu(name="Apple GPU", memory=torch.mps.recommended_max_memory(), device="mps"))
+    return accelerators
 
 
 def extras() -> dict[str, dict[str, str | None]]:
     """Each optional extra with its packages and their installed versions (None: not installed)."""
-    found: dict[str, dict[str, str | None]] = {}
+    packages: dict[str, dict[str, str | None]] = {}
     for requirement in metadata.requires("coterie") or ():
         package = re.match(r"[A-Za-z0-9._-]+", requirement)
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
         if package and extra:
-            found.setdefault(extra.group(1), {})[package.group()] = _version(package.group())
-    return found
+            packages.setdefault(extra.group(1), {})[package.group()] = _version(package.group())
+    return packages
 
 
-def plan(seen: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
-    """What coterie will do here, in plain words; `threads` is `coterie.machine.Choice.line`."""
+def plan(hardware: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
+    """Device, number format, threads and engine that coterie chooses here; `threads` is a `Choice.line`."""
     lines = []
     if accelerators and accelerators[0].device == "cuda":
         lines.append(f"device: cuda:0, {accelerators[0].name}; numbers: bfloat16, master weights float32")
     else:
-        number = "bfloat16 (this CPU multiplies it natively)" if seen.native_bf16 else "float32 (no native bfloat16)"
+        number = (
+            "bfloat16 (this CPU multiplies it natively)" if hardware.native_bf16 else "float32 (no native bfloat16)"
+        )
         lines.append(f"device: cpu; numbers: {number}, master weights float32")
         for gpu in accelerators[:1]:
             lines.append(f"device: {gpu.name} is used when you set model.device = {gpu.device!r} (numbers: float32)")
     lines.append(f"threads: {threads}")
     lines.append("engine: embedded (samples in this process, from the learner's own weights)")
-    if seen.memory_free < 4 * GIB:
+    if hardware.memory_free < 4 * GIB:
         lines.append("memory: under 4 GiB free; full training of the 135M model needs about 3, so close other programs")
-    if seen.disk_free < 5 * GIB:
+    if hardware.disk_free < 5 * GIB:
         lines.append("disk: under 5 GiB free; a run with checkpoints takes 1 to 4")
     return lines
 
@@ -141,8 +150,8 @@ def resident() -> int:
 
 def peak_resident() -> int:
     """Most bytes of main memory that this process ever held."""
-    if held := _status("VmHWM"):
-        return held
+    if peak := _status("VmHWM"):
+        return peak
     import resource  # not on Windows
 
     # The second choice: on Linux it counts what the parent held before exec.
@@ -150,15 +159,15 @@ def peak_resident() -> int:
 
 
 def _status(key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(rf"^{key}:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers of a run depend on."""
+    """Versions of the packages that the numbers of a run depend on."""
     names = ("coterie", "torch", "transformers", "tokenizers", "numpy", "peft", "reasoning-gym", "math-verify")
-    found = {name: _version(name) for name in names}
-    return {"python": platform.python_version()} | {name: text for name, text in found.items() if text}
+    package_versions = {name: _version(name) for name in names}
+    return {"python": platform.python_version()} | {name: text for name, text in package_versions.items() if text}
 
 
 def _version(package: str) -> str | None:
@@ -197,12 +206,12 @@ def _flags(cpuinfo: str) -> tuple[str, ...]:
 
 def _physical(cpuinfo: str, allowed: set[int]) -> int:
     """Distinct (socket, core) pairs among the allowed processors; 0 where the file does not say."""
-    found = set()
+    core_ids = set()
     for block in cpuinfo.split("\n\n"):
         fields = dict(re.findall(r"^([\w ]+?)\s*:\s*(\d+)\s*$", block, re.MULTILINE))
         if "core id" in fields and int(fields.get("processor", -1)) in allowed:
-            found.add((fields.get("physical id", "0"), fields["core id"]))
-    return len(found)
+            core_ids.add((fields.get("physical id", "0"), fields["core id"]))
+    return len(core_ids)
 
 
 def _cgroup_cpus() -> float | None:
@@ -232,14 +241,6 @@ def _disk_free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-# How many threads do the maths, and how they wait for each other. No torch: this is decided before it is loaded.
-#
-# torch's wheels for Linux do their sums with GNU OpenMP, which reads its environment once, when torch is loaded. A
-# thread that has nothing to do first spins for a while, then sleeps: spinning answers sooner, sleeping leaves the core
-# to others. Which is better depends on the machine and on what else runs there; `python -m benchmarks.peers --threads`
-# measures it.
-# GOMP_SPINCOUNT and OMP_WAIT_POLICY: https://gcc.gnu.org/onlinedocs/libgomp/Environment-Variables.html
-
 COUNT = "OMP_NUM_THREADS"
 WAITING: dict[str, dict[str, str]] = {
     "default": {},
@@ -252,19 +253,19 @@ WAITING: dict[str, dict[str, str]] = {
 """Wait policy → the environment that asks for it. `default` is libgomp's own, 300,000 spins; `passive` sleeps at once;
 `active` hardly ever sleeps."""
 _OTHERS = ("KMP_BLOCKTIME",)
-"""Said to another OpenMP; whoever sets it has made up their mind too."""
+"""Variable of another OpenMP; if the user sets it, nothing is changed either."""
 VARIABLES = tuple(dict.fromkeys(name for settings in WAITING.values() for name in settings)) + _OTHERS
-"""What decides how threads wait; none is touched once the user has set any of them."""
+"""Variables of the wait policy; none is changed once the user has set any of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Default:
-    """What a measurement says for machines of one size."""
+    """Measured thread settings for machines of one size."""
 
     cores: int
     """For machines with up to this many physical cores."""
     spare: int
-    """Cores left to everybody else."""
+    """Cores left to other processes."""
     waiting: str
     """Key of `WAITING`."""
     because: str
@@ -288,7 +289,7 @@ DEFAULTS: tuple[Default, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What was decided, and why."""
+    """Thread settings of this process, with the reason."""
 
     count: int
     """Threads of the maths."""
@@ -308,26 +309,26 @@ class Choice:
 
 
 _set: dict[str, str] = {}
-"""What `prepare` put into this process's environment."""
+"""Variables that `prepare` put into this process's environment."""
 _done = False
-"""Whether `prepare` was in time."""
+"""True once `prepare` was called in time."""
 
 
 def count(configured: int = 0, environ: Mapping[str, str] | None = None) -> int:
     """Threads of the maths: the setting if it is not 0, else OMP_NUM_THREADS, else the measured default; at least 1."""
     if configured:
         return configured
-    seen = cores()
-    return _users_count(os.environ if environ is None else environ) or max(1, seen - _default(seen).spare)
+    physical = cores()
+    return _users_count(os.environ if environ is None else environ) or max(1, physical - _default(physical).spare)
 
 
 def prepare(environ: MutableMapping[str, str] | None = None) -> None:
     """Set how OpenMP threads wait, where the user has not. To be called before torch is first imported.
 
-    The program `coterie` does so itself. Who uses coterie as a library calls it before the first import of torch:
+    The program `coterie` does so itself. A program that uses it as a library calls it before the first import of torch:
 
-        from coterie import threads
-        threads.prepare()
+        from coterie import machine
+        machine.prepare()
         import torch
 
     Calling it again, or too late, changes nothing; `choice` then says so. Processes started later inherit what was set,
@@ -340,23 +341,23 @@ def prepare(environ: MutableMapping[str, str] | None = None) -> None:
     environ = os.environ if environ is None else environ
     if _done or not _gnu_openmp() or _users(environ) or "torch" in sys.modules:
         return
-    wanted = WAITING[_default(cores()).waiting]
+    settings = WAITING[_default(cores()).waiting]
     _done = True
-    environ.update(wanted)
-    _set.update(wanted)
+    environ.update(settings)
+    _set.update(settings)
 
 
 def choice(configured: int = 0, environ: Mapping[str, str] | None = None) -> Choice:
-    """What holds in this process, after `prepare`.
+    """Thread settings that hold in this process, after `prepare`.
 
     Args:
         configured: the setting `threads`; 0 = coterie chooses.
         environ: the process's own environment when None.
     """
     environ = os.environ if environ is None else environ
-    seen = cores()
+    physical = cores()
     number, users = count(configured, environ), _users(environ)
-    default = _default(seen)
+    default = _default(physical)
     if users:
         waiting = " ".join(f"{name}={value}" for name, value in users.items())
         source, because = "environment", "the environment says so"
@@ -373,11 +374,11 @@ def choice(configured: int = 0, environ: Mapping[str, str] | None = None) -> Cho
         because += "; the setting `threads` gives the number"
     elif _users_count(environ):
         because += f"; {COUNT} gives the number"
-    return Choice(count=number, cores=seen, waiting=waiting, source=source, because=because)
+    return Choice(count=number, cores=physical, waiting=waiting, source=source, because=because)
 
 
 def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without what `prepare` set: for programs that are to be measured as they come."""
+    """The environment without the variables that `prepare` set: for programs measured with their defaults."""
     environ = os.environ if environ is None else environ
     return {name: value for name, value in environ.items() if _set.get(name) != value}
 
@@ -388,12 +389,12 @@ def _default(cores: int) -> Default:
 
 def _users(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables about waiting that are set, and not by `prepare`."""
-    found = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    return {name: value for name, value in found.items() if _set.get(name) != value}
+    variables = {name: environ[name] for name in VARIABLES if environ.get(name)}
+    return {name: value for name, value in variables.items() if _set.get(name) != value}
 
 
 def _users_count(environ: Mapping[str, str]) -> int:
-    """OMP_NUM_THREADS may be a list by level of nesting: the first number counts."""
+    """The user's OMP_NUM_THREADS, of a list by level of nesting the first; 0 if unset."""
     written = re.match(r"\s*(\d+)", environ.get(COUNT, ""))
     return int(written.group(1)) if written else 0
 

@@ -20,6 +20,7 @@ from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import CoterieError, RewardError
+from coterie.machine import GIB
 from coterie.policy import memory
 from coterie.policy.device import free_bytes
 from coterie.policy.kv import reserved
@@ -34,7 +35,6 @@ from coterie.text import counted
 from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
-GIB = 2**30
 T = TypeVar("T")
 
 

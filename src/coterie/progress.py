@@ -1,4 +1,4 @@
-"""What is being done now, as a line of text: with a count, a bar or a speed where there is one."""
+"""Progress of the current activity as a line of text: with a count, a bar or a speed where there is one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAR = 20
 
 @dataclass(slots=True, kw_only=True)
 class Activity:
-    """One thing that takes a while."""
+    """An activity with its progress."""
 
     name: str
     """E.g. `loading the model`."""

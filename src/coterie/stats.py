@@ -1,4 +1,4 @@
-"""How good, how sure, how much better: estimates over prompts, the unit that is drawn independently."""
+"""Estimates with intervals and paired tests over prompts, the unit that is drawn independently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedTest:
-    """After minus before on the same prompts."""
+    """Difference of two evaluations, after minus before, on the same prompts."""
 
     difference: float
     low: float
@@ -26,42 +26,19 @@ class PairedTest:
     p_value: float
     """Two-sided, of no difference, from random sign flips; never below 1 / (draws + 1)."""
     metric: str = "pass@1"
-    """What was measured of each prompt: `pass@1` or `reward`."""
+    """Metric of each prompt: `pass@1` or `reward`."""
     prompts: int = FEWEST
     """Prompts that were compared."""
 
     @property
     def conclusive(self) -> bool:
-        """Whether the test could tell a difference at all: with n prompts p is never below 2 / 2^n."""
+        """True if there are enough prompts for a test: with n prompts p is never below 2 / 2^n."""
         return self.prompts >= FEWEST
 
     @property
     def significant(self) -> bool:
-        """Whether p is below 0.05, with enough prompts for a test."""
+        """True if p is below 0.05, with enough prompts for a test."""
         return self.conclusive and self.p_value < 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSummary:
-    """The rewards of one step."""
-
-    mean: float
-    std: float
-    """Population standard deviation over all rollouts."""
-    low: float
-    high: float
-    groups: int
-    solved: float
-    """Share of groups in which every reward reaches `solved_at`."""
-    none: float
-    """Share of groups in which none does."""
-    zero_variance: float
-    """Share of groups in which all rewards are equal, which train nothing."""
-
-    @property
-    def mixed(self) -> float:
-        """Share of the other groups: some attempts solved, some not."""
-        return 1.0 - self.solved - self.none
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -120,8 +97,8 @@ class Estimate:
 def t_interval(values: ArrayLike) -> Estimate:
     """Mean of a few independent runs with Student's 95 % interval, where a bootstrap would be too narrow.
 
-    >>> found = t_interval([1.0, 2.0, 3.0])  # 2 ± 4.303 / √3
-    >>> (found.value, round(found.low, 3), round(found.high, 3))
+    >>> estimate = t_interval([1.0, 2.0, 3.0])  # 2 ± 4.303 / √3
+    >>> (estimate.value, round(estimate.low, 3), round(estimate.high, 3))
     (2.0, -0.484, 4.484)
     """
     array = _checked(values, "values")
@@ -136,7 +113,7 @@ def t_interval(values: ArrayLike) -> Estimate:
 def paired_test(
     before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000, *, metric: str = "pass@1"
 ) -> PairedTest:
-    """Did it get better? Paired bootstrap for the interval, sign-flip permutation for the p-value.
+    """Paired test of two evaluations: bootstrap for the interval, sign-flip permutation for the p-value.
 
     Args:
         before: [N] one number per prompt.
@@ -164,31 +141,8 @@ def paired_test(
     )
 
 
-def reward_summary(groups: Sequence[Sequence[float]], solved_at: float = 1.0) -> RewardSummary:
-    """Summary of a step's rewards.
-
-    Args:
-        groups: one sequence of rewards per group.
-        solved_at: a reward from here on counts as solved.
-    """
-    if not groups or not all(len(group) for group in groups):
-        raise ValueError("reward_summary needs at least one group, and no empty group")
-    rewards = _checked(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups]), "rewards")
-    solved = [[reward >= solved_at - 1e-8 for reward in group] for group in groups]
-    return RewardSummary(
-        mean=float(rewards.mean()),
-        std=float(rewards.std()),
-        low=float(rewards.min()),
-        high=float(rewards.max()),
-        groups=len(groups),
-        solved=sum(all(group) for group in solved) / len(groups),
-        none=sum(not any(group) for group in solved) / len(groups),
-        zero_variance=sum(max(group) - min(group) < 1e-8 for group in groups) / len(groups),
-    )
-
-
 def has_variance(rewards: Sequence[float]) -> bool:
-    """Whether rewards differ, beyond rounding: a group whose rewards do not has no advantage, and no gradient.
+    """True if rewards differ beyond rounding: a group whose rewards do not has no advantage, and no gradient.
 
     >>> has_variance([0.25, 0.5]), has_variance([0.5, 0.5])
     (True, False)
@@ -206,7 +160,7 @@ def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def _blocks(array: NDArray[np.float64], seed: int, draws: int) -> Iterator[tuple[np.random.Generator, int]]:
-    """Draws in blocks that bound the memory, all from one stream."""
+    """Blocks of draws that bound the memory, all from one stream."""
     if draws < 1:
         raise ValueError(f"draws = {draws}; at least one resample is needed")
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -1,4 +1,4 @@
-"""Text for people: what a model wrote, made safe to print; an estimate with its interval."""
+"""Text for people: model output made safe to print, estimates with their intervals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
-    r"""What was said before the stop string that ended it; all of it where there is none.
+    r"""The text before its first stop string; all of it where there is none.
 
     >>> before_stop("apple pear\nUser:", ["\nUser:"])
     'apple pear'
@@ -49,7 +49,7 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def conversation(messages: Sequence[Message], ends: str = "\n") -> str:
-    """Who said what, from the question of the first turn on; not yet made safe to print.
+    """Messages as lines of role and content, from the first question on; not yet made safe to print.
 
     >>> print(conversation([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]))
     user: 1 + 1?
@@ -69,11 +69,13 @@ class _Interval(Protocol):
     def high(self) -> float: ...
 
 
-def interval_text(found: _Interval | None, scale: float = 1, digits: int = 1, sign: str = "", unit: str = "") -> str:
+def interval_text(estimate: _Interval | None, scale: float = 1, digits: int = 1, sign: str = "", unit: str = "") -> str:
     """`41.2 % [37.0, 45.3]`: each number times `scale`; `sign` is that of the format language. None is a dash."""
-    if found is None:
+    if estimate is None:
         return "–"
-    value, low, high = (f"{scale * number:{sign}.{digits}f}" for number in (found.value, found.low, found.high))
+    value, low, high = (
+        f"{scale * number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high)
+    )
     return f"{value}{unit} [{low}, {high}]"
 
 

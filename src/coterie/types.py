@@ -6,7 +6,7 @@ Axis letters in comments: P prompt tokens, C completion tokens, G members of a g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -23,7 +23,7 @@ class Message(TypedDict):
 
 
 class StopReason(StrEnum):
-    """Why the engine stopped sampling a turn."""
+    """Reason for which the engine stopped sampling a turn."""
 
     STOP = "stop"  # an end-of-turn token, or a stop string
     LENGTH = "length"  # the token limit
@@ -37,7 +37,7 @@ class StopReason(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a rollout ended. An infrastructure error is never a reward."""
+    """End of a rollout. An infrastructure error is never a reward."""
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -47,13 +47,13 @@ class Outcome(StrEnum):
 
     @property
     def usable(self) -> bool:
-        """Only these may enter a group."""
+        """True for outcomes that may enter a group."""
         return self in (Outcome.OK, Outcome.TRUNCATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What is asked."""
+    """A prompt with its gold answer and the facts of its data row."""
 
     id: str
     """Unique within the run, stable across runs with the same data, e.g. `leg_counting/17`."""
@@ -90,9 +90,9 @@ class Turn:
     """One model call: tokens in, tokens out."""
 
     prompt_tokens: tuple[int, ...]
-    """[P] exactly what the model saw."""
+    """[P] the exact tokens of the model's input."""
     tokens: tuple[int, ...]
-    """[C] exactly what the model said, up to and including the end-of-turn token if it said one."""
+    """[C] the exact tokens that the model sampled, up to and including the end-of-turn token if it sampled one."""
     sampler_logprobs: tuple[float, ...]
     """[C] natural log-probability of each token under the distribution that was sampled from."""
     temperature: float
@@ -100,40 +100,40 @@ class Turn:
     version: int
     """Policy version that sampled every token of this turn."""
     state: str | None = None
-    """Names what the environment was in before this turn; None where it allows one turn only."""
+    """Name of the environment's state before this turn; None where it allows one turn only."""
     reward: float = 0.0
-    """What the environment gave for this turn."""
+    """The environment's reward for this turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSnapshot:
-    """What was known of its prompt when a rollout was sent out: of earlier steps alone, never of its own."""
+    """Statistics of a rollout's prompt and task when it was sampled: of earlier steps alone, never of its own."""
 
     time: float
-    """Policy time: the judge's clock where it has one, else the policy version."""
-    tries: int
+    """Policy time: the estimator's clock where it has one, else the policy version."""
+    attempts: int
     """Usable rollouts of the prompt before."""
-    passed: float | None
-    """Share of those that were right; None before the first. This and the next two fade: `train/prompt_stats.py`."""
+    pass_rate: float | None
+    """Share of correct ones; None before the first. This and the next two decay: `train/prompt_stats.py`."""
     reward: float | None
     """Their mean reward."""
     length: float | None
     """Their mean length, tokens."""
-    task_tries: int
+    task_attempts: int
     """The same of all prompts of the task."""
-    task_passed: float | None
+    task_pass_rate: float | None
     task_reward: float | None
     expected: float | None = None
-    """Reward that a group-aware judge expected; None where nobody did."""
+    """Reward predicted by a group-aware estimator; None without one."""
     expected_std: float | None = None
-    """How unsure it was of that mean, reward units."""
+    """Standard deviation of that prediction, reward units."""
     region: str | None = None
     """Leaf of its tree in which the prompt lay, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """All that a group key may read about a rollout."""
+    """Facts of a rollout that a group key may read."""
 
     prompt_id: str
     task: str
@@ -162,14 +162,14 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReward:
-    """What one step of reasoning is worth."""
+    """Reward of one reasoning step."""
 
     end: int
     """Index of the step's last token among the rollout's own tokens, all turns laid end to end."""
     value: float
     """Unweighted."""
     label: str = ""
-    """Of the step function that said so."""
+    """Of the step function that gave it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +198,19 @@ class Rollout:
     def stop_reason(self) -> StopReason:
         return self.turns[-1].stop_reason
 
+    def continuations(self) -> Iterator[tuple[tuple[int, ...], Turn]]:
+        """Each turn with the tokens of its prompt that follow the turn before: none for the first.
+
+        Raises:
+            ValueError: a later turn's prompt does not start with the exact tokens so far.
+        """
+        prefix = self.turns[0].prompt_tokens if self.turns else ()
+        for number, turn in enumerate(self.turns):
+            if turn.prompt_tokens[: len(prefix)] != prefix:
+                raise ValueError(f"turn {number} of rollout {self.id} does not continue the tokens of the turn before")
+            yield turn.prompt_tokens[len(prefix) :], turn
+            prefix = turn.prompt_tokens + turn.tokens
+
     @property
     def trained_tokens(self) -> int:
         """Tokens that the policy sampled, over all turns."""
@@ -224,7 +237,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What one rollout earned relative to its groups."""
+    """Advantage of one rollout relative to its groups."""
 
     rollout_id: str
     advantage: float | tuple[float, ...]
@@ -234,31 +247,33 @@ class Credit:
     clip_high: float
     """Offset above 1."""
     values: tuple[float, ...] | None = None
-    """[C] what a critic expected before the update; None without one."""
+    """[C] the critic's values before the update; None without one."""
     returns: tuple[float, ...] | None = None
-    """[C] what the critic should have said; None without one."""
+    """[C] the critic's targets; None without one."""
     replayed: bool = False
-    """Earned in an earlier step, so the policy that sampled the rollout is the old one of its ratio."""
+    """Of an earlier step, so the policy that sampled the rollout is the old one of its ratio."""
     contributions: Mapping[str, float] = field(default_factory=dict)
     """Share of the advantage by scale name (mean over the tokens), `steps` for that of the step rewards, and `state`
-    for that of what other attempts made of the same states."""
+    for that of the comparison with other attempts at the same states."""
 
     @property
-    def silent(self) -> bool:
+    def zero_advantage(self) -> bool:
         """The advantage is exactly zero, so the policy's gradient is."""
         return not (any(self.advantage) if isinstance(self.advantage, tuple) else self.advantage)
 
-    def weighed(self, weight: float) -> Credit:
-        """With its advantage, or those of its tokens, times `weight`."""
+    def scaled(self, weight: float) -> Credit:
+        """The credit with its advantage, or those of its tokens, times `weight`."""
         if weight == 1:
             return self
-        own = self.advantage
-        return replace(self, advantage=tuple(weight * x for x in own) if isinstance(own, tuple) else weight * own)
+        advantage = self.advantage
+        return replace(
+            self, advantage=tuple(weight * x for x in advantage) if isinstance(advantage, tuple) else weight * advantage
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RolloutScores:
-    """What the learner says of one rollout's trained tokens before the update; all [C] float64."""
+    """Scores of one rollout's trained tokens before the update; all [C] float64."""
 
     logprobs: np.ndarray
     reference: np.ndarray | None = None
@@ -267,7 +282,7 @@ class RolloutScores:
     values: np.ndarray | None = None
     """The critic's; None without one."""
     score_norms: np.ndarray | None = None
-    """1 - 2π + Σπ², how much each token moves the policy; None where nobody asked."""
+    """1 - 2π + Σπ², a proxy of how much each token moves the policy; None where not computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +327,7 @@ class EvalResult:
 
     @property
     def is_zero(self) -> bool:
-        """Whether every prompt has a mean reward of 0, which is 0 % correct once the reward turns out to be binary."""
+        """True if every prompt has a mean reward of 0, which is 0 % correct once the reward turns out to be binary."""
         return self.reward is not None and self.reward.value == self.reward.low == self.reward.high == 0
 
     def metric(self, name: str) -> Interval | None:

@@ -24,8 +24,8 @@ def make(
     name: str, prompt: list[int], completion: list[int], later: Sequence[tuple[list[int], list[int]]] = ()
 ) -> Rollout:
     turns = [turn(tuple(prompt), completion)]
-    for tool, said in later:
-        turns.append(turn(turns[-1].prompt_tokens + turns[-1].tokens + tuple(tool), said))
+    for tool, answer in later:
+        turns.append(turn(turns[-1].prompt_tokens + turns[-1].tokens + tuple(tool), answer))
     return Rollout(
         id=name,
         sample=0,
@@ -63,12 +63,12 @@ def credit(name: str, advantage: float) -> Credit:
 
 def sequences(batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
     """rollout id → (its whole token sequence, its trained tokens), read off the packed row."""
-    found = {}
+    by_rollout = {}
     names = iter(batch.spans)
     for segment in batch.segments:
-        own = slice(segment.start, segment.start + segment.prompt)
-        prompt = batch.tokens[: segment.head].tolist() + batch.tokens[own].tolist()
-        assert batch.positions[own].tolist() == list(range(segment.head, len(prompt)))
+        prompt_slice = slice(segment.start, segment.start + segment.prompt)
+        prompt = batch.tokens[: segment.head].tolist() + batch.tokens[prompt_slice].tolist()
+        assert batch.positions[prompt_slice].tolist() == list(range(segment.head, len(prompt)))
         at = segment.start + segment.prompt
         for length in segment.lengths:
             name = next(names)
@@ -80,9 +80,9 @@ def sequences(batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
                 before = segment.start + segment.prompt - 1 if source < at else source
                 assert source == before
                 assert batch.tokens[at if source < at else source + 1] == target
-            found[name] = (whole, batch.targets[start:end].tolist())
+            by_rollout[name] = (whole, batch.targets[start:end].tolist())
             at += length
-    return found
+    return by_rollout
 
 
 ROLLOUTS = st.lists(
@@ -102,11 +102,11 @@ def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: in
     rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
     credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
     batches = plan(rollouts, credits, normalize=normalize, token_budget=budget, skip_zero=False)  # ty: ignore[invalid-argument-type]
-    found = {name: value for batch in batches for name, value in sequences(batch).items()}
+    by_rollout = {name: value for batch in batches for name, value in sequences(batch).items()}
     for rollout in rollouts:
         last = rollout.turns[-1]
-        assert found[rollout.id][0] == list(last.prompt_tokens + last.tokens)
-        assert found[rollout.id][1] == [token for one in rollout.turns for token in one.tokens]
+        assert by_rollout[rollout.id][0] == list(last.prompt_tokens + last.tokens)
+        assert by_rollout[rollout.id][1] == [token for turn in rollout.turns for token in turn.tokens]
     weights = np.concatenate([batch.weights for batch in batches])
     assert weights.sum() == pytest.approx(1)
     for batch in batches:
@@ -117,12 +117,12 @@ def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: in
 
 def test_what_all_prompts_start_with_is_there_once() -> None:
     shapes = [([5, 6, 7], [8]), ([5, 6, 9, 9], [10]), ([5, 6, 7], [11, 12])]
-    rollouts = [make(f"r{k}", prompt, said) for k, (prompt, said) in enumerate(shapes)]
-    credits = [credit(one.id, 1.0) for one in rollouts]
+    rollouts = [make(f"r{k}", prompt, answer) for k, (prompt, answer) in enumerate(shapes)]
+    credits = [credit(rollout.id, 1.0) for rollout in rollouts]
     (batch,) = plan(rollouts, credits, normalize="token", token_budget=99, skip_zero=False)
     assert batch.tokens.tolist() == [5, 6, 7, 8, 11, 12, 9, 9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 3, 3, 4, 2, 3, 4]
-    assert [(one.start, one.prompt, one.lengths, one.head) for one in batch.segments] == [
+    assert [(segment.start, segment.prompt, segment.lengths, segment.head) for segment in batch.segments] == [
         (2, 1, (1, 2), 2),
         (6, 2, (1,), 2),
     ]
@@ -138,12 +138,12 @@ def test_every_row_of_a_step_is_cut_at_the_same_place() -> None:
     options: dict[str, Any] = {"normalize": "token", "skip_zero": True}
     for budget in (7, 99):  # a row each, where nothing is saved; and one row, with one of the prompts left out
         rows = plan(rollouts, credits, token_budget=budget, **options)
-        assert [{one.head for one in row.segments} for row in rows] == [{2}] * len(rows)
+        assert [{segment.head for segment in row.segments} for row in rows] == [{2}] * len(rows)
     (row,) = plan(rollouts[:1], credits[:1], token_budget=99, head=2, **options)
     assert (row.tokens.tolist(), row.segments[0].head, row.segments[0].prompt) == ([5, 6, 7, 8, 9], 2, 1)
     for head, others in ((3, rollouts[:1]), (2, [*rollouts, make("d", [7, 6, 7], [8])])):
         with pytest.raises(ValueError, match=f"the same {head} tokens and one more"):
-            plan(others, [credit(one.id, 1.0) for one in others], token_budget=99, head=head, **options)
+            plan(others, [credit(rollout.id, 1.0) for rollout in others], token_budget=99, head=head, **options)
 
 
 def test_a_head_is_shared_where_it_saves_something() -> None:
@@ -154,7 +154,7 @@ def test_a_head_is_shared_where_it_saves_something() -> None:
     assert shared_head([(5, *range(30)), (5, *range(9, 30))]) == 0, "one token in fifty"
     long = [(*range(200), other, *range(1800)) for other in (300, 301)]
     assert shared_head(long) == 0, "what is saved is lost to the mask of 1,800 tokens"
-    assert shared_head([one[:400] for one in long]) == 200
+    assert shared_head([tokens[:400] for tokens in long]) == 200
 
 
 def test_denominators_still_count_what_is_skipped() -> None:
@@ -210,8 +210,8 @@ def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
     parts = [whole]
     while any(len(part.spans) > 1 for part in parts):
         parts = [half for part in parts for half in (halves(part) if len(part.spans) > 1 else (part,))]
-    found = {name: value for part in parts for name, value in sequences(part).items()}
-    assert found == sequences(whole)
+    by_rollout = {name: value for part in parts for name, value in sequences(part).items()}
+    assert by_rollout == sequences(whole)
     for values in ("targets", "advantages", "clip_low", "clip_high", "weights", "sampler_logprobs"):
         assert np.array_equal(np.concatenate([getattr(part, values) for part in parts]), getattr(whole, values))
     with pytest.raises(ValueError, match="cannot be cut"):
@@ -221,9 +221,9 @@ def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
 def test_a_row_is_cut_near_its_middle() -> None:
     rollouts = [make("a", [5], [6] * 9), make("b", [5], [6] * 2), make("c", [9], [1] * 8), make("d", [9], [1] * 3)]
     (whole,) = plan(rollouts, [credit(n, 1.0) for n in "abcd"], normalize="token", token_budget=99, skip_zero=False)
-    one, other = halves(whole)
-    assert (list(one.spans), list(other.spans)) == (["a", "b"], ["c", "d"])
-    first, second = halves(one)
+    left, right = halves(whole)
+    assert (list(left.spans), list(right.spans)) == (["a", "b"], ["c", "d"])
+    first, second = halves(left)
     assert (first.tokens.tolist(), second.tokens.tolist()) == ([5] + [6] * 9, [5, 6, 6])
 
 
@@ -252,15 +252,15 @@ def test_groups_without_an_advantage_can_be_left_out_of_the_denominator() -> Non
     items, groups, credits = [], [], []
     for key, pair in rewards.items():
         made = [make(f"{key}{k}", [5, 6], [7, 8, 9]) for k in range(2)]
-        items += [replace(one, context=replace(one.context, prompt_id=key)) for one in made]
-        groups.append(Group(scale="prompt", key=key, members=tuple(one.id for one in made), rewards=pair))
+        items += [replace(rollout, context=replace(rollout.context, prompt_id=key)) for rollout in made]
+        groups.append(Group(scale="prompt", key=key, members=tuple(rollout.id for rollout in made), rewards=pair))
         centre = sum(pair) / 2
-        credits += [credit(one.id, reward - centre) for one, reward in zip(made, pair, strict=True)]
+        credits += [credit(rollout.id, reward - centre) for rollout, reward in zip(made, pair, strict=True)]
 
-    def weights(held: list[Credit]) -> dict[str, float]:
-        rows = plan(items, held, normalize="prompt", token_budget=1000, skip_zero=False)
+    def weights(credits: list[Credit]) -> dict[str, float]:
+        rows = plan(items, credits, normalize="prompt", token_budget=1000, skip_zero=False)
         return {name: row.weights[slice(*span)].sum() for row in rows for name, span in row.spans.items()}
 
-    assert weights(credits) == pytest.approx(dict.fromkeys((one.id for one in items), 1 / 6))
+    assert weights(credits) == pytest.approx(dict.fromkeys((rollout.id for rollout in items), 1 / 6))
     assert weights(informative(groups, credits)) == pytest.approx(dict.fromkeys(("p0", "p1", "r0", "r1"), 1 / 4))
     assert informative(groups[1:2], credits) == []

@@ -287,16 +287,6 @@ def test_limits(tmp_path: Path) -> None:
     assert [prompt.id for prompt in prompts.prompts] == ["l/2", "l/3", "l/4"]
 
 
-def test_the_quarantine_file_holds_one_json_object_a_line(tmp_path: Path) -> None:
-    prompts = of_lines(tmp_path, good(), {"prompt": "\u202e", "answer": "\n"}, "{")
-    prompts.write_quarantine(tmp_path / "quarantine.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert [line["row"] for line in lines] == [2, 3]
-    assert lines[0] == prompts.quarantined[0].as_dict()
-    assert lines[0]["source"].endswith("q.jsonl")
-    assert lines[0]["reason"].startswith("has an empty answer")
-
-
 def test_an_empty_set_has_nothing() -> None:
     assert PromptSet.empty().prompts == ()
     assert PromptSet.empty().warnings == []

@@ -31,7 +31,7 @@ def answers(**changed: Any) -> list[Turn]:
         for request in REQUESTS
     ]
     facts[-1] |= changed
-    return [Turn(**one) for one in facts]
+    return [Turn(**turn) for turn in facts]
 
 
 def check(turns: Any, requests: Sequence[Request] = REQUESTS, quorum: Quorum | None = None) -> None:
@@ -48,7 +48,7 @@ def test_right_answers_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"sampler_logprobs": (-0.5,)}, "has 1 log-probs for 2 tokens"),
         ({"sampler_logprobs": ()}, "has 0 log-probs"),
@@ -72,8 +72,8 @@ def test_right_answers_pass() -> None:
         ({"tokens": (), "sampler_logprobs": ()}, "is empty, though it ended by 'stop'"),
     ],
 )
-def test_a_wrong_answer_is_refused_by_name(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(EngineError, match=rf"prompt 'p/1', sample 2, .*{said}"):
+def test_a_wrong_answer_is_refused_by_name(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=rf"prompt 'p/1', sample 2, .*{message}"):
         check(answers(**changed))
 
 

@@ -41,13 +41,13 @@ def engine(policy: Policy, *, slots: int = 64, stop_ids: Sequence[int] = (2,)) -
 
 
 def by_hand(
-    model: torch.nn.Module, one: Request, sampling: Sampling, stop_ids: frozenset[int]
+    model: torch.nn.Module, request: Request, sampling: Sampling, stop_ids: frozenset[int]
 ) -> tuple[list[int], list[float]]:
     """Inverse CDF on full recomputation, one token at a time."""
     tokens: list[int] = []
     logprobs: list[float] = []
-    for draw in uniforms(one.key, sampling.max_tokens):
-        ids = torch.tensor([[*one.prompt_tokens, *tokens]])
+    for draw in uniforms(request.key, sampling.max_tokens):
+        ids = torch.tensor([[*request.prompt_tokens, *tokens]])
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, -1].double() / sampling.temperature
         probabilities = torch.softmax(logits, -1)
@@ -70,8 +70,8 @@ def test_a_crowded_batch_says_what_recomputation_by_hand_says(kind: str, head: l
     # Few slots: rows retire, move and are replaced while others run. Several stop ids end rows early.
     turns = engine(tiny_policy(kind), slots=5, stop_ids=range(2, 30)).generate(requests, sampling)
     model = tiny_model(kind)
-    for one, turn in zip(requests, turns, strict=True):
-        tokens, logprobs = by_hand(model, one, sampling, frozenset(range(2, 30)))
+    for sample_request, turn in zip(requests, turns, strict=True):
+        tokens, logprobs = by_hand(model, sample_request, sampling, frozenset(range(2, 30)))
         assert list(turn.tokens) == tokens
         np.testing.assert_allclose(turn.sampler_logprobs, logprobs, atol=1e-6)
         assert turn.stop_reason is (StopReason.STOP if tokens[-1] in range(2, 30) else StopReason.LENGTH)
@@ -83,7 +83,7 @@ def test_neither_order_nor_slots_change_what_is_said(order: list[int], slots: in
     sampling = Sampling(temperature=1.0, max_tokens=6)
     policy = _shared_policy()
     requests = [request(PROMPTS[k % 4], k // 4) for k in range(8)]
-    alone = [engine(policy, slots=1, stop_ids=range(2, 20)).generate([one], sampling)[0] for one in requests]
+    alone = [engine(policy, slots=1, stop_ids=range(2, 20)).generate([request], sampling)[0] for request in requests]
     crowd = engine(policy, slots=slots, stop_ids=range(2, 20)).generate([requests[k] for k in order], sampling)
     for k, turn in zip(order, crowd, strict=True):
         assert turn.tokens == alone[k].tokens
@@ -103,20 +103,20 @@ def test_same_request_same_tokens_and_every_counter_matters() -> None:
     sampling = Sampling(temperature=2.0, max_tokens=12)
 
     def say(**changed: Any) -> Turn:
-        one = engine(policy, stop_ids=())
-        one.commit(changed.get("version", 0))
-        return one.generate([request([5, 6], **changed)], sampling)[0]
+        sampler = engine(policy, stop_ids=())
+        sampler.commit(changed.get("version", 0))
+        return sampler.generate([request([5, 6], **changed)], sampling)[0]
 
     assert say() == say()
     assert len({say(sample=0).tokens, say(sample=1).tokens, say(version=1).tokens, say(seed=8).tokens}) == 4
 
 
 def test_memory_is_reused_between_calls_without_leaking_old_rows() -> None:
-    one = engine(_shared_policy(), slots=4)
+    sampler = engine(_shared_policy(), slots=4)
     sampling = Sampling(temperature=1.0, max_tokens=8)
-    first = one.generate([request(p) for p in PROMPTS], sampling)
-    one.generate([request([33] * 40, s) for s in range(4)], sampling)
-    assert one.generate([request(p) for p in PROMPTS], sampling) == first
+    first = sampler.generate([request(p) for p in PROMPTS], sampling)
+    sampler.generate([request([33] * 40, s) for s in range(4)], sampling)
+    assert sampler.generate([request(p) for p in PROMPTS], sampling) == first
 
 
 def test_sampler_logprobs_are_the_learners_own() -> None:
@@ -131,9 +131,9 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
     requests = [request(p, s) for p in PROMPTS for s in range(2)]
     turns = engine(policy, slots=3).generate(requests, sampling)
     rollouts, credits = [], []
-    for one, turn in zip(requests, turns, strict=True):
+    for sample_request, turn in zip(requests, turns, strict=True):
         context = Context(
-            prompt_id=one.key.prompt,
+            prompt_id=sample_request.key.prompt,
             task="",
             difficulty=None,
             version=0,
@@ -141,11 +141,11 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
             completion_length=1,
             stop_reason=turn.stop_reason,
         )
-        name = f"{one.key.prompt}#{one.key.sample}"
+        name = f"{sample_request.key.prompt}#{sample_request.key.sample}"
         rollouts.append(
             Rollout(
                 id=name,
-                sample=one.key.sample,
+                sample=sample_request.key.sample,
                 turns=(turn,),
                 completion="",
                 reward=1.0,
@@ -158,7 +158,9 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
     learner = Learner(policy, optim=OptimConfig(), objective=Objective(), temperature=0.6, total_steps=1)
     (batch,) = plan(rollouts, credits, normalize="token", token_budget=10_000, skip_zero=False)
     np.testing.assert_allclose(
-        np.concatenate([one.logprobs for one in learner.score([batch]).values()]), batch.sampler_logprobs, atol=1e-6
+        np.concatenate([scores.logprobs for scores in learner.score([batch]).values()]),
+        batch.sampler_logprobs,
+        atol=1e-6,
     )
 
 
@@ -194,16 +196,16 @@ def test_no_requests_is_no_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "message"),
+    ("impossible", "message"),
     [
         (request([]), "has no tokens"),
         (request([5] * 250), r"250 tokens.*sampling\.max_tokens = 20.*context of 256; lower either"),
         (request([5], version=3), "asked for policy version 3, but the engine serves 0"),
     ],
 )
-def test_impossible_requests_are_refused(one: Request, message: str) -> None:
+def test_impossible_requests_are_refused(impossible: Request, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        engine(_shared_policy()).generate([one], Sampling(temperature=1.0, max_tokens=20))
+        engine(_shared_policy()).generate([impossible], Sampling(temperature=1.0, max_tokens=20))
 
 
 def test_damaged_weights_are_noticed() -> None:
@@ -218,12 +220,12 @@ def test_refused_memory_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    one = engine(_shared_policy())
+    sampler = engine(_shared_policy())
     monkeypatch.setattr(KVPool, "admit", refuse)
     with pytest.raises(EngineError, match=r"memory was refused while 1 sequences of up to 6 .* lower collect\.slots"):
-        one.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+        sampler.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
     monkeypatch.undo()
-    assert one.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
+    assert sampler.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
 
 
 def test_other_errors_of_the_model_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ def request(sample: int, version: int = 0) -> Request:
 
 
 def test_it_says_what_the_script_says() -> None:
-    engine = ScriptedEngine(lambda one: [7] * one.key.sample)
+    engine = ScriptedEngine(lambda request: [7] * request.key.sample)
     turns = engine.generate([request(1), request(9)], Sampling(temperature=1.0, max_tokens=4))
     assert [turn.tokens for turn in turns] == [(7,), (7, 7, 7, 7)]
     assert [turn.stop_reason for turn in turns] == [StopReason.STOP, StopReason.LENGTH]
@@ -21,7 +21,7 @@ def test_it_says_what_the_script_says() -> None:
 
 
 def test_versions_are_checked_as_in_a_real_engine() -> None:
-    engine = ScriptedEngine(lambda one: [7])
+    engine = ScriptedEngine(lambda request: [7])
     engine.commit(3)
     assert engine.version == 3
     with pytest.raises(EngineError, match="version 0, but the engine serves 3"):

@@ -38,11 +38,11 @@ def decoder_for(policy: Policy, slots: int, **how: Any) -> StaticDecoder:
 
 def feed(decoder: StaticDecoder, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Run the sequences side by side, one token a step; rows that are through repeat their last step."""
-    seen: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
     for step in range(max(map(len, sequences))):
         at = [min(step, len(sequence) - 1) for sequence in sequences]
-        seen.append(decoder.step([s[k] for s, k in zip(sequences, at, strict=True)], at).clone())
-    return seen
+        logits.append(decoder.step([s[k] for s, k in zip(sequences, at, strict=True)], at).clone())
+    return logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,8 +84,8 @@ def test_tokens_are_those_of_the_engine(kind: str, top_k: int) -> None:
         at = [min(step, len(row) - 1) for row in rows]
         spoken = [k + 1 - len(p) for k, p in zip(at, PROMPTS, strict=True)]
         uniform = [float(d[s]) if 0 <= s < len(d) else 0.0 for d, s in zip(draws, spoken, strict=True)]
-        chosen, found = decoder.sample([row[k] for row, k in zip(rows, at, strict=True)], at, uniform, sampling)
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), found.tolist(), strict=True)):
+        chosen, scores = decoder.sample([row[k] for row, k in zip(rows, at, strict=True)], at, uniform, sampling)
+        for row, (token, logprob) in enumerate(zip(chosen.tolist(), scores.tolist(), strict=True)):
             if 0 <= spoken[row] < sampling.max_tokens and spoken[row] == len(logprobs[row]):
                 rows[row].append(token)
                 logprobs[row].append(logprob)
@@ -146,13 +146,13 @@ class Recorder:
     def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
         self.count += 1
         first, second = function(), function()  # warm-up: a repeated step changes nothing
-        for one, other in zip(_flat(first), _flat(second), strict=True):
-            assert torch.equal(one, other)
+        for tensor, other in zip(_flat(first), _flat(second), strict=True):
+            assert torch.equal(tensor, other)
         out = function()
 
         def replay() -> Any:
-            for held, fresh in zip(_flat(out), _flat(function()), strict=True):
-                held.copy_(fresh)  # a graph writes where it wrote when captured
+            for replayed, fresh in zip(_flat(out), _flat(function()), strict=True):
+                replayed.copy_(fresh)  # a graph writes where it wrote when captured
             return out
 
         return replay
@@ -166,13 +166,13 @@ def test_every_pair_of_buckets_is_captured_once() -> None:
     policy, recorder = _shared(), Recorder()
     decoder = decoder_for(policy, slots=8, capacity=192, runner=recorder)
     sequences = [[5 + k] * 130 for k in range(5)]
-    seen = feed(decoder, sequences)
+    logits = feed(decoder, sequences)
     assert recorder.count == 3  # six rows; 64, 128 and 192 tokens
     decoder.step([5], [0])
     decoder.step([5, 6, 7, 8, 9], [3] * 5)
     assert set(decoder.captured) == {(1, 64), (6, 64), (6, 128), (6, 192)}
     plain = feed(decoder_for(policy, slots=8, capacity=192), sequences)
-    for got, want in zip(seen, plain, strict=True):
+    for got, want in zip(logits, plain, strict=True):
         assert torch.equal(got, want)
 
 

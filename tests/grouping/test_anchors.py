@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coterie.algo.turns import Episode, anchor_advantages, anchor_baselines
+from coterie.algo.turns import Episode, anchor_advantages, state_peers
 
 # The first comes back to s0; the last is of another prompt and shares nothing, whatever its states are called.
 EPISODES = [
@@ -20,7 +20,7 @@ EPISODES = [
 
 def test_the_hand_worked_example():
     """Returns at gamma 1/2: (1/4, 1/2, 1), (0, 0), (1/2, 1), (1)."""
-    baselines = anchor_baselines(EPISODES, 0.5)
+    baselines = [peers.mean for peers in state_peers(EPISODES, 0.5)]
     np.testing.assert_allclose(baselines[0], [1 / 4, 1.0, 1 / 4])
     np.testing.assert_allclose(baselines[1], [7 / 12, np.nan])
     np.testing.assert_allclose(baselines[2], [5 / 12, 1 / 2])
@@ -39,10 +39,10 @@ def test_no_reward_of_an_episode_moves_its_own_baselines(gamma):
         Episode(prompt=f"p{rng.integers(2)}", states=tuple(rng.integers(0, 3, size).tolist()), rewards=rng.random(size))
         for size in rng.integers(1, 6, 10)
     ]
-    before, moved = anchor_baselines(episodes, gamma), False
+    before, moved = [peers.mean for peers in state_peers(episodes, gamma)], False
     for k, episode in enumerate(episodes):
         changed = [*episodes[:k], replace(episode, rewards=episode.rewards + 3.0), *episodes[k + 1 :]]
-        after = anchor_baselines(changed, gamma)
+        after = [peers.mean for peers in state_peers(changed, gamma)]
         assert after[k].tobytes() == before[k].tobytes()
         moved |= any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after, strict=True))
     assert moved

@@ -30,7 +30,7 @@ class Policy:
 
 
 def features(policy: Policy) -> PromptFeatures:
-    return PromptFeatures([prompt(name) for name in NAMES], policy, dimensions=2, seed=0)
+    return PromptFeatures([prompt(name) for name in NAMES], policy, dimensions=2)
 
 
 def test_no_prompt_is_embedded_twice(monkeypatch) -> None:

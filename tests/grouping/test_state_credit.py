@@ -68,7 +68,7 @@ def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
     return GroupAwareEstimator(
         GroupingConfig.model_validate({"preset": preset, **grouping}),
         terms=TERMS,
-        features=PromptFeatures(prompts, None, dimensions=4, seed=0),
+        features=PromptFeatures(prompts, None, dimensions=4),
         part_weights={"environment": 1.0},
         seed=0,
     )

@@ -24,11 +24,11 @@ def answer(case: dict[str, Any], question: dict[str, Any]) -> dict[str, Any]:
     rollouts = [[7] * (1 + index % 4) for index in range(case["prompts"] * case["group_size"])]
     values = [value for row in question.get("rewards", []) for value in row]
     size = case["group_size"]
-    found: dict[str, Any] = {"peak": int(8e9 / SPEED), "generate_s": 8 / SPEED, "rollouts": rollouts}
+    timings: dict[str, Any] = {"peak": int(8e9 / SPEED), "generate_s": 8 / SPEED, "rollouts": rollouts}
     if question["do"] in ("step", "update"):
-        found |= {"update_s": 12 / SPEED, "step_s": 20 / SPEED, "trained_tokens": 5}
-        found["advantages"] = [_advantage(values, index, size) for index in range(len(values))]
-    return found
+        timings |= {"update_s": 12 / SPEED, "step_s": 20 / SPEED, "trained_tokens": 5}
+        timings["advantages"] = [_advantage(values, index, size) for index in range(len(values))]
+    return timings
 
 
 def _advantage(values: list[float], index: int, size: int) -> float:

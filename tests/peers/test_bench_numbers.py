@@ -72,11 +72,11 @@ def test_prompts_are_distinct_and_about_as_long_as_wanted():
     chat = Chat(tiny_tokenizer())
     rows = [{"question": f"how many legs has {k}?", "worked": "The answer is " + "4" * k} for k in range(9)]
     short = len(chat.render(prompts._messages(rows[0], [])))
-    for wanted in (short, short + 200):
-        case = Case(name="c", prompts=4, group_size=2, prompt_tokens=wanted, max_tokens=4)
+    for length in (short, short + 200):
+        case = Case(name="c", prompts=4, group_size=2, prompt_tokens=length, max_tokens=4)
         built = prompts.build(case, chat, rows)
         assert len(set(built)) == 4
-        assert all(wanted - 80 <= len(ids) <= wanted + 10 for ids in built)
+        assert all(length - 80 <= len(ids) <= length + 10 for ids in built)
     asked = chat.decode(built[0])
     assert asked.count("Answer:") >= 1
     assert "Question: how many legs has" in asked.rsplit("Question:", 1)[0]
@@ -96,21 +96,21 @@ def test_cells():
 
 
 def result(**changed: Any) -> dict[str, Any]:
-    one: dict[str, Any] = {
+    side: dict[str, Any] = {
         "trl": {"tokens": 8, "generate_s": 8.0, "update_s": 6.0, "update_tokens": 8, "step_s": 14.0, "lengths": [4, 4]},
         "coterie": {"tokens": 6, "generate_s": 2.0, "step_s": 4.0, "lengths": [2, 4], "zero_variance": 0.5},
         "coterie_update": {"update_s": 2.0, "update_tokens": 8, "trained_tokens": 4},
     }
-    held = {
+    record = {
         "case": {"name": "headline"},
         "title": "8×8",
         "prompt_lengths": [60, 64],
-        "rounds": [one],
+        "rounds": [side],
         "peak": {"coterie": 2e9, "trl": 6e9},
         "gradient": {"cosine": 0.99999, "relative_error": 1e-5, "rollouts": 16},
         "errors": [],
     }
-    return held | changed
+    return record | changed
 
 
 def report(*results: dict[str, Any], notes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -169,12 +169,12 @@ def write(path: Any, **arrays: list[float]) -> Any:
 def test_gradients_are_compared_over_all_parameters(tmp_path):
     ours = write(tmp_path / "a", w=[3.0, 0.0], b=[4.0])
     theirs = write(tmp_path / "b", w=[0.0, 3.0], b=[4.0])
-    found = compare(ours, theirs)
-    assert found["cosine"] == pytest.approx(16 / 25)
-    assert found["relative_error"] == pytest.approx(np.sqrt(18) / 5)
-    assert found["norms"] == [5.0, 5.0]
-    assert found["worst"] == {"parameter": "w", "relative_error": pytest.approx(np.sqrt(2))}
-    assert found["numbers"] == 3
+    comparison = compare(ours, theirs)
+    assert comparison["cosine"] == pytest.approx(16 / 25)
+    assert comparison["relative_error"] == pytest.approx(np.sqrt(18) / 5)
+    assert comparison["norms"] == [5.0, 5.0]
+    assert comparison["worst"] == {"parameter": "w", "relative_error": pytest.approx(np.sqrt(2))}
+    assert comparison["numbers"] == 3
     same = compare(theirs, theirs)
     assert (same["cosine"], same["relative_error"]) == (1.0, 0.0)
 

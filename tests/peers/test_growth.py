@@ -24,8 +24,8 @@ def folder(tmp_path_factory):
 
 def point(x, tokens, **values):
     sizes = Sizes(prompts=1, group_size=1, prompt=tokens - 1, completion=1)
-    known = {"generate": 1.0, "update": 1.0, "loaded": 10, "generate_peak": 20, "peak": 30}
-    return Point(x=x, sizes=sizes, **(known | values))  # ty: ignore[invalid-argument-type]
+    point = {"generate": 1.0, "update": 1.0, "loaded": 10, "generate_peak": 20, "peak": 30}
+    return Point(x=x, sizes=sizes, **(point | values))  # ty: ignore[invalid-argument-type]
 
 
 def test_sizes_count_each_prompt_once():
@@ -70,9 +70,9 @@ def test_a_step_trains_on_every_token(folder):
 
 
 def test_run_writes_table_record_and_pictures(folder, tmp_path, monkeypatch, capsys):
-    one = growth.curves(True)[0]
+    quick = growth.curves(True)[0]
     small = tuple(Sizes(prompts=n, group_size=2, prompt=4, completion=3) for n in (1, 2))
-    curve = growth.Curve(name="rollouts", title=one.title, axis=one.axis, sizes=small, xs=(2, 4))
+    curve = growth.Curve(name="rollouts", title=quick.title, axis=quick.axis, sizes=small, xs=(2, 4))
     monkeypatch.setattr(growth, "curves", lambda quick: (curve,))
     monkeypatch.setattr(growth, "use_threads", lambda: 1)  # this process has other tests to run
     real = growth.measure

@@ -53,15 +53,15 @@ def test_the_learner_is_whole_again_after_being_timed(bench):
 
 
 def phase(name, **values):
-    known = {"seconds": 2.0, "spread": (2.0, 2.0), "rows": 10, "tokens": 10, "head_rows": 4, "passes": 1}
-    return Phase(name=name, **(known | values))  # ty: ignore[invalid-argument-type]
+    profile = {"seconds": 2.0, "spread": (2.0, 2.0), "rows": 10, "tokens": 10, "head_rows": 4, "passes": 1}
+    return Phase(name=name, **(profile | values))  # ty: ignore[invalid-argument-type]
 
 
 def test_flops_of_forward_and_backward(bench):
     rows = (1, roofline.REFERENCE_ROWS)
-    known = roofline.ceilings(Shapes.of(bench.policy), seconds=0.0, rows=rows, side=8, size=1 << 12)
+    ceilings = roofline.ceilings(Shapes.of(bench.policy), seconds=0.0, rows=rows, side=8, size=1 << 12)
     phases = [phase("prefill"), phase("decode"), phase("update", passes=3), phase("optimizer step", passes=0)]
-    forward, decode, update, step = roofline.against(bench.policy, phases, SMALL, known, seconds=0.0)
+    forward, decode, update, step = roofline.against(bench.policy, phases, SMALL, ceilings, seconds=0.0)
     shapes = Shapes.of(bench.policy)
     assert forward.flops == 2 * (shapes.body_size * 10 + shapes.head_size * 4)
     assert update.flops == 3 * forward.flops
@@ -70,7 +70,7 @@ def test_flops_of_forward_and_backward(bench):
     assert forward.bytes_floor is None
     # 4 steps: all matrices, and 8 rows of 6 + 2.5 tokens with 2 × 3 layers × 2 heads × 8 numbers, in float32
     moved = 4 * ((shapes.body_size + shapes.head_size) * 4 + 8 * 8.5 * 96 * 4)
-    assert decode.bytes_floor == pytest.approx(moved / known.memory["read"])
+    assert decode.bytes_floor == pytest.approx(moved / ceilings.memory["read"])
     assert forward.floor is not None
     assert forward.record()["of_ceiling"] == forward.floor / 2.0
 
@@ -100,13 +100,13 @@ def test_parts_of_operations(name, shapes, generating, training):
 
 
 def test_shares_of_a_real_step_sum_to_one(bench):
-    found = roofline.profiles(bench)
-    for shares in found.values():
+    profiles = roofline.profiles(bench)
+    for shares in profiles.values():
         assert set(shares) == set(roof_profile.PARTS)
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["linear"] > 0
-    assert found["generate"]["sampling"] > 0 == found["generate"]["optimizer"]
-    assert found["update and step"]["optimizer"] > 0 == found["update and step"]["sampling"]
+    assert profiles["generate"]["sampling"] > 0 == profiles["generate"]["optimizer"]
+    assert profiles["update and step"]["optimizer"] > 0 == profiles["update and step"]["sampling"]
 
 
 def test_run_writes_tables_and_record(tmp_path, monkeypatch, capsys):
@@ -120,7 +120,7 @@ def test_run_writes_tables_and_record(tmp_path, monkeypatch, capsys):
     for words in ("| 64 |", "| big square |", "| optimizer step |", "aim 60%", "bytes-bound", "| head |"):
         assert words in printed
     record = json.loads((tmp_path / "out" / "roofline.json").read_text())
-    assert [one["phase"]["name"] for one in record["phases"]] == ["prefill", "decode", "update", "optimizer step"]
+    assert [phase["phase"]["name"] for phase in record["phases"]] == ["prefill", "decode", "update", "optimizer step"]
     assert record["phases"][2]["of_ceiling"] > 0
 
 

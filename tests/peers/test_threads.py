@@ -121,9 +121,9 @@ def test_openmp_hears_what_prepare_sets():
     )
     env = machine.clean_environment() | {"OMP_DISPLAY_ENV": "verbose"}
     env = {name: value for name, value in env.items() if name not in machine.VARIABLES}
-    seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert seen.returncode == 0, seen.stderr
-    assert "GOMP_SPINCOUNT = '1000'" in seen.stderr
+    completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert "GOMP_SPINCOUNT = '1000'" in completed.stderr
 
 
 def cell(number, waiting, load, decode, update=1.0):
@@ -160,10 +160,10 @@ def test_a_measurement_beside_each_kind_of_program():
         "workers": Load(kind="workers", count=1),
     }
     cells = bench.measure(1, "passive", situations, 1, PROBE)
-    assert [one.load for one in cells] == list(situations)
-    assert all(one.decode > 0 < one.update for one in cells)
+    assert [cell.load for cell in cells] == list(situations)
+    assert all(cell.decode > 0 < cell.update for cell in cells)
     assert cells[0].others is None
-    assert all(one.others is not None and one.others >= 0 for one in cells[1:])
+    assert all(cell.others is not None and cell.others >= 0 for cell in cells[1:])
 
 
 def test_a_program_that_cannot_start():

@@ -20,10 +20,10 @@ from coterie.types import Credit, Rollout
 from tiny_models import tiny_model, tiny_policy
 
 
-def ppo(kind: str, *, own: bool = False, **critic: Any) -> Learner:
+def ppo(kind: str, *, own_trunk: bool = False, **critic: Any) -> Learner:
     policy = tiny_policy(kind)
     config, optim = CriticConfig(**critic), OptimConfig(lr=1e-2, max_grad_norm=1e9)
-    judge = Critic(policy, tiny_policy(kind) if own else None, config=config, optim=optim, total_steps=10)
+    judge = Critic(policy, tiny_policy(kind) if own_trunk else None, config=config, optim=optim, total_steps=10)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
         judge.head.weight.normal_(generator=generator)
@@ -32,10 +32,10 @@ def ppo(kind: str, *, own: bool = False, **critic: Any) -> Learner:
     return Learner(policy, optim=optim, objective=objective, temperature=TEMPERATURE, total_steps=10, critic=judge)
 
 
-def judged(one: Learner, items: list[Rollout]) -> tuple[list[Credit], list[Batch]]:
+def judged(learner: Learner, items: list[Rollout]) -> tuple[list[Credit], list[Batch]]:
     nothing = [Credit(rollout_id=item.id, advantage=0.0, clip_low=0.2, clip_high=0.3) for item in items]
-    scores = one.score(plan(items, nothing, normalize="sequence", token_budget=10_000, skip_zero=False))
-    values = {name: found.values for name, found in scores.items() if found.values is not None}
+    scores = learner.score(plan(items, nothing, normalize="sequence", token_budget=10_000, skip_zero=False))
+    values = {name: score.values for name, score in scores.items() if score.values is not None}
     credits = credit_with_critic(items, values, GaeRule(critic_lam=1.0), clip_low=0.2, clip_high=0.3)
     return credits, plan(items, credits, normalize="sequence", token_budget=10_000, skip_zero=False)
 
@@ -47,10 +47,10 @@ def naive_values(model: Any, head: torch.nn.Linear, item: Rollout) -> torch.Tens
     return head(hidden)[:, 0][[k - 1 for k in trained]]
 
 
-def naive_head(one: Learner) -> torch.nn.Linear:
-    assert one.critic is not None
-    head = torch.nn.Linear(one.critic.head.in_features, 1, dtype=torch.float64)
-    head.load_state_dict(one.critic.head.state_dict())
+def naive_head(learner: Learner) -> torch.nn.Linear:
+    assert learner.critic is not None
+    head = torch.nn.Linear(learner.critic.head.in_features, 1, dtype=torch.float64)
+    head.load_state_dict(learner.critic.head.state_dict())
     return head
 
 
@@ -80,36 +80,36 @@ def policy_sum(model: Any, items: list[Rollout], credits: list[Credit], monkeypa
 def test_a_head_on_the_shared_trunk_adds_its_gradient_to_the_policys(
     two_turns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, items = ppo("llama", coefficient=0.7), rollouts(two_turns=two_turns)
-    credits, batches = judged(one, items)
-    model, head = tiny_model("llama"), naive_head(one)
+    learner, items = ppo("llama", coefficient=0.7), rollouts(two_turns=two_turns)
+    credits, batches = judged(learner, items)
+    model, head = tiny_model("llama"), naive_head(learner)
     loss = policy_sum(model, items, credits, monkeypatch) + 0.7 * value_sum(model, head, items, credits)
     loss.backward()
     for batch in batches:
-        one._backward(batch, UpdateContext())
-    assert one.critic is not None
-    got = one.critic.optimizer.take_gradients()
+        learner._backward(batch, UpdateContext())
+    assert learner.critic is not None
+    got = learner.critic.optimizer.take_gradients()
     want = {f"critic/head.{name}": p.grad for name, p in head.named_parameters() if p.grad is not None}
     assert_same(got, want)
     trunk = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert_same(one.optimizer.take_gradients(), trunk)
+    assert_same(learner.optimizer.take_gradients(), trunk)
 
 
 def test_a_critic_of_its_own_leaves_the_policys_gradient_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, items = ppo("qwen3", own=True, coefficient=1.0), rollouts()
-    credits, batches = judged(one, items)
-    model, other, head = tiny_model("qwen3"), tiny_model("qwen3"), naive_head(one)
+    learner, items = ppo("qwen3", own_trunk=True, coefficient=1.0), rollouts()
+    credits, batches = judged(learner, items)
+    model, other, head = tiny_model("qwen3"), tiny_model("qwen3"), naive_head(learner)
     policy_sum(model, items, credits, monkeypatch).backward()
     value_sum(other, head, items, credits).backward()
     for batch in batches:
-        one._backward(batch, UpdateContext())
-    assert one.critic is not None
-    got = one.critic.optimizer.take_gradients()
+        learner._backward(batch, UpdateContext())
+    assert learner.critic is not None
+    got = learner.critic.optimizer.take_gradients()
     want = {f"critic/head.{name}": p.grad for name, p in head.named_parameters()}
     want |= {f"critic/{name}": p.grad for name, p in other.named_parameters()}
     assert_same(got, {name: grad for name, grad in want.items() if grad is not None})
     policy = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert_same(one.optimizer.take_gradients(), policy)
+    assert_same(learner.optimizer.take_gradients(), policy)
 
 
 def test_cutting_the_row_does_not_change_the_critics_gradient() -> None:
@@ -119,9 +119,9 @@ def test_cutting_the_row_does_not_change_the_critics_gradient() -> None:
     assert len(batches) == 1
     small = plan(items, credits, normalize="sequence", token_budget=20, skip_zero=False)
     assert len(small) > 2
-    for one, parts in ((whole, batches), (cut, small)):
+    for learner, parts in ((whole, batches), (cut, small)):
         for part in parts:
-            one._backward(part, UpdateContext())
+            learner._backward(part, UpdateContext())
     assert whole.critic is not None
     assert cut.critic is not None
     assert_same(cut.critic.optimizer.take_gradients(), whole.critic.optimizer.take_gradients())
@@ -129,21 +129,21 @@ def test_cutting_the_row_does_not_change_the_critics_gradient() -> None:
 
 
 def test_bounded_values_are_probabilities() -> None:
-    one = ppo("llama", bounded=True)
-    credits, batches = judged(one, rollouts())
-    said = [value for credit in credits for value in credit.values or ()]
-    assert 0 < min(said) < max(said) < 1
-    report = one.update([batches])
+    learner = ppo("llama", bounded=True)
+    credits, batches = judged(learner, rollouts())
+    values = [value for credit in credits for value in credit.values or ()]
+    assert 0 < min(values) < max(values) < 1
+    report = learner.update([batches])
     assert report.metrics["critic/loss"] > 0
 
 
 def test_what_the_critic_learns_is_saved_and_loaded(tmp_path: Any) -> None:
-    one, other = ppo("llama"), ppo("llama")
-    _, batches = judged(one, rollouts())
-    one.update([batches])
-    one.save(tmp_path)
-    other.load(tmp_path, one.counters())
-    assert one.critic is not None
+    learner, other = ppo("llama"), ppo("llama")
+    _, batches = judged(learner, rollouts())
+    learner.update([batches])
+    learner.save(tmp_path)
+    other.load(tmp_path, learner.counters())
+    assert learner.critic is not None
     assert other.critic is not None
-    mine, theirs = one.critic.optimizer.state(), other.critic.optimizer.state()
+    mine, theirs = learner.critic.optimizer.state(), other.critic.optimizer.state()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)

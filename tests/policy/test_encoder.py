@@ -24,17 +24,17 @@ CPU = torch.device("cpu")
 
 def test_it_is_the_normalised_mean_of_the_last_hidden_states(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "bert")
-    found = load_encoder(str(folder), CPU).embed(TEXTS)
+    embeddings = load_encoder(str(folder), CPU).embed(TEXTS)
     model: Any = BertModel.from_pretrained(folder)
     model.eval()
-    for text, row in zip(TEXTS, found, strict=True):
+    for text, row in zip(TEXTS, embeddings, strict=True):
         ids = torch.tensor([tiny_tokenizer()(text)["input_ids"][:32]])
         if not ids.numel():
             assert not row.any()
             continue
         mean = model(ids.long()).last_hidden_state[0].double().mean(0).detach().numpy()
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
-    assert found.dtype == np.float64
+    assert embeddings.dtype == np.float64
 
 
 def test_a_text_means_the_same_in_any_company(tmp_path: Path) -> None:

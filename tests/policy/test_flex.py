@@ -78,11 +78,11 @@ def test_mask_is_the_definition_and_its_blocks_are_what_torch_finds(shapes: Any,
     made = kernels.block_mask(segments, size, window, CPU)
     dense = create_mask(made.mask_mod, 1, 1, size, size, device="cpu")[0, 0]
     assert torch.equal(dense, visible(segments, size, window))
-    found = create_block_mask(made.mask_mod, 1, 1, size, size, device="cpu")
+    expected = create_block_mask(made.mask_mod, 1, 1, size, size, device="cpu")
     for name in ("kv", "full_kv", "q", "full_q"):
         counts, indices = getattr(made, f"{name}_num_blocks"), getattr(made, f"{name}_indices")
-        assert torch.equal(counts, getattr(found, f"{name}_num_blocks"))
-        assert torch.equal(indices, getattr(found, f"{name}_indices"))
+        assert torch.equal(counts, getattr(expected, f"{name}_num_blocks"))
+        assert torch.equal(indices, getattr(expected, f"{name}_indices"))
 
 
 def states(policy: Any, segments: list[Segment], layout: Any, *, padded: bool = False) -> torch.Tensor:
@@ -97,8 +97,8 @@ def gradients(policy: Any, segments: list[Segment], layout: Any, **how: Any) -> 
     parameters = policy.parameters()
     out = states(policy, segments, layout, **how)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    found = torch.autograd.grad((out * weights).sum(), list(parameters.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(parameters, found, strict=True) if grad is not None}
+    gradients = torch.autograd.grad((out * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(parameters, gradients, strict=True) if grad is not None}
 
 
 def apart(got: torch.Tensor, want: torch.Tensor) -> float:

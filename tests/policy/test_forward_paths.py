@@ -132,8 +132,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 def make(kind: str, **settings: Any) -> Any:
     torch.manual_seed(0)
-    config_class, own, _ = FAMILIES[kind]
-    config = config_class(**{name: value for name, value in (SIZES | own | settings).items() if value is not None})
+    config_class, shape, _ = FAMILIES[kind]
+    config = config_class(**{name: value for name, value in (SIZES | shape | settings).items() if value is not None})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -282,7 +282,7 @@ def test_states_half_way_up_are_those_of_the_model() -> None:
     ids = torch.tensor([drawn(8)[0]])
     layout = PackedLayout([Segment(start=0, prompt=8, lengths=())], CPU)
     with torch.no_grad():
-        middle = policy.middle(ids, torch.arange(8)[None], layout)
+        middle = policy.mid_layer_states(ids, torch.arange(8)[None], layout)
         expected = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(middle, expected, atol=1e-5, rtol=1e-5)
 

@@ -89,8 +89,8 @@ def credits_of(items: list[Rollout]) -> list[Credit]:
 
 
 def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = None, **optim: Any) -> Learner:
-    held: dict[str, Any] = {"lr": 1e-2, "max_grad_norm": 1e9} | optim
-    settings = OptimConfig(**held)
+    defaults: dict[str, Any] = {"lr": 1e-2, "max_grad_norm": 1e9} | optim
+    settings = OptimConfig(**defaults)
     return Learner(
         policy,
         optim=settings,
@@ -135,14 +135,14 @@ def naive_loss(
 
 
 def gradient(
-    one: Learner,
+    trained: Learner,
     items: list[Rollout],
     *,
     normalize: Any = "sequence",
     budget: int = 10_000,
     skip: bool = True,
 ) -> dict[str, torch.Tensor]:
-    return one.gradient(plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip))
+    return trained.gradient(plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip))
 
 
 def naive_gradient(kind: str, items: list[Rollout], normalize: Any, **kw: Any) -> dict[str, torch.Tensor]:
@@ -184,7 +184,7 @@ def test_a_head_that_prompts_share_is_run_once_and_gives_the_same_gradient(
 ) -> None:
     items = rollouts(seed=2, shortest=shortest, head=tuple(range(20, 50)))
     rows = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
-    assert [one.segments[0].head for one in rows] == [30]
+    assert [row.segments[0].head for row in rows] == [30]
     assert_same(gradient(learner(tiny_policy(kind)), items, budget=budget), naive_gradient(kind, items, "sequence"))
 
 
@@ -213,32 +213,34 @@ def test_turns_of_tools_are_not_trained() -> None:
 
 def test_kl_to_a_reference_model() -> None:
     items = rollouts(seed=7)
-    one = learner(tiny_policy(), beta=0.3, reference=tiny_policy(seed=9))
+    trained = learner(tiny_policy(), beta=0.3, reference=tiny_policy(seed=9))
     want = naive_gradient("llama", items, "sequence", beta=0.3, reference=tiny_model(seed=9))
-    assert_same(gradient(one, items, skip=False), want)
+    assert_same(gradient(trained, items, skip=False), want)
 
 
 def test_lora_reference_is_the_model_with_adapters_off() -> None:
     items = rollouts(seed=8)
 
     def moved(beta: float, reference: Policy | None) -> Learner:
-        one = learner(tiny_policy(lora=LoraConfig(rank=2, alpha=4)), beta=beta, reference=reference)
+        trained = learner(tiny_policy(lora=LoraConfig(rank=2, alpha=4)), beta=beta, reference=reference)
         generator = torch.Generator().manual_seed(1)
-        for parameter in one.policy.parameters().values():
+        for parameter in trained.policy.parameters().values():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1
-        return one
+        return trained
 
     assert_same(gradient(moved(0.3, None), items, skip=False), gradient(moved(0.3, tiny_policy()), items, skip=False))
 
 
 def test_bf16_weights_move_by_less_than_their_rounding() -> None:
     """A rate at which pure bfloat16 would lose every update still accumulates in the masters."""
-    one = learner(tiny_policy(dtype=torch.bfloat16), lr=1e-6)
-    before = {name: master.detach().clone() for name, master in one.optimizer.masters.items()}
+    trained = learner(tiny_policy(dtype=torch.bfloat16), lr=1e-6)
+    before = {name: master.detach().clone() for name, master in trained.optimizer.master_weights.items()}
     items = rollouts()
     for _ in range(3):
-        one.update([plan(items, credits_of(items), normalize="sequence", token_budget=1000, skip_zero=True)])
-    moved = [float((master.detach() - before[name]).abs().max()) for name, master in one.optimizer.masters.items()]
+        trained.update([plan(items, credits_of(items), normalize="sequence", token_budget=1000, skip_zero=True)])
+    moved = [
+        float((master.detach() - before[name]).abs().max()) for name, master in trained.optimizer.master_weights.items()
+    ]
     assert max(moved) == pytest.approx(3e-6, rel=0.2)
 
 
@@ -257,45 +259,45 @@ def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
 def test_how_far_the_policy_moved_is_the_mean_change_of_log_prob_on_the_first_packed_row() -> None:
     """Measured on one row, whether or not the ratio of the update itself was 1."""
     items = rollouts(seed=4)
-    one = learner(tiny_policy(), lr=1e-2)
-    one.movement = True
+    trained = learner(tiny_policy(), lr=1e-2)
+    trained.movement = True
     rows = plan(items, credits_of(items), normalize="token", token_budget=40, skip_zero=True)
-    before = one.score(rows[:1])
-    found = one.update([rows]).metrics["moved"]
-    after = one.score(rows[:1])
+    before = trained.score(rows[:1])
+    moved = trained.update([rows]).metrics["moved"]
+    after = trained.score(rows[:1])
     change = np.concatenate([np.abs(after[name].logprobs - before[name].logprobs) for name in rows[0].spans])
     assert len(rows) > 1
-    assert found == pytest.approx(change.mean(), rel=1e-10)
-    assert found > 1e-4
-    assert "moved" not in one.update([[]]).metrics
+    assert moved == pytest.approx(change.mean(), rel=1e-10)
+    assert moved > 1e-4
+    assert "moved" not in trained.update([[]]).metrics
 
 
 def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path
     items = rollouts(seed=2)
     batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
-    one = learner(tiny_policy(dtype=torch.bfloat16))
-    one.update([batches])
-    one.save(folder)
-    counters = one.counters()
-    one.update([batches])
+    trained = learner(tiny_policy(dtype=torch.bfloat16))
+    trained.update([batches])
+    trained.save(folder)
+    counters = trained.counters()
+    trained.update([batches])
     other = learner(tiny_policy(dtype=torch.bfloat16, seed=5))
     other.load(folder, counters)
     other.update([batches])
-    for name, parameter in one.policy.parameters().items():
+    for name, parameter in trained.policy.parameters().items():
         assert torch.equal(parameter, other.policy.parameters()[name]), name
 
 
 def test_non_finite_gradients_change_nothing_and_end_the_run() -> None:
-    one = learner(tiny_policy(), max_skipped=1)
-    before = {name: p.detach().clone() for name, p in one.policy.parameters().items()}
+    trained = learner(tiny_policy(), max_skipped=1)
+    before = {name: p.detach().clone() for name, p in trained.policy.parameters().items()}
     items = rollouts()
     batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
     batches[0].weights[:] = np.inf
-    assert one.update([batches]).skipped == 1
+    assert trained.update([batches]).skipped == 1
     with pytest.raises(NonFiniteError, match=r"lower optim\.lr"):
-        one.update([batches])
-    assert all(torch.equal(p, before[name]) for name, p in one.policy.parameters().items())
+        trained.update([batches])
+    assert all(torch.equal(p, before[name]) for name, p in trained.policy.parameters().items())
 
 
 def test_nothing_to_train_is_no_step() -> None:

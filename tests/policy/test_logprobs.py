@@ -10,10 +10,10 @@ from torch import Tensor
 
 from coterie.policy import logprobs as module
 from coterie.policy.head import Head, LogitTransform
-from coterie.policy.logprobs import TokenScores, Wanted, chunked_logprobs, chunked_scores
+from coterie.policy.logprobs import OutputFlags, TokenOutputs, chunked_scores
 
 TEMPERATURE = 0.7
-EVERYTHING = Wanted(entropy_gradient=True, score_norm=True)
+EVERYTHING = OutputFlags(entropy_gradient=True, score_norm=True)
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +31,11 @@ def parts(rows: int = 7, *, bias: bool = True, dtype: torch.dtype = torch.float6
     return draw(rows, 5), draw(11, 5), draw(11) if bias else None, torch.randint(11, (rows,), generator=maker)
 
 
-def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
+def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenOutputs:
     logs = torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias) / TEMPERATURE, -1)
     chances = logs.exp()
     picked = logs.gather(1, targets[:, None])[:, 0]
-    return TokenScores(
+    return TokenOutputs(
         logprobs=picked,
         entropies=-(chances * logs).sum(-1),
         score_norms=(torch.nn.functional.one_hot(targets, 11) - chances).square().sum(-1),
@@ -46,17 +46,20 @@ def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -
 def test_values_and_gradients_of_both_outputs_are_those_of_full_logits(bias):
     hidden, weight, offset, targets = parts(bias=bias)
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
-    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
     want = full(hidden, weight, offset, targets)
     for name in ("logprobs", "entropies", "score_norms"):
-        torch.testing.assert_close(getattr(found, name), getattr(want, name))
+        torch.testing.assert_close(getattr(outputs, name), getattr(want, name))
     pull = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for first, second in ((pull[0], pull[1]), (0 * pull[0], pull[1]), (pull[0], 0 * pull[1])):
         grads = [
             torch.autograd.grad(
-                (first * one.logprobs + second * one.entropies).sum(), leaves, retain_graph=True, allow_unused=True
+                (first * scores.logprobs + second * scores.entropies).sum(),
+                leaves,
+                retain_graph=True,
+                allow_unused=True,
             )
-            for one in (found, want)
+            for scores in (outputs, want)
         ]
         for got, expected in zip(*grads, strict=True):
             torch.testing.assert_close(got, expected)
@@ -74,7 +77,7 @@ def test_what_a_model_does_to_its_logits_is_in_values_and_gradients(transform: L
     logs = torch.log_softmax(logits / TEMPERATURE, -1)
     expected = logs.gather(1, targets[:, None])[:, 0], -(logs.exp() * logs).sum(-1)
     scores = chunked_scores(
-        hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING, transform=transform
+        hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING, transform=transform
     )
     pull = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -99,9 +102,10 @@ class _Linear:
 
 def test_a_loss_of_entropies_alone_has_their_gradient():
     hidden, weight, offset, targets = parts()
-    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
     grads = [
-        torch.autograd.grad(one.entropies.sum(), hidden)[0] for one in (found, full(hidden, weight, offset, targets))
+        torch.autograd.grad(scores.entropies.sum(), hidden)[0]
+        for scores in (outputs, full(hidden, weight, offset, targets))
     ]
     torch.testing.assert_close(*grads)
 
@@ -110,57 +114,59 @@ def test_finite_differences():
     hidden, weight, offset, targets = parts(3)
 
     def scores(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        found = chunked_scores(*leaves, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
-        return found.logprobs, found.entropies
+        outputs = chunked_scores(*leaves, targets, temperature=TEMPERATURE, flags=EVERYTHING)
+        return outputs.logprobs, outputs.entropies
 
     assert torch.autograd.gradcheck(scores, (hidden, weight, offset))
 
 
 def test_unless_asked_entropies_have_no_gradient_and_nothing_more_is_computed():
     hidden, weight, offset, targets = parts()
-    logprobs, entropies = chunked_logprobs(hidden, weight, offset, targets, temperature=TEMPERATURE, entropy=True)
+    flags = OutputFlags(entropy=True)
+    outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=flags)
+    logprobs, entropies = outputs.logprobs, outputs.entropies
     want = full(hidden, weight, offset, targets)
     assert not entropies.requires_grad
     torch.testing.assert_close(entropies, want.entropies)
     torch.testing.assert_close(
         torch.autograd.grad(logprobs.sum(), hidden)[0], torch.autograd.grad(want.logprobs.sum(), hidden)[0]
     )
-    bare = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=Wanted())
+    bare = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=OutputFlags())
     assert bare.entropies.tolist() == bare.score_norms.tolist() == [0] * 7
-    with_norm = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
+    with_norm = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
     assert not with_norm.score_norms.requires_grad
 
 
 def test_log_probs_do_not_depend_on_what_else_is_asked_for():
     hidden, weight, offset, targets = parts(dtype=torch.float32)
-    found = [
-        chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=wanted)
-        for wanted in (Wanted(), Wanted(entropy=True), EVERYTHING)
+    variants = [
+        chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=flags)
+        for flags in (OutputFlags(), OutputFlags(entropy=True), EVERYTHING)
     ]
-    grads = [torch.autograd.grad(one.logprobs.sum(), hidden)[0] for one in found]
-    assert all(torch.equal(found[0].logprobs, other.logprobs) for other in found)
+    grads = [torch.autograd.grad(outputs.logprobs.sum(), hidden)[0] for outputs in variants]
+    assert all(torch.equal(variants[0].logprobs, other.logprobs) for other in variants)
     assert torch.equal(grads[0], grads[1])
     torch.testing.assert_close(grads[0], grads[2])
 
 
 def test_score_norms_of_sure_and_even_tokens():
     weight = torch.tensor([[60.0], [0.0], [0.0]], dtype=torch.float64)
-    found = chunked_scores(
+    outputs = chunked_scores(
         torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64),
         weight,
         None,
         torch.tensor([0, 1, 2]),
         temperature=1.0,
-        wanted=Wanted(score_norm=True),
+        flags=OutputFlags(score_norm=True),
     )
-    assert found.score_norms.tolist() == pytest.approx([0, 1 - 2 / 3 + 1 / 3, 2], abs=1e-12)
+    assert outputs.score_norms.tolist() == pytest.approx([0, 1 - 2 / 3 + 1 / 3, 2], abs=1e-12)
 
 
 def test_bfloat16_states_give_float32_scores_and_finite_gradients():
     hidden, weight, offset, targets = parts(dtype=torch.bfloat16)
-    found = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, wanted=EVERYTHING)
-    assert {found.logprobs.dtype, found.entropies.dtype, found.score_norms.dtype} == {torch.float32}
-    (found.logprobs.sum() + found.entropies.sum()).backward()
+    outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
+    assert {outputs.logprobs.dtype, outputs.entropies.dtype, outputs.score_norms.dtype} == {torch.float32}
+    (outputs.logprobs.sum() + outputs.entropies.sum()).backward()
     assert hidden.grad is not None
     assert hidden.grad.dtype == torch.bfloat16
     assert torch.isfinite(hidden.grad).all()
@@ -168,9 +174,9 @@ def test_bfloat16_states_give_float32_scores_and_finite_gradients():
 
 def test_no_tokens_give_no_scores():
     hidden, weight, offset, _ = parts(0)
-    found = chunked_scores(
-        hidden, weight, offset, torch.zeros(0, dtype=torch.int64), temperature=1.0, wanted=EVERYTHING
+    outputs = chunked_scores(
+        hidden, weight, offset, torch.zeros(0, dtype=torch.int64), temperature=1.0, flags=EVERYTHING
     )
-    assert found.logprobs.shape == found.entropies.shape == (0,)
-    (found.logprobs.sum() + found.entropies.sum()).backward()
+    assert outputs.logprobs.shape == outputs.entropies.shape == (0,)
+    (outputs.logprobs.sum() + outputs.entropies.sum()).backward()
     assert weight.grad.abs().sum() == 0

@@ -20,7 +20,7 @@ from coterie.policy import activations, memory
 from coterie.policy.activations import Offload, OomSplitter, arrange, is_out_of_memory
 from coterie.policy.kv import reserved
 from coterie.policy.learner import Learner, UpdateContext
-from coterie.policy.logprobs import Wanted
+from coterie.policy.logprobs import OutputFlags
 from tiny_models import tiny_policy
 
 REFUSED = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
@@ -45,16 +45,16 @@ class Refuse(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def refusing(one: Learner, *moments: int) -> None:
+def refusing(learner: Learner, *moments: int) -> None:
     """The learner's k-th attempt at a part is refused memory at operation `moments[k]` (0: never)."""
-    inner, left, modes = one._backward_part, list(moments), []
+    inner, left, modes = learner._backward_part, list(moments), []
 
     def attempt(*args: Any) -> Any:
         modes.append(Refuse(left.pop(0) if left else 0))
         with modes[-1]:
             return inner(*args)
 
-    one._backward_part = attempt  # ty: ignore[invalid-assignment]
+    learner._backward_part = attempt  # ty: ignore[invalid-assignment]
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +65,9 @@ def quick_release(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def operations(batch: Batch) -> int:
     """How many operations a forward and backward pass of the tiny learner takes."""
-    one, count = small(), Refuse(0)
+    learner, count = small(), Refuse(0)
     with count:
-        one._backward_part(batch, UpdateContext(), set())
+        learner._backward_part(batch, UpdateContext(), set())
     return -count.left
 
 
@@ -80,13 +80,13 @@ def test_memory_refused_anywhere_leaves_the_same_gradient() -> None:
     want = small().gradient([batch, batch])
     total = operations(batch)
     assert total > 200
-    one = small()
-    part = one._backward_part
+    learner = small()
+    part = learner._backward_part
     for moment in range(1, total + 1, 2):
-        one.fitting, one._backward_part = OomSplitter(), part
-        refusing(one, 0, moment)  # the second batch, when the sum holds the first one's gradient already
-        assert_same(one.gradient([batch, batch]), want)
-        assert one.fitting.splits == 1, moment
+        learner.fitting, learner._backward_part = OomSplitter(), part
+        refusing(learner, 0, moment)  # the second batch, when the sum holds the first one's gradient already
+        assert_same(learner.gradient([batch, batch]), want)
+        assert learner.fitting.splits == 1, moment
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -94,10 +94,10 @@ def test_memory_refused_again_and_again(seed: int) -> None:
     (batch,) = packed(prompts=4, size=8)
     want = small().gradient([batch])
     moments = np.random.default_rng(seed).integers(1, operations(batch), 4).tolist()
-    one = small()
-    refusing(one, *moments)
-    assert_same(one.gradient([batch]), want, tolerance=2e-6)  # each cut rounds once more in the norms' float32
-    assert one.fitting.splits >= 1
+    learner = small()
+    refusing(learner, *moments)
+    assert_same(learner.gradient([batch]), want, tolerance=2e-6)  # each cut rounds once more in the norms' float32
+    assert learner.fitting.splits >= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,9 +106,9 @@ def test_no_part_is_counted_twice_where_the_head_is_tied(kind: str, dtype: torch
     (batch,) = packed()
     want = learner(tiny_policy(kind, dtype=dtype)).gradient([batch])
     for moment in (1, 40, 150, 300, 400, 450):
-        one = learner(tiny_policy(kind, dtype=dtype))
-        refusing(one, moment)
-        got = one.gradient([batch])
+        trained = learner(tiny_policy(kind, dtype=dtype))
+        refusing(trained, moment)
+        got = trained.gradient([batch])
         for name, grad in want.items():
             error = float((got[name] - grad).norm() / grad.norm().clamp(min=1e-9))
             assert error < (3e-6 if dtype == torch.float32 else 0.05), (name, moment)
@@ -121,46 +121,46 @@ def test_with_minibatches_a_kl_and_an_adapter_nothing_else_changes() -> None:
     def made() -> Learner:
         return learner(tiny_policy(lora=lora), beta=0.2)
 
-    want, one = made(), made()
+    want, split = made(), made()
     report = want.update([batches, batches])
-    refusing(one, 300, 0, 0, 250)
-    got = one.update([batches, batches])
+    refusing(split, 300, 0, 0, 250)
+    got = split.update([batches, batches])
     assert report.splits == 0
     assert got.splits == 2  # once in each minibatch; the second one's batch is cut in advance as well
     assert got.metrics == pytest.approx(report.metrics, rel=1e-6, abs=1e-9)
     for name, values in report.logprobs.items():
         np.testing.assert_allclose(got.logprobs[name], values, rtol=1e-6)
     for name, parameter in want.policy.parameters().items():
-        moved, meant = one.policy.parameters()[name].detach(), parameter.detach()
+        moved, meant = split.policy.parameters()[name].detach(), parameter.detach()
         assert float((moved - meant).norm() / meant.norm()) < 1e-4
 
 
 def test_scoring_is_cut_too() -> None:
     (batch,) = packed()
-    one = small()
-    want = one.score([batch])
-    inner, first = one.passes.forward, [True]
+    learner = small()
+    want = learner.score([batch])
+    inner, first = learner.passes.forward, [True]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if first.pop() if first else False:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(*args, **kwargs)
 
-    one.passes.forward = forward
-    got = one.score([batch])
+    learner.passes.forward = forward
+    got = learner.score([batch])
     assert got.keys() == want.keys()
     for name, scores in want.items():
         np.testing.assert_allclose(got[name].logprobs, scores.logprobs, rtol=1e-12)
-    assert one.scoring.splits == 1
-    assert one.fitting.limit is None
+    assert learner.scoring.splits == 1
+    assert learner.fitting.limit is None
 
 
 def test_a_smaller_row_is_remembered() -> None:
     (batch,) = packed()
-    fitting, seen = OomSplitter(), []
+    fitting, sizes = OomSplitter(), []
 
     def attempt(part: Batch, done: set[str]) -> int:
-        seen.append(len(part.tokens))
+        sizes.append(len(part.tokens))
         if len(part.tokens) > 30:
             raise MemoryError
         return len(part.targets)
@@ -168,9 +168,9 @@ def test_a_smaller_row_is_remembered() -> None:
     assert sum(fitting.run(batch, attempt)) == len(batch.targets)
     assert fitting.limit is not None
     assert fitting.limit <= 30
-    splits, seen[:] = fitting.splits, []
+    splits, sizes[:] = fitting.splits, []
     fitting.run(batch, attempt)
-    assert max(seen) <= 30
+    assert max(sizes) <= 30
     assert fitting.splits == splits
 
 
@@ -202,10 +202,10 @@ def test_a_refused_allocation_looks_as_expected() -> None:
 
 def test_halves_train_the_same_rollouts() -> None:
     (batch,) = packed(prompts=4, size=3)
-    one, other = halves(batch)
-    assert [*one.spans, *other.spans] == list(batch.spans)
-    assert one.weights.sum() + other.weights.sum() == pytest.approx(batch.weights.sum())
-    assert abs(len(one.tokens) - len(other.tokens)) < len(batch.tokens) / 2
+    left, right = halves(batch)
+    assert [*left.spans, *right.spans] == list(batch.spans)
+    assert left.weights.sum() + right.weights.sum() == pytest.approx(batch.weights.sum())
+    assert abs(len(left.tokens) - len(right.tokens)) < len(batch.tokens) / 2
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
@@ -213,19 +213,19 @@ def test_halves_train_the_same_rollouts() -> None:
 def test_checkpointing_gives_the_same_gradient_to_the_bit(kind: str, lora: LoraConfig | None) -> None:
     (batch,) = packed()
     calls = 0
-    one = learner(tiny_policy(kind, lora=lora), checkpointing=True)
-    layer = one.policy.model.get_decoder().layers[0].mlp
+    trained = learner(tiny_policy(kind, lora=lora), checkpointing=True)
+    layer = trained.policy.model.get_decoder().layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: count())
 
     def count() -> None:
         nonlocal calls
         calls += 1
 
-    got, want = one.gradient([batch]), learner(tiny_policy(kind, lora=lora)).gradient([batch])
+    got, want = trained.gradient([batch]), learner(tiny_policy(kind, lora=lora)).gradient([batch])
     assert calls == 2  # once forward, once more in the backward pass
     for name, grad in want.items():
         assert torch.equal(got[name], grad), name
-    one.score([batch])
+    trained.score([batch])
     assert calls == 3
 
 
@@ -233,7 +233,7 @@ def test_checkpointing_keeps_less() -> None:
     (batch,) = packed()
 
     def kept(**optim: Any) -> int:
-        one, total = learner(tiny_policy(), **optim), 0
+        trained, total = learner(tiny_policy(), **optim), 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal total
@@ -241,7 +241,7 @@ def test_checkpointing_keeps_less() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            one.passes.forward(one.policy, batch, Wanted(entropy=True))
+            trained.passes.forward(trained.policy, batch, OutputFlags(entropy=True))
         return total
 
     assert kept(checkpointing=True) < kept() / 3
@@ -251,9 +251,9 @@ def test_memory_refused_while_recomputing() -> None:
     (batch,) = packed()
     want = small().gradient([batch])
     for moment in range(5, 500, 23):
-        one = learner(tiny_policy(num_hidden_layers=1), checkpointing=True)
-        refusing(one, moment)
-        assert_same(one.gradient([batch]), want)
+        trained = learner(tiny_policy(num_hidden_layers=1), checkpointing=True)
+        refusing(trained, moment)
+        assert_same(trained.gradient([batch]), want)
 
 
 def test_offload_is_for_gpus() -> None:
@@ -267,16 +267,16 @@ def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.Mo
     monkeypatch.setattr(activations, "_SMALL", 16)
     monkeypatch.setattr(activations, "_to_main_memory", lambda tensor: moved.append(tensor) or plain(tensor))
     (batch,) = packed()
-    one = learner(tiny_policy())
-    held = {parameter.untyped_storage().data_ptr() for parameter in one.policy.model.parameters()}
-    with Offload(one.policy.model.parameters()):
-        _, said = one.passes.forward(one.policy, batch, Wanted(entropy=True))
-    said.logprobs.sum().backward()
+    trained = learner(tiny_policy())
+    weight_storages = {parameter.untyped_storage().data_ptr() for parameter in trained.policy.model.parameters()}
+    with Offload(trained.policy.model.parameters()):
+        _, outputs = trained.passes.forward(trained.policy, batch, OutputFlags(entropy=True))
+    outputs.logprobs.sum().backward()
     assert moved
-    assert not held & {tensor.untyped_storage().data_ptr() for tensor in moved}
-    got = one.optimizer.take_gradients()
+    assert not weight_storages & {tensor.untyped_storage().data_ptr() for tensor in moved}
+    got = trained.optimizer.take_gradients()
     other = learner(tiny_policy())
-    other.passes.forward(other.policy, batch, Wanted(entropy=True))[1].logprobs.sum().backward()
+    other.passes.forward(other.policy, batch, OutputFlags(entropy=True))[1].logprobs.sum().backward()
     for name, grad in other.optimizer.take_gradients().items():
         assert torch.equal(got[name], grad)
 
@@ -293,28 +293,28 @@ def test_the_preflight_tries_the_largest_row_and_changes_nothing(budget: int) ->
     assert len(batch.tokens) <= budget
     assert len(batch.tokens) == sum(prompt + 5 * count for count, prompt in items)
     assert len(batch.tokens) + 7 + 4 * 5 > min(budget, 3 * (7 + 4 * 5))
-    one = small()
-    before = {name: tensor.clone() for name, tensor in one.optimizer.state().items()}
+    learner = small()
+    before = {name: tensor.clone() for name, tensor in learner.optimizer.state().items()}
     state = torch.get_rng_state()
-    report = memory.preflight(one, batch, sampling=1 << 30)
+    report = memory.preflight(learner, batch, sampling=1 << 30)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], tensor) for name, tensor in one.optimizer.state().items())
-    assert not one.optimizer.gradients.sums
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.optimizer.state().items())
+    assert not learner.optimizer.gradients.sums
     assert report.tokens == len(batch.tokens)
-    assert report.gradient == report.weights == sum(p.numel() * 8 for p in one.policy.parameters().values())
+    assert report.gradient == report.weights == sum(p.numel() * 8 for p in learner.policy.parameters().values())
     assert report.optimizer >= 2 * report.weights
     assert report.total > 1 << 30
     assert "GiB at most" in report.line()
 
 
 def test_a_preflight_that_does_not_fit_cuts_the_run_before_it_starts() -> None:
-    one = small()
-    refusing(one, 100)
+    learner = small()
+    refusing(learner, 100)
     batch = largest(prompt=7, completion=5, prompts=3, group_size=4, token_budget=100)
-    report = memory.preflight(one, batch, sampling=0)
+    report = memory.preflight(learner, batch, sampling=0)
     assert report.limit is not None
     assert f"rows are cut to {report.limit}" in report.line()
-    assert one.update([packed()]).splits == 0
+    assert learner.update([packed()]).splits == 0
 
 
 def test_what_sampling_reserves_is_what_the_engine_takes() -> None:

@@ -34,12 +34,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_logits_are_the_models_own(kind: str) -> None:
     model, policy = tiny_model(kind), tiny_policy(kind)
-    prompt, one, other = [5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18, 19, 20, 21]
+    prompt, first, second = [5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18, 19, 20, 21]
     layout = PackedLayout([Segment(start=0, prompt=6, lengths=(3, 8))], torch.device("cpu"))
-    tokens = torch.tensor([prompt + one + other])
+    tokens = torch.tensor([prompt + first + second])
     positions = torch.tensor([[*range(6), *range(6, 9), *range(6, 14)]])
     logits = policy.head(policy.hidden(tokens, positions, layout))[0]
-    alone = [model(input_ids=torch.tensor([prompt + rest]), use_cache=False).logits[0] for rest in (one, other)]
+    alone = [model(input_ids=torch.tensor([prompt + rest]), use_cache=False).logits[0] for rest in (first, second)]
     torch.testing.assert_close(logits[:9], alone[0], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(logits[9:], alone[1][6:], atol=1e-6, rtol=1e-6)
 
@@ -49,9 +49,9 @@ def test_packed_logits_are_the_models_own(kind: str) -> None:
 def test_a_head_that_prompts_share_changes_nothing(kind: str, rests: list[list[int]]) -> None:
     """Neither what is said after it nor any gradient, whether the rests are computed at once or one by one."""
     policy = tiny_policy(kind, dtype=torch.float64)
-    head, said = [3, 4, 5, 6], [[[20, 21, 22], [23]], [[24, 25]]]
+    head, answers = [3, 4, 5, 6], [[[20, 21, 22], [23]], [[24, 25]]]
     tokens, positions, segments, whole = list(head), list(range(4)), [], []
-    for rest, completions in zip(rests, said, strict=True):
+    for rest, completions in zip(rests, answers, strict=True):
         lengths = tuple(map(len, completions))
         segments.append(Segment(start=len(tokens), prompt=len(rest), lengths=lengths, head=4))
         prompt = head + rest
@@ -72,8 +72,10 @@ def test_a_head_that_prompts_share_changes_nothing(kind: str, rests: list[list[i
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
     weights = torch.linspace(-1, 1, got.numel(), dtype=got.dtype).view_as(got)
     parameters = list(policy.parameters().values())
-    found = [torch.autograd.grad((one * weights).sum(), parameters, allow_unused=True) for one in (got, want)]
-    for mine, theirs in zip(*found, strict=True):
+    gradients = [
+        torch.autograd.grad((logprobs * weights).sum(), parameters, allow_unused=True) for logprobs in (got, want)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
         if theirs is not None:
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
@@ -88,7 +90,7 @@ def test_half_way_up_the_other_half_is_not_run(kind: str) -> None:
     for number, layer in enumerate(policy.decoder.layers):
         layer.register_forward_hook(lambda *_, number=number: ran.append(number))
     with torch.no_grad():
-        middle = policy.middle(tokens, positions, layout)
+        middle = policy.mid_layer_states(tokens, positions, layout)
         states = model(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
     half = len(policy.decoder.layers) // 2
     assert ran == list(range(half))
@@ -151,13 +153,15 @@ def test_a_model_that_rounds_badly_is_judged_in_float32_and_not_changed(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(kind, dtype=torch.bfloat16)
-    before = {name: (one.dtype, one.clone()) for name, one in (*model.named_parameters(), *model.named_buffers())}
+    before = {
+        name: (tensor.dtype, tensor.clone()) for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
     monkeypatch.setattr("coterie.policy.model.ROUNDED", 0.0)
     Policy(model, name="rounded")
-    for name, one in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         dtype, bits = before[name]
-        assert one.dtype == dtype
-        assert torch.equal(one, bits)
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, bits)
 
 
 def test_an_architecture_without_pluggable_positions_is_refused_or_right() -> None:
@@ -249,13 +253,13 @@ def test_the_reference_of_an_adapter_that_goes_on_is_its_beginning(folder: Path,
     with torch.no_grad(), policy.without_adapters():
         policy.hidden(*inputs)
     loss.backward()
-    found = [parameter.grad for parameter in policy.parameters().values()]
+    gradients = [parameter.grad for parameter in policy.parameters().values()]
     policy.model.zero_grad()
     policy.hidden(*inputs).sum().backward()
-    for one, parameter in zip(found, policy.parameters().values(), strict=True):
-        assert one is not None
+    for gradient, parameter in zip(gradients, policy.parameters().values(), strict=True):
+        assert gradient is not None
         assert parameter.grad is not None
-        torch.testing.assert_close(one, parameter.grad, atol=0, rtol=0)
+        torch.testing.assert_close(gradient, parameter.grad, atol=0, rtol=0)
     torch.testing.assert_close(policy.hidden(*inputs), after, atol=0, rtol=0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError
 from coterie.policy import gradients
-from coterie.policy.gradients import join, split
+from coterie.policy.gradients import merge, split
 from coterie.policy.optim import MasterAdamW, learning_rate
 
 SHAPES = {"embedding": (97, 40), "norm": (33,), "odd": (7, 3, 5)}
@@ -22,16 +22,16 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 256, so that tiny tensors take several."""
 
-    def pieces(size: int, device: torch.device) -> Iterator[slice]:
+    def chunks(size: int, device: torch.device) -> Iterator[slice]:
         for start in range(0, size, 256):
             yield slice(start, min(start + 256, size))
 
     for module in ("optim", "gradients"):
-        monkeypatch.setattr(f"coterie.policy.{module}.pieces", pieces)
-    assert list(gradients.pieces(5, torch.device("cpu"))) == [slice(0, 5)]
+        monkeypatch.setattr(f"coterie.policy.{module}.chunks", chunks)
+    assert list(gradients.chunks(5, torch.device("cpu"))) == [slice(0, 5)]
 
 
 def made(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, nn.Parameter]:
@@ -40,8 +40,8 @@ def made(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, nn.Par
 
 
 def optimizer(parameters: dict[str, nn.Parameter], **settings: Any) -> MasterAdamW:
-    held: dict[str, Any] = {"lr": 1e-3, "max_grad_norm": 0.7, "weight_decay": 0.1} | settings
-    return MasterAdamW(parameters, OptimConfig(**held))
+    defaults: dict[str, Any] = {"lr": 1e-3, "max_grad_norm": 0.7, "weight_decay": 0.1} | settings
+    return MasterAdamW(parameters, OptimConfig(**defaults))
 
 
 def backward(parameters: dict[str, nn.Parameter], seed: int, size: float = 1.0) -> None:
@@ -60,7 +60,7 @@ def test_masters_survive_the_split_bit_for_bit() -> None:
     values = values[values.abs() < 3.3e38]  # above, the nearest bfloat16 is infinite
     high, low = torch.empty(len(values), dtype=torch.bfloat16), torch.empty(len(values), dtype=torch.int16)
     split(values.clone(), high, low)
-    assert torch.equal(join(high, low).view(torch.int32), values.view(torch.int32))
+    assert torch.equal(merge(high, low).view(torch.int32), values.view(torch.int32))
     nearest = values.to(torch.bfloat16)
     tie = (values.view(torch.int32) & 0xFFFF) == 0x8000
     assert torch.equal(high.view(torch.int16)[~tie], nearest.view(torch.int16)[~tie])
@@ -69,7 +69,7 @@ def test_masters_survive_the_split_bit_for_bit() -> None:
 
 def test_weights_that_were_never_stepped_are_their_own_masters() -> None:
     parameters = made()
-    for name, master in optimizer(parameters).masters.items():
+    for name, master in optimizer(parameters).master_weights.items():
         assert master.dtype == torch.float32
         assert torch.equal(master, parameters[name].float())
 
@@ -78,8 +78,8 @@ def test_weights_that_were_never_stepped_are_their_own_masters() -> None:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_steps_are_those_of_torch_on_full_masters(dtype: torch.dtype, parts: int) -> None:
     parameters = made(dtype)
-    one = optimizer(parameters, lr=3e-3, decay_norms=True)
-    exact = {name: nn.Parameter(master.clone()) for name, master in one.masters.items()}
+    adamw = optimizer(parameters, lr=3e-3, decay_norms=True)
+    exact = {name: nn.Parameter(master.clone()) for name, master in adamw.master_weights.items()}
     other = torch.optim.AdamW(exact.values(), betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, fused=True)
     for step in range(5):
         sums: dict[str, Tensor] = {}
@@ -98,13 +98,13 @@ def test_steps_are_those_of_torch_on_full_masters(dtype: torch.dtype, parts: int
             assert master.grad is not None
             master.grad *= scale
         other.param_groups[0]["lr"] = 2e-3
-        assert one.step(2e-3) == pytest.approx(float(norm), rel=1e-6)
+        assert adamw.step(2e-3) == pytest.approx(float(norm), rel=1e-6)
         other.step()
-        for name, master in one.masters.items():
+        for name, master in adamw.master_weights.items():
             torch.testing.assert_close(master, exact[name].detach(), rtol=2e-6, atol=1e-8)
             assert torch.equal(parameters[name], master.to(dtype)) or dtype == torch.bfloat16
         assert all(p.grad is None for p in parameters.values())
-        assert not one.gradients.sums
+        assert not adamw.gradients.sums
 
 
 @pytest.mark.parametrize("decay_norms", [False, True])
@@ -112,10 +112,10 @@ def test_vectors_are_decayed_only_where_asked(decay_norms: bool) -> None:
     """Without a gradient direction of its own (here 0) a step is the decay alone: 1 - rate · weight_decay."""
     parameters = made(torch.float64)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    one = optimizer(parameters, weight_decay=0.1, decay_norms=decay_norms)
+    adamw = optimizer(parameters, weight_decay=0.1, decay_norms=decay_norms)
     for parameter in parameters.values():
         (0 * parameter).sum().backward()
-    one.step(1e-2)
+    adamw.step(1e-2)
     for name, parameter in parameters.items():
         factor = 1 - 1e-3 if name != "norm" or decay_norms else 1.0
         torch.testing.assert_close(parameter.detach(), factor * before[name], rtol=1e-12, atol=0)
@@ -123,31 +123,31 @@ def test_vectors_are_decayed_only_where_asked(decay_norms: bool) -> None:
 
 def test_a_lone_bfloat16_gradient_takes_no_float32_copy() -> None:
     parameters = made()
-    one = optimizer(parameters)
+    adamw = optimizer(parameters)
     backward(parameters, 1)
-    assert {grad.dtype for grad in one.gradients.sums.values()} == {torch.bfloat16}
+    assert {grad.dtype for grad in adamw.gradients.sums.values()} == {torch.bfloat16}
     backward(parameters, 2)
-    assert {grad.dtype for grad in one.gradients.sums.values()} == {torch.float32}
-    assert {grad.dtype for grad in one.take_gradients().values()} == {torch.float32}
+    assert {grad.dtype for grad in adamw.gradients.sums.values()} == {torch.float32}
+    assert {grad.dtype for grad in adamw.take_gradients().values()} == {torch.float32}
 
 
 def test_parameters_without_gradient_do_not_move() -> None:
     parameters = made()
-    one = optimizer(parameters)
+    adamw = optimizer(parameters)
     before = parameters["odd"].detach().clone()
     backward({name: p for name, p in parameters.items() if name != "odd"}, 1)
-    one.step(1e-2)
+    adamw.step(1e-2)
     assert torch.equal(parameters["odd"], before)
-    assert float(one.state()["step/odd"]) == 0
-    assert float(one.state()["step/norm"]) == 1
+    assert float(adamw.state()["step/odd"]) == 0
+    assert float(adamw.state()["step/norm"]) == 1
 
 
 def test_no_gradient_is_no_step() -> None:
     parameters = made()
-    one = optimizer(parameters)
-    before = {name: tensor.clone() for name, tensor in one.state().items()}
-    assert one.step(1.0) == 0.0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in one.state().items())
+    adamw = optimizer(parameters)
+    before = {name: tensor.clone() for name, tensor in adamw.state().items()}
+    assert adamw.step(1.0) == 0.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adamw.state().items())
 
 
 @pytest.mark.parametrize("state", ["float32", pytest.param("8bit", marks=needs_bitsandbytes)])
@@ -156,20 +156,20 @@ def test_the_state_continues_bit_for_bit(state: str, dtype: torch.dtype) -> None
     shapes = SHAPES | {"large": (70, 101)}
     generator = torch.Generator().manual_seed(3)
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for n, s in shapes.items()}
-    one = optimizer(parameters, state=state)
+    adamw = optimizer(parameters, state=state)
     for step in range(3):
         backward(parameters, step)
-        one.step(1e-2)
-    saved = {name: tensor.clone() for name, tensor in one.state().items()}
+        adamw.step(1e-2)
+    saved = {name: tensor.clone() for name, tensor in adamw.state().items()}
     fresh = {name: nn.Parameter(torch.zeros_like(p)) for name, p in parameters.items()}
     other = optimizer(fresh, state=state)
     other.load(saved)
-    for held in (parameters, fresh):
-        backward(held, 7)
-    one.step(1e-2)
+    for weights in (parameters, fresh):
+        backward(weights, 7)
+    adamw.step(1e-2)
     other.step(1e-2)
-    assert one.state().keys() == other.state().keys()
-    for name, tensor in one.state().items():
+    assert adamw.state().keys() == other.state().keys()
+    for name, tensor in adamw.state().items():
         assert torch.equal(tensor, other.state()[name]), name
 
 
@@ -178,17 +178,17 @@ def test_the_state_continues_bit_for_bit(state: str, dtype: torch.dtype) -> None
 def test_8bit_moments_step_nearly_as_full_ones_in_a_quarter_of_the_memory(dtype: torch.dtype) -> None:
     def run(state: str) -> tuple[Tensor, MasterAdamW]:
         weights = nn.Parameter(torch.zeros(300, 70, dtype=dtype))
-        one = optimizer({"weights": weights}, state=state, weight_decay=0.0, max_grad_norm=1e9)
+        adamw = optimizer({"weights": weights}, state=state, weight_decay=0.0, max_grad_norm=1e9)
         goal = torch.randn(300, 70, generator=torch.Generator().manual_seed(1))
         for _ in range(60):
             ((weights.float() - goal) ** 2).sum().backward()
-            one.step(1e-2)
-        return one.masters["weights"], one
+            adamw.step(1e-2)
+        return adamw.master_weights["weights"], adamw
 
-    (full, _), (coarse, one) = run("float32"), run("8bit")
+    (full, _), (coarse, adamw) = run("float32"), run("8bit")
     assert float((full - coarse).norm() / full.norm()) < 0.1
-    held = {name: tensor for name, tensor in one.state().items() if name.startswith("exp_avg")}
-    assert sum(t.numel() * t.element_size() for t in held.values()) < 2.1 * 300 * 70
+    moments = {name: tensor for name, tensor in adamw.state().items() if name.startswith("exp_avg")}
+    assert sum(t.numel() * t.element_size() for t in moments.values()) < 2.1 * 300 * 70
 
 
 @needs_bitsandbytes

@@ -48,11 +48,11 @@ def test_new_weights_are_packed_anew() -> None:
 @needs_kernels
 def test_the_layers_are_as_before_even_after_an_error() -> None:
     policy = tiny_policy(dtype=torch.bfloat16)
-    seen = []
+    prepacked_layers = []
     with pytest.raises(ZeroDivisionError), prepacked(policy.model, rows=1, tokens=WORTH):  # noqa: PT012
-        seen = [module for module in policy.model.modules() if "forward" in vars(module)]
+        prepacked_layers = [module for module in policy.model.modules() if "forward" in vars(module)]
         raise ZeroDivisionError
-    assert seen
+    assert prepacked_layers
     assert not any("forward" in vars(module) for module in policy.model.modules())
 
 

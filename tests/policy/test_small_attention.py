@@ -21,14 +21,17 @@ def tensors(dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor, torch
 )
 def test_values_and_gradients_are_those_of_attention(dtype: torch.dtype, tolerance: float) -> None:
     (query, key, value), mask, grad = tensors(dtype)
-    exact = [one.detach().double().requires_grad_() for one in (query, key, value)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
     want = F.scaled_dot_product_attention(*exact, attn_mask=mask.double(), scale=0.3)
     want.backward(grad.double())
     got = small_attention(query, key, value, mask, 0.3)
     got.backward(grad)
     assert got.dtype == dtype
-    pairs = [(got, want), *((one.grad, two.grad) for one, two in zip((query, key, value), exact, strict=True))]
-    for found, wanted in pairs:
-        assert found is not None
-        assert wanted is not None
-        assert float(((found.double() - wanted).norm() / wanted.norm()).detach()) < tolerance
+    pairs = [
+        (got, want),
+        *((tensor.grad, reference.grad) for tensor, reference in zip((query, key, value), exact, strict=True)),
+    ]
+    for computed, expected in pairs:
+        assert computed is not None
+        assert expected is not None
+        assert float(((computed.double() - expected).norm() / expected.norm()).detach()) < tolerance

@@ -14,14 +14,16 @@ from coterie.runs import state_files
 
 def test_they_come_back(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    held = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.zeros(0, dtype=torch.bfloat16)}
-    state_files.write(file, held)
-    found = state_files.read(file)
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in held.items())
+    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.zeros(0, dtype=torch.bfloat16)}
+    state_files.write(file, tensors)
+    loaded = state_files.read(file)
+    assert all(
+        torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "cannot read"),
         (b"\0", "cannot read"),
@@ -30,10 +32,10 @@ def test_they_come_back(tmp_path: Path) -> None:
         (struct.pack("<Q", 9 << 20) + b" " * (9 << 20), r"has 9,437,184 bytes, expected at most 8,388,608"),
     ],
 )
-def test_other_files_are_refused(data: bytes, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         state_files.read(file)
 
 

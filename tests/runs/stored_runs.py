@@ -37,14 +37,14 @@ def record(
         stop_reason=StopReason.STOP,
         version=step - 1,
     )
-    known = SamplingSnapshot(
+    snapshot = SamplingSnapshot(
         time=float(step - 1),
-        tries=step - 1,
-        passed=None if step == 1 else 0.25,
+        attempts=step - 1,
+        pass_rate=None if step == 1 else 0.25,
         reward=0.5,
         length=2.0,
-        task_tries=4,
-        task_passed=0.5,
+        task_attempts=4,
+        task_pass_rate=0.5,
         task_reward=0.5,
         expected=0.25 * step,
         expected_std=0.1,
@@ -58,13 +58,13 @@ def record(
         source=asked.source,
         domain="numbers" if asked.task == "sums" else None,
         complexity={"length": 1, "digits": 0, "operators": 0, "numbers": 0, "steps": 1, "tools": 0},
-        dispatch=known,
+        dispatch=snapshot,
         version=step - 1,
         prompt_length=2,
         completion_length=length,
         stop_reason=StopReason.STOP,
     )
-    one = Rollout(
+    rollout = Rollout(
         id=f"{name}#{sample}@{step - 1}",
         sample=sample,
         turns=(turn,),
@@ -74,8 +74,10 @@ def record(
         outcome=Outcome.REWARD_ERROR if reward is None else Outcome.OK,
         context=context,
     )
-    credit = Credit(rollout_id=one.id, advantage=advantage, clip_low=0.2, clip_high=0.2)
-    return RolloutRecord(prompt=asked, rollout=one, credit=None if reward is None else credit, logprobs=None, seconds=1)
+    credit = Credit(rollout_id=rollout.id, advantage=advantage, clip_low=0.2, clip_high=0.2)
+    return RolloutRecord(
+        prompt=asked, rollout=rollout, credit=None if reward is None else credit, logprobs=None, seconds=1
+    )
 
 
 def make_run(root: Path, name: str = "one", *, text: str = "8") -> Path:
@@ -89,13 +91,13 @@ def make_run(root: Path, name: str = "one", *, text: str = "8") -> Path:
         2: [("sums/1", 1.0, 0.25), ("sums/1", 1.0, 0.25), ("words/1", 0.25, 1.0), ("words/1", None, 0.0)],
         3: [("sums/2", 0.0, -1.0), ("sums/2", 0.5, 1.0), ("words/1", 0.75, 0.0), ("words/1", 0.75, 0.0)],
     }
-    for step, found in steps.items():
+    for step, records in steps.items():
         rows = [
             record(asked, k % 2, step, reward, text=text, length=step + k, advantage=advantage)
-            for k, (asked, reward, advantage) in enumerate(found)
+            for k, (asked, reward, advantage) in enumerate(records)
         ]
         rollouts.write_step(folder / "rollouts", step, rows)
     for step, names in ((1, ("sums/1", "words/1")), (3, ("sums/2",))):
-        met = [StoredPrompt(prompt=prompt(one), kind="text", embedding=np.array(DIRECTIONS[one])) for one in names]
+        met = [StoredPrompt(prompt=prompt(name), kind="text", embedding=np.array(DIRECTIONS[name])) for name in names]
         write_step(folder / "prompts", step, met)
     return folder

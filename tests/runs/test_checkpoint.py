@@ -33,10 +33,10 @@ def test_nothing_there(tmp_path):
 
 def test_save_and_find(tmp_path):
     path = save(tmp_path / "checkpoints", 7, state={"cursor": [1, 2], "x": 0.1})
-    found = checkpoint.newest(tmp_path / "checkpoints")
-    assert found is not None
-    assert (found.path, found.step, found.state, found.skipped) == (path, 7, {"cursor": [1, 2], "x": 0.1}, [])
-    assert (found.run_id, found.config_hash) == ("run", "c")
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert (newest.path, newest.step, newest.state, newest.skipped) == (path, 7, {"cursor": [1, 2], "x": 0.1}, [])
+    assert (newest.run_id, newest.config_hash) == ("run", "c")
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -51,12 +51,12 @@ def test_walks_back_and_says_why(tmp_path):
         save(tmp_path, step, keep=3)
     flip(tmp_path / "step_000003" / "weights.safetensors")
     (tmp_path / "step_000002" / "state.json").unlink()
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found.step == 1
-    assert [path.name for path, _ in found.skipped] == ["step_000003", "step_000002"]
-    assert "weights.safetensors is damaged" in found.skipped[0][1]
-    assert "state.json is missing" in found.skipped[1][1]
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert [path.name for path, _ in newest.skipped] == ["step_000003", "step_000002"]
+    assert "weights.safetensors is damaged" in newest.skipped[0][1]
+    assert "state.json is missing" in newest.skipped[1][1]
 
 
 def test_only_damaged_ones_never_start_over(tmp_path):
@@ -74,11 +74,11 @@ def test_a_renamed_checkpoint_is_noticed(tmp_path):
 
 
 def test_files_swapped_between_steps_are_noticed(tmp_path):
-    one, two = save(tmp_path, 1), save(tmp_path, 2)
-    shutil.copy(one / "weights.safetensors", two / "weights.safetensors")
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    shutil.copy(first / "weights.safetensors", second / "weights.safetensors")
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -121,10 +121,10 @@ def test_the_disk_refuses_at_every_call(tmp_path, monkeypatch, call):
                 save(root, 2, keep=1)
             except CheckpointError:
                 refusals += 1
-        found = checkpoint.newest(root)
-        assert found is not None
+        newest = checkpoint.newest(root)
+        assert newest is not None
         if calls < k:
-            assert found.step == 2
+            assert newest.step == 2
             break
     else:
         pytest.fail("never got through")
@@ -143,10 +143,10 @@ def test_killed_at_every_call(tmp_path):
             save(root, 2, keep=1)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        found = checkpoint.newest(root)
-        assert found is not None
-        assert not found.skipped
-        steps.add(found.step)
+        newest = checkpoint.newest(root)
+        assert newest is not None
+        assert not newest.skipped
+        steps.add(newest.step)
         remove_leftovers(root)
         save(root, 2, keep=1)
         assert os.listdir(root) == ["step_000002"]
@@ -184,9 +184,9 @@ def test_verified_before_pruning(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "publish_directory", publish_and_damage)
     with pytest.raises(CheckpointError, match=r"does not read back: .*weights.safetensors is damaged.*untouched"):
         save(tmp_path, 2, keep=1)
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
 
 
 def test_the_new_one_is_never_pruned(tmp_path):
@@ -194,9 +194,9 @@ def test_the_new_one_is_never_pruned(tmp_path):
     save(tmp_path, 10)
     flip(save(tmp_path, 20) / "weights.safetensors")
     save(tmp_path, 12, keep=1)
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found.step == 12
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 12
 
 
 def test_saving_a_step_again(tmp_path):
@@ -247,9 +247,9 @@ def test_no_room_is_said_before_a_byte_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "said"), [([1], "holds a list"), ({}, "has no 'step' of type int"), ({"step": "1"}, "has no")]
+    ("state", "message"), [([1], "holds a list"), ({}, "has no 'step' of type int"), ({"step": "1"}, "has no")]
 )
-def test_a_state_that_is_none_is_walked_around(tmp_path, state, said):
+def test_a_state_that_is_none_is_walked_around(tmp_path, state, message):
     save(tmp_path, 1, state={"step": 1})
     folder = save(tmp_path, 2, state={"step": 2})
     (folder / durable.MANIFEST).unlink()
@@ -257,10 +257,10 @@ def test_a_state_that_is_none_is_walked_around(tmp_path, state, said):
     os.rename(folder, tmp_path / "made-up")
     facts = {"kind": "checkpoint", "step": 2, "run_id": "run", "config_hash": "c"}
     durable.publish_directory(tmp_path / "made-up", folder, facts)
-    found = checkpoint.newest(tmp_path, {"step": int})
-    assert found is not None
-    assert found.step == 1
-    assert said in found.skipped[0][1]
+    newest = checkpoint.newest(tmp_path, {"step": int})
+    assert newest is not None
+    assert newest.step == 1
+    assert message in newest.skipped[0][1]
 
 
 def test_what_a_kill_left_of_a_clean_up_is_cleaned_up_later(tmp_path):

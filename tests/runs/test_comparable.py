@@ -22,7 +22,7 @@ def test_pass_at_1_is_judged_by_the_evaluated_part_alone() -> None:
 
 
 def test_prompts_and_evaluation_settings_have_to_agree() -> None:
-    one = config(NUMBER, data={"heldout": [{"path": "a"}]}, eval={"temperature": 1.0, "samples": 4})
-    other = config(NUMBER, data={"heldout": [{"path": "b"}]}, eval={"temperature": 0.5, "samples": 8})
-    assert differing(one, one, PASS) == []
-    assert differing(one, other, PASS) == ["data.heldout", "eval.temperature"]
+    first = config(NUMBER, data={"heldout": [{"path": "a"}]}, eval={"temperature": 1.0, "samples": 4})
+    second = config(NUMBER, data={"heldout": [{"path": "b"}]}, eval={"temperature": 0.5, "samples": 8})
+    assert differing(first, first, PASS) == []
+    assert differing(first, second, PASS) == ["data.heldout", "eval.temperature"]

@@ -29,10 +29,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ids(*runs: str, sort: str | None = None, limit: int | None = None, **filters: Any) -> list[str]:
-    found = select(open_runs(runs or ("one",)), Filters(**filters))
-    table = found.table(["rollout_id"], sort=sort, limit=limit)
+    selection = select(open_runs(runs or ("one",)), Filters(**filters))
+    table = selection.table(["rollout_id"], sort=sort, limit=limit)
     if limit is None:
-        assert found.count() >= len(table)
+        assert selection.count() >= len(table)
     return table["rollout_id"].to_pylist()
 
 
@@ -64,8 +64,8 @@ def test_sorting_puts_rows_without_a_value_last_and_keeps_the_order_of_equals(ro
 
 
 def test_the_rollouts_of_similar_prompts_come_nearest_first(root: Path) -> None:
-    found = select(open_runs(["one"]), Filters(similar_to="sums/2", nearest=2))
-    table = found.table(["prompt_id", "similarity"])
+    selection = select(open_runs(["one"]), Filters(similar_to="sums/2", nearest=2))
+    table = selection.table(["prompt_id", "similarity"])
     assert table["prompt_id"].to_pylist() == ["sums/2"] * 2 + ["sums/1"] * 4
     cosine = 0.9 / (0.9**2 + 0.1**2) ** 0.5
     assert table["similarity"].to_pylist() == pytest.approx([1.0] * 2 + [cosine] * 4, abs=1e-6)
@@ -75,8 +75,8 @@ def test_the_rollouts_of_similar_prompts_come_nearest_first(root: Path) -> None:
 
 def test_a_run_is_compared_with_itself_only(root: Path) -> None:
     make_run(root, "two")
-    found = select(open_runs(["one", "two"]), Filters(similar_to="sums/1", nearest=1))
-    assert found.table(["run", "step"]).to_pylist() == [
+    selection = select(open_runs(["one", "two"]), Filters(similar_to="sums/1", nearest=1))
+    assert selection.table(["run", "step"]).to_pylist() == [
         {"run": run, "step": step} for run in ("one", "two") for step in (1, 1, 2, 2)
     ]
 
@@ -215,9 +215,9 @@ def test_looking_needs_neither_torch_nor_duckdb(root: Path) -> None:
         "code = main(['experience', 'one', '--similar-to', 'sums/1', '--by', 'task']); "
         "sys.exit(code or ('torch' in sys.modules))"
     )
-    seen = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert seen.returncode == 0, seen.stderr
-    assert "sums" in seen.stdout
+    completed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert "sums" in completed.stdout
 
 
 def test_the_program_starts_without_reading_tables() -> None:
@@ -225,8 +225,8 @@ def test_the_program_starts_without_reading_tables() -> None:
         "import sys; from coterie.cli.main import main; main(['experience', '--help']); "
         "sys.exit(bool({'pyarrow', 'duckdb', 'numpy', 'torch'} & set(sys.modules)))"
     )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert seen.returncode == 0, seen.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_the_schema_is_the_same_whatever_the_files_hold(root: Path) -> None:

@@ -32,7 +32,7 @@ def make(root: Path, metrics: Mapping[str, Sequence[float]], *, name: str = "r",
         run.write_config(RunConfig(steps=20).model_dump(mode="json"))
         with MetricsDB(run.metrics) as database:
             for step, correct in ((0, [0, 1, 0, 2, 1, 0] * 5), (20, [4, 3, 4, 4, 2, 4] * 5)):
-                result, items = make_eval(step, "legs", correct[::-1] if not lost else [4 - one for one in correct])
+                result, items = make_eval(step, "legs", correct[::-1] if not lost else [4 - count for count in correct])
                 database.record_evals([result], items)
             for step in range(1, 21):
                 database.record(step, {name: values[step - 1] for name, values in metrics.items()})
@@ -44,11 +44,11 @@ def test_a_good_run_is_called_healthy_and_what_could_not_be_judged_is_listed(
 ) -> None:
     run = make(tmp_path, GOOD)
     assert main(["doctor", str(run.path)]) == 0
-    said = capsys.readouterr().out
-    assert f"{run.path}: healthy, as far as 20 steps tell: " in said
-    assert "checks passed: ratio, " in said
-    assert "checks skipped:" in said
-    assert "critic: Is the critic better than a constant? critic/explained_variance was not recorded" in said
+    output = capsys.readouterr().out
+    assert f"{run.path}: healthy, as far as 20 steps tell: " in output
+    assert "checks passed: ratio, " in output
+    assert "checks skipped:" in output
+    assert "critic: Is the critic better than a constant? critic/explained_variance was not recorded" in output
     assert diagnose(run.path).findings == ()
 
 
@@ -63,16 +63,16 @@ def test_findings_are_told_in_words_with_evidence_and_advice(
     warning = lines.index("warning: 20 % of the completions are cut by the token limit.")
     assert serious < warning
     assert "mismatch/kl above 0.01 in 20 of 20 steps, steps 1 to 20, and still so" in lines[serious + 1]
-    said = " ".join(line.strip() for line in lines[warning:])
-    assert "suggested fix: Raise sampling.max_tokens from 128 to about 256" in said
+    warning_text = " ".join(line.strip() for line in lines[warning:])
+    assert "suggested fix: Raise sampling.max_tokens from 128 to about 256" in warning_text
 
 
 def test_the_json_has_the_same_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path, BAD)
     assert main(["doctor", str(run.path), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["serious"] is True
-    first = found["findings"][0]
+    report = json.loads(capsys.readouterr().out)
+    assert report["serious"] is True
+    first = report["findings"][0]
     assert (first["rule"], first["severity"]) == ("mismatch_kl", "serious")
     assert first["evidence"][0] == {
         "metric": "mismatch/kl",
@@ -81,15 +81,15 @@ def test_the_json_has_the_same_for_programs(tmp_path: Path, capsys: pytest.Captu
         "steps": [1, 20],
         "text": "mismatch/kl above 0.01 in 20 of 20 steps, steps 1 to 20, and still so; worst 0.5 at step 1",
     }
-    assert {one["rule"] for one in found["unjudged"]} >= {"critic", "kl_jump"}
+    assert {rule["rule"] for rule in report["unjudged"]} >= {"critic", "kl_jump"}
 
 
 def test_a_reward_that_rises_while_held_out_accuracy_falls_is_serious(tmp_path: Path) -> None:
     run = make(tmp_path, GOOD, lost=True)
-    found = {finding.rule: finding for finding in diagnose(run.path).findings}
-    assert found["heldout_flat"].severity == "serious"
-    assert "the reward is being gamed, or memorised" in found["heldout_flat"].title
-    assert found["heldout_lost"].severity == "serious"
+    findings = {finding.rule: finding for finding in diagnose(run.path).findings}
+    assert findings["heldout_flat"].severity == "serious"
+    assert "the reward is being gamed, or memorised" in findings["heldout_flat"].title
+    assert findings["heldout_lost"].severity == "serious"
 
 
 def test_the_readme_has_the_findings_in_a_few_lines(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_too_early_to_tell(tmp_path: Path) -> None:
             diagnose(run.path)
         with MetricsDB(run.metrics) as database:
             database.record(1, {"reward/mean": 0.5})
-    found = diagnose(run.path)
-    assert found.verdict.startswith("too early to tell after 1 step: 0 questions asked and found in order")
-    assert not found.serious
+    diagnosis = diagnose(run.path)
+    assert diagnosis.verdict.startswith("too early to tell after 1 step: 0 questions asked and found in order")
+    assert not diagnosis.serious
 
 
 def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,18 +17,18 @@ def test_summary(tmp_path):
     run = make_run(tmp_path, steps=3)
     write_step(run.rollouts, 1, [make_record()])
     (run.checkpoints / "step_000003").mkdir()
-    seen = inspect.summary(run.path)
-    assert (seen.name, seen.state, seen.step, seen.steps, seen.pid) == ("demo", "finished", 3, 3, None)
-    assert (seen.model, seen.tasks) == ("smollm2-135m", ("leg_counting",))
-    assert (seen.checkpoints, seen.rollout_steps) == ((3,), 1)
-    assert (seen.before[0].step, seen.after[0].step) == (0, 3)
-    assert seen.metrics["reward/mean"] == 1.0
-    assert (seen.events, seen.problem) == ({"checkpoint": 1}, None)
-    test = seen.paired["legs"]
+    summary = inspect.summary(run.path)
+    assert (summary.name, summary.state, summary.step, summary.steps, summary.pid) == ("demo", "finished", 3, 3, None)
+    assert (summary.model, summary.tasks) == ("smollm2-135m", ("leg_counting",))
+    assert (summary.checkpoints, summary.rollout_steps) == ((3,), 1)
+    assert (summary.before[0].step, summary.after[0].step) == (0, 3)
+    assert summary.metrics["reward/mean"] == 1.0
+    assert (summary.events, summary.problem) == ({"checkpoint": 1}, None)
+    test = summary.paired["legs"]
     assert test.difference == pytest.approx(0.875 - 1 / 6)
     assert 0 < test.low < test.difference < test.high
     assert test.p_value < 0.1
-    json.dumps(plain(seen), allow_nan=False)
+    json.dumps(plain(summary), allow_nan=False)
 
 
 def test_finished_is_evaluated_and_saved(tmp_path):
@@ -52,31 +52,31 @@ def test_a_run_without_evaluations_finishes_too(tmp_path):
                 database.record(step, {"reward/mean": 0.5})
     assert inspect.summary(run.path).state == "stopped"
     (run.checkpoints / "step_000002").mkdir()
-    seen = inspect.summary(run.path)
-    assert (seen.state, seen.paired) == ("finished", {})
+    summary = inspect.summary(run.path)
+    assert (summary.state, summary.paired) == ("finished", {})
     assert inspect.compare_runs(run.path, run.path) == {}
 
 
 def test_pairs_of_two_runs(tmp_path):
-    one, other = make_run(tmp_path, "a"), make_run(tmp_path, "b", steps=5)
-    with MetricsDB(other.metrics) as database:
+    baseline, candidate = make_run(tmp_path, "a"), make_run(tmp_path, "b", steps=5)
+    with MetricsDB(candidate.metrics) as database:
         result, items = make_eval(7, "legs", [4, 4, 4, 4, 4, 4, 0])
         strange, _ = make_eval(7, "not in a", [1])
         database.record_evals([result, strange], items)
-    (test,) = inspect.compare_runs(one.path, other.path).values()
+    (test,) = inspect.compare_runs(baseline.path, candidate.path).values()
     assert test.difference == pytest.approx(0.125)  # without the seventh, which only one of them holds
-    assert inspect.compare_runs(other.path, one.path)["legs"].difference == pytest.approx(-0.125)
+    assert inspect.compare_runs(candidate.path, baseline.path)["legs"].difference == pytest.approx(-0.125)
     with pytest.raises(RunError, match="no run"):
-        inspect.compare_runs(one.path, tmp_path / "c")
+        inspect.compare_runs(baseline.path, tmp_path / "c")
 
 
 def test_a_running_and_a_stopped_run(tmp_path):
     with RunDirectory.create(tmp_path, "a", "x") as run:
         run.write_config({"steps": 5})
-        seen = inspect.summary(run.path)
-        assert seen.state == "running"
-        assert seen.pid
-        assert (seen.step, seen.model, seen.metrics) == (None, None, {})
+        summary = inspect.summary(run.path)
+        assert summary.state == "running"
+        assert summary.pid
+        assert (summary.step, summary.model, summary.metrics) == (None, None, {})
     assert inspect.summary(run.path).state == "stopped"
 
 
@@ -103,10 +103,10 @@ def test_list(tmp_path):
 
 
 def test_diff(tmp_path):
-    one, other = make_run(tmp_path, "a", lr=1e-6), make_run(tmp_path, "b", steps=6, lr=1e-5)
-    found = inspect.diff(one.path, other.path)
-    assert found["config"] == {"name": ("a", "b"), "steps": (3, 6), "optim.lr": (1e-6, 1e-5)}
-    assert "heldout" not in found
-    assert inspect.diff(one.path, one.path) == {}
+    first, second = make_run(tmp_path, "a", lr=1e-6), make_run(tmp_path, "b", steps=6, lr=1e-5)
+    differences = inspect.diff(first.path, second.path)
+    assert differences["config"] == {"name": ("a", "b"), "steps": (3, 6), "optim.lr": (1e-6, 1e-5)}
+    assert "heldout" not in differences
+    assert inspect.diff(first.path, first.path) == {}
     with pytest.raises(RunError, match="no run"):
-        inspect.diff(one.path, tmp_path / "c")
+        inspect.diff(first.path, tmp_path / "c")

@@ -154,9 +154,11 @@ def test_a_run_of_all_weights_is_copied_to_the_bit(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     run = a_run(tmp_path, base_model(tmp_path / "base"), None)
     folder = export("words", tmp_path / "out")
-    one, other = (load_file(path / "model.safetensors") for path in (folder, run / "checkpoints/step_000004/model"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    exported, trained = (
+        load_file(path / "model.safetensors") for path in (folder, run / "checkpoints/step_000004/model")
+    )
+    assert exported.keys() == trained.keys()
+    assert all(torch.equal(exported[name], trained[name]) for name in exported)
     with pytest.raises(ModelError, match=r"words has no adapter: it is a model with all its weights; use --to merged"):
         export("words", tmp_path / "adapter", form="adapter")
 

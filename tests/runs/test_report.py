@@ -105,7 +105,7 @@ EXACT = "give the same tokens, bit for bit"
 
 
 @pytest.mark.parametrize(
-    ("config", "found", "exact"),
+    ("config", "versions", "exact"),
     [
         ("auto", [], True),
         ("auto", ["cpu"], True),
@@ -115,12 +115,12 @@ EXACT = "give the same tokens, bit for bit"
         ("cuda:0", [], False),
     ],
 )
-def test_only_a_run_on_a_cpu_is_promised_to_repeat(tmp_path, config, found, exact):
+def test_only_a_run_on_a_cpu_is_promised_to_repeat(tmp_path, config, versions, exact):
     with RunDirectory.create(tmp_path, "", "x") as run:
         run.write_config({"model": {"name": "m", "device": config}})
         with MetricsDB(run.metrics) as database:
             database.event("versions", "", data={"torch": "2"})
-            for device in found:
+            for device in versions:
                 database.event("versions", "", data={"torch": "2", "device": device})
     text = write_report(run, machine="m", seconds=1).read_text()
     assert (EXACT in text) == exact

@@ -42,21 +42,23 @@ SOME = st.none() | REAL
 DISPATCH = st.builds(
     SamplingSnapshot,
     time=REAL,
-    tries=st.integers(0, 2**31 - 1),
-    task_tries=st.integers(0, 2**31 - 1),
-    **dict.fromkeys(("passed", "reward", "length", "task_passed", "task_reward", "expected", "expected_std"), SOME),
+    attempts=st.integers(0, 2**31 - 1),
+    task_attempts=st.integers(0, 2**31 - 1),
+    **dict.fromkeys(
+        ("pass_rate", "reward", "length", "task_pass_rate", "task_reward", "expected", "expected_std"), SOME
+    ),
     region=st.none() | TEXT,
 )
 
 
 @st.composite
 def turns(draw, count):
-    seen, out = draw(TOKENS), []
+    prefix, out = draw(TOKENS), []
     for _ in range(count):
         tokens = draw(TOKENS)
         logprobs = tuple(draw(LOGPROB) for _ in tokens)
         turn = Turn(
-            prompt_tokens=seen,
+            prompt_tokens=prefix,
             tokens=tokens,
             sampler_logprobs=logprobs,
             temperature=draw(st.floats(0.1, 2)),
@@ -66,7 +68,7 @@ def turns(draw, count):
             reward=draw(REAL),
         )
         out.append(turn)
-        seen = seen + tokens + draw(TOKENS)
+        prefix = prefix + tokens + draw(TOKENS)
     return tuple(out)
 
 
@@ -80,8 +82,8 @@ def records(draw):
         attributes=draw(JSON),
         source=draw(TEXT),
     )
-    said = draw(turns(draw(st.integers(0, 3))))
-    sampled = sum(len(turn.tokens) for turn in said)
+    drawn_turns = draw(turns(draw(st.integers(0, 3))))
+    sampled = sum(len(turn.tokens) for turn in drawn_turns)
     context = Context(
         prompt_id=prompt.id,
         task=prompt.task,
@@ -100,7 +102,7 @@ def records(draw):
     rollout = Rollout(
         id=draw(TEXT),
         sample=draw(st.integers(0, 999)),
-        turns=said,
+        turns=drawn_turns,
         completion=draw(TEXT),
         messages=tuple(draw(st.lists(st.builds(lambda r, c: Message(role=r, content=c), TEXT, TEXT), max_size=3))),
         reward=draw(st.none() | REAL),
@@ -177,10 +179,17 @@ def test_steps_and_truncation(tmp_path):
 
 def test_a_file_of_format_1_is_read_without_its_context(tmp_path):
     record = make_record()
-    known = SamplingSnapshot(
-        time=1.0, tries=2, passed=0.5, reward=0.5, length=9.0, task_tries=2, task_passed=0.5, task_reward=0.5
+    snapshot = SamplingSnapshot(
+        time=1.0,
+        attempts=2,
+        pass_rate=0.5,
+        reward=0.5,
+        length=9.0,
+        task_attempts=2,
+        task_pass_rate=0.5,
+        task_reward=0.5,
     )
-    context = replace(record.rollout.context, domain="animals", complexity=dict.fromkeys(COUNTED, 1), dispatch=known)
+    context = replace(record.rollout.context, domain="animals", complexity=dict.fromkeys(COUNTED, 1), dispatch=snapshot)
     path = write_step(tmp_path, 4, [replace(record, rollout=replace(record.rollout, context=context))])
     table = pq.read_table(path).drop_columns([name for name, _ in CONTEXT])
     digest = files._digest(table.to_pylist())
@@ -236,11 +245,11 @@ def test_flipped_bits_never_change_a_rollout(tmp_path):
         bad[position] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(bad))
         try:
-            found = read_step(tmp_path, 5)
+            records = read_step(tmp_path, 5)
         except RunError:
             noticed += 1
         else:
-            assert found == rows, f"byte {position}"
+            assert records == rows, f"byte {position}"
     assert noticed > 150
 
 
@@ -265,8 +274,8 @@ def broken(**changes):
 TURN = make_record().rollout.turns[0]
 
 
-def with_turns(*said):
-    return broken(rollout=replace(make_record().rollout, turns=said), logprobs=None)
+def with_turns(*turns):
+    return broken(rollout=replace(make_record().rollout, turns=turns), logprobs=None)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +288,7 @@ def with_turns(*said):
             "recorded with the credit of z",
         ),
         (with_turns(replace(TURN, sampler_logprobs=())), "turn 0 .* has 2 tokens, but 0 sampler log-probs"),
-        (with_turns(TURN, TURN), "turn 1 of rollout legs/1#0@3 does not start with the tokens before it"),
+        (with_turns(TURN, TURN), "turn 1 of rollout legs/1#0@3 does not continue the tokens of the turn before"),
         (with_turns(replace(TURN, tokens=(1, 2**40))), "step 1 do not fit their columns"),
         (broken(prompt=replace(make_prompt(), attributes={"x": {1}})), "prompt attributes of .* strict JSON"),
         (

@@ -29,14 +29,14 @@ def rows(sql: str) -> list[dict[str, Any]]:
 
 def test_rollouts_and_prompts_can_be_joined(root: Path) -> None:
     pytest.importorskip("duckdb")
-    found = rows(
+    answers = rows(
         "SELECT run, task, count(*) AS n, avg(reward) AS mean, max(rollouts.complexity.length) AS length, "
         "min(json_extract(reward_parts, '$.number')::DOUBLE) AS least, any_value(len(p.embedding)) AS width "
         "FROM rollouts JOIN prompts p USING (run, prompt_id, task) WHERE rollouts.step > 1 "
         "GROUP BY run, task ORDER BY run, task"
     )
     sums = {"task": "sums", "n": 4, "mean": 0.625, "length": 1, "least": 0.0, "width": 2}
-    assert [row for row in found if row["task"] == "sums"] == [{"run": run} | sums for run in ("one", "two")]
+    assert [row for row in answers if row["task"] == "sums"] == [{"run": run} | sums for run in ("one", "two")]
 
 
 def test_the_answer_is_printed_limited_and_exported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,7 +252,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
     folder = run / "checkpoints" / "step_000002"
     held = json.loads((folder / FILES.facts).read_text())
     (folder / FILES.facts).write_text(json.dumps(held | {"format": 1}))
-    features = PromptFeatures((), None, dimensions=16, seed=0)
+    features = PromptFeatures((), None, dimensions=16)
     judge = GroupAwareEstimator(
         config_for(root, "heb").grouping,
         terms=Terms(clip_low=0.2, clip_high=0.2),

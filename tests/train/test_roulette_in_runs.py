@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from runs_for_tests import importable, make_config
 
 from coterie import launch
 from coterie.algo.subsample import keep_probabilities, subsample
@@ -19,6 +18,7 @@ from coterie.batches.pack import plan
 from coterie.runs import rollouts as files
 from coterie.types import Credit
 from policy.test_learner import learner, rollouts
+from runs_for_tests import importable, make_config
 from tiny_models import tiny_policy
 
 
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_those_left_out_are_on_record_with_their_advantage(run: Path) -> None:
     rows = [row for step in (1, 2, 3, 4) for row in files.read_step(run / "rollouts", step)]
-    heard = [row for row in rows if row.credit is not None and not row.credit.silent]
+    heard = [row for row in rows if row.credit is not None and not row.credit.zero_advantage]
     left_out = [row for row in heard if row.logprobs is None]
     assert 0 < len(left_out) < len(heard)
 

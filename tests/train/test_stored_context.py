@@ -54,10 +54,10 @@ def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
             known = context.dispatch
             assert known is not None
             assert (known.time, known.expected, known.region) == (float(step - 1), None, None)
-            assert known.tries == len(past[context.prompt_id])
+            assert known.attempts == len(past[context.prompt_id])
             assert known.reward == pytest.approx(faded(past[context.prompt_id]))
             assert known.length == pytest.approx(faded(lengths[context.prompt_id]))
-            assert known.task_tries == len(past["train"]) == 12 * (step - 1)
+            assert known.task_attempts == len(past["train"]) == 12 * (step - 1)
             assert known.task_reward == pytest.approx(faded(past["train"]))
             assert context.source == row.prompt.source == "file:train.jsonl"
             assert context.complexity["digits"] == sum(map(str.isdigit, row.prompt.messages[-1]["content"]))
@@ -158,17 +158,17 @@ def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
     history = PromptStatsTable(Criterion(part="number"))
     history.learn(1, [rollout("a", 1.0), rollout("a", 0.5, length=30), rollout("a", None), rollout("b", 0.0)])
     known = known_of(history, 2, "a")
-    assert (known.tries, known.passed, known.reward, known.length) == (2, 0.5, 0.75, 20.0)
-    assert (known.task_tries, known.task_passed, known.task_reward) == (3, pytest.approx(1 / 3), 0.5)
+    assert (known.attempts, known.pass_rate, known.reward, known.length) == (2, 0.5, 0.75, 20.0)
+    assert (known.task_attempts, known.task_pass_rate, known.task_reward) == (3, pytest.approx(1 / 3), 0.5)
     fresh = known_of(history, 2, "c")
-    assert (fresh.tries, fresh.passed, fresh.task_tries) == (0, None, 3)
+    assert (fresh.attempts, fresh.pass_rate, fresh.task_attempts) == (0, None, 3)
 
 
 def test_old_attempts_fade() -> None:
     history = PromptStatsTable(Criterion(part="number"))
     history.learn(0, [rollout("a", 1.0)])
     history.learn(int(MEMORY), [rollout("a", 0.0)])
-    assert known_of(history, 41, "a").passed == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
+    assert known_of(history, 41, "a").pass_rate == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
 
 
 def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
@@ -191,7 +191,6 @@ def estimator_for(names: list[str]) -> GroupAwareEstimator:
         [prompt(name, f"What is {k} + {k}?") for k, name in enumerate(names)],
         lambda prompts: np.array([[float(names.index(one.id)), 1.0] for one in prompts]),
         dimensions=2,
-        seed=0,
     )
     config = make_grouping()
     return GroupAwareEstimator(

@@ -289,7 +289,7 @@ def informative(groups: Iterable[Group], credits: Sequence[Credit]) -> list[Cred
     >>> [credit.rollout_id for credit in informative(pair, all_)]
     ['a1', 'a2']
     """
-    moving = {credit.rollout_id for credit in credits if not credit.silent}
+    moving = {credit.rollout_id for credit in credits if not credit.zero_advantage}
     kept = {name for group in groups if not moving.isdisjoint(group.members) for name in group.members}
     return [credit for credit in credits if credit.rollout_id in kept]
 

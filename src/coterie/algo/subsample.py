@@ -51,14 +51,14 @@ def subsample(credits: Sequence[Credit], uniforms: Mapping[str, float], roulette
     sizes = np.array([_rms(credit) for credit in credits])
     keep = keep_probabilities(sizes, roulette)
     kept = [
-        credit.weighed(1 / chance) if uniforms[credit.rollout_id] < chance else replace(credit, advantage=0.0)
+        credit.scaled(1 / chance) if uniforms[credit.rollout_id] < chance else replace(credit, advantage=0.0)
         for credit, chance in zip(credits, keep.tolist(), strict=True)
     ]
-    nonzero_before = sum(not credit.silent for credit in credits)
+    nonzero_before = sum(not credit.zero_advantage for credit in credits)
     if not nonzero_before:
         return Subsampled(credits=tuple(kept))
     sizes = sizes / sizes.max()  # so that no square is lost to underflow
-    nonzero_after = sum(not credit.silent for credit in kept)
+    nonzero_after = sum(not credit.zero_advantage for credit in kept)
     nonzero = sizes > 0
     power = float(np.sum(sizes[nonzero] ** 2 / keep[nonzero]) / np.sum(sizes**2))
     return Subsampled(

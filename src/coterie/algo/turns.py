@@ -97,17 +97,6 @@ def state_peers(episodes: Sequence[Episode], gamma: float = 1.0) -> list[StatePe
     return [peers_of(number, episode) for number, episode in enumerate(episodes)]
 
 
-def anchor_baselines(episodes: Sequence[Episode], gamma: float = 0.95) -> list[Floats]:
-    """[K] of each episode: the mean discounted return that the *other* episodes of its prompt had from each turn's
-    state, over all their visits of it; NaN where no other came there.
-
-    Args:
-        episodes: of one step, in any order.
-        gamma: discount per turn.
-    """
-    return [peers.mean for peers in state_peers(episodes, gamma)]
-
-
 def anchor_advantages(episodes: Sequence[Episode], gamma: float = 0.95, *, normalise: bool = False) -> list[Floats]:
     """[K] of each episode: the discounted return of each turn less its baseline; 0 where no other episode came to its
     state. To be added to the episode's own advantage (GiGPO: with weight 1), for all tokens of the turn.

@@ -1,4 +1,4 @@
-"""From rollouts and credit to packed batches: the prompt once, its continuations behind it, no padding.
+"""Packed batches of rollouts: each prompt once, its continuations behind it, no padding.
 
     tokens     [ prompt A | A's rollout 1 | A's rollout 2 | prompt B | B's rollout 1 | … ]
     positions  [ 0 1 2 3  | 4 5 6         | 4 5 6 7       | 0 1 2    | 3 4           | … ]

@@ -1,4 +1,4 @@
-"""One packed row with all that an update needs to know of its tokens, and how it is cut in two.
+"""The packed row: sequences behind shared prompts, unpacking, and cutting a row in two.
 
 Axis letters: T tokens of the packed row, N trained tokens.
 """
@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-# Where prompts lie in a packed row, and what they all start with.
 
 SAVING = 0.05
 """Share of the prompts' tokens that a shared head has to save at least."""
@@ -28,11 +26,11 @@ class Segment:
     start: int
     """First token of the prompt, or of what follows the head."""
     prompt: int
-    """How many tokens of the prompt lie there, at least 1."""
+    """Number of the prompt's tokens there, at least 1."""
     lengths: tuple[int, ...]
     """Length of each continuation, in the order in which they follow the prompt."""
     head: int = 0
-    """How many tokens of the prompt lie at the start of the row instead, equal for all its segments."""
+    """Number of the prompt's tokens at the start of the row instead, equal for all its segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,7 +48,7 @@ class PromptRow:
 
 
 def shared_head(prompts: Sequence[Sequence[int]]) -> int:
-    """With how many tokens all prompts start that are worth running only once; 0 where that would save too little.
+    """Number of tokens that all prompts start with, if running them once saves enough; else 0.
 
     Every prompt keeps a token of its own, whose state says what comes next. A prompt that is given twice counts once.
     """
@@ -65,10 +63,10 @@ def shared_head(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def pack_prompts(prompts: Sequence[Sequence[int]], head: int | None = None) -> PromptRow:
-    """What all of them start with once, and the rest of each behind it.
+    """Prompts packed in one row: their shared head once, and the rest of each behind it.
 
     Args:
-        head: how many tokens that is, where these are some of more prompts; see `shared_head`.
+        head: tokens of the shared head, where these are some of more prompts; see `shared_head`.
     """
     if head is None:
         head = shared_head(prompts)
@@ -88,7 +86,7 @@ def pack_prompts(prompts: Sequence[Sequence[int]], head: int | None = None) -> P
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Unpacked:
-    """Every sequence of a packed row on its own, those of similar length together."""
+    """The sequences of a packed row, each with its prompt, grouped by length."""
 
     groups: tuple[np.ndarray, ...]
     """Each [n, L] int64: where in the row the tokens of n sequences of up to L tokens are. Shorter ones repeat their
@@ -132,7 +130,7 @@ def _padded(group: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """One packed row: what a forward and backward pass needs."""
+    """One packed row with the inputs of its forward and backward pass."""
 
     tokens: np.ndarray
     """[T] int64."""
@@ -156,9 +154,9 @@ class Batch:
     rollout: np.ndarray
     """[N] int64: which of the row's rollouts the token is of, from 0."""
     values: np.ndarray | None = None
-    """[N] float64: what the critic said before the update; None without one."""
+    """[N] float64: the critic's values before the update; None without one."""
     returns: np.ndarray | None = None
-    """[N] float64: what it should have said."""
+    """[N] float64: the critic's targets."""
     spans: Mapping[str, tuple[int, int]]
     """rollout id → its trained tokens' half-open range in the [N] arrays."""
 
@@ -167,9 +165,6 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     """Cut a packed row in two where the parts come closest to the same length; a prompt cut through is in both.
 
     Weights stay as they are, so the parts' losses and gradients add up to the whole's.
-
-    Raises:
-        ValueError: a single rollout cannot be cut.
     """
     if len(batch.spans) < 2:
         raise ValueError(f"a packed row of {len(batch.spans)} rollouts cannot be cut in two; expected at least 2")
@@ -181,21 +176,21 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
 def _select(batch: Batch, first: int, last: int) -> Batch:
     """The rollouts first..last-1 of a packed row, in its order."""
     head = batch.segments[0].head
-    pieces = [np.arange(head)]  # where in the old row the new row's tokens are
+    indices = [np.arange(head)]  # where in the old row the new row's tokens are
     segments: list[Segment] = []
-    seen, cursor = 0, head
+    offset, cursor = 0, head
     for segment in batch.segments:
-        here = range(max(first - seen, 0), min(last - seen, len(segment.lengths)))
-        seen += len(segment.lengths)
+        here = range(max(first - offset, 0), min(last - offset, len(segment.lengths)))
+        offset += len(segment.lengths)
         if not here:
             continue
         lengths = tuple(segment.lengths[k] for k in here)
         begin = segment.start + segment.prompt + sum(segment.lengths[: here.start])
-        pieces.append(np.arange(segment.start, segment.start + segment.prompt))
-        pieces.append(np.arange(begin, begin + sum(lengths)))
+        indices.append(np.arange(segment.start, segment.start + segment.prompt))
+        indices.append(np.arange(begin, begin + sum(lengths)))
         segments.append(Segment(start=cursor, prompt=segment.prompt, lengths=lengths, head=head))
         cursor += segment.prompt + sum(lengths)
-    where = np.concatenate(pieces)
+    where = np.concatenate(indices)
     names = list(batch.spans)[first:last]
     low, high = batch.spans[names[0]][0], batch.spans[names[-1]][1]
     part = slice(low, high)

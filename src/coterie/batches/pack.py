@@ -1,4 +1,4 @@
-"""Which rollouts of an optimizer step lie in which packed row."""
+"""Packing of an optimizer step's rollouts into rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coterie.types import Credit, Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Sequence:
-    """A rollout as the learner sees it: what follows the shared prompt."""
+    """A rollout as the learner sees it: the tokens after the shared prompt."""
 
     rollout_id: str
     prompt: tuple[int, ...]
@@ -26,23 +26,14 @@ class _Sequence:
 
 
 def continuation(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What follows the first prompt: tokens [C], loss mask [C] bool, sampler log-probs [C] (0 where not trained).
-
-    Raises:
-        ValueError: a later turn's prompt does not start with the exact tokens so far.
-    """
-    seen = rollout.turns[0].prompt_tokens
+    """The tokens after the first prompt: ids [C], loss mask [C] bool, sampler log-probs [C] (0 where not trained)."""
     tokens: list[int] = []
     trained: list[bool] = []
     logprobs: list[float] = []
-    for number, turn in enumerate(rollout.turns):
-        if turn.prompt_tokens[: len(seen)] != seen:
-            raise ValueError(f"turn {number} of rollout {rollout.id} does not continue the tokens of the turn before")
-        added = turn.prompt_tokens[len(seen) :]
+    for added, turn in rollout.continuations():
         tokens += [*added, *turn.tokens]
         trained += [False] * len(added) + [True] * len(turn.tokens)
         logprobs += [0.0] * len(added) + list(turn.sampler_logprobs)
-        seen = turn.prompt_tokens + turn.tokens
     return (
         np.array(tokens, dtype=np.int64),
         np.array(trained, dtype=bool),
@@ -62,7 +53,7 @@ def plan(
 ) -> list[Batch]:
     """Packed batches of one optimizer step.
 
-    What all prompts given start with lies once in each row, even where a row has one prompt and nothing is saved: in
+    The head that all prompts share lies once in each row, even where a row has one prompt and nothing is saved: in
     few digits it matters that the sampler and every pass of the learner cut a prompt at the same place.
 
     Rollouts of earlier steps (`Credit.replayed`) count in the denominator like any other: with R fresh and K replayed
@@ -78,15 +69,12 @@ def plan(
             gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
         max_tokens: the constant that `normalize = "constant"` divides by.
         head: with how many tokens all prompts start, where these rollouts are some of more; see `shared_head`.
-
-    Raises:
-        ValueError: the prompts do not all start with the same `head` tokens and one more.
     """
     if head is None:
         head = step_head(rollouts)
     by_id = {credit.rollout_id: credit for credit in credits}
     sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
-    kept = [item for item in sequences if not (skip_zero and item.credit.silent)]
+    kept = [item for item in sequences if not (skip_zero and item.credit.zero_advantage)]
     units = list(_units(kept, token_budget))
     starts = {unit[0].prompt[:head] for unit in units}
     if len(starts) > 1 or any(len(unit[0].prompt) <= head for unit in units):
@@ -95,14 +83,14 @@ def plan(
 
 
 def step_head(rollouts: Iterable[Rollout]) -> int:
-    """With how many tokens the prompts of all rollouts start that are worth running only once."""
-    return shared_head([one.turns[0].prompt_tokens for one in rollouts if one.turns])
+    """Number of tokens that the prompts of all rollouts start with, if running them once saves enough; else 0."""
+    return shared_head([rollout.turns[0].prompt_tokens for rollout in rollouts if rollout.turns])
 
 
 def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
-    """Packed batches of every trained token, for a pass that only asks what is said of them: nobody earns anything."""
-    nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
-    return plan(rollouts, nothing, normalize="token", token_budget=token_budget, skip_zero=False)
+    """Packed batches of every trained token for a scoring pass, whose advantages are zero."""
+    zero_credits = [Credit(rollout_id=rollout.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for rollout in rollouts]
+    return plan(rollouts, zero_credits, normalize="token", token_budget=token_budget, skip_zero=False)
 
 
 def _sequences(
@@ -130,12 +118,12 @@ def _sequences(
 
 
 def _checked(credit: Credit, count: int) -> Credit:
-    """Credit per token has one number for each trained token."""
+    """The credit, checked to have one number for each trained token where it is per token."""
     for name in ("advantage", "values", "returns"):
-        found = getattr(credit, name)
-        if isinstance(found, tuple) and len(found) != count:
+        per_token = getattr(credit, name)
+        if isinstance(per_token, tuple) and len(per_token) != count:
             raise ValueError(
-                f"the credit of rollout {credit.rollout_id} has {len(found)} {name} for {count} trained tokens"
+                f"the credit of rollout {credit.rollout_id} has {len(per_token)} {name} for {count} trained tokens"
             )
     return credit
 
@@ -170,18 +158,18 @@ def _fill(units: list[list[_Sequence]], budget: int, head: int = 0) -> Iterator[
     row: list[list[_Sequence]] = []
     size = head
     for unit in units:
-        own = _size(unit) - head
-        if row and size + own > budget:
+        unit_size = _size(unit) - head
+        if row and size + unit_size > budget:
             yield row
             row, size = [], head
         row.append(unit)
-        size += own
+        size += unit_size
     if row:
         yield row
 
 
 def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
-    """One row; `head` tokens, with which all its prompts start, lie at its start once."""
+    """Pack one row; `head` tokens, with which all its prompts start, lie at its start once."""
     tokens = [np.array(units[0][0].prompt[:head], dtype=np.int64)]
     positions = [np.arange(head)]
     segments: list[Segment] = []
@@ -206,10 +194,10 @@ def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
             cursor, trained = cursor + count, trained + len(sources[-1])
     items = [item for unit in units for item in unit]
 
-    def spread(value: str) -> np.ndarray:
+    def broadcast_to_tokens(value: str) -> np.ndarray:
         return np.concatenate([np.broadcast_to(getattr(item.credit, value), item.trained.sum()) for item in items])
 
-    judged = all(item.credit.returns is not None for item in items)
+    has_returns = all(item.credit.returns is not None for item in items)
 
     return Batch(
         tokens=np.concatenate(tokens),
@@ -218,14 +206,14 @@ def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
         sources=np.concatenate(sources).astype(np.int64),
         targets=np.concatenate([item.tokens[item.trained] for item in items]),
         sampler_logprobs=np.concatenate([item.logprobs[item.trained] for item in items]),
-        advantages=spread("advantage"),
-        clip_low=spread("clip_low"),
-        clip_high=spread("clip_high"),
+        advantages=broadcast_to_tokens("advantage"),
+        clip_low=broadcast_to_tokens("clip_low"),
+        clip_high=broadcast_to_tokens("clip_high"),
         weights=np.concatenate([np.full(item.trained.sum(), item.weight) for item in items]),
-        replayed=spread("replayed"),
+        replayed=broadcast_to_tokens("replayed"),
         rollout=np.repeat(np.arange(len(items)), [item.trained.sum() for item in items]),
-        values=spread("values") if judged else None,
-        returns=spread("returns") if judged else None,
+        values=broadcast_to_tokens("values") if has_returns else None,
+        returns=broadcast_to_tokens("returns") if has_returns else None,
         spans=spans,
     )
 
@@ -240,7 +228,7 @@ def largest(*, prompt: int, completion: int, prompts: int, group_size: int, toke
         group_size: rollouts of a group.
         token_budget: most tokens of a packed row.
     """
-    everyone = prompts * group_size
+    count = prompts * group_size
     units: list[list[_Sequence]] = []
     for group in range(prompts):
         items = [
@@ -253,7 +241,7 @@ def largest(*, prompt: int, completion: int, prompts: int, group_size: int, toke
                 credit=Credit(
                     rollout_id=f"{group}#{member}", advantage=1.0 - 2 * (member % 2), clip_low=0.2, clip_high=0.2
                 ),
-                weight=1 / (everyone * completion),
+                weight=1 / (count * completion),
             )
             for member in range(group_size)
         ]

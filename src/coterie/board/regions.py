@@ -76,7 +76,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
             'with grouping.preset = "heb-stack"'
         )
     folder, at = _checkpoint(path, step)
-    features = PromptFeatures((), None, dimensions=config.grouping.dimensions, seed=config.seed)
+    features = PromptFeatures((), None, dimensions=config.grouping.dimensions)
     judge = GroupAwareEstimator(
         config.grouping,
         terms=Terms(clip_low=0.0, clip_high=0.0),

@@ -157,7 +157,6 @@ def group_aware_estimator_for(config: RunConfig, prompts: Sequence[Prompt], embe
             embed,
             key=custom_key(config.grouping),
             dimensions=config.grouping.dimensions,
-            seed=config.seed,
         ),
         own=custom_baseline(config.grouping),
         part_weights={part.key: part.weight for part in config.rewards.parts},

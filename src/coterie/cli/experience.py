@@ -125,7 +125,7 @@ def _columns(selection: Selection, wanted: str | None, *, whole: bool) -> list[s
         return known
     if wanted is not None:
         return list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
-    several = len(selection.stored.folders) > 1
+    several = len(selection.store.folders) > 1
     return [name for name in USUAL if name in known and (several or name != "run")]
 
 

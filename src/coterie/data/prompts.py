@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -102,10 +101,6 @@ class PromptSet:
         if self.repeated:
             lines.append(f"dropped {counted(self.repeated, 'duplicate prompt')}")
         return lines
-
-    def write_quarantine(self, path: Path) -> None:
-        """Write bad rows as JSON lines: source, row, reason. The file is written even when nothing is bad."""
-        path.write_text("".join(f"{json.dumps(row.as_dict())}\n" for row in self.quarantined), encoding="utf-8")
 
 
 @dataclass(slots=True)

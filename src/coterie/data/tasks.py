@@ -5,7 +5,6 @@ An item carries its whole entry as JSON, so a worker process can score it withou
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import random
@@ -313,8 +312,3 @@ def _quiet() -> Generator[None]:
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def package_version() -> str:
-    """Version of reasoning-gym, for the run's record: another version may generate other items."""
-    return importlib.metadata.version("reasoning-gym")

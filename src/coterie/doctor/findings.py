@@ -45,10 +45,6 @@ class Record:
             found = found.get(part) if isinstance(found, Mapping) else None
         return default if found is None else found
 
-    def matching(self, prefix: str) -> list[Series]:
-        """All series whose names start so, by name."""
-        return [self.series[name] for name in sorted(self.series) if name.startswith(prefix)]
-
     def evaluations(self) -> list[EvalResult]:
         """The pooled evaluations, or those of the only task; by step."""
         pooled = [result for result in self.evals if result.task == POOLED]

@@ -43,11 +43,6 @@ class Examination:
     def serious(self) -> bool:
         return any(finding.severity is Severity.SERIOUS for finding in self.findings)
 
-    @property
-    def healthy(self) -> bool:
-        """Rules were judged, and none found more than something to note."""
-        return bool(self.quiet) and all(finding.severity is Severity.NOTE for finding in self.findings)
-
 
 def examine(record: Record) -> Examination:
     """Ask every rule whose metrics are there."""

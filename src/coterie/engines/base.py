@@ -1,4 +1,4 @@
-"""The engine seam: tokens in, tokens out, with sampler log-probs and the policy version that sampled them."""
+"""The engine interface, its contract, and the quorum: tokens in, tokens out, with log-probs and policy version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample; one setting for a whole call."""
+    """Sampling parameters of one call."""
 
     temperature: float
     top_p: float = 1.0
@@ -39,10 +39,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quorum:
-    """When a call may stop."""
+    """Condition under which a call stops before every turn has ended."""
 
     prompts: int
-    """How many prompts must be whole."""
+    """Number of prompts that must be whole."""
     required: frozenset[str] = frozenset()
     """Prompt ids that must be among them."""
 
@@ -71,7 +71,7 @@ class Engine(Protocol):
         ...
 
     def commit(self, version: int) -> None:
-        """The weights now are those of `version`."""
+        """Serve policy version `version` from now on."""
         ...
 
     def close(self) -> None: ...
@@ -86,21 +86,18 @@ class TextCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-# What an engine must keep to. What it answers is not trusted: a wrong log-prob trains a wrong policy in silence.
+# The contract of an engine. Its turns are checked: a wrong log-prob trains a wrong policy in silence.
 
 ABOVE_ZERO = 1e-3
 """A log-probability may exceed 0 by rounding, not by more."""
 
 
 def check_version(served: int, expected: int) -> None:
-    """Refuse to sample from other weights than those of this step.
+    """Raise EngineError if the engine serves another policy version than the learner's.
 
     Args:
-        served: policy version that the engine says it has.
+        served: policy version of the engine.
         expected: of the learner.
-
-    Raises:
-        EngineError: a commit was lost, came twice or out of order.
     """
     if served != expected:
         raise EngineError(
@@ -118,30 +115,27 @@ def check_turns(
     sampling: Sampling,
     quorum: Quorum | None = None,
 ) -> None:
-    """Refuse answers that do not belong to the questions.
+    """Raise EngineError if the turns do not fit the requests.
 
     Args:
         vocabulary: token ids are below this.
-        sampling: what was asked for.
-        quorum: what was asked for; without one, every answer is waited for.
-
-    Raises:
-        EngineError: names the prompt, what came and what was expected.
+        sampling: of the call.
+        quorum: of the call; without one, every turn is waited for.
     """
     if not isinstance(turns, list | tuple):
         raise EngineError(f"the engine answered with {turns!r:.60}, expected a list of one turn for each request")
     if len(turns) != len(requests):
         raise EngineError(f"the engine answered {len(turns)} of {len(requests)} requests; expected one turn each")
     for request, turn in zip(requests, turns, strict=True):
-        wrong = _fault(request, turn, vocabulary) or _unasked(turn, sampling, quorum)
-        if wrong is not None:
+        problem = _turn_problem(request, turn, vocabulary) or _sampling_problem(turn, sampling, quorum)
+        if problem is not None:
             raise EngineError(
-                f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {wrong}; nothing "
-                "of this call is used. The engine and the policy do not fit together, or the engine is broken"
+                f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {problem}; "
+                "nothing of this call is used. The engine and the policy do not fit together, or the engine is broken"
             )
 
 
-def _fault(request: Request, turn: Any, vocabulary: int) -> str | None:
+def _turn_problem(request: Request, turn: Any, vocabulary: int) -> str | None:
     if not isinstance(turn, Turn):
         return f"is {turn!r:.60}, expected a turn"
     if turn.prompt_tokens != request.prompt_tokens:
@@ -158,7 +152,7 @@ def _fault(request: Request, turn: Any, vocabulary: int) -> str | None:
     return None
 
 
-def _unasked(turn: Turn, sampling: Sampling, quorum: Quorum | None) -> str | None:
+def _sampling_problem(turn: Turn, sampling: Sampling, quorum: Quorum | None) -> str | None:
     if turn.temperature != sampling.temperature:
         return f"was sampled at temperature {turn.temperature}, expected {sampling.temperature}"
     if len(turn.tokens) > sampling.max_tokens:
@@ -178,13 +172,11 @@ def _is_logprob(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value <= ABOVE_ZERO
 
 
-# Stopping a call when enough prompts have all their turns: stragglers are not waited for.
-#
-# What is finished when depends on tokens alone, never on time, so a re-run stops at the same token.
-
-
 class QuorumTracker:
-    """Counts whole prompts against a quorum; without one, nothing is ever enough."""
+    """Counter of whole prompts against a quorum; without one it is never reached.
+
+    Progress depends on tokens alone, never on time, so a re-run stops at the same token.
+    """
 
     def __init__(self, quorum: Quorum | None, requests: Sequence[Request]) -> None:
         self.quorum = quorum
@@ -192,7 +184,7 @@ class QuorumTracker:
         self.whole: set[str] = set()
 
     def finished(self, request: Request) -> None:
-        """One of its prompt's turns has ended."""
+        """Count a turn of the request's prompt as ended."""
         name = request.key.prompt
         self.missing[name] -= 1
         if not self.missing[name]:

@@ -46,7 +46,7 @@ class _Row:
 
     @property
     def position(self) -> int:
-        """Where the newest token goes in the sequence."""
+        """Position of the newest token in the sequence."""
         return len(self.request.prompt_tokens) + len(self.tokens) - 1
 
 
@@ -57,7 +57,7 @@ class _Prefilled:
 
 
 class EmbeddedEngine:
-    """Samples from `policy` in place.
+    """Engine that samples from `policy` in place.
 
     Args:
         slots: how many sequences are decoded at once.
@@ -130,8 +130,6 @@ class EmbeddedEngine:
 
     def _session(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None) -> _Session:
         if self._policy.path.kind == "plain":
-            # it builds on this module
-
             return PlainSession(self._policy, self._codec, self._slots, requests, sampling, quorum)
         pool = self._reserve(requests, sampling)
         return _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
@@ -148,7 +146,7 @@ class EmbeddedEngine:
 
 
 class _Session:
-    """One `generate` call: which rows are live, who waits, what is done."""
+    """One `generate` call on the packed path: live rows, waiting requests, finished turns."""
 
     def __init__(
         self,
@@ -162,7 +160,7 @@ class _Session:
     ) -> None:
         self.policy, self.codec, self.pool, self.sampling = policy, codec, pool, sampling
         self.decoder = decoder
-        self.attendance = QuorumTracker(quorum, requests)
+        self.quorum_tracker = QuorumTracker(quorum, requests)
         self.waiting = list(enumerate(requests))[::-1]  # popped from the end
         self.remaining: dict[tuple[int, ...], int] = {}
         for request in requests:
@@ -178,7 +176,7 @@ class _Session:
         while self.waiting or self.live:
             if self.sampling.progress is not None:
                 self.sampling.progress(len(self.done), total)
-            if self.attendance.reached:
+            if self.quorum_tracker.reached:
                 self._give_up(StopReason.ABANDONED)
                 break
             if time.monotonic() > self.deadline:
@@ -192,7 +190,7 @@ class _Session:
 
     @property
     def has_room(self) -> bool:
-        """Whether another request can be decoded beside those that are."""
+        """True if another request can be decoded beside the live rows."""
         return len(self.live) < self.pool.slots
 
     def _admit(self) -> None:
@@ -224,9 +222,11 @@ class _Session:
                 batch.append(todo.pop(0))
             device, packed = self.policy.device, pack_prompts(batch, self.head)
             layout = PrefillLayout(packed.segments, device)
-            tokens, positions = (torch.from_numpy(one).to(device)[None] for one in (packed.tokens, packed.positions))
+            tokens, positions = (
+                torch.from_numpy(array).to(device)[None] for array in (packed.tokens, packed.positions)
+            )
             hidden = self.policy.hidden(tokens, positions, layout)
-            ends = torch.tensor([one.start + one.prompt - 1 for one in packed.segments], device=device)
+            ends = torch.tensor([segment.start + segment.prompt - 1 for segment in packed.segments], device=device)
             logits = self.policy.head(hidden[0, ends])
             for row, (prompt, kept) in enumerate(zip(batch, layout.kept, strict=True)):
                 self.prefilled[prompt] = _Prefilled(kv=kept, logits=logits[row])
@@ -250,7 +250,7 @@ class _Session:
         self._retire()
 
     def _extend(self, rows: Sequence[_Row], logits: Tensor) -> None:
-        """Sample one token a row and decide who is finished."""
+        """Sample one token a row and mark the rows that are finished."""
         limits = self.sampling
         draws = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
         self._append(rows, *sample(logits, draws, limits.temperature, limits.top_k, limits.top_p))
@@ -303,24 +303,21 @@ class _Session:
             stop_reason=row.reason or StopReason.LENGTH,
             version=row.request.key.version,
         )
-        self.attendance.finished(row.request)
+        self.quorum_tracker.finished(row.request)
 
     def _give_up(self, reason: StopReason) -> None:
-        """What is unfinished is truncated where it stands."""
+        """Truncate unfinished rows at their present token."""
         waiting = [_Row(index=index, request=request, uniforms=np.empty(0)) for index, request in self.waiting]
         for row in (*self.live, *waiting):
             row.reason = reason
             self._finish(row)
 
 
-# Sampling through a model's own forward pass and cache, for models that the packed path cannot compute.
-#
-# Rows that are decoded together have prompts of equal length, so that nothing is padded: layers that carry a state
-# along the sequence would take padding for text. Each distinct prompt is computed once for all its rollouts.
-
-
 class PlainSession(_Session):
-    """One `generate` call: rows of one prompt length after another, in the order of the requests.
+    """One `generate` call through the model's own forward pass and cache, where the packed path is not exact.
+
+    Rows that are decoded together have prompts of equal length, so that nothing is padded: layers that carry a state
+    along the sequence would take padding for text. Each distinct prompt is computed once for all its rollouts.
 
     Args:
         slots: how many sequences are decoded at once.

@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: for tests, docs and the reader's loop. Ships with the library."""
+"""A scripted engine for tests, docs and loops of the user's own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Script = Callable[[Request], Sequence[int]]
 
 
 class ScriptedEngine:
-    """Replays token ids.
+    """Engine that replays token ids.
 
     Args:
-        script: maps a request to the token ids to say; what exceeds `sampling.max_tokens` is cut.
+        script: maps a request to token ids; what exceeds `sampling.max_tokens` is cut.
         logprob: log-probability reported for every token.
         version: policy version served at the start.
         vocabulary: ids of the script are below this.
@@ -36,26 +36,26 @@ class ScriptedEngine:
         return self._version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
-        """As if all requests ran side by side, a token of each at a time: with a quorum, the longest are abandoned."""
+        """One turn per request, decoded as if side by side, token by token; a quorum abandons the longest."""
         turns = [self._turn(request, sampling) for request in requests]
-        attendance = QuorumTracker(quorum, requests)
+        tracker = QuorumTracker(quorum, requests)
         for index in sorted(range(len(turns)), key=lambda k: len(turns[k].tokens)):
-            if attendance.reached:
+            if tracker.reached:
                 turns[index] = replace(turns[index], stop_reason=StopReason.ABANDONED)
-            attendance.finished(requests[index])
+            tracker.finished(requests[index])
         return turns
 
     def _turn(self, request: Request, sampling: Sampling) -> Turn:
         if request.key.version != self._version:
             raise EngineError(f"asked for policy version {request.key.version}, but the engine serves {self._version}")
-        said = tuple(self._script(request))
-        tokens = said[: sampling.max_tokens]
+        script_tokens = tuple(self._script(request))
+        tokens = script_tokens[: sampling.max_tokens]
         return Turn(
             prompt_tokens=request.prompt_tokens,
             tokens=tokens,
             sampler_logprobs=(self._logprob,) * len(tokens),
             temperature=sampling.temperature,
-            stop_reason=StopReason.STOP if len(said) <= sampling.max_tokens else StopReason.LENGTH,
+            stop_reason=StopReason.STOP if len(script_tokens) <= sampling.max_tokens else StopReason.LENGTH,
             version=self._version,
         )
 

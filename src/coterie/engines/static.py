@@ -1,4 +1,10 @@
-"""TODO."""
+"""Decoding at static shapes, so that one step is one CUDA graph: a launch instead of hundreds.
+
+Inputs live in static buffers; the number of rows and the attended length are rounded up to buckets, and every pair of
+buckets is captured once. On a CPU the very same code runs without the capture.
+
+Rows that only fill up a bucket write position 0 of their own, unused row of the pool and see nothing but it.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +28,20 @@ _STEP = 64
 
 
 class Runner(Protocol):
-    """Turns a function of static buffers into one that repeats it fast."""
+    """Captures a function of static buffers for fast replay."""
 
     def capture(self, function: Callable[[], T]) -> Callable[[], T]: ...
 
 
 class EagerRunner:
-    """No capture: the function itself."""
+    """Runner without capture, for devices other than CUDA."""
 
     def capture(self, function: Callable[[], T]) -> Callable[[], T]:
         return function
 
 
 class GraphRunner:
-    """CUDA graphs that share one memory pool: what a replay returned lasts until the next replay."""
+    """Runner of CUDA graphs that share one memory pool: a replay's output lasts until the next replay."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +77,7 @@ def runner_for(device: torch.device) -> Runner:
 
 
 def row_bucket(count: int, slots: int) -> int:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … never more than there are slots.
+    """Bucket of a number of rows: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … at most the number of slots.
 
     >>> [row_bucket(n, 64) for n in (1, 5, 9, 33, 49, 64)]
     [1, 6, 12, 48, 64, 64]
@@ -82,7 +88,7 @@ def row_bucket(count: int, slots: int) -> int:
 
 
 def length_bucket(length: int, capacity: int) -> int:
-    """Four buckets an octave from 256 on (at most a quarter too long), multiples of 64 below.
+    """Bucket of a length: four an octave from 256 on (at most a quarter too long), multiples of 64 below.
 
     >>> [length_bucket(n, 4096) for n in (1, 64, 65, 300, 600, 1100)]
     [64, 64, 128, 320, 640, 1280]
@@ -92,7 +98,7 @@ def length_bucket(length: int, capacity: int) -> int:
 
 
 class StaticDecoder:
-    """Decodes one token for each of the rows 0..n-1 of a pool.
+    """Decoder of one token for each of the rows 0..n-1 of a pool.
 
     The graphs hold the addresses of the weights and of the pool. Weights may change in place (as the optimizer changes
     them); a pool whose tensors were replaced is noticed, and its graphs are captured anew.
@@ -108,7 +114,7 @@ class StaticDecoder:
         self.pool = pool
         self.runner = runner or runner_for(device)
         self.captured: dict[Hashable, Callable[[], Any]] = {}
-        self._held: list[Tensor] = []
+        self._kv_tensors: list[Tensor] = []
         self._tokens = torch.zeros(pool.slots, dtype=torch.int64, device=device)
         self._positions = torch.zeros(pool.slots, dtype=torch.int64, device=device)
         self._draws = torch.zeros(pool.slots, dtype=torch.float64, device=device)
@@ -123,9 +129,6 @@ class StaticDecoder:
 
         Returns:
             [n, V], overwritten by the next call.
-
-        Raises:
-            EngineError: more rows than slots, or a position beyond the pool.
         """
         rows, length = self._load(tokens, positions)
         run = self._run((rows, length), lambda: self._logits(rows, length))
@@ -135,7 +138,7 @@ class StaticDecoder:
     def sample(
         self, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[float], sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
-        """The step and the choice of the next tokens in one.
+        """The step and the sampling of the next tokens in one.
 
         Args:
             draws: [n] uniform numbers in [0, 1).
@@ -170,10 +173,12 @@ class StaticDecoder:
         return rows, length_bucket(longest + 1, self.pool.capacity)
 
     def _run(self, key: Hashable, function: Callable[[], Any]) -> Callable[[], Any]:
-        present = [*self.pool.keys.values(), *self.pool.values.values()]
-        if len(present) != len(self._held) or any(a is not b for a, b in zip(present, self._held, strict=True)):
+        kv_tensors = [*self.pool.keys.values(), *self.pool.values.values()]
+        if len(kv_tensors) != len(self._kv_tensors) or any(
+            a is not b for a, b in zip(kv_tensors, self._kv_tensors, strict=True)
+        ):
             self.captured.clear()
-            self._held = present
+            self._kv_tensors = kv_tensors
         if key not in self.captured:
             self.captured[key] = self.runner.capture(function)
         return self.captured[key]

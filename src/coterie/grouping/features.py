@@ -16,7 +16,6 @@ import numpy as np
 from coterie.data.complexity import COMPLEXITY, counts
 from coterie.errors import ConfigError
 from coterie.grouping.arrays import State
-from coterie.rng import generator
 from coterie.stats import Floats
 from coterie.types import Prompt
 
@@ -73,10 +72,8 @@ class Reduction:
     """[E, D], D at most 16 by default."""
 
     @classmethod
-    def fit(
-        cls, embeddings: Floats, *, dims: int = 16, method: Literal["pca", "random"] = "pca", seed: int = 0
-    ) -> Reduction:
-        """Fit by the leading principal directions, or draw a random projection (Johnson-Lindenstrauss) from the seed.
+    def fit(cls, embeddings: Floats, *, dims: int = 16) -> Reduction:
+        """Projection on the leading principal directions.
 
         Args:
             embeddings: [P, E] of the prompts at hand; prompts only, no rewards.
@@ -85,8 +82,6 @@ class Reduction:
             raise ValueError(f"embeddings have shape {embeddings.shape}; expected finite numbers [prompts, width]")
         centre, width = embeddings.mean(axis=0), embeddings.shape[1]
         dims = min(dims, width)
-        if method == "random":
-            return cls(centre, generator("embedding", seed, width).standard_normal((width, dims)) / np.sqrt(dims))
         centred = embeddings - centre
         # The [E, E] covariance is enough, however many prompts there are.
         values, vectors = np.linalg.eigh(centred.T @ centred)
@@ -122,12 +117,10 @@ class FeatureMap:
         keys: Sequence[str] | Sequence[float] | None = None,
         known_keys: Sequence[str] | None = None,
         dims: int = 16,
-        method: Literal["pca", "random"] = "pca",
-        seed: int = 0,
     ) -> FeatureMap:
         """Fit on the prompts at hand: [P] texts, [P] task names, [P] tool counts, [P, E] embeddings, and [P] values of
         the user's key, all texts or all numbers; `known_keys` are those of prompts that are not at hand too."""
-        reduction = None if embeddings is None else Reduction.fit(embeddings, dims=dims, method=method, seed=seed)
+        reduction = None if embeddings is None else Reduction.fit(embeddings, dims=dims)
         task_names = tuple(sorted(set(tasks))) if tasks is not None else ()
         levels = None if keys is None else _commonest(keys if known_keys is None else known_keys)
         bare = cls((), task_names if len(task_names) > 1 else (), reduction, levels)
@@ -231,11 +224,11 @@ class PromptFeatures:
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], embed: Embed | None, *, dimensions: int, seed: int, key: Key | None = None
+        self, prompts: Sequence[Prompt], embed: Embed | None, *, dimensions: int, key: Key | None = None
     ) -> None:
         self.prompts = {prompt.id: prompt for prompt in prompts}
         self.embed, self.key = embed, key
-        self.dimensions, self.seed = dimensions, seed
+        self.dimensions = dimensions
         self.rows: dict[str, np.ndarray] = {}
         self.fresh: list[tuple[Prompt, np.ndarray]] = []
         """Embeddings that are not stored yet."""
@@ -250,7 +243,7 @@ class PromptFeatures:
             known_keys = None if self.key is None else self._keys(self.key, list(self.prompts))
             facts = self._inputs(names)
             try:
-                self._map = FeatureMap.fit(**facts, known_keys=known_keys, dims=self.dimensions, seed=self.seed)
+                self._map = FeatureMap.fit(**facts, known_keys=known_keys, dims=self.dimensions)
             except ValueError as error:
                 raise ConfigError(f"[grouping]: {error}") from error
             self._sampled = dict(zip(names, facts.get("embeddings", ()), strict=False))

@@ -1,4 +1,4 @@
-"""What the backward pass keeps of the forward pass: everything, one state a layer, or nothing on the device."""
+"""Memory of the update: activation checkpointing and offload, the allocator, and batches split on out-of-memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ _SMALL = 1 << 16
 
 
 def arrange(model: nn.Module, device: torch.device, config: OptimConfig) -> None:
-    """Prepare the model for the settings, once.
-
-    Raises:
-        ConfigError: offload without a device to offload from.
-        ModelError: checkpointing of a model without decoder layers that transformers marks for it.
-    """
+    """Switch on checkpointing where the settings ask for it, and check offload; called once for each model."""
     if config.offload and device.type != "cuda":
         raise ConfigError(
             f"optim.offload = true moves activations from a GPU into main memory, but model.device is {device.type}; "
@@ -65,7 +60,7 @@ def _recomputed(forward: Any) -> Any:
 
 
 def saving(parameters: Iterable[Tensor], config: OptimConfig) -> AbstractContextManager[Any]:
-    """Around a forward pass: where tensors saved for the backward pass go."""
+    """Context of a forward pass: offload of the tensors saved for the backward pass, or nothing."""
     return Offload(parameters) if config.offload else nullcontext()
 
 
@@ -74,10 +69,10 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
     matrix product saves its weight too, and that is on the device anyway."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        weight_storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
 
         def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
-            stays = tensor.numel() < _SMALL or tensor.untyped_storage().data_ptr() in held
+            stays = tensor.numel() < _SMALL or tensor.untyped_storage().data_ptr() in weight_storages
             return tensor.device, tensor if stays else _to_main_memory(tensor)
 
         def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
@@ -91,8 +86,6 @@ def _to_main_memory(tensor: Tensor) -> Tensor:
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
     return copy.copy_(tensor)
 
-
-# What becomes of memory that was freed: kept for the next tensor, or handed back.
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -120,8 +113,6 @@ def release() -> None:
         trim(0)
 
 
-# Running out of memory cuts the packed batch in two and goes on; the sum over its tokens stays the same.
-
 T = TypeVar("T")
 
 _SIGNS = (
@@ -134,18 +125,18 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was refused; torch raises a plain RuntimeError for the CPU's."""
+    """True if memory was refused; torch raises a plain RuntimeError for the CPU's."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 class OomSplitter:
-    """Runs work on packed batches, and remembers what was too large.
+    """Work on packed batches that are cut in two when memory is refused; the sum over their tokens stays the same.
 
     Attributes:
-        limit: most tokens of a packed row, once a larger one did not fit; None before.
-        splits: how often a batch was cut in two because its memory was refused.
+        limit: maximum tokens of a packed row, once a larger one did not fit; None before.
+        splits: number of batches cut in two because their memory was refused.
     """
 
     def __init__(self) -> None:
@@ -173,13 +164,13 @@ class OomSplitter:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                said = str(error).partition("\n")[0]
+                reason = str(error).partition("\n")[0]
             # Outside of the handler: until then the traceback holds what the failed pass had allocated.
             release()
-            found = self._halves(part, said)
+            half_batches = self._halves(part, reason)
             self.splits += 1
-            self.limit = min(self.limit or len(part.tokens), max(len(half.tokens) for half in found))
-            todo.extend((half, done) for half in reversed(found))
+            self.limit = min(self.limit or len(part.tokens), max(len(half.tokens) for half in half_batches))
+            todo.extend((half, done) for half in reversed(half_batches))
         return results
 
     def _cut(self, batch: Batch) -> list[Batch]:
@@ -189,10 +180,10 @@ class OomSplitter:
         return [part for half in halves(batch) for part in self._cut(half)]
 
     @staticmethod
-    def _halves(part: Batch, said: str) -> tuple[Batch, Batch]:
+    def _halves(part: Batch, reason: str) -> tuple[Batch, Batch]:
         if len(part.spans) < 2:
             raise DoesNotFitError(
-                f"the update of a single rollout of {len(part.tokens)} tokens does not fit into memory ({said}); set "
+                f"the update of a single rollout of {len(part.tokens)} tokens does not fit into memory ({reason}); set "
                 "optim.checkpointing = true, lower sampling.max_tokens or data.max_prompt_tokens, use optim.state = "
                 '"8bit", or train an adapter (model.lora)'
             )

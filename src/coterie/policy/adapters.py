@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout: new ones, finished ones, and those that go on training."""
+"""LoRA adapters in PEFT's layout: creation, loading, and further training."""
 
 from __future__ import annotations
 
@@ -18,33 +18,26 @@ CONFIG = "adapter_config.json"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
+    """True if a folder holds a PEFT adapter."""
     return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's settings as PEFT wrote them.
-
-    Raises:
-        ModelError: not a JSON table.
-    """
+    """The adapter's settings as PEFT wrote them."""
     file = folder / CONFIG
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        peft_config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not valid JSON ({error}); expected an adapter that PEFT saved") from error
-    if not isinstance(facts, dict):
-        raise ModelError(f"{file} holds a {type(facts).__name__}, expected a table")
-    return facts
+    if not isinstance(peft_config, dict):
+        raise ModelError(f"{file} holds a {type(peft_config).__name__}, expected a table")
+    return peft_config
 
 
 def base_of(folder: Path) -> str:
     """Folder or id of the model that an adapter was trained on.
 
     A relative path is looked up from the adapter's folder, then from the current one.
-
-    Raises:
-        ModelError: none is named, its folder is gone, or the adapter has no weights.
     """
     named = read_config(folder).get("base_model_name_or_path")
     if not named or not any(folder.glob("*.safetensors")):
@@ -65,11 +58,11 @@ def base_of(folder: Path) -> str:
 
 def name_base(folder: Path, base: str, revision: str | None = None) -> None:
     """Write the base model into a saved adapter: an absolute folder, or an id of the hub with its pinned revision."""
-    facts = read_config(folder)
+    peft_config = read_config(folder)
     local = Path(base).is_dir()
-    facts["base_model_name_or_path"] = str(Path(base).resolve()) if local else base
-    facts["revision"] = None if local else revision
-    (folder / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    peft_config["base_model_name_or_path"] = str(Path(base).resolve()) if local else base
+    peft_config["revision"] = None if local else revision
+    (folder / CONFIG).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 _FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -78,11 +71,7 @@ there."""
 
 
 def new(model: Any, lora: LoraConfig, seed: int) -> Any:
-    """A PEFT model with a fresh adapter, whose first weights follow `seed`.
-
-    Raises:
-        ModelError: peft is not installed, or the targets do not fit the model.
-    """
+    """A PEFT model with a fresh adapter, whose first weights follow `seed`."""
     library = peft()
     fused = lora.targets == "all-linear" and model.config.model_type in _FUSED
     settings = library.LoraConfig(
@@ -121,9 +110,6 @@ def attach(model: Any, folder: Path, lora: LoraConfig | None = None) -> Any:
 
     Args:
         lora: settings under which it goes on training; None leaves it frozen.
-
-    Raises:
-        ModelError: peft is not installed, or the adapter is of another kind or shape than `lora` says.
     """
     if lora is not None:
         check_settings(folder, lora)
@@ -149,21 +135,17 @@ def attach(model: Any, folder: Path, lora: LoraConfig | None = None) -> Any:
 
 
 def check_settings(folder: Path, lora: LoraConfig) -> None:
-    """Refuse to go on with an adapter under settings that are not its own.
-
-    Raises:
-        ModelError: with the settings that fit.
-    """
-    facts = read_config(folder)
-    kind = facts.get("peft_type", "LORA")
+    """Raise ModelError if the LoRA settings are not those of the adapter to be trained further."""
+    peft_config = read_config(folder)
+    kind = peft_config.get("peft_type", "LORA")
     if kind != "LORA":
         raise ModelError(f"{folder} is a {kind} adapter; coterie trains LoRA adapters only")
-    if facts.get("rank_pattern") or facts.get("alpha_pattern"):
+    if peft_config.get("rank_pattern") or peft_config.get("alpha_pattern"):
         raise ModelError(
             f"{folder} has ranks or scales of its own for some layers, which coterie does not train further; merge it "
             f"first: coterie export {folder} --to merged FOLDER"
         )
-    wrong = _differences(facts, lora)
+    wrong = _differences(peft_config, lora)
     if wrong:
         settings = ", ".join(f"model.lora.{key} = {json.dumps(theirs)}" for key, _, theirs in wrong)
         ours = ", ".join(f"model.lora.{key} = {json.dumps(value)}" for key, value, _ in wrong)
@@ -173,14 +155,14 @@ def check_settings(folder: Path, lora: LoraConfig) -> None:
         )
 
 
-def _differences(facts: Mapping[str, Any], lora: LoraConfig) -> list[tuple[str, Any, Any]]:
+def _differences(peft_config: Mapping[str, Any], lora: LoraConfig) -> list[tuple[str, Any, Any]]:
     """(setting, its value, the adapter's value) where they differ."""
     pairs: list[tuple[str, Any, Any]] = [
-        ("rank", lora.rank, facts.get("r")),
-        ("alpha", lora.alpha, facts.get("lora_alpha")),
+        ("rank", lora.rank, peft_config.get("r")),
+        ("alpha", lora.alpha, peft_config.get("lora_alpha")),
     ]
     if isinstance(lora.targets, list):
-        theirs = facts.get("target_modules")
+        theirs = peft_config.get("target_modules")
         modules = sorted(theirs) if isinstance(theirs, list) else theirs
         pairs.append(("targets", sorted(lora.targets), modules))
     return [(key, value, theirs) for key, value, theirs in pairs if value != theirs]
@@ -198,16 +180,12 @@ def _bare_layers(attached: Any) -> list[str]:
         if type(module) is nn.Linear
         and module is not head
         and name.rpartition(".")[2] != left_out
-        and not any(name == one or name.startswith(f"{one}.") for one in adapted)
+        and not any(name == parent or name.startswith(f"{parent}.") for parent in adapted)
     ]
 
 
 def peft() -> Any:
-    """The library.
-
-    Raises:
-        ModelError: it is not installed.
-    """
+    """The module `peft`, or a ModelError that says how to install it."""
     try:
         import peft
     except ImportError as error:

@@ -24,13 +24,8 @@ from coterie.algo.sampling import at_least_float32
 from coterie.batches.batch import Segment
 from coterie.errors import ModelError
 
-# Attention over a few hundred keys as plain matrix products, with a backward pass of its own.
-#
-# On a CPU the fused kernel's backward pass takes three times its forward pass on short continuations; four products
-# and a softmax take half of that. The probabilities are kept between the passes, so this is for short keys only.
-
 LONGEST = 384
-"""Keys up to which it is faster than the fused kernel, and its probabilities small beside the other activations."""
+"""Maximum keys for `small_attention`: up to here it is faster than the fused kernel, and its probabilities small."""
 
 
 class _SmallAttention(torch.autograd.Function):
@@ -57,7 +52,10 @@ class _SmallAttention(torch.autograd.Function):
 
 
 def small_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(query · keyᵀ · scale + mask) · value.
+    """softmax(query · keyᵀ · scale + mask) · value, as plain matrix products with a backward pass of its own.
+
+    On a CPU the fused kernel's backward pass takes three times its forward pass on short continuations; four products
+    and a softmax take half of that. The probabilities are kept between the passes, so this is for short keys only.
 
     Args:
         query: [B, K, Q, D]; key and value [B, K, S, D]; mask broadcasts to [B, K, Q, S], 0 or -inf.
@@ -78,7 +76,7 @@ _PADDED = 1.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreRule:
-    """What some models do to attention scores beside scaling them."""
+    """Transformation of attention scores that some models apply beside scaling."""
 
     softcap: float | None = None
     """Scores become softcap · tanh(score / softcap) before the mask (Gemma 2)."""
@@ -90,10 +88,10 @@ PLAIN_SCORES = ScoreRule()
 
 
 class Layout(Protocol):
-    """Decides who attends to whom."""
+    """Attention pattern over the sequences of one packed row or of resident sequences."""
 
     segments: Sequence[Segment]
-    """Where the sequences lie in the packed row."""
+    """The sequences in the packed row."""
 
     def attend(
         self,
@@ -135,7 +133,7 @@ def _attention(
 
 
 def register() -> None:
-    """Make `attn_implementation="coterie"` known to transformers; the mask is the layout's business."""
+    """Make `attn_implementation="coterie"` known to transformers; masks come from the layout."""
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
@@ -218,7 +216,7 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def may_attend(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """Causal, optionally within a sliding window; positions [.., T] and [.., S] → [.., T, S]."""
+    """Causal mask, optionally with a sliding window; positions [.., T] and [.., S] → [.., T, S]."""
     distance = query_positions[..., :, None] - key_positions[..., None, :]
     allowed = distance >= 0
     return allowed if window is None else allowed & (distance < window)
@@ -236,7 +234,7 @@ class _Block:
 
 
 def _block(prefix: tuple[slice, ...], starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> _Block:
-    """Of runs at `starts` that are as long as `lengths`."""
+    """The block of runs that begin at `starts` and have these `lengths`."""
     longest = max(lengths, default=0)
     long = torch.tensor(lengths, dtype=torch.long, device=device)[:, None]
     first = torch.tensor(starts, dtype=torch.long, device=device)[:, None]
@@ -258,7 +256,7 @@ class PackedLayout:
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments = segments
         self.ruled = False
-        """Whether a layer asked for more than scaled scores."""
+        """True once a layer applied a `ScoreRule`."""
         head = segments[0].head if segments else 0
         self._parts: list[slice | _Block] = [slice(0, head), *_rests(segments, device)] if head else []
         for segment in segments:
@@ -271,9 +269,9 @@ class PackedLayout:
                 prefix = (slice(0, head), prompt) if head else (prompt,)
                 self._parts.append(_block(prefix, starts, segment.lengths, device))
         self._causal = CausalAttention()
-        said = torch.cat([_tokens(part, device) for part in self._parts]) if self._parts else torch.arange(0)
-        order = torch.argsort(said)  # where in what `attend` puts together each token of the row is
-        self._reordered = (order, said) if head else None
+        row_index = torch.cat([_tokens(part, device) for part in self._parts]) if self._parts else torch.arange(0)
+        order = torch.argsort(row_index)  # where in what `attend` puts together each token of the row is
+        self._reordered = (order, row_index) if head else None
 
     def attend(
         self,
@@ -286,14 +284,14 @@ class PackedLayout:
         rule: ScoreRule = PLAIN_SCORES,
     ) -> Tensor:
         self.ruled = self.ruled or rule is not PLAIN_SCORES
-        pieces = []
+        outputs = []
         for part in self._parts:
             if isinstance(part, _Block):
-                pieces.append(self._follow(part, query, key, value, scale, window, rule))
+                outputs.append(self._follow(part, query, key, value, scale, window, rule))
             else:
-                alone = (query[:, :, part], key[:, :, part], value[:, :, part])
-                pieces.append(self._causal(*alone, scale, window, rule))
-        out = torch.cat(pieces, dim=2)
+                prompt_qkv = (query[:, :, part], key[:, :, part], value[:, :, part])
+                outputs.append(self._causal(*prompt_qkv, scale, window, rule))
+        out = torch.cat(outputs, dim=2)
         return out if self._reordered is None else _Reorder.apply(out, *self._reordered)
 
     def _follow(
@@ -333,14 +331,14 @@ class PackedLayout:
 
 
 def _tokens(part: slice | _Block, device: torch.device) -> Tensor:
-    """Where in the row the tokens of a part are, in the order in which it computes them."""
+    """Indices in the row of a part's tokens, in the order of computation."""
     if isinstance(part, _Block):
         return part.index.flatten()[part.rows]
     return torch.arange(part.start, part.stop, device=device)
 
 
 class _Reorder(torch.autograd.Function):
-    """Tokens [.., T, D] in another order; the way back is as cheap, which autograd does not know of an index."""
+    """Permutation of tokens [.., T, D] whose backward pass is a gather too, where autograd would scatter."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -354,31 +352,25 @@ class _Reorder(torch.autograd.Function):
 
 
 def _rests(segments: Sequence[Segment], device: torch.device) -> list[_Block]:
-    """What follows the head in each prompt: all at once, unless that would pad too much."""
+    """Blocks of the prompts' tokens after the shared head: one block, unless that would pad too much."""
     head = (slice(0, segments[0].head),)
-    starts, lengths = [one.start for one in segments], [one.prompt for one in segments]
+    starts, lengths = [segment.start for segment in segments], [segment.prompt for segment in segments]
     if max(lengths) * len(lengths) <= _PADDED * sum(lengths):
         return [_block(head, starts, lengths, device)]
     return [_block(head, [start], [length], device) for start, length in zip(starts, lengths, strict=True)]
 
-
-# Weights laid out once for the CPU's matrix kernels, for as long as one generation call lasts.
-#
-# oneDNN reorders a bfloat16 weight on every product; while sampling, the weights stand still and few rows share each
-# product, so that the reordering is a fifth of the time at 64 rows and half of it at 16. The copy is dropped before the
-# update needs the memory.
 
 WORTH = 256
 """Tokens to sample from which packing pays: it costs about as much as a handful of decode steps."""
 
 
 def supported(model: nn.Module) -> bool:
-    """Whether this model's weights are bfloat16 on a CPU whose kernels take a packed weight."""
-    one = next(model.parameters(), None)
+    """True if the model's weights are bfloat16 on a CPU whose kernels take a packed weight."""
+    parameter = next(model.parameters(), None)
     return (
-        one is not None
-        and one.device.type == "cpu"
-        and one.dtype == torch.bfloat16
+        parameter is not None
+        and parameter.device.type == "cpu"
+        and parameter.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -388,6 +380,10 @@ def supported(model: nn.Module) -> bool:
 @contextmanager
 def prepacked(model: nn.Module, *, rows: int, tokens: int) -> Generator[None]:
     """Run the linear layers of `model` on packed copies of their weights, inside `torch.inference_mode`.
+
+    oneDNN reorders a bfloat16 weight on every product; while sampling, the weights stand still and few rows share each
+    product, so that the reordering is a fifth of the time at 64 rows and half of it at 16. The copy is dropped before
+    the update needs the memory.
 
     Args:
         rows: how many rows a matrix product will usually have; the layout is chosen for it.

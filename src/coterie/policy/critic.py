@@ -1,4 +1,4 @@
-"""A learned value of each token, for PPO: what reward is still to come, judged from the state that predicts it."""
+"""Critic for PPO: the value of each trained token, read from the hidden state that predicts it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = "critic.safetensors"
 
 
 class Critic:
-    """One linear layer on the hidden states of the policy, or of a decoder of its own.
+    """A linear value head on the hidden states of the policy, or of a decoder of its own.
 
     It starts at zero, so that the first advantages are the rewards themselves.
 
@@ -74,10 +74,10 @@ class Critic:
         targets = torch.from_numpy(batch.returns).to(values.dtype).to(values.device)
         old = torch.from_numpy(batch.values).to(values.dtype).to(values.device)
         if self.config.bounded:
-            found = binary_value_loss(logits, targets, weights.to(values))
+            value_loss = binary_value_loss(logits, targets, weights.to(values))
         else:
-            found = squared_value_loss(values, targets, weights.to(values), old_values=old, clip=self.config.clip)
-        return self.config.coefficient * found.loss, values.detach()
+            value_loss = squared_value_loss(values, targets, weights.to(values), old_values=old, clip=self.config.clip)
+        return self.config.coefficient * value_loss.loss, values.detach()
 
     def _logits(self, batch: Batch, states: Tensor) -> Tensor:
         if self.trunk is not None:
@@ -93,16 +93,12 @@ class Critic:
         state_files.write(folder / FILE, self.optimizer.state())
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: the file does not open, or is of another critic.
-        """
+        """Restore the state that `save` wrote."""
         self.optimizer.load(state_files.read(folder / FILE))
 
 
 class ValueMetrics:
-    """How well the critic foresees its targets, over the packed batches of one update."""
+    """Statistics of the critic's predictions over the packed batches of one update."""
 
     def __init__(self) -> None:
         self.returns: list[np.ndarray] = []
@@ -122,7 +118,7 @@ class ValueMetrics:
         if not self.returns:
             return {}
         returns, values = np.concatenate(self.returns), np.concatenate(self.values)
-        found = {"critic/value": float(values.mean()), "critic/loss": self.loss}
+        metrics = {"critic/value": float(values.mean()), "critic/loss": self.loss}
         if returns.var() > 1e-12:
-            found["critic/explained_variance"] = explained_variance(returns, values)
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            metrics["critic/explained_variance"] = explained_variance(returns, values)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Where tensors live: CUDA, Apple's MPS, Intel's XPU or whatever else torch has here, or the CPU."""
+"""Device and number format of the model: CUDA, Apple's MPS, Intel's XPU, another accelerator of torch, or the CPU."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ def device_named(name: str) -> torch.device:
 
     Args:
         name: as `torch.device` reads it; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        ConfigError: torch knows no such device, or cannot compute on it here; the message names what there is.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,11 +42,7 @@ def device_named(name: str) -> torch.device:
 
 
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a setting; `auto` is bfloat16 where the hardware multiplies it natively, else float32.
-
-    Raises:
-        ConfigError: float64 on a device that has none, such as MPS.
-    """
+    """The number format of a setting; `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     if name == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -72,7 +65,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _reason(error: Exception, device: torch.device) -> str:
-    """The first sentence of what a backend says, which may go on with a list of all operators that it has."""
+    """The first sentence of a backend's error, which may go on with a list of all its operators."""
     if "Could not run 'aten::" in str(error):
         return f"this build of torch has no {device.type.upper()}"
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a prompt means to the policy: the mean of its hidden states half way up."""
+"""Prompt embeddings: mean hidden states of the policy half way up, or of a frozen sentence encoder."""
 
 from __future__ import annotations
 
@@ -23,37 +23,35 @@ _TOKENS = 2048
 
 @torch.no_grad()
 def embed_prompts(policy: Policy, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """[P, D] float64.
+    """Mean hidden states of each prompt after half of the layers, [P, D] float64.
 
     States in the middle say more of a text's meaning than the last ones, which are about the next token (Skean et al.
     2025, Layer by Layer, arXiv:2502.02013), and cost half as much.
 
     Args:
-        prompts: token ids of each, as the policy is asked them.
+        prompts: token ids of each, as the policy is given them.
     """
-    found: list[np.ndarray] = []
+    embeddings: list[np.ndarray] = []
     todo = list(prompts)
     with eager(policy):
         while todo:
             batch = [todo.pop(0)]
             while todo and sum(map(len, batch)) + len(todo[0]) <= _TOKENS:
                 batch.append(todo.pop(0))
-            found += _pass(policy, batch)
-    return np.stack(found) if found else np.zeros((0, policy.head.in_features))
+            embeddings += _pass(policy, batch)
+    return np.stack(embeddings) if embeddings else np.zeros((0, policy.head.in_features))
 
 
 def _pass(policy: Policy, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     row = pack_prompts(prompts)
-    tokens, positions = (torch.from_numpy(one).to(policy.device)[None] for one in (row.tokens, row.positions))
-    hidden = widened(policy.middle(tokens, positions, PackedLayout(row.segments, policy.device))[0])
+    tokens, positions = (torch.from_numpy(array).to(policy.device)[None] for array in (row.tokens, row.positions))
+    hidden = widened(policy.mid_layer_states(tokens, positions, PackedLayout(row.segments, policy.device))[0])
     shared = hidden[: row.head].sum(0)
     return [
-        ((shared + hidden[one.start : one.start + one.prompt].sum(0)) / (row.head + one.prompt)).numpy(force=True)
-        for one in row.segments
+        ((shared + hidden[start : start + length].sum(0)) / (row.head + length)).numpy(force=True)
+        for start, length in ((segment.start, segment.prompt) for segment in row.segments)
     ]
 
-
-# What a prompt means to a sentence encoder: a second, small and frozen model of the user's choice.
 
 LONGEST = 512
 """Tokens that are read of a text; fewer where the encoder was made for fewer."""
@@ -62,7 +60,7 @@ LONGEST = 512
 class Encoder:
     """Mean-pooled, normalised last hidden states, as sentence-transformers makes them of most encoders.
 
-    One text at a time: no padding, so that a text means the same to the bit in whatever company it is read.
+    One text at a time: without padding its embedding does not depend on the other texts, to the last bit.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
@@ -73,26 +71,22 @@ class Encoder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """[P, D] float64, rows of length 1."""
+        """Normalised embeddings [P, D] float64."""
         rows = [widened(self._states(text)).mean(0).numpy(force=True) for text in texts]
         means = np.stack(rows) if rows else np.zeros((0, int(self.model.config.hidden_size)))
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
     def _states(self, text: str) -> torch.Tensor:
         """[T, D]"""
-        found = self.tokenizer(text, truncation=True, max_length=self.longest, return_tensors="pt")
-        ids = found["input_ids"].to(self.model.device)
+        encoding = self.tokenizer(text, truncation=True, max_length=self.longest, return_tensors="pt")
+        ids = encoding["input_ids"].to(self.model.device)
         if not ids.numel():
             return torch.zeros(1, int(self.model.config.hidden_size))
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
 
 
 def load_encoder(source: str, device: torch.device) -> Encoder:
-    """An encoder from a local folder or by transformers id.
-
-    Raises:
-        ModelError: as for any model, and one whose states cannot be had of a text alone.
-    """
+    """An encoder from a local folder or by transformers id."""
     if Path(source).is_dir():
         refuse_unsafe(Path(source))
     model = pretrained(AutoModel, source, torch.float32, unused=("pooler.",)).to(device)

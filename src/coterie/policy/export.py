@@ -1,4 +1,4 @@
-"""A run's result as a folder of its own: merged weights, or the adapter, with a model card.
+"""Export of a model as a new folder: merged weights, or the adapter, with a model card.
 
 The folder appears whole by one rename, and nothing is ever overwritten.
 """
@@ -111,42 +111,42 @@ def _merge(folder: Path, draft: Path, dtype: str) -> None:
     if Path(base).is_dir():
         refuse_unsafe(Path(base))
     revision = adapters.read_config(folder).get("revision")
-    facts = portable.source_config(base, revision)
-    kept = DTYPES.get(dtype) or _dtype_of(facts)
-    wide = torch.float64 if kept == torch.float64 else torch.float32
+    config = portable.source_config(base, revision)
+    target_dtype = DTYPES.get(dtype) or _dtype_of(config)
+    wide = torch.float64 if target_dtype == torch.float64 else torch.float32
     model = pretrained(AutoModelForCausalLM, base, wide, revision=revision)
-    facts = facts or portable.source_config(base, revision)  # of an id of the hub, once it is in the cache
+    config = config or portable.source_config(base, revision)  # of an id of the hub, once it is in the cache
     if dtype == "auto":
-        kept = _dtype_of(facts)
+        target_dtype = _dtype_of(config)
     try:
         merged = adapters.attach(model, folder).merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise ModelError(f"the adapter {folder} cannot be merged into {base}: {error}") from error
-    _save(merged.to(kept), draft, facts)
+    _save(merged.to(target_dtype), draft, config)
 
 
 def _write_model(folder: str, draft: Path, dtype: str) -> None:
     """A model without an adapter: its weights as they are, unless another number format is asked for."""
     if Path(folder).is_dir():
         refuse_unsafe(Path(folder))
-    facts = portable.source_config(folder)
+    config = portable.source_config(folder)
     model = pretrained(AutoModelForCausalLM, folder, DTYPES.get(dtype, "auto"))
-    _save(model, draft, facts or portable.source_config(folder))
+    _save(model, draft, config or portable.source_config(folder))
 
 
-def _save(model: Any, draft: Path, facts: dict[str, Any]) -> None:
+def _save(model: Any, draft: Path, config: dict[str, Any]) -> None:
     make_savable(model)
     need = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     shortage = missing_room(draft, need)
     if shortage is not None:
         raise RunError(f"there is no room for the model: {shortage}; free some space or export to another disk")
     model.save_pretrained(draft, safe_serialization=True)
-    portable.rewrite(draft, facts)
+    portable.rewrite(draft, config)
 
 
-def _dtype_of(facts: dict[str, Any]) -> torch.dtype:
+def _dtype_of(config: dict[str, Any]) -> torch.dtype:
     """The number format that a base model is stored in, by its config.json."""
-    return DTYPES.get(str(facts.get("dtype") or facts.get("torch_dtype")).removeprefix("torch."), torch.float32)
+    return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), torch.float32)
 
 
 def _add_card(draft: Path, source: ModelSource, folder: str, form: Form) -> None:

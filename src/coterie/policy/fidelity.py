@@ -1,4 +1,4 @@
-"""Which path computes an architecture exactly as transformers does: asked of every model before it is used.
+"""Choice of the forward path that computes an architecture exactly as transformers does, checked for every model.
 
 A small random model of the same architecture (see `coterie.policy.miniature`) is asked for what training needs: several
 prompts and continuations in one row, the gradient of their tokens, and tokens decoded one by one, all longer than the
@@ -35,7 +35,7 @@ _DECODED = 5
 _GENTLE, _ROUNDING = 0.6, 0.02
 """Spread of the weights where differences up to the second number may be rounding that many layers blew up."""
 _CHOSEN: dict[tuple[type, str, bool], Path | str] = {}
-"""What was found out in this process: a path, or why there is none."""
+"""Choices of this process: a path, or the reason why there is none."""
 
 
 def choose_path(model: Any, *, longest: int | None = None) -> Path:
@@ -49,8 +49,8 @@ def choose_path(model: Any, *, longest: int | None = None) -> Path:
         ModelError: no path is exact; says why, and what would work.
     """
     _refuse_switch(model, longest)
-    facts = model.config.to_dict()
-    key = (type(model), json.dumps(facts, sort_keys=True, default=str), longest is not None)
+    config_fields = model.config.to_dict()
+    key = (type(model), json.dumps(config_fields, sort_keys=True, default=str), longest is not None)
     if key not in _CHOSEN:
         try:
             _CHOSEN[key] = _choose(model, longest)
@@ -104,20 +104,20 @@ def _choose(model: Any, longest: int | None) -> Path:
 
 
 def _windows(config: Any) -> bool:
-    """Whether some bound on what a token attends to would go unnoticed in short sequences."""
-    facts = config.get_text_config().to_dict()
-    return any(value for key, value in facts.items() if "window" in key or key == "attention_chunk_size")
+    """True if the configuration bounds attention in a way that short sequences would not show."""
+    config_fields = config.get_text_config().to_dict()
+    return any(value for key, value in config_fields.items() if "window" in key or key == "attention_chunk_size")
 
 
 def _examine(name: str, model: Any, *, packed: bool = True) -> Path:
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        truth = _Truth(name, model)
+        reference = _Reference(name, model)
         problems = {"packed": "it has windows that a short check does not reach", "plain": ""}
         for path in _candidates(model, packed):
             try:
-                exact = _exact(model, path, truth)
+                exact = _exact(model, path, reference)
                 return exact if path.kind == "packed" else replace(exact, reason=problems["packed"])
             except _Differs as problem:
                 problems[path.kind] = str(problem)
@@ -131,7 +131,7 @@ def _examine(name: str, model: Any, *, packed: bool = True) -> Path:
 
 
 def _candidates(model: Any, packed: bool) -> Iterator[Path]:
-    """From the fastest to the slowest."""
+    """Paths to check, the fastest first."""
     if packed:
         yield Path()
         yield Path(states="head")
@@ -149,16 +149,16 @@ class _NotCausalError(ModelError):
 
 
 class _CannotRunError(ModelError):
-    """The model's own code stops."""
+    """The model's own code raises an error."""
 
 
 class _Differs(Exception):  # noqa: N818 - it reports no error
-    """A path does not compute what the model does; says where."""
+    """A path's numbers differ from the model's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sequence:
-    """A prompt with one continuation, and what the model itself says of them."""
+    """A prompt with one continuation, and the model's own logits."""
 
     prompt: list[int]
     rest: list[int]
@@ -169,12 +169,8 @@ class _Sequence:
         return self.prompt + self.rest
 
 
-class _Truth:
-    """What the model's own code says of some sequences, each alone.
-
-    Raises:
-        ModelError: the model cannot be trained by reinforcement learning at all.
-    """
+class _Reference:
+    """Expected logits and gradient: the model's own code on some sequences, each alone."""
 
     def __init__(self, name: str, model: Any) -> None:
         self.model = model
@@ -227,7 +223,7 @@ class _Truth:
 
 
 def _small_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Those whose gradient is compared: all of a small model, else the small ones, through which all of it flows."""
+    """Parameters whose gradient is compared: of a large model the small ones, through which all of it flows."""
     limit = 1 << 18
     trained = (weight for weight in model.parameters() if weight.is_floating_point() and weight.requires_grad)
     return [weight for weight in trained if weight.numel() <= limit]
@@ -247,32 +243,28 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:160]}"
 
 
-def _exact(model: Any, path: Path, truth: _Truth) -> Path:
-    """The path with all that it needs to be exact.
-
-    Raises:
-        _Differs: it is not.
-    """
+def _exact(model: Any, path: Path, reference: _Reference) -> Path:
+    """The path with all that it needs to be exact."""
     try:
         runner = ModelRunner(model, path)
         with torch.no_grad():
-            path = replace(path, transform=_transform(runner, truth))
+            path = replace(path, transform=_transform(runner, reference))
             runner = ModelRunner(model, path)
-            runner.path = replace(path, ruled=_require_packing(runner, truth))
-        _require_gradient(runner, truth)
+            runner.path = replace(path, ruled=_require_packing(runner, reference))
+        _require_gradient(runner, reference)
     except _Differs:
         raise
     except Exception as error:  # whatever an architecture's code raises when it is called in another way
         raise _Differs(f"it stops with {_first_line(error)}") from error
-    return _decoding(runner, truth)
+    return _decoding(runner, reference)
 
 
-def _transform(runner: ModelRunner, truth: _Truth) -> LogitTransform:
-    """What the model does to its head's output, from the numbers that its configuration names."""
-    expected = truth.sequences[0]
-    ids = torch.tensor([expected.tokens], device=truth.device)
-    layout = PackedLayout([Segment(start=0, prompt=len(expected.tokens), lengths=())], truth.device)
-    states = runner.hidden(ids, torch.arange(ids.shape[1], device=truth.device)[None], layout)
+def _transform(runner: ModelRunner, reference: _Reference) -> LogitTransform:
+    """The model's transform of its head's output, from the numbers that its configuration names."""
+    expected = reference.sequences[0]
+    ids = torch.tensor([expected.tokens], device=reference.device)
+    layout = PackedLayout([Segment(start=0, prompt=len(expected.tokens), lengths=())], reference.device)
+    states = runner.hidden(ids, torch.arange(ids.shape[1], device=reference.device)[None], layout)
     raw = runner.head.linear(states)[0].float()
     if raw.shape != expected.logits.shape:
         raise _Differs(f"its head gives {list(raw.shape)} logits where the model gives {list(expected.logits.shape)}")
@@ -295,9 +287,9 @@ def _transformed_error(raw: Tensor, expected: Tensor, transform: LogitTransform)
     return distance(transform.apply_(raw.clone()), expected)
 
 
-def _row(truth: _Truth) -> tuple[Tensor, Tensor, PackedLayout]:
+def _row(reference: _Reference) -> tuple[Tensor, Tensor, PackedLayout]:
     """All sequences in one packed row: two continuations of the first prompt, then the second prompt with its own."""
-    first, second, third = truth.sequences
+    first, second, third = reference.sequences
     tokens = [*first.tokens, *second.rest, *third.tokens]
     prompt, start = len(first.prompt), len(first.tokens) + len(second.rest)
     positions = [*range(len(first.tokens)), *range(prompt, len(second.tokens)), *range(len(third.tokens))]
@@ -305,17 +297,17 @@ def _row(truth: _Truth) -> tuple[Tensor, Tensor, PackedLayout]:
         Segment(start=0, prompt=prompt, lengths=(len(first.rest), len(second.rest))),
         Segment(start=start, prompt=len(third.prompt), lengths=(len(third.rest),)),
     ]
-    device = truth.device
+    device = reference.device
     row = torch.tensor([tokens], device=device), torch.tensor([positions], device=device)
     return *row, PackedLayout(segments, device)
 
 
-def _require_packing(runner: ModelRunner, truth: _Truth) -> bool:
-    """Whether the model asks its attention for more than scaled scores."""
-    tokens, positions, layout = _row(truth)
+def _require_packing(runner: ModelRunner, reference: _Reference) -> bool:
+    """Check the packed logits; True if a layer applied a `ScoreRule`."""
+    tokens, positions, layout = _row(reference)
     logits = runner.head(runner.hidden(tokens, positions, layout))[0]
-    first, second, third = (sequence.logits for sequence in truth.sequences)
-    expected = torch.cat([first, second[len(truth.sequences[1].prompt) :], third])
+    first, second, third = (sequence.logits for sequence in reference.sequences)
+    expected = torch.cat([first, second[len(reference.sequences[1].prompt) :], third])
     difference = distance(logits, expected)
     if not difference < EXACT:
         raise _Differs(
@@ -325,21 +317,23 @@ def _require_packing(runner: ModelRunner, truth: _Truth) -> bool:
     return layout.ruled
 
 
-def _require_gradient(runner: ModelRunner, truth: _Truth) -> None:
-    states = runner.hidden(*_row(truth))[0]
+def _require_gradient(runner: ModelRunner, reference: _Reference) -> None:
+    states = runner.hidden(*_row(reference))[0]
     logprobs, start = [], 0
-    for number, sequence in enumerate(truth.sequences):
+    for number, sequence in enumerate(reference.sequences):
         if number == 1:  # behind the first's continuation, the same prompt
             before = [len(sequence.prompt) - 1, *range(start, start + len(sequence.rest) - 1)]
             start += len(sequence.rest)
         else:
             before = [*range(start + len(sequence.prompt) - 1, start + len(sequence.tokens) - 1)]
             start += len(sequence.tokens)
-        logprobs.append(_picked(runner.head(states[before]).float(), torch.tensor(sequence.rest, device=truth.device)))
-    loss = (torch.cat(logprobs) * truth.weights).sum()
-    gradient = torch.autograd.grad(loss, truth.parameters, allow_unused=True)
+        logprobs.append(
+            _picked(runner.head(states[before]).float(), torch.tensor(sequence.rest, device=reference.device))
+        )
+    loss = (torch.cat(logprobs) * reference.weights).sum()
+    gradient = torch.autograd.grad(loss, reference.parameters, allow_unused=True)
     size = apart = 0.0
-    for computed, expected in zip(gradient, truth.gradient, strict=True):
+    for computed, expected in zip(gradient, reference.gradient, strict=True):
         zero = torch.zeros(())
         computed, expected = (zero if grad is None else widened(grad).cpu() for grad in (computed, expected))
         size += float(expected.square().sum())
@@ -349,17 +343,13 @@ def _require_gradient(runner: ModelRunner, truth: _Truth) -> None:
         raise _Differs(f"the gradient is off by {difference:.2g} of its size")
 
 
-def _decoding(runner: ModelRunner, truth: _Truth) -> Path:
-    """The path, with whether the model's own cache is exact.
-
-    Raises:
-        _Differs: packed decoding is not exact.
-    """
+def _decoding(runner: ModelRunner, reference: _Reference) -> Path:
+    """The path, with whether the model's own cache is exact."""
     path = runner.path
     if path.kind == "packed":
         try:
             with torch.no_grad():
-                difference = _pool_distance(runner, truth)
+                difference = _pool_distance(runner, reference)
         except Exception as error:  # as above
             raise _Differs(f"decoding stops with {_first_line(error)}") from error
         if not difference < EXACT:
@@ -368,16 +358,16 @@ def _decoding(runner: ModelRunner, truth: _Truth) -> Path:
     for choice in (path, replace(path, positions=True)):
         runner.path = choice
         with torch.no_grad(), suppress(Exception):  # as above
-            if _cached_distance(runner, truth) < EXACT:
+            if _cached_distance(runner, reference) < EXACT:
                 return choice
     return replace(path, cached=False)
 
 
-def _pool_distance(runner: ModelRunner, truth: _Truth) -> float:
-    """How far the logits of decoded tokens are from the model's own, with the engine's key-value memory."""
+def _pool_distance(runner: ModelRunner, reference: _Reference) -> float:
+    """Distance of decoded tokens' logits from the model's own, with the engine's key-value memory."""
     from coterie.policy.kv import DecodeLayout, KVPool, PrefillLayout
 
-    device, sequences = truth.device, truth.sequences
+    device, sequences = reference.device, reference.sequences
     first, third = sequences[0].prompt, sequences[2].prompt
     segments = [
         Segment(start=0, prompt=len(first), lengths=()),
@@ -399,29 +389,29 @@ def _pool_distance(runner: ModelRunner, truth: _Truth) -> float:
     return difference
 
 
-def _cached_distance(runner: ModelRunner, truth: _Truth) -> float:
-    """The same with the model's own cache: one prompt for two rows, of which one leaves."""
-    first, second, _ = truth.sequences
+def _cached_distance(runner: ModelRunner, reference: _Reference) -> float:
+    """Distance of decoded tokens' logits with the model's own cache: one prompt for two rows, of which one leaves."""
+    first, second, _ = reference.sequences
     decoder, prompt = PlainDecoder(runner), len(first.prompt)
     rows = [first, second]
     difference = distance(
-        decoder.prefill(torch.tensor([first.prompt], device=truth.device)), first.logits[None, prompt - 1]
+        decoder.prefill(torch.tensor([first.prompt], device=reference.device)), first.logits[None, prompt - 1]
     )
-    decoder.select(torch.tensor([0, 0], device=truth.device))
+    decoder.select(torch.tensor([0, 0], device=reference.device))
     for step in range(_DECODED):
-        logits = decoder.step(torch.tensor([sequence.rest[step] for sequence in rows], device=truth.device))
+        logits = decoder.step(torch.tensor([sequence.rest[step] for sequence in rows], device=reference.device))
         difference = max(
             difference, distance(logits, torch.stack([sequence.logits[prompt + step] for sequence in rows]))
         )
         if step == 1:
-            decoder.select(torch.tensor([1], device=truth.device))
+            decoder.select(torch.tensor([1], device=reference.device))
             rows = [second]
     return difference
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Generator[None]:
-    """Every rounded tensor as float32 for a while; the way there and back changes no bit."""
+    """Context in which every rounded tensor of the model is float32; the way there and back changes no bit."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
     rounded = [(tensor, tensor.dtype) for tensor in tensors.values() if tensor.dtype.itemsize < 4]
     for tensor, _ in rounded:

@@ -1,4 +1,4 @@
-"""Packed batches through the policy and its companions: log-probs, reference log-probs, values."""
+"""Forward passes over packed batches: log-probs of policy and reference, values of the critic, inputs of the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coterie.batches.batch import Batch
 from coterie.errors import ModelError
 from coterie.policy.critic import Critic
 from coterie.policy.kernels import Kernel
-from coterie.policy.logprobs import TokenScores, Wanted, chunked_scores, hidden_states_at
+from coterie.policy.logprobs import OutputFlags, TokenOutputs, chunked_scores, hidden_states_at
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
 from coterie.types import RolloutScores
@@ -40,66 +40,59 @@ class ForwardPass:
         self.reference = reference
         self.critic = critic
 
-    def forward(self, policy: Policy, batch: Batch, wanted: Wanted) -> tuple[Tensor, TokenScores]:
-        """Hidden states [N, D] before the trained tokens, and what the head says of those."""
+    def forward(self, policy: Policy, batch: Batch, flags: OutputFlags) -> tuple[Tensor, TokenOutputs]:
+        """Hidden states [N, D] that predict the trained tokens, and the head's outputs for them."""
         states = hidden_states_at(policy, batch, self.kernel)
         targets = torch.from_numpy(batch.targets).to(policy.device)
         head = policy.head
-        said = chunked_scores(
+        outputs = chunked_scores(
             states,
             head.weight,
             head.bias,
             targets,
             temperature=self.temperature,
-            wanted=wanted,
+            flags=flags,
             transform=head.transform,
         )
-        return states, said
+        return states, outputs
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:
-        """[N] log π_ref of the trained tokens.
-
-        Raises:
-            ModelError: there is no reference.
-        """
+        """[N] log π_ref of the trained tokens."""
         if self.reference is None:
             raise ModelError("objective.kl_beta > 0 needs a reference policy, and this learner has none")
         if self.reference.copy is not None:
-            return self.forward(self.reference.copy, batch, Wanted())[1].logprobs
+            return self.forward(self.reference.copy, batch, OutputFlags())[1].logprobs
         with self.policy.without_adapters():
-            return self.forward(self.policy, batch, Wanted())[1].logprobs
+            return self.forward(self.policy, batch, OutputFlags())[1].logprobs
 
     @torch.no_grad()
     def score(
         self, batch: Batch, *, entropy: bool, score_norm: bool = False, companions: bool = True
     ) -> dict[str, RolloutScores]:
-        """What is said of each rollout's tokens by the policy, and, unless `companions` is False, by reference and
-        critic where there are any."""
-        states, said = self.forward(self.policy, batch, Wanted(entropy=entropy, score_norm=score_norm))
+        """Scores of each rollout's tokens by the policy, and, with `companions`, by reference and critic if any."""
+        states, outputs = self.forward(self.policy, batch, OutputFlags(entropy=entropy, score_norm=score_norm))
         columns = {
-            "logprobs": said.logprobs,
+            "logprobs": outputs.logprobs,
             "reference": None if self.reference is None or not companions else self.reference_logprobs(batch),
-            "entropy": said.entropies if entropy else None,
-            "score_norms": said.score_norms if score_norm else None,
+            "entropy": outputs.entropies if entropy else None,
+            "score_norms": outputs.score_norms if score_norm else None,
             "values": None if self.critic is None or not companions else self.critic.values(batch, states),
         }
-        arrays = {name: widened(one).numpy(force=True) for name, one in columns.items() if one is not None}
+        arrays = {name: widened(tensor).numpy(force=True) for name, tensor in columns.items() if tensor is not None}
         return {
             name: RolloutScores(**{column: values[low:high] for column, values in arrays.items()})
             for name, (low, high) in batch.spans.items()
         }
 
 
-# What the objective needs to know of each trained token: from the batch, this pass, and scores of before.
-
 Scores = Mapping[str, RolloutScores]
-"""rollout id → what was said of its tokens before the update."""
+"""rollout id → scores of its tokens before the update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpdateContext:
-    """What is known of the tokens of one optimizer step before its passes."""
+    """Scores and constants of one optimizer step, known before its forward passes."""
 
     scores: Scores | None = None
     moved: bool = False
@@ -112,51 +105,52 @@ class UpdateContext:
 
 
 def loss_inputs(
-    batch: Batch, said: TokenScores, known: UpdateContext, reference: Callable[[Batch], Tensor] | None
+    batch: Batch, outputs: TokenOutputs, context: UpdateContext, reference: Callable[[Batch], Tensor] | None
 ) -> LossInputs:
-    """The columns of the objective, [N] each, on the device and in the format of `said`.
+    """The inputs of the objective, [N] each, on the device and in the format of `outputs`.
 
     Args:
-        reference: asked for the reference's log-probs where the scores do not have them; None asks nobody.
+        reference: computes the reference's log-probs where the scores lack them; None leaves them out.
     """
-    held, scores = said.logprobs.detach(), known.scores
-    old, asked = held, None
-    if scores is not None and known.moved:
-        old = _gathered(batch, scores, "logprobs", held)
+    logprobs, scores = outputs.logprobs.detach(), context.scores
+    old, reference_logprobs = logprobs, None
+    if scores is not None and context.moved:
+        old = _score_column(batch, scores, "logprobs", logprobs)
     if scores is not None and all(scores[name].reference is not None for name in batch.spans):
-        asked = _gathered(batch, scores, "reference", held)  # measured even where the KL is in the reward
+        # Measured even where the KL is in the reward.
+        reference_logprobs = _score_column(batch, scores, "reference", logprobs)
     elif reference is not None:
-        asked = reference(batch)
-    sampler = _tensor(batch.sampler_logprobs, held)
+        reference_logprobs = reference(batch)
+    sampler = _tensor(batch.sampler_logprobs, logprobs)
     if batch.replayed.any():
-        old = torch.where(torch.from_numpy(batch.replayed).to(held.device), sampler, old)
+        old = torch.where(torch.from_numpy(batch.replayed).to(logprobs.device), sampler, old)
     return LossInputs(
-        logprobs=said.logprobs,
+        logprobs=outputs.logprobs,
         old_logprobs=old,
         sampler_logprobs=sampler,
-        reference_logprobs=asked,
-        advantages=_tensor(batch.advantages, held),
-        clip_low=_tensor(batch.clip_low, held),
-        clip_high=_tensor(batch.clip_high, held),
-        weights=_tensor(batch.weights, held),
-        rollout=torch.from_numpy(batch.rollout).to(held.device),
-        entropy=said.entropies,
-        policy_mask=_important(batch, known, held),
-        entropy_weights=torch.full_like(held, 1 / known.tokens) if known.tokens else None,
+        reference_logprobs=reference_logprobs,
+        advantages=_tensor(batch.advantages, logprobs),
+        clip_low=_tensor(batch.clip_low, logprobs),
+        clip_high=_tensor(batch.clip_high, logprobs),
+        weights=_tensor(batch.weights, logprobs),
+        rollout=torch.from_numpy(batch.rollout).to(logprobs.device),
+        entropy=outputs.entropies,
+        policy_mask=_policy_mask(batch, context, logprobs),
+        entropy_weights=torch.full_like(logprobs, 1 / context.tokens) if context.tokens else None,
     )
 
 
-def _important(batch: Batch, known: UpdateContext, like: Tensor) -> Tensor | None:
+def _policy_mask(batch: Batch, context: UpdateContext, like: Tensor) -> Tensor | None:
     """[N] bool: tokens whose policy term counts; None = all."""
-    if known.scores is None or known.threshold == -math.inf:
+    if context.scores is None or context.threshold == -math.inf:
         return None
-    return top_entropy_mask(_gathered(batch, known.scores, "entropy", like), known.threshold)
+    return top_entropy_mask(_score_column(batch, context.scores, "entropy", like), context.threshold)
 
 
 def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype).to(like.device)
 
 
-def _gathered(batch: Batch, scores: Scores, name: str, like: Tensor) -> Tensor:
+def _score_column(batch: Batch, scores: Scores, name: str, like: Tensor) -> Tensor:
     """[N] one column of the scores in the order of the batch's tokens."""
     return _tensor(np.concatenate([getattr(scores[rollout], name) for rollout in batch.spans]), like)

@@ -1,4 +1,13 @@
-"""The gradient of one optimizer step, summed over its micro-batches."""
+"""The gradient of one optimizer step, summed over its micro-batches, and float32 master weights of bfloat16 weights.
+
+A master is kept as the weight itself and the 16 bits that it lacks:
+
+    float32 bits = (bits of the bfloat16 weight << 16) + remainder,   -32768 <= remainder < 32768
+
+The weight is the nearest bfloat16 of its master (a tie goes away from zero: the one rounding that leaves exactly
+65,536 masters to each weight, so that 16 bits suffice). Nothing is lost, and two bytes a parameter are saved against
+a master kept beside the weight.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +19,9 @@ from torch import Tensor, nn
 
 from coterie.algo.sampling import at_least_float32
 
-# The float32 master of a bfloat16 weight, kept as the weight itself and the 16 bits that it lacks.
-#
-#     float32 bits = (bits of the bfloat16 weight << 16) + remainder,   -32768 <= remainder < 32768
-#
-# The weight is the nearest bfloat16 of its master (a tie goes away from zero: the one rounding that leaves exactly
-# 65,536 masters to each weight, so that 16 bits suffice). Nothing is lost, and two bytes a parameter are saved against
-# a master kept beside the weight.
 
-
-def join(high: Tensor, low: Tensor) -> Tensor:
-    """The masters, in new memory.
+def merge(high: Tensor, low: Tensor) -> Tensor:
+    """Master weights of weights and remainders, in new memory.
 
     Args:
         high: [n] bfloat16 weights.
@@ -33,14 +34,14 @@ def join(high: Tensor, low: Tensor) -> Tensor:
 
 
 def split(master: Tensor, high: Tensor, low: Tensor) -> None:
-    """Write masters back into weights and remainders; `master` [n] is used up."""
+    """Write master weights back into weights and remainders; overwrites `master` [n]."""
     bits = master.view(torch.int32)
     low.copy_(bits)  # the low 16 bits, read as a signed number
     high.view(torch.int16).copy_(bits.sub_(low).bitwise_right_shift_(16))
 
 
-def pieces(size: int, device: torch.device) -> Iterator[slice]:
-    """Cut a flat tensor so that a float32 copy of one piece stays in the cache (or is worth a kernel, on a GPU).
+def chunks(size: int, device: torch.device) -> Iterator[slice]:
+    """Chunks of a flat tensor, so small that a float32 copy of one stays in the cache (or is worth a kernel, on a GPU).
 
     All but the last are a multiple of 256 long, which is a block of the 8-bit state and many vector registers.
     """
@@ -50,9 +51,9 @@ def pieces(size: int, device: torch.device) -> Iterator[slice]:
 
 
 class GradientSum:
-    """Takes each parameter's gradient as soon as autograd has it, so that only one is ever held twice.
+    """Sum of gradients that takes each parameter's as soon as autograd has it, so that only one exists twice.
 
-    A lone bfloat16 gradient is kept as it is; from the second micro-batch on the sum is float32.
+    A single bfloat16 gradient is kept as it is; from the second micro-batch on the sum is float32.
 
     Attributes:
         sums: parameter name → the sum so far.
@@ -70,14 +71,14 @@ class GradientSum:
             grad, parameter.grad = parameter.grad, None
             if grad is None or (self._done is not None and name in self._done):
                 return
-            held = self.sums.get(name)
+            running_sum = self.sums.get(name)
             exact = at_least_float32(parameter.dtype)
-            if held is None:
+            if running_sum is None:
                 self.sums[name] = grad
-            elif held.dtype == exact:
-                held += grad
+            elif running_sum.dtype == exact:
+                running_sum += grad
             else:
-                self.sums[name] = held.to(exact).add_(grad)
+                self.sums[name] = running_sum.to(exact).add_(grad)
             if self._done is not None:
                 self._done.add(name)
 
@@ -85,7 +86,7 @@ class GradientSum:
 
     @contextmanager
     def attempt(self, done: set[str]) -> Generator[None]:
-        """Around a backward pass that may fail half way.
+        """Context of a backward pass that may fail half way.
 
         Args:
             done: names whose part of the batch is in the sum already: what this pass has to say about them is dropped.
@@ -107,9 +108,9 @@ class GradientSum:
 
     def take(self) -> dict[str, Tensor]:
         """The sum by name, in master precision; it is gone afterwards."""
-        found = {name: grad.to(at_least_float32(grad.dtype)) for name, grad in self.sums.items()}
+        gradients = {name: grad.to(at_least_float32(grad.dtype)) for name, grad in self.sums.items()}
         self.drop()
-        return found
+        return gradients
 
     def drop(self) -> None:
         """Start the next optimizer step's sum."""
@@ -117,9 +118,9 @@ class GradientSum:
 
 
 def _norm(grad: Tensor) -> Tensor:
-    """L2 norm of one gradient; piece by piece where better precision takes a copy."""
+    """L2 norm of one gradient; chunk by chunk where better precision takes a copy."""
     if grad.dtype == at_least_float32(grad.dtype):
         return torch.linalg.vector_norm(grad)
     flat = grad.reshape(-1)
-    parts = [torch.linalg.vector_norm(flat[part].float()) for part in pieces(flat.numel(), flat.device)]
+    parts = [torch.linalg.vector_norm(flat[part].float()) for part in chunks(flat.numel(), flat.device)]
     return torch.linalg.vector_norm(torch.stack(parts))

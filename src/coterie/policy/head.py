@@ -1,4 +1,4 @@
-"""The head: hidden states to logits, with what a model does to its logits afterwards."""
+"""The language-model head: hidden states to logits, with the transform that a model applies to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LogitTransform:
         return self.scale == 1 and self.cap is None
 
     def apply_(self, logits: Tensor) -> Tensor:
-        """In place; `logits` are in full precision already."""
+        """Apply in place; `logits` are in full precision already."""
         if self.cap is None:
             return logits.mul_(self.scale)
         return logits.mul_(self.scale / self.cap).tanh_().mul_(self.cap)

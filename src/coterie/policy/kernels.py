@@ -1,4 +1,4 @@
-"""Shared-prefix packing in one FlexAttention call: what the learner runs on a GPU.
+"""Attention kernels of the learner: shared-prefix packing in one FlexAttention call, and regional compilation.
 
 `PackedLayout` calls attention once per prompt and once per group; here the whole packed row is one block-sparse call.
 Every token sees at most three runs of the row: one of the head that all prompts share, one of its prompt, and one that
@@ -9,6 +9,10 @@ ends at itself. Five numbers per token therefore say everything, sliding window 
     own_from                  first token it sees of its own prompt or continuation; the last one is itself
 
 The block mask follows from them by counting, without ever writing the [T, T] mask down.
+
+Regional compilation compiles each decoder layer, once for all layers, and leaves the rest of the model eager. A layer
+is where the time goes (norms, rotary embedding, activation and residuals fuse), and all layers share one compiled
+graph, so the wait at the start is that of one layer and not of the whole model.
 """
 
 from __future__ import annotations
@@ -86,7 +90,7 @@ class FlexLayout:
         return out[:, :, :length]
 
     def mask(self, window: int | None) -> BlockMask:
-        """Built once, used by all layers."""
+        """The block mask of a window, built once for all layers."""
         if window not in self._masks:
             self._masks[window] = block_mask(self.segments, self.size, window, self.device)
         return self._masks[window]
@@ -100,25 +104,25 @@ def intervals(segments: Sequence[Segment], size: int, window: int | None) -> np.
     """[5, size] int32: head_from, head_to, prompt_from, prompt_to and own_from of every token; what pads the row sees
     nothing."""
     index = np.arange(size)
-    found = np.stack([*np.zeros((4, size), int), index + 1])
+    bounds = np.stack([*np.zeros((4, size), int), index + 1])
     reach = size + 1 if window is None else window
     head = segments[0].head if segments else 0
-    found[4, :head] = np.maximum(0, index[:head] - reach + 1)
+    bounds[4, :head] = np.maximum(0, index[:head] - reach + 1)
     for segment in segments:
         first = segment.start + segment.prompt
         runs = [(segment.start, segment.prompt), *_runs(first, segment.lengths)]
         for number, (start, length) in enumerate(runs):
             part = slice(start, start + length)
-            found[4, part] = np.maximum(start, index[part] - reach + 1)
+            bounds[4, part] = np.maximum(start, index[part] - reach + 1)
             # Distances are counted by position: the continuations between do not exist.
             before = first if number else segment.start
             nearest = before + index[part] - start - reach + 1
             if number:
-                found[2, part] = np.clip(nearest, segment.start, first)
-                found[3, part] = first
-            found[0, part] = np.clip(nearest - segment.start + head, 0, head)
-            found[1, part] = head
-    return found.astype(np.int32)
+                bounds[2, part] = np.clip(nearest, segment.start, first)
+                bounds[3, part] = first
+            bounds[0, part] = np.clip(nearest - segment.start + head, 0, head)
+            bounds[1, part] = head
+    return bounds.astype(np.int32)
 
 
 def _runs(first: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -129,8 +133,8 @@ def _runs(first: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def block_mask(segments: Sequence[Segment], size: int, window: int | None, device: torch.device) -> BlockMask:
     """The block-sparse mask of a packed row of `size` tokens, a multiple of `BLOCK`."""
-    found = torch.from_numpy(intervals(segments, size, window)).to(device)
-    head_from, head_to, prompt_from, prompt_to, own_from = found.unbind(0)
+    bounds = torch.from_numpy(intervals(segments, size, window)).to(device)
+    head_from, head_to, prompt_from, prompt_to, own_from = bounds.unbind(0)
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = ((k >= head_from[q]) & (k < head_to[q])) | ((k >= prompt_from[q]) & (k < prompt_to[q]))
@@ -153,14 +157,14 @@ def _overlaps(shared: Sequence[tuple[Tensor, Tensor]], own_from: Tensor) -> Tens
     def covered(low: Tensor, high: Tensor) -> Tensor:  # [T, blocks of keys]
         return (torch.minimum(high, start + BLOCK) - torch.maximum(low, start)).clamp(min=0)
 
-    seen = covered(own_from[:, None], after)
+    overlaps = covered(own_from[:, None], after)
     for low, high in shared:
-        seen += covered(low[:, None], high[:, None])
-    return seen.view(-1, BLOCK, start.numel()).sum(1)
+        overlaps += covered(low[:, None], high[:, None])
+    return overlaps.view(-1, BLOCK, start.numel()).sum(1)
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks each row of blocks visits, and which first; [1, 1, Q] and [1, 1, Q, K] int32."""
+    """Number of blocks that each row of blocks visits [1, 1, Q], and their order [1, 1, Q, K]; int32."""
     order = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
@@ -206,14 +210,12 @@ def dense(
     return out, AuxOutput(lse=lse * math.log(2))  # the operator counts in powers of two
 
 
-# Which attention kernel the learner uses: one block-sparse FlexAttention call a layer, or plain calls.
-
 KERNELS = ("auto", "flex", "sdpa")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """Which attention the learner uses, and why."""
+    """Attention kernel of the learner, with the reason for its choice."""
 
     name: Literal["flex", "sdpa"]
     reason: str
@@ -221,28 +223,25 @@ class Kernel:
     """Sliding windows of the model's layers, in tokens; None is a layer without."""
 
 
-def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
+def choose_kernel(policy: Policy, attention: str = "auto") -> Kernel:
     """FlexAttention where it is compiled and faster, else the plain one; both give the same numbers.
 
     Args:
-        wanted: auto, flex (also where it is slow: on a CPU it is the dense reference) or sdpa.
-
-    Raises:
-        ModelError: an unknown name, or flex where no kernel exists.
+        attention: auto, flex (also where it is slow: on a CPU it is the dense reference) or sdpa.
     """
-    if wanted not in KERNELS:
-        raise ModelError(f"the attention kernel is {wanted!r}; expected one of {', '.join(KERNELS)}")
+    if attention not in KERNELS:
+        raise ModelError(f"the attention kernel is {attention!r}; expected one of {', '.join(KERNELS)}")
     if policy.path.kind == "plain":
-        if wanted == "flex":
+        if attention == "flex":
             raise ModelError(
                 f"FlexAttention cannot run here: {type(policy.model).__name__} runs through its own attention; use auto"
             )
         return Kernel(name="sdpa", reason="the model runs through its own attention")
-    if wanted == "sdpa":
+    if attention == "sdpa":
         return Kernel(name="sdpa", reason="asked for")
     obstacle = _obstacle(policy.device, policy.dtype, policy.head_size)
     windows = tuple(dict.fromkeys((None, getattr(policy.model.config.get_text_config(), "sliding_window", None))))
-    if wanted == "auto":
+    if attention == "auto":
         if policy.device.type != "cuda":
             return Kernel(name="sdpa", reason=f"FlexAttention trains on CUDA only, this is {policy.device.type}")
         if obstacle:
@@ -258,7 +257,7 @@ def choose_kernel(policy: Policy, wanted: str = "auto") -> Kernel:
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """Why the compiled kernel would not run; empty if it would."""
+    """The reason why the compiled kernel would not run; empty if it would."""
     if device.type != "cuda":
         return ""
     if importlib.util.find_spec("triton") is None:
@@ -276,28 +275,20 @@ def packed_layout(segments: Sequence[Segment], device: torch.device, kernel: Ker
     """The layout of one packed row under the chosen kernel."""
     if kernel.name == "sdpa":
         return PackedLayout(segments, device)
-    # brings the compiler along, which takes a second to load
-
     return FlexLayout(segments, device, windows=kernel.windows)
 
 
 def pad_row(tokens: Tensor, positions: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Lengthen a packed row [1, T] to what the layout's kernel is compiled for; nobody sees the added tokens."""
+    """Lengthen a packed row [1, T] to what the layout's kernel is compiled for; no token sees the added ones."""
     missing = getattr(layout, "size", 0) - tokens.shape[1]
     if missing <= 0:
         return tokens, positions
     return F.pad(tokens, (0, missing)), F.pad(positions, (0, missing))
 
 
-# Regional compilation: each decoder layer is compiled, once for all layers, and the rest of the model stays eager.
-#
-# A layer is where the time goes (norms, rotary embedding, activation and residuals fuse), and all layers share one
-# compiled graph, so the wait at the start is that of one layer and not of the whole model.
-
-
 @contextmanager
 def eager(policy: Policy) -> Generator[None]:
-    """Inside, compiled layers run as they were written: for the engine, whose shapes would be compiled anew."""
+    """Context in which compiled layers run eagerly: for the engine, whose shapes would be compiled anew."""
     layers = getattr(policy.decoder, "layers", ())
     if not any(getattr(layer, "_compiled_call_impl", None) for layer in layers):
         yield  # entering a stance loads the compiler
@@ -313,10 +304,7 @@ def compile_layers(policy: Policy, *, backend: str | Callable[..., Any] = "induc
         backend: of `torch.compile`.
 
     Returns:
-        How many layers there are.
-
-    Raises:
-        ModelError: the model has no list of decoder layers, or runs through its own forward pass.
+        The number of layers.
     """
     if policy.path.kind == "plain":
         raise ModelError(

@@ -43,7 +43,7 @@ class KVPool:
         self.values: dict[int, Tensor] = {}
 
     def admit(self, rows: Sequence[int], prompt: PromptKV) -> None:
-        """Fan one prompt out to several rows."""
+        """Copy one prompt's keys and values to several rows."""
         for layer, key in prompt.keys.items():
             if layer not in self.keys:
                 value = prompt.values[layer]
@@ -61,7 +61,7 @@ class KVPool:
 
 
 class PrefillLayout:
-    """Several prompts packed in one row, what they start with once; the keys and values of each are kept."""
+    """Prefill of prompts packed in one row behind their shared head; keeps the keys and values of each."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.kept = [PromptKV() for _ in segments]
@@ -79,16 +79,18 @@ class PrefillLayout:
         rule: ScoreRule = PLAIN_SCORES,
     ) -> Tensor:
         for segment, kept in zip(self.segments, self.kept, strict=True):
-            own = slice(segment.start, segment.start + segment.prompt)
+            rest = slice(segment.start, segment.start + segment.prompt)
             kept.keys[layer], kept.values[layer] = (
-                torch.cat([one[0, :, : segment.head], one[0, :, own]], dim=1) if segment.head else one[0, :, own]
-                for one in (key, value)
+                torch.cat([tensor[0, :, : segment.head], tensor[0, :, rest]], dim=1)
+                if segment.head
+                else tensor[0, :, rest]
+                for tensor in (key, value)
             )
         return self._packed.attend(layer, query, key, value, scale, window, rule)
 
 
 class DecodeLayout:
-    """One new token a row: write its key and value, attend to everything the row holds."""
+    """Decoding of one new token a row, which attends to everything the row holds."""
 
     def __init__(self, pool: KVPool, positions: Tensor, length: int) -> None:
         self.pool = pool
@@ -112,9 +114,9 @@ class DecodeLayout:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.rows, :, self.positions] = key[:, :, 0]
         values[self.rows, :, self.positions] = value[:, :, 0]
-        held = slice(0, self.length)
+        attended = slice(0, self.length)
         mask = self._mask(window, query, key)
-        return masked_attention(query, keys[:count, :, held], values[:count, :, held], mask, scale, rule)
+        return masked_attention(query, keys[:count, :, attended], values[:count, :, attended], mask, scale, rule)
 
     def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in self._masks:
@@ -122,11 +124,3 @@ class DecodeLayout:
             allowed = may_attend(self.positions[:, None], keys, window)
             self._masks[window] = fold_mask(additive(allowed, query.dtype)[:, None], query, key)
         return self._masks[window]
-
-
-# Decoding at static shapes, so that one step is one CUDA graph: a launch instead of hundreds.
-#
-# Inputs live in static buffers; the number of rows and the attended length are rounded up to buckets, and every pair of
-# buckets is captured once. On a CPU the very same code runs without the capture.
-#
-# Rows that only fill up a bucket write position 0 of their own, unused row of the pool and see nothing but it.

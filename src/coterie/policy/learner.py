@@ -23,7 +23,7 @@ from coterie.policy.activations import OomSplitter, arrange, saving
 from coterie.policy.critic import Critic, ValueMetrics
 from coterie.policy.forward import ForwardPass, Scores, UpdateContext, loss_inputs
 from coterie.policy.kernels import choose_kernel, compile_layers
-from coterie.policy.logprobs import Wanted
+from coterie.policy.logprobs import OutputFlags
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
@@ -36,7 +36,7 @@ STATE_FILE = "optimizer.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What one update did."""
+    """Metrics and log-probs of one update."""
 
     metrics: dict[str, float]
     logprobs: dict[str, np.ndarray]
@@ -45,12 +45,12 @@ class UpdateReport:
     skipped: int
     """Optimizer steps not taken because the gradient was not finite."""
     splits: int = 0
-    """How often a packed batch was cut in two because memory was refused."""
+    """Number of packed batches cut in two because memory was refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """One forward and backward pass, as the metrics need it."""
+    """Tensors of one forward and backward pass, for the metrics."""
 
     inputs: LossInputs
     outputs: LossOutputs
@@ -71,7 +71,7 @@ class Learner:
         temperature: of the sampler; the learner divides the logits by it too.
         total_steps: optimizer steps of the whole run, for the schedule.
         entropy_share: share of tokens, those of highest entropy in an optimizer step, whose policy term counts.
-        score_norm: scores say how much each token moves the policy.
+        score_norm: scores hold the norm of each token's score function.
         movement: report how far an update moved the policy, for a forward pass over one packed row.
         warmup: optimizer steps in which only the critic learns.
     """
@@ -133,7 +133,7 @@ class Learner:
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
-        metrics, judged = TokenMetrics(), ValueMetrics()
+        metrics, value_metrics = TokenMetrics(), ValueMetrics()
         before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
         if scores is None and (len(minibatches) > 1 or self.entropy_share < 1):
@@ -141,23 +141,23 @@ class Learner:
             scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
         for number, minibatch in enumerate(minibatches):
-            known = UpdateContext(
+            context = UpdateContext(
                 scores=scores,
                 moved=number > 0,
                 threshold=self._threshold(minibatch, scores),
                 tokens=sum(len(batch.targets) for batch in minibatch),
             )
             for batch in minibatch:
-                for part in self._backward(batch, known):
+                for part in self._backward(batch, context):
                     metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed)
                     if part.values is not None and part.value_loss is not None:
-                        judged.add(part.batch, part.values, part.value_loss)
+                        value_metrics.add(part.batch, part.values, part.value_loss)
                     _keep(logprobs, part)
             rate, norm = self._step()
             rates.append(rate)
             norms.append(norm)
             skipped += not math.isfinite(norm)
-        report = {**metrics.summary(), **judged.summary(), "lr": rates[-1] if rates else 0.0}
+        report = {**metrics.summary(), **value_metrics.summary(), "lr": rates[-1] if rates else 0.0}
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
@@ -175,7 +175,7 @@ class Learner:
             return {}
 
         def change(part: Batch, _: set[str]) -> np.ndarray:
-            now = widened(self.passes.forward(self.policy, part, Wanted())[1].logprobs).numpy(force=True)
+            now = widened(self.passes.forward(self.policy, part, OutputFlags())[1].logprobs).numpy(force=True)
             moved = [now[slice(*span)] - before[name] for name, span in part.spans.items() if name in before]
             return np.abs(np.concatenate([np.zeros(0), *moved]))
 
@@ -186,8 +186,8 @@ class Learner:
         """The entropy that a token of this optimizer step needs to count."""
         if self.entropy_share == 1 or scores is None:
             return -math.inf
-        found = [scores[name].entropy for batch in batches for name in batch.spans]
-        entropies = np.concatenate([entropy for entropy in found if entropy is not None] or [np.zeros(0)])
+        rollout_entropies = [scores[name].entropy for batch in batches for name in batch.spans]
+        entropies = np.concatenate([entropy for entropy in rollout_entropies if entropy is not None] or [np.zeros(0)])
         return top_entropy_threshold(torch.from_numpy(entropies), self.entropy_share)
 
     def _step(self) -> tuple[float, float]:
@@ -222,17 +222,17 @@ class Learner:
         """The critic learns alone: in optimizer steps 1 to `warmup`."""
         return self.critic is not None and self.steps_taken <= self.warmup
 
-    def _backward(self, batch: Batch, known: UpdateContext) -> list[_Part]:
+    def _backward(self, batch: Batch, context: UpdateContext) -> list[_Part]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
-        return self.fitting.run(batch, lambda part, done: self._backward_part(part, known, done))
+        return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, done))
 
-    def _backward_part(self, batch: Batch, known: UpdateContext, done: set[str]) -> _Part:
+    def _backward_part(self, batch: Batch, context: UpdateContext, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         with saving(self.policy.model.parameters(), self.config):
-            states, said = self.passes.forward(self.policy, batch, self._wanted)
+            states, token_outputs = self.passes.forward(self.policy, batch, self._flags)
         # Read at each pass: the coefficient may have been adapted since.
         reference = self.passes.reference_logprobs if self.objective.kl_beta > 0 else None
-        inputs = loss_inputs(batch, said, known, reference)
+        inputs = loss_inputs(batch, token_outputs, context, reference)
         outputs = policy_loss(inputs, self.objective)
         loss, values, value_loss = outputs.loss, None, None
         if self.critic is not None:
@@ -246,15 +246,15 @@ class Learner:
         return _Part(
             inputs=inputs,
             outputs=outputs,
-            entropy=said.entropies.detach(),
+            entropy=token_outputs.entropies.detach(),
             values=values,
             value_loss=value_loss,
             batch=batch,
         )
 
     @property
-    def _wanted(self) -> Wanted:
-        return Wanted(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
+    def _flags(self) -> OutputFlags:
+        return OutputFlags(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
@@ -265,24 +265,24 @@ class Learner:
         return self.optimizer.take_gradients()
 
     def score(self, batches: Sequence[Batch], *, companions: bool = True) -> dict[str, RolloutScores]:
-        """What the present weights say of every trained token, with all that credit and update may ask for.
+        """Scores of every trained token under the present weights, with all that advantages and update need.
 
         Args:
-            companions: False asks for the policy's log-probs alone.
+            companions: False computes the policy's log-probs alone.
         """
         entropy, norm = companions and self.entropy_share < 1, companions and self.score_norm
-        found: dict[str, RolloutScores] = {}
+        scores: dict[str, RolloutScores] = {}
 
         def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
             return self.passes.score(part, entropy=entropy, score_norm=norm, companions=companions)
 
         for batch in batches:
             for part in self.scoring.run(batch, attempt):
-                found |= part
-        return found
+                scores |= part
+        return scores
 
     def save(self, folder: Path) -> None:
-        """Write the optimizer and its masters into `folder`, and what else is not in the model."""
+        """Write the optimizer with its master weights into `folder`, and the state of critic and reference."""
         state_files.write(folder / STATE_FILE, self.optimizer.state())
         if self.critic is not None:
             self.critic.save(folder)
@@ -301,11 +301,7 @@ class Learner:
         }
 
     def load(self, folder: Path, counters: Mapping[str, float]) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: the file does not open or belongs to another model.
-        """
+        """Restore the state that `save` wrote."""
         self.optimizer.load(state_files.read(folder / STATE_FILE))
         if self.critic is not None:
             self.critic.load(folder)
@@ -315,8 +311,8 @@ class Learner:
         self.skipped_in_a_row = int(counters["skipped_in_a_row"])
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
-        held = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
-        self.objective = replace(self.objective, **held)
+        coefficients = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
+        self.objective = replace(self.objective, **coefficients)
 
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:

@@ -1,6 +1,7 @@
 """Log-probabilities at trained positions only, in chunks, so that full logits never exist.
 
-The head is recomputed in the backward pass. For one row, with z the logits over the temperature and p = softmax(z):
+`hidden_states_at` runs a packed row through a decoder and keeps the states that predict its trained tokens. The head is
+recomputed in the backward pass. For one row, with z the logits over the temperature and p = softmax(z):
 d log p(y) / d z = onehot(y) - p, and d H / d z = -p·(log p + H) for the entropy H = -Σ p·log p. Logits are taken to
 float32 before the softmax (float64 stays float64), a cache-sized block of rows at a time, since on a CPU these passes
 over the vocabulary otherwise cost more than the matrix products.
@@ -29,7 +30,7 @@ _BLOCK = 1 << 19
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    """Rows to work on at once."""
+    """Slices of rows that are processed at once."""
     rows, vocabulary = logits.shape
     size = max(1, _BLOCK // vocabulary) if logits.device.type == "cpu" else rows
     return (slice(start, start + size) for start in range(0, rows, size))
@@ -44,8 +45,8 @@ def _scaled(logits: Tensor, temperature: float, transform: LogitTransform) -> Te
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is asked for beside the log-probabilities; each costs a pass over the vocabulary."""
+class OutputFlags:
+    """Outputs to compute beside the log-probabilities; each costs a pass over the vocabulary."""
 
     entropy: bool = False
     entropy_gradient: bool = False
@@ -54,8 +55,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
-    """All [N], float32 (float64 for float64 input); zeros where not asked for."""
+class TokenOutputs:
+    """Outputs of the head for the trained tokens, all [N], float32 (float64 for float64 input); zeros by default."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -66,7 +67,7 @@ class TokenScores:
 
 
 def _statistics(
-    logits: Tensor, target: Tensor, temperature: float, wanted: Wanted, transform: LogitTransform
+    logits: Tensor, target: Tensor, temperature: float, flags: OutputFlags, transform: LogitTransform
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probability of each target, log of the softmax's denominator, entropy and score norm, all [rows]."""
     scaled = _scaled(logits, temperature, transform)
@@ -78,11 +79,11 @@ def _statistics(
     norm = peak + total.log()
     logprob = (picked - norm)[:, 0]
     entropy = score_norm = torch.zeros_like(logprob)
-    if wanted.score_norm:
+    if flags.score_norm:
         # Σp² = exp(logsumexp(2z) - 2·logsumexp(z)), on shifted logits
         squares = torch.linalg.vecdot(weights, weights) / total[:, 0].square()
         score_norm = 1 - 2 * logprob.exp() + squares
-    if wanted.entropy or wanted.entropy_gradient:
+    if flags.entropy or flags.entropy_gradient:
         # H = log Σe - Σ e·z / Σe, on shifted logits
         entropy = (total.log() - weights.mul_(shifted).sum(-1, keepdim=True) / total)[:, 0]
     return logprob, norm[:, 0], entropy, score_norm
@@ -125,23 +126,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        wanted: Wanted,
+        flags: OutputFlags,
         transform: LogitTransform,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found: list[tuple[Tensor, ...]] = []
+        statistics: list[tuple[Tensor, ...]] = []
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(rows, weight, bias)
-            found += [
-                _statistics(logits[part], target[part], temperature, wanted, transform) for part in _blocks(logits)
+            statistics += [
+                _statistics(logits[part], target[part], temperature, flags, transform) for part in _blocks(logits)
             ]
         empty = hidden.new_zeros(0, dtype=at_least_float32(hidden.dtype))
         columns = (
-            [torch.cat(column) for column in zip(*found, strict=True)] if found else [empty.clone() for _ in range(4)]
+            [torch.cat(column) for column in zip(*statistics, strict=True)]
+            if statistics
+            else [empty.clone() for _ in range(4)]
         )
         logprobs, norms, entropies, score_norms = columns
-        ctx.save_for_backward(hidden, weight, targets, norms, entropies if wanted.entropy_gradient else None)
+        ctx.save_for_backward(hidden, weight, targets, norms, entropies if flags.entropy_gradient else None)
         ctx.bias, ctx.temperature, ctx.transform = bias, temperature, transform
-        ctx.mark_non_differentiable(*([score_norms] if wanted.entropy_gradient else [entropies, score_norms]))
+        ctx.mark_non_differentiable(*([score_norms] if flags.entropy_gradient else [entropies, score_norms]))
         return logprobs, entropies, score_norms
 
     @staticmethod
@@ -177,54 +180,26 @@ def chunked_scores(
     targets: Tensor,
     *,
     temperature: float,
-    wanted: Wanted,
+    flags: OutputFlags,
     transform: LogitTransform | None = None,
-) -> TokenScores:
-    """Log-probability of each target, and what else is wanted of its distribution, in one pass over the head.
+) -> TokenOutputs:
+    """Log-probability of each target, and the outputs that `flags` names, in one pass over the head.
 
     Args:
         hidden: [N, D] the states that predict the targets.
         weight: [V, D] of the head; bias [V] or None.
         targets: [N] int64.
         temperature: divides the logits.
-        wanted: see `Wanted`.
-        transform: what the model does to the head's output before it is divided by the temperature; None for nothing.
+        flags: see `OutputFlags`.
+        transform: applied to the head's output before it is divided by the temperature; None for none.
     """
     transform = transform or LogitTransform()
-    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, wanted, transform)
-    return TokenScores(logprobs=logprobs, entropies=entropies, score_norms=norms)
-
-
-def chunked_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    *,
-    temperature: float,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and the entropy of its distribution.
-
-    Args:
-        hidden: [N, D] the states that predict the targets.
-        weight: [V, D] of the head; bias [V] or None.
-        targets: [N] int64.
-        temperature: divides the logits.
-        entropy: also return the entropies (no gradient flows through them; see `chunked_scores`); else zeros.
-
-    Returns:
-        log-probabilities [N] and entropies [N], float32 (float64 for float64 input).
-    """
-    scores = chunked_scores(hidden, weight, bias, targets, temperature=temperature, wanted=Wanted(entropy=entropy))
-    return scores.logprobs, scores.entropies
-
-
-# A packed row through a decoder: the hidden states that predict its trained tokens.
+    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, flags, transform)
+    return TokenOutputs(logprobs=logprobs, entropies=entropies, score_norms=norms)
 
 
 def hidden_states_at(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:
-    """[N, D] of the policy's decoder, one for each trained token of the row."""
+    """Hidden states [N, D] of the policy's decoder that predict the trained tokens of a packed row."""
     device = policy.device
     layout = packed_layout(batch.segments, device, kernel)
     tokens = torch.from_numpy(batch.tokens).to(device)[None]

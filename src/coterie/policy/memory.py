@@ -1,4 +1,4 @@
-"""How much memory the update takes, measured before the first step, and where it goes."""
+"""Memory of the update by use, measured before the first step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 
 from coterie import machine
 from coterie.batches.batch import Batch
+from coterie.machine import GIB
 from coterie.policy.activations import release
 from coterie.policy.learner import Learner
-
-GIB = 2**30
 
 
 def reset_peak(device: torch.device) -> None:
@@ -41,7 +40,7 @@ def optimizer_bytes(learner: Learner) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """What a pre-flight pass saw; all in bytes."""
+    """Measurements of a pre-flight pass; all in bytes."""
 
     total: int
     """High-water mark of the pass with the sampling memory beside it: what the run will need."""
@@ -54,10 +53,10 @@ class MemoryReport:
     tokens: int
     """Of the packed row that was tried."""
     limit: int | None
-    """Most tokens of a row that fit, when that one did not."""
+    """Maximum tokens of a row that fit, where that one did not."""
 
     def line(self) -> str:
-        """For people."""
+        """The report as one line of text."""
         text = (
             f"{self.total / GIB:.1f} GiB at most: weights {self.weights / GIB:.2f}, optimizer "
             f"{self.optimizer / GIB:.2f}, gradient {self.gradient / GIB:.2f}, sampling {self.sampling / GIB:.2f}, "

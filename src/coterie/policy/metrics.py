@@ -17,7 +17,7 @@ _RENAMED = {"kl_k3": "kl", "kl_k1": "k1"}
 
 
 class TokenMetrics:
-    """Accumulates over the packed batches of one update."""
+    """Sums and counts over the packed batches of one update."""
 
     def __init__(self) -> None:
         self.count = self.past = 0
@@ -49,7 +49,7 @@ class TokenMetrics:
     def _fresh(self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, fresh: Tensor | None) -> None:
         """Statistics of the tokens where `fresh`, or of all."""
         log_ratio = (inputs.old_logprobs - inputs.sampler_logprobs).clamp(-20, 20)
-        held = inputs.logprobs.detach()
+        logprobs = inputs.logprobs.detach()
         values = {
             "entropy": entropy,
             "ratio/mean": outputs.ratio,
@@ -58,12 +58,12 @@ class TokenMetrics:
             "clip/dual": outputs.clipped_dual,
             "active": outputs.active,
             "advantage/abs": inputs.advantages.abs(),
-            "kl/old": k3(inputs.old_logprobs, held),
+            "kl/old": k3(inputs.old_logprobs, logprobs),
             # How far the learner's log-probs are from the sampler's: rounding, while both read the same weights.
             "mismatch/outside": log_ratio.abs() > math.log(1.01),
         }
-        for name, one in outputs.kl.items():
-            values["kl/ref" if name == "k3" else f"kl/ref_{name}"] = one
+        for name, divergence in outputs.kl.items():
+            values["kl/ref" if name == "k3" else f"kl/ref_{name}"] = divergence
         for name, value in values.items():
             chosen = value if fresh is None else value[fresh]
             self._sum(name, float(widened(chosen).sum()))
@@ -101,5 +101,5 @@ class TokenMetrics:
         means = {name: self.sums[name] / count for name, count in counts.items() if count}
         peaks = {name.removeprefix("-"): -value if name[0] == "-" else value for name, value in self.peaks.items()}
         mismatch = {f"mismatch/{_RENAMED.get(name, name)}": value for name, value in self.mismatch.summary().items()}
-        found = means | peaks | sums | mismatch | {"tokens/trained": float(self.count + self.past)}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        metrics = means | peaks | sums | mismatch | {"tokens/trained": float(self.count + self.past)}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}

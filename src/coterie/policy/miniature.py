@@ -1,4 +1,4 @@
-"""A small random model of the same architecture, on which a check of the architecture costs milliseconds.
+"""Small random models of an architecture, on which a check of it costs milliseconds.
 
 Every width is replaced by a small one, and every window by one shorter than the check's sequences, so that each branch
 of the model's code is reached. What makes an architecture differ from others stays: the kinds of its layers, its rotary
@@ -54,7 +54,7 @@ _WIDTHS: Mapping[str, Any] = {
     **dict.fromkeys(("index_topk", "index_topk_blocks", "index_block_size"), 4),
     **dict.fromkeys(("encoder_hash_byte_group_vocab", "ngram_vocab_size_base"), 256),
 }
-"""What a width becomes, unless it is 0 or None."""
+"""Small width for each name of a width; 0 and None stay."""
 _COUNTS: Mapping[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("zero_expert_num", "mamba_n_groups", "n_groups", "mamba_ngroups", "o_groups"), 2),
@@ -63,7 +63,7 @@ _COUNTS: Mapping[str, int] = {
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
     **dict.fromkeys(("max_window_layers", "split_ngram_parts", "num_layers_per_stack", "top_k_experts"), 2),
 }
-"""What a count is at most."""
+"""Upper bound for each name of a count."""
 _MAMBA_HEADS = ("mamba_n_heads", "mamba_num_heads")
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "num_global_key_value_heads")
 _LAYER_COUNTS = (
@@ -140,23 +140,23 @@ def build(architecture: Any, config: PreTrainedConfig, spread: float = 1.6) -> A
 
 
 def small(config: PreTrainedConfig, *, switch: int = SWITCH) -> PreTrainedConfig:
-    """The same architecture with every width small; see the module's first lines."""
-    facts = _small(config, switch)
-    return type(config).from_dict(facts)
+    """Configuration of the same architecture with every width small."""
+    fields = _small(config, switch)
+    return type(config).from_dict(fields)
 
 
 def _small(config: PreTrainedConfig, switch: int) -> dict[str, Any]:
-    facts = config.to_dict()
-    count = next((facts[name] for name in _LAYER_COUNTS if isinstance(facts.get(name), int)), 0)
-    layers = _chosen(facts, count)
+    fields = config.to_dict()
+    count = next((fields[name] for name in _LAYER_COUNTS if isinstance(fields.get(name), int)), 0)
+    layers = _chosen(fields, count)
     out: dict[str, Any] = {}
-    for name, value in facts.items():
+    for name, value in fields.items():
         inner = getattr(config, name, None) if isinstance(value, Mapping) else None
         if name == "quantization_config":
             continue
         if isinstance(inner, PreTrainedConfig):
             out[name] = _small(inner, switch)
-        elif name == "head_dim" and value is None and facts.get("num_attention_heads"):
+        elif name == "head_dim" and value is None and fields.get("num_attention_heads"):
             out[name] = _WIDTHS["head_dim"]  # the width of a head in the widths above
         elif value is None or isinstance(value, bool):
             out[name] = value
@@ -168,11 +168,11 @@ def _small(config: PreTrainedConfig, switch: int) -> dict[str, Any]:
                 if old in wide
             }
         elif name == "attention_hidden_size":
-            out[name] = 64 * max(1, value // facts["hidden_size"])
+            out[name] = 64 * max(1, value // fields["hidden_size"])
         elif name in _LAYER_COUNTS:
             out[name] = len(layers)
         elif name in _KEY_HEADS:
-            heads = max((facts[key] for key in ("num_attention_heads", "n_head") if facts.get(key)), default=value)
+            heads = max((fields[key] for key in ("num_attention_heads", "n_head") if fields.get(key)), default=value)
             out[name] = 1 if value == 1 else 4 if value == heads else 2
         elif name in _WINDOWS:
             out[name] = WINDOW
@@ -188,9 +188,9 @@ def _small(config: PreTrainedConfig, switch: int) -> dict[str, Any]:
             out[name] = [value[layer] for layer in layers]
             if isinstance(value[0], int) and name in _WIDTHS:
                 out[name] = [_WIDTHS[name]] * len(layers)
-        elif name in _MAMBA_HEADS or (name == "num_heads" and "state_size" in facts):
-            out[name] = 64 * (facts.get("mamba_expand") or facts.get("expand") or 2) // 16
-        elif name == "head_dim" and value == facts.get("qk_rope_head_dim"):
+        elif name in _MAMBA_HEADS or (name == "num_heads" and "state_size" in fields):
+            out[name] = 64 * (fields.get("mamba_expand") or fields.get("expand") or 2) // 16
+        elif name == "head_dim" and value == fields.get("qk_rope_head_dim"):
             out[name] = _WIDTHS["qk_rope_head_dim"]
         elif name in _WIDTHS and isinstance(value, int):
             out[name] = _WIDTHS[name] if value else value
@@ -203,9 +203,9 @@ def _small(config: PreTrainedConfig, switch: int) -> dict[str, Any]:
     return out
 
 
-def _chosen(facts: Mapping[str, Any], count: int) -> list[int]:
-    """Which layers stay: the first of every kind, then others in order, up to `LAYERS`."""
-    lists = [value for name, value in facts.items() if isinstance(value, list) and count and len(value) == count]
+def _chosen(fields: Mapping[str, Any], count: int) -> list[int]:
+    """Indices of the layers that stay: the first of every kind, then others in order, up to `LAYERS`."""
+    lists = [value for name, value in fields.items() if isinstance(value, list) and count and len(value) == count]
     if not count:
         return []
     first: dict[str, int] = {}

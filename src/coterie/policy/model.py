@@ -23,8 +23,6 @@ from coterie.policy import attention, portable
 from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
 from coterie.policy.path import ModelRunner
 
-# Opening a transformers model safely: safetensors only, none of the repository's own code, nothing made up.
-
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -37,7 +35,7 @@ def pretrained(
     unused: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """A model by transformers' auto class `auto`, from a local folder or by id.
+    """A model by transformers' auto class `auto`, from a local folder or by id: safetensors only, no remote code.
 
     Args:
         source: a folder has to be put through `refuse_unsafe` before.
@@ -66,11 +64,11 @@ def pretrained(
             f"cannot load the model {source!r}: {str(error).splitlines()[0]}; expected an asset name "
             "(`coterie assets ls`), a folder with config.json and *.safetensors, or a reachable transformers id"
         ) from error
-    model, facts = loaded
+    model, loading_info = loaded
     absent = sorted(
         str(name)
         for kind in ("missing_keys", "mismatched_keys")
-        for name in facts.get(kind, ())
+        for name in loading_info.get(kind, ())
         if not str(name).startswith(tuple(unused))
     )
     if absent:
@@ -90,7 +88,7 @@ def _is_encoder_decoder(source: str, revision: str | None) -> bool:
 
 
 def make_savable(model: Any) -> None:
-    """transformers loads generation settings that it later refuses to save, e.g. a temperature without do_sample."""
+    """Repair generation settings that transformers loads but refuses to save, e.g. a temperature without do_sample."""
     settings = model.generation_config
     try:
         settings.validate(strict=True)
@@ -99,16 +97,12 @@ def make_savable(model: Any) -> None:
 
 
 def refuse_unsafe(folder: Path) -> None:
-    """Pickled weights and repository code can run anything: refuse them before anything is read.
-
-    Raises:
-        ModelError: with the remedy.
-    """
+    """Raise ModelError on pickled weights and repository code, which can run anything, before they are read."""
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(f"{folder} has no config.json: expected a transformers model folder")
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    if "auto_map" in facts or facts.get("trust_remote_code"):
+    model_config = json.loads(config.read_text(encoding="utf-8"))
+    if "auto_map" in model_config or model_config.get("trust_remote_code"):
         raise ModelError(
             f"{config} asks to run code from the model folder (auto_map): coterie never does; use a model whose "
             "architecture is part of transformers"
@@ -138,12 +132,12 @@ class Policy:
     Attributes:
         model: the transformers model itself, with adapters injected when LoRA is used; always in eval mode, since
             dropout would make the sampled and the trained policy differ.
-        name: what the user called it.
+        name: the user's name for it.
         source_config: the `config.json` that the model was loaded from; empty when it was made in memory.
         base: folder or id of the model below the adapter; empty when it was made in memory.
         revision: pinned revision of that id.
         start: of an adapter that goes on training, the weights that it began with, by name.
-        path: how it is computed.
+        path: forward path on which it is computed.
         notes: what the user should know about this model, one line each.
 
     Raises:
@@ -212,7 +206,7 @@ class Policy:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def hidden(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
-        """Last hidden states.
+        """Last hidden states of a packed row or of rows.
 
         Args:
             tokens: [B, T] int64.
@@ -223,12 +217,12 @@ class Policy:
         """
         return self.runner.hidden(tokens, positions, layout)
 
-    def middle(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
+    def mid_layer_states(self, tokens: Tensor, positions: Tensor, layout: attention.Layout) -> Tensor:
         """Hidden states after half of the layers, [B, T, D]; the other half is not run.
 
-        Args: as of `hidden`. A model without a list of decoder layers gives its last hidden states.
+        Args: see `hidden`. A model without a list of decoder layers gives its last hidden states.
         """
-        return self.runner.middle(tokens, positions, layout)
+        return self.runner.mid_layer_states(tokens, positions, layout)
 
     @contextmanager
     def without_adapters(self) -> Generator[None]:
@@ -251,11 +245,7 @@ class Policy:
                 parameter.data = trained[name]
 
     def require_trainable(self) -> None:
-        """Refuse to train what is frozen.
-
-        Raises:
-            ModelError: the model is an adapter, loaded without `model.lora`.
-        """
+        """Raise ModelError if no parameter is trainable: an adapter loaded without `model.lora`."""
         if not self.parameters():
             raise ModelError(
                 f"{self.name} is a LoRA adapter, and without model.lora there is nothing to train: set model.lora with "
@@ -342,13 +332,13 @@ def _checked(model: Any, runner: ModelRunner) -> ModelRunner:
     Rounding to few digits can grow through the layers to any size, so where such a model differs, it is asked again in
     float32 before it is refused.
     """
-    own = "eager" if runner.path.kind == "packed" else runner.path.attention
-    error, tolerance = _error(model, runner, own), EXACT
+    implementation = "eager" if runner.path.kind == "packed" else runner.path.attention
+    error, tolerance = _error(model, runner, implementation), EXACT
     if model.dtype.itemsize < 4:
         tolerance = ROUNDED
         if not error < ROUNDED:
             with in_float32(model):
-                error, tolerance = _error(model, runner, own), EXACT
+                error, tolerance = _error(model, runner, implementation), EXACT
     if not error < tolerance:
         raise ModelError(
             f"{type(model).__name__} with these weights computes something that a small model of the same architecture "
@@ -357,15 +347,15 @@ def _checked(model: Any, runner: ModelRunner) -> ModelRunner:
     return runner
 
 
-def _error(model: Any, runner: ModelRunner, own: str) -> float:
+def _error(model: Any, runner: ModelRunner, implementation: str) -> float:
     """Root mean square between the model's own logits and the runner's, in standard deviations."""
     length = 5
     tokens = torch.arange(1, length + 1, device=model.device)[None] % runner.head.weight.shape[0]
     positions = torch.arange(length, device=model.device)[None]
     layout = attention.PackedLayout([Segment(start=0, prompt=2, lengths=(3,))], model.device)
     with torch.no_grad():
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(implementation)
         expected = model(input_ids=tokens, use_cache=False).logits.float()
         model.set_attn_implementation(runner.path.attention)
-        got = runner.head(runner.hidden(tokens, positions, layout)).float()
-    return float((expected - got).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))
+        computed = runner.head(runner.hidden(tokens, positions, layout)).float()
+    return float((expected - computed).pow(2).mean().sqrt() / expected.std().clamp(min=1e-6))

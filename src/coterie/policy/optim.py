@@ -3,7 +3,9 @@
 At learning rates near 1e-6 a bfloat16 weight rounds most updates away, so the optimizer steps float32 masters and the
 compute copy (which sampler and learner share) is their rounding. Gradients of all micro-batches are summed in float32.
 
-The step works through one piece of one tensor at a time, so that neither a whole float32 master of a bfloat16 weight
+The moments are in full precision (torch), or in 8 bits with a scale for each block of 256 (bitsandbytes).
+
+The step works through one chunk of one tensor at a time, so that neither a whole float32 master of a bfloat16 weight
 nor a second copy of a gradient ever exists, and frees each gradient as it goes.
 """
 
@@ -22,9 +24,7 @@ from torch.optim.adamw import adamw
 from coterie.algo.sampling import at_least_float32
 from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError, install_command
-from coterie.policy.gradients import GradientSum, join, pieces, split
-
-# The two moments of AdamW: full precision (torch), or 8 bits in blocks of 256 (bitsandbytes).
+from coterie.policy.gradients import GradientSum, chunks, merge, split
 
 BLOCK = 256
 """Values that share one scale in the 8-bit state; fixed by bitsandbytes."""
@@ -38,11 +38,11 @@ class Moments(Protocol):
     kind: str
 
     def advance(self, name: str) -> None:
-        """Count one step of this tensor, before its pieces are stepped."""
+        """Count one step of this tensor, before its chunks are stepped."""
         ...
 
     def step(self, name: str, part: slice, master: Tensor, grad: Tensor, rate: float, decay: float) -> None:
-        """Move `master` [n], the piece `part` of the tensor, along `grad` [n]; both in master precision.
+        """Move `master` [n], the chunk `part` of the tensor, along `grad` [n]; both in master precision.
 
         Args:
             decay: decoupled weight decay of this tensor.
@@ -63,12 +63,12 @@ class FullMoments:
 
     kind = "float32"
 
-    def __init__(self, masters: Mapping[str, tuple[int, torch.dtype, torch.device]], config: OptimConfig) -> None:
+    def __init__(self, specs: Mapping[str, tuple[int, torch.dtype, torch.device]], config: OptimConfig) -> None:
         self.config = config
-        self.exp_avg = {name: torch.zeros(n, dtype=t, device=d) for name, (n, t, d) in masters.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(held) for name, held in self.exp_avg.items()}
+        self.exp_avg = {name: torch.zeros(n, dtype=t, device=d) for name, (n, t, d) in specs.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(moment) for name, moment in self.exp_avg.items()}
         # torch counts steps in float32, beside the moments
-        self.steps = {name: torch.zeros((), device=held.device) for name, held in self.exp_avg.items()}
+        self.steps = {name: torch.zeros((), device=moment.device) for name, moment in self.exp_avg.items()}
 
     def advance(self, name: str) -> None:
         self.steps[name] += 1
@@ -92,7 +92,7 @@ class FullMoments:
         )
 
     def state(self) -> dict[str, Tensor]:
-        steps = {f"step/{name}": held.clone().reshape(1) for name, held in self.steps.items()}
+        steps = {f"step/{name}": count.clone().reshape(1) for name, count in self.steps.items()}
         return steps | _named("exp_avg", self.exp_avg) | _named("exp_avg_sq", self.exp_avg_sq)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -102,26 +102,22 @@ class FullMoments:
 
 
 class BlockMoments:
-    """Moments in 8 bits a value and one float32 scale for each `BLOCK` (Dettmers et al. 2022).
-
-    Raises:
-        ConfigError: bitsandbytes is not installed, or the master is float64.
-    """
+    """Moments in 8 bits a value and one float32 scale for each `BLOCK` (Dettmers et al. 2022)."""
 
     kind = "8bit"
 
-    def __init__(self, masters: Mapping[str, tuple[int, torch.dtype, torch.device]], config: OptimConfig) -> None:
-        if any(dtype != torch.float32 for _, dtype, _ in masters.values()):
+    def __init__(self, specs: Mapping[str, tuple[int, torch.dtype, torch.device]], config: OptimConfig) -> None:
+        if any(dtype != torch.float32 for _, dtype, _ in specs.values()):
             raise ConfigError('optim.state = "8bit" needs model.dtype bfloat16 or float32; got float64')
         functional = _bitsandbytes()
         self.config = config
-        large = {name: held for name, held in masters.items() if held[0] >= SMALL}
-        self.small = FullMoments({name: held for name, held in masters.items() if name not in large}, config)
+        large = {name: spec for name, spec in specs.items() if spec[0] >= SMALL}
+        self.small = FullMoments({name: spec for name, spec in specs.items() if name not in large}, config)
         self.codes: dict[str, tuple[Tensor, Tensor]] = {}  # [n] uint8, of either moment
         self.scales: dict[str, tuple[Tensor, Tensor]] = {}  # [⌈n / BLOCK⌉] float32
         self.steps = {name: torch.zeros(()) for name in large}
         maps = functional.create_dynamic_map(signed=True), functional.create_dynamic_map(signed=False)
-        self.maps = {device: tuple(one.to(device) for one in maps) for _, _, device in large.values()}
+        self.maps = {device: tuple(code_map.to(device) for code_map in maps) for _, _, device in large.values()}
         for name, (size, _, device) in large.items():
             blocks = -(-size // BLOCK)
             # Code 0 stands for no moment only where the scale is 0, which it is.
@@ -167,26 +163,26 @@ class BlockMoments:
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         return {
             "step": self.steps,
-            "exp_avg_8bit": {name: held[0] for name, held in self.codes.items()},
-            "exp_avg_sq_8bit": {name: held[1] for name, held in self.codes.items()},
-            "exp_avg_scale": {name: held[0] for name, held in self.scales.items()},
-            "exp_avg_sq_scale": {name: held[1] for name, held in self.scales.items()},
+            "exp_avg_8bit": {name: pair[0] for name, pair in self.codes.items()},
+            "exp_avg_sq_8bit": {name: pair[1] for name, pair in self.codes.items()},
+            "exp_avg_scale": {name: pair[0] for name, pair in self.scales.items()},
+            "exp_avg_sq_scale": {name: pair[1] for name, pair in self.scales.items()},
         }
 
     def state(self) -> dict[str, Tensor]:
-        found = self.small.state()
-        for part, held in self._parts().items():
-            found |= _named(part, {name: tensor.reshape(-1) for name, tensor in held.items()})
-        return found
+        tensors = self.small.state()
+        for part, moments in self._parts().items():
+            tensors |= _named(part, {name: tensor.reshape(-1) for name, tensor in moments.items()})
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.small.load(tensors)
-        for part, held in self._parts().items():
-            _fill(part, held, tensors)
+        for part, moments in self._parts().items():
+            _fill(part, moments, tensors)
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
-    """Which `optim.state` wrote these tensors."""
+    """The `optim.state` that wrote these tensors."""
     return BlockMoments.kind if any(name.startswith("exp_avg_8bit/") for name in tensors) else FullMoments.kind
 
 
@@ -194,16 +190,16 @@ def _two(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor, tensor.clone()
 
 
-def _named(part: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{part}/{name}": tensor for name, tensor in held.items()}
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def _fill(part: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in held.items():
+def _fill(part: str, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in targets.items():
         saved = tensors.get(f"{part}/{name}")
         if saved is None or saved.numel() != tensor.numel():
-            found = "nothing" if saved is None else f"{saved.numel()} values"
-            raise CheckpointError(f"the checkpoint has {found} for {part}/{name}, expected {tensor.numel()} values")
+            stored = "nothing" if saved is None else f"{saved.numel()} values"
+            raise CheckpointError(f"the checkpoint has {stored} for {part}/{name}, expected {tensor.numel()} values")
         tensor.copy_(saved.reshape(tensor.shape))
 
 
@@ -223,7 +219,7 @@ def _bitsandbytes() -> Any:
 
 
 STATES: dict[str, type[FullMoments] | type[BlockMoments]] = {"float32": FullMoments, "8bit": BlockMoments}
-"""What `optim.state` may name."""
+"""Values of `optim.state`."""
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -255,14 +251,14 @@ class MasterAdamW:
             name: config.weight_decay if parameter.ndim > 1 or config.decay_norms else 0.0
             for name, parameter in self.parameters.items()
         }
-        facts = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
-        self.moments: Moments = STATES[config.state](facts, config)
+        specs = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
+        self.moments: Moments = STATES[config.state](specs, config)
 
     @property
-    def masters(self) -> dict[str, Tensor]:
+    def master_weights(self) -> dict[str, Tensor]:
         """Name → master weights in the parameter's shape; new memory for bfloat16 weights."""
         return {
-            name: join(_flat(p), self.low[name]).view(p.shape) if name in self.low else p.detach()
+            name: merge(_flat(p), self.low[name]).view(p.shape) if name in self.low else p.detach()
             for name, p in self.parameters.items()
         }
 
@@ -292,13 +288,13 @@ class MasterAdamW:
         weights, flat = _flat(self.parameters[name]), grad.reshape(-1)
         low = self.low.get(name)
         self.moments.advance(name)
-        for part in pieces(weights.numel(), weights.device):
-            one = flat[part].to(at_least_float32(flat.dtype)).mul_(scale)
+        for part in chunks(weights.numel(), weights.device):
+            scaled_grad = flat[part].to(at_least_float32(flat.dtype)).mul_(scale)
             if low is None:
-                self.moments.step(name, part, weights[part], one, rate, self.decay[name])
+                self.moments.step(name, part, weights[part], scaled_grad, rate, self.decay[name])
             else:
-                master = join(weights[part], low[part])
-                self.moments.step(name, part, master, one, rate, self.decay[name])
+                master = merge(weights[part], low[part])
+                self.moments.step(name, part, master, scaled_grad, rate, self.decay[name])
                 split(master, weights[part], low[part])
 
     def state(self) -> dict[str, Tensor]:
@@ -311,12 +307,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore `state()`.
-
-        Raises:
-            CheckpointError: a tensor is missing or of another shape or number format, or the moments are of another
-                `optim.state`.
-        """
+        """Restore `state()`."""
         if kind_of(tensors) != self.moments.kind:
             raise CheckpointError(
                 f'the checkpoint was made with optim.state = "{kind_of(tensors)}", the settings say '
@@ -325,9 +316,9 @@ class MasterAdamW:
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"weight/{name}")
             if saved is None or (saved.shape, saved.dtype) != (parameter.shape, parameter.dtype):
-                found = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
+                stored = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
                 raise CheckpointError(
-                    f"the checkpoint has {found} for {name}, expected {tuple(parameter.shape)} {parameter.dtype}: it "
+                    f"the checkpoint has {stored} for {name}, expected {tuple(parameter.shape)} {parameter.dtype}: it "
                     "is of another model, or of another version of coterie"
                 )
             parameter.copy_(saved)

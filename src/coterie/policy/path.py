@@ -1,4 +1,4 @@
-"""How the hidden states of a model are computed: packed in one row, or each sequence through the model's own code."""
+"""Forward paths of a model: packed in one row, or each sequence through the model's own code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from coterie.policy.attention import NAME, Layout
 from coterie.policy.head import Head, LogitTransform
 
 _CACHES = ("past_key_values", "cache_params", "state")
-"""Names under which models of transformers take and return what they keep between the tokens of a sequence."""
+"""Names of the argument under which models of transformers take and return their cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """How one architecture is computed; chosen by `coterie.policy.fidelity.choose_path`."""
+    """Forward path of one architecture; chosen by `coterie.policy.fidelity.choose_path`."""
 
     kind: Literal["packed", "plain"] = "packed"
     """packed: many sequences in one row, under coterie's attention and key-value memory. plain: every sequence on its
@@ -29,7 +29,7 @@ class Path:
     attention: str = NAME
     """Attention implementation that the model is set to."""
     states: Literal["decoder", "head"] = "decoder"
-    """Whether the head is given what the decoder returns, or the model's code does something in between."""
+    """The head's input: the decoder's output, or what the model's code passes to the head."""
     transform: LogitTransform = field(default_factory=LogitTransform)
     ruled: bool = False
     """Attention scores are capped, or have sinks; see `coterie.policy.attention.ScoreRule`."""
@@ -39,11 +39,11 @@ class Path:
     positions: bool = False
     """Of a plain path with a cache: the model has to be told the position of a decoded token."""
     reason: str = ""
-    """Why it is not packed."""
+    """Reason why it is not packed."""
 
 
-class _Reached(Exception):  # noqa: N818 - it reports no error
-    """A forward pass came as far as it should."""
+class _EarlyExit(Exception):  # noqa: N818 - it reports no error
+    """Ends a forward pass at the states that were asked for."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ModelRunner:
             return self._before_head(lambda: self.model(**inputs, use_cache=False))
         return self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
 
-    def middle(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    def mid_layer_states(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """States [B, T, D] after half of the layers; of a model without a list of layers the last ones."""
         layers = getattr(self.decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
@@ -87,13 +87,13 @@ class ModelRunner:
         """Run the model up to its head."""
 
         def stop(_head: nn.Module, given: Any) -> None:
-            raise _Reached(given[0])
+            raise _EarlyExit(given[0])
 
         hook = self.head.linear.register_forward_pre_hook(stop)
         try:
             run()
-        except _Reached as reached:
-            return reached.states
+        except _EarlyExit as early_exit:
+            return early_exit.states
         finally:
             hook.remove()
         raise TypeError("its head is not called as a module")
@@ -101,26 +101,26 @@ class ModelRunner:
     def _plain(
         self, tokens: Tensor, segments: Sequence[Segment], states: Callable[[Callable[[], Any]], Tensor]
     ) -> Tensor:
-        """Take a packed row apart, run its sequences, and put their states in the row's order, [1, T, D]."""
+        """States [1, T, D] of a packed row whose sequences are run one by one, in the row's order."""
         parts = unpack(segments)
-        pieces = []
+        states_by_group = []
         for group in parts.groups:
             ids = tokens[0][torch.from_numpy(group).to(tokens.device)]
-            pieces.append(states(lambda ids=ids: self.model(input_ids=ids, use_cache=False)).flatten(0, 1))
-        return torch.cat(pieces).index_select(0, torch.from_numpy(parts.order).to(tokens.device))[None]
+            states_by_group.append(states(lambda ids=ids: self.model(input_ids=ids, use_cache=False)).flatten(0, 1))
+        return torch.cat(states_by_group).index_select(0, torch.from_numpy(parts.order).to(tokens.device))[None]
 
 
 def _after(layer: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-    """What the layer returns; the rest of the model is not run."""
+    """Output of a layer; the rest of the model is not run."""
 
     def stop(_layer: nn.Module, _given: Any, out: Any) -> None:
-        raise _Reached(out[0] if isinstance(out, tuple) else out)
+        raise _EarlyExit(out[0] if isinstance(out, tuple) else out)
 
     hook = layer.register_forward_hook(stop)
     try:
         return run()
-    except _Reached as reached:
-        return reached.states
+    except _EarlyExit as early_exit:
+        return early_exit.states
     finally:
         hook.remove()
 
@@ -147,7 +147,7 @@ class PlainDecoder:
         return self._forward(tokens[:, None], torch.cat([self._tokens, tokens[:, None]], dim=1))
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows [m] only, in this order; a row may be named several times."""
+        """Keep these rows [m] only, in this order; a row may occur several times."""
         assert self._tokens is not None, "prefill comes first"
         self._tokens = self._tokens[rows]
         if isinstance(self._cache, Cache):
@@ -159,19 +159,19 @@ class PlainDecoder:
         self._tokens = whole
         if not self.runner.path.cached:
             return self._run(input_ids=whole, use_cache=False)
-        held: dict[str, Any] = {} if self._cache is None else {self._cache_name: self._cache}
+        cache_inputs: dict[str, Any] = {} if self._cache is None else {self._cache_name: self._cache}
         if self.runner.path.positions:
             positions = torch.arange(whole.shape[1] - newest.shape[1], whole.shape[1], device=whole.device)
-            held["position_ids"] = positions.expand(newest.shape[0], -1)
-        return self._run(input_ids=newest, use_cache=True, **held)
+            cache_inputs["position_ids"] = positions.expand(newest.shape[0], -1)
+        return self._run(input_ids=newest, use_cache=True, **cache_inputs)
 
     def _run(self, **inputs: Any) -> Tensor:
-        given: list[Tensor] = []
-        hook = self.runner.head.linear.register_forward_pre_hook(lambda _head, args: given.append(args[0]))
+        head_inputs: list[Tensor] = []
+        hook = self.runner.head.linear.register_forward_pre_hook(lambda _head, args: head_inputs.append(args[0]))
         try:
             out = self.runner.model(**inputs, **self._last_only)
         finally:
             hook.remove()
         if inputs["use_cache"]:
             self._cache = out[self._cache_name]
-        return self.runner.head(given[0][:, -1])
+        return self.runner.head(head_inputs[0][:, -1])

@@ -1,4 +1,4 @@
-"""A `config.json` that transformers 4 and 5, and what builds on either, read as the same model.
+"""Model configurations that transformers 4 and 5, and what builds on either, read alike.
 
 transformers 5 keeps all of the rotary embedding in `rope_parameters`. transformers 4 does not know that key: it would
 silently take its default base frequency, and compute other numbers. Training changes no architecture, so the source's

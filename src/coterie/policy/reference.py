@@ -1,4 +1,4 @@
-"""The policy that the KL is taken to: frozen, unless the run renews it."""
+"""The reference policy of the KL penalty: frozen, unless the run renews it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ class Reference:
         if copy is not None and config.ema is not None:
             # A bfloat16 weight would round small moves away.
             named = copy.model.named_parameters()
-            self.exact = {name: one.detach().to(at_least_float32(one.dtype), copy=True) for name, one in named}
+            self.exact = {
+                name: parameter.detach().to(at_least_float32(parameter.dtype), copy=True) for name, parameter in named
+            }
 
     def due(self, step: int) -> bool:
-        """Whether the reference is renewed after this training step."""
+        """True if the reference is renewed after this training step."""
         return bool(self.config.every) and step % self.config.every == 0
 
     @torch.no_grad()
@@ -53,16 +55,12 @@ class Reference:
     def save(self, folder: Path) -> None:
         """Write the weights, where they are not simply those of the start."""
         if self.copy is not None and self.config.every:
-            held = self.exact or dict(self.copy.model.named_parameters())
-            state_files.write(folder / FILE, held)
+            weights = self.exact or dict(self.copy.model.named_parameters())
+            state_files.write(folder / FILE, weights)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: the checkpoint lacks it.
-        """
+        """Restore the weights that `save` wrote."""
         if self.copy is None or not self.config.every:
             return
         saved = state_files.read(folder / FILE)

@@ -173,7 +173,7 @@ class ReplayBuffer:
         return Replayed(
             rollouts={one.id: one for group in chosen for one in group.rollouts},
             credits=tuple(
-                one.weighed(weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
+                one.scaled(weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
             ),
             scores=said,
             metrics={

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that a manifest vouches for. There is no pointer to the latest one that could lie."""
+"""Checkpoints: folders with a manifest of hashes, without a pointer to the latest one that could be wrong."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _NAME = re.compile(r"step_(\d{6,})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class VerifiedCheckpoint:
     """The newest checkpoint that verifies."""
 
     path: Path
     step: int
     state: dict[str, Any]
-    """What was given to `save`, after a trip through JSON."""
+    """The state given to `save`, read back from JSON."""
     run_id: str
     config_hash: str
     skipped: list[tuple[Path, str]]
@@ -71,8 +71,8 @@ def save(
         raise CheckpointError(f"keep = {keep}; at least one checkpoint has to be kept")
     final = root / f"step_{step:06d}"
     facts = {"kind": "checkpoint", "step": step, "run_id": run_id, "config_hash": config_hash}
-    if final.exists() and _is_wanted(final, facts):
-        _prune(root, step, keep, spare)
+    if final.exists() and _is_same(final, facts):
+        prune(root, step, keep, spare)
         return final
     tmp = root / f"{LEFTOVER}{final.name}-{os.getpid()}"
     try:
@@ -96,11 +96,11 @@ def save(
             f"the checkpoint just written does not read back: {error}. Older checkpoints are untouched; "
             "check the disk before going on"
         ) from error
-    _prune(root, step, keep, spare)
+    prune(root, step, keep, spare)
     return final
 
 
-def newest(root: Path, needed: Mapping[str, type] = MappingProxyType({})) -> Found | None:
+def newest(root: Path, needed: Mapping[str, type] = MappingProxyType({})) -> VerifiedCheckpoint | None:
     """The newest checkpoint that verifies, walking back over damaged ones; None when there is none at all.
 
     Only reads, so it is safe beside a running training.
@@ -122,7 +122,7 @@ def newest(root: Path, needed: Mapping[str, type] = MappingProxyType({})) -> Fou
                 raise CheckpointError(f"{path / STATE} {lacking}: it was not written by coterie, or by another version")
             if facts["step"] != step:
                 raise CheckpointError(f"{path} holds step {facts['step']}: it was renamed or swapped")
-            return Found(
+            return VerifiedCheckpoint(
                 path=path,
                 step=step,
                 state=state,
@@ -163,13 +163,15 @@ def _path(root: Path, step: int) -> Path:
     return root / f"step_{step:06d}"
 
 
-def _is_wanted(final: Path, facts: dict[str, Any]) -> bool:
-    """Whether `final` verifies and is this very checkpoint; one of another run is an error."""
+def _is_same(final: Path, facts: dict[str, Any]) -> bool:
+    """True if `final` verifies and is this very checkpoint; raises CheckpointError for one of another run."""
     try:
-        found = verify_directory(final)
+        manifest = verify_directory(final)
     except CheckpointError:
         return False
-    different = [f"{key} = {found.get(key)!r}, now {facts[key]!r}" for key in facts if found.get(key) != facts[key]]
+    different = [
+        f"{key} = {manifest.get(key)!r}, now {facts[key]!r}" for key in facts if manifest.get(key) != facts[key]
+    ]
     if different:
         raise CheckpointError(
             f"{final} exists and belongs to something else ({'; '.join(different)}); move it away first"
@@ -194,7 +196,7 @@ def _encoded(state: Mapping[str, Any]) -> str:
 
 
 def _explain(error: BaseException, final: Path, written: int) -> None:
-    """Raise a CheckpointError for what the disk refused; anything else passes through."""
+    """Raise a CheckpointError for an error of the disk; any other passes through."""
     # safetensors wraps a full disk in its own exception, which is not an OSError.
     if isinstance(error, CoterieError) or not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
         return
@@ -220,15 +222,7 @@ def remove_after(root: Path, step: int) -> list[int]:
 
 
 def prune(root: Path, step: int, keep: int, spare: int | None = None) -> None:
-    """Delete all but the `keep` newest checkpoints up to `step`, which was verified: a kill may have come before it.
-
-    Raises:
-        CheckpointError: the disk refused.
-    """
-    _prune(root, step, keep, spare)
-
-
-def _prune(root: Path, step: int, keep: int, spare: int | None) -> None:
+    """Delete all but the `keep` newest checkpoints up to `step`, which was verified: a kill may have come before it."""
     # Later steps are left over from before a walk back; they are replaced when training reaches them again.
     for old in [s for s in steps(root) if s <= step][:-keep]:
         if old != spare:
@@ -236,7 +230,7 @@ def _prune(root: Path, step: int, keep: int, spare: int | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Rename first: a kill half-way must not leave something that looks like a checkpoint."""
+    """Delete a checkpoint, renamed first: a kill half-way must not leave something that looks like one."""
     grave = path.with_name(f"{LEFTOVER}removed-{path.name}-{os.getpid()}")
     try:
         os.rename(path, grave)

@@ -1,4 +1,4 @@
-"""One folder per run: where everything is, and who may write."""
+"""The folder of a run: its files, its lock and its log."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from coterie.runs.durable import LEFTOVER, describe, fsync, json_dumps, remove_l
 from coterie.runs.lock import Lock
 from coterie.runs.metrics import MetricsDB
 from coterie.text import safe_text
-
-# The text log of one process that works on a run.
 
 
 class RunLog:
@@ -60,7 +58,7 @@ class RunLog:
 
 _LONGEST_NAME = 100
 _MOST_BYTES = 200
-"""A file system takes 255; the rest is for what stands beside a run."""
+"""A file system takes 255; the rest is for names derived from the run's."""
 
 
 @dataclass(slots=True)
@@ -114,7 +112,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, run: str | Path, runs: Path = Path("runs")) -> Self:
-        """An existing run to look at, whoever trains in it.
+        """An existing run, opened for reading, also while it trains.
 
         Raises:
             RunError: there is no such run.
@@ -181,11 +179,7 @@ class RunDirectory:
             raise RunError(f"{self.config} cannot be read: {error}") from error
 
     def write_quarantine(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Record the refused data rows, one JSON object a line; no file when there are none.
-
-        Raises:
-            RunError: a row is no strict JSON, or the disk refused.
-        """
+        """Record the refused data rows, one JSON object a line; no file when there are none."""
         if not rows:
             return
         try:
@@ -195,11 +189,7 @@ class RunDirectory:
         write_file(self.quarantine, text.encode())
 
     def set_checkpoints_aside(self) -> Path | None:
-        """Give the checkpoints another name, so that the run can start from step 0; None when there are none.
-
-        Raises:
-            RunError: the disk refused.
-        """
+        """Give the checkpoints another name, so that the run can start from step 0; None when there are none."""
         if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
             return None
         taken = {path.name for path in self.path.glob("checkpoints-aside-*")}
@@ -218,7 +208,7 @@ class RunDirectory:
         return RunLog(self.logs)
 
     def close(self) -> None:
-        """Give the lock back; the process's end does so too."""
+        """Release the lock; the end of the process does so too."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -231,11 +221,7 @@ class RunDirectory:
 
 
 def find(run: str | Path, runs: Path) -> Path:
-    """Folder of a run given by path or by name.
-
-    Raises:
-        RunError: neither is a run; names the nearest run, and the newest.
-    """
+    """Folder of a run given by path or by name."""
     run, runs = Path(run).expanduser(), runs.expanduser()
     for path in (run, runs / run, runs / unicodedata.normalize("NFC", str(run))):
         if (path / "config.toml").is_file():
@@ -254,13 +240,10 @@ def find(run: str | Path, runs: Path) -> Path:
 
 
 def check_name(runs: Path, name: str) -> None:
-    """Refuse a name that `RunDirectory.create` would refuse, before anything is loaded. Writes nothing.
+    """Raise RunError for a name that `RunDirectory.create` would refuse, before anything is loaded. Writes nothing.
 
     Args:
         name: empty for a numbered one, which is always free.
-
-    Raises:
-        RunError: the name is taken or not valid as a folder's name.
     """
     if not name:
         return
@@ -290,7 +273,7 @@ def _make(runs: Path, name: str) -> Path:
 
 
 def _is_name(name: str) -> bool:
-    """Letters and digits of any script."""
+    """True if the name has letters and digits of any script, in allowed number."""
     fits = 0 < len(name) <= _LONGEST_NAME and len(name.encode(errors="replace")) <= _MOST_BYTES
     return fits and name[0].isalnum() and all(map(_is_part_of_name, name))
 
@@ -310,8 +293,8 @@ _BEFORE_STEPS = {
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a folder holds nothing but what a run makes before its first step is stored: no step, no file of anybody
-    else's. Its lock decides who may have it."""
+    """True if a folder holds only files that a run makes before its first step is stored: no step, no foreign file. Its
+    lock decides which process gets it."""
     if not path.is_dir() or not all(
         child.name in _BEFORE_STEPS or child.name.startswith(LEFTOVER) for child in path.iterdir()
     ):
@@ -323,7 +306,7 @@ def _is_free(path: Path) -> bool:
 
 
 def _has_recorded_step(metrics: Path) -> bool:
-    """Whether the metrics hold a step, or cannot be read."""
+    """True if the metrics hold a step, or cannot be read."""
     if not metrics.exists():
         return False
     try:
@@ -334,7 +317,7 @@ def _has_recorded_step(metrics: Path) -> bool:
 
 
 def _empty(path: Path) -> None:
-    """Remove what a run left that never stored a step; the lock stays."""
+    """Remove the files of a run that never stored a step; the lock stays."""
     for child in path.iterdir():
         if child.name == ".lock":
             continue

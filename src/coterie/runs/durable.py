@@ -1,4 +1,4 @@
-"""Writing that survives a kill or a power cut, and reading that notices damage.
+"""Durable writes that survive a kill or a power cut, and reads that detect damage.
 
 A file or folder is complete under a hidden temporary name, and on the disk, before one rename gives it its
 own. safetensors notices no flipped bit, so published folders carry a manifest with the sha256 of every file.
@@ -27,11 +27,7 @@ _MAX_MANIFEST = 64 * 2**20
 
 
 def json_dumps(value: Any, *, indent: int | None = None) -> str:
-    """ASCII JSON without NaN or infinity, in the order of the keys given.
-
-    Raises:
-        ValueError: a number is not finite, a key is not text, or an object is no JSON.
-    """
+    """ASCII JSON without NaN or infinity, in the order of the keys given."""
     _require_text_keys(value)
     try:
         return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=True)
@@ -45,11 +41,7 @@ def utf8(text: str | None) -> str | None:
 
 
 def json_loads(text: str | bytes) -> Any:
-    """Inverse of `json_dumps`.
-
-    Raises:
-        ValueError: not JSON, a number that is not finite, a key given twice, or nesting without end.
-    """
+    """Inverse of `json_dumps`."""
     try:
         return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
     except RecursionError as error:
@@ -118,19 +110,19 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def describe(error: OSError, folder: Path) -> str:
-    """What the disk said, with the free space and a remedy when it is full."""
-    said = error.strerror or str(error)
+    """The disk's error as text, with the free space and a remedy when it is full."""
+    reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         try:
             free = f"{shutil.disk_usage(folder).free:,} bytes are free"
         except OSError:
             free = "the free space is unknown"
-        return f"{said} ({free}); free some space or choose another folder for runs"
-    return f"{said}; check that the folder exists and may be written"
+        return f"{reason} ({free}); free some space or choose another folder for runs"
+    return f"{reason}; check that the folder exists and may be written"
 
 
 def missing_room(folder: Path, need: int) -> str | None:
-    """What to say when fewer than `need` bytes are free for `folder`; None when there is room, or nobody knows."""
+    """Message if fewer than `need` bytes are free for `folder`; None if there is room, or the free space is unknown."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
@@ -139,7 +131,7 @@ def missing_room(folder: Path, need: int) -> str | None:
 
 
 def fsync(path: Path) -> None:
-    """Flush one file or folder to the disk. An error means: not durable, do not publish."""
+    """Flush one file or folder to the disk; an error means that it is not durable."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -202,16 +194,16 @@ def verify_directory(path: Path) -> dict[str, Any]:
     manifest = _read_manifest(path)
     expected: dict[str, dict[str, Any]] = manifest["files"]
     try:
-        found = [name for name in _files(path) if name != MANIFEST]
-        for name in sorted(set(expected) - set(found)):
+        names = [name for name in _files(path) if name != MANIFEST]
+        for name in sorted(set(expected) - set(names)):
             raise CheckpointError(f"{path / name} is missing, though the manifest lists it")
-        for name in sorted(set(found) - set(expected)):
+        for name in sorted(set(names) - set(expected)):
             raise CheckpointError(f"{path / name} is not in the manifest")
-        for name in found:
-            size, wanted = (path / name).stat().st_size, expected[name]["size"]
-            if size != wanted:
-                raise CheckpointError(f"{path / name} has {size:,} bytes, the manifest says {wanted:,}")
-        for name, entry in zip(found, _measure(path, found), strict=True):
+        for name in names:
+            size, expected_size = (path / name).stat().st_size, expected[name]["size"]
+            if size != expected_size:
+                raise CheckpointError(f"{path / name} has {size:,} bytes, the manifest says {expected_size:,}")
+        for name, entry in zip(names, _measure(path, names), strict=True):
             if entry["sha256"] != expected[name]["sha256"]:
                 raise CheckpointError(
                     f"{path / name} is damaged: its sha256 is {entry['sha256'][:12]}…, "
@@ -225,7 +217,7 @@ def verify_directory(path: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete what an interrupted write left in `folder`. Only the owner of the run's lock may call this."""
+    """Delete files of interrupted writes in `folder`. Only the owner of the run's lock may call this."""
     leftovers = sorted(folder.glob(LEFTOVER + "*")) if folder.is_dir() else []
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
@@ -236,7 +228,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def _sealed(body: dict[str, Any]) -> bytes:
-    """Canonical text whose last entry is the hash of the rest: the manifest vouches for itself."""
+    """Canonical text of the manifest, whose last entry is the hash of the rest."""
     seal = hashlib.sha256(json_dumps(body).encode()).hexdigest()
     return json_dumps(body | {"sha256": seal}, indent=1).encode() + b"\n"
 
@@ -283,10 +275,10 @@ def _raise(error: OSError) -> NoReturn:
 def _measure(root: Path, names: list[str]) -> list[dict[str, Any]]:
     """Size and sha256 of each file; hashing frees the interpreter lock, so a few threads help."""
 
-    def one(name: str) -> dict[str, Any]:
+    def measure(name: str) -> dict[str, Any]:
         with open(root / name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(one, names))
+        return list(pool.map(measure, names))

@@ -1,4 +1,4 @@
-"""Writing a table to a file for other programs: Parquet, JSON lines, or CSV that no spreadsheet executes."""
+"""Export of a table for other programs: Parquet, JSON lines, or CSV that no spreadsheet executes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def export(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
 
     Parquet and JSON lines hold every value as it was stored. In CSV lists and tables are JSON, control characters are
     visible escapes, and a text that a spreadsheet would execute has an apostrophe before it.
-
-    Raises:
-        RunError: the ending is none of these, the file exists, or the disk refused.
     """
     write = _WRITERS.get(file.suffix)
     if write is None:
@@ -74,7 +71,7 @@ _WRITERS = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv}
 
 
 def csv_cell(value: Any) -> Any:
-    """What stands in a cell: numbers as they are, texts harmless, the rest as JSON; nothing for None.
+    """A value as a CSV cell: numbers as they are, texts escaped, the rest as JSON, empty for None.
 
     >>> csv_cell("=1+1"), csv_cell(-1.5), csv_cell([1, 2])
     ("'=1+1", -1.5, '[1, 2]')
@@ -89,7 +86,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """The value as JSON knows it: None for a number that is not finite, text for what JSON has no word for."""
+    """The value as JSON: None for a number that is not finite, text for a type that JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

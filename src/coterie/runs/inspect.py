@@ -1,4 +1,4 @@
-"""Looking at runs without touching them: one, all of a folder, or two side by side."""
+"""Read-only views of runs: the summary of one, the list of a folder, the comparison of two."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REWARD_CHANGED = "reward_changed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLine:
-    """A run on one line of a list."""
+    """A run as one line of a list."""
 
     name: str
     state: str
@@ -41,7 +41,7 @@ class RunLine:
     reward: float | None
     """Mean of the last step."""
     heldout: str | None
-    """What `before` and `after` are: `pass@1` (a share), or `reward` where the evaluated reward is graded."""
+    """Metric of `before` and `after`: `pass@1` (a share), or `reward` where the evaluated reward is graded."""
     before: float | None
     """Of the first held-out evaluation, all tasks pooled; None where the last one is of another reward function."""
     after: float | None
@@ -50,7 +50,7 @@ class RunLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run on one page."""
+    """Summary of one run."""
 
     name: str
     path: Path
@@ -73,25 +73,25 @@ class RunSummary:
     after: tuple[EvalResult, ...]
     """The last one, empty while there is only one."""
     heldout: Mapping[str, str]
-    """By which metric each task is judged: `pass@1`, or `reward` where the evaluated reward is graded."""
+    """Metric of each task: `pass@1`, or `reward` where the evaluated reward is graded."""
     paired: Mapping[str, PairedTest]
     """After minus before on the same prompts, by task: in pass@1, or in reward where it is graded."""
     metrics: Mapping[str, float]
     """Of the last step."""
     events: Mapping[str, int]
-    """How many of each kind."""
+    """Number of events by kind."""
     problem: str | None
-    """What could not be read, and why."""
+    """Files that could not be read, with the reason."""
 
 
 def summary(path: Path, *, tests: bool = True) -> RunSummary:
-    """All that a run's folder tells.
+    """Summary of a run's folder.
 
     Args:
         tests: fill in `paired`, which takes a moment.
 
     Raises:
-        RunError: `path` is not a run. A damaged part of one is told in `problem` instead.
+        RunError: `path` is not a run. A damaged file of one goes into `problem` instead.
     """
     run = RunDirectory.at(path)
     problems = []
@@ -100,10 +100,10 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     except RunError as error:
         config = {}
         problems.append(str(error))
-    seen = _Measured()
+    measured = _Measured()
     if run.metrics.exists():
         try:
-            seen = _measured(run.metrics, tests)
+            measured = _measured(run.metrics, tests)
             problems += _damage(run.metrics) if tests else []
         except RunError as error:
             problems.append(str(error))
@@ -113,21 +113,21 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     return RunSummary(
         name=run.path.resolve().name,
         path=run.path,
-        state=_state(bool(problems), pid, COLLAPSE in seen.events, _is_complete(seen, saved, steps)),
+        state=_state(bool(problems), pid, COLLAPSE in measured.events, _is_complete(measured, saved, steps)),
         pid=pid,
         model=config.get("model", {}).get("name"),
         tasks=_tasks(config),
-        step=seen.step,
+        step=measured.step,
         steps=steps,
         checkpoints=tuple(saved),
         rollout_steps=len(parquet.steps(run.rollouts)),
         size_mb=round(_size(run.path) / 1e6, 1),
-        before=seen.before,
-        after=seen.after,
-        heldout=seen.heldout,
-        paired=seen.paired,
-        metrics=seen.metrics,
-        events=seen.events,
+        before=measured.before,
+        after=measured.after,
+        heldout=measured.heldout,
+        paired=measured.paired,
+        metrics=measured.metrics,
+        events=measured.events,
         problem="; ".join(problems) or None,
     )
 
@@ -169,24 +169,21 @@ def last_step(run: RunDirectory) -> int:
         return database.last_step() or 0
 
 
-def diff(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """What differs, as (one, other); sections without a difference are left out, so {} means equal.
+def diff(first: Path, second: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """Differences of two runs as (first, second); sections without a difference are left out, so {} means equal.
 
     Sections: `config` (dotted keys), `heldout` (`<task> pass@1`, `pass@k` and `reward` of the last evaluation),
     `metrics` (of the last step).
-
-    Raises:
-        RunError: one of them is not a run, or cannot be read.
     """
     sections: dict[str, list[Mapping[str, Any]]] = {"config": [], "heldout": [], "metrics": []}
-    for path in (one, other):
+    for path in (first, second):
         run = RunDirectory.at(path)
         sections["config"].append({".".join(key): value for key, value in flatten(run.read_config())})
-        seen = _measured(run.metrics) if run.metrics.exists() else _Measured()
+        measured = _measured(run.metrics) if run.metrics.exists() else _Measured()
         sections["heldout"].append(
             {
                 f"{result.task} {name}": interval.value
-                for result in seen.after or seen.before
+                for result in measured.after or measured.before
                 for name, interval in (
                     (PASS, result.pass_at_1),
                     (f"pass@{result.k}", result.pass_at_k),
@@ -195,9 +192,9 @@ def diff(one: Path, other: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
                 if interval is not None
             }
         )
-        sections["metrics"].append(seen.metrics)
-    found = {name: _different(*pair) for name, pair in sections.items()}
-    return {name: section for name, section in found.items() if section}
+        sections["metrics"].append(measured.metrics)
+    differences = {name: _different(*pair) for name, pair in sections.items()}
+    return {name: section for name, section in differences.items() if section}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,9 +258,9 @@ def metrics_by_task(*databases: MetricsDB) -> dict[str, str]:
 
 
 def compare(
-    one: MetricsDB,
+    before_db: MetricsDB,
     before: Sequence[EvalResult],
-    other: MetricsDB,
+    after_db: MetricsDB,
     after: Sequence[EvalResult],
     *,
     metric: str | None = None,
@@ -277,14 +274,14 @@ def compare(
         metric: `PASS` or `REWARD` for all tasks; None takes that of each task.
     """
     later = {result.task: result.step for result in after}
-    metrics = metrics_by_task(one, other)
+    metrics = metrics_by_task(before_db, after_db)
     tests = {}
     for result in before:
         if result.task not in later:
             continue
         name = metric or metrics.get(result.task, PASS)
-        first = _by_prompt(one, result.step, result.task, name)
-        second = _by_prompt(other, later[result.task], result.task, name)
+        first = _by_prompt(before_db, result.step, result.task, name)
+        second = _by_prompt(after_db, later[result.task], result.task, name)
         shared = sorted(first.keys() & second.keys())
         if shared:
             tests[result.task] = paired_test(
@@ -299,15 +296,12 @@ def _by_prompt(database: MetricsDB, step: int, task: str, metric: str) -> dict[t
     return {(item.task, item.prompt_id): value for item in items if (value := item.metric(metric)) is not None}
 
 
-def compare_runs(one: Path, other: Path) -> dict[str, PairedTest]:
-    """Difference of two runs' last evaluations, other minus one, by task, on the prompts that both hold: see `compare`.
+def compare_runs(baseline: Path, candidate: Path) -> dict[str, PairedTest]:
+    """Difference of two runs' last evaluations by task, candidate minus baseline, on shared prompts: see `compare`.
 
     Prompts are the same when their ids are: compare runs on the same held-out data.
-
-    Raises:
-        RunError: one of them is not a run, or cannot be read.
     """
-    files = [RunDirectory.at(path).metrics for path in (one, other)]
+    files = [RunDirectory.at(path).metrics for path in (baseline, candidate)]
     if not all(file.exists() for file in files):
         return {}
     with MetricsDB.reader(files[0]) as first, MetricsDB.reader(files[1]) as second:
@@ -321,12 +315,12 @@ def _pooled(results: tuple[EvalResult, ...], metric: str) -> float | None:
     return None if estimate is None else estimate.value
 
 
-def _is_complete(seen: _Measured, saved: Sequence[int], steps: int | None) -> bool:
+def _is_complete(measured: _Measured, saved: Sequence[int], steps: int | None) -> bool:
     """All steps recorded, evaluated where the run evaluates at all, and saved: the last step ends with its checkpoint,
     and a stop saves one without the evaluation."""
-    if steps is None or (seen.step or 0) < steps or max(saved, default=-1) < steps:
+    if steps is None or (measured.step or 0) < steps or max(saved, default=-1) < steps:
         return False
-    evaluated = seen.after or seen.before
+    evaluated = measured.after or measured.before
     return not evaluated or evaluated[0].step >= steps
 
 
@@ -356,28 +350,26 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = dict.fromkeys((*one, *other))
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = dict.fromkeys((*first, *second))
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
-
-# Whether the held-out results of two runs measure the same thing.
 
 _EVALUATION = ("part", "correct_threshold", "temperature")
 """Settings under `eval` that change what is measured; `samples`, `k` and `limit` change how precisely."""
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> list[str]:
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], metric: str) -> list[str]:
     """Settings that keep two runs' held-out results from being compared; empty where they can be.
 
     Args:
-        one: the settings of a run, as its config.toml holds them.
-        other: those of the other run.
-        metric: `PASS` is judged by the evaluated reward part alone, `REWARD` by all parts and their weights.
+        first: the settings of a run, as its config.toml holds them.
+        second: those of the other run.
+        metric: `PASS` depends on the evaluated reward part alone, `REWARD` on all parts and their weights.
     """
     keys = ["environment.name", "environment.params", "data.heldout", *(f"eval.{name}" for name in _EVALUATION)]
-    names = [key for key in keys if _at(one, key) != _at(other, key)]
-    rewards = [_judging(config, metric) for config in (one, other)]
+    names = [key for key in keys if _at(first, key) != _at(second, key)]
+    rewards = [_judging(config, metric) for config in (first, second)]
     return ([] if rewards[0] == rewards[1] else ["rewards.parts"]) + names
 
 
@@ -385,9 +377,9 @@ def _judging(config: Mapping[str, Any], metric: str) -> Any:
     parts = _at(config, "rewards.parts") or []
     if metric != PASS:
         return [(part.get("name"), part.get("params") or {}, part.get("weight", 1.0)) for part in parts]
-    asked = _at(config, "eval.part")
+    label_of_eval = _at(config, "eval.part")
     labels = [part.get("label") or str(part.get("name", "")).split(":")[-1] for part in parts]
-    judging = [part for part, label in zip(parts, labels, strict=True) if label == asked] or parts[:1]
+    judging = [part for part, label in zip(parts, labels, strict=True) if label == label_of_eval] or parts[:1]
     return [(part.get("name"), part.get("params") or {}) for part in judging]
 
 

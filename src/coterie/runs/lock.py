@@ -1,4 +1,4 @@
-"""Who may write to a run: one process."""
+"""The lock of a run: one process may write to it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Lock:
         except RunError:
             self.release()
             raise
-        _held.add(self)
+        _locks.add(self)
 
     def _acquire(self, folder: Path) -> None:
         for patience in (0.02, 0.05, 0.0):  # `lock_holder` may be having its look right now
@@ -50,7 +50,7 @@ class Lock:
         raise RunError(f"the run {folder} is in use by process {pid}; wait for it, or stop it first")
 
     def release(self) -> None:
-        """Let others in. Closing, not unlocking: a forked child must not unlock what its parent holds."""
+        """Release the lock by closing the file: a forked child that unlocked it would release its parent's."""
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
@@ -59,12 +59,12 @@ class Lock:
         self.release()
 
 
-_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
     # A forked worker shares the lock; one that outlives its parent would hold the run for ever.
-    for lock in list(_held):
+    for lock in list(_locks):
         lock.release()
 
 
@@ -72,7 +72,7 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def lock_holder(folder: Path) -> int | None:
-    """Process id of whoever holds the folder's lock, None when nobody does."""
+    """Id of the process that holds the folder's lock, -1 if unknown, None if it is free."""
     try:
         handle = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,7 @@
-"""Numbers, events and evaluations of a run in SQLite (WAL): one writer, many readers, neither waits."""
+"""Metrics, events and evaluations of a run in SQLite (WAL): one writer, many readers, neither waits.
+
+SQLite notices no flipped bit in a value, so records of one transaction carry the hash of their rows.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from typing import Any, Self
 from coterie.errors import NonFiniteError, RunError
 from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
 from coterie.types import PASS, EvalResult, Interval
-
-# The tables of `metrics.sqlite`, and the hashes by which a flipped bit in them is noticed.
 
 VERSION = 3
 """2 added the hashes, 3 the held-out reward, without which pass@1 may be absent."""
@@ -47,7 +48,6 @@ INSERT INTO evals SELECT *, NULL, NULL, NULL, NULL FROM evals_before ORDER BY ro
 DROP TABLE evals_before;
 ALTER TABLE eval_items ADD COLUMN reward REAL;
 """
-# SQLite notices no flipped bit in a value, so whatever is recorded together carries the hash of its rows.
 _DIGESTS = """
 CREATE TABLE digests (kind TEXT NOT NULL, key INTEGER NOT NULL, sha256 TEXT NOT NULL,
                       PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -79,11 +79,11 @@ _HASHED = {
         ("SELECT step, kind, message, data, time FROM events WHERE id = ?",),
     ),
 }
-"""Kind of record → which keys there are, and what is hashed of one."""
+"""Kind of record → (query of its keys, queries of the rows that are hashed)."""
 
 
 def make_tables(db: sqlite3.Connection, version: int) -> None:
-    """Make what a file of this format lacks, inside the caller's transaction.
+    """Create the tables that a file of this format lacks, inside the caller's transaction.
 
     Format 0 is a new file, which lacks everything; 1 lacks the hashes, 1 and 2 the held-out rewards.
     """
@@ -107,13 +107,13 @@ def damaged(db: sqlite3.Connection, version: int = VERSION) -> list[str]:
     had no hashes."""
     if version < 2:
         return []
-    known = {(kind, key): digest for kind, key, digest in db.execute("SELECT * FROM digests")}
-    found = set(known)
+    digests = {(kind, key): digest for kind, key, digest in db.execute("SELECT * FROM digests")}
+    records = set(digests)
     for kind, (keys, _) in _HASHED.items():
         if kind != REWARD_OF_STEP or version >= 3:
-            found |= {(kind, key) for (key,) in db.execute(keys)}
-    bad = [place for place in found if place[0] not in _HASHED or known.get(place) != _digest(db, *place)]
-    return [f"{kind} {key}" for kind, key in sorted(bad, key=str)]
+            records |= {(kind, key) for (key,) in db.execute(keys)}
+    mismatches = [place for place in records if place[0] not in _HASHED or digests.get(place) != _digest(db, *place)]
+    return [f"{kind} {key}" for kind, key in sorted(mismatches, key=str)]
 
 
 def _digest(db: sqlite3.Connection, kind: str, key: int) -> str:
@@ -127,7 +127,7 @@ _ROOM = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something worth a line, e.g. `checkpoint`, `warning`, `resume`, `stop`."""
+    """An event of a run, e.g. `checkpoint`, `warning`, `resume`, `stop`."""
 
     step: int | None
     kind: str
@@ -146,7 +146,7 @@ class EvalItem:
     correct: int
     """Attempts that are correct."""
     samples: int
-    """Attempts that the evaluated part of the reward judges."""
+    """Attempts to which the evaluated part of the reward applies."""
     reward: float | None = None
     """Mean reward of the attempts; None where none could be scored, and in runs of before it was recorded."""
 
@@ -158,7 +158,7 @@ class EvalItem:
 
 
 class MetricsDB:
-    """The run's `metrics.sqlite`. The default opens the writer; `MetricsDB.reader` only looks.
+    """The run's `metrics.sqlite`. The default opens the writer; `MetricsDB.reader` only reads.
 
     Raises:
         RunError: from every method, when the file is damaged, foreign or refused by the disk.
@@ -178,7 +178,7 @@ class MetricsDB:
 
     @classmethod
     def reader(cls, path: Path) -> Self:
-        """Read-only: never blocks a running training and never changes the file."""
+        """A read-only connection that never blocks a running training and never changes the file."""
         return cls(path, read_only=True)
 
     def _prepare(self, read_only: bool) -> None:
@@ -198,13 +198,13 @@ class MetricsDB:
             self._upgrade(version)
 
     def _read_as_empty(self) -> None:
-        """The run was stopped, or is at this moment, between the file and its tables: nothing is recorded yet."""
+        """Read an empty database: the run was stopped, or is at this moment, between the file and its tables."""
         self._db.close()
         self._db = sqlite3.connect(":memory:", isolation_level=None)
         self._upgrade(0)
 
     def _upgrade(self, version: int) -> None:
-        """Make the tables; to those of an older format add what it lacks."""
+        """Create the tables, or add those that an older format lacks."""
         with self._transaction("set up"):
             make_tables(self._db, version)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
@@ -218,7 +218,7 @@ class MetricsDB:
         evals: Sequence[EvalResult] = (),
         items: Sequence[EvalItem] = (),
     ) -> None:
-        """All that one step has to say, in one transaction.
+        """Record metrics, events and evaluations of one step in one transaction.
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; nothing is written.
@@ -234,11 +234,11 @@ class MetricsDB:
                 self._insert_event(event)
 
     def record_evals(self, results: Sequence[EvalResult], items: Sequence[EvalItem] = ()) -> None:
-        """One evaluation (all results have the same step) outside of a step's record."""
-        found = {result.step for result in results}
-        if len(found) != 1:
-            raise RunError(f"an evaluation belongs to one step, got results of {sorted(found) or 'none'}")
-        step = found.pop()
+        """Record one evaluation (all results have the same step) outside of a step's record."""
+        steps = {result.step for result in results}
+        if len(steps) != 1:
+            raise RunError(f"an evaluation belongs to one step, got results of {sorted(steps) or 'none'}")
+        step = steps.pop()
         with self._transaction(f"record the evaluation of step {step}"):
             self._insert_evals(step, results, items)
 
@@ -259,7 +259,7 @@ class MetricsDB:
             self._db.execute("DELETE FROM digests WHERE kind = 'event' AND key NOT IN (SELECT id FROM events)")
 
     def damage(self) -> list[str]:
-        """What does not match the hash it was recorded with, e.g. `metrics of step 12`; empty when all is well.
+        """Records that do not match their hash, e.g. `metrics of step 12`; empty when all do.
 
         Reads everything, so it is for a resume and for a look at a run, not for every open.
         """
@@ -352,8 +352,8 @@ class MetricsDB:
                 result.truncated,
                 *_values(result.reward),
             )
-            named = f"evaluation of {result.task}"
-            numbers = [None if value is None else _finite(step, named, value) for value in values]
+            label = f"evaluation of {result.task}"
+            numbers = [None if value is None else _finite(step, label, value) for value in values]
             head = (step, result.task, result.prompts, result.samples, result.k)
             row = (*head, *numbers, json_dumps(dict(result.reward_parts)))
             self._db.execute(f"INSERT INTO evals VALUES ({','.join('?' * 17)})", row)
@@ -365,9 +365,9 @@ class MetricsDB:
 
     def _insert_event(self, event: Event) -> None:
         row = (event.step, event.kind, utf8(event.message), json_dumps(dict(event.data)), event.time)
-        made = self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
-        assert made.lastrowid is not None
-        seal(self._db, "event", made.lastrowid)
+        cursor = self._db.execute("INSERT INTO events (step, kind, message, data, time) VALUES (?, ?, ?, ?, ?)", row)
+        assert cursor.lastrowid is not None
+        seal(self._db, "event", cursor.lastrowid)
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         with self._named("read"):
@@ -387,7 +387,7 @@ class MetricsDB:
 
     @contextmanager
     def _snapshot(self) -> Generator[None]:
-        """All reads inside see one moment, whatever a training writes meanwhile."""
+        """Context in which all reads see one snapshot, also while a training writes."""
         self._db.execute("BEGIN")
         try:
             yield

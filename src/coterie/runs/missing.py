@@ -1,4 +1,4 @@
-"""What the record of a run lacks of steps that were done: files that were deleted, replaced or cut off."""
+"""Gaps in the record of a run: files of completed steps that were deleted, replaced or cut off."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _metrics(run: RunDirectory, database: MetricsDB, step: int) -> Iterator[str]
 
 
 def _rollouts(folder: Path, step: int) -> Iterator[str]:
-    there = set(parquet.steps(folder))
-    missing = [number for number in range(1, step + 1) if number not in there]
+    recorded = set(parquet.steps(folder))
+    missing = [number for number in range(1, step + 1) if number not in recorded]
     if missing:
         yield f"{folder} has no rollouts of {spans(missing)}: their files were moved or deleted"
-    cut = [number for number in sorted(there) if number <= step and not _opens(parquet.path_of(folder, number))]
+    cut = [number for number in sorted(recorded) if number <= step and not _opens(parquet.path_of(folder, number))]
     if cut:
         yield (
             f"{folder}: the rollouts of {spans(cut)} cannot be read: the files are cut off or damaged. No other step "
@@ -57,7 +57,7 @@ def _rollouts(folder: Path, step: int) -> Iterator[str]:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a Parquet file has its footer, which is written last."""
+    """True if a Parquet file has its footer, which is written last."""
     try:
         pq.read_metadata(path)
     except (pa.ArrowException, OSError):

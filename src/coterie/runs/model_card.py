@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it was made from, how, and with what result."""
+"""The model card of an exported model: base, training, results, licence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write(source: ModelSource, *, base: str, form: str) -> tuple[str, Path | Non
     """The card, and the licence text to put beside it.
 
     Args:
-        source: what is exported.
+        source: the exported model.
         base: of an adapter, the folder or id of the model below it; else empty.
         form: merged or adapter.
     """
@@ -91,26 +91,26 @@ def _described(source: ModelSource) -> Base:
     if folder is not None:
         record = folder / cache.RECORD
         if record.is_file():  # an asset, named by its folder
-            facts = json.loads(record.read_text(encoding="utf-8"))
-            name, licence = str(facts.get("name", name)), str(facts.get("licence", ""))
+            record_fields = json.loads(record.read_text(encoding="utf-8"))
+            name, licence = str(record_fields.get("name", name)), str(record_fields.get("licence", ""))
         file = next((path for path in (folder / "LICENSE", folder / "LICENSE.txt") if path.is_file()), None)
         card = folder / "README.md"
         if not licence and card.is_file():
-            found = re.search(r"^license:\s*['\"]?([\w.+-]+)", card.read_text(encoding="utf-8", errors="replace"), re.M)
-            licence = found[1] if found else ""
+            match = re.search(r"^license:\s*['\"]?([\w.+-]+)", card.read_text(encoding="utf-8", errors="replace"), re.M)
+            licence = match[1] if match else ""
     return Base(name=source.hub or name, hub=bool(source.hub), licence=licence, licence_file=file)
 
 
 def _front_matter(base: Base, form: str, *, lora: bool) -> str:
     """YAML for the hub; every value is JSON, which YAML contains."""
-    facts: dict[str, Any] = {"library_name": "peft" if form == "adapter" else "transformers"}
+    metadata: dict[str, Any] = {"library_name": "peft" if form == "adapter" else "transformers"}
     if base.hub:
-        facts["base_model"] = base.name
+        metadata["base_model"] = base.name
     if base.licence:
-        facts["license"] = base.licence.lower()
-    facts["pipeline_tag"] = "text-generation"
-    facts["tags"] = ["coterie", "grpo", "reinforcement-learning", *(["lora"] if lora else [])]
-    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in facts.items()) + "\n---"
+        metadata["license"] = base.licence.lower()
+    metadata["pipeline_tag"] = "text-generation"
+    metadata["tags"] = ["coterie", "grpo", "reinforcement-learning", *(["lora"] if lora else [])]
+    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items()) + "\n---"
 
 
 def _opening(origin: Base, source: ModelSource, base: str, form: str) -> str:
@@ -126,19 +126,20 @@ def _result(run: Path, step: int | None) -> str:
     if not metrics.is_file():
         return "No held-out evaluation was recorded."
     with MetricsDB.reader(metrics) as database:
-        results = [one for one in database.evals() if step is None or one.step <= step]
+        results = [result for result in database.evals() if step is None or result.step <= step]
     if not results:
         return "No held-out evaluation was recorded."
     ends = dict.fromkeys((results[0].step, results[-1].step))
-    shown = [one for one in results if one.step in ends]
+    shown = [result for result in results if result.step in ends]
     rows = [
         "| held-out task | step | prompts × attempts | mean reward | pass@1 | pass@k |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     rows += [
-        f"| {_plain(one.task)} | {one.step} | {one.prompts} × {one.samples} | {metric_text(REWARD, one.reward)} "
-        f"| {metric_text(PASS, one.pass_at_1)} | k = {one.k}: {metric_text(PASS, one.pass_at_k)} |"
-        for one in shown
+        f"| {_plain(result.task)} | {result.step} | {result.prompts} × {result.samples} "
+        f"| {metric_text(REWARD, result.reward)} "
+        f"| {metric_text(PASS, result.pass_at_1)} | k = {result.k}: {metric_text(PASS, result.pass_at_k)} |"
+        for result in shown
     ]
     return "\n".join(rows) + "\n\nBrackets are 95 % bootstrap intervals over prompts."
 
@@ -148,13 +149,13 @@ def _training(config: Mapping[str, Any]) -> str:
     rows = [f"| {key} | {_plain(str(values[key]))} |" for key in _SETTINGS if values.get(key) not in (None, "")]
     names = [str(part.get("name", "")) for part in config.get("rewards", {}).get("parts", ())]
     rows.append(f"| rewards | {_plain(', '.join(names))} |")
-    data = [_source_name(one) for one in config.get("data", {}).get("train", ())]
+    data = [_source_name(source) for source in config.get("data", {}).get("train", ())]
     rows.append(f"| training data | {_plain(', '.join(data))} |")
     return "| setting | value |\n| --- | --- |\n" + "\n".join(rows)
 
 
 def _source_name(source: Mapping[str, Any]) -> str:
-    """A dataset by a name that tells nothing of the machine."""
+    """Name of a dataset without a path of the machine."""
     return str(source.get("task") or source.get("name") or Path(str(source.get("path", "?"))).name)
 
 

@@ -1,4 +1,4 @@
-"""Which model a name means: a run, a checkpoint, a model folder, an asset, or a model of the Hugging Face hub.
+"""Resolution of a model's name: a run, a checkpoint, a model folder, an asset, or a model of the Hugging Face hub.
 
 Reads names and folders only, so that a wrong name is told before anything is loaded.
 """
@@ -16,8 +16,6 @@ from coterie.data import assets, hub_models
 from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
 from coterie.runs import checkpoint
 from coterie.runs.durable import verify_directory
-
-# Names of the runs in a folder, for messages that a name means none of them.
 
 MOST = 8
 """Names in a message."""
@@ -51,7 +49,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Where a model is: exactly one of `folder`, `asset` and `hub` is set."""
+    """Location of a model: exactly one of `folder`, `asset` and `hub` is set."""
 
     folder: Path | None = None
     """Local model or adapter folder, absolute."""
@@ -65,7 +63,7 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """What settings may call it from any folder."""
+        """Its name in settings, valid from any folder."""
         return self.asset or self.hub or str(self.folder)
 
     @property
@@ -75,13 +73,13 @@ class ModelSource:
 
 
 def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check_files: bool = True) -> ModelSource:
-    """Find out what a name means; a local folder comes before an asset, an asset before a run.
+    """The model that a name means; a local folder comes before an asset, an asset before a run.
 
     Args:
         name: a model folder, checkpoint folder or run folder; an asset; a run of `runs`; or an id `owner/name` of the
             hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, else it is the newest one.
         runs: folder that holds the runs.
-        kind: what the asset has to be.
+        kind: required kind of an asset.
         check_files: read a run's checkpoint against its manifest; False only asks whether the name means something.
 
     Raises:
@@ -200,10 +198,10 @@ def _misspelled(path: Path) -> str:
 
 
 def _slipped(typed: str, name: str) -> bool:
-    """Whether one may be a slip of the keys for the other: another size, version, variant or case is another model."""
-    one, other = typed.lower(), name.lower()
-    same_size = re.findall(r"\d+", one) == re.findall(r"\d+", other)
-    return same_size and not one.startswith(other) and not other.startswith(one)
+    """True if `typed` may be a misspelling of `name`: another size, version, variant or case is another model."""
+    typed_lower, name_lower = typed.lower(), name.lower()
+    same_size = re.findall(r"\d+", typed_lower) == re.findall(r"\d+", name_lower)
+    return same_size and not typed_lower.startswith(name_lower) and not name_lower.startswith(typed_lower)
 
 
 def _folders(place: Path) -> list[str]:
@@ -214,7 +212,7 @@ def _folders(place: Path) -> list[str]:
 
 
 def _in_cache(name: str) -> bool:
-    """Whether an id without an owner, such as `gpt2`, is in the hub's cache."""
+    """True if an id without an owner, such as `gpt2`, is in the hub's cache."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         return False
     from huggingface_hub import try_to_load_from_cache
@@ -223,11 +221,11 @@ def _in_cache(name: str) -> bool:
 
 
 def _nothing(name: str, runs: Path, kind: Kind, *, pathlike: bool) -> str:
-    """What to say when nothing has that name."""
-    made = names_in(runs)
+    """Message for a name that no model has."""
+    run_names = names_in(runs)
     models = [asset.name for asset in assets.ASSETS.values() if asset.kind == kind]
-    beside = _misspelled(Path(name)) if "/" in name else ""
-    hint = f" (did you mean {beside!r}?)" if beside else nearest(name, models) or nearest(name, made)
+    misspelled = _misspelled(Path(name)) if "/" in name else ""
+    hint = f" (did you mean {misspelled!r}?)" if misspelled else nearest(name, models) or nearest(name, run_names)
     if pathlike:
         return (
             f"the folder {Path(name).expanduser().absolute()} does not exist{hint}; expected a model folder, a "

@@ -1,4 +1,4 @@
-"""One zstd Parquet file a step, which vouches for its own rows.
+"""Step files: one zstd Parquet file a step, with the hash of its rows.
 
 Parquet alone notices only truncation. Page checksums, which every reader can check, cover the data; page headers and
 the footer have none, so the file also carries the hash of its rows.
@@ -22,24 +22,20 @@ _NAME = re.compile(r"step_(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Recorded:
-    """What a file holds, before its rows are trusted."""
+class VerifiedTable:
+    """Rows of a file with the hash that the file carries."""
 
     table: pa.Table
     sha256: str
 
     def require(self, digest: str) -> None:
-        """Refuse rows of another hash than the file carries.
-
-        Raises:
-            ValueError: inside `reading`, which says of which file.
-        """
+        """Raise ValueError, inside `reading`, if the rows have another hash than the file carries."""
         if digest != self.sha256:
             raise ValueError("its rows do not match the hash it carries")
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the file of a step lies."""
+    """Path of a step's file."""
     return folder / f"step_{step:06d}.parquet"
 
 
@@ -58,12 +54,9 @@ def write(
     Args:
         make: gives the rows.
         noun: of one row, e.g. `rollout`.
-        form: format, which a reader asks for.
+        form: format, which a reader requires.
         digest: hash of the rows as they are read back.
         repeated: columns whose values occur often.
-
-    Raises:
-        RunError: the step is recorded already, a row does not fit its columns, or the disk refused.
     """
     path = path_of(folder, step)
     if path.exists():
@@ -72,11 +65,11 @@ def write(
         table = make()
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise RunError(f"the {noun}s of step {step} do not fit their columns: {error}") from error
-    facts = {"coterie": form, "step": str(step), "sha256": digest(table)}
+    metadata = {"coterie": form, "step": str(step), "sha256": digest(table)}
     with replacing(path) as tmp:
         # Statistics are off: token ids have none worth having, and no checksum covers them.
         pq.write_table(
-            table.replace_schema_metadata(facts),
+            table.replace_schema_metadata(metadata),
             tmp,
             compression="zstd",
             write_page_checksum=True,
@@ -87,24 +80,21 @@ def write(
 
 
 @contextmanager
-def reading(path: Path, step: int, *, noun: str, forms: Sequence[str], loss: str) -> Generator[Recorded]:
-    """The rows of one step; whatever is wrong with them, here or inside, is said of the file.
+def reading(path: Path, step: int, *, noun: str, forms: Sequence[str], loss: str) -> Generator[VerifiedTable]:
+    """Context with the rows of one step; errors inside it become a RunError that names the file.
 
     Args:
         forms: formats that the reader knows.
-        loss: what depends on the file, to be said where it is damaged.
-
-    Raises:
-        RunError: the file is damaged, of another step or of another format.
+        loss: sentence on what depends on the file, for the error.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            facts = file.schema_arrow.metadata or {}
-            known = facts.get(b"coterie", b"").decode(errors="replace") in forms
-            if not known or facts.get(b"step") != str(step).encode():
-                raise ValueError(f"its header says {facts!r}, expected format {' or '.join(forms)} and step {step}")
+            metadata = file.schema_arrow.metadata or {}
+            has_format = metadata.get(b"coterie", b"").decode(errors="replace") in forms
+            if not has_format or metadata.get(b"step") != str(step).encode():
+                raise ValueError(f"its header says {metadata!r}, expected format {' or '.join(forms)} and step {step}")
             table = file.read().replace_schema_metadata(None)
-        yield Recorded(table, facts.get(b"sha256", b"").decode(errors="replace"))
+        yield VerifiedTable(table, metadata.get(b"sha256", b"").decode(errors="replace"))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise RunError(
             f"{path} is damaged or is no {noun} file of coterie: {error}. {loss}; restore it from a copy, or delete it"

@@ -1,4 +1,4 @@
-"""Every prompt that a run met, once, with its embedding: a Parquet file for each step that met new ones."""
+"""Prompts of a run, each stored once with its embedding: a Parquet file for each step with new ones."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SCHEMA = pa.schema(
         ("embedding", pa.list_(pa.float32())),
     ]
 )
-"""`step` is the first that met the prompt; `embedding_kind` is policy (its hidden states) or text (hashed words)."""
+"""`step` is the first with the prompt; `embedding_kind` is policy (its hidden states) or text (hashed words)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredPrompt:
-    """A prompt that was met for the first time."""
+    """A prompt that a step stores, with its embedding."""
 
     prompt: Prompt
     kind: str
@@ -48,18 +48,14 @@ class StoredPrompt:
     """[E]"""
 
 
-def write_step(folder: Path, step: int, found: Sequence[StoredPrompt]) -> Path | None:
-    """Write what one step met, all or nothing; no file when that is nothing.
-
-    Raises:
-        RunError: the step is recorded already, a prompt does not fit its columns, or the disk refused.
-    """
-    if not found:
+def write_step(folder: Path, step: int, prompts: Sequence[StoredPrompt]) -> Path | None:
+    """Write the new prompts of one step, all or nothing; no file when there are none."""
+    if not prompts:
         return None
     return parquet.write(
         folder,
         step,
-        lambda: pa.Table.from_pylist([_row(step, one) for one in found], schema=SCHEMA),
+        lambda: pa.Table.from_pylist([_row(step, prompt) for prompt in prompts], schema=SCHEMA),
         noun=NOUN,
         form=FORMAT,
         digest=_digest,
@@ -68,47 +64,39 @@ def write_step(folder: Path, step: int, found: Sequence[StoredPrompt]) -> Path |
 
 
 def read(folder: Path) -> pa.Table:
-    """Every prompt in the order met; no rows where nothing was stored.
-
-    Raises:
-        RunError: a file is damaged.
-    """
+    """Every stored prompt in the order of steps; no rows where nothing was stored."""
     parts = [read_step(folder, step) for step in parquet.steps(folder)]
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
 def read_step(folder: Path, step: int) -> pa.Table:
-    """Those that one step met.
-
-    Raises:
-        RunError: there is no such file, or it is damaged.
-    """
+    """The prompts that one step stored."""
     path, loss = parquet.path_of(folder, step), "Nothing depends on it but similarity"
     with parquet.reading(path, step, noun=NOUN, forms=(FORMAT,), loss=loss) as file:
         file.require(_digest(file.table))
         return file.table.cast(SCHEMA)
 
 
-def _row(step: int, one: StoredPrompt) -> dict[str, object]:
-    prompt, facts = one.prompt, facts_of(one.prompt)
+def _row(step: int, stored: StoredPrompt) -> dict[str, object]:
+    prompt, features = stored.prompt, facts_of(stored.prompt)
     return {
         "step": step,
         "prompt_id": utf8(prompt.id),
         "task": utf8(prompt.task),
         "source": utf8(prompt.source),
-        "domain": utf8(facts["domain"]),
+        "domain": utf8(features["domain"]),
         "prompt": json_dumps(list(prompt.messages)),
         "answer": utf8(prompt.answer),
         "attributes": json_dumps(dict(prompt.attributes)),
-        "complexity": facts["complexity"],
-        "embedding_kind": one.kind,
-        "embedding": one.embedding.astype(np.float32),
+        "complexity": features["complexity"],
+        "embedding_kind": stored.kind,
+        "embedding": stored.embedding.astype(np.float32),
     }
 
 
 def _digest(table: pa.Table) -> str:
-    """Of the rows as they are read back; the embeddings by their bytes, which JSON would take minutes for."""
-    held = hashlib.sha256(json.dumps(table.drop_columns("embedding").to_pylist()).encode())
+    """Hash of the rows as they are read back; the embeddings by their bytes, which JSON would take minutes for."""
+    digest = hashlib.sha256(json.dumps(table.drop_columns("embedding").to_pylist()).encode())
     for chunk in table["embedding"].chunks:
-        held.update(np.diff(chunk.offsets.to_numpy()).tobytes() + chunk.flatten().to_numpy().tobytes())
-    return held.hexdigest()
+        digest.update(np.diff(chunk.offsets.to_numpy()).tobytes() + chunk.flatten().to_numpy().tobytes())
+    return digest.hexdigest()

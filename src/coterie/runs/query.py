@@ -1,4 +1,7 @@
-"""Which rollouts are wanted, in which order, with which columns."""
+"""Queries over stored rollouts: filters, nearest prompts, summaries, and SQL.
+
+The rollouts of some runs are one table that is read only as far as a query needs it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,12 @@ from coterie.runs import parquet, prompts, rows
 from coterie.runs.directory import RunDirectory
 from coterie.types import Outcome
 
-# The stored rollouts of some runs as one table that is read only as far as it is asked for.
-
 RUN = pa.field("run", pa.string())
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """What runs have recorded."""
+class RolloutStore:
+    """The stored rollouts and prompts of some runs."""
 
     folders: dict[str, Path]
     """Name → folder."""
@@ -39,25 +40,23 @@ class Stored:
 
     def rollouts(self, first: int | None = None, last: int | None = None, recent: int | None = None) -> ds.Dataset:
         """Rollouts of the training steps from `first` to `last`, or of each run's last `recent` steps of those."""
-        found = []
+        fragments = []
         form = ds.ParquetFileFormat(default_fragment_scan_options=_checked())
         for name, folder in self.folders.items():
             steps = [step for step in parquet.steps(folder / "rollouts") if _inside(step, first, last)]
             for step in steps if recent is None else steps[len(steps) - min(recent, len(steps)) :]:
                 file = str(parquet.path_of(folder / "rollouts", step))
-                here = ds.field("run") == name
-                found.append(form.make_fragment(file, filesystem=fs.LocalFileSystem(), partition_expression=here))
-        if not found:
+                partition = ds.field("run") == name
+                fragments.append(
+                    form.make_fragment(file, filesystem=fs.LocalFileSystem(), partition_expression=partition)
+                )
+        if not fragments:
             return ds.dataset(self.schema.empty_table())
-        return ds.FileSystemDataset(found, self.schema, form, fs.LocalFileSystem())
+        return ds.FileSystemDataset(fragments, self.schema, form, fs.LocalFileSystem())
 
     @cached_property
     def prompts(self) -> pa.Table:
-        """`run`, then the columns of the prompt files; no rows from runs of an older coterie.
-
-        Raises:
-            RunError: a file is damaged.
-        """
+        """`run`, then the columns of the prompt files; no rows from runs of an older coterie."""
         parts = []
         for name, folder in self.folders.items():
             table = prompts.read(folder / "prompts")
@@ -65,25 +64,17 @@ class Stored:
         return pa.concat_tables(parts)
 
 
-def open_runs(runs: Sequence[str | Path], root: Path = Path("runs")) -> Stored:
-    """The runs of these names or paths; also while they train.
-
-    Raises:
-        RunError: one of them is no run.
-    """
+def open_runs(runs: Sequence[str | Path], root: Path = Path("runs")) -> RolloutStore:
+    """The runs of these names or paths; also while they train."""
     paths = [RunDirectory.at(run, root).path for run in runs]
     names = [path.resolve().name for path in paths]
     alike = len(set(names)) < len(names)
-    return Stored({str(path) if alike else name: path for name, path in zip(names, paths, strict=True)})
+    return RolloutStore({str(path) if alike else name: path for name, path in zip(names, paths, strict=True)})
 
 
 @contextmanager
 def readable() -> Generator[None]:
-    """Turn what pyarrow says of a bad file, or of columns that cannot be compared, into an error of coterie's own.
-
-    Raises:
-        RunError: with pyarrow's reason, which names the file.
-    """
+    """Context that turns pyarrow's errors on a bad file, or on columns that cannot be compared, into a RunError."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
@@ -101,24 +92,18 @@ def _inside(step: int, first: int | None, last: int | None) -> bool:
     return (first is None or step >= first) and (last is None or step <= last)
 
 
-# SQL over stored rollouts: DuckDB reads the Parquet files through pyarrow, and nothing else on this machine.
-
-SHUT = (
+LOCKDOWN = (
     "SET enable_external_access = false",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
     "SET python_enable_replacements = false",
     "SET lock_configuration = true",
 )
-"""Said once the views exist: from then on no statement can open a file, a socket, an extension, or these doors."""
+"""Executed once the views exist: after it no statement can open a file, a socket or an extension, or undo this."""
 
 
-def query(stored: Stored, sql: str) -> pa.Table:
-    """The answer of one SELECT over the views `rollouts` and `prompts`.
-
-    Raises:
-        RunError: DuckDB is not installed, the text is not one SELECT, or DuckDB refuses it.
-    """
+def query(store: RolloutStore, sql: str) -> pa.Table:
+    """The result of one SELECT over the views `rollouts` and `prompts`, which DuckDB reads through pyarrow."""
     try:
         import duckdb
     except ImportError as error:
@@ -127,39 +112,36 @@ def query(stored: Stored, sql: str) -> pa.Table:
             "and --export work without it"
         ) from error
     with duckdb.connect(":memory:") as connection:
-        connection.register("rollouts", stored.rollouts())
-        connection.register("prompts", stored.prompts)
+        connection.register("rollouts", store.rollouts())
+        connection.register("prompts", store.prompts)
         try:
-            for statement in SHUT:
+            for statement in LOCKDOWN:
                 connection.execute(statement)
             statements = connection.extract_statements(sql)
-            kinds = [one.type for one in statements]
+            kinds = [statement.type for statement in statements]
             if kinds != [duckdb.StatementType.SELECT]:
-                said = ", ".join(kind.name for kind in kinds) or "nothing"
-                raise RunError(f"--sql takes one SELECT over `rollouts` and `prompts`; this is {said}")
+                kind_names = ", ".join(kind.name for kind in kinds) or "nothing"
+                raise RunError(f"--sql takes one SELECT over `rollouts` and `prompts`; this is {kind_names}")
             return connection.sql(sql).to_arrow_table()
         except (duckdb.Error, pa.ArrowException, OSError, UnicodeError) as error:
             raise RunError(f"DuckDB refuses the query: {error}") from error
 
 
-# Prompts near a prompt, by the embeddings that the runs stored.
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Similar:
-    """The nearest prompts."""
+    """The nearest prompts of a prompt, by the stored embeddings."""
 
-    found: Mapping[tuple[str, str], float]
+    cosines: Mapping[tuple[str, str], float]
     """(run, prompt id) → cosine, 1 for the prompt itself."""
 
     def where(self) -> pc.Expression:
-        """Their rollouts, and perhaps others of the same ids in another run, which `mark` drops."""
-        return ds.field("prompt_id").isin(sorted({name for _, name in self.found}))
+        """Filter for their rollouts, and perhaps others of the same ids in another run, which `mark` drops."""
+        return ds.field("prompt_id").isin(sorted({name for _, name in self.cosines}))
 
     def mark(self, table: pa.Table, column: str) -> pa.Table:
         """The rows of these prompts, with their similarity in a new column."""
         keys = zip(table["run"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)
-        marks = pa.array([self.found.get(key) for key in keys], pa.float64())
+        marks = pa.array([self.cosines.get(key) for key in keys], pa.float64())
         return table.append_column(column, marks).filter(ds.field(column).is_valid())
 
 
@@ -170,35 +152,36 @@ def nearest(prompts: pa.Table, name: str, count: int) -> Similar:
     common part, beside which what tells prompts apart is small.
 
     Args:
-        prompts: `Stored.prompts`.
-
-    Raises:
-        RunError: no run stored such a prompt.
+        prompts: `RolloutStore.prompts`.
     """
     ids = prompts["prompt_id"].to_pylist()
     if name not in ids:
         near = get_close_matches(name, dict.fromkeys(ids), n=3) or list(dict.fromkeys(ids))[:3]
         there = f"the nearest names are {', '.join(near)}" if near else "these runs stored no prompts at all"
         raise RunError(f"no prompt {name!r} was stored with an embedding; {there}")
-    found: dict[tuple[str, str], float] = {}
+    cosines: dict[tuple[str, str], float] = {}
     for run in dict.fromkeys(prompts["run"].to_pylist()):
-        own = prompts.filter(ds.field("run") == run)
-        mine = own.filter(ds.field("prompt_id") == name)
-        if len(mine):
-            found |= {(run, other): value for other, value in _in_run(own, mine, count)}
-    return Similar(found)
+        run_prompts = prompts.filter(ds.field("run") == run)
+        target = run_prompts.filter(ds.field("prompt_id") == name)
+        if len(target):
+            cosines |= {(run, other): value for other, value in _in_run(run_prompts, target, count)}
+    return Similar(cosines)
 
 
-def _in_run(own: pa.Table, mine: pa.Table, count: int) -> list[tuple[str, float]]:
-    kind, width = mine["embedding_kind"][0].as_py(), len(mine["embedding"][0])
-    own = own.filter(ds.field("embedding_kind") == kind)
-    found = zip(own["prompt_id"].to_pylist(), (one.values.to_numpy() for one in own["embedding"]), strict=True)
-    same = {other: vector for other, vector in found if vector.size == width}
+def _in_run(run_prompts: pa.Table, target: pa.Table, count: int) -> list[tuple[str, float]]:
+    kind, width = target["embedding_kind"][0].as_py(), len(target["embedding"][0])
+    run_prompts = run_prompts.filter(ds.field("embedding_kind") == kind)
+    pairs = zip(
+        run_prompts["prompt_id"].to_pylist(),
+        (embedding.values.to_numpy() for embedding in run_prompts["embedding"]),
+        strict=True,
+    )
+    same = {other: vector for other, vector in pairs if vector.size == width}
     names, vectors = list(same), np.stack(list(same.values())).astype(np.float64)
     if kind == "policy":
         vectors -= vectors.mean(axis=0)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    at = names.index(mine["prompt_id"][0].as_py())
+    at = names.index(target["prompt_id"][0].as_py())
     cosines = vectors @ vectors[at]
     cosines[at] = np.inf  # first, whatever rounding says
     best = np.argsort(-cosines, kind="stable")[: max(count, 1)]
@@ -210,7 +193,7 @@ SIMILARITY = "similarity"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """None or nothing of a kind lets everything through."""
+    """Filters of rollouts; a field that is None or empty lets everything through."""
 
     tasks: Sequence[str] = ()
     prompts: Sequence[str] = ()
@@ -230,30 +213,30 @@ class Filters:
     """Prompts that count as similar, itself included."""
 
     def of_prompts(self) -> pc.Expression:
-        """The part that lets in whole groups."""
-        found = pc.scalar(True)
+        """The filter on whole groups."""
+        expression = pc.scalar(True)
         if self.tasks:
-            found &= ds.field("task").isin(list(self.tasks))
+            expression &= ds.field("task").isin(list(self.tasks))
         if self.prompts:
-            found &= ds.field("prompt_id").isin(list(self.prompts))
+            expression &= ds.field("prompt_id").isin(list(self.prompts))
         if self.region is not None:
             inside = pc.match_substring  # ty: ignore[missing-attribute]  # made when pyarrow is imported
-            found &= inside(ds.field("region"), self.region, ignore_case=True)
-        return found
+            expression &= inside(ds.field("region"), self.region, ignore_case=True)
+        return expression
 
     def of_rollouts(self) -> pc.Expression:
-        """The part that chooses among a group's members."""
+        """The filter on members of a group."""
         unknown = sorted(set(self.outcomes) - set(Outcome))
         if unknown:
             raise RunError(f"{unknown[0]!r} is no outcome of a rollout; there are {', '.join(Outcome)}")
-        found = pc.scalar(True)
+        expression = pc.scalar(True)
         if self.outcomes:
-            found &= ds.field("outcome").isin(list(self.outcomes))
+            expression &= ds.field("outcome").isin(list(self.outcomes))
         if self.min_reward is not None:
-            found &= ds.field("reward") >= self.min_reward
+            expression &= ds.field("reward") >= self.min_reward
         if self.max_reward is not None:
-            found &= ds.field("reward") <= self.max_reward
-        return found
+            expression &= ds.field("reward") <= self.max_reward
+        return expression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -264,13 +247,13 @@ class Selection:
         RunError: a column or prompt is unknown, or a file is damaged.
     """
 
-    stored: Stored
+    store: RolloutStore
     filters: Filters
     similar: Similar | None
-    """What is near the prompt that `filters.similar_to` names."""
+    """The prompts nearest to `filters.similar_to`."""
 
     def count(self) -> int:
-        """How many there are."""
+        """Number of rollouts."""
         with readable():
             return self._dataset().count_rows(filter=self._where())
 
@@ -282,16 +265,16 @@ class Selection:
         Args:
             sort: a column; with a minus before it, descending. Similar prompts come nearest first when None.
             limit: no more than that many rows.
-            groups: leave out the part of the filters that chooses among a group's members.
+            groups: leave out the filter on members of a group.
         """
         order = "-" + SIMILARITY if sort is None and self.similar is not None else sort
-        own = [name for name in columns if name != SIMILARITY]
-        known = self.names()
+        stored_columns = [name for name in columns if name != SIMILARITY]
+        available = self.names()
         key = None if order is None else order.removeprefix("-")
-        needed = dict.fromkeys([*own, *(() if key in (None, SIMILARITY) else (key,))])
+        needed = dict.fromkeys([*stored_columns, *(() if key in (None, SIMILARITY) else (key,))])
         if self.similar is not None:
             needed |= dict.fromkeys(("run", "prompt_id"))
-        _check([*columns, *needed], known)
+        _check([*columns, *needed], available)
         where = self.filters.of_prompts() if groups else self._where()
         with readable():
             scanner = self._dataset().scanner(columns=list(needed), filter=self._narrow(where))
@@ -302,7 +285,7 @@ class Selection:
             return (table if limit is None else table.slice(0, limit)).select(list(columns))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The same a piece at a time, in the order stored: for what is larger than the memory."""
+        """These columns as record batches, in the order stored: for tables larger than the memory."""
         if self.similar is not None:
             yield from self.table(columns).to_batches()
             return
@@ -313,17 +296,17 @@ class Selection:
     def schema(self, columns: Sequence[str]) -> pa.Schema:
         """Types of these columns."""
         _check(columns, self.names())
-        own = self.stored.schema
+        stored_schema = self.store.schema
         marked = pa.field(SIMILARITY, pa.float64())
-        return pa.schema([marked if name == SIMILARITY else own.field(name) for name in columns])
+        return pa.schema([marked if name == SIMILARITY else stored_schema.field(name) for name in columns])
 
     def names(self) -> list[str]:
-        """Columns that can be asked for."""
-        return [*self.stored.schema.names, *([] if self.similar is None else [SIMILARITY])]
+        """Names of the available columns."""
+        return [*self.store.schema.names, *([] if self.similar is None else [SIMILARITY])]
 
     def _dataset(self) -> ds.Dataset:
         filters = self.filters
-        return self.stored.rollouts(filters.first, filters.last, filters.recent)
+        return self.store.rollouts(filters.first, filters.last, filters.recent)
 
     def _where(self) -> pc.Expression:
         return self._narrow(self.filters.of_prompts() & self.filters.of_rollouts())
@@ -332,26 +315,18 @@ class Selection:
         return where if self.similar is None else where & self.similar.where()
 
 
-def select(stored: Stored, filters: Filters) -> Selection:
-    """What the filters let through.
-
-    Raises:
-        RunError: `similar_to` names a prompt that was never stored, or an outcome is none.
-    """
+def select(store: RolloutStore, filters: Filters) -> Selection:
+    """The rollouts that the filters let through."""
     filters = replace(filters, tasks=tuple(filters.tasks), prompts=tuple(filters.prompts))
     filters.of_rollouts()
     similar = None
     if filters.similar_to is not None:
-        similar = nearest(stored.prompts, filters.similar_to, filters.nearest)
-    return Selection(stored=stored, filters=filters, similar=similar)
+        similar = nearest(store.prompts, filters.similar_to, filters.nearest)
+    return Selection(store=store, filters=filters, similar=similar)
 
 
 def sort_by(table: pa.Table, order: str) -> pa.Table:
-    """By a column, rows without a value last; rows that are equal keep their order.
-
-    Raises:
-        RunError: there is no such column, or its values have no order.
-    """
+    """The table sorted by a column, rows without a value last; the sort is stable."""
     name = order.removeprefix("-")
     _check([name], table.column_names)
     kind = table.schema.field(name).type
@@ -360,40 +335,37 @@ def sort_by(table: pa.Table, order: str) -> pa.Table:
     return table.sort_by([(name, "descending" if order.startswith("-") else "ascending")])
 
 
-def _check(columns: Sequence[str], known: Sequence[str]) -> None:
+def _check(columns: Sequence[str], available: Sequence[str]) -> None:
     for name in columns:
-        if name not in known:
-            near = get_close_matches(name, known, n=3) or known
+        if name not in available:
+            near = get_close_matches(name, available, n=3) or available
             raise RunError(f"there is no column {name!r}; there are {', '.join(near)}")
 
 
-# Rollouts summed up by task, region, prompt or step.
-
 KEYS = {"task": "task", "region": "region", "prompt": "prompt_id", "step": "step"}
-"""What `--by` may name → its column."""
+"""Values of `--by` → column."""
 EQUAL = 1e-8
 """Rewards of a group that differ by less are all the same, as in `Group.zero_variance`."""
 
 
 def summarise(selection: Selection, by: str, *, sort: str | None = None, limit: int | None = None) -> pa.Table:
-    """One row a key, and a run where there are several: rollouts, mean reward, its standard deviation, share of groups
-    without variance, mean length (tokens), mean |advantage|, mean expected reward.
+    """Summary with one row a key, and a run where there are several.
+
+    Columns: rollouts, mean reward, its standard deviation, share of groups without variance, mean length (tokens), mean
+    |advantage|, mean expected reward.
 
     Groups are the usable rollouts of a prompt in a step, two or more; filters that choose among their members do not
     change what counts as one.
-
-    Raises:
-        RunError: `by` is none of `KEYS`, or a file is damaged.
     """
     if by not in KEYS:
         raise RunError(f"rollouts can be summed up by {', '.join(KEYS)}, not by {by!r}")
     key = KEYS[by]
-    keys = [*(["run"] if len(selection.stored.folders) > 1 else []), key]
+    keys = [*(["run"] if len(selection.store.folders) > 1 else []), key]
     columns = [*dict.fromkeys((*keys, "prompt_id", "reward", "completion_length", "advantage", "expected"))]
     table = selection.table(columns)
     with readable():
         table = table.append_column("size", pc.call_function("abs", [table["advantage"]]))
-        found = table.group_by(keys, use_threads=False).aggregate(
+        summary = table.group_by(keys, use_threads=False).aggregate(
             [
                 ([], "count_all"),
                 ("prompt_id", "count_distinct"),
@@ -404,10 +376,10 @@ def summarise(selection: Selection, by: str, *, sort: str | None = None, limit: 
                 ("expected", "mean"),
             ]
         )
-        silent = _silent(selection, keys)
-        shares = [silent.get(tuple(row.values())) for row in found.select(keys).to_pylist()]
-        found = found.append_column("zero", pa.array(shares, pa.float64()))
-        named = {
+        zero_variance = _zero_variance_shares(selection, keys)
+        shares = [zero_variance.get(tuple(row.values())) for row in summary.select(keys).to_pylist()]
+        summary = summary.append_column("zero", pa.array(shares, pa.float64()))
+        renamed = {
             "rollouts": "count_all",
             "prompts": "prompt_id_count_distinct",
             "reward": "reward_mean",
@@ -417,14 +389,16 @@ def summarise(selection: Selection, by: str, *, sort: str | None = None, limit: 
             "abs_advantage": "size_mean",
             "expected": "expected_mean",
         }
-        found = pa.table({**{name: found[name] for name in keys}, **{new: found[old] for new, old in named.items()}})
-        found = sort_by(sort_by(found, key), keys[0])
-    found = found if sort is None else sort_by(found, sort)
-    return found if limit is None else found.slice(0, limit)
+        summary = pa.table(
+            {**{name: summary[name] for name in keys}, **{new: summary[old] for new, old in renamed.items()}}
+        )
+        summary = sort_by(sort_by(summary, key), keys[0])
+    summary = summary if sort is None else sort_by(summary, sort)
+    return summary if limit is None else summary.slice(0, limit)
 
 
-def _silent(selection: Selection, keys: list[str]) -> dict[tuple[object, ...], float | None]:
-    """Share of groups whose rewards are all the same, by the keys."""
+def _zero_variance_shares(selection: Selection, keys: list[str]) -> dict[tuple[object, ...], float | None]:
+    """Share of groups without variance, by the keys."""
     columns = list(dict.fromkeys((*keys, "run", "step", "prompt_id", "reward")))
     table = selection.table(columns, groups=True)
     by_group = list(dict.fromkeys((*keys, "run", "step", "prompt_id")))

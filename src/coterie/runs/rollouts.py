@@ -1,4 +1,4 @@
-"""Every rollout, in a file for each step."""
+"""Rollout files: the rollouts of each step, with credit and log-probs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ __all__ = ["RolloutRecord", "read_step", "write_step"]
 
 FORMAT = "3"
 READABLE = ("1", "2", "3")
-"""1 has no context columns (`runs/rollouts.py`): what they would say is None. 1 and 2 have no `messages`: their
-episodes had one turn."""
+"""1 has no context columns, which read as None. 1 and 2 have no `messages`: their episodes had one turn."""
 NOUN = "rollout"
 
 
@@ -27,10 +26,6 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
     """Write the rollouts of one step, all or nothing.
 
     Log-probs are kept as float32; a lone surrogate in a text becomes a visible escape.
-
-    Raises:
-        RunError: the step is recorded already, a row cannot be recorded (its rollout is named), or the disk
-            refused.
     """
     return parquet.write(
         folder,
@@ -44,11 +39,7 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
 
 
 def read_step(folder: Path, step: int) -> list[RolloutRecord]:
-    """The rollouts of one step, in the order written.
-
-    Raises:
-        RunError: there is no such step, or its file is damaged.
-    """
+    """The rollouts of one step, in the order written."""
     path = parquet.path_of(folder, step)
     if not path.is_file():
         raise RunError(f"no rollouts of step {step} in {folder}; it holds {_span(parquet.steps(folder))}")
@@ -60,12 +51,9 @@ def read_step(folder: Path, step: int) -> list[RolloutRecord]:
 
 
 def _digest(rows: list[dict[str, Any]]) -> str:
-    """Of the rows as they are read back, floats already rounded to their columns."""
+    """Hash of the rows as they are read back, floats already rounded to their columns."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _span(numbers: list[int]) -> str:
     return f"steps {numbers[0]} to {numbers[-1]}" if numbers else "none"
-
-
-# What was known of a prompt when its rollout was sent out, as columns of the rollout files, and back.

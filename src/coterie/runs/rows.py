@@ -1,8 +1,8 @@
-"""A rollout as one row of a table, and back: the columns of the rollout files."""
+"""The row format of the rollout files: a rollout as columns, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +27,7 @@ from coterie.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRecord:
-    """One rollout with all that became of it."""
+    """One rollout with its prompt, its credit and the trainer's log-probs."""
 
     prompt: Prompt
     rollout: Rollout
@@ -42,14 +42,14 @@ class RolloutRecord:
 COUNTED = ("length", "digits", "operators", "numbers", "steps", "tools")
 COMPLEXITY = pa.struct([(name, pa.int32()) for name in COUNTED])
 
-_DISPATCH = {
+_SNAPSHOT = {
     "policy_time": ("time", pa.float64()),
-    "past_tries": ("tries", pa.int32()),
-    "past_pass": ("passed", pa.float64()),
+    "past_tries": ("attempts", pa.int32()),
+    "past_pass": ("pass_rate", pa.float64()),
     "past_reward": ("reward", pa.float64()),
     "past_length": ("length", pa.float64()),
-    "task_tries": ("task_tries", pa.int32()),
-    "task_pass": ("task_passed", pa.float64()),
+    "task_tries": ("task_attempts", pa.int32()),
+    "task_pass": ("task_pass_rate", pa.float64()),
     "task_reward": ("task_reward", pa.float64()),
     "expected": ("expected", pa.float64()),
     "expected_std": ("expected_std", pa.float64()),
@@ -61,7 +61,7 @@ CONTEXT: list[tuple[str, pa.DataType]] = [
     ("source", pa.string()),
     ("domain", pa.string()),
     ("complexity", COMPLEXITY),
-    *((name, kind) for name, (_, kind) in _DISPATCH.items()),
+    *((name, kind) for name, (_, kind) in _SNAPSHOT.items()),
 ]
 
 REPEATED_FACTS = ["source", "domain", "region"]
@@ -100,8 +100,8 @@ def schema() -> pa.Schema:
                 "tokens",
                 pa.list_(pa.int32()),
             ),  # all after it: the model's, and between turns the environment's
-            ("loss_mask", pa.list_(pa.bool_())),  # true where the model spoke
-            ("sampler_logprobs", reals),  # null where it did not
+            ("loss_mask", pa.list_(pa.bool_())),  # true at tokens of the model
+            ("sampler_logprobs", reals),  # null at the others
             ("logprobs", reals),
             ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version, state, reward
             ("reward", real),
@@ -131,11 +131,7 @@ def schema() -> pa.Schema:
 
 
 def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
-    """The record as one row of `schema`.
-
-    Raises:
-        RunError: its parts do not belong together, or a value has no place in a column; the rollout is named.
-    """
+    """The record as one row of `schema`."""
     prompt, rollout, credit, context = record.prompt, record.rollout, record.credit, record.rollout.context
     if context.prompt_id != prompt.id:
         raise RunError(f"rollout {rollout.id} answers {context.prompt_id}, but is recorded with prompt {prompt.id}")
@@ -184,10 +180,10 @@ def to_row(step: int, record: RolloutRecord) -> dict[str, Any]:
 def _credit_columns(credit: Credit | None) -> dict[str, Any]:
     if credit is None:
         return dict.fromkeys(("advantage", "token_advantages", "returns", "values", "clip_low", "clip_high"))
-    own = credit.advantage if isinstance(credit.advantage, tuple) else None
+    per_token = credit.advantage if isinstance(credit.advantage, tuple) else None
     return {
-        "advantage": credit.advantage if own is None else sum(own) / max(len(own), 1),
-        "token_advantages": own,
+        "advantage": credit.advantage if per_token is None else sum(per_token) / max(len(per_token), 1),
+        "token_advantages": per_token,
         "returns": credit.returns,
         "values": credit.values,
         "clip_low": credit.clip_low,
@@ -196,7 +192,7 @@ def _credit_columns(credit: Credit | None) -> dict[str, Any]:
 
 
 def _tokens(record: RolloutRecord) -> dict[str, Any]:
-    """The turns laid end to end; each turn's prompt must start with all that went before, token for token."""
+    """Columns of the turns laid end to end."""
     rollout, logprobs = record.rollout, record.logprobs
     sampled = sum(len(turn.tokens) for turn in rollout.turns)
     if logprobs is not None and len(logprobs) != sampled:
@@ -204,31 +200,34 @@ def _tokens(record: RolloutRecord) -> dict[str, Any]:
     first = rollout.turns[0].prompt_tokens if rollout.turns else ()
     out: dict[str, list[Any]] = {"tokens": [], "loss_mask": [], "sampler_logprobs": [], "logprobs": []}
     turns, done = [], 0
-    for index, turn in enumerate(rollout.turns):
+    for index, (between, turn) in enumerate(_continuations(rollout)):
         if len(turn.sampler_logprobs) != len(turn.tokens):
             raise RunError(
                 f"turn {index} of rollout {rollout.id} has {len(turn.tokens)} tokens, "
                 f"but {len(turn.sampler_logprobs)} sampler log-probs"
             )
-        so_far = first + tuple(out["tokens"])
-        if turn.prompt_tokens[: len(so_far)] != so_far:
-            raise RunError(f"turn {index} of rollout {rollout.id} does not start with the tokens before it")
-        between, count = turn.prompt_tokens[len(so_far) :], len(turn.tokens)
-        silent = [None] * len(between)
+        count, masked = len(turn.tokens), [None] * len(between)
         out["tokens"] += between + turn.tokens
         out["loss_mask"] += [False] * len(between) + [True] * count
-        out["sampler_logprobs"] += silent + list(turn.sampler_logprobs)
+        out["sampler_logprobs"] += masked + list(turn.sampler_logprobs)
         if logprobs is not None:
-            out["logprobs"] += silent + list(logprobs[done : done + count])
+            out["logprobs"] += masked + list(logprobs[done : done + count])
         done += count
-        turns.append(_turn_facts(turn, end=len(out["tokens"])))
+        turns.append(_turn_fields(turn, end=len(out["tokens"])))
     if logprobs is None:
         return {**out, "logprobs": None, "prompt_tokens": first, "turns": json_dumps(turns)}
     return {**out, "prompt_tokens": first, "turns": json_dumps(turns)}
 
 
-def _turn_facts(turn: Turn, end: int) -> dict[str, Any]:
-    facts = {
+def _continuations(rollout: Rollout) -> Iterator[tuple[tuple[int, ...], Turn]]:
+    try:
+        yield from rollout.continuations()
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _turn_fields(turn: Turn, end: int) -> dict[str, Any]:
+    fields = {
         "start": end - len(turn.tokens),
         "end": end,
         "temperature": turn.temperature,
@@ -236,8 +235,8 @@ def _turn_facts(turn: Turn, end: int) -> dict[str, Any]:
         "version": turn.version,
     }
     if turn.state is None and not turn.reward:  # as in every episode of one question and one answer
-        return facts
-    return {**facts, "state": turn.state, "reward": turn.reward}
+        return fields
+    return {**fields, "state": turn.state, "reward": turn.reward}
 
 
 def from_row(row: dict[str, Any]) -> RolloutRecord:
@@ -265,7 +264,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
     rollout = Rollout(
         id=row["rollout_id"],
         sample=row["sample"],
-        turns=tuple(_turn(row, facts) for facts in json_loads(row["turns"])),
+        turns=tuple(_turn(row, turn) for turn in json_loads(row["turns"])),
         completion=row["completion"],
         messages=_messages(row.get("messages")),
         reward=row["reward"],
@@ -285,21 +284,21 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
 
 
 def _messages(text: str | None) -> tuple[Message, ...]:
-    found = [] if text is None else json_loads(text)
-    return tuple(Message(role=m["role"], content=m["content"]) for m in found)
+    messages = [] if text is None else json_loads(text)
+    return tuple(Message(role=m["role"], content=m["content"]) for m in messages)
 
 
-def _turn(row: dict[str, Any], facts: dict[str, Any]) -> Turn:
-    start, end = facts["start"], facts["end"]
+def _turn(row: dict[str, Any], fields: dict[str, Any]) -> Turn:
+    start, end = fields["start"], fields["end"]
     return Turn(
         prompt_tokens=(*row["prompt_tokens"], *row["tokens"][:start]),
         tokens=tuple(row["tokens"][start:end]),
         sampler_logprobs=tuple(row["sampler_logprobs"][start:end]),
-        temperature=facts["temperature"],
-        stop_reason=StopReason(facts["stop_reason"]),
-        version=facts["version"],
-        state=facts.get("state"),
-        reward=facts.get("reward", 0.0),
+        temperature=fields["temperature"],
+        stop_reason=StopReason(fields["stop_reason"]),
+        version=fields["version"],
+        state=fields.get("state"),
+        reward=fields.get("reward", 0.0),
     )
 
 
@@ -320,30 +319,30 @@ def _credit(row: dict[str, Any]) -> Credit | None:
 def _sampled(row: dict[str, Any], column: str) -> tuple[float, ...] | None:
     if row[column] is None:
         return None
-    return tuple(value for value, own in zip(row[column], row["loss_mask"], strict=True) if own)
+    return tuple(value for value, sampled in zip(row[column], row["loss_mask"], strict=True) if sampled)
 
 
 def to_columns(context: Context) -> dict[str, Any]:
-    """The columns of `CONTEXT`."""
-    known = context.dispatch
-    found: dict[str, Any] = {
+    """Values of the columns of `CONTEXT`."""
+    snapshot = context.dispatch
+    columns: dict[str, Any] = {
         "source": utf8(context.source),
         "domain": utf8(context.domain),
         "complexity": dict(context.complexity) or None,
     }
-    for name, (field, _) in _DISPATCH.items():
-        found[name] = None if known is None else getattr(known, field)
-    return found | {"region": utf8(found["region"])}
+    for name, (field, _) in _SNAPSHOT.items():
+        columns[name] = None if snapshot is None else getattr(snapshot, field)
+    return columns | {"region": utf8(columns["region"])}
 
 
 def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `Context`; a file of format 1 lacks the columns."""
-    known = None
+    snapshot = None
     if row.get("policy_time") is not None:
-        known = SamplingSnapshot(**{field: row[name] for name, (field, _) in _DISPATCH.items()})
+        snapshot = SamplingSnapshot(**{field: row[name] for name, (field, _) in _SNAPSHOT.items()})
     return {
         "source": row.get("source") or "",
         "domain": row.get("domain"),
         "complexity": row.get("complexity") or {},
-        "dispatch": known,
+        "dispatch": snapshot,
     }

@@ -1,4 +1,4 @@
-"""A part's state in a checkpoint: one safetensors file of NumPy arrays, and JSON for the rest."""
+"""State in a checkpoint: tensors in safetensors files, and the rest of a component's state in JSON."""
 
 from __future__ import annotations
 
@@ -17,23 +17,17 @@ from torch import Tensor
 from coterie.errors import CheckpointError
 from coterie.runs.durable import json_dumps, json_loads, write_file
 
-# Named tensors of a checkpoint in one safetensors file.
-
 _LONGEST_HEADER = 8 << 20
 """Bytes. Ours take about 100 a tensor; the library would parse 100 MB, which costs seconds and gigabytes."""
 
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write them, wherever they lie in memory."""
+    """Write named tensors to one safetensors file."""
     safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """What `write` wrote.
-
-    Raises:
-        CheckpointError: the file does not open, or has a header of absurd length.
-    """
+    """Named tensors of a safetensors file."""
     try:
         require_short_header(file)
         return safetensors.torch.load_file(file)
@@ -42,12 +36,7 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def require_short_header(file: Path) -> None:
-    """Look before the library parses it.
-
-    Raises:
-        CheckpointError: the file begins with a header of absurd length.
-        OSError: it cannot be read.
-    """
+    """Raise CheckpointError if a safetensors file begins with a header of absurd length, before it is parsed."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
     if length > _LONGEST_HEADER:
@@ -59,11 +48,11 @@ def require_short_header(file: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StateFiles:
-    """The two files of one part.
+    """The two files of one component.
 
     Attributes:
         stem: their name without the ending.
-        what: the part, e.g. `the groups`, for errors.
+        what: the component, e.g. `the groups`, for errors.
     """
 
     stem: str
@@ -78,11 +67,7 @@ class StateFiles:
         return f"{self.stem}.json"
 
     def write(self, folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Into a checkpoint's folder.
-
-        Raises:
-            RunError: the disk refused.
-        """
+        """Write the files into a checkpoint's folder."""
         # In C order: safetensors stores what lies in memory, whatever the strides say.
         safetensors.numpy.save_file(
             {name: np.asarray(array, order="C") for name, array in arrays.items()}, folder / self.arrays
@@ -91,7 +76,7 @@ class StateFiles:
 
     @contextmanager
     def reading(self, folder: Path) -> Generator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
-        """Arrays and facts as they were written; whatever is wrong with them, here or inside, is said of the part.
+        """Context with the stored arrays and facts; errors inside it become a CheckpointError that names the component.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not hold what is asked of it.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from coterie.machine import GIB
 from coterie.runs.metrics import MetricsDB
 from coterie.stats import Estimate, t_interval
 from coterie.sweep.grid import Cell
@@ -155,7 +156,6 @@ def _pooled(results: Sequence[EvalResult]) -> EvalResult:
 
 # A sweep's results side by side, as a Markdown table.
 
-GIB = 1 << 30
 
 NOTE = (
     "Mean over seeds with Student's 95 % interval in brackets; ± is half its width. Area: mean training reward over "

@@ -87,12 +87,12 @@ class PromptStatsTable:
         said = foresight.expected.get(context.prompt_id)
         known = SamplingSnapshot(
             time=float(context.version) if foresight.time is None else foresight.time,
-            tries=int(own.tries),
-            passed=own.mean(own.passed),
+            attempts=int(own.tries),
+            pass_rate=own.mean(own.passed),
             reward=own.mean(own.reward),
             length=own.mean(own.length),
-            task_tries=int(task.tries),
-            task_passed=task.mean(task.passed),
+            task_attempts=int(task.tries),
+            task_pass_rate=task.mean(task.passed),
             task_reward=task.mean(task.reward),
             expected=None if said is None else said.reward,
             expected_std=None if said is None else said.std,
