@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from coterie.callbacks import NullObserver, RunInfo
+from coterie.callbacks import Callback, RunInfo
 from coterie.config.schema import RunConfig
 from coterie.runs import parquet, prompts, rollouts
 from coterie.types import EvalResult, Prompt, Rollout
@@ -105,7 +105,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     }
 
 
-class Watch(NullObserver):
+class Watch(Callback):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -115,27 +115,27 @@ class Watch(NullObserver):
         self.notes: list[tuple[str, str]] = []
         self.message = ""
 
-    def started(self, info: RunInfo) -> None:
+    def on_start(self, info: RunInfo) -> None:
         self.info = info
 
-    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
         self.steps.append(dict(metrics))
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
         self.evals += results
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.notes.append((kind, message))
 
-    def finished(self, run: Path, message: str) -> None:
+    def on_end(self, run: Path, message: str) -> None:
         self.message = message
 
 
 def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
-    """An observer that sends this process a signal after a step."""
+    """An callback that sends this process a signal after a step."""
 
     class Stop(Watch):
-        def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
             for _ in range(times if step == at else 0):
                 os.kill(os.getpid(), number)
 

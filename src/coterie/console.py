@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live table on a terminal, plain lines elsewhere."""
+"""Progress of a run on standard output: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from coterie.callbacks import RunInfo
+from coterie.callbacks import Callback, RunInfo
 from coterie.progress import Activity, bar
 from coterie.text import conversation, counted, metric_text, one_line, safe_text
 from coterie.types import PASS, POOLED, REWARD, EvalResult, Prompt, Rollout
@@ -114,7 +114,7 @@ def discard(stream: IO[str]) -> None:
 
 
 class PipeSafeConsole(Console):
-    """A console whose reader may leave: what is printed after that is lost, and nothing else happens."""
+    """Console that survives a closed pipe: what is printed after that is lost, and nothing else happens."""
 
     def on_broken_pipe(self) -> None:
         """Rich would end the program here, and with it a training of hours because of a `| head`."""
@@ -122,10 +122,10 @@ class PipeSafeConsole(Console):
         discard(self.file)
 
 
-class ConsoleObserver:
-    """An Observer for people. A context manager: leaving it gives the terminal back, whatever happened.
+class ConsoleCallback(Callback):
+    """Callback that prints. A context manager: leaving it gives the terminal back, whatever happened.
 
-    No callback raises because of the output: once that is gone, the training goes on unwatched.
+    No method raises because of the output: once that is gone, the training goes on without it.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class ConsoleObserver:
         results: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`live` is decided by the console when None: a terminal that can move the cursor. Without `results`, those of
-        an evaluation are not printed: somebody else does."""
+        """`live` draws a table that is updated in place; None does so on a terminal that can move the cursor. Without
+        `results` those of an evaluation are not printed."""
         self.console = console or PipeSafeConsole(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
         self.clock, self.results = clock, results
@@ -151,7 +151,7 @@ class ConsoleObserver:
         self.stopped = ""
         """Name of the signal that ended the run before its last step."""
 
-    def __enter__(self) -> ConsoleObserver:
+    def __enter__(self) -> ConsoleCallback:
         return self
 
     def __exit__(
@@ -159,7 +159,7 @@ class ConsoleObserver:
     ) -> None:
         self._stop()
 
-    def started(self, info: RunInfo) -> None:
+    def on_start(self, info: RunInfo) -> None:
         self._stop()
         self._info, self._began = info, self.clock()
         size = f"{millions(info.parameters)} parameters, {millions(info.trained_parameters)} trained"
@@ -174,7 +174,7 @@ class ConsoleObserver:
             self._say(f"steps    {info.first_step} to {info.steps}, each {each}")
             self._begin()
 
-    def stepped(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
+    def on_step(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
         self._rows.append((step, dict(metrics)))
         if "time/step" in metrics:
             self._times.append(metrics["time/step"])
@@ -188,10 +188,10 @@ class ConsoleObserver:
         pace = f"{seconds(metrics.get('time/step'))} s"
         self._say(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
 
-    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        begins = self._activity is None or self._activity.name != activity
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = self._activity is None or self._activity.name != name
         if self._activity is None or begins:
-            self._activity = Activity(name=activity, clock=self.clock)
+            self._activity = Activity(name=name, clock=self.clock)
         self._activity.update(done, total, unit)
         counts = bool(total or done)
         if self.is_live:
@@ -202,19 +202,19 @@ class ConsoleObserver:
         elif self.clock() - max(self._printed, self._activity.began) >= SILENCE_S if counts else begins:
             self._say(self._activity.text())
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
         self._activity = None
         for result in results if self.results else ():
             self._say(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         if kind == "stopped":
             self.stopped = message
             return
         style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
         self._say(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
 
-    def finished(self, run: Path, message: str) -> None:
+    def on_end(self, run: Path, message: str) -> None:
         self._stop()
         if not self.is_live and self._sample is not None:
             self._say(sample_text(*self._sample))
@@ -388,6 +388,6 @@ def _clipped_text(text: str, lines: int, width: int = 400) -> str:
     return "\n           ".join(shown)
 
 
-def watcher(file: IO[str] | None = None, *, results: bool = True) -> ConsoleObserver:
-    """The observer for this process's standard output, or another stream; NO_COLOR and a pipe are respected."""
-    return ConsoleObserver(PipeSafeConsole(file=file or sys.stdout, highlight=False), results=results)
+def console_callback(file: IO[str] | None = None, *, results: bool = True) -> ConsoleCallback:
+    """Console callback for standard output, or another stream; NO_COLOR and a pipe are respected."""
+    return ConsoleCallback(PipeSafeConsole(file=file or sys.stdout, highlight=False), results=results)

@@ -65,13 +65,13 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     fake: Any = types.ModuleType("coterie.launch")
 
-    def train(config, observer, *, provenance):
+    def train(config, callback, *, provenance):
         calls.append(("train", (config, dict(provenance))))
-        observer.noted("warning", "slow")
-        observer.finished(Path("runs/x"), "done")
+        callback.on_event("warning", "slow")
+        callback.on_end(Path("runs/x"), "done")
         return Path("runs/x")
 
-    def evaluate(target, config, observer):
+    def evaluate(target, config, callback):
         calls.append(("evaluate", (target, config)))
         one = EvalResult(
             step=3,
@@ -84,10 +84,10 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
             mean_length=2.0,
             truncated=0.0,
         )
-        observer.evaluated([one])
+        callback.on_evaluate([one])
         return [one]
 
-    def sample(config, count, target=None, observer=None) -> Iterator[tuple[Prompt, Rollout]]:
+    def sample(config, count, target=None, callback=None) -> Iterator[tuple[Prompt, Rollout]]:
         calls.append(("sample", (config, count, target)))
         for _ in range(count):
             yield a_rollout()
@@ -96,12 +96,12 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         def reply(self, text: str) -> str:
             return f"you said {text}\x07"
 
-    def refuse(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
+    def refuse(run, callback, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise DataError(f"{run} has bad rows:\x1b[2J 7")
 
     fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
 
-    def chat(target, *, system=None, temperature=0.7, max_tokens=512, observer=None):
+    def chat(target, *, system=None, temperature=0.7, max_tokens=512, callback=None):
         calls.append(("chat", (target, system, temperature, max_tokens)))
         return Session()
 
@@ -109,7 +109,7 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
     fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
     fake_demo: Any = types.ModuleType("coterie.demo")
-    fake_demo.run_demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
+    fake_demo.run_demo = lambda callback, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
     monkeypatch.setitem(sys.modules, "coterie.demo", fake_demo)
     monkeypatch.setitem(sys.modules, "coterie.launch", fake)
     monkeypatch.setattr(coterie, "launch", fake, raising=False)
@@ -288,7 +288,7 @@ def test_chat(launch, capsys, monkeypatch):
 def test_bugs_keep_their_traceback(launch, monkeypatch, tmp_path):
     a_run(tmp_path, "x")
 
-    def broken(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
+    def broken(run, callback, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["coterie.launch"], "resume", broken)

@@ -77,7 +77,7 @@ def test_every_method_moves_the_policy(name: str, root: Path) -> None:
 def test_what_is_beside_the_policy_resumes_to_the_same_bits(name: str, changed: dict[str, Any], root: Path) -> None:
     whole = launch.train(config_for(root, name, **changed, steps=6))
     # The same run, stopped after step 4 by asking for no more, then continued under its own settings.
-    half = launch.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), observer=_stopping(4))
+    half = launch.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), callback=_stopping(4))
     launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
 

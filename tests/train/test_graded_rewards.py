@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.cli.main import main
 from coterie.doctor.health import diagnose
 from coterie.runs.metrics import MetricsDB
 from coterie.train.evaluate import Criterion, Scale
 from coterie.types import PASS, REWARD, Context, EvalResult, Interval, Outcome, Rollout, StopReason, metric_of
+from runs_for_tests import make_config
 
 
 def rollout(value: float | None, *, reward: float = 0.0, outcome: Outcome = Outcome.OK) -> Rollout:
@@ -143,15 +143,15 @@ def test_the_readme_the_list_and_the_doctor_tell_of_the_gain(run: Path, capsys: 
     assert seen["after"][0]["pass_at_1"] is None
 
 
-class Told(NullObserver):
+class Told(Callback):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.results: list[EvalResult] = []
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.notes.append(f"{kind}: {message}")
 
-    def evaluated(self, results: Any) -> None:
+    def on_evaluate(self, results: Any) -> None:
         self.results += results
 
 

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.doctor.health import diagnose
 from coterie.errors import CheckpointError
 from coterie.rewards.check import sources
 from coterie.runs import inspect
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import make_config
 
 
-class Notes(NullObserver):
+class Notes(Callback):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.lines.append((kind, message))
 
 

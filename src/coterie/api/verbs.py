@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.api.callback import Callback, observing
 from coterie.api.run import Run, load_run
+from coterie.callbacks import Callback, CallbackList
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def train(
         name: of the run; a numbered one when left out.
         runs: folder of the runs; `runs` when left out.
         config: settings to start from: a TOML file or a `RunConfig`.
-        callback: told what happens.
+        callback: one `Callback` or several, called during the run.
         quiet: print nothing.
         settings: by dotted key, e.g. `{"optim.lr": 1e-5, "model.lora.rank": 16}`.
         sections: settings by name, e.g. `steps=100, optim={"lr": 1e-5}`.
@@ -71,7 +71,7 @@ def train(
     """
     tables = dict(sections)
     tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
-    with observing(callback, quiet) as observer:
+    with _callbacks(callback, quiet) as callbacks:
         place = _runs_folder(config, tables, settings)
         loaded = _settings(
             "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
@@ -79,7 +79,7 @@ def train(
         )  # fmt: skip
         from coterie import launch
 
-        return Run(launch.train(loaded, observer))
+        return Run(launch.train(loaded, callbacks))
 
 
 def resume(
@@ -104,7 +104,7 @@ def resume(
         accept_reward_change: go on although a reward function's module was edited; evaluations before and after are
             not compared.
         runs: the folder in which a name is looked for.
-        callback: told what happens.
+        callback: one `Callback` or several, called during the run.
         quiet: print nothing.
 
     Raises:
@@ -117,11 +117,11 @@ def resume(
         from coterie.api.functions import offer_again
 
         offer_again(reward, [part.name for part in opened.config.rewards.parts])
-    with observing(callback, quiet) as observer:
+    with _callbacks(callback, quiet) as callbacks:
         from coterie import launch
 
         resumed = launch.resume(
-            opened.path, observer, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+            opened.path, callbacks, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
         return Run(resumed)
 
@@ -156,7 +156,7 @@ def evaluate(
         DataError: there are no held-out prompts.
     """
     target, base = _target(model, config)
-    with _scratch() as place, observing(callback, quiet) as observer:
+    with _scratch() as place, _callbacks(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
             settings = {"data.train": [], "data.review": 0.0, **(settings or {})}
         loaded = _settings(
@@ -165,7 +165,7 @@ def evaluate(
         )  # fmt: skip
         from coterie import launch
 
-        return launch.evaluate(loaded.model.name, loaded, observer)
+        return launch.evaluate(loaded.model.name, loaded, callbacks)
 
 
 def sample(
@@ -199,7 +199,7 @@ def sample(
         EngineError: a prompt does not fit the model's context.
     """
     target, _ = _target(model, None)
-    with _scratch() as place, observing(None, quiet) as observer:
+    with _scratch() as place, _callbacks(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
 
         name = model_of(target, tokenizer, place)
@@ -213,8 +213,25 @@ def sample(
             max_tokens=max_tokens,
             system=system,
             seed=seed,
-            observer=observer,
+            callback=callbacks,
         )
+
+
+@contextmanager
+def _callbacks(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
+    """The callbacks of one call, after the console's unless `quiet`."""
+    callbacks = [callback] if isinstance(callback, Callback) else list(callback or ())
+    for given in callbacks:
+        if not isinstance(given, Callback):
+            raise TypeError(f"callback = {given!r}; expected an object of a subclass of coterie.Callback, or a list")
+    if quiet:
+        yield CallbackList(callbacks)
+        return
+    from coterie.console import console_callback
+
+    with console_callback() as console:
+        console.on_progress("loading PyTorch and transformers")
+        yield CallbackList([console, *callbacks])
 
 
 @contextmanager

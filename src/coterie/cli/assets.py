@@ -45,11 +45,11 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     from coterie import console
     from coterie.data import assets as store
 
-    with console.watcher(sys.stderr) as watch:
+    with console.console_callback(sys.stderr) as callback:
         path = store.fetch(
             name,
-            progress=lambda message: watch.noted("progress", message),
-            arrived=lambda done, total: watch.progressed(f"downloading {name}", done, total, "bytes"),
+            progress=lambda message: callback.on_event("progress", message),
+            arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
         )
     typer.echo(safe_text(str(path)))
 

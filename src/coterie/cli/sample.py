@@ -43,11 +43,11 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
     require_target("eval", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
-    with console.watcher(sys.stderr if json_ else None, results=not json_) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr if json_ else None, results=not json_) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        results = launch.evaluate(target, loaded.config, watch)
+        results = launch.evaluate(target, loaded.config, callback)
     if json_:
         print_json(results)
 
@@ -71,11 +71,11 @@ def drift(
     require_target("drift", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        found = launch.drift(target, loaded.config, against, watch)
+        found = launch.drift(target, loaded.config, against, callback)
     if json_:
         print_json(found)
         return
@@ -113,11 +113,11 @@ def rollout(
     require_target("rollout", target, loaded.config, (*loaded.config.data.train, *loaded.config.data.heldout))
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        rollouts = list(launch.sample(loaded.config, count, target, watch))
+        rollouts = list(launch.sample(loaded.config, count, target, callback))
     for prompt, one in rollouts:
         if json_:
             record = {
@@ -158,11 +158,11 @@ def chat(
 
     resolve(target, check_files=False)  # a wrong name is told before torch is loaded
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, observer=watch)
+        session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, callback=callback)
     while True:
         try:
             said = input("you> ").strip()
@@ -189,8 +189,8 @@ def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
     loaded = load(ctx.args)
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed("reading and tokenizing the prompts, checking the rewards")
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress("reading and tokenizing the prompts, checking the rewards")
         from coterie import launch
 
         report = launch.validate(loaded.config)

@@ -25,13 +25,13 @@ def demo(
     """
     from coterie import console
 
-    with console.watcher() as watch:
-        watch.progressed(LOADING)
+    with console.console_callback() as callback:
+        callback.on_progress(LOADING)
 
         from coterie.demo import run_demo
 
-        run_demo(watch, seed=seed, overrides=ctx.args)
-    _leave(watch.stopped)
+        run_demo(callback, seed=seed, overrides=ctx.args)
+    _leave(callback.stopped)
 
 
 def train(
@@ -61,13 +61,13 @@ def train(
     check_files(loaded.config)
     if not dry_run:
         check_name(Path(loaded.config.runs), loaded.config.name)
-    with console.watcher(sys.stderr if dry_run else None) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr if dry_run else None) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
         if not dry_run:
-            launch.train(loaded.config, watch, provenance=loaded.provenance)
-            _leave(watch.stopped)
+            launch.train(loaded.config, callback, provenance=loaded.provenance)
+            _leave(callback.stopped)
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
@@ -96,12 +96,14 @@ def resume(
     from coterie.runs.directory import find
 
     find(run, root)
-    with console.watcher() as watch:
-        watch.progressed(LOADING)
+    with console.console_callback() as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        launch.resume(Path(run), watch, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change)
-    _leave(watch.stopped)
+        launch.resume(
+            Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+        )
+    _leave(callback.stopped)
 
 
 def _leave(stopped: str) -> None:
