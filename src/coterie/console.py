@@ -356,7 +356,7 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
     ending = rollout.error or rollout.outcome.value
     return "\n".join(
         [
-            *_said(prompt, rollout, lines),
+            *_dialogue(prompt, rollout, lines),
             f"answer     {_clipped_text(prompt.answer or ABSENT, 1)}",
             f"reward     {number(rollout.reward, 2)} ({safe_text(parts or 'no parts')}); {safe_text(ending)}",
             *([f"steps      {_clipped_text(_steps(rollout), 1)}"] if rollout.step_rewards else []),
@@ -364,7 +364,7 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
     )
 
 
-def _said(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
+def _dialogue(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
     """Question and answer; of several turns, all that was said, with who said it."""
     if rollout.messages:
         return [f"episode    {_clipped_text(conversation(rollout.messages), lines)}"]

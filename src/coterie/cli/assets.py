@@ -27,14 +27,14 @@ def ls(json_: bool = JSON) -> None:
     print_table(
         [
             {
-                "name": one.name,
-                "kind": one.kind,
-                "state": one.state,
-                "MB": one.size_mb,
-                "licence": one.licence + (" (not for commercial use)" if one.noncommercial else ""),
-                "what": one.description,
+                "name": asset.name,
+                "kind": asset.kind,
+                "state": asset.state,
+                "MB": asset.size_mb,
+                "licence": asset.licence + (" (not for commercial use)" if asset.noncommercial else ""),
+                "what": asset.description,
             }
-            for one in listed
+            for asset in listed
         ]
     )
 

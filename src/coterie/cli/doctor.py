@@ -32,11 +32,11 @@ def doctor(run: Patient = None, root: Root = Path("runs"), json_: bool = JSON) -
     if run is not None:
         _examine_run(run, root, json_)
         return
-    seen = examine()
+    system = examine()
     if json_:
-        print_json(seen)
+        print_json(system)
         return
-    for subject, text in lines(seen):
+    for subject, text in lines(system):
         typer.echo(f"{paint(f'{subject:<10}', bold=True)} {safe_text(text)}")
 
 
@@ -44,22 +44,22 @@ def _examine_run(run: str, root: Path, json_: bool) -> None:
     from coterie.doctor.health import diagnose
     from coterie.runs.directory import find
 
-    found = diagnose(find(run, root))
+    diagnosis = diagnose(find(run, root))
     if json_:
-        print_json(found)
+        print_json(diagnosis)
     else:
-        for line in run_lines(found):
+        for line in run_lines(diagnosis):
             typer.echo(line)
-    raise typer.Exit(1 if found.serious else 0)
+    raise typer.Exit(1 if diagnosis.serious else 0)
 
 
-def run_lines(found: Diagnosis) -> Iterator[str]:
+def run_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """The diagnosis as a person reads it."""
-    color = "red" if found.serious else "yellow" if found.verdict.startswith("worth") else "green"
-    yield paint(safe_text(f"{found.run}: {found.verdict}"), fg=color, bold=True)
-    if found.ended:
-        yield from _folded("ended", found.ended)
-    for finding in found.findings:
+    color = "red" if diagnosis.serious else "yellow" if diagnosis.verdict.startswith("worth") else "green"
+    yield paint(safe_text(f"{diagnosis.run}: {diagnosis.verdict}"), fg=color, bold=True)
+    if diagnosis.ended:
+        yield from _folded("ended", diagnosis.ended)
+    for finding in diagnosis.findings:
         yield ""
         yield f"{paint(finding.severity, fg=COLORS[finding.severity], bold=True)}: {safe_text(finding.title)}"
         for evidence in finding.evidence:
@@ -67,19 +67,19 @@ def run_lines(found: Diagnosis) -> Iterator[str]:
         yield from _folded("why it matters", finding.meaning)
         yield from _folded("suggested fix", finding.action)
         yield from _folded("rule", finding.rule)
-    if found.quiet:
+    if diagnosis.quiet:
         yield ""
-        yield from _folded("checks passed", ", ".join(found.quiet))
-    if found.unjudged:
+        yield from _folded("checks passed", ", ".join(diagnosis.quiet))
+    if diagnosis.unjudged:
         yield ""
-        short = [one.rule for one in found.unjudged if one.reason.startswith("needs ")]
+        short = [skipped.rule for skipped in diagnosis.unjudged if skipped.reason.startswith("needs ")]
         if short:
             yield from _folded("checks skipped, the run is too short", ", ".join(short))
-        if len(short) < len(found.unjudged):
+        if len(short) < len(diagnosis.unjudged):
             yield "checks skipped:"
-        for one in found.unjudged:
-            if one.rule not in short:
-                yield from _folded(one.rule, f"{one.asks} {one.reason}")
+        for skipped in diagnosis.unjudged:
+            if skipped.rule not in short:
+                yield from _folded(skipped.rule, f"{skipped.asks} {skipped.reason}")
 
 
 def _folded(label: str, text: str) -> list[str]:
@@ -98,38 +98,38 @@ def examine() -> dict[str, Any]:
     return {
         "coterie": __version__,
         "machine": asdict(facts) | {"native_bf16": facts.native_bf16},
-        "gpus": [asdict(one) for one in accelerators],
+        "gpus": [asdict(gpu) for gpu in accelerators],
         "trouble": trouble,
         "extras": machine.extras(),
-        "assets": [plain(one) for one in assets.ls()],
+        "assets": [plain(asset) for asset in assets.ls()],
         "threads": asdict(chosen),
         "plan": machine.plan(facts, accelerators, chosen.line()),
     }
 
 
-def lines(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def lines(system: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(subject, text) of each line a person reads."""
-    here = seen["machine"]
-    yield "coterie", f"{seen['coterie']} on Python {here['python']}, {here['system']}"
+    here = system["machine"]
+    yield "coterie", f"{system['coterie']} on Python {here['python']}, {here['system']}"
     yield (
         "cpu",
         f"{here['cpu']}, {here['cores']} cores; {', '.join(here['flags']) or 'no vector extensions known to matter'}",
     )
     yield "memory", f"{here['memory'] / machine.GIB:.1f} GiB, {here['memory_free'] / machine.GIB:.1f} free"
     yield "disk", f"{here['disk_free'] / machine.GIB:.1f} GiB free in this folder"
-    names = [f"{gpu['name']} ({gpu['memory'] / machine.GIB:.0f} GiB)" for gpu in seen["gpus"]]
+    names = [f"{gpu['name']} ({gpu['memory'] / machine.GIB:.0f} GiB)" for gpu in system["gpus"]]
     yield "gpu", ", ".join(names) or "none"
-    if seen["trouble"]:
-        yield "trouble", seen["trouble"]
-    for extra, packages in sorted(seen["extras"].items()):
-        if extra == "gpu" and not seen["gpus"]:
+    if system["trouble"]:
+        yield "trouble", system["trouble"]
+    for extra, packages in sorted(system["extras"].items()):
+        if extra == "gpu" and not system["gpus"]:
             continue  # of no use here
         have = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
         remedy = "" if all(packages.values()) else f" (optional; {install_command(extra)})"
         yield f"[{extra}]", have + remedy
-    for asset in seen["assets"]:
+    for asset in system["assets"]:
         yield "asset", f"{asset['name']}: {asset['state']} ({asset['size_mb']:.1f} MB, {asset['licence']})"
-    for line in seen["plan"]:
+    for line in system["plan"]:
         yield "selected", line
 
 

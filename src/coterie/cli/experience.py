@@ -94,10 +94,10 @@ def experience(
 
 
 def _list(
-    selection: Selection, wanted: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
+    selection: Selection, columns: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
 ) -> None:
     """The rollouts themselves; a whole unsorted selection goes to a file without being held in memory."""
-    names = _columns(selection, wanted, whole=file is not None)
+    names = _columns(selection, columns, whole=file is not None)
     if file is not None and sort is None and most is None:
         _stream(selection, names, file)
         return
@@ -118,15 +118,15 @@ def _answer(stored: Any, sql: str) -> pa.Table:
     return query(stored, sql)
 
 
-def _columns(selection: Selection, wanted: str | None, *, whole: bool) -> list[str]:
+def _columns(selection: Selection, columns: str | None, *, whole: bool) -> list[str]:
     """Columns by name; without names all for a file, else the usual ones."""
-    known = selection.names()
-    if wanted == "all" or (wanted is None and whole):
-        return known
-    if wanted is not None:
-        return list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    available = selection.names()
+    if columns == "all" or (columns is None and whole):
+        return available
+    if columns is not None:
+        return list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))
     several = len(selection.stored.folders) > 1
-    return [name for name in USUAL if name in known and (several or name != "run")]
+    return [name for name in USUAL if name in available and (several or name != "run")]
 
 
 def _stream(selection: Selection, names: list[str], file: Path) -> None:

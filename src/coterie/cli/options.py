@@ -153,7 +153,7 @@ def print_mapping(table: Mapping[str, Any], indent: int = 0) -> None:
         elif nested:
             typer.echo(label)
             for item in value:
-                typer.echo(" " * (indent + 2) + "  ".join(f"{name} {cell(one)}" for name, one in item.items()))
+                typer.echo(" " * (indent + 2) + "  ".join(f"{name} {cell(field)}" for name, field in item.items()))
         else:
             typer.echo(f"{label:<{width + indent}}  {cell(value)}")
 

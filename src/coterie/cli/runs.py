@@ -55,7 +55,7 @@ def ls(
     from coterie.runs import inspect
 
     root = folder or root
-    runs = [plain(one) for one in inspect.list_runs(root)]
+    runs = [plain(run) for run in inspect.list_runs(root)]
     if json_:
         print_json(runs)
     elif runs:
@@ -96,7 +96,7 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
     print_mapping({key: value for key, value in page.items() if value not in (None, [], {})})
 
 
-def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
+def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
     """Where two runs differ.
 
     The paired test is on the prompts of both last evaluations, the second run minus the first. Where the runs were
@@ -105,7 +105,7 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
     from coterie.runs import inspect
     from coterie.runs.directory import find
 
-    paths = find(one, root), find(other, root)
+    paths = find(first, root), find(second, root)
     sections = inspect.diff(*paths)
     paired = inspect.compare_runs(*paths) if sections else {}
     obstacles = _obstacles(paths, paired)
@@ -116,7 +116,7 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
     elif not sections:
         typer.echo("no difference")
     for name, section in () if json_ else sections.items():
-        rows = [{name: key, one: cell(plain(pair[0])), other: cell(plain(pair[1]))} for key, pair in section.items()]
+        rows = [{name: key, first: cell(plain(pair[0])), second: cell(plain(pair[1]))} for key, pair in section.items()]
         print_table(rows)
         typer.echo()
     if paired and not json_:
@@ -136,8 +136,8 @@ def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[s
 
     if not tests:
         return {}
-    one, other = (RunDirectory.at(path).read_config() for path in paths)
-    obstacles = {task: differing(one, other, test.metric) for task, test in tests.items()}
+    first, second = (RunDirectory.at(path).read_config() for path in paths)
+    obstacles = {task: differing(first, second, test.metric) for task, test in tests.items()}
     return {task: names for task, names in obstacles.items() if names}
 
 
@@ -191,16 +191,16 @@ def groups(
     from coterie.board.regions import draw, read
     from coterie.errors import RunError, install_command
 
-    found = read(Path(run), root, step)
-    if plot is not None and not draw(plot, found):
+    groups = read(Path(run), root, step)
+    if plot is not None and not draw(plot, groups):
         raise RunError(
             f"{plot} was not drawn: it needs a step with prompts, and matplotlib ({install_command('train')})"
         )
     if json_:
-        print_json(found.plain())
+        print_json(groups.plain())
         return
-    typer.echo(f"{found.run}, step {found.step}: {found.summary()}\n")
-    for region in found.regions:
+    typer.echo(f"{groups.run}, step {groups.step}: {groups.summary()}\n")
+    for region in groups.regions:
         start = "  " * region.depth
         rule = f"{region.label}: {region.step}" if region.leaf else region.step
         typer.echo(
@@ -209,9 +209,9 @@ def groups(
         )
         if region.leaf and region.examples:
             typer.echo(f"{start}   e.g. {safe_text(', '.join(region.examples))}")
-    if found.moved:
+    if groups.moved:
         typer.echo("\nhow it moved")
-    for at, what in found.moved:
+    for at, what in groups.moved:
         typer.echo(f"  step {at}: {safe_text(what)}")
 
 

@@ -75,22 +75,22 @@ def drift(
         callback.on_progress(LOADING)
         from coterie import launch
 
-        found = launch.drift(target, loaded.config, against, callback)
+        drifts = launch.drift(target, loaded.config, against, callback)
     if json_:
-        print_json(found)
+        print_json(drifts)
         return
     print_table(
         [
             {
-                "task": one.task,
-                "prompts": one.prompts,
-                "metric": one.metric,
-                "base": metric_text(one.metric, one.base),
-                "model": metric_text(one.metric, one.model),
-                "KL(model‖base)": interval_text(one.forward, 1, 3),
-                "KL(base‖model)": interval_text(one.reverse, 1, 3),
+                "task": task_drift.task,
+                "prompts": task_drift.prompts,
+                "metric": task_drift.metric,
+                "base": metric_text(task_drift.metric, task_drift.base),
+                "model": metric_text(task_drift.metric, task_drift.model),
+                "KL(model‖base)": interval_text(task_drift.forward, 1, 3),
+                "KL(base‖model)": interval_text(task_drift.reverse, 1, 3),
             }
-            for one in found
+            for task_drift in drifts
         ]
     )
     typer.echo("KL in nats a token; brackets are 95 % intervals over prompts")
@@ -118,27 +118,27 @@ def rollout(
         from coterie import launch
 
         rollouts = list(launch.sample(loaded.config, count, target, callback))
-    for prompt, one in rollouts:
+    for prompt, rollout in rollouts:
         if json_:
             record = {
-                "id": one.id,
+                "id": rollout.id,
                 "messages": list(prompt.messages),
                 "answer": prompt.answer,
-                "completion": one.completion,
-                "episode": list(one.messages),
+                "completion": rollout.completion,
+                "episode": list(rollout.messages),
                 "turns": [
-                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in one.turns
+                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in rollout.turns
                 ],
-                "reward": one.reward,
-                "reward_parts": dict(one.reward_parts),
-                "step_rewards": [plain(step) for step in one.step_rewards],
-                "outcome": one.outcome.value,
-                "error": one.error,
+                "reward": rollout.reward,
+                "reward_parts": dict(rollout.reward_parts),
+                "step_rewards": [plain(step) for step in rollout.step_rewards],
+                "outcome": rollout.outcome.value,
+                "error": rollout.error,
             }
             typer.echo(json.dumps(record))
         else:
-            typer.echo(paint(safe_text(one.id), bold=True))
-            typer.echo(console.sample_text(prompt, one, lines=40) + "\n")
+            typer.echo(paint(safe_text(rollout.id), bold=True))
+            typer.echo(console.sample_text(prompt, rollout, lines=40) + "\n")
 
 
 def chat(
@@ -165,18 +165,18 @@ def chat(
         session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, callback=callback)
     while True:
         try:
-            said = input("you> ").strip()
+            message = input("you> ").strip()
         except (EOFError, KeyboardInterrupt):
             typer.echo()
             return
-        if said in ("", "/exit", "/quit"):
+        if message in ("", "/exit", "/quit"):
             return
-        if re.fullmatch(r"/\w+", said):
+        if re.fullmatch(r"/\w+", message):
             typer.echo(
-                f"{safe_text(said)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
+                f"{safe_text(message)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
             )
             continue
-        typer.echo(safe_text(session.reply(said)))
+        typer.echo(safe_text(session.reply(message)))
 
 
 def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
@@ -223,12 +223,12 @@ def settings_of(target: str | None) -> Sequence[str]:
     if target is None:
         return ()
     name = re.sub(r"@\d+$", "", target)  # RUN@STEP
-    paths = [Path(one).expanduser() for one in (target, f"runs/{target}", name, f"runs/{name}")]
+    paths = [Path(word).expanduser() for word in (target, f"runs/{target}", name, f"runs/{name}")]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return ()
-    found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
-    file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
+    files = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
+    file = next((file for file in files if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
     return () if file is None else ("@", str(file))
 
 

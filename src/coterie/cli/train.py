@@ -138,17 +138,17 @@ def sweep(
     from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
     varied = parse_vary(vary)
-    found = cells(varied, parse_seeds(seeds), parse_arms(arm))
-    for cell in found:
+    grid = cells(varied, parse_seeds(seeds), parse_arms(arm))
+    for cell in grid:
         load([*ctx.args, *cell.words()])  # a wrong setting is reported before the first hour of work
     from coterie.sweep import run
     from coterie.sweep.report import write
 
     if not report:
-        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
-    results, text = write(out, found, varied, reach)
+        run.run(grid, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
+    results, text = write(out, grid, varied, reach)
     if json_:
-        print_json([one.numbers() for one in results])
+        print_json([result.numbers() for result in results])
     else:
         typer.echo(f"\n{text}\nwritten to {out}")
 

@@ -339,13 +339,13 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such algorithm.
     """
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
-    for key, value in find(found.get("algorithm", "grpo")).settings.items():
+    settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    for key, value in find(settings.get("algorithm", "grpo")).settings.items():
         section, _, name = key.partition(".")
-        table = found.setdefault(section, {})
+        table = settings.setdefault(section, {})
         if table is not None:
             table.setdefault(name, value)
-    return found
+    return settings
 
 
 def stored(config: Any) -> dict[str, Any]:
@@ -359,13 +359,13 @@ def stored(config: Any) -> dict[str, Any]:
 
 
 def _explicit(data: Mapping[str, Any], default: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    explicit: dict[str, Any] = {}
     for key, value in data.items():
         below, above = default.get(key), row.get(key)
         if value is None and (below is not None or above is not None):
-            found[key] = "none"
+            explicit[key] = "none"
         elif isinstance(value, Mapping) and (isinstance(below, Mapping) or isinstance(above, Mapping)):
-            found[key] = _explicit(value, below or {}, above or {})
+            explicit[key] = _explicit(value, below or {}, above or {})
         else:
-            found[key] = value
-    return found
+            explicit[key] = value
+    return explicit

@@ -94,7 +94,7 @@ def _import(name: str) -> ModuleType:
     importlib.invalidate_caches()
     spec, loaded = PathFinder.find_spec(top, search_path()), sys.modules.get(top)
     file = getattr(loaded, "__file__", None)
-    if spec is not None and spec.origin is not None and file is not None and not _same(spec.origin, file):
+    if spec is not None and spec.origin is not None and file is not None and not _same_file(spec.origin, file):
         if top in sys.stdlib_module_names or "site-packages" in file:
             raise ConfigError(
                 f"the module {top!r} of {os.path.dirname(spec.origin)} has the name of one that is in use already, "
@@ -105,8 +105,8 @@ def _import(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _same_file(path: str, other_path: str) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other_path)
 
 
 @contextmanager

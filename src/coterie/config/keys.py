@@ -86,8 +86,8 @@ def kind_below(kind: Any, part: str, value: Any = None) -> Any:
     sections = [member for member in union_members(kind) if is_section(member)]
     tag = value.get("type") if isinstance(value, dict) else None
     sections.sort(key=lambda section: tag_of(section) != tag)
-    found = (kind_below(section, part) for section in sections)
-    return next((below for below in found if below is not MISSING), MISSING)
+    kinds = (kind_below(section, part) for section in sections)
+    return next((below for below in kinds if below is not MISSING), MISSING)
 
 
 def kind_at(path: Sequence[str], data: Any = None) -> Any:
@@ -265,7 +265,7 @@ def explain(error: ValidationError, data: Mapping[str, Any], sources: Sources) -
     merged: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
         merged.setdefault(key_path(problem["loc"], data), []).append(problem)
-    lines = [_line(path, found, data, sources) for path, found in islice(merged.items(), MOST)]
+    lines = [_line(path, problems, data, sources) for path, problems in islice(merged.items(), MOST)]
     more = len(merged) - len(lines)
     return "\n".join([*lines, f"… and {more:,} more"] if more else lines)
 
@@ -310,8 +310,8 @@ def key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _line(path: tuple[str, ...], found: list[ErrorDetails], data: Mapping[str, Any], sources: Sources) -> str:
-    problem = found[0]
+def _line(path: tuple[str, ...], problems: list[ErrorDetails], data: Mapping[str, Any], sources: Sources) -> str:
+    problem = problems[0]
     key, kind = ".".join(path), problem["type"]
     origin = source_of(path, sources)
     if kind == "extra_forbidden":
@@ -330,7 +330,7 @@ def _line(path: tuple[str, ...], found: list[ErrorDetails], data: Mapping[str, A
         setting = settings().get(".".join("*" if part.isdecimal() else part for part in path))
         meaning = f": {setting.description}" if setting is not None else ""
         return f"{key} is missing (from {origin}){meaning}"
-    expected = " or ".join(dict.fromkeys(_expected(one, data, path) for one in found))
+    expected = " or ".join(dict.fromkeys(_expected(problem, data, path) for problem in problems))
     return f"{key} = {shown(_look_up(data, path))} (from {origin}): expected {expected}"
 
 
@@ -371,8 +371,8 @@ def _tags(path: tuple[str, ...]) -> list[str]:
 def _cross_field(message: str, sources: Sources) -> str:
     """A rule over several settings names them; say where those that were set came from."""
     named = [tuple(word.split(".")) for word in dict.fromkeys(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))]
-    known = [path for path in named if ".".join(path) in settings()]
-    origins = "; ".join(f"{'.'.join(path)} from {source_of(path, sources, beside=False)}" for path in known)
+    paths = [path for path in named if ".".join(path) in settings()]
+    origins = "; ".join(f"{'.'.join(path)} from {source_of(path, sources, beside=False)}" for path in paths)
     return f"{message} ({origins})" if origins else message
 
 
@@ -382,7 +382,7 @@ def source_of(path: tuple[str, ...], sources: Sources, *, beside: bool = True) -
         if path[:length] in sources:
             return sources[path[:length]]
     for length in range(len(path), 0, -1) if beside else ():
-        below = (source for known, source in sources.items() if known[:length] == path[:length])
+        below = (source for key, source in sources.items() if key[:length] == path[:length])
         if (source := next(below, None)) is not None and length >= len(path) - 1:
             return source
     return "default"

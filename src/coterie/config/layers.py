@@ -84,8 +84,8 @@ class Layers:
 
     def _forget(self, path: tuple[str, ...]) -> None:
         """A replaced value leaves no trace of its parts."""
-        for known in [known for known in self.sources if known[: len(path)] == path]:
-            del self.sources[known]
+        for key in [key for key in self.sources if key[: len(path)] == path]:
+            del self.sources[key]
 
     def assign(self, assignment: Assignment) -> None:
         """Set one key from a flag or a variable, making the tables on the way; see `problems`."""

@@ -132,10 +132,10 @@ def relocate(data: dict[str, Any], file: Path) -> None:
         data[SEARCH] = [moved(folder) for folder in data[SEARCH]]
 
 
-def _without_common_end(one: Path, other: Path) -> tuple[Path, Path]:
-    while one.name and one.name == other.name:
-        one, other = one.parent, other.parent
-    return one, other
+def _without_common_end(path: Path, other: Path) -> tuple[Path, Path]:
+    while path.name and path.name == other.name:
+        path, other = path.parent, other.parent
+    return path, other
 
 
 def hashed(dump: Mapping[str, Any], written: Mapping[str, Any], *, verbatim: bool) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class RewardConfig(Section):
     """The same for prompts: messages, the list of them; text, the last message's."""
 
     @model_validator(mode="after")
-    def _own(self) -> RewardConfig:
+    def _check_forms(self) -> RewardConfig:
         if ":" not in self.name and (self.completions != "auto" or self.prompts != "auto"):
             raise ValueError(f"completions and prompts are for functions of your own; leave them out of {self.name!r}")
         return self

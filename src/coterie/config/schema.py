@@ -347,8 +347,8 @@ class RunConfig(Section):
 
     def _check_critic(self, critic: CriticConfig) -> None:
         """A critic is the baseline; nothing of another one is taken silently."""
-        own = self.advantage.model_copy(update={"whiten": "none"})
-        if own != AdvantageConfig() or self.advantage.whiten == "samples":
+        advantage = self.advantage.model_copy(update={"whiten": "none"})
+        if advantage != AdvantageConfig() or self.advantage.whiten == "samples":
             raise ValueError(
                 'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies'
             )

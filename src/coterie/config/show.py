@@ -80,8 +80,8 @@ def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Ma
 def _origin(path: tuple[str, ...], provenance: Mapping[str, str]) -> str:
     """Source of a leaf; of a free table (`params`), all sources of its keys."""
     key = ".".join(path)
-    found = [source for name, source in provenance.items() if name == key or name.startswith(f"{key}.")]
-    return ", ".join(dict.fromkeys(found)) or "default"
+    sources = [source for name, source in provenance.items() if name == key or name.startswith(f"{key}.")]
+    return ", ".join(dict.fromkeys(sources)) or "default"
 
 
 def _aligned(text: str, source: str) -> str:

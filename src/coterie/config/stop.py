@@ -169,7 +169,7 @@ class StopRuleConfig(Section):
     """Steps in a row that must be bad; the rule's own default when left out."""
 
     @model_validator(mode="after")
-    def _known(self) -> StopRuleConfig:
+    def _check_rule(self) -> StopRuleConfig:
         StopRule.of(self.name, metric=self.metric, threshold=self.threshold, patience=self.patience)
         return self
 
