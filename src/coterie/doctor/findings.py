@@ -40,10 +40,10 @@ class Record:
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A setting by its dotted key; the default where the run does not have it."""
-        found: Any = self.config
+        value: Any = self.config
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return default if found is None else found
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return default if value is None else value
 
     def matching(self, prefix: str) -> list[Series]:
         """All series whose names start so, by name."""

@@ -88,14 +88,14 @@ def _no_gradient(record: Record) -> Iterator[RuleHit]:
 
 
 def _zero_variance(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
+    if alarm := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
         now = record.series["groups/zero_variance"].now()
         solved = record.correctness("groups/solved")
         if solved is not None and solved.now() > SOLVED:
             yield RuleHit(
                 severity=Severity.NOTE,
                 title="There is little left to learn: nearly every group is right in every attempt.",
-                evidence=(found[0], *_ends(record)),
+                evidence=(alarm[0], *_ends(record)),
                 action="Stop here, or go on with harder prompts.",
             )
             return
@@ -104,7 +104,7 @@ def _zero_variance(record: Record) -> Iterator[RuleHit]:
             title="Most groups teach nothing: all attempts at a prompt earn the same."
             if now <= DEAD - ROUNDING
             else "Nothing is learned: in practically every group all attempts earn the same.",
-            evidence=(found[0], *_ends(record)),
+            evidence=(alarm[0], *_ends(record)),
             action=_easier_or_harder(record),
         )
 

@@ -49,17 +49,17 @@ def diagnose(path: Path) -> Diagnosis:
     if not run.metrics.exists():
         raise RunError(f"{run.path} has no metrics yet: there is nothing to diagnose before the first step")
     record, ended = read_record(run)
-    found = examine(record)
+    examination = examine(record)
     steps = max((len(series) for series in record.series.values()), default=0)
     return Diagnosis(
         run=run.path,
         steps=steps,
-        verdict=_verdict(found.findings, len(found.quiet), steps, bool(ended)),
-        serious=found.serious or bool(ended),
+        verdict=_verdict(examination.findings, len(examination.quiet), steps, bool(ended)),
+        serious=examination.serious or bool(ended),
         ended=ended,
-        findings=found.findings,
-        quiet=found.quiet,
-        unjudged=found.unjudged,
+        findings=examination.findings,
+        quiet=examination.quiet,
+        unjudged=examination.unjudged,
     )
 
 
@@ -110,17 +110,17 @@ def _count(number: int, noun: str) -> str:
 
 def health_lines(path: Path, most: int = 5) -> Iterator[str]:
     """The diagnosis in a few lines of Markdown, for the run's README."""
-    found = diagnose(path)
-    for line in _health_lines(found, most):
+    diagnosis = diagnose(path)
+    for line in _health_lines(diagnosis, most):
         yield safe_text(line).replace("<", "&lt;")
 
 
-def _health_lines(found: Diagnosis, most: int) -> Iterator[str]:
-    yield f"- {found.verdict[0].upper()}{found.verdict[1:]}."
-    if found.ended:
-        yield f"- {found.ended}."
-    for finding in found.findings[:most]:
+def _health_lines(diagnosis: Diagnosis, most: int) -> Iterator[str]:
+    yield f"- {diagnosis.verdict[0].upper()}{diagnosis.verdict[1:]}."
+    if diagnosis.ended:
+        yield f"- {diagnosis.ended}."
+    for finding in diagnosis.findings[:most]:
         yield f"- {finding.severity}: {finding.title} ({finding.evidence[0].text})"
-    left = len(found.findings) - most
+    left = len(diagnosis.findings) - most
     more = f"{_count(left, 'more finding')}, what to do, and " if left > 0 else "What to do, and "
-    yield f"- {more}what could not be judged: `coterie doctor {found.run.as_posix()}`."
+    yield f"- {more}what could not be judged: `coterie doctor {diagnosis.run.as_posix()}`."

@@ -24,17 +24,17 @@ def _watch(
     metric: str, limit: float, title: str, severity: Severity, *, high: bool = True
 ) -> Callable[[Record], Iterator[RuleHit]]:
     def check(record: Record) -> Iterator[RuleHit]:
-        if found := beyond(record.series[metric], limit, high=high):
-            yield RuleHit(severity=severity, title=title, evidence=(found[0],))
+        if alarm := beyond(record.series[metric], limit, high=high):
+            yield RuleHit(severity=severity, title=title, evidence=(alarm[0],))
 
     return check
 
 
 def _cut(record: Record) -> Iterator[RuleHit]:
     for metric, what in (("mismatch/masked", "left out"), ("mismatch/truncated", "weighed less")):
-        if metric in record.series and (found := beyond(record.series[metric], CUT_SHARE)):
+        if metric in record.series and (alarm := beyond(record.series[metric], CUT_SHARE)):
             title = f"More than {100 * CUT_SHARE:g} % of the tokens are {what} because sampler and learner disagree."
-            yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
+            yield RuleHit(severity=Severity.WARNING, title=title, evidence=(alarm[0],))
 
 
 RULES = (

@@ -53,24 +53,24 @@ def _ratio(record: Record) -> Iterator[RuleHit]:
 def _clip(record: Record) -> Iterator[RuleHit]:
     share = record.series["clip/low"].plus(record.series["clip/high"], "clip/low + clip/high")
     limit = CLIP_SHARE if record.setting("objective.ratio", "token") == "token" else CLIP_SHARE_SEQUENCE
-    if len(share) and (found := beyond(share, limit)):
+    if len(share) and (alarm := beyond(share, limit)):
         yield RuleHit(
             severity=Severity.WARNING,
             title="A large share of the tokens is clipped: the steps are too large.",
-            evidence=(found[0],),
+            evidence=(alarm[0],),
         )
 
 
 def _dual(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["clip/dual"], DUAL_SHARE):
+    if alarm := beyond(record.series["clip/dual"], DUAL_SHARE):
         title = "The dual clip is at work: bad attempts have become much likelier since they were sampled."
-        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
+        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(alarm[0],))
 
 
 def _kl_step(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["kl/old"], KL_STEP):
-        severity = Severity.SERIOUS if found[1] else Severity.WARNING
-        yield RuleHit(severity=severity, title="One step moves the policy very far.", evidence=(found[0],))
+    if alarm := beyond(record.series["kl/old"], KL_STEP):
+        severity = Severity.SERIOUS if alarm[1] else Severity.WARNING
+        yield RuleHit(severity=severity, title="One step moves the policy very far.", evidence=(alarm[0],))
 
 
 def _kl_jump(record: Record) -> Iterator[RuleHit]:

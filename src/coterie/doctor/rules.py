@@ -58,7 +58,7 @@ def examine(record: Record) -> Examination:
         if reason := missing(rule, record):
             unjudged.append(SkippedRule(rule=rule.name, asks=rule.asks, reason=reason))
             continue
-        found = [
+        hits = [
             Finding(
                 rule=rule.name,
                 severity=alarm.severity,
@@ -69,8 +69,8 @@ def examine(record: Record) -> Examination:
             )
             for alarm in rule.check(record)
         ]
-        findings += found
-        if not found:
+        findings += hits
+        if not hits:
             quiet.append(rule.name)
     findings.sort(key=lambda finding: finding.severity.rank)
     return Examination(findings=tuple(findings), quiet=tuple(quiet), unjudged=tuple(unjudged))

@@ -107,10 +107,10 @@ def longest(mask: ArrayLike) -> int:
 
 def preceding_median(values: NDArray[np.float64], window: int = 20, least: int = 5) -> NDArray[np.float64]:
     """[S] median of up to `window` values before each one; NaN where fewer than `least` precede it."""
-    found = np.full(len(values), np.nan)
+    medians = np.full(len(values), np.nan)
     for at in range(least, len(values)):
-        found[at] = np.median(values[max(0, at - window) : at])
-    return found
+        medians[at] = np.median(values[max(0, at - window) : at])
+    return medians
 
 
 def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -50,19 +50,19 @@ def cells(
     """
     keys = list(vary)
     choices = [tuple(zip(keys, values, strict=True)) for values in product(*vary.values())]
-    found = [
+    grid = [
         Cell(arm=name, bundle=tuple(bundle), choice=choice, seed=seed)
         for seed in seeds
         for name, bundle in (arms or {"": ()}).items()
         for choice in choices
     ]
-    names = [cell.name for cell in found]
+    names = [cell.name for cell in grid]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
             f"two runs of the sweep would be called {twice[0]!r}; vary each setting once, each value once"
         )
-    return found
+    return grid
 
 
 def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
@@ -71,7 +71,7 @@ def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: a word is not of that form.
     """
-    found: dict[str, list[str]] = {}
+    varied: dict[str, list[str]] = {}
     for word in words:
         key, equals, text = word.partition("=")
         values = [value.strip() for value in text.split(",") if value.strip()]
@@ -79,8 +79,8 @@ def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--vary {word!r}; expected KEY=VALUE,VALUE…, e.g. optim.lr=1e-5,2e-5")
         if key == "seed":
             raise ConfigError("--vary seed=…: seeds have an option of their own, --seeds 0-4")
-        found[key] = values
-    return found
+        varied[key] = values
+    return varied
 
 
 def parse_arms(words: Sequence[str]) -> dict[str, list[str]]:
@@ -89,16 +89,16 @@ def parse_arms(words: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: a word is not of that form.
     """
-    found: dict[str, list[str]] = {}
+    arms: dict[str, list[str]] = {}
     for word in words:
         name, colon, text = word.partition(":")
         bundle = text.split()
-        if not colon or not name.strip() or not all("=" in one for one in bundle):
+        if not colon or not name.strip() or not all("=" in setting for setting in bundle):
             raise ConfigError(f"--arm {word!r}; expected 'NAME: KEY=VALUE KEY=VALUE…'")
-        if name.strip() in found:
+        if name.strip() in arms:
             raise ConfigError(f"--arm {word!r}: there is another arm of this name")
-        found[name.strip()] = bundle
-    return found
+        arms[name.strip()] = bundle
+    return arms
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -107,10 +107,10 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         ConfigError: it is neither.
     """
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
             raise ConfigError(f"--seeds {text!r}; expected whole numbers or ranges, e.g. 0-4 or 0,1,7")
-        found += range(int(low), int(high if dash else low) + 1)
-    return list(dict.fromkeys(found))
+        seeds += range(int(low), int(high if dash else low) + 1)
+    return list(dict.fromkeys(seeds))

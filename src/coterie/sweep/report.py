@@ -35,7 +35,7 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
     """
     settings = by_setting(results)
     panels: list[Callable[[Any], None]] = [partial(_curves, settings=settings)]
-    if any(len(one.held) > 2 for one in results):
+    if any(len(result.evals) > 2 for result in results):
         panels.append(partial(_heldout, settings=settings))
     if numeric:
         panels.append(partial(_dependence, results=results, numeric=numeric))
@@ -56,11 +56,11 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
 
 def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     low = top = 0.0
-    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
-        length = min((len(one.rewards) for one in found if not one.error), default=0)
+    for (label, results), (color, style) in zip(settings.items(), _looks(), strict=False):
+        length = min((len(result.rewards) for result in results if not result.error), default=0)
         if not length:
             continue
-        smooth = [centred_mean(one.rewards[:length], SMOOTH) for one in found if not one.error]
+        smooth = [centred_mean(result.rewards[:length], SMOOTH) for result in results if not result.error]
         _band(axis, np.arange(1, length + 1), np.array(smooth), label, color, style)
         top = max(top, float(np.max(smooth)))
         low = min(low, float(np.min(smooth)))
@@ -74,12 +74,12 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     """Against what they cost, since a step may sample more in one setting than in another."""
     low = top = 0.0
-    for (label, found), (color, style) in zip(settings.items(), _looks(), strict=False):
-        whole = [one.held for one in found if not one.error]
+    for (label, results), (color, style) in zip(settings.items(), _looks(), strict=False):
+        whole = [result.evals for result in results if not result.error]
         count = min(map(len, whole), default=0)
         if count:
-            spent = np.mean([[point.rollouts for point in held[:count]] for held in whole], axis=0)
-            values = np.array([[point.value for point in held[:count]] for held in whole])
+            spent = np.mean([[point.rollouts for point in evals[:count]] for evals in whole], axis=0)
+            values = np.array([[point.value for point in evals[:count]] for evals in whole])
             _band(axis, spent, values, label, color, style)
             top, low = max(top, float(values.max())), min(low, float(values.min()))
     axis.set_xlabel("rollouts sampled")
@@ -89,7 +89,7 @@ def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 
 def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
     """The same for all results of a sweep."""
-    return next(one.metric for found in settings.values() for one in found)
+    return next(result.metric for results in settings.values() for result in results)
 
 
 def _looks() -> Iterator[tuple[str, str]]:
@@ -109,14 +109,14 @@ def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str,
 def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
     """Held-out result after training (training reward where there is none) against the varied number."""
     lines: dict[str, dict[float, list[CellResult]]] = {}
-    for one in results:
-        words = [f"{key}={value}" for key, value in one.cell.choice if key != numeric]
-        rest = " ".join([*filter(None, [one.cell.arm]), *words])
-        number = float(dict(one.cell.choice)[numeric])
-        lines.setdefault(rest, {}).setdefault(number, []).append(one)
-    for index, (label, found) in enumerate(lines.items()):
-        xs = sorted(found)
-        points = [over_seeds(found[x], lambda one: one.area if one.after is None else one.after) for x in xs]
+    for result in results:
+        words = [f"{key}={value}" for key, value in result.cell.choice if key != numeric]
+        rest = " ".join([*filter(None, [result.cell.arm]), *words])
+        number = float(dict(result.cell.choice)[numeric])
+        lines.setdefault(rest, {}).setdefault(number, []).append(result)
+    for index, (label, by_value) in enumerate(lines.items()):
+        xs = sorted(by_value)
+        points = [over_seeds(by_value[x], _outcome) for x in xs]
         kept = [(x, point) for x, point in zip(xs, points, strict=True) if point is not None]
         values = [point.value for _, point in kept]
         low = [point.value - point.low for _, point in kept]
@@ -126,8 +126,13 @@ def _dependence(axis: Any, results: Sequence[CellResult], numeric: str) -> None:
     axis.set_xscale("log")
     axis.set_xlabel(numeric)
     axis.set_ylabel(f"held-out {results[0].metric} at the end (bars: 95 %)")
-    if not any((one.area if one.after is None else one.after) < 0 for one in results):
+    if not any(_outcome(result) < 0 for result in results):
         axis.set_ylim(bottom=0)
+
+
+def _outcome(result: CellResult) -> float:
+    """Held-out result after training, or the mean training reward where there is none."""
+    return result.area if result.after is None else result.after
 
 
 def write(
@@ -141,7 +146,7 @@ def write(
     results = read(out, cells)
     text = "\n".join(filter(None, [markdown(results, reach), budget.markdown(by_setting(results))]))
     write_file(out / "sweep.md", text.encode())
-    write_file(out / "sweep-results.json", json_dumps([one.numbers() for one in results]).encode())
+    write_file(out / "sweep-results.json", json_dumps([result.numbers() for result in results]).encode())
     numeric = next((key for key, values in vary.items() if len(values) > 1 and all(map(_is_number, values))), None)
     draw(out / "sweep.png", results, numeric)
     return results, text

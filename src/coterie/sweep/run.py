@@ -68,7 +68,7 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lea
         going.remove(done)
         problem = _end(done, say, lean=lean, interrupted=problem is not None) or problem
         if problem is not None and going:
-            say(f"{problem}\nwaiting for what still runs: {', '.join(one.planned.title for one in going)}")
+            say(f"{problem}\nwaiting for what still runs: {', '.join(run.planned.title for run in going)}")
     if problem is not None:
         raise problem
 
@@ -112,8 +112,8 @@ def _start(planned: _Planned, words: Sequence[str], out: Path, say: Say, jobs: i
     if goes_on:
         command = [*program, "resume", str(planned.folder)]
     else:
-        own = [*planned.cell.words(), f"runs={out / RUNS}", f"name={planned.cell.name}"]
-        command = [*program, "train", *words, *own]
+        flags = [*planned.cell.words(), f"runs={out / RUNS}", f"name={planned.cell.name}"]
+        command = [*program, "train", *words, *flags]
     environment = dict(os.environ)
     if jobs > 1:  # each would take all cores, and then they wait for each other's threads at every operation
         environment.setdefault(machine.COUNT, str(max(1, machine.cores() // jobs)))
@@ -124,9 +124,9 @@ def _start(planned: _Planned, words: Sequence[str], out: Path, say: Say, jobs: i
 
 def _first_to_end(going: Sequence[_Going]) -> _Going:
     while True:
-        for one in going:
-            if one.process.poll() is not None:
-                return one
+        for run in going:
+            if run.process.poll() is not None:
+                return run
         time.sleep(POLL_S)
 
 
@@ -154,13 +154,13 @@ def _end(done: _Going, say: Say, *, lean: bool, interrupted: bool) -> RunError |
 
 def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
     """The steps that the cell is to have; a run that is there must be of exactly these settings."""
-    wanted = load([*words, *cell.words()]).config
+    expected = load([*words, *cell.words()]).config
     if (path / "config.toml").is_file():
         there = load_file(path / "config.toml").config
-        own = {"name": "", "runs": ""}
-        if wanted.model_copy(update=own) != there.model_copy(update=own):
+        neutral = {"name": "", "runs": ""}
+        if expected.model_copy(update=neutral) != there.model_copy(update=neutral):
             raise RunError(f"{path} is a run with other settings than {cell.label} has now; take another --out")
-    return wanted.steps
+    return expected.steps
 
 
 def _ended(path: Path) -> bool:
