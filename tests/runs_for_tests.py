@@ -42,8 +42,8 @@ def make_config(root: Path, **changed: Any) -> RunConfig:
     (root / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
     rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(12))
     (root / "train.jsonl").write_text(rows, encoding="utf-8")
-    held = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(50, 54))
-    (root / "heldout.jsonl").write_text(held, encoding="utf-8")
+    heldout_rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(50, 54))
+    (root / "heldout.jsonl").write_text(heldout_rows, encoding="utf-8")
     model = root / "model"
     if not model.is_dir():
         make_model(model)
@@ -73,11 +73,11 @@ def importable(root: Path) -> str:
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    found = dict(base)
+    merged = dict(base)
     for key, value in extra.items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = _merged(found[key], value) if both else value
-    return found
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def fingerprint(run: Path) -> dict[str, Any]:

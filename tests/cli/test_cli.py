@@ -73,7 +73,7 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
 
     def evaluate(target, config, callback):
         calls.append(("evaluate", (target, config)))
-        one = EvalResult(
+        result = EvalResult(
             step=3,
             task="t",
             prompts=1,
@@ -84,8 +84,8 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
             mean_length=2.0,
             truncated=0.0,
         )
-        callback.on_evaluate([one])
-        return [one]
+        callback.on_evaluate([result])
+        return [result]
 
     def sample(config, count, target=None, callback=None) -> Iterator[tuple[Prompt, Rollout]]:
         calls.append(("sample", (config, count, target)))
@@ -142,12 +142,12 @@ def test_demo(launch):
 
 def test_reports_as_json(launch, capsys):
     assert main(["validate", "--json"]) == 0
-    seen = json.loads(capsys.readouterr().out)
-    assert seen["ok"] is True
-    assert seen["checks"][0] == {"level": "ok", "subject": "gold", "text": "scores 1"}
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["checks"][0] == {"level": "ok", "subject": "gold", "text": "scores 1"}
     assert main(["train", "--steps", "3", "--dry-run", "--json"]) == 1
-    seen = json.loads(capsys.readouterr().out)
-    assert (seen["ok"], seen["checks"][1]["level"]) == (False, "fail")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["checks"][1]["level"]) == (False, "fail")
     assert main(["train", "--steps", "3", "--json"]) == 2
     assert "coterie show RUN --json" in capsys.readouterr().err
 
@@ -192,9 +192,9 @@ def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(launch, caps
         (["train", 'data.train=[{"type": "file", "path": "none.jsonl"}]'], 1, "none.jsonl does not exist"),
     ):
         assert main(words) == code
-        seen = capsys.readouterr()
-        assert text in seen.err
-        assert seen.out == ""  # not even that something is being loaded
+        output = capsys.readouterr()
+        assert text in output.err
+        assert output.out == ""  # not even that something is being loaded
     assert launch == []
 
 
@@ -272,8 +272,8 @@ def test_rollout(launch, capsys, tmp_path):
 
 
 def test_chat(launch, capsys, monkeypatch):
-    said = iter(["hello", "/reset", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    lines = iter(["hello", "/reset", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert main(["chat", "a/m"]) == 0
     out, err = capsys.readouterr()
     assert out == "you said hello\\x07\n"
@@ -338,9 +338,9 @@ def test_config_verbs(capsys, tmp_path):
 )
 def test_asking(words, code, text, capsys):
     assert main(words) == code
-    seen = capsys.readouterr()
-    assert text in seen.out + seen.err
-    assert bool(seen.err) == (code != 0)
+    output = capsys.readouterr()
+    assert text in output.out + output.err
+    assert bool(output.err) == (code != 0)
 
 
 @pytest.mark.parametrize("verb", ["train", "demo", "eval", "rollout", "drift", "validate", "sweep"])
@@ -454,14 +454,14 @@ def test_no_color_is_obeyed_everywhere(words, launch, two_runs, monkeypatch):
     monkeypatch.setenv("COTERIE_HOME", str(two_runs))
     monkeypatch.setattr(machine, "gpus", lambda: [])
     words = [*words, "--runs", str(two_runs)] if words == ["ls"] else words
-    seen = []
+    outputs = []
     for value in ("", "1"):
         monkeypatch.setenv("NO_COLOR", value)
         with CliRunner().isolation(color=True) as (out, err, _):
             main(words)
-            seen.append(out.getvalue() + err.getvalue())
-    assert b"\x1b[" in seen[0]
-    assert b"\x1b" not in seen[1]
+            outputs.append(out.getvalue() + err.getvalue())
+    assert b"\x1b[" in outputs[0]
+    assert b"\x1b" not in outputs[1]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_tests import importable, make_config
 
 from coterie import launch
 from coterie.cli.main import main
@@ -17,6 +16,7 @@ from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import summary
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import importable, make_config
 
 # A rate that breaks any model: after a few steps every completion is one letter over and over.
 WILD: dict[str, Any] = {"steps": 40, "optim": {"lr": 0.05}, "checkpoint": {"every": 1, "keep": 1}}
@@ -57,9 +57,9 @@ def test_it_ends_and_keeps_the_last_good_checkpoint(collapsed: tuple[Path, str])
     assert entropy[step - 3] >= 1
     # The weights after step - 3 sampled the first bad step, so those after step - 4 are the last good ones.
     assert checkpoint.steps(run / "checkpoints") == [step - 4]
-    found = checkpoint.newest(run / "checkpoints")
-    assert found is not None
-    assert found.step == step - 4
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None
+    assert newest.step == step - 4
     assert f"ended after step {step} by stop rule entropy_below" in words
     assert f"step_{step - 4:06d}" in words
     assert "--optim.lr LOWER" in words
