@@ -29,16 +29,16 @@ from coterie.types import PASS, POOLED, REWARD, EvalResult, Prompt, Rollout
 ROWS = 12
 """Steps that the live table keeps."""
 SILENCE_S = 15.0
-"""Without a terminal, how long a count may go on before a line tells how far it is."""
+"""Without a terminal, seconds between two progress lines of an activity with a count."""
 FRAME_S = 0.25
-"""How often a count is drawn anew on a terminal."""
+"""Seconds between two redraws of a count on a terminal."""
 ABSENT = "–"
 
 Metrics = Mapping[str, float]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Short and of stable width: `0.412`, `1.2e-05`, `–` for what was not measured."""
+    """Short text of stable width for a number: `0.412`, `1.2e-05`, `–` where it was not measured."""
     if value is None:
         return ABSENT
     if value and (abs(value) < 10**-digits or abs(value) >= 10**5):
@@ -47,14 +47,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds of a step without a unit: `12.3`, `0.09`, `–` for what was not measured."""
+    """Text for the seconds of a step, without a unit: `12.3`, `0.09`, `–` where they were not measured."""
     if value is None:
         return ABSENT
     return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}" if value >= 0.01 else f"{value:.3f}"
 
 
 def short(value: float | None) -> str:
-    """A setting with few digits: `3e-05`, `0.1`, `–`."""
+    """Text with few digits for a setting: `3e-05`, `0.1`, `–`."""
     return ABSENT if value is None else f"{value:.2g}"
 
 
@@ -63,7 +63,7 @@ def share(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`45s`, `3m20s`, `2h05m`."""
+    """Text for a duration: `45s`, `3m20s`, `2h05m`."""
     if seconds is None:
         return ABSENT
     whole = round(seconds)
@@ -98,13 +98,13 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
 }
 """Heading → text of a step's metrics."""
 DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "trunc", "length", "s/step")
-"""Columns that a narrow terminal goes without, the first first."""
+"""Columns that a narrow terminal leaves out, in this order."""
 PLAIN_WITHOUT = ("clip", "tok/s", "entropy", "s/step")
-"""Columns that a plain line goes without."""
+"""Columns that a plain line leaves out."""
 
 
 def discard(stream: IO[str]) -> None:
-    """Send a stream that nobody reads any more to nowhere, so that later writes and the flush at exit succeed."""
+    """Redirect a stream without a reader to the null device, so that later writes and the flush at exit succeed."""
     with suppress(OSError, ValueError):  # it has no file descriptor, or is closed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -117,7 +117,7 @@ class PipeSafeConsole(Console):
     """Console that survives a closed pipe: what is printed after that is lost, and nothing else happens."""
 
     def on_broken_pipe(self) -> None:
-        """Rich would end the program here, and with it a training of hours because of a `| head`."""
+        """Discard later output; rich would end the program here, and with it a training because of a `| head`."""
         self.quiet = True
         discard(self.file)
 
@@ -221,7 +221,7 @@ class ConsoleCallback(Callback):
         self._say(message, style="bold")
 
     def _begin(self, *, transient: bool = False) -> None:
-        """Draw on a terminal; what is transient leaves nothing behind."""
+        """Start the live display on a terminal; a transient one is erased at its end."""
         if self.is_live and not self.console.quiet:
             self._live = Live(self._picture(), console=self.console, refresh_per_second=4, transient=transient)
             with self._unharmed():
@@ -250,7 +250,7 @@ class ConsoleCallback(Callback):
 
     @contextmanager
     def _unharmed(self) -> Generator[None]:
-        """Outlive the output: a full disk behind `> log`, a terminal that hung up, a closed stream."""
+        """Context in which a failing output is no error: a full disk behind `> log`, a closed terminal or stream."""
         try:
             yield
         except BlockingIOError:
@@ -267,7 +267,7 @@ class ConsoleCallback(Callback):
         return self._info.steps if self._info is not None else "?"
 
     def _remaining(self, step: int) -> float | None:
-        """Seconds to the last step at the pace of the last few."""
+        """Estimated seconds to the last step, at the pace of the last few."""
         if self._info is None or not self._times:
             return None
         return (self._info.steps - step) * sum(self._times) / len(self._times)
@@ -290,7 +290,7 @@ class ConsoleCallback(Callback):
 
 
 def _table(rows: Iterable[tuple[int, Metrics]], width: int) -> Table:
-    """The steps; columns that say nothing, and those that the width has no room for, are left out."""
+    """Table of the steps; columns without values, and those for which the width has no room, are left out."""
     cells = [(str(step), {title: show(metrics) for title, show in COLUMNS.items()}) for step, metrics in rows]
     shown = [title for title in COLUMNS if any(row[title] != ABSENT for _, row in cells)]
     widths = {title: max(len(title), *(len(row[title]) for _, row in cells)) for title in shown}
@@ -311,7 +311,7 @@ _GLUE = re.compile(r" (?=[%\[])|(?<=,) (?=-?[\d.]+\])| (?=-?[\d.]+( %)? \[)")
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` characters, broken between words and never inside a number with its interval."""
+    """Text in lines of at most `width` characters, broken between words and never inside a number with its interval."""
     lines = []
     for line in text.split("\n"):
         indent = re.match(r" *(?:\S+  +)?", line)
@@ -328,12 +328,13 @@ def wrapped(text: str, width: int) -> str:
 
 
 def millions(count: int) -> str:
-    """`135M`, `0.029M`."""
+    """Text for a count in millions: `135M`, `0.029M`."""
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
 
 
 def eval_line(result: EvalResult) -> str:
-    """`held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`; of a graded reward `reward 0.412 …`."""
+    """Line for an evaluation: `held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`, or for a graded
+    reward `reward 0.412 …`."""
     estimates = {}
     if result.pass_at_1 is not None:
         estimates[PASS] = metric_text(PASS, result.pass_at_1)
@@ -351,7 +352,7 @@ def eval_line(result: EvalResult) -> str:
 
 
 def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
-    """One rollout with its prompt and reward, made safe to print, each text cut to `lines` lines."""
+    """Text for one rollout with its prompt and reward, safe to print, each part cut to `lines` lines."""
     parts = ", ".join(f"{name} {number(value, 2)}" for name, value in rollout.reward_parts.items())
     ending = rollout.error or rollout.outcome.value
     return "\n".join(
@@ -365,7 +366,7 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
 
 
 def _dialogue(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
-    """Question and answer; of several turns, all that was said, with who said it."""
+    """Lines for prompt and completion, or for the whole conversation of an episode with several turns."""
     if rollout.messages:
         return [f"episode    {_clipped_text(conversation(rollout.messages), lines)}"]
     return [
@@ -375,7 +376,7 @@ def _dialogue(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
 
 
 def _steps(rollout: Rollout) -> str:
-    """`arithmetic 1 @ 12, 0 @ 30`: value and last token of each step, by step function."""
+    """Text for the step rewards, `arithmetic 1 @ 12, 0 @ 30`: value and last token of each step, by step function."""
     labels: dict[str, list[str]] = {}
     for step in rollout.step_rewards:
         labels.setdefault(step.label, []).append(f"{number(step.value, 2)} @ {step.end}")

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one module per noun. Heavy imports stay inside the functions."""
+"""Commands of the `coterie` program. Heavy imports stay inside the functions."""

@@ -1,4 +1,4 @@
-"""doctor: what this machine has, and what coterie will therefore do; or what is wrong with a run."""
+"""Command `doctor`: system information, or the diagnosis of a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _examine_run(run: str, root: Path, json_: bool) -> None:
 
 
 def run_lines(diagnosis: Diagnosis) -> Iterator[str]:
-    """The diagnosis as a person reads it."""
+    """Lines of text for a diagnosis."""
     color = "red" if diagnosis.serious else "yellow" if diagnosis.verdict.startswith("worth") else "green"
     yield paint(safe_text(f"{diagnosis.run}: {diagnosis.verdict}"), fg=color, bold=True)
     if diagnosis.ended:
@@ -87,7 +87,7 @@ def _folded(label: str, text: str) -> list[str]:
 
 
 def examine() -> dict[str, Any]:
-    """Everything the doctor looks at, as JSON-able data. Imports torch."""
+    """System information as JSON-able data. Imports torch."""
     from coterie.data import assets
 
     facts, chosen = machine.facts(), machine.choice()
@@ -108,7 +108,7 @@ def examine() -> dict[str, Any]:
 
 
 def lines(system: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(subject, text) of each line a person reads."""
+    """Lines of text for the system information, as (subject, text)."""
     here = system["machine"]
     yield "coterie", f"{system['coterie']} on Python {here['python']}, {here['system']}"
     yield (
@@ -134,5 +134,5 @@ def lines(system: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb to the program."""
+    """Add this command to the program."""
     app.command()(doctor)

@@ -1,4 +1,4 @@
-"""experience: the stored rollouts of runs, filtered, summed up, asked in SQL, exported."""
+"""Command `experience`: filters, aggregates, SQL and export of stored rollouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL = (
     *("run", "step", "prompt_id", "sample", "similarity", "reward", "advantage", "outcome", "completion_length"),
     *("past_pass", "expected", "region"),
 )
-"""Columns shown unasked, where they hold anything."""
+"""Columns shown by default, where they hold anything."""
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN", help="Names under the runs' folder, or paths.")]
 
@@ -60,7 +60,8 @@ def experience(
 ) -> None:
     """Query the stored rollouts of runs.
 
-    Filters, or a SELECT (needs DuckDB, of the `experience` extra), to a table, JSON or a file.
+    Select rollouts with filters or one SQL statement (which needs DuckDB, of the `experience` extra); print them as a
+    table or JSON, or export them.
     """
     from coterie.runs.query import Filters, open_runs, select
 
@@ -96,7 +97,7 @@ def experience(
 def _list(
     selection: Selection, columns: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
 ) -> None:
-    """The rollouts themselves; a whole unsorted selection goes to a file without being held in memory."""
+    """Print or export single rollouts; a whole unsorted selection is streamed to its file."""
     names = _columns(selection, columns, whole=file is not None)
     if file is not None and sort is None and most is None:
         _stream(selection, names, file)
@@ -119,7 +120,7 @@ def _answer(stored: Any, sql: str) -> pa.Table:
 
 
 def _columns(selection: Selection, columns: str | None, *, whole: bool) -> list[str]:
-    """Columns by name; without names all for a file, else the usual ones."""
+    """Names of the columns to show; by default all for a file, else the usual ones."""
     available = selection.names()
     if columns == "all" or (columns is None and whole):
         return available
@@ -137,7 +138,7 @@ def _stream(selection: Selection, names: list[str], file: Path) -> None:
 
 
 def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json_: bool) -> None:
-    """A table as a file, as JSON or as lines; `count` rows there are."""
+    """Print a table as lines or JSON, or export it; `count` is the number of rows before the limit."""
     from coterie.runs.export import export, jsonable
 
     table = table if most is None else table.slice(0, most)
@@ -157,7 +158,7 @@ def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Short enough for a table; of an episode's messages, who said what."""
+    """One value, shortened for a table; messages of an episode as a conversation."""
     if isinstance(value, float | int) or value is None:
         return value
     if name == "messages":
@@ -166,5 +167,5 @@ def _cell(name: str, value: Any) -> Any:
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb to the program."""
+    """Add this command to the program."""
     app.command()(experience)

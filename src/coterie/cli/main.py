@@ -1,4 +1,4 @@
-"""The program `coterie`. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 3 ended by a stop rule."""
+"""The program `coterie`. Exit codes: 0 success, 1 error, 2 invalid usage or settings, 3 ended by a stop rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _version(show: bool) -> None:
 def root(
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
 ) -> None:
-    """Options that stand before the verb."""
+    """Options that stand before the command."""
 
 
 for noun in (train, sample, runs, experience, assets, algorithms, settings, doctor):
@@ -48,14 +48,14 @@ for noun in (train, sample, runs, experience, assets, algorithms, settings, doct
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command line of `coterie`, the process's own when `args` is None; the exit code."""
+    """Run one command line of `coterie`, by default the process's own, and return the exit code."""
     return run(app, "coterie", args)
 
 
 def run(program: Callable[..., Any], name: str, args: Sequence[str] | None = None) -> int:
-    """Run one command line of a typer program; the exit code.
+    """Run one command line of a typer program and return the exit code.
 
-    What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
+    A `CoterieError` is printed as its message alone; any other exception is a bug and keeps its traceback.
     """
     machine.prepare()
     _prepare_streams()
@@ -81,7 +81,7 @@ INTERRUPTED = 130
 
 
 def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
-    """The Ctrl-C that typer turned into an exit code."""
+    """The KeyboardInterrupt that typer turned into an exit code, if any."""
     cause: BaseException | None = stop
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
@@ -89,14 +89,14 @@ def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
-    """Say that it was Ctrl-C which ended the program, and what the error tells beside."""
+    """Print that Ctrl-C ended the program, with the message of the interrupt."""
     detail = f": {safe_text(str(stop))}" if str(stop) else ""
     typer.echo(f"{paint('interrupted', fg='yellow', bold=True)}{detail}", err=True)
     return INTERRUPTED
 
 
 def _prepare_streams() -> None:
-    """What is printed may be lost, and no more than that."""
+    """Make sure that a failing standard stream loses its output and nothing else."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before Python started, as by `>&-`
@@ -107,7 +107,7 @@ def _prepare_streams() -> None:
 
 
 def _let_go() -> None:
-    """Flush standard output; when nobody reads it any more (`| head`), Python must not complain of that at exit."""
+    """Flush standard output. Where its reader has left (`| head`), Python must not complain at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

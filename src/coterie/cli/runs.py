@@ -1,4 +1,4 @@
-"""ls, show, diff: looking at runs."""
+"""Commands `ls`, `show`, `diff` and `groups`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 LS = {"reward": "train reward", "heldout": "held-out"}
-"""Columns of `ls` that are headed by more than their key."""
+"""Headings of columns of `ls` that differ from their keys."""
 SHOW = {
     "before": "held-out before",
     "after": "held-out after",
     "paired": "after minus before",
     "metrics": "metrics of the last step",
 }
-"""Headings of `show` that say more than their key."""
+"""Headings of `show` that differ from their keys."""
 FAMILIES = (
     *("reward", "groups", "answers", "advantage", "step", "loss", "ratio", "clip", "kl", "surprisal", "critic"),
     *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
@@ -49,8 +49,8 @@ def ls(
 ) -> None:
     """List the runs of a folder.
 
-    before and after are of the first and the last held-out evaluation; the column held-out (in JSON: heldout) names
-    their metric.
+    The columns before and after are the first and the last held-out evaluation; the column held-out (in JSON: heldout)
+    names their metric.
     """
     from coterie.runs import inspect
 
@@ -67,7 +67,7 @@ def ls(
 
 
 def _stopped(runs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[str]:
-    """For each run that was stopped, a line on how to continue it."""
+    """One line for each stopped run with the command that continues it."""
     from coterie.runs import checkpoint
 
     for run in (run for run in runs if run["state"] == "stopped"):
@@ -79,7 +79,7 @@ def _stopped(runs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[str]:
 
 
 def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """What a run was and what it reached."""
+    """Show a run's settings, held-out results and last metrics."""
     from coterie.runs import inspect
     from coterie.runs.directory import find
 
@@ -97,10 +97,10 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
 
 
 def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """Where two runs differ.
+    """Compare the settings, metrics and held-out results of two runs.
 
-    The paired test is on the prompts of both last evaluations, the second run minus the first. Where the runs were
-    evaluated by different rewards, prompts or evaluation settings, it is left out.
+    The paired test is over the prompts of both last evaluations, second run minus first. It is left out where the runs
+    were evaluated with different rewards, prompts or evaluation settings.
     """
     from coterie.runs import inspect
     from coterie.runs.directory import find
@@ -130,7 +130,7 @@ def _is_one(names: Sequence[str]) -> bool:
 
 
 def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
-    """By task, the settings that keep the two runs' results from being compared."""
+    """Settings that keep the two runs' results from being compared, by task."""
     from coterie.runs.directory import RunDirectory
     from coterie.runs.inspect import differing
 
@@ -142,7 +142,7 @@ def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[s
 
 
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
-    """Of pass@1, in points, or of the mean reward; intervals are 95 % bootstrap intervals over prompts."""
+    """Rows of differences of pass@1 (in points) or of the mean reward, with 95 % bootstrap intervals over prompts."""
     metrics = {test.metric for test in tests.values()}
     return [
         {
@@ -166,7 +166,7 @@ def _estimates(result: EvalResult, metric: str) -> dict[str, Any]:
 
 
 def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The metrics of the last step under the first part of their names, in the order of docs/diagnostics.md."""
+    """Metrics of the last step by the first part of their names, in the order of docs/diagnostics.md."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         family, slash, rest = name.partition("/")
@@ -178,15 +178,14 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def groups(
     run: Run,
     root: Root = Path("runs"),
-    step: Annotated[int | None, typer.Option(help="Checkpoint to look at; the newest when left out.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the tree, and prompts by similarity and success, into this PNG or SVG.")
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest by default.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the tree and the prompts to this PNG or SVG file.")] = None,
     json_: bool = JSON,
 ) -> None:
-    """Print the regions of a group-aware run.
+    """Show the regions of similar prompts of a group-aware run.
 
-    The tree with its rules in words, sizes, success, drift, examples, and how it moved.
+    Prints the tree of regions: the rule of each in words, success, drift, number of prompts, examples, and the splits
+    and merges so far.
     """
     from coterie.board.regions import draw, read
     from coterie.errors import RunError, install_command
@@ -210,13 +209,13 @@ def groups(
         if region.leaf and region.examples:
             typer.echo(f"{start}   e.g. {safe_text(', '.join(region.examples))}")
     if groups.moved:
-        typer.echo("\nhow it moved")
+        typer.echo("\nsplits and merges")
     for at, what in groups.moved:
         typer.echo(f"  step {at}: {safe_text(what)}")
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.command()(ls)
     app.command()(show)
     app.command()(diff)

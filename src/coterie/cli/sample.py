@@ -1,4 +1,4 @@
-"""eval, drift, rollout, chat, validate: the verbs that sample or check but do not train."""
+"""Commands `eval`, `drift`, `rollout`, `chat` and `validate`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Measure the held-out reward, and pass@k where it is binary, of a run or model.
+    """Evaluate a run or model on held-out prompts.
 
-    A run, or a checkpoint of one, is measured on its own held-out data unless settings say otherwise.
+    Reports the mean reward, and pass@k where the reward is binary. A run or one of its checkpoints is evaluated on the
+    held-out data of the run unless settings say otherwise.
     """
     from coterie.config.load import load
 
@@ -55,14 +56,15 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 def drift(
     ctx: typer.Context,
     against: Annotated[
-        str | None, typer.Option(help="The base; the model that a run started from when left out.", show_default=False)
+        str | None, typer.Option(help="Base model; by default the model that the run started from.", show_default=False)
     ] = None,
     json_: bool = JSON,
     help_: bool = HELP,
 ) -> None:
-    """Report the KL divergence from the base model, and forgetting.
+    """Measure forgetting: the KL divergence from the base model.
 
-    Held-out result of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
+    Reports, by task, the held-out results of both models and the KL divergence in both directions. A large
+    KL(base‖model) means forgetting.
     """
     from coterie.config.load import load
 
@@ -98,7 +100,7 @@ def drift(
 
 def rollout(
     ctx: typer.Context,
-    count: Annotated[int, typer.Option(min=1, help="How many rollouts to sample.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Number of rollouts.")] = 4,
     json_: bool = JSON,
     help_: bool = HELP,
 ) -> None:
@@ -149,14 +151,14 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.7,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Limit of one reply.")] = 512,
 ) -> None:
-    """Chat with a base model or with the result of a run.
+    """Chat with a model or with the model of a run.
 
     An empty line, /exit, /quit or Ctrl-D ends it.
     """
     from coterie import console
     from coterie.runs.models import resolve
 
-    resolve(target, check_files=False)  # a wrong name is told before torch is loaded
+    resolve(target, check_files=False)  # a wrong name is reported before torch is loaded
 
     with console.console_callback(sys.stderr) as callback:
         callback.on_progress(LOADING)
@@ -180,9 +182,9 @@ def chat(
 
 
 def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Check data and rewards without a model.
+    """Check data and rewards without loading a model.
 
-    Gold answers must score 1, garbage 0.
+    Scores gold answers, which must earn 1, and garbage, which must earn 0.
     """
     from coterie.config.load import load
 
@@ -198,14 +200,10 @@ def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 
 
 def require_target(verb: str, target: str | None, config: RunConfig, sources: Sequence[object]) -> None:
-    """Refuse a name that means no model, before anything is loaded.
+    """Refuse the name of a missing model before anything is loaded.
 
     Args:
         sources: the prompts that the settings name.
-
-    Raises:
-        ConfigError: no model is called so, or neither a target nor prompts are given.
-        ModelError, RunError: as `runs.models.resolve`.
     """
     from coterie.runs.models import resolve, there
 
@@ -219,7 +217,7 @@ def require_target(verb: str, target: str | None, config: RunConfig, sources: Se
 
 
 def settings_of(target: str | None) -> Sequence[str]:
-    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model."""
+    """Words `@ config.toml` for a run or a checkpoint of one; none for a model."""
     if target is None:
         return ()
     name = re.sub(r"@\d+$", "", target)  # RUN@STEP
@@ -233,7 +231,7 @@ def settings_of(target: str | None) -> Sequence[str]:
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.command("eval", **SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(evaluate)
     app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(drift)
     app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(rollout)
