@@ -1,4 +1,4 @@
-"""Every error coterie raises on purpose. Each message states the value, what was expected, and the remedy.
+"""Exceptions of coterie. Each message states the value, what was expected, and the remedy.
 
 CoterieError
 ├── ConfigError        a setting is unknown, of the wrong type, or contradicts another (exit code 2)
@@ -105,7 +105,7 @@ def install_command(extra: str) -> str:
 
 
 def _near(path: Path) -> str:
-    """A path as short as it can be written in the current directory."""
+    """The path, relative to the current directory where it is inside."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -21,12 +21,7 @@ Spec = str | Callable[..., Any] | Mapping[str, Any]
 def parts_of(
     reward: Spec | Sequence[Spec], weights: Sequence[float] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """`rewards.parts` for what was given as `reward`, and the folders of its functions' modules.
-
-    Raises:
-        ConfigError: something is no reward, or there is not one weight for each.
-        RewardError: a function cannot be sent to a worker process.
-    """
+    """`rewards.parts` for what was given as `reward`, and the folders of its functions' modules."""
     specs = listed(reward)
     if weights is not None and len(weights) != len(specs):
         raise ConfigError(f"reward_weights has {len(weights)} weights for {len(specs)} rewards; expected one for each")
@@ -46,11 +41,7 @@ def parts_of(
 
 
 def listed(reward: Any) -> list[Any]:
-    """What was given as `reward` as a list.
-
-    Raises:
-        ConfigError: something is no reward, or there is none.
-    """
+    """The argument `reward` as a list of rewards."""
     specs = list(reward) if isinstance(reward, list | tuple) else [reward]
     for spec in specs or [None]:
         if not (isinstance(spec, str | Mapping) or callable(spec)):
@@ -62,13 +53,10 @@ def listed(reward: Any) -> list[Any]:
 
 
 def offer_again(reward: Any, stored: Sequence[str]) -> None:
-    """Give this process the functions that a run was started with.
+    """Register the functions of a stored run, so that it can be resumed in this process.
 
     Args:
         stored: names of the run's reward parts, in order.
-
-    Raises:
-        RunError: these are other functions.
     """
     specs = [spec.get("name") if isinstance(spec, Mapping) else spec for spec in listed(reward)]
     if len(specs) != len(stored):
@@ -96,8 +84,8 @@ def _shown(name: str) -> str:
 
 
 def _named(function: Callable[..., Any]) -> tuple[str, str | None]:
-    """Its name in the settings, and the folder of its module: `module:function` where another process can import it,
-    else by value."""
+    """Name of a function in the settings, and the folder of its module: `module:function` where another process can
+    import it, else by value."""
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     home = sys.modules.get(str(module))
     if module != "__main__" and re.match(FUNCTION, f"{module}:{path}") and getattr(home, path, None) is function:
@@ -110,7 +98,7 @@ def _named(function: Callable[..., Any]) -> tuple[str, str | None]:
 
 
 def _folder(module: str, file: str | None) -> Path | None:
-    """Where a module's name starts: /x of the module a.b in /x/a/b.py."""
+    """Folder from which a module is imported: /x for the module a.b in /x/a/b.py."""
     if file is None:
         return None
     path, depth = Path(file).absolute(), module.count(".") + 1

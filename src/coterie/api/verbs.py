@@ -1,5 +1,8 @@
-"""train, resume, evaluate and sample for scripts and notebooks: objects become settings and files, then the same
-functions run as for the command line. Nothing here imports torch before a verb is called."""
+"""train, resume, evaluate and sample for scripts and notebooks.
+
+Objects become settings and files, then the same functions run as for the command line. Nothing here imports torch
+before one of them is called.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _OF_TRL = {
     "args": "settings by name, e.g. steps=100, optim={'lr': 1e-5}",
     "peft_config": "settings={'model.lora.rank': 16}",
 }
-"""What arguments of TRL's GRPOTrainer are called here."""
+"""Arguments of TRL's GRPOTrainer → their names here."""
 
 
 def train(
@@ -139,7 +142,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> list[EvalResult]:
-    """Measure a run or model on held-out prompts.
+    """Evaluate a run or model on held-out prompts.
 
     Args:
         model: a run, its folder or name (`NAME@STEP` for one of its checkpoints), or a model as for `train`.
@@ -236,13 +239,13 @@ def _callbacks(callback: Callback | Sequence[Callback] | None, quiet: bool) -> G
 
 @contextmanager
 def _scratch() -> Generator[Path]:
-    """A folder for what is read once and not stored."""
+    """Temporary folder for inputs that are not stored."""
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
         yield Path(folder)
 
 
 def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str | Path | RunConfig | None]:
-    """A run's name or folder with its settings, unless others are given; anything else as it is."""
+    """The model, and the settings to start from: `config`, or those of the run that the model names."""
     if isinstance(model, Run):
         return str(model.path), config or model.path / "config.toml"
     if isinstance(model, str | Path):
@@ -256,7 +259,7 @@ def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str
 def _runs_folder(
     config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Path:
-    """Where the run will be, for the files that its settings name."""
+    """Folder of the runs, for the files that the settings name."""
     from coterie.config.load import file_of, read_toml
     from coterie.config.paths import located
     from coterie.config.schema import RunConfig

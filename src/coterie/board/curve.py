@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""Picture of the learning curve."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
 
     Returns:
         Whether there is a picture: False without matplotlib, or when nothing was recorded yet.
-
-    Raises:
-        RunError: the metrics cannot be read, or the disk refused.
     """
     with MetricsDB.reader(run.metrics) as database:
         mean, std = database.series(REWARD_MEAN), database.series(REWARD_STD)
@@ -87,7 +84,7 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float], bounds: tuple[floa
 
 
 def _legend(axis: Axes) -> None:
-    """Above the panel, where no curve can run into it."""
+    """Legend above the panel, where no curve can run into it."""
     axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.2)
 
 

@@ -1,4 +1,4 @@
-"""What every picture has in common. matplotlib is imported only to draw, and is optional."""
+"""Shared parts of all pictures. matplotlib is optional and imported only to draw."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def canvas(width: float, height: float) -> Figure | None:
 
 
 def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """No frame at the top and right, and a faint grid behind what is drawn."""
+    """Remove the frame at the top and right, and put a faint grid behind the curves."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(INK)
     axis.tick_params(colors=INK)
@@ -50,11 +50,7 @@ def centred_mean(values: Sequence[float], span: int) -> list[float]:
 
 
 def save(figure: Figure, file: Path) -> bool:
-    """Write the picture, whole or not at all; True, for those that say whether they drew.
-
-    Raises:
-        RunError: the disk refused.
-    """
+    """Write the picture, whole or not at all, and return True."""
     with replacing(file) as tmp:
         figure.savefig(tmp, format=file.suffix.removeprefix(".") or "png")
     return True

@@ -1,4 +1,4 @@
-"""The regions of a group-aware run, read from a checkpoint: for people and for programs."""
+"""Regions of a group-aware run, read from a checkpoint, as data and as a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunGroups:
-    """What a run's estimator knew after a step."""
+    """State of a run's group-aware estimator after a step."""
 
     run: str
     step: int
@@ -36,10 +36,10 @@ class RunGroups:
     model: GroupAwareBaseline
     regions: tuple[Region, ...]
     moved: tuple[tuple[int, str], ...]
-    """(step, what was split or merged), oldest first."""
+    """(step, split or merge in words), oldest first."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON-able data."""
+        """The regions as JSON-able data."""
         weights = self.model.stack.overall()
         return {
             "run": self.run,
@@ -52,7 +52,7 @@ class RunGroups:
         }
 
     def summary(self) -> str:
-        """One line."""
+        """Summary in one line."""
         leaves = sum(region.leaf for region in self.regions)
         weights = zip(self.model.experts, self.model.stack.overall(), strict=True)
         experts = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights)
@@ -107,7 +107,7 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
     return folder, step or 0
 
 
-# The regions of a group-aware run as a picture: the tree, and prompts by similarity, coloured by success over time.
+# The picture: the tree, and prompts by similarity, coloured by success over time.
 
 PANELS = 3
 """The window of recent steps in as many parts."""
@@ -118,9 +118,9 @@ WIDEST, NARROW = 60, 24
 
 
 def draw(file: Path, groups: RunGroups) -> bool:
-    """Above, prompts in feature space in thirds of the window; below, the tree whose leaves' letters stand among them.
+    """Draw prompts in feature space by thirds of the window, with the tree of regions below.
 
-    Without a tree there is no lower part. False without matplotlib, or when nothing was seen.
+    Without a tree there is no lower part. Returns False without matplotlib or without observed prompts.
     """
     if not groups.model.window.steps:
         return False
@@ -142,7 +142,7 @@ def draw(file: Path, groups: RunGroups) -> bool:
 
 
 def _prompts(axes: Sequence[Axes], groups: RunGroups, colours: dict[str, Any]) -> Any:
-    """Every prompt faintly, those of each part of the window coloured; returns what the colours stand for."""
+    """Draw all prompts faintly and those of each part of the window coloured; returns the mappable of the colours."""
     steps, bounds = list(groups.model.window.steps), (colours["vmin"], colours["vmax"])
     points, letters = _plane(groups.model), _letters(groups)
     shade = None
@@ -183,7 +183,7 @@ def _letters(groups: RunGroups) -> dict[str, np.ndarray]:
 
 
 def _tree(axis: Axes, regions: Sequence[Region], colours: dict[str, Any]) -> None:
-    """The root at the left, a line for each leaf; a node is as large as it has prompts, coloured by success."""
+    """Draw the tree from left to right, a line for each leaf; size is the number of prompts, colour the success."""
     height = _heights(regions)
     for region in regions:
         if region.parent >= 0:
@@ -210,7 +210,7 @@ def _tree(axis: Axes, regions: Sequence[Region], colours: dict[str, Any]) -> Non
 
 
 def _name(axis: Axes, region: Region, height: float) -> None:
-    """A leaf's line goes on to its right; another node's rule lies on the line that leads to it."""
+    """Write a leaf's text to its right, and another node's rule on the line that leads to it."""
     figures = f"{region.success:.2f} ({region.drift:+.2f})"
     style: dict[str, Any] = {"textcoords": "offset points", "color": INK, "fontsize": 8}
     place = (region.depth, height)

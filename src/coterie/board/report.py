@@ -1,4 +1,4 @@
-"""The run's README: what came out, how sure that is, and how to get it again."""
+"""README of a run: results with their uncertainty, and the settings and commands to reproduce them."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ Line = tuple[str, str, Interval | None, Interval | None]
 
 
 def _lines(before: EvalResult, after: EvalResult, metric: str) -> list[Line]:
-    """Of one task (label, kind of number, before, after): pass@1 and pass@k where the task is judged by them, and the
-    mean reward where it says something else."""
+    """Rows (label, kind of number, before, after) of one task: pass@1 and pass@k where the task is judged by them, and
+    the mean reward where it differs."""
     lines: list[Line] = []
     if metric == PASS:
         lines.append((PASS, PASS, before.metric(PASS), after.metric(PASS)))
@@ -195,17 +195,17 @@ def _row(*cells: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text that cannot break out of its line or table cell."""
+    """Text escaped for one line or table cell."""
     return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
-    """A code span that the text cannot end."""
+    """Code span that the text cannot end."""
     return "`" + " ".join(safe_text(text).split()).replace("`", "'") + "`"
 
 
 def _was_on_cuda(config: Mapping[str, Any], events: Sequence[Event]) -> bool:
-    """As the settings ask, or as the last start of the run found with `device = "auto"`."""
+    """True if the run used CUDA: by its settings, or with `device = "auto"` by its last start."""
     starts = [event.data for event in events if event.kind == "versions"]
     devices = [config.get("model", {}).get("device", ""), starts[-1].get("device", "") if starts else ""]
     return any(str(device).startswith("cuda") for device in devices)
@@ -256,7 +256,7 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
 
 
 def _quoted(text: str) -> str:
-    """A code block that the text, whatever it holds, cannot end."""
+    """Code block that the text cannot end."""
     shown = safe_text(text.strip())
     if len(shown) > _LONGEST:
         shown = f"{shown[:_LONGEST]}… ({len(shown) - _LONGEST:,} more characters)"
@@ -339,7 +339,7 @@ def _metrics(run: Path) -> dict[str, str]:
 
 
 def is_right(rollout: Rollout) -> bool:
-    """Whether a recorded attempt earned the full reward of 1."""
+    """True if a recorded attempt earned the full reward of 1."""
     return (rollout.reward or 0.0) >= CORRECT
 
 

@@ -1,1 +1,1 @@
-"""Every setting of coterie. Importable without torch."""
+"""Settings of coterie. Importable without torch."""

@@ -1,4 +1,4 @@
-"""What every section of the settings is made of."""
+"""Base class of the sections of settings, and the import of users' functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coterie.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Strict on purpose: an unknown key is an error, never a silent default."""
+    """Base class of sections. An unknown key is an error, never a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -33,21 +33,17 @@ _folders: list[str] = []
 
 
 def search_in(folders: Sequence[str]) -> None:
-    """Have this process look for functions in these folders first: a configuration's `module_path`."""
+    """Set the folders in which this process looks for functions first: a configuration's `module_path`."""
     _folders[:] = folders
 
 
 def search_path() -> list[str]:
-    """Folders in which functions are looked for, in order; the installed modules come after them."""
+    """Folders in which functions are looked for, in order, before the installed modules."""
     return list(dict.fromkeys((*_folders, os.getcwd())))
 
 
 def user_function(target: str) -> Callable[..., Any]:
-    """The function, from a module in one of the folders of `search_path`, or an installed one.
-
-    Raises:
-        ConfigError: it is not named like one, its module cannot be imported, or it is not a function.
-    """
+    """Import the function `module:function` from the folders of `search_path` or the installed modules."""
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise ConfigError(f"{target!r} is not of the form `module:function`, e.g. `mine:questions`")
@@ -66,11 +62,7 @@ def user_function(target: str) -> Callable[..., Any]:
 
 
 def require_module_name(target: str) -> None:
-    """Refuse a path where a module's name is expected.
-
-    Raises:
-        ConfigError: with the name to write.
-    """
+    """Refuse a path where a module's name is expected."""
     module, _, name = target.partition(":")
     if module.endswith(".py") or "/" in module or "\\" in module:
         dotted = ".".join(filter(None, re.split(r"[/\\]+", module.removesuffix(".py")))).lstrip("~.")
@@ -81,7 +73,7 @@ def require_module_name(target: str) -> None:
 
 
 def import_problem(module: str, error: BaseException) -> str:
-    """Why a module cannot be imported, as the end of a sentence, and where it was looked for."""
+    """Error message for a failed import, with the folders that were searched."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         places = ", ".join(search_path())
         return f"importing {module!r} found no module {error.name!r} in {places} nor among the installed ones"
@@ -89,7 +81,7 @@ def import_problem(module: str, error: BaseException) -> str:
 
 
 def _import(name: str) -> ModuleType:
-    """The module from the first folder that has it, also where another of that name was imported from elsewhere."""
+    """Import a module from the first folder that has it, also where another of that name was imported before."""
     top = name.partition(".")[0]
     importlib.invalidate_caches()
     spec, loaded = PathFinder.find_spec(top, search_path()), sys.modules.get(top)

@@ -1,4 +1,4 @@
-"""The schema seen as dotted keys: what exists at a path, what text means there, which key is nearest."""
+"""Dotted keys of the schema: lookup, parsing of text, nearest keys and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coterie.config.foreign import foreign
 from coterie.config.schema import RunConfig
 
 MISSING: Any = object()
-"""What `kind_at` answers where the schema has no such key."""
+"""Result of `kind_at` where the schema has no such key."""
 
 TRUTH = {word: word in ("true", "yes", "on", "1") for word in ("true", "yes", "on", "1", "false", "no", "off", "0")}
 
@@ -111,7 +111,7 @@ def child(data: Any, part: str) -> Any:
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a flag's or an environment variable's text means for a setting of this kind.
+    """Value of a flag's or an environment variable's text for a setting of this kind.
 
     Text that does not fit comes back as it is, so that validation reports it with its key and source.
     """
@@ -206,8 +206,8 @@ def _words(kind: Any) -> str:
 
 
 def nearest(path: Sequence[str]) -> str:
-    """`; did you mean optim.lr?`, what another trainer's name is called here or why there is no such setting, or an
-    empty string where nothing is near."""
+    """Hint for an unknown key: `; did you mean optim.lr?`, the setting here for another trainer's name, or why there is
+    none; an empty string where nothing is near."""
     asked = ".".join("*" if part.isdecimal() else part for part in path)
     keys = [
         *settings(),
@@ -280,7 +280,7 @@ def to_json(value: Any) -> bytes:
 
 
 def not_json(data: Mapping[str, Any], sources: Sources, error: Exception) -> str:
-    """Names the leaf that has no JSON form: a date of TOML, or broken text."""
+    """Message that names the leaf without a JSON form: a date of TOML, or broken text."""
     for path, source in sources.items():
         value = _look_up(data, path)
         try:
@@ -349,7 +349,7 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
 
 
 def _numeric(problem: ErrorDetails, stem: str) -> bool:
-    """Whether the text would have been right unquoted: `lr = "1e-6"` in a file."""
+    """True if the text would have been right unquoted: `lr = "1e-6"` in a file."""
     try:
         number = float(problem["input"])
         return stem == "float" or (stem == "int" and number.is_integer())
@@ -369,7 +369,7 @@ def _tags(path: tuple[str, ...]) -> list[str]:
 
 
 def _cross_field(message: str, sources: Sources) -> str:
-    """A rule over several settings names them; say where those that were set came from."""
+    """Message of a rule over several settings, with the sources of those that were set."""
     named = [tuple(word.split(".")) for word in dict.fromkeys(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))]
     paths = [path for path in named if ".".join(path) in settings()]
     origins = "; ".join(f"{'.'.join(path)} from {source_of(path, sources, beside=False)}" for path in paths)
@@ -377,7 +377,7 @@ def _cross_field(message: str, sources: Sources) -> str:
 
 
 def source_of(path: tuple[str, ...], sources: Sources, *, beside: bool = True) -> str:
-    """Where a value, the table it stands in, or (`beside`) another key of that table came from."""
+    """Source of a value, of the table it stands in, or (`beside`) of another key of that table."""
     for length in range(len(path), 0, -1):
         if path[:length] in sources:
             return sources[path[:length]]
@@ -395,7 +395,7 @@ def _look_up(data: Any, path: tuple[str, ...]) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written, cut to one short line."""
+    """Text of a value, cut to one short line."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     text = "none" if value is None else text
     return text if len(text) <= 80 else text[:77] + "…"

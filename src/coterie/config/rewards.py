@@ -1,4 +1,4 @@
-"""Settings of the reward: its parts, and who computes them."""
+"""Settings of the reward: reward functions, step rewards and worker processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RewardConfig(Section):
 
     @property
     def key(self) -> str:
-        """What the part is called in records and metrics."""
+        """Name of the part in records and metrics."""
         return self.label or self.name.split(":")[-1]
 
 
@@ -50,7 +50,7 @@ class StepRewardConfig(RewardConfig):
 
 
 class RewardsConfig(Section):
-    """How rollouts are scored: by functions in worker processes that can be killed."""
+    """Scoring of rollouts, by functions in worker processes with a timeout."""
 
     parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """Reward functions; the reward is their weighted sum."""

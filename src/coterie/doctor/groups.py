@@ -1,4 +1,4 @@
-"""Rules about what there is to learn: groups that differ, a reward that moves."""
+"""Rules about groups and rewards: zero variance, few effective groups, a reward that does not rise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEURISTIC = "a rule of thumb of practitioners"
 
 
 def _ends(record: Record) -> list[Evidence]:
-    """What the useless groups are: all right, or all wrong."""
+    """Shares of the groups that are all right and all wrong."""
     evidence = []
     for name, words in (("groups/solved", "all right"), ("groups/none", "all wrong")):
         series = record.correctness(name)
@@ -49,7 +49,7 @@ CAUSES = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/eff
 
 
 def zero_gradient(series: Mapping[str, Series]) -> str:
-    """How many steps had a gradient of exactly zero, and why, e.g. `zero in 2 of 2 steps: …`; empty when none."""
+    """Number of steps with a gradient of exactly zero, and the cause: `zero in 2 of 2 steps: …`; empty when none."""
     norms = series.get("grad_norm")
     if norms is None or not len(norms) or norms.values.all():
         return ""
@@ -174,7 +174,7 @@ RULES = (
     ),
     Rule(
         name="zero_variance",
-        asks="Do most groups teach something?",
+        asks="Do rewards differ within most groups?",
         alarm=f"`groups/zero_variance` above {ZERO_VARIANCE:g} for {WINDOW} steps in a row; serious when it is now "
         f"{DEAD:g} or more, a note where `groups/solved` is now above {SOLVED:g}",
         source=HEURISTIC,

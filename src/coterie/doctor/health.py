@@ -1,4 +1,4 @@
-"""What is wrong with a run, read from what it recorded. Never touches the run."""
+"""Diagnosis of a run from its records; the run is only read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EARLY = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The doctor's answer."""
+    """Diagnosis of a run."""
 
     run: Path
     steps: int
@@ -31,20 +31,16 @@ class Diagnosis:
     """One sentence."""
     serious: bool
     ended: str
-    """Why a stop rule ended the run; empty when none did."""
+    """Message of the stop rule that ended the run; empty when none did."""
     findings: tuple[Finding, ...]
     """The most severe first."""
     quiet: tuple[str, ...]
-    """Rules that were judged and found nothing."""
+    """Rules that were checked without an alarm."""
     unjudged: tuple[SkippedRule, ...]
 
 
 def diagnose(path: Path) -> Diagnosis:
-    """Examine a run, also while it trains.
-
-    Raises:
-        RunError: `path` is not a run, or its metrics cannot be read.
-    """
+    """Examine a run, also while it trains."""
     run = RunDirectory.at(path)
     if not run.metrics.exists():
         raise RunError(f"{run.path} has no metrics yet: there is nothing to diagnose before the first step")
@@ -64,7 +60,7 @@ def diagnose(path: Path) -> Diagnosis:
 
 
 def read_record(run: RunDirectory) -> tuple[Record, str]:
-    """All that rules may look at, and why a stop rule ended the run (empty when none did)."""
+    """The run's record, and the message of the stop rule that ended it (empty when none did)."""
     with MetricsDB.reader(run.metrics) as database:
         before, after = ends(database)
         collapses = database.events(COLLAPSE)
@@ -78,14 +74,14 @@ def read_record(run: RunDirectory) -> tuple[Record, str]:
 
 
 def untrained(database: MetricsDB) -> str:
-    """Why nothing was trained, where every step had a gradient of exactly zero; else empty."""
+    """Message where every step had a gradient of exactly zero, with the cause; else empty."""
     norms = database.series("grad_norm")
     trained = not norms or any(norm for _, norm in norms)
     return "" if trained else f"nothing was trained: the gradient was {gradient_line(database)}"
 
 
 def gradient_line(database: MetricsDB) -> str:
-    """How many steps had a gradient of exactly zero, and why; empty when none had."""
+    """Number of steps with a gradient of exactly zero, and the cause; empty when none had."""
     return zero_gradient({name: Series.of(name, rows) for name in CAUSES if (rows := database.series(name))})
 
 

@@ -96,7 +96,7 @@ RULES = (
     ),
     Rule(
         name="length_drift",
-        asks="Does length only change where it pays?",
+        asks="Does length change only when the reward rises?",
         alarm=f"`length/mean` changed by a factor of {DRIFT:g} or more while `reward/mean` did not rise by 2 standard "
         "errors",
         source=HEURISTIC,

@@ -1,4 +1,4 @@
-"""Rules about the sampler and the learner: do the two agree about the same weights?"""
+"""Rules about the train-inference mismatch between sampler and learner."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ CUT_SHARE = 0.05
 ESS = 0.5
 SOURCE = "Yao et al. 2025 (Your efficient RL framework secretly brings you off-policy RL training); a rule of thumb"
 MEANING = (
-    "The learner scores the sampled tokens otherwise than the sampler did: kernels, number formats or stale weights "
-    "differ, and the update is off-policy without knowing it. This is a common cause of late collapse."
+    "Learner and sampler give the sampled tokens different probabilities: kernels, number formats or stale weights "
+    "differ, and the update is off-policy unnoticed. This is a common cause of late collapse."
 )
 ACTION = (
     "Use the same number format on both sides; keep the mismatch correction on; see that the sampler's weights are "

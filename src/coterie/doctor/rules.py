@@ -1,4 +1,4 @@
-"""The visible table of all rules, and the examination that asks them."""
+"""Table of all rules, and their evaluation on a record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULES: tuple[Rule, ...] = tuple(rule for rules in FAMILIES.values() for rule in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedRule:
-    """A question that the record cannot answer."""
+    """A rule that the record lacks metrics for."""
 
     rule: str
     asks: str
@@ -31,12 +31,12 @@ class SkippedRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """What all rules say of one record."""
+    """Findings of all rules for one record."""
 
     findings: tuple[Finding, ...]
     """The most severe first, then in the order of the table."""
     quiet: tuple[str, ...]
-    """Rules that were judged and found nothing."""
+    """Rules that were checked without an alarm."""
     unjudged: tuple[SkippedRule, ...]
 
     @property
@@ -45,12 +45,12 @@ class Examination:
 
     @property
     def healthy(self) -> bool:
-        """Rules were judged, and none found more than something to note."""
+        """True when rules were checked and none reports more than a note."""
         return bool(self.quiet) and all(finding.severity is Severity.NOTE for finding in self.findings)
 
 
 def examine(record: Record) -> Examination:
-    """Ask every rule whose metrics are there."""
+    """Check every rule whose metrics are there."""
     findings: list[Finding] = []
     quiet: list[str] = []
     unjudged: list[SkippedRule] = []
@@ -77,7 +77,7 @@ def examine(record: Record) -> Examination:
 
 
 def missing(rule: Rule, record: Record) -> str:
-    """What a rule lacks, in words; empty when it can be judged."""
+    """Reason to skip a rule, e.g. a missing metric; empty when it can be checked."""
     for name in rule.needs:
         if name not in record.series:
             return f"{name} was not recorded"

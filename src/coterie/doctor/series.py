@@ -1,4 +1,4 @@
-"""One metric over the steps of a run, and the few questions that rules ask of it."""
+"""A metric over the steps of a run, with the statistics that rules need."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Change:
         return self.last - self.first
 
     def clear(self, errors: float = 2.0) -> bool:
-        """Whether the difference is larger than this many standard errors."""
+        """True if the difference is larger than this many standard errors."""
         return abs(self.difference) > errors * self.error
 
 
@@ -82,7 +82,7 @@ def change(values: ArrayLike, least: int = 5) -> Change:
 
 
 def streak(mask: ArrayLike) -> int:
-    """How many values at the end are true, without a gap.
+    """Number of true values at the end, without a gap.
 
     >>> streak([True, False, True, True])
     2

@@ -1,1 +1,1 @@
-"""Many runs of one recipe, compared."""
+"""Sweeps: many runs of one recipe, and their comparison."""

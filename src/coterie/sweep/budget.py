@@ -1,4 +1,4 @@
-"""Settings compared at what all of them could spend: the same rollouts, the same seconds of training."""
+"""Comparison of settings at an equal budget of rollouts or of seconds of training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from coterie.text import interval_text
 from coterie.types import PASS
 
 LEAST = 3
-"""Evaluations without which a run has no curve to speak of."""
+"""Fewest evaluations of a run that is compared."""
 
 Cost = Callable[[EvalPoint], float]
 COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
-"""What an evaluation had cost until then; seconds are those of training steps."""
+"""Costs until an evaluation, by name; seconds are those of training steps."""
 
 NOTE = (
     "Held-out {metric}, averaged over what every run could spend, so that it counts how much was learned how "
@@ -26,8 +26,8 @@ NOTE = (
 
 
 def mean_result(evals: Sequence[EvalPoint], cost: Cost, limit: float) -> float:
-    """The held-out result (pass@1 or mean reward), averaged over the first `limit` rollouts or seconds: how much was
-    learned how early.
+    """Held-out result (pass@1 or mean reward) averaged over the first `limit` rollouts or seconds: the area under the
+    learning curve, divided by `limit`.
 
     Between two evaluations the result is taken to move in a straight line.
     """
@@ -39,7 +39,7 @@ def mean_result(evals: Sequence[EvalPoint], cost: Cost, limit: float) -> float:
 
 
 def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
-    """A table that compares every setting with the first, seed by seed; empty where there is nothing to compare.
+    """Markdown table that compares every setting with the first, seed by seed; empty for a single setting.
 
     Runs that failed, or that were evaluated less than three times, take no part.
     """

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of: every arm with every combination of the varied settings and every seed."""
+"""The runs of a sweep: every arm with every combination of the varied settings and every seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coterie.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run."""
+    """One run of a sweep."""
 
     arm: str = ""
     """Name of a bundle of settings; empty where there is only one."""
@@ -24,14 +24,14 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What distinguishes its setting from the others', e.g. `algorithm=ppo optim.lr=1e-5`."""
+        """Label of its settings, e.g. `algorithm=ppo optim.lr=1e-5`."""
         return (
             " ".join([*filter(None, [self.arm]), *(f"{key}={value}" for key, value in self.choice)]) or "base settings"
         )
 
     @property
     def name(self) -> str:
-        """Of its run folder."""
+        """Name of its run folder."""
         words = [*filter(None, [self.arm]), *(f"{key.rpartition('.')[2]}-{value}" for key, value in self.choice)]
         return "--".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", word) for word in [*words, f"seed-{self.seed}"])
 
@@ -43,11 +43,7 @@ class Cell:
 def cells(
     vary: Mapping[str, Sequence[str]], seeds: Sequence[int], arms: Mapping[str, Sequence[str]] | None = None
 ) -> list[Cell]:
-    """Every combination; seeds outermost, so that an unfinished sweep has compared like with like.
-
-    Raises:
-        ConfigError: two runs would have the same name.
-    """
+    """All cells of a sweep. Seeds are the outermost loop, so that an unfinished sweep compares equal seeds."""
     keys = list(vary)
     choices = [tuple(zip(keys, values, strict=True)) for values in product(*vary.values())]
     grid = [
@@ -66,11 +62,7 @@ def cells(
 
 
 def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
-    """`optim.lr=1e-5,2e-5` → {"optim.lr": ["1e-5", "2e-5"]}.
-
-    Raises:
-        ConfigError: a word is not of that form.
-    """
+    """Parse `--vary`: `optim.lr=1e-5,2e-5` → {"optim.lr": ["1e-5", "2e-5"]}."""
     varied: dict[str, list[str]] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -84,11 +76,7 @@ def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_arms(words: Sequence[str]) -> dict[str, list[str]]:
-    """`ppo: algorithm=ppo critic.kind=model` → {"ppo": ["algorithm=ppo", "critic.kind=model"]}.
-
-    Raises:
-        ConfigError: a word is not of that form.
-    """
+    """Parse `--arm`: `ppo: algorithm=ppo critic.kind=model` → {"ppo": ["algorithm=ppo", "critic.kind=model"]}."""
     arms: dict[str, list[str]] = {}
     for word in words:
         name, colon, text = word.partition(":")
@@ -102,11 +90,7 @@ def parse_arms(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-4`, `0,1,7` or a mix of both.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Parse `--seeds`: `0-4`, `0,1,7` or a mix of both."""
     seeds: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")

@@ -1,4 +1,4 @@
-"""A sweep as a picture: learning curves with their spread, and what depends on a varied number."""
+"""Report of a sweep: its files, and a picture of learning curves and of the result by a varied number."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from coterie.sweep.results import CellResult, by_setting, markdown, over_seeds, 
 
 STYLES = ("-", "--", ":", "-.")
 MOST = 6
-"""Settings whose names find room inside a panel; those of more are below it."""
+"""Most settings whose legend is inside a panel; a longer one is below it."""
 SMOOTH = 5
-"""Steps of the moving average that is drawn, centred; odd."""
+"""Steps of the centred moving average that is drawn; odd."""
 
 
 def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool:
-    """Write the picture.
+    """Write the picture of a sweep.
 
     Args:
-        numeric: a varied setting whose values are numbers: what depends on it is drawn beside the curves.
+        numeric: a varied setting with numbers as values; the result is drawn against it, beside the curves.
 
     Returns:
         False without matplotlib, or without results.
@@ -72,7 +72,7 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 
 
 def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
-    """Against what they cost, since a step may sample more in one setting than in another."""
+    """Held-out results against rollouts, since a step may sample more in one setting than in another."""
     low = top = 0.0
     for (label, results), (color, style) in zip(settings.items(), _looks(), strict=False):
         whole = [result.evals for result in results if not result.error]
@@ -88,17 +88,17 @@ def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 
 
 def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
-    """The same for all results of a sweep."""
+    """Metric of the sweep, the same for all results."""
     return next(result.metric for results in settings.values() for result in results)
 
 
 def _looks() -> Iterator[tuple[str, str]]:
-    """(color, line style), without end; the same for a setting in every panel."""
+    """Endless cycle of (color, line style), the same for a setting in every panel."""
     return cycle((color, style) for style in STYLES for color in COLORS)
 
 
 def _band(axis: Any, xs: np.ndarray, curves: np.ndarray, label: str, color: str, style: str) -> None:
-    """Mean over seeds of curves [seeds, x], with its interval where there are seeds enough for it to say something."""
+    """Mean over seeds of curves [seeds, x], with its interval from three seeds on."""
     points = [t_interval(column) for column in curves.T]
     axis.plot(xs, [point.value for point in points], style, color=color, label=f"{label} (n = {len(curves)})")
     if len(curves) > 2:

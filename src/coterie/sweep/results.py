@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to."""
+"""Results of the runs of a sweep, and their table."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from coterie.text import interval_text
 from coterie.types import PASS, POOLED, EvalResult, metric_of
 
 WINDOW = 10
-"""A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
+"""Parts of a run whose mean rewards are compared, so that a single step decides nothing."""
 LEAST = 3
-"""Steps are looked at together at least, and twice as many a run needs to be judged by its rewards."""
+"""Fewest steps of such a part; a run with fewer than two parts is not judged by its rewards."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
 CHANCE = 4.0
-"""Standard errors of that difference which few prompts a step make by chance: the best of all tenths is picked."""
+"""Standard errors that the drop must exceed: the best of all tenths is high by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalPoint:
-    """One evaluation, with what had been spent until then."""
+    """One evaluation, with the rollouts and seconds spent until then."""
 
     step: int
     rollouts: int
@@ -42,7 +42,7 @@ class EvalPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """One run, in numbers."""
+    """Numbers of one run."""
 
     cell: Cell
     steps: int
@@ -55,10 +55,10 @@ class CellResult:
     peak: float | None
     """Highest resident bytes."""
     error: str
-    """Why it did not finish its steps; empty when it did."""
+    """Error that ended it before its last step; empty when none did."""
     metric: str = PASS
-    """What was held out is measured by: `pass@1`, or `reward` where the evaluated reward is graded in any run of the
-    sweep, so that all are compared by the same."""
+    """Held-out metric: `pass@1`, or `reward` where the evaluated reward is graded in any run of the sweep, so that all
+    runs are compared by the same."""
 
     @property
     def before(self) -> float | None:
@@ -76,12 +76,12 @@ class CellResult:
 
     @property
     def area(self) -> float:
-        """Mean reward over all steps: how much was learned how early."""
+        """Mean reward over all steps, the area under the training curve."""
         return float(np.mean(self.rewards)) if self.rewards else float("nan")
 
     @property
     def collapsed(self) -> bool:
-        """It diverged, or lost half of the reward that it once had, by more than the prompts that it drew explain."""
+        """True if it diverged, or lost half of its best reward by more than the noise of its prompts explains."""
         if self.error or not self.rewards:
             return self.error.startswith(DIVERGED)
         width = max(LEAST, len(self.rewards) // WINDOW)
@@ -174,16 +174,16 @@ def by_setting(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 
 
 def over_seeds(results: Sequence[CellResult], value: Callable[[CellResult], float | None]) -> Estimate | None:
-    """Mean and interval of what the seeds have; None where none has it."""
+    """Mean over seeds with its interval; None where no seed has the value."""
     values = [number for result in results if (number := value(result)) is not None and number == number]
     return t_interval(values) if values else None
 
 
 def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
-    """The table, and below it what its columns mean.
+    """Markdown table of the results, with a note on its columns.
 
     Args:
-        reach: held-out result (a share, or a reward where it is graded) of which is said when it was reached.
+        reach: held-out result (pass@1, or the reward where it is graded) whose first time is reported.
     """
     metric = results[0].metric if results else PASS
     what = "held-out before → after, %" if metric == PASS else "held-out reward before → after"
@@ -229,11 +229,8 @@ def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
 
 
 def _middle(values: Sequence[float | None]) -> str:
-    """Median [least, most]; what was never reached counts as more than any number."""
+    """Median [least, most]; never reached counts as infinite."""
     ordered = sorted(float("inf") if value is None else float(value) for value in values)
     ends = (median_high(ordered), ordered[0], ordered[-1])
     texts = [f"{value:.0f}" if value < float("inf") else "never" for value in ends]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-# Writes what a sweep found: table, picture, numbers.

@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep, each in a process of its own; what is done is not done again."""
+"""Runs of a sweep, each in its own process; finished ones are not repeated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS = "runs"
 LOGS = "logs"
 DONE = "done.json"
 FAILED = "failed.json"
-"""In a run's folder: it has all its steps, or ended without."""
+"""Files in a run's folder: it has all its steps, or ended before."""
 DIVERGED = ("NonFiniteError", "CollapseError")
 """Errors that end a run because of what it learned. Another one (a full disk) says nothing about the setting, so such a
 run is tried again."""
@@ -32,7 +32,7 @@ STOPPED = (130, 143)
 """Exit codes of a run that was asked to stop, by Ctrl-C or SIGTERM."""
 
 POLL_S = 0.1
-"""Seconds between two looks at the runs."""
+"""Seconds between two polls of the running processes."""
 
 Say = Callable[[str], None]
 
@@ -42,16 +42,13 @@ def folder(out: Path, cell: Cell) -> Path:
 
 
 def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lean: bool = False, jobs: int = 1) -> None:
-    """Train every cell that is not done; interrupted ones go on where they were.
+    """Train every cell that is not done, interrupted ones from their newest checkpoint.
 
     Args:
         words: settings that all cells share, as given to `coterie train`.
         out: folder of the sweep.
         lean: delete the checkpoints of a run that is done.
-        jobs: how many runs go on at once; they share the processors evenly.
-
-    Raises:
-        RunError: the folder holds a run of this name with other settings, a run could not start, or it was interrupted.
+        jobs: runs at the same time; they share the processors evenly.
     """
     (out / LOGS).mkdir(parents=True, exist_ok=True)
     waiting = deque(_to_do(cells, words, out, say))
@@ -75,19 +72,19 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, say: Say, *, lea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
-    """A cell that is to run."""
+    """A cell to run."""
 
     cell: Cell
     title: str
     steps: int
-    """What it is to have."""
+    """Steps of the whole run."""
     folder: Path
     log: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Going:
-    """A cell whose process has been started."""
+    """A cell that is running."""
 
     planned: _Planned
     process: subprocess.Popen
@@ -131,7 +128,7 @@ def _first_to_end(going: Sequence[_Going]) -> _Going:
 
 
 def _end(done: _Going, say: Say, *, lean: bool, interrupted: bool) -> RunError | None:
-    """Note how a run came out; what is returned ends the sweep."""
+    """Record the outcome of a run; an error that is returned ends the sweep."""
     planned, path, code = done.planned, done.planned.folder, done.process.returncode
     seconds = round(time.monotonic() - done.started, 1)
     if not (path / "metrics.sqlite").is_file():
@@ -153,7 +150,7 @@ def _end(done: _Going, say: Say, *, lean: bool, interrupted: bool) -> RunError |
 
 
 def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
-    """The steps that the cell is to have; a run that is there must be of exactly these settings."""
+    """Steps of a cell; refuses a run of its name that has other settings."""
     expected = load([*words, *cell.words()]).config
     if (path / "config.toml").is_file():
         there = load_file(path / "config.toml").config
@@ -164,14 +161,14 @@ def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
 
 
 def _ended(path: Path) -> bool:
-    """Nothing new would come of trying this run again."""
+    """True if the run is finished, or failed in a way that would repeat."""
     if (path / DONE).is_file():
         return True
     return (path / FAILED).is_file() and failure(path).startswith(DIVERGED)
 
 
 def failure(path: Path) -> str:
-    """Why the run in this folder ended before its last step; empty where it did not."""
+    """Error that ended the run in this folder before its last step; empty where none did."""
     file = path / FAILED
     return str(json_loads(file.read_text(encoding="utf-8"))["error"]) if file.is_file() else ""
 
