@@ -147,7 +147,7 @@ class ConsoleCallback(Callback):
         self._times: deque[float] = deque(maxlen=ROWS)
         self._sample: tuple[Prompt, Rollout] | None = None
         self._activity: Activity | None = None
-        self._began = self._printed = self._drawn = clock()
+        self._start_time = self._print_time = self._draw_time = clock()
         self.stopped = ""
         """Name of the signal that ended the run before its last step."""
 
@@ -157,22 +157,22 @@ class ConsoleCallback(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stop_live()
 
     def on_start(self, info: RunInfo) -> None:
-        self._stop()
-        self._info, self._began = info, self.clock()
+        self._stop_live()
+        self._info, self._start_time = info, self.clock()
         size = f"{millions(info.parameters)} parameters, {millions(info.trained_parameters)} trained"
-        self._say(f"run      {info.run}")
-        self._say(f"model    {info.model} ({size})")
-        self._say(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
+        self._print(f"run      {info.run}")
+        self._print(f"model    {info.model} ({size})")
+        self._print(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
         batch = f"{counted(info.prompts_per_step, 'prompt')} × {counted(info.group_size, 'rollout')}"
         each = f"{batch} = {info.prompts_per_step * info.group_size}"
         if info.first_step > info.steps:
-            self._say(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
+            self._print(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
         else:
-            self._say(f"steps    {info.first_step} to {info.steps}, each {each}")
-            self._begin()
+            self._print(f"steps    {info.first_step} to {info.steps}, each {each}")
+            self._start_live()
 
     def on_step(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
         self._rows.append((step, dict(metrics)))
@@ -186,7 +186,7 @@ class ConsoleCallback(Callback):
         cells = {title: show(metrics) for title, show in COLUMNS.items() if title not in PLAIN_WITHOUT}
         values = "  ".join(f"{title} {text}" for title, text in cells.items() if text != ABSENT)
         pace = f"{seconds(metrics.get('time/step'))} s"
-        self._say(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
+        self._print(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
 
     def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         begins = self._activity is None or self._activity.name != name
@@ -196,60 +196,60 @@ class ConsoleCallback(Callback):
         counts = bool(total or done)
         if self.is_live:
             if self._live is None:
-                self._begin(transient=True)
-            elif begins or self.clock() - self._drawn >= FRAME_S:
+                self._start_live(transient=True)
+            elif begins or self.clock() - self._draw_time >= FRAME_S:
                 self._redraw(self._live)
-        elif self.clock() - max(self._printed, self._activity.began) >= SILENCE_S if counts else begins:
-            self._say(self._activity.text())
+        elif self.clock() - max(self._print_time, self._activity.began) >= SILENCE_S if counts else begins:
+            self._print(self._activity.text())
 
     def on_evaluate(self, results: Sequence[EvalResult]) -> None:
         self._activity = None
         for result in results if self.results else ():
-            self._say(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
+            self._print(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
 
     def on_event(self, kind: str, message: str) -> None:
         if kind == "stopped":
             self.stopped = message
             return
         style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
-        self._say(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
+        self._print(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
 
     def on_end(self, run: Path, message: str) -> None:
-        self._stop()
+        self._stop_live()
         if not self.is_live and self._sample is not None:
-            self._say(sample_text(*self._sample))
-        self._say(message, style="bold")
+            self._print(sample_text(*self._sample))
+        self._print(message, style="bold")
 
-    def _begin(self, *, transient: bool = False) -> None:
+    def _start_live(self, *, transient: bool = False) -> None:
         """Start the live display on a terminal; a transient one is erased at its end."""
         if self.is_live and not self.console.quiet:
-            self._live = Live(self._picture(), console=self.console, refresh_per_second=4, transient=transient)
-            with self._unharmed():
+            self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=transient)
+            with self._tolerant():
                 self._live.start()
 
-    def _stop(self) -> None:
+    def _stop_live(self) -> None:
         self._activity = None
         if self._live is not None:
             self._redraw(self._live)
-            with self._unharmed():
+            with self._tolerant():
                 self._live.stop()
             self._live = None
 
-    def _say(self, message: str, style: str = "") -> None:
-        self._printed = self.clock()
+    def _print(self, message: str, style: str = "") -> None:
+        self._print_time = self.clock()
         text = safe_text(message)
         if self.console.is_terminal:
             text = wrapped(text, self.console.width)
-        with self._unharmed():
+        with self._tolerant():
             self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _redraw(self, live: Live) -> None:
-        self._drawn = self.clock()
-        with self._unharmed():
-            live.update(self._picture(), refresh=True)
+        self._draw_time = self.clock()
+        with self._tolerant():
+            live.update(self._render(), refresh=True)
 
     @contextmanager
-    def _unharmed(self) -> Generator[None]:
+    def _tolerant(self) -> Generator[None]:
         """Context in which a failing output is no error: a full disk behind `> log`, a closed terminal or stream."""
         try:
             yield
@@ -272,13 +272,13 @@ class ConsoleCallback(Callback):
             return None
         return (self._info.steps - step) * sum(self._times) / len(self._times)
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         activity = None if self._activity is None else Text(self._activity.text(drawn=True), style="dim")
         if self._info is None:
             return activity or Text("")
         parts: list[RenderableType] = []
         if self._rows:
-            step, elapsed = self._rows[-1][0], duration(self.clock() - self._began)
+            step, elapsed = self._rows[-1][0], duration(self.clock() - self._start_time)
             parts.append(_table(self._rows, self.console.width))
             done = f"step {step} of {self._last()} {bar(step, self._info.steps)}"
             parts.append(Text(f"{done} {elapsed} elapsed, {duration(self._remaining(step))} left", style="dim"))

@@ -117,9 +117,9 @@ def resume(
     """
     opened = run if isinstance(run, Run) else load_run(run, runs)
     if reward is not None:
-        from coterie.api.functions import offer_again
+        from coterie.api.functions import register_again
 
-        offer_again(reward, [part.name for part in opened.config.rewards.parts])
+        register_again(reward, [part.name for part in opened.config.rewards.parts])
     with _callbacks(callback, quiet) as callbacks:
         from coterie import launch
 

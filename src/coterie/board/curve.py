@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from coterie.board.figure import COLORS, INK, canvas, centred_mean, dress, save
+from coterie.board.figure import COLORS, INK, canvas, centred_mean, save, style_axis
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD, comparable
 from coterie.runs.metrics import MetricsDB
@@ -39,7 +39,7 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
     count = bool(mean) + bool(evals)
     axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for axis in axes:
-        dress(axis, grid="y")
+        style_axis(axis, grid="y")
         axis.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
     # A dollar sign would start a formula.
     figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=INK, x=0.012, ha="left")

@@ -29,7 +29,7 @@ def canvas(width: float, height: float) -> Figure | None:
     return figure
 
 
-def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
+def style_axis(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
     """Remove the frame at the top and right, and put a faint grid behind the curves."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(INK)

@@ -86,7 +86,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     ]
     sections = [
         f"# {run.path.resolve().name}",
-        f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
+        f"{_code_span(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
         "## Health\n\n" + "\n".join(health_lines(run.path)),
         "![Reward in training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
@@ -199,7 +199,7 @@ def _inline(text: str) -> str:
     return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
 
 
-def _code(text: str) -> str:
+def _code_span(text: str) -> str:
     """Code span that the text cannot end."""
     return "`" + " ".join(safe_text(text).split()).replace("`", "'") + "`"
 
@@ -245,17 +245,17 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
         return
     yield "## The same questions, before and after"
     for number, sample in enumerate(samples, 1):
-        answer = "" if sample.prompt.answer is None else f" (answer: {_code(sample.prompt.answer)})"
+        answer = "" if sample.prompt.answer is None else f" (answer: {_code_span(sample.prompt.answer)})"
         yield f"### {number}. {_inline(sample.prompt.task)}{answer}"
-        yield _quoted(sample.prompt.messages[-1]["content"])
+        yield _code_block(sample.prompt.messages[-1]["content"])
         for label, rollout in (("Before", sample.before), ("After", sample.after)):
             reward = rollout.outcome if rollout.reward is None else f"reward {rollout.reward:.2f}"
             cut = ", cut by the limit" if rollout.context.stop_reason.truncated else ""
             yield f"**{label}**, {reward}, {rollout.context.completion_length} tokens{cut}:"
-            yield _quoted(conversation(rollout.messages) if rollout.messages else rollout.completion)
+            yield _code_block(conversation(rollout.messages) if rollout.messages else rollout.completion)
 
 
-def _quoted(text: str) -> str:
+def _code_block(text: str) -> str:
     """Code block that the text cannot end."""
     shown = safe_text(text.strip())
     if len(shown) > _LONGEST:

@@ -20,9 +20,9 @@ def ls(json_: bool = JSON) -> None:
     """List built-in models and datasets with state and licence."""
     from coterie.data import assets as store
 
-    listed = store.ls()
+    entries = store.ls()
     if json_:
-        print_json(listed)
+        print_json(entries)
         return
     print_table(
         [
@@ -34,7 +34,7 @@ def ls(json_: bool = JSON) -> None:
                 "licence": asset.licence + (" (not for commercial use)" if asset.noncommercial else ""),
                 "what": asset.description,
             }
-            for asset in listed
+            for asset in entries
         ]
     )
 

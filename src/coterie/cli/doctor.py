@@ -30,7 +30,7 @@ def doctor(run: Patient = None, root: Root = Path("runs"), json_: bool = JSON) -
     Exit code 1 when a finding about a run is serious, 0 otherwise. docs/diagnostics.md explains every metric and rule.
     """
     if run is not None:
-        _examine_run(run, root, json_)
+        _diagnose_run(run, root, json_)
         return
     system = examine()
     if json_:
@@ -40,7 +40,7 @@ def doctor(run: Patient = None, root: Root = Path("runs"), json_: bool = JSON) -
         typer.echo(f"{paint(f'{subject:<10}', bold=True)} {safe_text(text)}")
 
 
-def _examine_run(run: str, root: Path, json_: bool) -> None:
+def _diagnose_run(run: str, root: Path, json_: bool) -> None:
     from coterie.doctor.health import diagnose
     from coterie.runs.directory import find
 
@@ -58,31 +58,31 @@ def run_lines(diagnosis: Diagnosis) -> Iterator[str]:
     color = "red" if diagnosis.serious else "yellow" if diagnosis.verdict.startswith("worth") else "green"
     yield paint(safe_text(f"{diagnosis.run}: {diagnosis.verdict}"), fg=color, bold=True)
     if diagnosis.ended:
-        yield from _folded("ended", diagnosis.ended)
+        yield from _wrapped("ended", diagnosis.ended)
     for finding in diagnosis.findings:
         yield ""
         yield f"{paint(finding.severity, fg=COLORS[finding.severity], bold=True)}: {safe_text(finding.title)}"
         for evidence in finding.evidence:
-            yield from _folded("evidence", evidence.text)
-        yield from _folded("why it matters", finding.meaning)
-        yield from _folded("suggested fix", finding.action)
-        yield from _folded("rule", finding.rule)
+            yield from _wrapped("evidence", evidence.text)
+        yield from _wrapped("why it matters", finding.meaning)
+        yield from _wrapped("suggested fix", finding.action)
+        yield from _wrapped("rule", finding.rule)
     if diagnosis.quiet:
         yield ""
-        yield from _folded("checks passed", ", ".join(diagnosis.quiet))
+        yield from _wrapped("checks passed", ", ".join(diagnosis.quiet))
     if diagnosis.unjudged:
         yield ""
         short = [skipped.rule for skipped in diagnosis.unjudged if skipped.reason.startswith("needs ")]
         if short:
-            yield from _folded("checks skipped, the run is too short", ", ".join(short))
+            yield from _wrapped("checks skipped, the run is too short", ", ".join(short))
         if len(short) < len(diagnosis.unjudged):
             yield "checks skipped:"
         for skipped in diagnosis.unjudged:
             if skipped.rule not in short:
-                yield from _folded(skipped.rule, f"{skipped.asks} {skipped.reason}")
+                yield from _wrapped(skipped.rule, f"{skipped.asks} {skipped.reason}")
 
 
-def _folded(label: str, text: str) -> list[str]:
+def _wrapped(label: str, text: str) -> list[str]:
     return textwrap.wrap(f"{label}: {safe_text(text)}", WIDTH, initial_indent="  ", subsequent_indent="      ")
 
 

@@ -67,12 +67,12 @@ def run(program: Callable[..., Any], name: str, args: Sequence[str] | None = Non
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
     except SystemExit as stop:
-        cause = _interrupt_behind(stop)
+        cause = _interrupt_of(stop)
         if cause is not None:
             return _interrupted(cause)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
-        _let_go()
+        _flush_stdout()
     return 0
 
 
@@ -80,7 +80,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
+def _interrupt_of(stop: SystemExit) -> KeyboardInterrupt | None:
     """The KeyboardInterrupt that typer turned into an exit code, if any."""
     cause: BaseException | None = stop
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
@@ -106,7 +106,7 @@ def _prepare_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
 
 
-def _let_go() -> None:
+def _flush_stdout() -> None:
     """Flush standard output. Where its reader has left (`| head`), Python must not complain at exit."""
     try:
         sys.stdout.flush()

@@ -91,13 +91,13 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
     for end in ("before", "after"):
         page[end] = [_estimates(result, summary.heldout.get(result.task, PASS)) for result in getattr(summary, end)]
     page["paired"] = _differences(summary.paired)
-    page["metrics"] = _grouped(summary.metrics)
+    page["metrics"] = _by_family(summary.metrics)
     page = {SHOW.get(key, key): value for key, value in page.items() if key != "heldout"}
     print_mapping({key: value for key, value in page.items() if value not in (None, [], {})})
 
 
 def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """Compare the settings, metrics and held-out results of two runs.
+    """Compare two runs: settings, metrics and held-out results.
 
     The paired test is over the prompts of both last evaluations, second run minus first. It is left out where the runs
     were evaluated with different rewards, prompts or evaluation settings.
@@ -122,11 +122,8 @@ def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON)
     if paired and not json_:
         print_table(_differences(paired))
     for task, names in () if json_ else obstacles.items():
-        typer.echo(f"held-out {task} not comparable: {', '.join(names)} {'differs' if _is_one(names) else 'differ'}")
-
-
-def _is_one(names: Sequence[str]) -> bool:
-    return len(names) == 1 and names[0] != "rewards.parts"
+        verb = "differs" if len(names) == 1 and names[0] != "rewards.parts" else "differ"
+        typer.echo(f"held-out {task} not comparable: {', '.join(names)} {verb}")
 
 
 def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
@@ -165,7 +162,7 @@ def _estimates(result: EvalResult, metric: str) -> dict[str, Any]:
     return estimates
 
 
-def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def _by_family(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Metrics of the last step by the first part of their names, in the order of docs/diagnostics.md."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():

@@ -31,7 +31,7 @@ def demo(
         from coterie.demo import run_demo
 
         run_demo(callback, seed=seed, overrides=ctx.args)
-    _leave(callback.stopped)
+    _exit_by_signal(callback.stopped)
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
 
         if not dry_run:
             launch.train(loaded.config, callback, provenance=loaded.provenance)
-            _leave(callback.stopped)
+            _exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
@@ -105,10 +105,10 @@ def resume(
         launch.resume(
             Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
-    _leave(callback.stopped)
+    _exit_by_signal(callback.stopped)
 
 
-def _leave(stopped: str) -> None:
+def _exit_by_signal(stopped: str) -> None:
     """Exit with the shell's code for the signal that stopped the run (130, 143); do nothing where none did."""
     if stopped:
         raise typer.Exit(128 + signal.Signals[stopped])

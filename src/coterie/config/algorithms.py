@@ -32,8 +32,8 @@ class Algorithm:
 
     @property
     def off_policy(self) -> bool:
-        """True if its ratio, surrogate or bounds matter only with several optimizer steps a batch: with one, every ratio
-        is exactly 1."""
+        """True if its ratio, surrogate or bounds need several optimizer steps a batch: with one, every ratio is exactly
+        1."""
         bounds = ("ratio", "surrogate", "clip_low", "clip_high", "ratio_cap", "dual_clip")
         return any(key == f"objective.{name}" for key in self.settings for name in bounds)
 

@@ -55,10 +55,10 @@ def zero_gradient(series: Mapping[str, Series]) -> str:
         return ""
     steps = norms.steps[norms.values == 0]
     count = "1 step" if len(norms) == 1 else f"{len(norms)} steps"
-    return f"zero in {len(steps)} of {count}: {_why(series, steps)}"
+    return f"zero in {len(steps)} of {count}: {_cause(series, steps)}"
 
 
-def _why(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
+def _cause(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
     def values(name: str) -> NDArray[np.float64]:
         return series[name].values[np.isin(series[name].steps, steps)] if name in series else np.empty(0)
 

@@ -91,7 +91,7 @@ def _format(record: Record) -> Iterator[RuleHit]:
             )
 
 
-def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
+def _rises(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
     """Check for a metric that is above a limit now and clearly above its start, which is the base model's value."""
 
     def check(record: Record) -> Iterator[RuleHit]:
@@ -160,7 +160,7 @@ RULES = (
         action="Read rollouts; lower optim.lr, add objective.kl_beta, or reward length less.",
         needs=("repetition/mean",),
         steps=10,
-        check=_up("repetition/mean", REPETITION, REPETITION_RISE, "Completions repeat themselves more and more."),
+        check=_rises("repetition/mean", REPETITION, REPETITION_RISE, "Completions repeat themselves more and more."),
     ),
     Rule(
         name="copied_prompt",
@@ -171,7 +171,7 @@ RULES = (
         action="Find the reward part that rewards it, and take the prompt's text out of what it reads.",
         needs=("copied/mean",),
         steps=10,
-        check=_up("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
+        check=_rises("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
     ),
     Rule(
         name="no_reasoning",
@@ -182,7 +182,7 @@ RULES = (
         action="Lower the weight of the format part, or require a minimum length of reasoning with a `format` pattern.",
         needs=("think/empty",),
         steps=10,
-        check=_up("think/empty", THINK_EMPTY, REPETITION_RISE, "More and more answers come without any reasoning."),
+        check=_rises("think/empty", THINK_EMPTY, REPETITION_RISE, "More and more answers come without any reasoning."),
     ),
     Rule(
         name="kl_without_gain",

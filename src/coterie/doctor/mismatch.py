@@ -20,7 +20,7 @@ ACTION = (
 )
 
 
-def _watch(
+def _limit_check(
     metric: str, limit: float, title: str, severity: Severity, *, high: bool = True
 ) -> Callable[[Record], Iterator[RuleHit]]:
     def check(record: Record) -> Iterator[RuleHit]:
@@ -46,7 +46,7 @@ RULES = (
         meaning=MEANING,
         action=ACTION,
         needs=("mismatch/kl",),
-        check=_watch("mismatch/kl", KL, "Sampler and learner disagree about the same tokens.", Severity.SERIOUS),
+        check=_limit_check("mismatch/kl", KL, "Sampler and learner disagree about the same tokens.", Severity.SERIOUS),
     ),
     Rule(
         name="mismatch_cut",
@@ -66,7 +66,7 @@ RULES = (
         meaning="The effective sample size: below a half, a few tokens carry the whole update.",
         action=ACTION,
         needs=("mismatch/ess",),
-        check=_watch(
+        check=_limit_check(
             "mismatch/ess", ESS, "A few tokens carry most of the importance weight.", Severity.WARNING, high=False
         ),
     ),
@@ -78,7 +78,7 @@ RULES = (
         meaning="Small differences multiply along a rollout; below a half, a few rollouts carry the update.",
         action=ACTION,
         needs=("mismatch/ess_sequence",),
-        check=_watch(
+        check=_limit_check(
             "mismatch/ess_sequence",
             ESS,
             "A few rollouts carry most of the importance weight.",

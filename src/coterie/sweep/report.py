@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.board.figure import COLORS, canvas, centred_mean, dress, save
+from coterie.board.figure import COLORS, canvas, centred_mean, save, style_axis
 from coterie.runs.durable import json_dumps, write_file
 from coterie.stats import t_interval
 from coterie.sweep import budget
@@ -18,7 +18,7 @@ from coterie.sweep.grid import Cell
 from coterie.sweep.results import CellResult, by_setting, markdown, over_seeds, read
 
 STYLES = ("-", "--", ":", "-.")
-MOST = 6
+MAX_INSIDE = 6
 """Most settings whose legend is inside a panel; a longer one is below it."""
 SMOOTH = 5
 """Steps of the centred moving average that is drawn; odd."""
@@ -39,16 +39,16 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
         panels.append(partial(_heldout, settings=settings))
     if numeric:
         panels.append(partial(_dependence, results=results, numeric=numeric))
-    figure = canvas(2.5 + 4.5 * len(panels), 4.2 + (0.12 * len(settings) if len(settings) > MOST else 0.0))
+    figure = canvas(2.5 + 4.5 * len(panels), 4.2 + (0.12 * len(settings) if len(settings) > MAX_INSIDE else 0.0))
     if figure is None or not results:
         return False
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis)
-        dress(axis)
+        style_axis(axis)
         labels = axis.get_legend_handles_labels()[1]
         if not labels:
             continue  # one line, whose varied setting is the axis
-        crowded = len(labels) > MOST
+        crowded = len(labels) > MAX_INSIDE
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2} if crowded else {}
         axis.legend(frameon=False, fontsize=8, **place)
     return save(figure, file)
@@ -56,7 +56,7 @@ def draw(file: Path, results: Sequence[CellResult], numeric: str | None) -> bool
 
 def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     low = top = 0.0
-    for (label, results), (color, style) in zip(settings.items(), _looks(), strict=False):
+    for (label, results), (color, style) in zip(settings.items(), _line_styles(), strict=False):
         length = min((len(result.rewards) for result in results if not result.error), default=0)
         if not length:
             continue
@@ -74,7 +74,7 @@ def _curves(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
 def _heldout(axis: Any, settings: Mapping[str, Sequence[CellResult]]) -> None:
     """Held-out results against rollouts, since a step may sample more in one setting than in another."""
     low = top = 0.0
-    for (label, results), (color, style) in zip(settings.items(), _looks(), strict=False):
+    for (label, results), (color, style) in zip(settings.items(), _line_styles(), strict=False):
         whole = [result.evals for result in results if not result.error]
         count = min(map(len, whole), default=0)
         if count:
@@ -92,7 +92,7 @@ def _metric(settings: Mapping[str, Sequence[CellResult]]) -> str:
     return next(result.metric for results in settings.values() for result in results)
 
 
-def _looks() -> Iterator[tuple[str, str]]:
+def _line_styles() -> Iterator[tuple[str, str]]:
     """Endless cycle of (color, line style), the same for a setting in every panel."""
     return cycle((color, style) for style in STYLES for color in COLORS)
 

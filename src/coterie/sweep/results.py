@@ -221,14 +221,14 @@ def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
     if reach is not None:
         points = [result.reached(reach) for result in results]
         cells += [
-            _middle([None if point is None else point.rollouts for point in points]),
-            _middle([None if point is None else point.seconds for point in points]),
+            _median_range([None if point is None else point.rollouts for point in points]),
+            _median_range([None if point is None else point.seconds for point in points]),
             f"{sum(point is not None for point in points)}/{len(points)}",
         ]
     return "| " + " | ".join(cells) + " |"
 
 
-def _middle(values: Sequence[float | None]) -> str:
+def _median_range(values: Sequence[float | None]) -> str:
     """Median [least, most]; never reached counts as infinite."""
     ordered = sorted(float("inf") if value is None else float(value) for value in values)
     ends = (median_high(ordered), ordered[0], ordered[-1])
