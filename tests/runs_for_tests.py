@@ -106,7 +106,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
 
 
 class Watch(Callback):
-    """Remembers what it is told."""
+    """Callback that records every call."""
 
     def __init__(self) -> None:
         self.info: RunInfo | None = None
@@ -132,7 +132,7 @@ class Watch(Callback):
 
 
 def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
-    """An callback that sends this process a signal after a step."""
+    """Callback that sends this process a signal after a step."""
 
     class Stop(Watch):
         def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:

@@ -19,7 +19,7 @@ from runs_for_tests import make_config
 
 
 class Notes(Callback):
-    """Remembers what it is told."""
+    """Callback that records every call."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []

@@ -148,9 +148,9 @@ class StopInEvaluation(Watch):
         super().__init__()
         self.left, self.activity = nth, ""
 
-    def on_progress(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        begins = activity == EVALUATING and self.activity != EVALUATING
-        self.activity = activity
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = name == EVALUATING and self.activity != EVALUATING
+        self.activity = name
         self.left -= begins
         if begins and self.left == 0:
             os.kill(os.getpid(), signal.SIGINT)
