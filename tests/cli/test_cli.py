@@ -210,8 +210,9 @@ def test_ctrl_c_says_so(launch, capsys, monkeypatch, words):
     def interrupt(*args, **options):
         raise KeyboardInterrupt("step 3 is saved" if words == ["train"] else "")
 
-    for name in ("train", "evaluate", "sample", "chat", "demo"):
+    for name in ("train", "evaluate", "sample", "chat"):
         monkeypatch.setattr(sys.modules["coterie.launch"], name, interrupt)
+    monkeypatch.setattr(sys.modules["coterie.demo"], "run_demo", interrupt)
     assert main(words) == 130
     detail = ": step 3 is saved" if words == ["train"] else ""
     assert capsys.readouterr().err.splitlines()[-1] == f"interrupted{detail}"
