@@ -319,7 +319,7 @@ def test_rewards_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(re.fullmatch(r"python:\w+#[0-9a-f]{12}", part["name"]) for part in parts if part["name"] != "number")
     assert folders == []
     parts, folders = parts_of(make_model)
-    assert parts == [{"name": "train.runs_for_tests:make_model"}]
+    assert parts == [{"name": "runs_for_tests:make_model"}]
     assert folders == [str(Path(__file__).parents[1])]
 
 
