@@ -39,8 +39,9 @@ def style_axis(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
 
 
 def centred_mean(values: Sequence[float], span: int) -> list[float]:
-    """Mean of the `span` (odd) values around each point; of fewer, but as many on either side, near the ends. A mean of
-    the values before it would lag behind what it is drawn over.
+    """Centred moving average over `span` (odd) values; near the ends over fewer, but as many on either side.
+
+    A mean of the preceding values would lag behind the curve.
 
     >>> centred_mean([0.0, 3.0, 0.0, 3.0], 3)
     [0.0, 1.0, 2.0, 3.0]
@@ -50,7 +51,11 @@ def centred_mean(values: Sequence[float], span: int) -> list[float]:
 
 
 def save(figure: Figure, file: Path) -> bool:
-    """Write the picture, whole or not at all, and return True."""
+    """Write the picture, whole or not at all, and return True.
+
+    Raises:
+        RunError: the disk refused.
+    """
     with replacing(file) as tmp:
         figure.savefig(tmp, format=file.suffix.removeprefix(".") or "png")
     return True
