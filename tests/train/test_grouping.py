@@ -245,7 +245,7 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert payload["regions"][0]["parent"] == -1
     assert sum(payload["experts"].values()) == pytest.approx(1)
     assert main(["groups", str(run), "--step", "3"]) == 1
-    assert "those that there are: step_000004, step_000006" in capsys.readouterr().err
+    assert "available: step_000004, step_000006" in capsys.readouterr().err
 
 
 def test_groups_of_another_format_are_refused(root: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (folder / "done.json").unlink()
         (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
     assert main([*words, "--lean"]) == 0
-    assert capsys.readouterr().out.count("done before") == 3, "what says nothing about the setting is tried again"
+    assert capsys.readouterr().out.count("already done") == 3, "what says nothing about the setting is tried again"
     assert (first / "done.json").is_file()
     assert not (first / "failed.json").exists()
     assert not (first / "checkpoints").exists()

@@ -103,7 +103,7 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
     folder = path / "checkpoints" / f"step_{step or 0:06d}"
     if not (folder / FILES.facts).is_file():
         there = ", ".join(sorted(file.parent.name for file in path.glob(f"checkpoints/*/{FILES.facts}"))) or "none"
-        raise RunError(f"{path} has no checkpoint with groups at step {step}; those that there are: {there}")
+        raise RunError(f"{path} has no checkpoint with groups at step {step}; available: {there}")
     return folder, step or 0
 
 

@@ -55,7 +55,7 @@ def _diagnose_run(run: str, root: Path, json_: bool) -> None:
 
 def run_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Lines of text for a diagnosis."""
-    color = "red" if diagnosis.serious else "yellow" if diagnosis.verdict.startswith("worth") else "green"
+    color = "red" if diagnosis.serious else "yellow" if diagnosis.verdict.startswith("needs") else "green"
     yield paint(safe_text(f"{diagnosis.run}: {diagnosis.verdict}"), fg=color, bold=True)
     if diagnosis.ended:
         yield from _wrapped("ended", diagnosis.ended)

@@ -88,16 +88,16 @@ def gradient_line(database: MetricsDB) -> str:
 def _verdict(findings: tuple[Finding, ...], quiet: int, steps: int, ended: bool) -> str:
     serious = sum(finding.severity is Severity.SERIOUS for finding in findings)
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
-    judged = f"{_count(quiet, 'question')} asked and found in order"
+    passed = f"{_count(quiet, 'check')} passed"
     if ended or serious:
         more = f" and {_count(warnings, 'warning')}" if warnings else ""
         what = f"{_count(serious, 'serious finding')}{more}" if serious else "a stop rule ended it"
-        return f"not well: {what} in {_count(steps, 'step')}; {judged}"
+        return f"unhealthy: {what} in {_count(steps, 'step')}; {passed}"
     if warnings:
-        return f"worth a look: {_count(warnings, 'warning')} in {_count(steps, 'step')}; {judged}"
+        return f"needs attention: {_count(warnings, 'warning')} in {_count(steps, 'step')}; {passed}"
     if steps < EARLY or not quiet:
-        return f"too early to tell after {_count(steps, 'step')}: {judged}, and most need {EARLY} steps or 20"
-    return f"healthy, as far as {steps} steps tell: {judged}, and no other found more than a note"
+        return f"too early to tell after {_count(steps, 'step')}: {passed}, and most need {EARLY} steps or 20"
+    return f"healthy after {steps} steps: {passed}, none with more than a note"
 
 
 def _count(number: int, noun: str) -> str:
@@ -118,5 +118,5 @@ def _health_lines(diagnosis: Diagnosis, most: int) -> Iterator[str]:
     for finding in diagnosis.findings[:most]:
         yield f"- {finding.severity}: {finding.title} ({finding.evidence[0].text})"
     left = len(diagnosis.findings) - most
-    more = f"{_count(left, 'more finding')}, what to do, and " if left > 0 else "What to do, and "
-    yield f"- {more}what could not be judged: `coterie doctor {diagnosis.run.as_posix()}`."
+    more = f"{_count(left, 'more finding')}, remedies and " if left > 0 else "Remedies and "
+    yield f"- {more}skipped checks: `coterie doctor {diagnosis.run.as_posix()}`."

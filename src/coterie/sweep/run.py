@@ -60,12 +60,12 @@ def run(cells: Sequence[Cell], words: Sequence[str], out: Path, log: Log, *, lea
                 running.append(_start(pending.popleft(), words, out, log, jobs))
             done = _wait_for_first(running)
         except KeyboardInterrupt:  # the runs have heard it too, and are given the time to save
-            problem = RunError("the sweep was interrupted; the same command goes on with it")
+            problem = RunError("the sweep was interrupted; run the same command again to resume it")
             continue
         running.remove(done)
         problem = _finish(done, log, lean=lean, interrupted=problem is not None) or problem
         if problem is not None and running:
-            log(f"{problem}\nwaiting for what still runs: {', '.join(run.planned.title for run in running)}")
+            log(f"{problem}\nwaiting for the runs in progress: {', '.join(run.planned.title for run in running)}")
     if problem is not None:
         raise problem
 
@@ -97,16 +97,16 @@ def _pending(cells: Sequence[Cell], words: Sequence[str], out: Path, log: Log) -
         title = f"[{number}/{len(cells)}] {cell.label} seed {cell.seed}"
         steps = _check_same(cell, words, path)
         if _is_done(path):
-            log(f"{title}: done before")
+            log(f"{title}: already done")
         else:
             yield _Planned(cell=cell, title=title, steps=steps, folder=path, log=out / LOGS / f"{cell.name}.log")
 
 
 def _start(planned: _Planned, words: Sequence[str], out: Path, log: Log, jobs: int) -> _Running:
-    goes_on = (planned.folder / "config.toml").is_file()
-    log(f"{planned.title}: {'goes on' if goes_on else 'starts'}; log in {planned.log}")
+    resumed = (planned.folder / "config.toml").is_file()
+    log(f"{planned.title}: {'resumes' if resumed else 'starts'}; log in {planned.log}")
     program = [sys.executable, "-m", "coterie"]
-    if goes_on:
+    if resumed:
         command = [*program, "resume", str(planned.folder)]
     else:
         flags = [*planned.cell.words(), f"runs={out / RUNS}", f"name={planned.cell.name}"]
@@ -143,7 +143,7 @@ def _finish(done: _Running, log: Log, *, lean: bool, interrupted: bool) -> RunEr
         return None
     if interrupted or code <= 0 or code in STOPPED:
         where = f"at step {last} of {planned.steps}"
-        return RunError(f"{planned.title} was interrupted {where}; the same command goes on with it")
+        return RunError(f"{planned.title} was interrupted {where}; run the same command again to resume it")
     write_file(path / FAILED, json_dumps({"seconds": seconds, "exit_code": code, "error": error}).encode())
     log(f"{planned.title}: ended at step {last} of {planned.steps}: {error}")
     return None
@@ -156,7 +156,7 @@ def _check_same(cell: Cell, words: Sequence[str], path: Path) -> int:
         there = load_file(path / "config.toml").config
         neutral = {"name": "", "runs": ""}
         if expected.model_copy(update=neutral) != there.model_copy(update=neutral):
-            raise RunError(f"{path} is a run with other settings than {cell.label} has now; take another --out")
+            raise RunError(f"{path} is a run with other settings than {cell.label} has now; choose another --out")
     return expected.steps
 
 
