@@ -95,12 +95,12 @@ def test_a_reward_that_rises_while_held_out_accuracy_falls_is_serious(tmp_path: 
 def test_the_readme_has_the_findings_in_a_few_lines(tmp_path: Path) -> None:
     run = make(tmp_path, BAD | {"reward/part/<b>": [0.0] * 20})
     lines = list(health_lines(run.path, most=1))
-    assert lines[0].startswith("- Not well: 1 serious finding")
+    assert lines[0].startswith("- Unhealthy: 1 serious finding")
     assert lines[1].startswith("- serious: Sampler and learner disagree")
     assert lines[-1].startswith("- 1 more finding, remedies and skipped checks: `coterie doctor ")
     write_report(run, machine="a machine", seconds=1.0)
     page = run.readme.read_text(encoding="utf-8")
-    assert page.index("## Result") < page.index("## Health") < page.index("## Do it again")
+    assert page.index("## Result") < page.index("## Health") < page.index("## Reproduce")
     assert "- warning: 20 % of the completions are cut" in page
 
 

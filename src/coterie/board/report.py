@@ -82,7 +82,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"- Time: {_duration(seconds)}" + (f" ({', '.join(rates)})." if rates else "."),
         f"- Machine: {_inline(machine)}.",
         *([f"- Gradient: {_inline(still)}."] if still else []),
-        f"- Out of the ordinary: {', '.join(unusual) or 'nothing'}.",
+        f"- Unusual events: {', '.join(unusual) or 'none'}.",
     ]
     sections = [
         f"# {run.path.resolve().name}",
@@ -90,8 +90,8 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         "## Result\n\n" + results,
         "## Health\n\n" + "\n".join(health_lines(run.path)),
         "![Reward in training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
-        "## Do it again\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
-        "## Time and place\n\n" + "\n".join(facts),
+        "## Reproduce\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
+        "## Time and machine\n\n" + "\n".join(facts),
         "## Settings that matter\n\n" + _settings(config),
         *_samples(samples),
     ]
