@@ -648,7 +648,7 @@ def search(folders: Sequence[Path]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    folders = [ROOT / "src", *options.path, *([options.trl] if options.trl else [])]
+    folders = [ROOT, ROOT / "src", *options.path, *([options.trl] if options.trl else [])]
     with search(folders):
         import torch
 

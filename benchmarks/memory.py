@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from coterie.batches.pack import largest
     from coterie.build import run
     from coterie.build.learner import objective_for
-    from coterie.callbacks import NullObserver
+    from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.policy import memory
     from coterie.policy.learner import Learner
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         }
     )
     run.use_threads(config)
-    source = run.locate_model(config.model.name, NullObserver())
+    source = run.locate_model(config.model.name, Callback())
     policy = run.load_policy(config, source)
     peaks: dict[str, float] = {}
 

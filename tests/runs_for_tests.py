@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from coterie.callbacks import NullObserver, RunInfo
+from coterie.callbacks import Callback, RunInfo
 from coterie.config.schema import RunConfig
 from coterie.runs import parquet, prompts, rollouts
 from coterie.types import EvalResult, Prompt, Rollout
@@ -42,8 +42,8 @@ def make_config(root: Path, **changed: Any) -> RunConfig:
     (root / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
     rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(12))
     (root / "train.jsonl").write_text(rows, encoding="utf-8")
-    held = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(50, 54))
-    (root / "heldout.jsonl").write_text(held, encoding="utf-8")
+    heldout_rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in range(50, 54))
+    (root / "heldout.jsonl").write_text(heldout_rows, encoding="utf-8")
     model = root / "model"
     if not model.is_dir():
         make_model(model)
@@ -73,11 +73,11 @@ def importable(root: Path) -> str:
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    found = dict(base)
+    merged = dict(base)
     for key, value in extra.items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = _merged(found[key], value) if both else value
-    return found
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
     }
 
 
-class Watch(NullObserver):
-    """Remembers what it is told."""
+class Watch(Callback):
+    """Callback that records every call."""
 
     def __init__(self) -> None:
         self.info: RunInfo | None = None
@@ -115,27 +115,27 @@ class Watch(NullObserver):
         self.notes: list[tuple[str, str]] = []
         self.message = ""
 
-    def started(self, info: RunInfo) -> None:
+    def on_start(self, info: RunInfo) -> None:
         self.info = info
 
-    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
         self.steps.append(dict(metrics))
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
         self.evals += results
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.notes.append((kind, message))
 
-    def finished(self, run: Path, message: str) -> None:
+    def on_end(self, run: Path, message: str) -> None:
         self.message = message
 
 
 def stop_at(at: int, number: signal.Signals, *, times: int = 1) -> Watch:
-    """An observer that sends this process a signal after a step."""
+    """Callback that sends this process a signal after a step."""
 
     class Stop(Watch):
-        def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
             for _ in range(times if step == at else 0):
                 os.kill(os.getpid(), number)
 

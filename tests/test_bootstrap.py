@@ -39,13 +39,13 @@ def bootstrap(tmp_path, monkeypatch) -> types.ModuleType:
 @pytest.fixture
 def installs(bootstrap, monkeypatch) -> list[str]:
     """Every attempt to install, as `tool: words`; all of them work."""
-    seen: list[str] = []
-    monkeypatch.setattr(bootstrap, "pip", lambda words, env: seen.append("pip: " + " ".join(words)) or True)
+    attempts: list[str] = []
+    monkeypatch.setattr(bootstrap, "pip", lambda words, env: attempts.append("pip: " + " ".join(words)) or True)
     monkeypatch.setattr(
-        bootstrap, "uv_install", lambda words, env, flags: seen.append(f"uv: {' '.join(words)} {flags}") or True
+        bootstrap, "uv_install", lambda words, env, flags: attempts.append(f"uv: {' '.join(words)} {flags}") or True
     )
     monkeypatch.setattr(bootstrap, "usable_venv", lambda: True)
-    return seen
+    return attempts
 
 
 def test_installs_once_and_again_when_something_changed(bootstrap, installs, tmp_path):

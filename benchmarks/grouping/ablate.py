@@ -22,7 +22,7 @@ import numpy as np
 from gradients import recorded
 
 from coterie.build.run import estimator_for_run, policy_for, read_inputs, use_threads
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.estimator import GroupAwareEstimator
@@ -103,7 +103,7 @@ def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareEstimator]]:
         )
         if same not in estimators:
             use_threads(config)
-            inputs = read_inputs(config, NullObserver())
+            inputs = read_inputs(config, Callback())
             grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
             estimator = estimator_for_run(
                 config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs)

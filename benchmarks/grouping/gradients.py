@@ -34,7 +34,7 @@ from coterie.build.run import (
     sampling_for,
     use_threads,
 )
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
 from coterie.grouping.arrays import Rollouts
@@ -139,7 +139,7 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
     model = config.model.model_copy(update={"name": str(folder / "model"), "lora": None})
     config = config.model_copy(update={"model": model})
     use_threads(config)
-    inputs = read_inputs(config, NullObserver())
+    inputs = read_inputs(config, Callback())
     policy = policy_for(config, inputs)
     engine = engine_for(config, inputs, policy)
     engine.commit(step)

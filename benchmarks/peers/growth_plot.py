@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coterie.board.figure import COLORS, INK, canvas, dress, save
+from coterie.board.figure import COLORS, INK, canvas, save, style_axis
 
 if TYPE_CHECKING:
     from benchmarks.peers.growth import Curve, Point
@@ -40,7 +40,7 @@ def draw(
         axis.set_xlabel(curve.axis)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-        dress(axis)
+        style_axis(axis)
         axis.legend(frameon=False, fontsize=8)
     memory.plot(xs, [point.loaded / _MIB for point in points], ":", color=INK, linewidth=1)
     time.set_ylabel("seconds")

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.peers.summary import lines
 from benchmarks.peers.tables import NAMES
-from coterie.board.figure import COLORS, INK, canvas, dress, save
+from coterie.board.figure import COLORS, INK, canvas, save, style_axis
 
 _COLORS = dict(zip(("trl", "vllm"), COLORS, strict=False))
 
@@ -27,7 +27,7 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     from matplotlib.patches import Patch
 
     axis = figure.subplots()
-    dress(axis, grid="x")
+    style_axis(axis, grid="x")
     places = range(len(bars))
     middles = [ratio.median for _, _, ratio in bars]
     errors = [[r.median - r.low for _, _, r in bars], [r.high - r.median for _, _, r in bars]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import coterie
-from coterie.board.figure import COLORS, INK, canvas, dress, save
+from coterie.board.figure import COLORS, INK, canvas, save, style_axis
 from coterie.runs.rollouts import read_step
 from coterie.types import Rollout
 
@@ -31,7 +31,7 @@ def main(picture: Path, folders: list[str]) -> int:
         return 1
     runs = [coterie.load_run(folder) for folder in folders]
     curve, table = figure.subplots(1, 2, width_ratios=[1.0, 1.25])
-    dress(curve, grid="y")
+    style_axis(curve, grid="y")
     _draw_curves(curve, runs)
     _draw_completions(table, runs[0])
     save(figure, picture)

@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coterie.api.callback import Callback
     from coterie.api.run import Run, load_run
     from coterie.api.verbs import evaluate, resume, sample, train
+    from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
     from coterie.errors import CoterieError
@@ -32,7 +32,7 @@ __all__ = [
     "train",
 ]
 _HOMES = {
-    "Callback": "coterie.api.callback",
+    "Callback": "coterie.callbacks",
     "CoterieError": "coterie.errors",
     "Environment": "coterie.envs.base",
     "EvalResult": "coterie.types",

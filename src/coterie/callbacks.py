@@ -1,4 +1,4 @@
-"""What a training loop tells the outside while it runs. The console is one observer, a test's list another."""
+"""Callbacks of a run, and the output of users' functions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from coterie.types import EvalResult, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """Known before the first step."""
+    """Facts of a run before its first step."""
 
     run: Path
     steps: int
@@ -30,67 +29,82 @@ class RunInfo:
     group_size: int
 
 
-class Observer(Protocol):
-    """Callbacks of a run, all from the training thread, in order; none may change anything."""
+class Callback:
+    """Base class of callbacks: methods that a run calls, in order and from the training thread. Override those of
+    interest; each does nothing here.
 
-    def started(self, info: RunInfo) -> None: ...
+    No method may change the run. An exception that one raises ends the run, which can be resumed from its newest
+    checkpoint.
+    """
 
-    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
-        """After each step; `sample` is one usable rollout of it with its prompt."""
-        ...
+    def on_start(self, info: RunInfo) -> None:
+        """Called before the first step."""
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
-        """After each held-out evaluation; one result per task, then `all` where there are several tasks."""
-        ...
-
-    def noted(self, kind: str, message: str) -> None:
-        """An event worth a line: `checkpoint`, `warning`, `stop`, `skipped_update`, `asset` …"""
-        ...
-
-    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        """What is being done now, of which nothing remains to be read once it is over.
-
-        Called often, also before `started`.
+    def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        """Called after each step.
 
         Args:
-            activity: e.g. `loading the model`.
+            metrics: by name, e.g. `reward/mean` (docs/runs.md lists them).
+            sample: one rollout of the step with its prompt; None where none is usable.
+        """
+
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
+        """Called after each held-out evaluation: one result for each task, then `all` where there are several tasks."""
+
+    def on_event(self, kind: str, message: str) -> None:
+        """Called for an event worth a line: `checkpoint`, `warning`, `stop`, `skipped_update`, `asset` …"""
+
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """Called often while an activity goes on, also before `on_start`.
+
+        Args:
+            name: of the activity, e.g. `loading the model`.
             done: of `total`; a total of 0 means that it cannot be counted.
             unit: of both, in the plural; empty for a count of nothing in particular.
         """
-        ...
 
-    def finished(self, run: Path, message: str) -> None: ...
+    def on_end(self, run: Path, message: str) -> None:
+        """Called after the last step, or after an interrupted one, with the run's folder."""
 
 
-class NullObserver:
-    """Observes nothing."""
+class CallbackList(Callback):
+    """Several callbacks as one, called in order."""
 
-    def started(self, info: RunInfo) -> None:
-        pass
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
 
-    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
-        pass
+    def on_start(self, info: RunInfo) -> None:
+        for callback in self.callbacks:
+            callback.on_start(info)
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
-        pass
+    def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        for callback in self.callbacks:
+            callback.on_step(step, metrics, sample)
 
-    def noted(self, kind: str, message: str) -> None:
-        pass
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
+        for callback in self.callbacks:
+            callback.on_evaluate(results)
 
-    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        pass
+    def on_event(self, kind: str, message: str) -> None:
+        for callback in self.callbacks:
+            callback.on_event(kind, message)
 
-    def finished(self, run: Path, message: str) -> None:
-        pass
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        for callback in self.callbacks:
+            callback.on_progress(name, done, total, unit)
+
+    def on_end(self, run: Path, message: str) -> None:
+        for callback in self.callbacks:
+            callback.on_end(run, message)
 
 
 Listener = Callable[[str, str], None]
 _listeners: list[Listener] = []
-_unheard: deque[tuple[str, str]] = deque(maxlen=1000)
+_pending: deque[tuple[str, str]] = deque(maxlen=1000)
 
 
 def printed(source: str, text: str) -> None:
-    """Pass on what a function of the user's printed: to the innermost `printing_to`, or to the next one.
+    """Forward what a function of the user's printed to the innermost `printing_to`, or keep it for the next one.
 
     Args:
         source: the function as the settings name it.
@@ -98,36 +112,36 @@ def printed(source: str, text: str) -> None:
     if _listeners:
         _listeners[-1](source, text)
     else:
-        _unheard.append((source, text))
+        _pending.append((source, text))
 
 
 @contextmanager
-def printing_to(tell: Listener) -> Generator[None]:
-    """Have `tell(source, text)` called with all that functions of the user's print meanwhile, and with what they
-    printed before while nobody listened."""
-    while _unheard:
-        tell(*_unheard.popleft())
-    _listeners.append(tell)
+def printing_to(listener: Listener) -> Generator[None]:
+    """Context in which `listener(source, text)` gets the output of users' functions, and first what they printed while
+    there was no listener."""
+    while _pending:
+        listener(*_pending.popleft())
+    _listeners.append(listener)
     try:
         yield
     finally:
-        _listeners.remove(tell)
+        _listeners.remove(listener)
 
 
 def prints_are_logged() -> bool:
-    """Whether the innermost listener is other than a `ToStderr`."""
+    """True where the innermost listener is not a `ToStderr`."""
     return bool(_listeners) and not isinstance(_listeners[-1], ToStderr)
 
 
 class ToStderr:
-    """A listener for people, where there is no log.
+    """Listener that prints to standard error, where there is no log.
 
     Args:
-        most: lines that are shown.
+        max_lines: lines that are shown.
     """
 
-    def __init__(self, most: int = 40) -> None:
-        self._left = most
+    def __init__(self, max_lines: int = 40) -> None:
+        self._left = max_lines
 
     def __call__(self, source: str, text: str) -> None:
         from coterie.text import safe_text

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live table on a terminal, plain lines elsewhere."""
+"""Progress of a run on standard output: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from coterie.callbacks import RunInfo
+from coterie.callbacks import Callback, RunInfo
 from coterie.progress import Activity, bar
 from coterie.text import conversation, counted, metric_text, one_line, safe_text
 from coterie.types import PASS, POOLED, REWARD, EvalResult, Prompt, Rollout
@@ -29,16 +29,16 @@ from coterie.types import PASS, POOLED, REWARD, EvalResult, Prompt, Rollout
 ROWS = 12
 """Steps that the live table keeps."""
 SILENCE_S = 15.0
-"""Without a terminal, how long a count may go on before a line tells how far it is."""
+"""Without a terminal, seconds between two progress lines of an activity with a count."""
 FRAME_S = 0.25
-"""How often a count is drawn anew on a terminal."""
+"""Seconds between two redraws of a count on a terminal."""
 ABSENT = "–"
 
 Metrics = Mapping[str, float]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Short and of stable width: `0.412`, `1.2e-05`, `–` for what was not measured."""
+    """Short text of stable width for a number: `0.412`, `1.2e-05`, `–` where it was not measured."""
     if value is None:
         return ABSENT
     if value and (abs(value) < 10**-digits or abs(value) >= 10**5):
@@ -47,14 +47,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds of a step without a unit: `12.3`, `0.09`, `–` for what was not measured."""
+    """Text for the seconds of a step, without a unit: `12.3`, `0.09`, `–` where they were not measured."""
     if value is None:
         return ABSENT
     return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}" if value >= 0.01 else f"{value:.3f}"
 
 
 def short(value: float | None) -> str:
-    """A setting with few digits: `3e-05`, `0.1`, `–`."""
+    """Text with few digits for a setting: `3e-05`, `0.1`, `–`."""
     return ABSENT if value is None else f"{value:.2g}"
 
 
@@ -63,7 +63,7 @@ def share(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`45s`, `3m20s`, `2h05m`."""
+    """Text for a duration: `45s`, `3m20s`, `2h05m`."""
     if seconds is None:
         return ABSENT
     whole = round(seconds)
@@ -98,13 +98,13 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
 }
 """Heading → text of a step's metrics."""
 DISPENSABLE = ("clip", "tok/s", "entropy", "lr", "KL", "grad", "trunc", "length", "s/step")
-"""Columns that a narrow terminal goes without, the first first."""
+"""Columns that a narrow terminal leaves out, in this order."""
 PLAIN_WITHOUT = ("clip", "tok/s", "entropy", "s/step")
-"""Columns that a plain line goes without."""
+"""Columns that a plain line leaves out."""
 
 
 def discard(stream: IO[str]) -> None:
-    """Send a stream that nobody reads any more to nowhere, so that later writes and the flush at exit succeed."""
+    """Redirect a stream without a reader to the null device, so that later writes and the flush at exit succeed."""
     with suppress(OSError, ValueError):  # it has no file descriptor, or is closed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -114,18 +114,18 @@ def discard(stream: IO[str]) -> None:
 
 
 class PipeSafeConsole(Console):
-    """A console whose reader may leave: what is printed after that is lost, and nothing else happens."""
+    """Console that survives a closed pipe: what is printed after that is lost, and nothing else happens."""
 
     def on_broken_pipe(self) -> None:
-        """Rich would end the program here, and with it a training of hours because of a `| head`."""
+        """Discard later output; rich would end the program here, and with it a training because of a `| head`."""
         self.quiet = True
         discard(self.file)
 
 
-class ConsoleObserver:
-    """An Observer for people. A context manager: leaving it gives the terminal back, whatever happened.
+class ConsoleCallback(Callback):
+    """Callback that prints. A context manager: leaving it gives the terminal back, whatever happened.
 
-    No callback raises because of the output: once that is gone, the training goes on unwatched.
+    No method raises because of the output: once that is gone, the training goes on without it.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class ConsoleObserver:
         results: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`live` is decided by the console when None: a terminal that can move the cursor. Without `results`, those of
-        an evaluation are not printed: somebody else does."""
+        """`live` draws a table that is updated in place; None does so on a terminal that can move the cursor. Without
+        `results` those of an evaluation are not printed."""
         self.console = console or PipeSafeConsole(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal if live is None else live
         self.clock, self.results = clock, results
@@ -147,34 +147,34 @@ class ConsoleObserver:
         self._times: deque[float] = deque(maxlen=ROWS)
         self._sample: tuple[Prompt, Rollout] | None = None
         self._activity: Activity | None = None
-        self._began = self._printed = self._drawn = clock()
+        self._start_time = self._print_time = self._draw_time = clock()
         self.stopped = ""
         """Name of the signal that ended the run before its last step."""
 
-    def __enter__(self) -> ConsoleObserver:
+    def __enter__(self) -> ConsoleCallback:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stop_live()
 
-    def started(self, info: RunInfo) -> None:
-        self._stop()
-        self._info, self._began = info, self.clock()
+    def on_start(self, info: RunInfo) -> None:
+        self._stop_live()
+        self._info, self._start_time = info, self.clock()
         size = f"{millions(info.parameters)} parameters, {millions(info.trained_parameters)} trained"
-        self._say(f"run      {info.run}")
-        self._say(f"model    {info.model} ({size})")
-        self._say(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
+        self._print(f"run      {info.run}")
+        self._print(f"model    {info.model} ({size})")
+        self._print(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
         batch = f"{counted(info.prompts_per_step, 'prompt')} × {counted(info.group_size, 'rollout')}"
         each = f"{batch} = {info.prompts_per_step * info.group_size}"
         if info.first_step > info.steps:
-            self._say(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
+            self._print(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
         else:
-            self._say(f"steps    {info.first_step} to {info.steps}, each {each}")
-            self._begin()
+            self._print(f"steps    {info.first_step} to {info.steps}, each {each}")
+            self._start_live()
 
-    def stepped(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
+    def on_step(self, step: int, metrics: Metrics, sample: tuple[Prompt, Rollout] | None) -> None:
         self._rows.append((step, dict(metrics)))
         if "time/step" in metrics:
             self._times.append(metrics["time/step"])
@@ -186,71 +186,71 @@ class ConsoleObserver:
         cells = {title: show(metrics) for title, show in COLUMNS.items() if title not in PLAIN_WITHOUT}
         values = "  ".join(f"{title} {text}" for title, text in cells.items() if text != ABSENT)
         pace = f"{seconds(metrics.get('time/step'))} s"
-        self._say(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
+        self._print(f"step {step}/{self._last()}  {values}  {pace}  ETA {duration(self._remaining(step))}")
 
-    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        begins = self._activity is None or self._activity.name != activity
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = self._activity is None or self._activity.name != name
         if self._activity is None or begins:
-            self._activity = Activity(name=activity, clock=self.clock)
+            self._activity = Activity(name=name, clock=self.clock)
         self._activity.update(done, total, unit)
         counts = bool(total or done)
         if self.is_live:
             if self._live is None:
-                self._begin(transient=True)
-            elif begins or self.clock() - self._drawn >= FRAME_S:
+                self._start_live(transient=True)
+            elif begins or self.clock() - self._draw_time >= FRAME_S:
                 self._redraw(self._live)
-        elif self.clock() - max(self._printed, self._activity.began) >= SILENCE_S if counts else begins:
-            self._say(self._activity.text())
+        elif self.clock() - max(self._print_time, self._activity.began) >= SILENCE_S if counts else begins:
+            self._print(self._activity.text())
 
-    def evaluated(self, results: Sequence[EvalResult]) -> None:
+    def on_evaluate(self, results: Sequence[EvalResult]) -> None:
         self._activity = None
         for result in results if self.results else ():
-            self._say(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
+            self._print(eval_line(result), style="bold" if result.task == POOLED or len(results) == 1 else "")
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         if kind == "stopped":
             self.stopped = message
             return
         style = {"warning": "yellow", "skipped_update": "yellow", "stop": "bold", "demo": ""}.get(kind, "dim")
-        self._say(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
+        self._print(message if kind in ("progress", "demo", "stop") else f"{kind}: {message}", style=style)
 
-    def finished(self, run: Path, message: str) -> None:
-        self._stop()
+    def on_end(self, run: Path, message: str) -> None:
+        self._stop_live()
         if not self.is_live and self._sample is not None:
-            self._say(sample_text(*self._sample))
-        self._say(message, style="bold")
+            self._print(sample_text(*self._sample))
+        self._print(message, style="bold")
 
-    def _begin(self, *, transient: bool = False) -> None:
-        """Draw on a terminal; what is transient leaves nothing behind."""
+    def _start_live(self, *, transient: bool = False) -> None:
+        """Start the live display on a terminal; a transient one is erased at its end."""
         if self.is_live and not self.console.quiet:
-            self._live = Live(self._picture(), console=self.console, refresh_per_second=4, transient=transient)
-            with self._unharmed():
+            self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=transient)
+            with self._tolerant():
                 self._live.start()
 
-    def _stop(self) -> None:
+    def _stop_live(self) -> None:
         self._activity = None
         if self._live is not None:
             self._redraw(self._live)
-            with self._unharmed():
+            with self._tolerant():
                 self._live.stop()
             self._live = None
 
-    def _say(self, message: str, style: str = "") -> None:
-        self._printed = self.clock()
+    def _print(self, message: str, style: str = "") -> None:
+        self._print_time = self.clock()
         text = safe_text(message)
         if self.console.is_terminal:
             text = wrapped(text, self.console.width)
-        with self._unharmed():
+        with self._tolerant():
             self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _redraw(self, live: Live) -> None:
-        self._drawn = self.clock()
-        with self._unharmed():
-            live.update(self._picture(), refresh=True)
+        self._draw_time = self.clock()
+        with self._tolerant():
+            live.update(self._render(), refresh=True)
 
     @contextmanager
-    def _unharmed(self) -> Generator[None]:
-        """Outlive the output: a full disk behind `> log`, a terminal that hung up, a closed stream."""
+    def _tolerant(self) -> Generator[None]:
+        """Context in which a failing output is no error: a full disk behind `> log`, a closed terminal or stream."""
         try:
             yield
         except BlockingIOError:
@@ -267,18 +267,18 @@ class ConsoleObserver:
         return self._info.steps if self._info is not None else "?"
 
     def _remaining(self, step: int) -> float | None:
-        """Seconds to the last step at the pace of the last few."""
+        """Estimated seconds to the last step, at the pace of the last few."""
         if self._info is None or not self._times:
             return None
         return (self._info.steps - step) * sum(self._times) / len(self._times)
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         activity = None if self._activity is None else Text(self._activity.text(drawn=True), style="dim")
         if self._info is None:
             return activity or Text("")
         parts: list[RenderableType] = []
         if self._rows:
-            step, elapsed = self._rows[-1][0], duration(self.clock() - self._began)
+            step, elapsed = self._rows[-1][0], duration(self.clock() - self._start_time)
             parts.append(_table(self._rows, self.console.width))
             done = f"step {step} of {self._last()} {bar(step, self._info.steps)}"
             parts.append(Text(f"{done} {elapsed} elapsed, {duration(self._remaining(step))} left", style="dim"))
@@ -290,7 +290,7 @@ class ConsoleObserver:
 
 
 def _table(rows: Iterable[tuple[int, Metrics]], width: int) -> Table:
-    """The steps; columns that say nothing, and those that the width has no room for, are left out."""
+    """Table of the steps; columns without values, and those for which the width has no room, are left out."""
     cells = [(str(step), {title: show(metrics) for title, show in COLUMNS.items()}) for step, metrics in rows]
     shown = [title for title in COLUMNS if any(row[title] != ABSENT for _, row in cells)]
     widths = {title: max(len(title), *(len(row[title]) for _, row in cells)) for title in shown}
@@ -311,7 +311,7 @@ _GLUE = re.compile(r" (?=[%\[])|(?<=,) (?=-?[\d.]+\])| (?=-?[\d.]+( %)? \[)")
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` characters, broken between words and never inside a number with its interval."""
+    """Text in lines of at most `width` characters, broken between words and never inside a number with its interval."""
     lines = []
     for line in text.split("\n"):
         indent = re.match(r" *(?:\S+  +)?", line)
@@ -328,12 +328,13 @@ def wrapped(text: str, width: int) -> str:
 
 
 def millions(count: int) -> str:
-    """`135M`, `0.029M`."""
+    """Text for a count in millions: `135M`, `0.029M`."""
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
 
 
 def eval_line(result: EvalResult) -> str:
-    """`held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`; of a graded reward `reward 0.412 …`."""
+    """Line for an evaluation: `held-out leg_counting at step 50: pass@1 61.2 % [57.0, 65.3], pass@4 …`, or for a graded
+    reward `reward 0.412 …`."""
     estimates = {}
     if result.pass_at_1 is not None:
         estimates[PASS] = metric_text(PASS, result.pass_at_1)
@@ -351,12 +352,12 @@ def eval_line(result: EvalResult) -> str:
 
 
 def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
-    """One rollout with its prompt and reward, made safe to print, each text cut to `lines` lines."""
+    """Text for one rollout with its prompt and reward, safe to print, each part cut to `lines` lines."""
     parts = ", ".join(f"{name} {number(value, 2)}" for name, value in rollout.reward_parts.items())
     ending = rollout.error or rollout.outcome.value
     return "\n".join(
         [
-            *_said(prompt, rollout, lines),
+            *_dialogue(prompt, rollout, lines),
             f"answer     {_clipped_text(prompt.answer or ABSENT, 1)}",
             f"reward     {number(rollout.reward, 2)} ({safe_text(parts or 'no parts')}); {safe_text(ending)}",
             *([f"steps      {_clipped_text(_steps(rollout), 1)}"] if rollout.step_rewards else []),
@@ -364,8 +365,8 @@ def sample_text(prompt: Prompt, rollout: Rollout, lines: int = 12) -> str:
     )
 
 
-def _said(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
-    """Question and answer; of several turns, all that was said, with who said it."""
+def _dialogue(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
+    """Lines for prompt and completion, or for the whole conversation of an episode with several turns."""
     if rollout.messages:
         return [f"episode    {_clipped_text(conversation(rollout.messages), lines)}"]
     return [
@@ -375,7 +376,7 @@ def _said(prompt: Prompt, rollout: Rollout, lines: int) -> list[str]:
 
 
 def _steps(rollout: Rollout) -> str:
-    """`arithmetic 1 @ 12, 0 @ 30`: value and last token of each step, by step function."""
+    """Text for the step rewards, `arithmetic 1 @ 12, 0 @ 30`: value and last token of each step, by step function."""
     labels: dict[str, list[str]] = {}
     for step in rollout.step_rewards:
         labels.setdefault(step.label, []).append(f"{number(step.value, 2)} @ {step.end}")
@@ -388,6 +389,6 @@ def _clipped_text(text: str, lines: int, width: int = 400) -> str:
     return "\n           ".join(shown)
 
 
-def watcher(file: IO[str] | None = None, *, results: bool = True) -> ConsoleObserver:
-    """The observer for this process's standard output, or another stream; NO_COLOR and a pipe are respected."""
-    return ConsoleObserver(PipeSafeConsole(file=file or sys.stdout, highlight=False), results=results)
+def console_callback(file: IO[str] | None = None, *, results: bool = True) -> ConsoleCallback:
+    """Console callback for standard output, or another stream; NO_COLOR and a pipe are respected."""
+    return ConsoleCallback(PipeSafeConsole(file=file or sys.stdout, highlight=False), results=results)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coterie import launch
 from coterie.board.report import before_and_after, is_right
-from coterie.callbacks import Observer
+from coterie.callbacks import Callback
 from coterie.config.load import load
 from coterie.errors import RunError
 from coterie.runs.directory import RunDirectory
@@ -32,16 +32,16 @@ def recipe(name: str) -> Path:
     raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml next to the package")
 
 
-def run_demo(observer: Observer, *, seed: int, overrides: Sequence[str]) -> Path:
+def run_demo(callback: Callback, *, seed: int, overrides: Sequence[str]) -> Path:
     """Train, then report accuracy before and after, completions of both, and what to try next.
 
     A demo that was interrupted reports nothing: `coterie resume` finishes its training.
     """
     config = load(["@", str(recipe("demo")), "--seed", str(seed), *overrides]).config
-    run = launch.train(config, observer)
+    run = launch.train(config, callback)
     if last_step(RunDirectory.at(run)) == config.steps:
         for line in summary(run):
-            observer.noted("demo", line)
+            callback.on_event("demo", line)
     return run
 
 

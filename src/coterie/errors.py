@@ -1,4 +1,4 @@
-"""Every error coterie raises on purpose. Each message states the value, what was expected, and the remedy.
+"""Exceptions of coterie. Each message states the value, what was expected, and the remedy.
 
 CoterieError
 ├── ConfigError        a setting is unknown, of the wrong type, or contradicts another (exit code 2)
@@ -92,7 +92,7 @@ def install_command(extra: str) -> str:
     Args:
         extra: name of an optional dependency group in pyproject.toml, e.g. `hub`; several are separated by commas.
     """
-    python, source = shlex.quote(_near(Path(sys.executable))), Path(__file__).absolute().parents[2]
+    python, source = shlex.quote(_relative(Path(sys.executable))), Path(__file__).absolute().parents[2]
     if find_spec("pip") is None and which("uv"):
         tool = f"uv pip install --python {python}"
     elif find_spec("pip") is None:
@@ -100,12 +100,12 @@ def install_command(extra: str) -> str:
     else:
         tool = f"{python} -m pip install"
     if (source / "pyproject.toml").is_file() and (source / "bootstrap.py").is_file():
-        return f"{tool} -e {shlex.quote(f'{_near(source)}[{extra}]')}"
+        return f"{tool} -e {shlex.quote(f'{_relative(source)}[{extra}]')}"
     return f"{tool} {' '.join(map(shlex.quote, _packages(extra)))}"
 
 
-def _near(path: Path) -> str:
-    """A path as short as it can be written in the current directory."""
+def _relative(path: Path) -> str:
+    """The path, relative to the current directory where it is inside."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -26,7 +26,7 @@ from coterie.build.run import (
     sampling_for,
     use_threads,
 )
-from coterie.callbacks import NullObserver, Observer, ToStderr, printing_to
+from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.load import load_file
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
@@ -122,7 +122,7 @@ class Sampler:
     policy: Policy
     engine: Engine
 
-    def evaluate(self, observer: Observer) -> Evaluation:
+    def evaluate(self, callback: Callback) -> Evaluation:
         """Its held-out accuracy, with the rollouts."""
         step = _step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
@@ -130,11 +130,11 @@ class Sampler:
             scorer.start(self.inputs.prompts)
             evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
             return evaluator.evaluate(
-                step, lambda done, total: observer.progressed(EVALUATING, done, total, "completions")
+                step, lambda done, total: callback.on_progress(EVALUATING, done, total, "completions")
             )
 
 
-def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> Sampler:
+def sampler_for(config: RunConfig, callback: Callback, *, need_train: bool) -> Sampler:
     """The configured model, ready to be sampled.
 
     Args:
@@ -142,11 +142,11 @@ def sampler_for(config: RunConfig, observer: Observer, *, need_train: bool) -> S
     """
     device_of(config)
     use_threads(config)
-    inputs = read_inputs(config, observer, need_train=need_train)
-    observer.progressed("loading the model")
+    inputs = read_inputs(config, callback, need_train=need_train)
+    callback.on_progress("loading the model")
     policy = policy_for(config, inputs)
     for note in policy.notes:
-        observer.noted("model", note)
+        callback.on_event("model", note)
     return Sampler(config=config, inputs=inputs, policy=policy, engine=engine_for(config, inputs, policy))
 
 
@@ -172,17 +172,17 @@ def require_heldout(config: RunConfig) -> None:
         )
 
 
-def evaluate(target: str | None, config: RunConfig, observer: Observer | None = None) -> list[EvalResult]:
+def evaluate(target: str | None, config: RunConfig, callback: Callback | None = None) -> list[EvalResult]:
     """Held-out accuracy of a run, checkpoint or model on `data.heldout`.
 
     Raises:
         DataError: no held-out prompts are configured.
     """
-    observer = observer or NullObserver()
+    callback = callback or Callback()
     config = with_model(config, target)
     require_heldout(config)
-    results = list(sampler_for(config, observer, need_train=False).evaluate(observer).results)
-    observer.evaluated(results)
+    results = list(sampler_for(config, callback, need_train=False).evaluate(callback).results)
+    callback.on_evaluate(results)
     return results
 
 
@@ -194,12 +194,12 @@ def _step_of(model: str) -> int:
 
 
 def sample(
-    config: RunConfig, count: int, target: str | None = None, observer: Observer | None = None
+    config: RunConfig, count: int, target: str | None = None, callback: Callback | None = None
 ) -> Iterator[tuple[Prompt, Rollout]]:
     """Sample and score one rollout of each of `count` training prompts, without training."""
-    observer = observer or NullObserver()
+    callback = callback or Callback()
     config = with_model(config, target)
-    ready = sampler_for(config, observer, need_train=False)
+    ready = sampler_for(config, callback, need_train=False)
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")
@@ -208,7 +208,7 @@ def sample(
         drawn = order.draw(0, count)
         sampling = replace(
             sampling_for(config, config.sampling.temperature),
-            progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+            progress=lambda done, total: callback.on_progress("sampling", done, total, "completions"),
         )
         found = collector.collect(drawn, samples=1, sampling=sampling)
     for rollout in found.rollouts:
@@ -224,7 +224,7 @@ def complete(
     max_tokens: int = 128,
     system: str | None = None,
     seed: int = 0,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> list[list[str]]:
     """Completions of a run's or a model's policy: `samples` texts for each prompt, in order.
 
@@ -238,12 +238,12 @@ def complete(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    observer = observer or NullObserver()
-    source = locate_model(config.model.name, observer)
+    callback = callback or Callback()
+    source = locate_model(config.model.name, callback)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     system = _system_of(target) if system is None else system
     conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
-    observer.progressed("loading the model")
+    callback.on_progress("loading the model")
     engine = EmbeddedEngine(load_policy(config, source), talk)
     requests = [
         Request(
@@ -256,7 +256,7 @@ def complete(
     sampling = Sampling(
         temperature=temperature,
         max_tokens=max_tokens,
-        progress=lambda done, total: observer.progressed("sampling", done, total, "completions"),
+        progress=lambda done, total: callback.on_progress("sampling", done, total, "completions"),
     )
     texts = [talk.decode(turn.tokens) for turn in engine.generate(requests, sampling)]
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
@@ -281,7 +281,7 @@ def chat(
     temperature: float = 0.7,
     max_tokens: int = 512,
     seed: int | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> ChatSession:
     """A conversation with a run's or a model's policy: `.reply(text)`.
 
@@ -291,10 +291,10 @@ def chat(
     """
     config = with_model(RunConfig(), target)
     use_threads(config)
-    observer = observer or NullObserver()
-    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
+    callback = callback or Callback()
+    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    observer.progressed("loading the model")
+    callback.on_progress("loading the model")
     policy = load_policy(config, source)
     engine = EmbeddedEngine(policy, talk, slots=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
@@ -339,7 +339,7 @@ class Drift:
 
 
 def measure(
-    target: str | None, config: RunConfig, against: str | None = None, observer: Observer | None = None
+    target: str | None, config: RunConfig, against: str | None = None, callback: Callback | None = None
 ) -> list[Drift]:
     """Sample both models on `data.heldout` as an evaluation does, and let each score what the other said.
 
@@ -352,18 +352,18 @@ def measure(
         DataError: no held-out prompts are configured.
         RunError: a run has no checkpoint yet.
     """
-    observer = observer or NullObserver()
+    callback = callback or Callback()
     settings = [with_model(config, one) for one in (target, against)]
     require_heldout(config)
     if settings[0].model.name == settings[1].model.name:
         raise ConfigError(f"{settings[0].model.name} would be compared with itself; name a run, or a base by --against")
-    model, base = (sampler_for(_plain(one), observer, need_train=False) for one in settings)
+    model, base = (sampler_for(_plain(one), callback, need_train=False) for one in settings)
     if model.inputs.heldout.token_ids != base.inputs.heldout.token_ids:
         raise ConfigError(
             f"{settings[0].model.name} and {settings[1].model.name} read the same prompts as different tokens, so "
             "neither can score what the other says; compare models of one tokenizer and chat template"
         )
-    said = model.evaluate(observer), base.evaluate(observer)
+    said = model.evaluate(callback), base.evaluate(callback)
     moved = _divergence(model, base, _rollouts(said[0])), _divergence(base, model, _rollouts(said[1]))
     return _table(said, moved, config.seed)
 

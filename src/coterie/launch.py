@@ -24,7 +24,7 @@ from coterie.build.run import (
     trainer_for,
     use_threads,
 )
-from coterie.callbacks import NullObserver, Observer, RunInfo, printing_to
+from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
 from coterie.config.load import load_file
 from coterie.config.paths import hashed
@@ -76,13 +76,13 @@ def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False
     return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
 
-def train(config: RunConfig, observer: Observer | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
+def train(config: RunConfig, callback: Callback | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
     """Train from the start in a new run folder; returns the folder.
 
     Raises:
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
-    observer = observer or NullObserver()
+    callback = callback or Callback()
     check_name(Path(config.runs), config.name)
     check_trainable(config)
     device_of(config)
@@ -90,26 +90,26 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     source = resolve(config.model.name, Path(config.runs))
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
-    inputs = read_inputs(config, observer)
+    inputs = read_inputs(config, callback)
     require_judges(config, inputs)
     stem = f"{source.label}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
-        observer.progressed("checking the rewards")
+        callback.on_progress("checking the rewards")
         require_sound(scorer, inputs.prompts)
-        observer.progressed("loading the model")
+        callback.on_progress("loading the model")
         policy = policy_for(config, inputs)
         policy.require_trainable()
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
-            return _go(config, observer, run, inputs, policy, scorer, lambda trainer, recorder: None)
+            return _go(config, callback, run, inputs, policy, scorer, lambda trainer, recorder: None)
 
 
 def resume(
     run: str | Path,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     *,
     runs: Path = Path("runs"),
     fresh: bool = False,
@@ -131,24 +131,24 @@ def resume(
         CheckpointError: there are checkpoints, or were, but none verifies; or the settings, the prompts or the source
             of a reward function are others than those of the checkpoint.
     """
-    observer = observer or NullObserver()
+    callback = callback or Callback()
     with RunDirectory.open(run, runs) as directory:
         config = load_file(directory.config).config
         if steps is not None:
-            config = _lengthened(directory, config, steps, observer)
+            config = _lengthened(directory, config, steps, callback)
         check_resumable(directory, stop_rules(config.stop))
         device_of(config)
         use_threads(config)
-        inputs = read_inputs(config, observer)
+        inputs = read_inputs(config, callback)
         with Scorer(config.rewards, max_steps=config.steps) as scorer:
             scorer.start(inputs.prompts)
-            observer.progressed("loading the model")
+            callback.on_progress("loading the model")
             policy = policy_for(config, inputs)
             begin = _start_over if fresh else partial(_restore, accept_reward_change=accept_reward_change)
-            return _go(config, observer, directory, inputs, policy, scorer, begin)
+            return _go(config, callback, directory, inputs, policy, scorer, begin)
 
 
-def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Observer) -> RunConfig:
+def _lengthened(run: RunDirectory, config: RunConfig, steps: int, callback: Callback) -> RunConfig:
     """The settings with another number of steps, stored as the run's own."""
     finished = last_step(run)
     if steps < max(finished, 1):
@@ -157,9 +157,9 @@ def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Obse
         return config
     run.write_steps(steps)
     shortened = ": the run is shortened and ends there" if steps < config.steps else ""
-    observer.noted("resume", f"{run.config}: steps = {steps} (was {config.steps}){shortened}")
+    callback.on_event("resume", f"{run.config}: steps = {steps} (was {config.steps}){shortened}")
     if config.optim.schedule != "constant" and finished:
-        observer.noted(
+        callback.on_event(
             "warning",
             f"optim.schedule = {config.optim.schedule!r}: from step {finished + 1} on the learning rate is that of "
             f"a run of {steps} steps, while steps 1 to {finished} had that of one of {config.steps}",
@@ -169,7 +169,7 @@ def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Obse
 
 def _go(
     config: RunConfig,
-    observer: Observer,
+    callback: Callback,
     run: RunDirectory,
     inputs: Inputs,
     policy: Policy,
@@ -178,7 +178,7 @@ def _go(
 ) -> Path:
     recorder = Recorder(
         run,
-        observer=observer,
+        callback=callback,
         save_model=_save_model(policy, inputs.chat),
         keep=config.checkpoint.keep,
         size=_checkpoint_size(config, policy),
@@ -189,13 +189,13 @@ def _go(
         reward_sources=sources(config.rewards, config.environment),
     )
     trainer: Trainer | None = None
-    prints = Prints(recorder.log, observer)
+    prints = Prints(recorder.log, callback)
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
         begin(trainer, recorder)
         if trainer.step < config.steps:
             recorder.require_room()
-        observer.started(_info(config, run, inputs, policy, trainer.step + 1))
+        callback.on_start(_info(config, run, inputs, policy, trainer.step + 1))
         _note_circumstances(recorder, trainer.step, inputs, policy)
         hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
         for note in dict.fromkeys((*scorer.notes, *hidden)):
@@ -203,17 +203,17 @@ def _go(
         for warning in warnings_of(config):
             recorder.note(trainer.step, "warning", warning)
         if trainer.step < config.steps:
-            observer.progressed("measuring the memory of the longest batch")
+            callback.on_progress("measuring the memory of the longest batch")
             recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
         first = trainer.step
         with (
-            StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop,
+            StopSignal(lambda message: callback.on_event("stop", message), trainer.plan) as stop,
             printing_to(prints),
         ):
             finished = trainer.run(stop)
         if not finished:
             recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
-            observer.noted("stopped", stop.name)
+            callback.on_event("stopped", stop.name)
         if trainer.step > first and (reason := untrained(recorder.db)):
             recorder.note(trainer.step, "warning", reason)
         report_run(run)
@@ -232,7 +232,7 @@ def _go(
         raise
     finally:
         recorder.close()
-    observer.finished(run.path, _last_words(run, trainer.step, config.steps, finished))
+    callback.on_end(run.path, _last_words(run, trainer.step, config.steps, finished))
     return run.path
 
 

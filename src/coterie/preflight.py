@@ -12,7 +12,7 @@ from coterie.batches.pack import largest, plan
 from coterie.build import run
 from coterie.build.learner import learner_for, warnings_of
 from coterie.build.run import Inputs
-from coterie.callbacks import NullObserver, ToStderr, printing_to
+from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
 from coterie.data.answers import THOUGHTS
@@ -67,7 +67,7 @@ def validate(config: RunConfig) -> Report:
     """
     report = Report()
     report.attempt("settings", lambda: run.check_trainable(config))
-    inputs = report.attempt("data", lambda: run.read_inputs(config, NullObserver()))
+    inputs = report.attempt("data", lambda: run.read_inputs(config, Callback()))
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
@@ -85,7 +85,7 @@ def dry_run(config: RunConfig) -> Report:
     if report.attempt("device", lambda: run.device_of(config)) is None:
         return report
     run.use_threads(config)
-    inputs = report.attempt("data", lambda: run.read_inputs(config, NullObserver()))
+    inputs = report.attempt("data", lambda: run.read_inputs(config, Callback()))
     if inputs is None:
         return report
     _data_lines(report, config, inputs)

@@ -99,11 +99,11 @@ def test_objects_train_to_the_bits_of_a_file(folder: Path) -> None:
     for name, rows in (("train", ROWS), ("heldout", HELDOUT)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.toml").write_text(TOML)
-    seen = Watch()
-    run = coterie.train("model", ROWS, closure("a"), heldout=HELDOUT, name="objects", steps=2, callback=seen, **SMALL)
+    watch = Watch()
+    run = coterie.train("model", ROWS, closure("a"), heldout=HELDOUT, name="objects", steps=2, callback=watch, **SMALL)
     file = coterie.train(config="config.toml", quiet=True)
     assert without_names(fingerprint(run.path)) == without_names(fingerprint(file.path))
-    assert seen.calls == ["start", "evaluate 0", "step 1", "step 2", "evaluate 2", "end objects"]
+    assert watch.calls == ["start", "evaluate 0", "step 1", "step 2", "evaluate 2", "end objects"]
     check_run(run)
     check_the_command_line_refuses(run)
     check_resumes(run)
@@ -319,7 +319,7 @@ def test_rewards_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(re.fullmatch(r"python:\w+#[0-9a-f]{12}", part["name"]) for part in parts if part["name"] != "number")
     assert folders == []
     parts, folders = parts_of(make_model)
-    assert parts == [{"name": "train.runs_for_tests:make_model"}]
+    assert parts == [{"name": "runs_for_tests:make_model"}]
     assert folders == [str(Path(__file__).parents[1])]
 
 

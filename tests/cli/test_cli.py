@@ -65,15 +65,15 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     fake: Any = types.ModuleType("coterie.launch")
 
-    def train(config, observer, *, provenance):
+    def train(config, callback, *, provenance):
         calls.append(("train", (config, dict(provenance))))
-        observer.noted("warning", "slow")
-        observer.finished(Path("runs/x"), "done")
+        callback.on_event("warning", "slow")
+        callback.on_end(Path("runs/x"), "done")
         return Path("runs/x")
 
-    def evaluate(target, config, observer):
+    def evaluate(target, config, callback):
         calls.append(("evaluate", (target, config)))
-        one = EvalResult(
+        result = EvalResult(
             step=3,
             task="t",
             prompts=1,
@@ -84,10 +84,10 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
             mean_length=2.0,
             truncated=0.0,
         )
-        observer.evaluated([one])
-        return [one]
+        callback.on_evaluate([result])
+        return [result]
 
-    def sample(config, count, target=None, observer=None) -> Iterator[tuple[Prompt, Rollout]]:
+    def sample(config, count, target=None, callback=None) -> Iterator[tuple[Prompt, Rollout]]:
         calls.append(("sample", (config, count, target)))
         for _ in range(count):
             yield a_rollout()
@@ -96,12 +96,12 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         def reply(self, text: str) -> str:
             return f"you said {text}\x07"
 
-    def refuse(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
+    def refuse(run, callback, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise DataError(f"{run} has bad rows:\x1b[2J 7")
 
     fake.train, fake.evaluate, fake.sample, fake.resume = train, evaluate, sample, refuse
 
-    def chat(target, *, system=None, temperature=0.7, max_tokens=512, observer=None):
+    def chat(target, *, system=None, temperature=0.7, max_tokens=512, callback=None):
         calls.append(("chat", (target, system, temperature, max_tokens)))
         return Session()
 
@@ -109,7 +109,7 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
     fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
     fake_demo: Any = types.ModuleType("coterie.demo")
-    fake_demo.run_demo = lambda observer, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
+    fake_demo.run_demo = lambda callback, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
     monkeypatch.setitem(sys.modules, "coterie.demo", fake_demo)
     monkeypatch.setitem(sys.modules, "coterie.launch", fake)
     monkeypatch.setattr(coterie, "launch", fake, raising=False)
@@ -142,12 +142,12 @@ def test_demo(launch):
 
 def test_reports_as_json(launch, capsys):
     assert main(["validate", "--json"]) == 0
-    seen = json.loads(capsys.readouterr().out)
-    assert seen["ok"] is True
-    assert seen["checks"][0] == {"level": "ok", "subject": "gold", "text": "scores 1"}
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["checks"][0] == {"level": "ok", "subject": "gold", "text": "scores 1"}
     assert main(["train", "--steps", "3", "--dry-run", "--json"]) == 1
-    seen = json.loads(capsys.readouterr().out)
-    assert (seen["ok"], seen["checks"][1]["level"]) == (False, "fail")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["checks"][1]["level"]) == (False, "fail")
     assert main(["train", "--steps", "3", "--json"]) == 2
     assert "coterie show RUN --json" in capsys.readouterr().err
 
@@ -192,9 +192,9 @@ def test_what_is_missing_or_taken_is_told_before_anything_is_loaded(launch, caps
         (["train", 'data.train=[{"type": "file", "path": "none.jsonl"}]'], 1, "none.jsonl does not exist"),
     ):
         assert main(words) == code
-        seen = capsys.readouterr()
-        assert text in seen.err
-        assert seen.out == ""  # not even that something is being loaded
+        output = capsys.readouterr()
+        assert text in output.err
+        assert output.out == ""  # not even that something is being loaded
     assert launch == []
 
 
@@ -210,8 +210,9 @@ def test_ctrl_c_says_so(launch, capsys, monkeypatch, words):
     def interrupt(*args, **options):
         raise KeyboardInterrupt("step 3 is saved" if words == ["train"] else "")
 
-    for name in ("train", "evaluate", "sample", "chat", "demo"):
+    for name in ("train", "evaluate", "sample", "chat"):
         monkeypatch.setattr(sys.modules["coterie.launch"], name, interrupt)
+    monkeypatch.setattr(sys.modules["coterie.demo"], "run_demo", interrupt)
     assert main(words) == 130
     detail = ": step 3 is saved" if words == ["train"] else ""
     assert capsys.readouterr().err.splitlines()[-1] == f"interrupted{detail}"
@@ -272,8 +273,8 @@ def test_rollout(launch, capsys, tmp_path):
 
 
 def test_chat(launch, capsys, monkeypatch):
-    said = iter(["hello", "/reset", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    lines = iter(["hello", "/reset", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert main(["chat", "a/m"]) == 0
     out, err = capsys.readouterr()
     assert out == "you said hello\\x07\n"
@@ -288,7 +289,7 @@ def test_chat(launch, capsys, monkeypatch):
 def test_bugs_keep_their_traceback(launch, monkeypatch, tmp_path):
     a_run(tmp_path, "x")
 
-    def broken(run, observer, *, runs, fresh=False, steps=None, accept_reward_change=False):
+    def broken(run, callback, *, runs, fresh=False, steps=None, accept_reward_change=False):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["coterie.launch"], "resume", broken)
@@ -338,9 +339,9 @@ def test_config_verbs(capsys, tmp_path):
 )
 def test_asking(words, code, text, capsys):
     assert main(words) == code
-    seen = capsys.readouterr()
-    assert text in seen.out + seen.err
-    assert bool(seen.err) == (code != 0)
+    output = capsys.readouterr()
+    assert text in output.out + output.err
+    assert bool(output.err) == (code != 0)
 
 
 @pytest.mark.parametrize("verb", ["train", "demo", "eval", "rollout", "drift", "validate", "sweep"])
@@ -454,14 +455,14 @@ def test_no_color_is_obeyed_everywhere(words, launch, two_runs, monkeypatch):
     monkeypatch.setenv("COTERIE_HOME", str(two_runs))
     monkeypatch.setattr(machine, "gpus", lambda: [])
     words = [*words, "--runs", str(two_runs)] if words == ["ls"] else words
-    seen = []
+    outputs = []
     for value in ("", "1"):
         monkeypatch.setenv("NO_COLOR", value)
         with CliRunner().isolation(color=True) as (out, err, _):
             main(words)
-            seen.append(out.getvalue() + err.getvalue())
-    assert b"\x1b[" in seen[0]
-    assert b"\x1b" not in seen[1]
+            outputs.append(out.getvalue() + err.getvalue())
+    assert b"\x1b[" in outputs[0]
+    assert b"\x1b" not in outputs[1]
 
 
 @pytest.fixture

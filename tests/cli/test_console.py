@@ -1,4 +1,4 @@
-"""The watcher prints what matters, with or without a terminal, and nothing that a model says is obeyed."""
+"""The console prints what matters, with or without a terminal, and obeys nothing that a model says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from coterie.callbacks import Observer, RunInfo
+from coterie.callbacks import RunInfo
 from coterie.console import (
-    ConsoleObserver,
+    ConsoleCallback,
     PipeSafeConsole,
     duration,
     eval_line,
@@ -82,19 +82,18 @@ def sample(completion: str = NASTY) -> tuple[Prompt, Rollout]:
     return prompt, rollout
 
 
-def watch(*, live: bool, width: int = 100, color: bool = False) -> tuple[str, ConsoleObserver]:
+def watch(*, live: bool, width: int = 100, color: bool = False) -> tuple[str, ConsoleCallback]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=live, width=width, no_color=not color, highlight=False)
-    with ConsoleObserver(console) as watcher:
-        observer: Observer = watcher
-        observer.noted("progress", "fetching the model")
-        observer.started(INFO)
+    with ConsoleCallback(console) as callback:
+        callback.on_event("progress", "fetching the model")
+        callback.on_start(INFO)
         for step in range(1, 16):
-            observer.stepped(step, METRICS, sample() if step % 2 else None)
-        observer.noted("checkpoint", "step 15\x1b")
-        observer.evaluated([RESULT])
-        observer.finished(INFO.run, "done")
-    return out.getvalue(), watcher
+            callback.on_step(step, METRICS, sample() if step % 2 else None)
+        callback.on_event("checkpoint", "step 15\x1b")
+        callback.on_evaluate([RESULT])
+        callback.on_end(INFO.run, "done")
+    return out.getvalue(), callback
 
 
 def test_plain_lines():
@@ -112,8 +111,8 @@ def test_plain_lines():
 
 
 def test_live_table_keeps_the_last_steps_and_gives_the_terminal_back():
-    text, watcher = watch(live=True)
-    assert watcher._live is None
+    text, callback = watch(live=True)
+    assert callback._live is None
     assert text.rstrip().endswith("done\x1b[0m")
     last = text[text.rindex("solved/mixed/none%") :]
     rows = [line.split()[0] for line in re.sub(r"\x1b\[[\d;?]*\w", "", last).splitlines() if "±" in line]
@@ -150,11 +149,11 @@ def test_no_line_breaks_inside_a_number_with_its_interval():
 
 def test_progress_without_a_terminal_is_told_at_once_and_then_now_and_then():
     out, seconds = io.StringIO(), 0.0
-    watcher = ConsoleObserver(Console(file=out, width=100), live=False, clock=lambda: seconds)
-    watcher.progressed("loading the model")
-    watcher.progressed("loading the model")
+    callback = ConsoleCallback(Console(file=out, width=100), live=False, clock=lambda: seconds)
+    callback.on_progress("loading the model")
+    callback.on_progress("loading the model")
     for done in range(0, 120):  # half a second each
-        watcher.progressed("evaluating", done, 120, "completions")
+        callback.on_progress("evaluating", done, 120, "completions")
         seconds += 0.5
     assert out.getvalue().splitlines() == [
         "loading the model …",
@@ -167,14 +166,14 @@ def test_progress_without_a_terminal_is_told_at_once_and_then_now_and_then():
 def test_progress_on_a_terminal_leaves_nothing_behind():
     out, seconds = io.StringIO(), 0.0
     console = Console(file=out, force_terminal=True, width=100, highlight=False)
-    with ConsoleObserver(console, clock=lambda: seconds) as watcher:
-        watcher.progressed("downloading smollm2", 0, 98_400_000, "bytes")
+    with ConsoleCallback(console, clock=lambda: seconds) as callback:
+        callback.on_progress("downloading smollm2", 0, 98_400_000, "bytes")
         for _ in range(8):
             seconds += 0.5
-            watcher.progressed("downloading smollm2", int(seconds * 10e6), 98_400_000, "bytes")
+            callback.on_progress("downloading smollm2", int(seconds * 10e6), 98_400_000, "bytes")
         assert "downloading smollm2 ━━━━━━━━────────────: 40 of about 98 MB, 10.0 MB/s" in out.getvalue()
-        watcher.evaluated([RESULT])
-    assert watcher._live is None
+        callback.on_evaluate([RESULT])
+    assert callback._live is None
     assert out.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, the line is gone
 
 
@@ -195,7 +194,7 @@ def test_activities(figures, text):
 
 def test_a_finished_run_says_how_to_train_on():
     out = io.StringIO()
-    ConsoleObserver(Console(file=out, width=100), live=False).started(replace(INFO, first_step=51))
+    ConsoleCallback(Console(file=out, width=100), live=False).on_start(replace(INFO, first_step=51))
     assert "all 50 done; `coterie resume runs/legs-001 --steps N` adds more" in out.getvalue()
 
 
@@ -205,29 +204,29 @@ def test_small_models_have_a_size():
 
 def test_broken_run_leaves_a_clean_terminal():
     out = io.StringIO()
-    watcher = ConsoleObserver(Console(file=out, force_terminal=True, width=90))
+    callback = ConsoleCallback(Console(file=out, force_terminal=True, width=90))
 
     def run() -> None:
-        with watcher:
-            watcher.started(INFO)
+        with callback:
+            callback.on_start(INFO)
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         run()
-    assert watcher._live is None
+    assert callback._live is None
     assert "\x1b[?25h" in out.getvalue()  # the cursor is back
 
 
 def test_no_color(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     out = io.StringIO()
-    ConsoleObserver(Console(file=out, force_terminal=True), live=False).noted("warning", "slow")
+    ConsoleCallback(Console(file=out, force_terminal=True), live=False).on_event("warning", "slow")
     assert "\x1b[3" not in out.getvalue()
 
 
 def test_steps_without_metrics():
     out = io.StringIO()
-    ConsoleObserver(Console(file=out, width=200), live=False).stepped(1, {}, None)
+    ConsoleCallback(Console(file=out, width=200), live=False).on_step(1, {}, None)
     assert out.getvalue().startswith("step 1/?  reward –±–  solved/mixed/none% –/–/–  – s  ETA –")
 
 
@@ -286,23 +285,23 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("I/O operation on closed file")])
 def test_a_run_outlives_its_output(error, live):
     out = Gone(error)
-    with ConsoleObserver(PipeSafeConsole(file=out, force_terminal=live, width=100), live=live) as watcher:
-        watcher.started(INFO)
+    with ConsoleCallback(PipeSafeConsole(file=out, force_terminal=live, width=100), live=live) as callback:
+        callback.on_start(INFO)
         for step in range(1, 4):
-            watcher.stepped(step, METRICS, sample())
-        watcher.evaluated([RESULT])
-        watcher.noted("warning", "slow")
-        watcher.finished(INFO.run, "done")
-    assert watcher.console.quiet
+            callback.on_step(step, METRICS, sample())
+        callback.on_evaluate([RESULT])
+        callback.on_event("warning", "slow")
+        callback.on_end(INFO.run, "done")
+    assert callback.console.quiet
     assert out.writes < 9
 
 
 def test_a_text_that_cannot_be_written_costs_no_other():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
-    watcher = ConsoleObserver(PipeSafeConsole(file=out, width=100), live=False)
-    watcher.noted("warning", "±")
-    watcher.noted("warning", "plain")
+    callback = ConsoleCallback(PipeSafeConsole(file=out, width=100), live=False)
+    callback.on_event("warning", "±")
+    callback.on_event("warning", "plain")
     assert raw.getvalue() == b"warning: \\xb1\nwarning: plain\n"
 
 
@@ -315,10 +314,10 @@ from coterie.cli.main import app, main
 
 @app.command()
 def work():
-    with console.watcher() as watch:
+    with console.console_callback() as callback:
         for step in range(20000):
-            watch.noted("progress", f"step {step}")
-        watch.finished(Path("runs/x"), "done")
+            callback.on_event("progress", f"step {step}")
+        callback.on_end(Path("runs/x"), "done")
     print("and printed", "x" * 100_000)
     Path(sys.argv[1]).write_text("trained")
 

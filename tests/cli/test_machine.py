@@ -16,7 +16,7 @@ TWO_SOCKETS = "\n\n".join(
 
 
 def facts(**changes: object) -> Facts:
-    known: dict[str, object] = {
+    defaults: dict[str, object] = {
         "system": "Linux x86_64",
         "python": "3.11.7",
         "cpu": "EPYC",
@@ -26,15 +26,15 @@ def facts(**changes: object) -> Facts:
         "memory_free": 20 * GIB,
         "disk_free": 80 * GIB,
     }
-    return Facts(**(known | changes))  # ty: ignore[invalid-argument-type]
+    return Facts(**(defaults | changes))  # ty: ignore[invalid-argument-type]
 
 
 def test_this_machine():
-    seen = machine.facts("not/yet/there")
-    assert seen.cores >= 1
-    assert seen.memory >= seen.memory_free > 0
-    assert seen.disk_free > 0
-    assert f"{seen.cores} cores" in seen.line()
+    system = machine.facts("not/yet/there")
+    assert system.cores >= 1
+    assert system.memory >= system.memory_free > 0
+    assert system.disk_free > 0
+    assert f"{system.cores} cores" in system.line()
 
 
 def test_physical_cores_of_the_allowed_processors():
@@ -83,8 +83,8 @@ def test_the_doctor_says_how_many_threads_and_why(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.setattr(machine, "gpus", list)
-    seen = doctor.examine()
-    assert seen["threads"]["count"] == 1
-    (line,) = [text for _, text in doctor.lines(seen) if text.startswith("threads: ")]
+    system = doctor.examine()
+    assert system["threads"]["count"] == 1
+    (line,) = [text for _, text in doctor.lines(system) if text.startswith("threads: ")]
     assert line.startswith("threads: 1 of ")
     assert "wait policy OMP_WAIT_POLICY=passive, because the environment says so" in line

@@ -17,8 +17,8 @@ def source(**times: int) -> dict[str, Any]:
 def test_it_knows_when_sources_change() -> None:
     data = DataConfig.model_validate({"train": [source(until=10), source(after=8), source(after=8, until=20)]})
     assert data.changes() == [0, 8, 10, 20]
-    assert [one.active(9) for one in data.train] == [True, True, True]
-    assert [one.active(20) for one in data.train] == [False, True, False]
+    assert [source_config.active(9) for source_config in data.train] == [True, True, True]
+    assert [source_config.active(20) for source_config in data.train] == [False, True, False]
     assert DataConfig().changes() == [0]
 
 

@@ -46,15 +46,15 @@ def test_defaults_need_nothing():
 
 
 def test_precedence_and_provenance(toml):
-    one = toml("steps = 1\nseed = 1\nthreads = 1\n[optim]\nlr = 1e-3\nwarmup = 1", "one.toml")
-    two = toml("seed = 2\nthreads = 2\n[optim]\nwarmup = 2", "two.toml")
+    first = toml("steps = 1\nseed = 1\nthreads = 1\n[optim]\nlr = 1e-3\nwarmup = 1", "one.toml")
+    second = toml("seed = 2\nthreads = 2\n[optim]\nwarmup = 2", "two.toml")
     env = {"COTERIE_THREADS": "3", "COTERIE_OPTIM__WARMUP": "3", "COTERIE_HOME": "/x", "HOME": "/y"}
-    loaded = at("--optim.warmup", "4", "@", one, f"@{two}", "optim.warmup=5", env=env)
+    loaded = at("--optim.warmup", "4", "@", first, f"@{second}", "optim.warmup=5", env=env)
     config, source = loaded.config, loaded.provenance
     assert (config.steps, config.seed, config.threads, config.optim.warmup) == (1, 2, 3, 5)
     assert config.optim.lr == 1e-3
-    assert source["steps"] == source["optim.lr"] == one
-    assert source["seed"] == two
+    assert source["steps"] == source["optim.lr"] == first
+    assert source["seed"] == second
     assert source["threads"] == "COTERIE_THREADS"
     assert source["optim.warmup"] == "optim.warmup=5"
     assert source["optim.eps"] == "default"
@@ -144,9 +144,9 @@ def test_index_reaches_the_default_list_and_appends():
 
 
 def test_lists_replace_and_tables_merge(toml):
-    one = toml('[[data.train]]\ntype = "file"\npath = "x"\n[[data.train]]\ntype = "file"\npath = "y"', "one.toml")
-    two = toml('[[data.train]]\ntype = "reasoning_gym"\nname = "n"\n[data.train.params]\na = 1', "two.toml")
-    loaded = at("@", one, "@", two, "--data.train.0.params.max-animals", "3", "--data.train.0.params.word", "hi")
+    first = toml('[[data.train]]\ntype = "file"\npath = "x"\n[[data.train]]\ntype = "file"\npath = "y"', "one.toml")
+    second = toml('[[data.train]]\ntype = "reasoning_gym"\nname = "n"\n[data.train.params]\na = 1', "two.toml")
+    loaded = at("@", first, "@", second, "--data.train.0.params.max-animals", "3", "--data.train.0.params.word", "hi")
     assert loaded.config.model_dump()["data"]["train"] == [
         {
             "type": "reasoning_gym",
@@ -160,8 +160,8 @@ def test_lists_replace_and_tables_merge(toml):
             "until": None,
         }
     ]
-    assert loaded.provenance["data.train.0.params.a"] == two
-    assert one not in loaded.provenance.values()
+    assert loaded.provenance["data.train.0.params.a"] == second
+    assert first not in loaded.provenance.values()
 
 
 @pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b""])
@@ -301,9 +301,9 @@ def test_a_missing_file_is_told_with_the_flags_problems_but_not_with_what_it_may
 )
 def test_bad_files(toml, text, message):
     file = toml(text)
-    found = refusal("@", file)
-    assert message in found
-    assert file in found
+    problem = refusal("@", file)
+    assert message in problem
+    assert file in problem
 
 
 def test_every_problem_is_reported_on_its_own_line(toml):

@@ -27,10 +27,10 @@ def test_every_row_loads_and_its_choices_fit_each_other(name: str) -> None:
     for key, value in ALGORITHMS[name].settings.items():
         assert key in settings()
         assert loaded.provenance[key] == f"algorithm {name}"
-        found: object = loaded.config
+        setting: object = loaded.config
         for part in key.split("."):
-            found = getattr(found, part)
-        assert found == value
+            setting = getattr(setting, part)
+        assert setting == value
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -56,8 +56,8 @@ def test_a_method_on_top_of_a_stored_run_is_that_method(tmp_path: Path) -> None:
     for old in ("grpo", "dapo", "ppo"):
         file.write_text(dumps(stored(load([f"algorithm={old}", "runs=out"], env={}).config)), encoding="utf-8")
         for new in ("grpo", "dr_grpo", "cispo", "ppo"):
-            found = load(["@", str(file), f"--algorithm={new}"], env={}).config
-            assert found == load([f"algorithm={new}", "runs=out"], env={}).config, (old, new)
+            config = load(["@", str(file), f"--algorithm={new}"], env={}).config
+            assert config == load([f"algorithm={new}", "runs=out"], env={}).config, (old, new)
 
 
 def test_flags_lie_over_the_row_in_any_order() -> None:
@@ -118,12 +118,12 @@ def test_choices_that_do_not_fit_are_refused_before_a_model_is_loaded(words: lis
 def test_the_verbs_show_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["algo", "ls"]) == 0
     listed = capsys.readouterr().out
-    for name, one in ALGORITHMS.items():
+    for name, algorithm in ALGORITHMS.items():
         assert name in listed
         assert main(["algo", "show", name]) == 0
         text = capsys.readouterr().out
-        assert one.formula in text
-        assert all(key in text for key in one.settings)
+        assert algorithm.formula in text
+        assert all(key in text for key in algorithm.settings)
     assert main(["algo", "show", "gspo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["objective.ratio"] == "sequence"
     assert main(["algo", "show", "grpoo"]) == 2

@@ -80,13 +80,13 @@ def _name_of(source: Any) -> str:
 
 
 def paths_of(config: RunConfig) -> dict[str, Any]:
-    train, held = config.data.train, config.data.heldout
+    train, heldout = config.data.train, config.data.heldout
     return {
         "runs": config.runs,
         "model": config.model.name,
         "encoder": config.grouping.embedding,
-        "train": [_name_of(one) for one in train],
-        "held": [one.path for one in held if one.type == "file"],
+        "train": [_name_of(source) for source in train],
+        "held": [source.path for source in heldout if source.type == "file"],
         "modules": config.module_path,
     }
 
@@ -109,9 +109,9 @@ def test_paths_of_a_file_start_at_the_file(project: Path) -> None:
 
 def test_paths_of_flags_and_variables_start_at_the_current_directory(project: Path) -> None:
     file, here = ("@", str(project / "a.toml")), Path.cwd()
-    found = paths_of(at(*file, "--data.train.0.path", "x.jsonl", "--runs", "~/out", env={"COTERIE_MODEL__NAME": "./m"}))
-    assert found["train"][0] == str(here / "x.jsonl")
-    assert (found["runs"], found["model"]) == (str(project.parents[1] / "home" / "out"), str(here / "m"))
+    paths = paths_of(at(*file, "--data.train.0.path", "x.jsonl", "--runs", "~/out", env={"COTERIE_MODEL__NAME": "./m"}))
+    assert paths["train"][0] == str(here / "x.jsonl")
+    assert (paths["runs"], paths["model"]) == (str(project.parents[1] / "home" / "out"), str(here / "m"))
     (here / "rewards.py").write_text("")
     assert at("--rewards.parts", '[{"name": "rewards:near"}]').module_path == [str(here)]
 
@@ -232,9 +232,9 @@ def test_a_stored_run_of_before_starts_at_the_current_directory(project: Path) -
     text = file.read_text(encoding="utf-8").replace(f"{project}/", "").replace(f'"{project}"', "")
     file.write_text(text, encoding="utf-8")
     with contextlib.chdir(project):
-        found = paths_of(load_file(file).config)
-    assert found["model"] == str(project / "modelle" / "größe 2")
-    assert (found["runs"], found["modules"]) == (str(project / "runs"), [str(project)])
+        paths = paths_of(load_file(file).config)
+    assert paths["model"] == str(project / "modelle" / "größe 2")
+    assert (paths["runs"], paths["modules"]) == (str(project / "runs"), [str(project)])
 
 
 def test_a_project_that_moved_as_a_whole_is_followed(project: Path) -> None:
@@ -258,7 +258,7 @@ def _renamed(value: Any, old: Path, new: Path) -> Any:
 def test_what_a_checkpoint_belongs_to_does_not_name_places(project: Path) -> None:
     config = at("@", str(project / "a.toml"))
     other = at("@", str(project / "a.toml"), "--data.train.0.path", "/far/away/train.jsonl")
-    dump, there = (one.model_dump(mode="json", exclude={"runs", "module_path"}) for one in (config, other))
+    dump, there = (settings.model_dump(mode="json", exclude={"runs", "module_path"}) for settings in (config, other))
     assert hashed(dump, dump, verbatim=False) == hashed(there, there, verbatim=False)
     assert hashed(dump, dump, verbatim=False)["data"]["train"][0]["path"] == "train.jsonl"
     changed = at("@", str(project / "a.toml"), "--data.train.0.path", "other.jsonl").model_dump(mode="json")
@@ -281,13 +281,13 @@ def test_a_checkpoint_of_before_is_still_named_as_it_was(project: Path) -> None:
     dump["data"]["train"] = [{"type": "file", "path": "/abs/data/a.jsonl", "task": None, "limit": None}]
     for key in ("name", "runs", "module_path", "steps", "stop"):
         del dump[key]
-    found = hashed(dump, without_nulls(written), verbatim=True)
-    assert repr(found) == repr(without_nulls(written))
-    assert hashlib.sha256(repr(found).encode()).digest()
+    settings = hashed(dump, without_nulls(written), verbatim=True)
+    assert repr(settings) == repr(without_nulls(written))
+    assert hashlib.sha256(repr(settings).encode()).digest()
 
 
 def test_every_setting_that_names_a_place_or_a_function_is_known_to_be_one() -> None:
-    known = {*PATHS, *MODELS, *FUNCTIONS, "module_path"}
+    keys = {*PATHS, *MODELS, *FUNCTIONS, "module_path"}
     for setting in leaves():
         text = setting.description
         if (
@@ -295,4 +295,4 @@ def test_every_setting_that_names_a_place_or_a_function_is_known_to_be_one() -> 
             or text.startswith(("Folder that", "Folders", "Path of"))
             or "folder or transformers" in text
         ):
-            assert setting.key in known, setting.key
+            assert setting.key in keys, setting.key

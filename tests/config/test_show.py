@@ -48,9 +48,9 @@ def test_printed_settings_say_where_from():
 
 
 def test_json_has_values_and_sources():
-    seen = config_json(load(["--steps", "3"], {}))
-    assert seen["config"]["steps"] == 3
-    assert seen["provenance"]["steps"] == "--steps"
+    document = config_json(load(["--steps", "3"], {}))
+    assert document["config"]["steps"] == 3
+    assert document["provenance"]["steps"] == "--steps"
 
 
 def test_template_loads_as_it_is():

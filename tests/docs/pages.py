@@ -56,9 +56,9 @@ def prose(page: Path) -> str:
 
 def section(page: Path, title: str) -> str:
     """What stands under a heading, up to the next one of any level."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", prose(page), re.MULTILINE | re.DOTALL)
-    assert found, f"{page.name} has no section {title!r}"
-    return found[1]
+    match = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", prose(page), re.MULTILINE | re.DOTALL)
+    assert match, f"{page.name} has no section {title!r}"
+    return match[1]
 
 
 def load_module(path: Path) -> ModuleType:

@@ -70,15 +70,15 @@ def test_every_explanation_says_when_to_worry() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_alarm_is_on_the_page(family: str) -> None:
-    found = {cells[0].strip("`"): cells[1:] for cells in rows(DIAGNOSTICS, family.capitalize())}
-    assert found == {rule.name: [rule.alarm, rule.source] for rule in FAMILIES[family]}
+    table = {cells[0].strip("`"): cells[1:] for cells in rows(DIAGNOSTICS, family.capitalize())}
+    assert table == {rule.name: [rule.alarm, rule.source] for rule in FAMILIES[family]}
 
 
 def test_every_stop_rule_is_on_the_page() -> None:
-    found = {cells[0].strip("`"): cells[1:] for cells in rows(DIAGNOSTICS, "Stop rules")}
-    assert set(found) == set(KINDS)
+    table = {cells[0].strip("`"): cells[1:] for cells in rows(DIAGNOSTICS, "Stop rules")}
+    assert set(table) == set(KINDS)
     for name, kind in KINDS.items():
-        metric, threshold, patience = found[name]
+        metric, threshold, patience = table[name]
         assert (f"`{kind.metric}`" if kind.metric else "yours") in metric
         assert threshold == ("yours" if kind.threshold is None else f"{kind.threshold:g}")
         assert patience == str(kind.patience)
@@ -86,10 +86,10 @@ def test_every_stop_rule_is_on_the_page() -> None:
 
 def test_the_doctor_finds_what_is_wrong_with_a_tiny_run(run: Path) -> None:
     """A random model never ends its completions, and three steps are few: both are said, and nothing is made up."""
-    found = diagnose(run)
-    assert [finding.rule for finding in found.findings if finding.severity == "serious"] == ["truncated"]
-    assert {"ratio", "skipped_updates", "late", "errors"} <= set(found.quiet)
-    reasons = {one.rule: one.reason for one in found.unjudged}
+    diagnosis = diagnose(run)
+    assert [finding.rule for finding in diagnosis.findings if finding.severity == "serious"] == ["truncated"]
+    assert {"ratio", "skipped_updates", "late", "errors"} <= set(diagnosis.quiet)
+    reasons = {skipped.rule: skipped.reason for skipped in diagnosis.unjudged}
     assert reasons["entropy_low"] == "needs 10 steps with entropy, there are 3"
     assert "critic" in reasons
     assert "## Health" in (run / "README.md").read_text(encoding="utf-8")

@@ -72,8 +72,8 @@ def test_the_file_tree_is_true() -> None:
     assert len(set(paths)) == len(paths)
     for path in paths:
         assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
-    own = [path for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
-    there = {f"src/coterie/{path.name}{'/' if path.is_dir() else ''}" for path in own}
+    modules = [path for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    there = {f"src/coterie/{path.name}{'/' if path.is_dir() else ''}" for path in modules}
     assert there == {path for path in paths if path.startswith("src/coterie/") and path != "src/coterie/"}
 
 
@@ -183,10 +183,10 @@ def test_the_groups_of_the_page_do_what_it_says() -> None:
     page: dict[str, Any] = {}
     exec(block.text, page)
     baseline = GroupAwareBaseline(preset="my_groups:siblings_or_past", custom=page["siblings_or_past"])
-    seen = Rollouts(prompts=tuple("aaab"), rewards=np.array([1.0, 0, 0, 1]), features=np.zeros((4, 0)), time=0.0)
-    assert baseline.predict(seen).tolist() == [0.0, 0.5, 0.5, 0.5]
-    assert self_influence(baseline, seen) < 1e-12
-    baseline.observe(seen)
+    rollouts = Rollouts(prompts=tuple("aaab"), rewards=np.array([1.0, 0, 0, 1]), features=np.zeros((4, 0)), time=0.0)
+    assert baseline.predict(rollouts).tolist() == [0.0, 0.5, 0.5, 0.5]
+    assert self_influence(baseline, rollouts) < 1e-12
+    baseline.observe(rollouts)
     later = Rollouts(prompts=("b", "c"), rewards=np.array([0.0, 1]), features=np.zeros((2, 0)), time=1.0)
     assert baseline.predict(later).tolist() == [1.0, 0.5]
     prompt = Prompt(id="a", messages=(), answer=None, task="sums", attributes={"source": "book"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pages import ROOT, blocks_of, write_files
 
-from coterie.api.callback import Callback
+from coterie.callbacks import Callback
 from coterie.config.schema import RunConfig
 from runs_for_tests import make_model
 

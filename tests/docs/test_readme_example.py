@@ -48,8 +48,8 @@ def save_tiny_model(folder: Path) -> None:
 def test_the_example_is_sound(run: Path) -> None:
     lines = launch.validate(settings()).lines
     assert [text for level, _, text in lines if level == "fail"] == []
-    (said,) = [text for level, subject, text in lines if (level, subject) == ("ok", "reward similarity")]
-    assert said.startswith("gold answers score 1, garbage 0")
+    (verdict,) = [text for level, subject, text in lines if (level, subject) == ("ok", "reward similarity")]
+    assert verdict.startswith("gold answers score 1, garbage 0")
 
 
 def test_the_run_leaves_what_the_pages_list(run: Path) -> None:

@@ -47,8 +47,8 @@ def check_names(config: RunConfig) -> None:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)
         assert registry.target(part.name)
-    own = (config.objective.surrogate, config.advantage.baseline, config.grouping.preset, config.grouping.key or "")
-    for target in own:
+    targets = (config.objective.surrogate, config.advantage.baseline, config.grouping.preset, config.grouping.key or "")
+    for target in targets:
         if ":" in target:
             user_function(target)
     environment_for(config.environment)
@@ -87,13 +87,13 @@ def test_recipes_load_and_have_a_page(file: Path) -> None:
 
 def commands() -> list[tuple[str, list[str]]]:
     """(where, words) of every command in a ```sh block, with what is written before `coterie`."""
-    found = []
+    command_lines = []
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
-                found.append((f"{block} {line}", words))
-    return found
+                command_lines.append((f"{block} {line}", words))
+    return command_lines
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=where) for where, words in commands()])
@@ -159,9 +159,9 @@ def test_settings_named_in_prose_exist() -> None:
     tables = "|".join(
         name for name, field in RunConfig.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
-    known = load([], env={}).provenance.keys() | {"model.lora", "model.revision", "data.train", "data.heldout"}
-    known |= {"rewards.parts", "data.system"}
+    keys = load([], env={}).provenance.keys() | {"model.lora", "model.revision", "data.train", "data.heldout"}
+    keys |= {"rewards.parts", "data.system"}
     for page in PAGES:
         spans = re.findall(rf"`((?:{tables})\.[a-z_0-9.]+)", page.read_text(encoding="utf-8"))
         for key in spans:
-            assert key in known or key.startswith("data.train.0"), f"{page.name}: {key}"
+            assert key in keys or key.startswith("data.train.0"), f"{page.name}: {key}"

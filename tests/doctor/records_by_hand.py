@@ -23,8 +23,8 @@ def record(
     paired: Mapping[str, PairedTest] | None = None,
     config: dict[str, Any] | None = None,
 ) -> Record:
-    found = {name: series(name, values) for name, values in metrics.items()}
-    return Record(series=found, evals=tuple(evals), paired=paired or {}, config=config or {})
+    by_name = {name: series(name, values) for name, values in metrics.items()}
+    return Record(series=by_name, evals=tuple(evals), paired=paired or {}, config=config or {})
 
 
 def findings(made: Record) -> dict[str, Finding]:
@@ -36,15 +36,15 @@ def interval(value: float, half: float = 0.03) -> Interval:
     return Interval(value=value, low=value - half, high=value + half)
 
 
-def evaluation(step: int, one: float, several: float, *, task: str = "legs", half: float = 0.03) -> EvalResult:
+def evaluation(step: int, pass_at_1: float, pass_at_k: float, *, task: str = "legs", half: float = 0.03) -> EvalResult:
     return EvalResult(
         step=step,
         task=task,
         prompts=100,
         samples=4,
         k=4,
-        pass_at_1=interval(one, half),
-        pass_at_k=interval(several, half),
+        pass_at_1=interval(pass_at_1, half),
+        pass_at_k=interval(pass_at_k, half),
         mean_length=20.0,
         truncated=0.0,
     )

@@ -184,11 +184,11 @@ def test_every_rule_is_tried_on_both_sides() -> None:
 
 
 def test_a_rule_without_its_metric_does_not_speak_and_says_so() -> None:
-    found = examine(record({}))
-    assert not found.findings
-    assert not found.quiet
-    assert {one.rule for one in found.unjudged} == {rule.name for rule in RULES}
-    reasons = {one.rule: one.reason for one in examine(record({"kl/ref": [0.1]})).unjudged}
+    examination = examine(record({}))
+    assert not examination.findings
+    assert not examination.quiet
+    assert {skipped.rule for skipped in examination.unjudged} == {rule.name for rule in RULES}
+    reasons = {skipped.rule: skipped.reason for skipped in examine(record({"kl/ref": [0.1]})).unjudged}
     assert reasons["kl_jump"] == "needs 6 steps with kl/ref, there is 1"
     assert reasons["mismatch_cut"] == "none of mismatch/masked, mismatch/truncated was recorded"
     assert reasons["heldout_lost"] == "needs 2 held-out evaluations, there are 0"
@@ -200,8 +200,8 @@ def test_the_most_severe_comes_first() -> None:
 
 
 def test_evidence_says_where_how_often_and_how_bad() -> None:
-    found = findings(record({"mismatch/kl": [0.001, 0.02, 0.03, 0.02, 0.001]}))["mismatch_kl"]
-    (evidence,) = found.evidence
+    finding = findings(record({"mismatch/kl": [0.001, 0.02, 0.03, 0.02, 0.001]}))["mismatch_kl"]
+    (evidence,) = finding.evidence
     assert evidence.text == "mismatch/kl above 0.01 in 3 of 5 steps, steps 2 to 4; worst 0.03 at step 3"
     assert (evidence.metric, evidence.value, evidence.threshold, evidence.steps) == ("mismatch/kl", 0.03, 0.01, (2, 4))
 
@@ -228,10 +228,10 @@ def test_a_good_run_is_healthy() -> None:
         "groups/zero_variance": [0.3] * 20,
         "errors": [0.0] * 20,
     }
-    found = examine(record(good, evals=EVALS, paired={"legs": paired_by_hand(0.2, 0.05)}))
-    assert found.quiet
-    assert not found.serious
-    assert not found.findings
+    examination = examine(record(good, evals=EVALS, paired={"legs": paired_by_hand(0.2, 0.05)}))
+    assert examination.quiet
+    assert not examination.serious
+    assert not examination.findings
 
 
 def graded(step: int, reward: float) -> EvalResult:
@@ -243,14 +243,14 @@ def test_a_graded_reward_is_judged_by_its_held_out_mean() -> None:
     paired = {"legs": replace(paired_by_hand(0.36, 0.05), metric="reward")}
     assert findings(record({"reward/mean": UP}, evals=rose, paired=paired)) == {}
     unsure = {"legs": replace(paired_by_hand(0.01, 0.05), metric="reward")}
-    found = findings(record({"reward/mean": UP}, evals=rose, paired=unsure))
-    assert set(found) == {"heldout_flat", "heldout_unsure"}
-    assert found["heldout_flat"].title == "The training reward rises, and held-out reward has not been shown to follow."
+    hits = findings(record({"reward/mean": UP}, evals=rose, paired=unsure))
+    assert set(hits) == {"heldout_flat", "heldout_unsure"}
+    assert hits["heldout_flat"].title == "The training reward rises, and held-out reward has not been shown to follow."
     assert (
-        found["heldout_flat"].evidence[1].text == "held-out reward changed by +0.010 [-0.040, +0.060] from step 0 to 20"
+        hits["heldout_flat"].evidence[1].text == "held-out reward changed by +0.010 [-0.040, +0.060] from step 0 to 20"
     )
-    assert found["heldout_unsure"].evidence[0].text.startswith("reward changed by +0.010 [-0.040, +0.060], p = 0.010")
-    assert "0.050 wide" in found["heldout_unsure"].action
+    assert hits["heldout_unsure"].evidence[0].text.startswith("reward changed by +0.010 [-0.040, +0.060], p = 0.010")
+    assert "0.050 wide" in hits["heldout_unsure"].action
     lost = findings(record({}, evals=rose, paired={"legs": replace(paired_by_hand(-0.36, 0.05), metric="reward")}))
     assert lost["heldout_lost"].title == "Held-out reward of legs is lower than before the training."
 

@@ -29,9 +29,9 @@ def test_streaks() -> None:
 
 
 def test_the_median_is_of_what_came_before() -> None:
-    found = preceding_median(np.array([1.0, 2, 3, 4, 5, 100, 6]))
-    assert np.isnan(found[:5]).all()
-    assert found[5:].tolist() == [3.0, 3.5]
+    medians = preceding_median(np.array([1.0, 2, 3, 4, 5, 100, 6]))
+    assert np.isnan(medians[:5]).all()
+    assert medians[5:].tolist() == [3.0, 3.5]
 
 
 def test_running_mean() -> None:

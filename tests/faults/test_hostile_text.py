@@ -17,7 +17,7 @@ from coterie.board.report import BeforeAfter, write_report
 from coterie.callbacks import RunInfo
 from coterie.cli.options import print_json, print_mapping, print_report, print_table
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
-from coterie.console import ConsoleObserver, sample_text
+from coterie.console import ConsoleCallback, sample_text
 from coterie.engines.base import Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.registry import SingleTurn
@@ -122,11 +122,11 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
     batch = collected(saying)
     run = RunDirectory.create(folder, "one", "x")
     run.write_config({"name": "", "steps": 1, "model": {"name": saying[:80].encode(errors="replace").decode()}})
-    watcher = ConsoleObserver(Console(file=out, width=120, highlight=False), live=False)
+    watcher = ConsoleCallback(Console(file=out, width=120, highlight=False), live=False)
     recorder = Recorder(
-        run, observer=watcher, save_model=lambda folder: None, keep=1, size=0, config_hash="c", data_hash="d"
+        run, callback=watcher, save_model=lambda folder: None, keep=1, size=0, config_hash="c", data_hash="d"
     )
-    watcher.started(
+    watcher.on_start(
         RunInfo(
             run=run.path,
             steps=1,
@@ -142,7 +142,7 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
     )
     recorder.step(1, {"reward/mean": 0.5}, batch, [], {})
     recorder.note(1, "warning", f"the first of them: {saying[:2_000]}")
-    watcher.finished(run.path, f"done {saying[:300]}")
+    watcher.on_end(run.path, f"done {saying[:300]}")
     recorder.close()
     run.close()
     return run, batch

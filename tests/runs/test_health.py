@@ -45,7 +45,7 @@ def test_a_good_run_is_called_healthy_and_what_could_not_be_judged_is_listed(
     run = make(tmp_path, GOOD)
     assert main(["doctor", str(run.path)]) == 0
     output = capsys.readouterr().out
-    assert f"{run.path}: healthy, as far as 20 steps tell: " in output
+    assert f"{run.path}: healthy after 20 steps: " in output
     assert "checks passed: ratio, " in output
     assert "checks skipped:" in output
     assert "critic: Is the critic better than a constant? critic/explained_variance was not recorded" in output
@@ -58,7 +58,7 @@ def test_findings_are_told_in_words_with_evidence_and_advice(
     make(tmp_path, BAD)
     assert main(["doctor", "r", "--runs", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "not well: 1 serious finding and 1 warning in 20 steps" in lines[0]
+    assert "unhealthy: 1 serious finding and 1 warning in 20 steps" in lines[0]
     serious = lines.index("serious: Sampler and learner disagree about the same tokens.")
     warning = lines.index("warning: 20 % of the completions are cut by the token limit.")
     assert serious < warning
@@ -95,12 +95,12 @@ def test_a_reward_that_rises_while_held_out_accuracy_falls_is_serious(tmp_path: 
 def test_the_readme_has_the_findings_in_a_few_lines(tmp_path: Path) -> None:
     run = make(tmp_path, BAD | {"reward/part/<b>": [0.0] * 20})
     lines = list(health_lines(run.path, most=1))
-    assert lines[0].startswith("- Not well: 1 serious finding")
+    assert lines[0].startswith("- Unhealthy: 1 serious finding")
     assert lines[1].startswith("- serious: Sampler and learner disagree")
-    assert lines[-1].startswith("- 1 more finding, what to do, and what could not be judged: `coterie doctor ")
+    assert lines[-1].startswith("- 1 more finding, remedies and skipped checks: `coterie doctor ")
     write_report(run, machine="a machine", seconds=1.0)
     page = run.readme.read_text(encoding="utf-8")
-    assert page.index("## Result") < page.index("## Health") < page.index("## Do it again")
+    assert page.index("## Result") < page.index("## Health") < page.index("## Reproduce")
     assert "- warning: 20 % of the completions are cut" in page
 
 
@@ -112,7 +112,7 @@ def test_too_early_to_tell(tmp_path: Path) -> None:
         with MetricsDB(run.metrics) as database:
             database.record(1, {"reward/mean": 0.5})
     diagnosis = diagnose(run.path)
-    assert diagnosis.verdict.startswith("too early to tell after 1 step: 0 questions asked and found in order")
+    assert diagnosis.verdict.startswith("too early to tell after 1 step: 0 checks passed")
     assert not diagnosis.serious
 
 

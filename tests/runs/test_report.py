@@ -75,7 +75,7 @@ def test_a_run_that_hardly_began(tmp_path, evals):
     assert run.curve.exists() == bool(evals)
     if evals:
         assert "| le\\|gs $x$ | 2 × 4 | pass@1 | 37.5 % [" in text
-        assert "Out of the ordinary: 1 × stop." in text
+        assert "Unusual events: 1 × stop." in text
     else:
         assert "No held-out evaluation was recorded." in text
 

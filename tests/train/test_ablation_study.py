@@ -24,10 +24,10 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, found)
-    spec.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def stream(steps: int, prompts: int, size: int) -> tuple[list[Rollouts], np.ndar
     source = np.random.default_rng(5)
     chances = source.uniform(0.1, 0.9, prompts)
     names = tuple(f"q{index}" for index in range(prompts) for _ in range(size))
-    found = [
+    batches = [
         Rollouts(
             prompts=names,
             rewards=(source.random(prompts * size) < np.repeat(chances, size)).astype(float),
@@ -49,17 +49,17 @@ def stream(steps: int, prompts: int, size: int) -> tuple[list[Rollouts], np.ndar
         )
         for step in range(steps)
     ]
-    return found, chances
+    return batches, chances
 
 
 def test_the_error_is_the_distance_from_the_true_chance(study: ModuleType) -> None:
-    found, chances = stream(steps=60, prompts=40, size=4)
-    error = study.judge(found, (), "rloo", Settings())
+    batches, chances = stream(steps=60, prompts=40, size=4)
+    error = study.judge(batches, (), "rloo", Settings())
     # The mean of three siblings misses p by p(1 - p) / 3.
     assert error.whole == pytest.approx(np.mean(chances * (1 - chances)) / 3, rel=0.1)
-    floor = np.mean([study.floor(one) for one in found])
+    floor = np.mean([study.floor(rollouts) for rollouts in batches])
     assert floor == pytest.approx(np.mean(chances * (1 - chances)), rel=0.05)
-    assert study.judge(found, (), "heb", Settings()).whole < error.whole, "its memory knows these prompts"
+    assert study.judge(batches, (), "heb", Settings()).whole < error.whole, "its memory knows these prompts"
     assert error.power == pytest.approx(floor + error.whole), "without weights"
 
 
@@ -105,8 +105,8 @@ def test_recorded_episodes_say_what_their_states_are_worth(
     states.main()
     assert "| 8 | " in capsys.readouterr().out
     (judged,) = states.judges([run])
-    found = {size: states.measure(*judged, size) for size in (1, 2, 8)}
-    assert found[1].shared == 0, "nobody else"
-    assert found[1].power == 1
-    assert 0 < found[2].shared <= found[8].shared <= 1
-    assert found[8].power < 1
+    measures = {size: states.measure(*judged, size) for size in (1, 2, 8)}
+    assert measures[1].shared == 0, "nobody else"
+    assert measures[1].power == 1
+    assert 0 < measures[2].shared <= measures[8].shared <= 1
+    assert measures[8].power < 1

@@ -56,10 +56,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_moves_the_policy(name: str, root: Path) -> None:
     run = launch.train(config_for(root, name, steps=2, eval={"every": 0}, checkpoint={"every": 0}))
-    found = metrics(run, 2)
-    assert found["grad_norm"] > 0
-    assert all(math.isfinite(value) for value in found.values())
-    assert found["ratio/mean"] == pytest.approx(1, abs=0.5)
+    step_metrics = metrics(run, 2)
+    assert step_metrics["grad_norm"] > 0
+    assert all(math.isfinite(value) for value in step_metrics.values())
+    assert step_metrics["ratio/mean"] == pytest.approx(1, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_every_method_moves_the_policy(name: str, root: Path) -> None:
 def test_what_is_beside_the_policy_resumes_to_the_same_bits(name: str, changed: dict[str, Any], root: Path) -> None:
     whole = launch.train(config_for(root, name, **changed, steps=6))
     # The same run, stopped after step 4 by asking for no more, then continued under its own settings.
-    half = launch.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), observer=_stopping(4))
+    half = launch.train(config_for(root, name, **changed, steps=6, **{"name": "two"}), callback=_stopping(4))
     launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
 
@@ -93,10 +93,10 @@ def _stopping(step: int) -> Any:
 def test_refilled_groups_are_all_mixed_and_dropped_ones_are_counted(root: Path) -> None:
     rewards = {"parts": [{"name": "tiny_rewards:rare"}]}
     run = launch.train(config_for(root, "dapo", steps=3, collect={"refill_limit": 4}, rewards=rewards))
-    seen = [metrics(run, step) for step in (1, 2, 3)]
-    assert all(one["refill/rounds"] <= 4 for one in seen)
-    assert any(one["refill/dropped"] > 0 for one in seen)
-    assert all(one.get("groups/mixed", 1.0) == 1.0 for one in seen)
+    by_step = [metrics(run, step) for step in (1, 2, 3)]
+    assert all(step_metrics["refill/rounds"] <= 4 for step_metrics in by_step)
+    assert any(step_metrics["refill/dropped"] > 0 for step_metrics in by_step)
+    assert all(step_metrics.get("groups/mixed", 1.0) == 1.0 for step_metrics in by_step)
 
 
 def test_a_critic_learns_what_reward_to_expect(root: Path) -> None:

@@ -28,43 +28,43 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def test_a_copy_has_not_moved(config: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(config.model.name, tmp_path / "copy")
-    (found,) = launch.drift(str(tmp_path / "copy"), config)
-    assert found.model == found.base
-    assert found.forward.value == found.reverse.value == 0
-    assert found.prompts == 4
+    (drift,) = launch.drift(str(tmp_path / "copy"), config)
+    assert drift.model == drift.base
+    assert drift.forward.value == drift.reverse.value == 0
+    assert drift.prompts == 4
 
 
 def test_a_run_has_moved_by_what_its_models_say(config: RunConfig) -> None:
     run = launch.train(config)
-    (found,) = launch.drift(str(run), config)
-    assert found.forward.low > 0
-    assert found.reverse.low > 0
+    (drift,) = launch.drift(str(run), config)
+    assert drift.forward.low > 0
+    assert drift.reverse.low > 0
     # The run's own last evaluation is what the model says again.
-    said = [row.rollout for row in rollouts.read_step(run / "evals", 4)]
+    eval_rollouts = [row.rollout for row in rollouts.read_step(run / "evals", 4)]
     models: list[Any] = [
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         for path in (run / "checkpoints" / "step_000004" / "model", config.model.name)
     ]
     by_prompt: dict[str, list[np.ndarray]] = {}
-    for one in said:
-        (turn,) = one.turns
+    for rollout in eval_rollouts:
+        (turn,) = rollout.turns
         ids = torch.tensor([turn.prompt_tokens + turn.tokens])
         with torch.no_grad():
             tables = [torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in models]
         start = len(turn.prompt_tokens)
         spoken = [[float(table[start + k - 1, token]) for k, token in enumerate(turn.tokens)] for table in tables]
         ratio = np.array(spoken[1]) - np.array(spoken[0])
-        by_prompt.setdefault(one.context.prompt_id, []).append(np.exp(ratio) - ratio - 1)
+        by_prompt.setdefault(rollout.context.prompt_id, []).append(np.exp(ratio) - ratio - 1)
     expected = np.mean([np.concatenate(values).mean() for values in by_prompt.values()])
-    assert found.forward.value == pytest.approx(expected, rel=1e-3)
+    assert drift.forward.value == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_verb(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = launch.train(config)
     capsys.readouterr()
     assert main(["drift", str(run), "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["forward"]["value"] > 0
+    (drift,) = json.loads(capsys.readouterr().out)
+    assert drift["forward"]["value"] > 0
     assert main(["drift", str(run), "--eval.samples", "1"]) == 0
     out = capsys.readouterr().out
     assert "KL(base‖model)" in out

@@ -142,25 +142,25 @@ def test_a_file_that_nothing_can_judge_is_refused_by_validate_and_before_the_mod
 ) -> None:
     path = parquet(root / "odd.parquet", [{"prompt": asked(k), "meta": {"gold_number": 4 * k}} for k in range(COUNT)])
     config = of(root, path)
-    said = (
+    message = (
         f"6 of 6 prompts of {path} cannot be scored: task needs a gold answer, and they have none; its columns are "
         'prompt, meta.gold_number; set answer_column on this source, e.g. answer_column = "meta.gold_number", or add a '
         "reward that needs no gold answer"
     )
-    assert ("fail", "rewards", said) in launch.validate(config).lines
+    assert ("fail", "rewards", message) in launch.validate(config).lines
     with monkeypatch.context() as patch:
         patch.setattr(launch, "policy_for", lambda *_: pytest.fail("the model was loaded"))
         with pytest.raises(RewardError) as error:
             launch.train(config)
-    assert str(error.value) == said
+    assert str(error.value) == message
     assert not (root / "runs" / "one").exists()
     assert launch.validate(of(root, path, answer_column="meta.gold_number")).ok
 
 
 def test_a_held_out_file_without_answers_is_refused_too(root: Path) -> None:
     config = of(root, trl(root))
-    held = parquet(root / "held.parquet", [{"question": f"{k} dogs?", "label": str(k)} for k in range(4)])
-    heldout = [{"type": "file", "path": str(held)}]
+    heldout_file = parquet(root / "held.parquet", [{"question": f"{k} dogs?", "label": str(k)} for k in range(4)])
+    heldout = [{"type": "file", "path": str(heldout_file)}]
     config = config.model_copy(
         update={"data": config.data.model_validate({**config.data.model_dump(), "heldout": heldout})}
     )
@@ -199,7 +199,7 @@ def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"id": "1", "utterances": ["hi"]}\n' * 10, r"its columns are id, utterances; set prompt_column"),
         (
@@ -208,10 +208,10 @@ def test_a_column_named_like_an_argument_of_rewards_is_told(root: Path) -> None:
         ),
     ],
 )
-def test_files_without_a_usable_row_name_their_columns(text: str, said: str, root: Path) -> None:
+def test_files_without_a_usable_row_name_their_columns(text: str, message: str, root: Path) -> None:
     (root / "talk.jsonl").write_text(text)
     report = launch.validate(of(root, root / "talk.jsonl"))
     assert not report.ok
     (line,) = [text for level, subject, text in report.lines if level == "fail"]
-    assert re.search(said, line)
+    assert re.search(message, line)
     assert "max_bad_share" not in line

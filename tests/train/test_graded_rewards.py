@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coterie import launch
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.cli.main import main
 from coterie.doctor.health import diagnose
 from coterie.runs.metrics import MetricsDB
@@ -126,7 +126,7 @@ def test_the_readme_the_list_and_the_doctor_tell_of_the_gain(run: Path, capsys: 
     assert not {"heldout_unsure", "heldout_flat", "heldout_lost", "no_gradient"} & set(told)
 
     assert main(["ls", "--runs", str(run.parent), "--json"]) == 0
-    (line,) = [one for one in json.loads(capsys.readouterr().out) if one["name"] == "graded"]
+    (line,) = [summary for summary in json.loads(capsys.readouterr().out) if summary["name"] == "graded"]
     assert line["heldout"] == REWARD
     assert line["after"] > line["before"] + 0.1
     assert main(["ls", "--runs", str(run.parent)]) == 0
@@ -137,29 +137,29 @@ def test_the_readme_the_list_and_the_doctor_tell_of_the_gain(run: Path, capsys: 
     assert "reward 0." in page.split("held-out after")[1].split("after minus before")[0]
     assert "metrics of the last step\n  reward\n" in page
     assert main(["show", str(run), "--json"]) == 0
-    seen = json.loads(capsys.readouterr().out)
-    assert seen["paired"]["heldout"]["metric"] == REWARD
-    assert seen["paired"]["heldout"]["low"] > 0
-    assert seen["after"][0]["pass_at_1"] is None
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["paired"]["heldout"]["metric"] == REWARD
+    assert summary["paired"]["heldout"]["low"] > 0
+    assert summary["after"][0]["pass_at_1"] is None
 
 
-class Told(NullObserver):
+class Told(Callback):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.results: list[EvalResult] = []
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.notes.append(f"{kind}: {message}")
 
-    def evaluated(self, results: Any) -> None:
+    def on_evaluate(self, results: Any) -> None:
         self.results += results
 
 
 def test_dynamic_sampling_trains_on_a_graded_reward(root: Path) -> None:
     told = Told()
     config = make_config(root, name="dapo", steps=3, collect={"refill": True}, eval={"every": 0, "limit": 1})
-    found = launch.train(config, told)
-    with MetricsDB.reader(found / "metrics.sqlite") as database:
+    run = launch.train(config, told)
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert all(value > 0 for _, value in database.series("grad_norm"))
         assert all(value > 0 for _, value in database.series("groups/effective"))
         assert {value for _, value in database.series("groups/mixed")} == {1.0}
@@ -173,12 +173,12 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
     collect = {"refill": True, "refill_limit": 2}
     ways = {"constant": {}, "dropped": {"collect": collect}}
     for name, changed in ways.items():
-        found = launch.train(
+        run = launch.train(
             make_config(root, name=name, steps=2, rewards=parts, eval={"every": 0, "limit": 1}, **changed), told
         )
         text = "the gradient was zero in 2 of 2 steps: the reward was 0.5 for every rollout"
         assert f"warning: nothing was trained: {text}" in told.notes
-        readme = (found / "README.md").read_text(encoding="utf-8")
+        readme = (run / "README.md").read_text(encoding="utf-8")
         assert "- serious: Nothing was trained: the gradient was zero in every step." in readme
         assert "- Gradient: zero in 2 of 2 steps: the reward was 0.5 for every rollout." in readme
     short = [note for note in told.notes if "collect.refill" in note]
@@ -217,11 +217,11 @@ def test_a_reward_that_was_graded_once_stays_graded_also_after_a_resume() -> Non
 
 
 def test_a_built_in_scorer_is_binary_while_all_is_0_and_by_task() -> None:
-    known = Criterion(part="share", scale=Scale(binary=True, by_task=True))
-    known.observe([rollout(0.0)])
-    assert not known.is_undecided("t")
-    known.scale.add("other", {"graded"})
-    assert (known.is_graded("t"), known.is_graded("other"), known.is_graded()) == (False, True, True)
+    criterion = Criterion(part="share", scale=Scale(binary=True, by_task=True))
+    criterion.observe([rollout(0.0)])
+    assert not criterion.is_undecided("t")
+    criterion.scale.add("other", {"graded"})
+    assert (criterion.is_graded("t"), criterion.is_graded("other"), criterion.is_graded()) == (False, True, True)
 
 
 def result(value: float, *, binary: bool) -> EvalResult:

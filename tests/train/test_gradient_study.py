@@ -21,23 +21,23 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("gradients", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gradients", found)
-    spec.loader.exec_module(found)
-    monkeypatch.setattr(found, "BUDGET", 8)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gradients", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "BUDGET", 8)
+    return module
 
 
 def test_a_projection_keeps_inner_products(study: ModuleType) -> None:
     import torch
 
     source = torch.Generator().manual_seed(3)
-    one = {"a": torch.randn(900, 50, generator=source), "b": torch.randn(77, generator=source)}
-    other = {name: value + torch.randn(value.shape, generator=source) for name, value in one.items()}
-    project = study.Projection(one, seed=0)
-    exact = sum(float((one[name] * other[name]).sum()) for name in one)
-    lengths = [sum(float(value.square().sum()) for value in found.values()) ** 0.5 for found in (one, other)]
-    assert abs(project(one) @ project(other) - exact) < 5 * lengths[0] * lengths[1] / study.DIMENSIONS**0.5
+    first = {"a": torch.randn(900, 50, generator=source), "b": torch.randn(77, generator=source)}
+    second = {name: value + torch.randn(value.shape, generator=source) for name, value in first.items()}
+    project = study.Projection(first, seed=0)
+    exact = sum(float((first[name] * second[name]).sum()) for name in first)
+    lengths = [sum(float(value.square().sum()) for value in gradient.values()) ** 0.5 for gradient in (first, second)]
+    assert abs(project(first) @ project(second) - exact) < 5 * lengths[0] * lengths[1] / study.DIMENSIONS**0.5
 
 
 def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
@@ -55,12 +55,12 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     arm = study.ARMS["heb, length"]
     model = study.taught(run, 4, arm, features)
     rows, attempts = study.draw(pool, 2, 0)
-    found = study.advantages(pool, rows, attempts, 2, arm, model, 4)
+    advantages = study.advantages(pool, rows, attempts, 2, arm, model, 4)
     changed = pool.rewards.copy()
     changed[rows[0], attempts[0]] = 0.123
     other = study.advantages(study.Pool(**{**fields(pool), "rewards": changed}), rows, attempts, 2, arm, model, 4)
     moved = changed[rows[0], attempts[0]] - pool.rewards[rows[0], attempts[0]]
-    assert other[0] - found[0] == pytest.approx(moved, abs=1e-9), "its own reward is not in its baseline"
+    assert other[0] - advantages[0] == pytest.approx(moved, abs=1e-9), "its own reward is not in its baseline"
     results = {"one/4": study.study(run, 4, 8, 6)}
     arms = results["one/4"]["arms"]
     assert arms["heb, length/1"]["noise"] > 0

@@ -43,10 +43,10 @@ def metrics(run: Path, step: int) -> dict[str, float]:
 @pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "heb", "heb-stack"])
 def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
     run = launch.train(config_for(root, preset, steps=3, eval={"every": 0}, checkpoint={"every": 0}))
-    found = metrics(run, 3)
-    assert found["grad_norm"] > 0
-    assert found["grouping/error/combined"] > 0
-    assert all(math.isfinite(value) for value in found.values())
+    step_metrics = metrics(run, 3)
+    assert step_metrics["grad_norm"] > 0
+    assert step_metrics["grouping/error/combined"] > 0
+    assert all(math.isfinite(value) for value in step_metrics.values())
 
 
 def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
@@ -86,11 +86,11 @@ def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
     """Also with one optimizer step a batch, where the update's own ratio is exactly 1."""
     optim = {"lr": 1e-2, "warmup": 3}
     run = launch.train(config_for(root, "heb", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
-    found = [metrics(run, step) for step in range(1, 5)]
-    moved = np.array([one["moved"] for one in found])
+    by_step = [metrics(run, step) for step in range(1, 5)]
+    moved = np.array([row["moved"] for row in by_step])
     assert (moved > 0).all()
     then = np.cumsum(moved / (np.cumsum(moved) / np.arange(1, 5)))
-    np.testing.assert_allclose([one["grouping/time"] for one in found], [0.0, *then[:3]], rtol=1e-12)
+    np.testing.assert_allclose([row["grouping/time"] for row in by_step], [0.0, *then[:3]], rtol=1e-12)
 
 
 def test_without_it_time_is_the_count_of_steps(root: Path) -> None:
@@ -103,8 +103,8 @@ def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> No
     encoder = tiny_encoder(root / "bert")
     given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
     run = launch.train(config_for(root, "heb", **given))
-    held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
-    names = [column["name"] for column in held["facts"]["features"]["columns"]]
+    payload = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
+    names = [column["name"] for column in payload["facts"]["features"]["columns"]]
     assert sum(name.startswith("meaning ") for name in names) == 16
     half = launch.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
     launch.resume(half)
@@ -173,8 +173,9 @@ def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns
     (root / "own_groups.py").write_text(OWN)
     given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
     run = launch.train(config_for(root, "heb", **given))
-    held = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
-    assert [one["name"] for one in held["facts"]["features"]["columns"] if one["signal"] == "key"] == columns
+    payload = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
+    features = payload["facts"]["features"]["columns"]
+    assert [column["name"] for column in features if column["signal"] == "key"] == columns
     (row, *_) = rollouts.read_step(run / "rollouts", 4)
     assert row.credit is not None
     assert ("key" in row.credit.contributions) == (key == "last_digit")
@@ -203,16 +204,16 @@ def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
     optim = {"lr": 1e-2, "minibatches": 2}
     config = config_for(root, "heb", grouping={"trust": 1.0}, optim=optim, steps=4, eval={"every": 0})
     run = launch.train(config)
-    found, rows = metrics(run, 4), rollouts.read_step(run / "rollouts", 4)
-    assert 0.5 <= found["grouping/trust/min"] < 1 < found["grouping/trust/max"] <= 2
+    step_metrics, rows = metrics(run, 4), rollouts.read_step(run / "rollouts", 4)
+    assert 0.5 <= step_metrics["grouping/trust/min"] < 1 < step_metrics["grouping/trust/max"] <= 2
     factors: dict[str, float] = {}
     for row in rows:
         assert row.credit is not None
         factor = row.credit.clip_high / config.objective.clip_high
         assert factors.setdefault(row.prompt.id, factor) == factor
         assert row.credit.clip_low == pytest.approx(factor * config.objective.clip_low)
-    assert max(factors.values()) == pytest.approx(found["grouping/trust/max"])
-    assert min(factors.values()) == pytest.approx(found["grouping/trust/min"])
+    assert max(factors.values()) == pytest.approx(step_metrics["grouping/trust/max"])
+    assert min(factors.values()) == pytest.approx(step_metrics["grouping/trust/min"])
     assert metrics(run, 1)["grouping/trust/mean"] == 1.0
     assert "grouping/trust/mean" not in metrics(launch.train(config_for(root, "heb", steps=1, name="off")), 1)
 
@@ -239,19 +240,19 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert "all prompts" in capsys.readouterr().out
     assert b"<svg" in (root / "regions.svg").read_bytes()
     assert main(["groups", str(run), "--json", "--step", "4"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["step"] == 4
-    assert found["regions"][0]["parent"] == -1
-    assert sum(found["experts"].values()) == pytest.approx(1)
+    payload = json.loads(capsys.readouterr().out)
+    assert payload["step"] == 4
+    assert payload["regions"][0]["parent"] == -1
+    assert sum(payload["experts"].values()) == pytest.approx(1)
     assert main(["groups", str(run), "--step", "3"]) == 1
-    assert "those that there are: step_000004, step_000006" in capsys.readouterr().err
+    assert "available: step_000004, step_000006" in capsys.readouterr().err
 
 
 def test_groups_of_another_format_are_refused(root: Path) -> None:
     run = launch.train(config_for(root, "heb", steps=2, eval={"every": 0}))
     folder = run / "checkpoints" / "step_000002"
-    held = json.loads((folder / FILES.facts).read_text())
-    (folder / FILES.facts).write_text(json.dumps(held | {"format": 1}))
+    payload = json.loads((folder / FILES.facts).read_text())
+    (folder / FILES.facts).write_text(json.dumps(payload | {"format": 1}))
     features = PromptFeatures((), None, dimensions=16)
     judge = GroupAwareEstimator(
         config_for(root, "heb").grouping,

@@ -101,8 +101,8 @@ def test_a_run_does_not_depend_on_the_folder_it_is_started_from(
     text = log.read_text(encoding="utf-8")
     assert "letters:likes_a: asked about 8" in text
     assert "environment gespräch:once: heard" in text
-    said = capsys.readouterr().out
-    assert said.count("letters:likes_a prints; see the lines") == 1
+    output = capsys.readouterr().out
+    assert output.count("letters:likes_a prints; see the lines") == 1
 
     with contextlib.chdir("/"):
         assert main(["train", "@", str(run / "config.toml"), "--name", "again", "--steps", "3"]) == 0

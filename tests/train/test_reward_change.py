@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coterie import launch
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.doctor.health import diagnose
 from coterie.errors import CheckpointError
 from coterie.rewards.check import sources
@@ -18,13 +18,13 @@ from coterie.runs.metrics import MetricsDB
 from runs_for_tests import make_config
 
 
-class Notes(NullObserver):
-    """Remembers what it is told."""
+class Notes(Callback):
+    """Callback that records every call."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 
-    def noted(self, kind: str, message: str) -> None:
+    def on_event(self, kind: str, message: str) -> None:
         self.lines.append((kind, message))
 
 

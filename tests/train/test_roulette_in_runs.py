@@ -30,12 +30,12 @@ def test_the_gradient_is_the_same_on_average() -> None:
         Credit(rollout_id=item.id, advantage=float(size), clip_low=0.2, clip_high=0.2)
         for item, size in zip(items, sizes, strict=True)
     ]
-    one = learner(tiny_policy())
+    model = learner(tiny_policy())
 
     def gradient(of: list[Credit]) -> tuple[torch.Tensor, int]:
         batches = plan(items, of, normalize="sequence", token_budget=1000, skip_zero=True)
-        found = one.gradient(batches)
-        return torch.cat([part.flatten() for part in found.values()]), sum(len(batch.targets) for batch in batches)
+        gradients = model.gradient(batches)
+        return torch.cat([part.flatten() for part in gradients.values()]), sum(len(batch.targets) for batch in batches)
 
     whole, every = gradient(credits)
     mean, tokens = torch.zeros_like(whole), 0.0
@@ -73,10 +73,10 @@ def test_those_left_out_are_on_record_with_their_advantage(run: Path) -> None:
 
 def test_it_says_how_much_was_left(run: Path) -> None:
     with sqlite3.connect(run / "metrics.sqlite") as database:
-        found = dict(database.execute("SELECT name, avg(value) FROM metrics GROUP BY name").fetchall())
-    assert 0 < found["roulette/kept"] < 1
-    assert 1 < found["roulette/power"] < 1 + 1.5**2 / 4
-    assert found["tokens/trained"] < found["tokens/generated"]
+        averages = dict(database.execute("SELECT name, avg(value) FROM metrics GROUP BY name").fetchall())
+    assert 0 < averages["roulette/kept"] < 1
+    assert 1 < averages["roulette/power"] < 1 + 1.5**2 / 4
+    assert averages["tokens/trained"] < averages["tokens/generated"]
 
 
 @pytest.mark.parametrize(

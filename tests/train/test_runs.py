@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from coterie import launch
 from coterie.build.learner import warnings_of
 from coterie.build.run import policy_for, read_inputs
-from coterie.callbacks import NullObserver
+from coterie.callbacks import Callback
 from coterie.config.algorithms import stored
 from coterie.config.load import load
 from coterie.config.optim import OptimConfig
@@ -148,15 +148,15 @@ class StopInEvaluation(Watch):
         super().__init__()
         self.left, self.activity = nth, ""
 
-    def progressed(self, activity: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        begins = activity == EVALUATING and self.activity != EVALUATING
-        self.activity = activity
+    def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        begins = name == EVALUATING and self.activity != EVALUATING
+        self.activity = name
         self.left -= begins
         if begins and self.left == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def stepped(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
-        super().stepped(step, metrics, sample)
+    def on_step(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None) -> None:
+        super().on_step(step, metrics, sample)
         self.activity = ""
 
 
@@ -391,7 +391,7 @@ def test_prompts_that_outgrow_the_context_are_refused_before_the_run(root: Path)
 
 def test_prompt_and_completion_may_fill_the_context_to_its_last_token(root: Path) -> None:
     config = make_config(root)
-    inputs = read_inputs(config, NullObserver())
+    inputs = read_inputs(config, Callback())
     room = 256 - inputs.longest()
     for budget in (room, room + 1):
         asked = config.model_copy(update={"sampling": config.sampling.model_copy(update={"max_tokens": budget})})
@@ -485,7 +485,7 @@ def test_no_room_for_its_checkpoints_is_said_before_the_first_step(root: Path, m
 def test_the_estimate_of_a_checkpoint_is_near_its_size(root: Path) -> None:
     config = make_config(root, steps=1)
     run = launch.train(config)
-    inputs = launch.read_inputs(config, NullObserver())
+    inputs = launch.read_inputs(config, Callback())
     estimate = launch._checkpoint_size(config, launch.policy_for(config, inputs))
     real = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
     assert estimate == pytest.approx(real, rel=0.1)

@@ -71,13 +71,13 @@ def measured(
     skipped: int = 0,
     criterion: Criterion | None = None,
 ) -> dict[str, float]:
-    names = dict.fromkeys(one.context.prompt_id for one in rollouts)
+    names = dict.fromkeys(item.context.prompt_id for item in rollouts)
     prompts = tuple(
         Prompt(id=name, messages=(Message(role="user", content="?"),), answer="4", task="sum") for name in names
     )
     experience = Experience(prompts=prompts, rollouts=tuple(rollouts), generate_seconds=2.0, reward_seconds=1.0)
     report = UpdateReport(metrics={"tokens/trained": 6.0}, logprobs={}, skipped=skipped, splits=0)
-    found = step_metrics(
+    metrics = step_metrics(
         experience,
         by_prompt(rollouts) if groups is None else groups,
         report,
@@ -86,12 +86,12 @@ def measured(
         credits=credits,
         version=version,
     )
-    assert all(math.isfinite(value) for value in found.values())
-    return found
+    assert all(math.isfinite(value) for value in metrics.values())
+    return metrics
 
 
 def test_rewards_by_task_and_part() -> None:
-    found = measured(
+    metrics = measured(
         [
             rollout("a", 0, reward=1.0, parts={"number": 1.0, "style": 0.5}),
             rollout("a", 1, reward=0.0, parts={"number": 0.0, "style": None}),
@@ -99,15 +99,15 @@ def test_rewards_by_task_and_part() -> None:
             rollout("b", 1, reward=None, task="legs", parts={}),
         ]
     )
-    assert found["reward/mean"] == 0.5
-    assert found["reward/part/style"] == 0.5
-    assert (found["reward/task/sum/mean"], found["reward/task/sum/std"]) == (0.5, 0.5)
-    assert found["reward/task/sum/part/number"] == 0.5
-    assert (found["reward/task/legs/mean"], found["errors"]) == (0.5, 1.0)
+    assert metrics["reward/mean"] == 0.5
+    assert metrics["reward/part/style"] == 0.5
+    assert (metrics["reward/task/sum/mean"], metrics["reward/task/sum/std"]) == (0.5, 0.5)
+    assert metrics["reward/task/sum/part/number"] == 0.5
+    assert (metrics["reward/task/legs/mean"], metrics["errors"]) == (0.5, 1.0)
 
 
 def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
-    found = measured(
+    metrics = measured(
         [
             *(rollout("right", k, reward=1.0) for k in range(2)),
             *(rollout("wrong", k, reward=0.0) for k in range(2)),
@@ -115,29 +115,30 @@ def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
             *(rollout("styled", k, reward=1 + 0.5 * k, parts={"number": 1.0}) for k in range(2)),
         ]
     )
-    assert (found["groups/solved"], found["groups/none"], found["groups/mixed"]) == (0.5, 0.25, 0.25)
-    assert found["groups/zero_variance"] == 0.5
-    assert (found["groups/zero_variance_solved"], found["groups/zero_variance_none"]) == (0.25, 0.25)
-    assert found["groups/std"] == (0 + 0 + 0.5 + 0.25) / 4
-    assert found["groups/effective"] == 2
+    assert (metrics["groups/solved"], metrics["groups/none"], metrics["groups/mixed"]) == (0.5, 0.25, 0.25)
+    assert metrics["groups/zero_variance"] == 0.5
+    assert (metrics["groups/zero_variance_solved"], metrics["groups/zero_variance_none"]) == (0.25, 0.25)
+    assert metrics["groups/std"] == (0 + 0 + 0.5 + 0.25) / 4
+    assert metrics["groups/effective"] == 2
 
 
 def test_lengths_are_split_by_right_and_wrong_and_by_ending() -> None:
-    found = measured(
+    metrics = measured(
         [
             rollout("a", 0, reward=1.0, tokens=range(10)),
             rollout("a", 1, reward=0.0, tokens=range(20)),
             rollout("a", 2, reward=0.0, tokens=range(30), cut=True),
         ]
     )
-    assert (found["length/mean"], found["length/max"], found["length/p95"]) == (20, 30, 29)
-    assert (found["length/correct"], found["length/wrong"], found["length/terminated"]) == (10, 25, 15)
-    assert found["truncated"] == pytest.approx(1 / 3)
+    assert (metrics["length/mean"], metrics["length/max"], metrics["length/p95"]) == (20, 30, 29)
+    assert (metrics["length/correct"], metrics["length/wrong"], metrics["length/terminated"]) == (10, 25, 15)
+    assert metrics["truncated"] == pytest.approx(1 / 3)
 
 
 def test_what_nobody_did_is_absent() -> None:
-    found = measured([rollout("a", k, reward=0.0, cut=True) for k in range(2)])
-    assert not {"length/correct", "length/terminated", "surprisal/correct", "think/empty", "advantage/max"} & set(found)
+    metrics = measured([rollout("a", k, reward=0.0, cut=True) for k in range(2)])
+    absent = {"length/correct", "length/terminated", "surprisal/correct", "think/empty", "advantage/max"}
+    assert not absent & set(metrics)
 
 
 def test_surprisal_and_staleness() -> None:
@@ -146,22 +147,22 @@ def test_surprisal_and_staleness() -> None:
         rollout("a", 1, reward=0.0, tokens=(1,), logprob=-2.0),
         rollout("a", 2, reward=0.0, tokens=(1, 2, 3), logprob=-1.0),
     ]
-    found = measured(rollouts, version=9)
-    assert (found["surprisal/correct"], found["surprisal/wrong"]) == (0.25, 1.25)
-    assert (found["staleness/mean"], found["staleness/max"]) == (2, 2)
+    metrics = measured(rollouts, version=9)
+    assert (metrics["surprisal/correct"], metrics["surprisal/wrong"]) == (0.25, 1.25)
+    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (2, 2)
     assert "staleness/max" not in measured(rollouts, version=None)
 
 
 def test_advantages_of_rollouts_and_of_tokens() -> None:
     rollouts = [rollout("a", k, reward=float(k)) for k in range(4)]
-    credits = [credit(one.id, value) for one, value in zip(rollouts, (-3.0, 1.0, 1.0, 1.0), strict=True)]
-    found = measured(rollouts, credits=credits)
-    assert (found["advantage/max"], found["advantage/positive"]) == (3.0, 0.75)
+    credits = [credit(item.id, value) for item, value in zip(rollouts, (-3.0, 1.0, 1.0, 1.0), strict=True)]
+    metrics = measured(rollouts, credits=credits)
+    assert (metrics["advantage/max"], metrics["advantage/positive"]) == (3.0, 0.75)
 
 
 def test_texts() -> None:
     asked = tuple(range(100, 110))
-    found = measured(
+    metrics = measured(
         [
             rollout("a", 0, reward=1.0, tokens=[5] * 12, text="it is \\boxed{4}"),
             rollout("a", 1, reward=0.0, tokens=asked, text="<answer> 4 </answer>"),
@@ -169,9 +170,9 @@ def test_texts() -> None:
             rollout("b", 1, reward=0.0, text="6"),
         ]
     )
-    assert found["repetition/mean"] == pytest.approx(0.9 / 4)
-    assert found["copied/mean"] == pytest.approx(1 / 4)
-    assert found["answers/distinct"] == 1.5
+    assert metrics["repetition/mean"] == pytest.approx(0.9 / 4)
+    assert metrics["copied/mean"] == pytest.approx(1 / 4)
+    assert metrics["answers/distinct"] == 1.5
 
 
 def test_answers_without_reasoning_are_counted_where_a_layout_is_asked_for() -> None:
@@ -183,13 +184,13 @@ def test_answers_without_reasoning_are_counted_where_a_layout_is_asked_for() -> 
 
 
 def test_skipped_updates_and_a_step_without_groups() -> None:
-    found = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
-    assert (found["updates/skipped"], found["groups/effective"], found["errors"]) == (2, 0, 2)
-    assert "groups/solved" not in found
+    metrics = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
+    assert (metrics["updates/skipped"], metrics["groups/effective"], metrics["errors"]) == (2, 0, 2)
+    assert "groups/solved" not in metrics
 
 
 def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:
-    found = measured(
+    metrics = measured(
         [
             *(rollout("varies", k, reward=0.1 + 0.2 * k) for k in range(2)),
             *(rollout("varies too", k, reward=2.0 + k) for k in range(2)),
@@ -197,10 +198,10 @@ def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:
             *(rollout("zero", k, reward=0.0) for k in range(2)),
         ]
     )
-    assert (found["groups/mixed"], found["groups/zero_variance"], found["groups/effective"]) == (0.5, 0.5, 2)
-    assert (found["reward/min"], found["reward/max"]) == (0.0, 3.0)
+    assert (metrics["groups/mixed"], metrics["groups/zero_variance"], metrics["groups/effective"]) == (0.5, 0.5, 2)
+    assert (metrics["reward/min"], metrics["reward/max"]) == (0.0, 3.0)
     absent = {f"groups/{name}" for name in ("solved", "none", "zero_variance_solved", "zero_variance_none")}
-    assert not (absent | {"length/correct", "length/wrong", "surprisal/wrong"}) & set(found)
+    assert not (absent | {"length/correct", "length/wrong", "surprisal/wrong"}) & set(metrics)
 
 
 def test_with_a_threshold_a_graded_reward_has_correct_completions() -> None:
@@ -209,14 +210,14 @@ def test_with_a_threshold_a_graded_reward_has_correct_completions() -> None:
         *(rollout("low", k, reward=0.3) for k in range(2)),
         *(rollout("varies", k, reward=0.1 + 0.1 * k, tokens=range(5)) for k in range(2)),
     ]
-    found = measured(rollouts, criterion=Criterion(part="number", threshold=0.8))
-    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == pytest.approx([1 / 3] * 3)
-    assert (found["length/correct"], found["length/wrong"]) == (3, 4)
+    metrics = measured(rollouts, criterion=Criterion(part="number", threshold=0.8))
+    assert [metrics[f"groups/{name}"] for name in ("solved", "none", "mixed")] == pytest.approx([1 / 3] * 3)
+    assert (metrics["length/correct"], metrics["length/wrong"]) == (3, 4)
 
 
 def test_a_reward_of_minus_one_and_one_is_binary() -> None:
     rollouts = [rollout("a", k, reward=-1.0) for k in range(2)] + [
         rollout("b", k, reward=2.0 * k - 1) for k in range(2)
     ]
-    found = measured(rollouts)
-    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == [0, 0.5, 0.5]
+    metrics = measured(rollouts)
+    assert [metrics[f"groups/{name}"] for name in ("solved", "none", "mixed")] == [0, 0.5, 0.5]

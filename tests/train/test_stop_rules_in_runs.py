@@ -57,9 +57,9 @@ def test_it_ends_and_keeps_the_last_good_checkpoint(collapsed: tuple[Path, str])
     assert entropy[step - 3] >= 1
     # The weights after step - 3 sampled the first bad step, so those after step - 4 are the last good ones.
     assert checkpoint.steps(run / "checkpoints") == [step - 4]
-    found = checkpoint.newest(run / "checkpoints")
-    assert found is not None
-    assert found.step == step - 4
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None
+    assert newest.step == step - 4
     assert f"ended after step {step} by stop rule entropy_below" in words
     assert f"step_{step - 4:06d}" in words
     assert "--optim.lr LOWER" in words

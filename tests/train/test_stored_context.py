@@ -36,12 +36,12 @@ def rows_of(run: Path) -> dict[int, list[RolloutRecord]]:
     return {step: rollouts.read_step(run / "rollouts", step) for step in parquet.steps(run / "rollouts")}
 
 
-def faded(seen: list[tuple[int, float]]) -> float | None:
+def faded(values: list[tuple[int, float]]) -> float | None:
     """Mean of (step, value), each fading from its step on."""
-    if not seen:
+    if not values:
         return None
-    weights = np.exp((np.array([step for step, _ in seen]) - seen[-1][0]) / MEMORY)
-    return float(weights @ np.array([value for _, value in seen]) / weights.sum())
+    weights = np.exp((np.array([step for step, _ in values]) - values[-1][0]) / MEMORY)
+    return float(weights @ np.array([value for _, value in values]) / weights.sum())
 
 
 def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
@@ -51,14 +51,14 @@ def test_a_plain_run_knows_the_past_of_each_prompt_and_task(root: Path) -> None:
     for step, rows in rows_of(run).items():
         for row in rows:
             context = row.rollout.context
-            known = context.dispatch
-            assert known is not None
-            assert (known.time, known.expected, known.region) == (float(step - 1), None, None)
-            assert known.attempts == len(past[context.prompt_id])
-            assert known.reward == pytest.approx(faded(past[context.prompt_id]))
-            assert known.length == pytest.approx(faded(lengths[context.prompt_id]))
-            assert known.task_attempts == len(past["train"]) == 12 * (step - 1)
-            assert known.task_reward == pytest.approx(faded(past["train"]))
+            dispatch = context.dispatch
+            assert dispatch is not None
+            assert (dispatch.time, dispatch.expected, dispatch.region) == (float(step - 1), None, None)
+            assert dispatch.attempts == len(past[context.prompt_id])
+            assert dispatch.reward == pytest.approx(faded(past[context.prompt_id]))
+            assert dispatch.length == pytest.approx(faded(lengths[context.prompt_id]))
+            assert dispatch.task_attempts == len(past["train"]) == 12 * (step - 1)
+            assert dispatch.task_reward == pytest.approx(faded(past["train"]))
             assert context.source == row.prompt.source == "file:train.jsonl"
             assert context.complexity["digits"] == sum(map(str.isdigit, row.prompt.messages[-1]["content"]))
         for row in rows:
@@ -85,15 +85,15 @@ def test_a_group_aware_run_says_what_it_expected_and_in_which_region(root: Path)
     run = launch.train(make_config(root, steps=6, eval={"every": 0}, grouping=HEB))
     for step, rows in rows_of(run).items():
         for row in rows:
-            known = row.rollout.context.dispatch
-            assert known is not None
-            assert known.time == step - 1
-            assert known.expected is not None
-            assert known.expected_std is not None
-            assert 0 <= known.expected <= 1
-            assert known.expected_std > 0
-            assert known.region
-            assert step > 1 or known.expected == pytest.approx(0.5)
+            dispatch = row.rollout.context.dispatch
+            assert dispatch is not None
+            assert dispatch.time == step - 1
+            assert dispatch.expected is not None
+            assert dispatch.expected_std is not None
+            assert 0 <= dispatch.expected <= 1
+            assert dispatch.expected_std > 0
+            assert dispatch.region
+            assert step > 1 or dispatch.expected == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -141,26 +141,26 @@ def rollout(name: str, reward: float | None, *, length: int = 10, sample: int = 
     )
 
 
-def experience(*found: Rollout) -> Experience:
-    names = dict.fromkeys(one.context.prompt_id for one in found)
+def experience(*batch: Rollout) -> Experience:
+    names = dict.fromkeys(item.context.prompt_id for item in batch)
     asked = tuple(prompt(name) for name in names)
-    return Experience(prompts=asked, rollouts=found, generate_seconds=0.0, reward_seconds=0.0)
+    return Experience(prompts=asked, rollouts=batch, generate_seconds=0.0, reward_seconds=0.0)
 
 
-def known_of(history: PromptStatsTable, step: int, name: str) -> SamplingSnapshot:
-    found, _ = history.stamp(step, experience(rollout(name, 0.0)), Predictions())
-    known = found.rollouts[0].context.dispatch
-    assert known is not None
-    return known
+def dispatch_of(history: PromptStatsTable, step: int, name: str) -> SamplingSnapshot:
+    stamped, _ = history.stamp(step, experience(rollout(name, 0.0)), Predictions())
+    dispatch = stamped.rollouts[0].context.dispatch
+    assert dispatch is not None
+    return dispatch
 
 
 def test_pass_rates_count_right_attempts_and_leave_out_errors() -> None:
     history = PromptStatsTable(Criterion(part="number"))
     history.learn(1, [rollout("a", 1.0), rollout("a", 0.5, length=30), rollout("a", None), rollout("b", 0.0)])
-    known = known_of(history, 2, "a")
-    assert (known.attempts, known.pass_rate, known.reward, known.length) == (2, 0.5, 0.75, 20.0)
-    assert (known.task_attempts, known.task_pass_rate, known.task_reward) == (3, pytest.approx(1 / 3), 0.5)
-    fresh = known_of(history, 2, "c")
+    dispatch = dispatch_of(history, 2, "a")
+    assert (dispatch.attempts, dispatch.pass_rate, dispatch.reward, dispatch.length) == (2, 0.5, 0.75, 20.0)
+    assert (dispatch.task_attempts, dispatch.task_pass_rate, dispatch.task_reward) == (3, pytest.approx(1 / 3), 0.5)
+    fresh = dispatch_of(history, 2, "c")
     assert (fresh.attempts, fresh.pass_rate, fresh.task_attempts) == (0, None, 3)
 
 
@@ -168,14 +168,14 @@ def test_old_attempts_fade() -> None:
     history = PromptStatsTable(Criterion(part="number"))
     history.learn(0, [rollout("a", 1.0)])
     history.learn(int(MEMORY), [rollout("a", 0.0)])
-    assert known_of(history, 41, "a").pass_rate == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
+    assert dispatch_of(history, 41, "a").pass_rate == pytest.approx(np.exp(-1) / (1 + np.exp(-1)))
 
 
 def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     history, draw = PromptStatsTable(Criterion(part="number")), np.random.default_rng(0)
     for step in range(9):
-        found = [rollout(f"p{draw.integers(4)}", float(draw.random())) for _ in range(6)]
-        stamped, _ = history.stamp(step, experience(*found), Predictions())
+        batch = [rollout(f"p{draw.integers(4)}", float(draw.random())) for _ in range(6)]
+        stamped, _ = history.stamp(step, experience(*batch), Predictions())
         history.learn(step, stamped.rollouts)
     history.save(tmp_path)
     again = PromptStatsTable(Criterion(part="number"))
@@ -189,7 +189,7 @@ def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) ->
 def estimator_for(names: list[str]) -> GroupAwareEstimator:
     features = PromptFeatures(
         [prompt(name, f"What is {k} + {k}?") for k, name in enumerate(names)],
-        lambda prompts: np.array([[float(names.index(one.id)), 1.0] for one in prompts]),
+        lambda prompts: np.array([[float(names.index(item.id)), 1.0] for item in prompts]),
         dimensions=2,
     )
     config = make_grouping()
@@ -208,30 +208,30 @@ def test_what_is_expected_does_not_depend_on_the_rewards_of_the_step() -> None:
     names = ["a", "b", "c"]
     judge = estimator_for(names)
     for value in (0.0, 1.0):
-        found = {f"{name}#{k}@0": rollout(name, value if k else 0.5, sample=k) for name in names for k in range(2)}
+        by_id = {f"{name}#{k}@0": rollout(name, value if k else 0.5, sample=k) for name in names for k in range(2)}
         groups = [
             Group(
                 scale="prompt",
                 key=name,
                 members=(f"{name}#0@0", f"{name}#1@0"),
-                rewards=tuple(found[f"{name}#{k}@0"].reward or 0.0 for k in range(2)),
+                rewards=tuple(by_id[f"{name}#{k}@0"].reward or 0.0 for k in range(2)),
             )
             for name in names
         ]
-        before = judge.foresee(groups, found)
-        others = {key: replace(one, reward=0.123) for key, one in found.items()}
+        before = judge.foresee(groups, by_id)
+        others = {key: replace(item, reward=0.123) for key, item in by_id.items()}
         assert judge.foresee(groups, others).expected == before.expected
-        assert judge.foresee([], found).expected == before.expected
-        judge(groups, found, {})
-        assert judge.foresee(groups, found).expected != before.expected
+        assert judge.foresee([], by_id).expected == before.expected
+        judge(groups, by_id, {})
+        assert judge.foresee(groups, by_id).expected != before.expected
 
 
 def test_an_embedding_is_handed_on_once() -> None:
     judge = estimator_for(["a", "b"])
     first = judge.foresee([], {"a#0@0": rollout("a", 1.0)})
-    assert [(one.id, vector.tolist()) for one, vector in first.embedded] == [("a", [0.0, 1.0])]
+    assert [(item.id, vector.tolist()) for item, vector in first.embedded] == [("a", [0.0, 1.0])]
     second = judge.foresee([], {"a#0@0": rollout("a", 1.0), "b#0@0": rollout("b", 1.0)})
-    assert [one.id for one, _ in second.embedded] == ["b"]
+    assert [item.id for item, _ in second.embedded] == ["b"]
 
 
 def test_like_texts_have_like_vectors() -> None:

@@ -19,12 +19,12 @@ from runs_for_tests import make_config
 
 def test_every_combination_has_a_name_of_its_own() -> None:
     arms = parse_arms(["grpo: algorithm=grpo", "own critic: algorithm=ppo critic.kind=model"])
-    found = cells(parse_vary(["optim.lr=1e-5, 2e-5"]), parse_seeds("0-1,7"), arms)
-    assert len(found) == 3 * 2 * 2
-    assert [one.seed for one in found[:4]] == [0, 0, 0, 0]
-    assert len({one.name for one in found}) == len(found)
-    assert found[2].name == "own_critic--lr-1e-5--seed-0"
-    assert found[2].words() == ["algorithm=ppo", "critic.kind=model", "optim.lr=1e-5", "seed=0"]
+    grid = cells(parse_vary(["optim.lr=1e-5, 2e-5"]), parse_seeds("0-1,7"), arms)
+    assert len(grid) == 3 * 2 * 2
+    assert [cell.seed for cell in grid[:4]] == [0, 0, 0, 0]
+    assert len({cell.name for cell in grid}) == len(grid)
+    assert grid[2].name == "own_critic--lr-1e-5--seed-0"
+    assert grid[2].words() == ["algorithm=ppo", "critic.kind=model", "optim.lr=1e-5", "seed=0"]
 
 
 @pytest.mark.parametrize("word", ["optim.lr", "=1", "optim.lr=", "seed=1,2"])
@@ -50,7 +50,7 @@ def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResul
         cell=Cell(arm="a", seed=seed),
         steps=len(rewards),
         rewards=tuple(rewards),
-        held=(
+        evals=(
             EvalPoint(step=0, rollouts=0, seconds=0.0, value=0.1),
             EvalPoint(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10),
         ),
@@ -80,31 +80,31 @@ def test_the_table_has_means_with_intervals_and_counts_collapses() -> None:
 
 
 def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
-    found = [result([0.5] * 10, seed=seed) for seed in range(3)]
-    points = [one.reached(0.3) for one in found]
+    results = [result([0.5] * 10, seed=seed) for seed in range(3)]
+    points = [run.reached(0.3) for run in results]
     assert [None if point is None else point.rollouts for point in points] == [None, 64, 64]
-    table = markdown(found, reach=0.3)
+    table = markdown(results, reach=0.3)
     assert "| rollouts to 30 % | seconds to 30 % | reached |" in table
     assert "| 64 [64, never] | 2 [2, never] | 2/3 |" in table
-    assert "| never [never, never] | never [never, never] | 0/3 |" in markdown(found, reach=0.5)
+    assert "| never [never, never] | never [never, never] | 0/3 |" in markdown(results, reach=0.5)
 
 
 def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: float) -> CellResult:
     """A run that is evaluated after every step of so many rollouts and seconds."""
-    held = tuple(
+    evals = tuple(
         EvalPoint(step=step, rollouts=step * rollouts, seconds=step * seconds, value=accuracy)
         for step, accuracy in enumerate(accuracies)
     )
     cell = Cell(arm=arm, seed=seed)
-    return CellResult(cell=cell, steps=3, rewards=(0.5,) * 3, held=held, seconds=seconds, peak=None, error="")
+    return CellResult(cell=cell, steps=3, rewards=(0.5,) * 3, evals=evals, seconds=seconds, peak=None, error="")
 
 
 def test_accuracy_is_averaged_over_what_was_spent() -> None:
-    held = curve("a", 0, [0.0, 0.2, 0.4], rollouts=64, seconds=1.0).held
+    evals = curve("a", 0, [0.0, 0.2, 0.4], rollouts=64, seconds=1.0).evals
     cost = budget.COSTS["rollouts"]
-    assert budget.mean_result(held, cost, 128) == pytest.approx(0.2)
-    assert budget.mean_result(held, cost, 96) == pytest.approx((0.1 * 64 + 0.25 * 32) / 96), "cut between two"
-    assert budget.mean_result(held, budget.COSTS["seconds"], 1.0) == pytest.approx(0.1)
+    assert budget.mean_result(evals, cost, 128) == pytest.approx(0.2)
+    assert budget.mean_result(evals, cost, 96) == pytest.approx((0.1 * 64 + 0.25 * 32) / 96), "cut between two"
+    assert budget.mean_result(evals, budget.COSTS["seconds"], 1.0) == pytest.approx(0.1)
 
 
 def test_settings_are_compared_at_equal_cost_seed_by_seed() -> None:
@@ -151,7 +151,7 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (folder / "done.json").unlink()
         (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
     assert main([*words, "--lean"]) == 0
-    assert capsys.readouterr().out.count("done before") == 3, "what says nothing about the setting is tried again"
+    assert capsys.readouterr().out.count("already done") == 3, "what says nothing about the setting is tried again"
     assert (first / "done.json").is_file()
     assert not (first / "failed.json").exists()
     assert not (first / "checkpoints").exists()
@@ -164,13 +164,13 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_graded_reward_is_compared_by_its_held_out_mean() -> None:
-    found = [replace(curve("a", seed, [0.07, 0.2, 0.43], 64, 1.0), metric="reward") for seed in (0, 1)]
+    first = [replace(curve("a", seed, [0.07, 0.2, 0.43], 64, 1.0), metric="reward") for seed in (0, 1)]
     other = [replace(curve("b", seed, [0.07, 0.1, 0.21], 64, 1.0), metric="reward") for seed in (0, 1)]
-    table = markdown([*found, *other], reach=0.3)
+    table = markdown([*first, *other], reach=0.3)
     assert "| held-out reward before → after |" in table
     assert "| rollouts to reward 0.3 | seconds to reward 0.3 | reached |" in table
     assert "| `a` | 2 | 0.070 → 0.430 [0.430, 0.430] |" in table
-    text = budget.markdown({"a": found, "b": other})
+    text = budget.markdown({"a": first, "b": other})
     assert "| `b` | 2 | 0.120 [0.120, 0.120] | -0.105 [-0.105, -0.105] |" in text
     assert "Held-out reward, averaged" in text
     assert "points" not in text

@@ -84,9 +84,9 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
     half = launch.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
     assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
-    found = metrics(whole, 6)
-    assert found["grad_norm"] > 0
-    assert all(math.isfinite(value) for value in found.values())
+    step_metrics = metrics(whole, 6)
+    assert step_metrics["grad_norm"] > 0
+    assert all(math.isfinite(value) for value in step_metrics.values())
     if "replay" in changed:
         assert sum(metrics(whole, step).get("replay/groups", 0.0) for step in range(2, 7)) > 0
 
@@ -115,28 +115,28 @@ def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:
         sampled = [p for turn in turns for p in turn.sampler_logprobs]
         np.testing.assert_allclose(row.logprobs, sampled, atol=2e-4)  # the learner sees what the sampler saw
     credits = [row.credit for row in rows if row.credit is not None]
-    by_turn = [one for one in credits if isinstance(one.advantage, tuple)]
+    by_turn = [credit for credit in credits if isinstance(credit.advantage, tuple)]
     assert by_turn
-    assert all("state" in one.contributions for one in credits)
+    assert all("state" in credit.contributions for credit in credits)
     assert metrics(run, 2)["grouping/scale/state"] > 0
     assert 0 < metrics(run, 2)["grouping/state/shared"] <= 1
-    (held, *_) = read(run, 2, "evals")
-    assert len(held.rollout.turns) == 3
+    (record, *_) = read(run, 2, "evals")
+    assert len(record.rollout.turns) == 3
 
 
 def test_the_scale_can_be_left_out(root: Path) -> None:
     grouping = {"preset": "rloo", "without": ["state"]}
     run = launch.train(config_for(root, steps=2, grouping=grouping, eval={"every": 0}))
     credits = [row.credit for row in read(run, 2) if row.credit is not None]
-    assert not any(isinstance(one.advantage, tuple) or "state" in one.contributions for one in credits)
+    assert not any(isinstance(credit.advantage, tuple) or "state" in credit.contributions for credit in credits)
     assert "grouping/scale/state" not in metrics(run, 2)
 
 
 def test_gigpo_says_what_states_gave(root: Path) -> None:
     run = launch.train(config_for(root, steps=1, **VARIANTS["gigpo"], eval={"every": 0}))
     credits = [row.credit for row in read(run, 1) if row.credit is not None]
-    assert any("state" in one.contributions for one in credits)
-    assert any(isinstance(one.advantage, tuple) for one in credits)
+    assert any("state" in credit.contributions for credit in credits)
+    assert any(isinstance(credit.advantage, tuple) for credit in credits)
 
 
 def test_episodes_are_shown_turn_by_turn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

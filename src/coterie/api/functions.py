@@ -21,36 +21,27 @@ Spec = str | Callable[..., Any] | Mapping[str, Any]
 def parts_of(
     reward: Spec | Sequence[Spec], weights: Sequence[float] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """`rewards.parts` for what was given as `reward`, and the folders of its functions' modules.
-
-    Raises:
-        ConfigError: something is no reward, or there is not one weight for each.
-        RewardError: a function cannot be sent to a worker process.
-    """
-    specs = listed(reward)
+    """`rewards.parts` for what was given as `reward`, and the folders of its functions' modules."""
+    specs = as_list(reward)
     if weights is not None and len(weights) != len(specs):
         raise ConfigError(f"reward_weights has {len(weights)} weights for {len(specs)} rewards; expected one for each")
     parts, folders = [], []
     for index, spec in enumerate(specs):
         part = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
         if callable(part.get("name")):
-            part["name"], folder = _named(part["name"])
+            part["name"], folder = _name_and_folder(part["name"])
             folders += [folder] if folder else []
             if by_value.is_by_value(part["name"]):
                 part.setdefault("label", by_value.label(part["name"]))
         if weights is not None:
             part["weight"] = float(weights[index])
         parts.append(part)
-    _tell_apart(parts)
+    _number_labels(parts)
     return parts, list(dict.fromkeys(folders))
 
 
-def listed(reward: Any) -> list[Any]:
-    """What was given as `reward` as a list.
-
-    Raises:
-        ConfigError: something is no reward, or there is none.
-    """
+def as_list(reward: Any) -> list[Any]:
+    """The argument `reward` as a list of rewards."""
     specs = list(reward) if isinstance(reward, list | tuple) else [reward]
     for spec in specs or [None]:
         if not (isinstance(spec, str | Mapping) or callable(spec)):
@@ -61,16 +52,13 @@ def listed(reward: Any) -> list[Any]:
     return specs
 
 
-def offer_again(reward: Any, stored: Sequence[str]) -> None:
-    """Give this process the functions that a run was started with.
+def register_again(reward: Any, stored: Sequence[str]) -> None:
+    """Register the functions of a stored run, so that it can be resumed in this process.
 
     Args:
         stored: names of the run's reward parts, in order.
-
-    Raises:
-        RunError: these are other functions.
     """
-    specs = [spec.get("name") if isinstance(spec, Mapping) else spec for spec in listed(reward)]
+    specs = [spec.get("name") if isinstance(spec, Mapping) else spec for spec in as_list(reward)]
     if len(specs) != len(stored):
         raise RunError(
             f"reward has {len(specs)} functions and the run has {len(stored)} ({', '.join(map(_shown, stored))}); "
@@ -87,7 +75,7 @@ def offer_again(reward: Any, stored: Sequence[str]) -> None:
                     "coterie.train(model=run.model, …)"
                 )
             by_value.offer(spec, name)
-        elif (given := _named(spec)[0] if callable(spec) else spec) != name:
+        elif (given := _name_and_folder(spec)[0] if callable(spec) else spec) != name:
             raise RunError(f"reward is {_shown(str(given))}, and the run was started with {_shown(name)}")
 
 
@@ -95,9 +83,9 @@ def _shown(name: str) -> str:
     return by_value.label(name) if by_value.is_by_value(name) else name
 
 
-def _named(function: Callable[..., Any]) -> tuple[str, str | None]:
-    """Its name in the settings, and the folder of its module: `module:function` where another process can import it,
-    else by value."""
+def _name_and_folder(function: Callable[..., Any]) -> tuple[str, str | None]:
+    """Name of a function in the settings, and the folder of its module: `module:function` where another process can
+    import it, else by value."""
     module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     home = sys.modules.get(str(module))
     if module != "__main__" and re.match(FUNCTION, f"{module}:{path}") and getattr(home, path, None) is function:
@@ -110,7 +98,7 @@ def _named(function: Callable[..., Any]) -> tuple[str, str | None]:
 
 
 def _folder(module: str, file: str | None) -> Path | None:
-    """Where a module's name starts: /x of the module a.b in /x/a/b.py."""
+    """Folder from which a module is imported: /x for the module a.b in /x/a/b.py."""
     if file is None:
         return None
     path, depth = Path(file).absolute(), module.count(".") + 1
@@ -118,7 +106,7 @@ def _folder(module: str, file: str | None) -> Path | None:
     return path.parents[depth - 1] if depth <= len(path.parents) else None
 
 
-def _tell_apart(parts: list[dict[str, Any]]) -> None:
+def _number_labels(parts: list[dict[str, Any]]) -> None:
     """Number the labels of functions that have the same name, such as lambdas."""
     labels = Counter(part.get("label") for part in parts if part.get("label"))
     counts: Counter[str] = Counter()

@@ -33,9 +33,6 @@ def source_of(data: Any, runs: Path, task: str) -> dict[str, Any]:
     Args:
         runs: the runs folder, below which rows are written.
         task: name of the rows' task, where they have no file of their own.
-
-    Raises:
-        DataError: it is nothing that holds rows, or a value has no JSON form.
     """
     if isinstance(data, str | Path):
         from coterie.data.assets import ASSETS
@@ -52,7 +49,7 @@ def source_of(data: Any, runs: Path, task: str) -> dict[str, Any]:
 
 
 def _rows(data: Any, task: str) -> Iterable[Any]:
-    """The rows of a table, by the methods that it has; of anything else, its items."""
+    """Rows of a table, recognised by its methods, or the items of another iterable."""
     if isinstance(data, Mapping):
         hint = f"; name one of its splits, e.g. data[{next(iter(data))!r}]" if hasattr(data, "num_rows") else ""
         raise DataError(f"{task} is a {type(data).__name__} with keys {', '.join(map(str, data))}{hint}: give {_ROWS}")
@@ -86,11 +83,7 @@ def _line(number: int, row: Any, task: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it. NaN, by which tables mark what is missing, is None.
-
-    Raises:
-        TypeError, ValueError: there is no such form.
-    """
+    """A value as plain JSON data; NaN, the mark of a missing value in tables, becomes None."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -124,12 +117,7 @@ def _keep(data: bytes, folder: Path, stem: str, suffix: str) -> Path:
 
 
 def model_of(model: Any, tokenizer: Any, runs: Path) -> str:
-    """The name of a model in the settings; a loaded one is saved below the runs folder first.
-
-    Raises:
-        ConfigError: a loaded model without its tokenizer, or a tokenizer without a loaded model.
-        ModelError: an adapter, which is not a model of its own.
-    """
+    """The name of a model in the settings; a loaded one is saved below the runs folder first."""
     if isinstance(model, str | Path):
         if tokenizer is not None:
             raise ConfigError(f"tokenizer goes with a loaded model; {str(model)!r} has its own: leave it out")

@@ -1,4 +1,4 @@
-"""A run as an object: what its folder holds, read when it is asked for."""
+"""`Run`: the records of a run's folder as an object."""
 
 from __future__ import annotations
 

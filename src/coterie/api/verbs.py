@@ -1,5 +1,8 @@
-"""train, resume, evaluate and sample for scripts and notebooks: objects become settings and files, then the same
-functions run as for the command line. Nothing here imports torch before a verb is called."""
+"""train, resume, evaluate and sample for scripts and notebooks.
+
+Objects become settings and files, then the same functions run as for the command line. Nothing here imports torch
+before one of them is called.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coterie.api.callback import Callback, observing
 from coterie.api.run import Run, load_run
+from coterie.callbacks import Callback, CallbackList
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ _OF_TRL = {
     "args": "settings by name, e.g. steps=100, optim={'lr': 1e-5}",
     "peft_config": "settings={'model.lora.rank': 16}",
 }
-"""What arguments of TRL's GRPOTrainer are called here."""
+"""Arguments of TRL's GRPOTrainer → their names here."""
 
 
 def train(
@@ -60,7 +63,7 @@ def train(
         name: of the run; a numbered one when left out.
         runs: folder of the runs; `runs` when left out.
         config: settings to start from: a TOML file or a `RunConfig`.
-        callback: told what happens.
+        callback: one `Callback` or several, called during the run.
         quiet: print nothing.
         settings: by dotted key, e.g. `{"optim.lr": 1e-5, "model.lora.rank": 16}`.
         sections: settings by name, e.g. `steps=100, optim={"lr": 1e-5}`.
@@ -71,7 +74,7 @@ def train(
     """
     tables = dict(sections)
     tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
-    with observing(callback, quiet) as observer:
+    with _callbacks(callback, quiet) as callbacks:
         place = _runs_folder(config, tables, settings)
         loaded = _settings(
             "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
@@ -79,7 +82,7 @@ def train(
         )  # fmt: skip
         from coterie import launch
 
-        return Run(launch.train(loaded, observer))
+        return Run(launch.train(loaded, callbacks))
 
 
 def resume(
@@ -104,7 +107,7 @@ def resume(
         accept_reward_change: go on although a reward function's module was edited; evaluations before and after are
             not compared.
         runs: the folder in which a name is looked for.
-        callback: told what happens.
+        callback: one `Callback` or several, called during the run.
         quiet: print nothing.
 
     Raises:
@@ -114,14 +117,14 @@ def resume(
     """
     opened = run if isinstance(run, Run) else load_run(run, runs)
     if reward is not None:
-        from coterie.api.functions import offer_again
+        from coterie.api.functions import register_again
 
-        offer_again(reward, [part.name for part in opened.config.rewards.parts])
-    with observing(callback, quiet) as observer:
+        register_again(reward, [part.name for part in opened.config.rewards.parts])
+    with _callbacks(callback, quiet) as callbacks:
         from coterie import launch
 
         resumed = launch.resume(
-            opened.path, observer, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+            opened.path, callbacks, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
         return Run(resumed)
 
@@ -139,7 +142,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> list[EvalResult]:
-    """Measure a run or model on held-out prompts.
+    """Evaluate a run or model on held-out prompts.
 
     Args:
         model: a run, its folder or name (`NAME@STEP` for one of its checkpoints), or a model as for `train`.
@@ -156,7 +159,7 @@ def evaluate(
         DataError: there are no held-out prompts.
     """
     target, base = _target(model, config)
-    with _scratch() as place, observing(callback, quiet) as observer:
+    with _scratch() as place, _callbacks(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
             settings = {"data.train": [], "data.review": 0.0, **(settings or {})}
         loaded = _settings(
@@ -165,7 +168,7 @@ def evaluate(
         )  # fmt: skip
         from coterie import launch
 
-        return launch.evaluate(loaded.model.name, loaded, observer)
+        return launch.evaluate(loaded.model.name, loaded, callbacks)
 
 
 def sample(
@@ -199,7 +202,7 @@ def sample(
         EngineError: a prompt does not fit the model's context.
     """
     target, _ = _target(model, None)
-    with _scratch() as place, observing(None, quiet) as observer:
+    with _scratch() as place, _callbacks(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
 
         name = model_of(target, tokenizer, place)
@@ -213,19 +216,36 @@ def sample(
             max_tokens=max_tokens,
             system=system,
             seed=seed,
-            observer=observer,
+            callback=callbacks,
         )
 
 
 @contextmanager
+def _callbacks(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
+    """The callbacks of one call, after the console's unless `quiet`."""
+    callbacks = [callback] if isinstance(callback, Callback) else list(callback or ())
+    for given in callbacks:
+        if not isinstance(given, Callback):
+            raise TypeError(f"callback = {given!r}; expected an object of a subclass of coterie.Callback, or a list")
+    if quiet:
+        yield CallbackList(callbacks)
+        return
+    from coterie.console import console_callback
+
+    with console_callback() as console:
+        console.on_progress("loading PyTorch and transformers")
+        yield CallbackList([console, *callbacks])
+
+
+@contextmanager
 def _scratch() -> Generator[Path]:
-    """A folder for what is read once and not stored."""
+    """Temporary folder for inputs that are not stored."""
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
         yield Path(folder)
 
 
 def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str | Path | RunConfig | None]:
-    """A run's name or folder with its settings, unless others are given; anything else as it is."""
+    """The model, and the settings to start from: `config`, or those of the run that the model names."""
     if isinstance(model, Run):
         return str(model.path), config or model.path / "config.toml"
     if isinstance(model, str | Path):
@@ -239,7 +259,7 @@ def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str
 def _runs_folder(
     config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Path:
-    """Where the run will be, for the files that its settings name."""
+    """Folder of the runs, for the files that the settings name."""
     from coterie.config.load import file_of, read_toml
     from coterie.config.paths import located
     from coterie.config.schema import RunConfig

@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""Picture of the learning curve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from coterie.board.figure import COLORS, INK, canvas, centred_mean, dress, save
+from coterie.board.figure import COLORS, INK, canvas, centred_mean, save, style_axis
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import REWARD_MEAN, REWARD_STD, comparable
 from coterie.runs.metrics import MetricsDB
@@ -26,9 +26,6 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
 
     Returns:
         Whether there is a picture: False without matplotlib, or when nothing was recorded yet.
-
-    Raises:
-        RunError: the metrics cannot be read, or the disk refused.
     """
     with MetricsDB.reader(run.metrics) as database:
         mean, std = database.series(REWARD_MEAN), database.series(REWARD_STD)
@@ -42,7 +39,7 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
     count = bool(mean) + bool(evals)
     axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for axis in axes:
-        dress(axis, grid="y")
+        style_axis(axis, grid="y")
         axis.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10])
     # A dollar sign would start a formula.
     figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=INK, x=0.012, ha="left")
@@ -87,7 +84,7 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float], bounds: tuple[floa
 
 
 def _legend(axis: Axes) -> None:
-    """Above the panel, where no curve can run into it."""
+    """Legend above the panel, where no curve can run into it."""
     axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.2)
 
 

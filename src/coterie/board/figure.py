@@ -1,4 +1,4 @@
-"""What every picture has in common. matplotlib is imported only to draw, and is optional."""
+"""Shared parts of all pictures. matplotlib is optional and imported only to draw."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def canvas(width: float, height: float) -> Figure | None:
     return figure
 
 
-def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """No frame at the top and right, and a faint grid behind what is drawn."""
+def style_axis(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Remove the frame at the top and right, and put a faint grid behind the curves."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(INK)
     axis.tick_params(colors=INK)
@@ -39,8 +39,9 @@ def dress(axis: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
 
 
 def centred_mean(values: Sequence[float], span: int) -> list[float]:
-    """Mean of the `span` (odd) values around each point; of fewer, but as many on either side, near the ends. A mean of
-    the values before it would lag behind what it is drawn over.
+    """Centred moving average over `span` (odd) values; near the ends over fewer, but as many on either side.
+
+    A mean of the preceding values would lag behind the curve.
 
     >>> centred_mean([0.0, 3.0, 0.0, 3.0], 3)
     [0.0, 1.0, 2.0, 3.0]
@@ -50,7 +51,7 @@ def centred_mean(values: Sequence[float], span: int) -> list[float]:
 
 
 def save(figure: Figure, file: Path) -> bool:
-    """Write the picture, whole or not at all; True, for those that say whether they drew.
+    """Write the picture, whole or not at all, and return True.
 
     Raises:
         RunError: the disk refused.

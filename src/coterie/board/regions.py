@@ -1,4 +1,4 @@
-"""The regions of a group-aware run, read from a checkpoint: for people and for programs."""
+"""Regions of a group-aware run, read from a checkpoint, as data and as a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunGroups:
-    """What a run's estimator knew after a step."""
+    """State of a run's group-aware estimator after a step."""
 
     run: str
     step: int
@@ -36,10 +36,10 @@ class RunGroups:
     model: GroupAwareBaseline
     regions: tuple[Region, ...]
     moved: tuple[tuple[int, str], ...]
-    """(step, what was split or merged), oldest first."""
+    """(step, split or merge in words), oldest first."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON-able data."""
+        """The regions as JSON-able data."""
         weights = self.model.mixture.overall()
         return {
             "run": self.run,
@@ -52,7 +52,7 @@ class RunGroups:
         }
 
     def summary(self) -> str:
-        """One line."""
+        """Summary in one line."""
         leaves = sum(region.leaf for region in self.regions)
         weights = zip(self.model.experts, self.model.mixture.overall(), strict=True)
         experts = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in weights)
@@ -99,17 +99,17 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
 
 
 def _checkpoint(path: Path, step: int | None) -> tuple[Path, int]:
-    found = checkpoint.newest(path / "checkpoints") if step is None else None  # reads every byte of it
-    if found is not None and (found.path / FILES.facts).is_file():
-        return found.path, found.step
+    newest = checkpoint.newest(path / "checkpoints") if step is None else None  # reads every byte of it
+    if newest is not None and (newest.path / FILES.facts).is_file():
+        return newest.path, newest.step
     folder = path / "checkpoints" / f"step_{step or 0:06d}"
     if not (folder / FILES.facts).is_file():
-        there = ", ".join(sorted(one.parent.name for one in path.glob(f"checkpoints/*/{FILES.facts}"))) or "none"
-        raise RunError(f"{path} has no checkpoint with groups at step {step}; those that there are: {there}")
+        there = ", ".join(sorted(file.parent.name for file in path.glob(f"checkpoints/*/{FILES.facts}"))) or "none"
+        raise RunError(f"{path} has no checkpoint with groups at step {step}; available: {there}")
     return folder, step or 0
 
 
-# The regions of a group-aware run as a picture: the tree, and prompts by similarity, coloured by success over time.
+# The picture: the tree, and prompts by similarity, coloured by success over time.
 
 PANELS = 3
 """The window of recent steps in as many parts."""
@@ -119,43 +119,43 @@ WIDEST, NARROW = 60, 24
 """Characters of a rule beside a leaf, and on a line."""
 
 
-def draw(file: Path, found: RunGroups) -> bool:
-    """Above, prompts in feature space in thirds of the window; below, the tree whose leaves' letters stand among them.
+def draw(file: Path, groups: RunGroups) -> bool:
+    """Draw prompts in feature space by thirds of the window, with the tree of regions below.
 
-    Without a tree there is no lower part. False without matplotlib, or when nothing was seen.
+    Without a tree there is no lower part. Returns False without matplotlib or without observed prompts.
     """
-    if not found.model.window.steps:
+    if not groups.model.window.steps:
         return False
-    leaves = sum(region.leaf for region in found.regions)
+    leaves = sum(region.leaf for region in groups.regions)
     below = 0.6 + INCHES * leaves if leaves else 0.0
     figure = canvas(11, 3.9 + below)
     if figure is None:
         return False
-    low, high = found.model.range or (0.0, 1.0)
+    low, high = groups.model.range or (0.0, 1.0)
     colours = {"cmap": "viridis", "vmin": low, "vmax": high}
     upper: Any = figure
     if leaves:
         parts: Any = figure.subfigures(2, 1, height_ratios=(3.9, below))
         upper = parts[0]
-        _tree(parts[1].subplots(), found.regions, colours)
+        _tree(parts[1].subplots(), groups.regions, colours)
     axes = upper.subplots(1, PANELS, sharex=True, sharey=True)
-    upper.colorbar(_prompts(axes, found, colours), ax=axes, label="mean reward", shrink=0.9)
+    upper.colorbar(_prompts(axes, groups, colours), ax=axes, label="mean reward", shrink=0.9)
     return save(figure, file)
 
 
-def _prompts(axes: Sequence[Axes], found: RunGroups, colours: dict[str, Any]) -> Any:
-    """Every prompt faintly, those of each part of the window coloured; returns what the colours stand for."""
-    steps, bounds = list(found.model.window.steps), (colours["vmin"], colours["vmax"])
-    points, letters = _plane(found.model), _letters(found)
+def _prompts(axes: Sequence[Axes], groups: RunGroups, colours: dict[str, Any]) -> Any:
+    """Draw all prompts faintly and those of each part of the window coloured; returns the mappable of the colours."""
+    steps, bounds = list(groups.model.window.steps), (colours["vmin"], colours["vmax"])
+    points, letters = _plane(groups.model), _letters(groups)
     shade = None
     for axis, part in zip(axes, np.array_split(np.arange(len(steps)), PANELS), strict=True):
-        seen = [steps[index] for index in part]
+        window = [steps[index] for index in part]
         axis.scatter(points[:, 0], points[:, 1], s=4, color=FAINT)
-        if seen:
-            rows = np.concatenate([one.rows for one in seen])
-            mean = bounds[0] + (bounds[1] - bounds[0]) * np.concatenate([one.mean for one in seen])
+        if window:
+            rows = np.concatenate([step.rows for step in window])
+            mean = bounds[0] + (bounds[1] - bounds[0]) * np.concatenate([step.mean for step in window])
             shade = axis.scatter(points[rows, 0], points[rows, 1], c=mean, s=18, linewidths=0, **colours)
-            first, last = found.step - len(steps) + part[0] + 1, found.step - len(steps) + part[-1] + 1
+            first, last = groups.step - len(steps) + part[0] + 1, groups.step - len(steps) + part[-1] + 1
             axis.set_title(f"steps {first} to {last}", fontsize=10)
         for letter, rows in letters.items():
             here = points[rows]
@@ -174,18 +174,18 @@ def _prompts(axes: Sequence[Axes], found: RunGroups, colours: dict[str, Any]) ->
     return shade
 
 
-def _letters(found: RunGroups) -> dict[str, np.ndarray]:
+def _letters(groups: RunGroups) -> dict[str, np.ndarray]:
     """Rows of the prompts seen in each leaf, by its letter."""
-    hierarchy, table = found.model.regions, found.model.prompt_table
+    hierarchy, table = groups.model.regions, groups.model.prompt_table
     if hierarchy is None:
         return {}
     leaf = hierarchy.tree.locate(table.features[: len(table.index)])
-    members = {region.label: np.flatnonzero(leaf == region.node) for region in found.regions if region.leaf}
+    members = {region.label: np.flatnonzero(leaf == region.node) for region in groups.regions if region.leaf}
     return {label: rows for label, rows in members.items() if rows.size}
 
 
 def _tree(axis: Axes, regions: Sequence[Region], colours: dict[str, Any]) -> None:
-    """The root at the left, a line for each leaf; a node is as large as it has prompts, coloured by success."""
+    """Draw the tree from left to right, a line for each leaf; size is the number of prompts, colour the success."""
     height = _heights(regions)
     for region in regions:
         if region.parent >= 0:
@@ -212,13 +212,13 @@ def _tree(axis: Axes, regions: Sequence[Region], colours: dict[str, Any]) -> Non
 
 
 def _name(axis: Axes, region: Region, height: float) -> None:
-    """A leaf's line goes on to its right; another node's rule lies on the line that leads to it."""
+    """Write a leaf's text to its right, and another node's rule on the line that leads to it."""
     figures = f"{region.success:.2f} ({region.drift:+.2f})"
     style: dict[str, Any] = {"textcoords": "offset points", "color": INK, "fontsize": 8}
     place = (region.depth, height)
     if region.leaf:
-        said = f"{region.label}   {one_line(region.step, WIDEST)}: {figures}, {region.prompts} prompts"
-        axis.annotate(said, place, xytext=(10, 0), va="center", fontweight="bold", **style)
+        label = f"{region.label}   {one_line(region.step, WIDEST)}: {figures}, {region.prompts} prompts"
+        axis.annotate(label, place, xytext=(10, 0), va="center", fontweight="bold", **style)
         return
     root = region.parent < 0
     x, y, side = (0, 10, "left") if root else (-10, 2, "right")
@@ -228,11 +228,11 @@ def _name(axis: Axes, region: Region, height: float) -> None:
 
 def _heights(regions: Sequence[Region]) -> dict[int, float]:
     """Line of each node: leaves one below the other, any other half way between its two children."""
-    found = {region.node: float(line) for line, region in enumerate(r for r in regions if r.leaf)}
+    lines = {region.node: float(line) for line, region in enumerate(r for r in regions if r.leaf)}
     for region in reversed(regions):
         if not region.leaf:
-            found[region.node] = float(np.mean([found[one.node] for one in regions if one.parent == region.node]))
-    return found
+            lines[region.node] = float(np.mean([lines[child.node] for child in regions if child.parent == region.node]))
+    return lines
 
 
 def _plane(model: GroupAwareBaseline) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The run's README: what came out, how sure that is, and how to get it again."""
+"""README of a run: results with their uncertainty, and the settings and commands to reproduce them."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         f"- Time: {_duration(seconds)}" + (f" ({', '.join(rates)})." if rates else "."),
         f"- Machine: {_inline(machine)}.",
         *([f"- Gradient: {_inline(still)}."] if still else []),
-        f"- Out of the ordinary: {', '.join(unusual) or 'nothing'}.",
+        f"- Unusual events: {', '.join(unusual) or 'none'}.",
     ]
     sections = [
         f"# {run.path.resolve().name}",
-        f"{_code(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
+        f"{_code_span(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
         "## Result\n\n" + results,
         "## Health\n\n" + "\n".join(health_lines(run.path)),
         "![Reward in training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
-        "## Do it again\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
-        "## Time and place\n\n" + "\n".join(facts),
+        "## Reproduce\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
+        "## Time and machine\n\n" + "\n".join(facts),
         "## Settings that matter\n\n" + _settings(config),
         *_samples(samples),
     ]
@@ -162,8 +162,8 @@ Line = tuple[str, str, Interval | None, Interval | None]
 
 
 def _lines(before: EvalResult, after: EvalResult, metric: str) -> list[Line]:
-    """Of one task (label, kind of number, before, after): pass@1 and pass@k where the task is judged by them, and the
-    mean reward where it says something else."""
+    """Rows (label, kind of number, before, after) of one task: pass@1 and pass@k where the task is judged by them, and
+    the mean reward where it differs."""
     lines: list[Line] = []
     if metric == PASS:
         lines.append((PASS, PASS, before.metric(PASS), after.metric(PASS)))
@@ -195,17 +195,17 @@ def _row(*cells: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text that cannot break out of its line or table cell."""
+    """Text escaped for one line or table cell."""
     return " ".join(safe_text(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
 
 
-def _code(text: str) -> str:
-    """A code span that the text cannot end."""
+def _code_span(text: str) -> str:
+    """Code span that the text cannot end."""
     return "`" + " ".join(safe_text(text).split()).replace("`", "'") + "`"
 
 
 def _was_on_cuda(config: Mapping[str, Any], events: Sequence[Event]) -> bool:
-    """As the settings ask, or as the last start of the run found with `device = "auto"`."""
+    """True if the run used CUDA: by its settings, or with `device = "auto"` by its last start."""
     starts = [event.data for event in events if event.kind == "versions"]
     devices = [config.get("model", {}).get("device", ""), starts[-1].get("device", "") if starts else ""]
     return any(str(device).startswith("cuda") for device in devices)
@@ -245,18 +245,18 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
         return
     yield "## The same questions, before and after"
     for number, sample in enumerate(samples, 1):
-        answer = "" if sample.prompt.answer is None else f" (answer: {_code(sample.prompt.answer)})"
+        answer = "" if sample.prompt.answer is None else f" (answer: {_code_span(sample.prompt.answer)})"
         yield f"### {number}. {_inline(sample.prompt.task)}{answer}"
-        yield _quoted(sample.prompt.messages[-1]["content"])
+        yield _code_block(sample.prompt.messages[-1]["content"])
         for label, rollout in (("Before", sample.before), ("After", sample.after)):
             reward = rollout.outcome if rollout.reward is None else f"reward {rollout.reward:.2f}"
             cut = ", cut by the limit" if rollout.context.stop_reason.truncated else ""
             yield f"**{label}**, {reward}, {rollout.context.completion_length} tokens{cut}:"
-            yield _quoted(conversation(rollout.messages) if rollout.messages else rollout.completion)
+            yield _code_block(conversation(rollout.messages) if rollout.messages else rollout.completion)
 
 
-def _quoted(text: str) -> str:
-    """A code block that the text, whatever it holds, cannot end."""
+def _code_block(text: str) -> str:
+    """Code block that the text cannot end."""
     shown = safe_text(text.strip())
     if len(shown) > _LONGEST:
         shown = f"{shown[:_LONGEST]}… ({len(shown) - _LONGEST:,} more characters)"
@@ -339,7 +339,7 @@ def _metrics(run: Path) -> dict[str, str]:
 
 
 def is_right(rollout: Rollout) -> bool:
-    """Whether a recorded attempt earned the full reward of 1."""
+    """True if a recorded attempt earned the full reward of 1."""
     return (rollout.reward or 0.0) >= CORRECT
 
 

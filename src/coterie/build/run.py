@@ -12,7 +12,7 @@ import torch
 from coterie import machine
 from coterie.algo.estimators import Estimator
 from coterie.build.learner import estimator_for, group_aware_estimator_for, learner_for, objective_for, schedules_for
-from coterie.callbacks import Observer
+from coterie.callbacks import Callback
 from coterie.config.data import Source
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
@@ -83,7 +83,7 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def locate_model(
-    name: str, observer: Observer, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
+    name: str, callback: Callback, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
 ) -> str:
     """Folder or hub id behind a model's name; an asset is fetched if need be.
 
@@ -93,8 +93,8 @@ def locate_model(
     return models.locate(
         models.resolve(name, runs, kind),
         revision,
-        note=lambda message: observer.noted("progress", message),
-        arrived=lambda done, total: observer.progressed(f"downloading {name}", done, total, "bytes"),
+        note=lambda message: callback.on_event("progress", message),
+        arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
     )
 
 
@@ -128,7 +128,7 @@ class Inputs:
         return held.hexdigest()[:16]
 
 
-def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = True) -> Inputs:
+def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = True) -> Inputs:
     """Load the tokenizer and every prompt, rendered and checked.
 
     Raises:
@@ -136,10 +136,10 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
         ConfigError: there is no such environment, or it does not take its params.
     """
     search_in(config.module_path)
-    source = locate_model(config.model.name, observer, Path(config.runs), config.model.revision)
-    observer.progressed("loading the tokenizer")
+    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
+    callback.on_progress("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    observer.progressed("reading and tokenizing the prompts")
+    callback.on_progress("reading and tokenizing the prompts")
     environment_for(config.environment)
     if config.environment.talks:
         chat.check_turns()
@@ -147,7 +147,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
     if need_train:
         _check_enough(config, train)
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
-    encoder = encoder_for(config, observer) if need_train else None
+    encoder = encoder_for(config, callback) if need_train else None
     return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
 
 
@@ -169,7 +169,7 @@ def _check_enough(config: RunConfig, train: PromptSet) -> None:
             )
 
 
-def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
+def encoder_for(config: RunConfig, callback: Callback) -> Encoder | None:
     """The sentence encoder that the settings ask for.
 
     Raises:
@@ -177,7 +177,7 @@ def encoder_for(config: RunConfig, observer: Observer) -> Encoder | None:
     """
     if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
         return None
-    source = locate_model(config.grouping.embedding, observer, kind="encoder")
+    source = locate_model(config.grouping.embedding, callback, kind="encoder")
     return load_encoder(source, device_of(config))
 
 
@@ -355,7 +355,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         config=config.collect,
         sampling=replace(
             sampling_for(config, config.sampling.temperature),
-            progress=lambda done, total: recorder.observer.progressed("sampling", done, total, "completions"),
+            progress=lambda done, total: recorder.callback.on_progress("sampling", done, total, "completions"),
         ),
         metric=evaluator.criterion.of_group,
         allocator=judge if isinstance(judge, GroupAwareEstimator) and config.grouping.allocate else None,

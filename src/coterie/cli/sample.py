@@ -1,4 +1,4 @@
-"""eval, drift, rollout, chat, validate: the verbs that sample or check but do not train."""
+"""Commands `eval`, `drift`, `rollout`, `chat` and `validate`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Measure the held-out reward, and pass@k where it is binary, of a run or model.
+    """Evaluate a run or model on held-out prompts.
 
-    A run, or a checkpoint of one, is measured on its own held-out data unless settings say otherwise.
+    Reports the mean reward, and pass@k where the reward is binary. A run or one of its checkpoints is evaluated on the
+    held-out data of the run unless settings say otherwise.
     """
     from coterie.config.load import load
 
@@ -43,11 +44,11 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
     require_target("eval", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
-    with console.watcher(sys.stderr if json_ else None, results=not json_) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr if json_ else None, results=not json_) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        results = launch.evaluate(target, loaded.config, watch)
+        results = launch.evaluate(target, loaded.config, callback)
     if json_:
         print_json(results)
 
@@ -55,14 +56,15 @@ def evaluate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 def drift(
     ctx: typer.Context,
     against: Annotated[
-        str | None, typer.Option(help="The base; the model that a run started from when left out.", show_default=False)
+        str | None, typer.Option(help="Base model; by default the model that the run started from.", show_default=False)
     ] = None,
     json_: bool = JSON,
     help_: bool = HELP,
 ) -> None:
-    """Report the KL divergence from the base model, and forgetting.
+    """Measure forgetting: the KL divergence from the base model.
 
-    Held-out result of both, and the KL divergence in both directions, by task: KL(base‖model) is what was forgotten.
+    Reports, by task, the held-out results of both models and the KL divergence in both directions. A large
+    KL(base‖model) means forgetting.
     """
     from coterie.config.load import load
 
@@ -71,26 +73,26 @@ def drift(
     require_target("drift", target, loaded.config, loaded.config.data.heldout)
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        found = launch.drift(target, loaded.config, against, watch)
+        drifts = launch.drift(target, loaded.config, against, callback)
     if json_:
-        print_json(found)
+        print_json(drifts)
         return
     print_table(
         [
             {
-                "task": one.task,
-                "prompts": one.prompts,
-                "metric": one.metric,
-                "base": metric_text(one.metric, one.base),
-                "model": metric_text(one.metric, one.model),
-                "KL(model‖base)": interval_text(one.forward, 1, 3),
-                "KL(base‖model)": interval_text(one.reverse, 1, 3),
+                "task": task_drift.task,
+                "prompts": task_drift.prompts,
+                "metric": task_drift.metric,
+                "base": metric_text(task_drift.metric, task_drift.base),
+                "model": metric_text(task_drift.metric, task_drift.model),
+                "KL(model‖base)": interval_text(task_drift.forward, 1, 3),
+                "KL(base‖model)": interval_text(task_drift.reverse, 1, 3),
             }
-            for one in found
+            for task_drift in drifts
         ]
     )
     typer.echo("KL in nats a token; brackets are 95 % intervals over prompts")
@@ -98,7 +100,7 @@ def drift(
 
 def rollout(
     ctx: typer.Context,
-    count: Annotated[int, typer.Option(min=1, help="How many rollouts to sample.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Number of rollouts.")] = 4,
     json_: bool = JSON,
     help_: bool = HELP,
 ) -> None:
@@ -113,32 +115,32 @@ def rollout(
     require_target("rollout", target, loaded.config, (*loaded.config.data.train, *loaded.config.data.heldout))
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        rollouts = list(launch.sample(loaded.config, count, target, watch))
-    for prompt, one in rollouts:
+        rollouts = list(launch.sample(loaded.config, count, target, callback))
+    for prompt, rollout in rollouts:
         if json_:
             record = {
-                "id": one.id,
+                "id": rollout.id,
                 "messages": list(prompt.messages),
                 "answer": prompt.answer,
-                "completion": one.completion,
-                "episode": list(one.messages),
+                "completion": rollout.completion,
+                "episode": list(rollout.messages),
                 "turns": [
-                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in one.turns
+                    {"tokens": len(turn.tokens), "state": turn.state, "reward": turn.reward} for turn in rollout.turns
                 ],
-                "reward": one.reward,
-                "reward_parts": dict(one.reward_parts),
-                "step_rewards": [plain(step) for step in one.step_rewards],
-                "outcome": one.outcome.value,
-                "error": one.error,
+                "reward": rollout.reward,
+                "reward_parts": dict(rollout.reward_parts),
+                "step_rewards": [plain(step) for step in rollout.step_rewards],
+                "outcome": rollout.outcome.value,
+                "error": rollout.error,
             }
             typer.echo(json.dumps(record))
         else:
-            typer.echo(paint(safe_text(one.id), bold=True))
-            typer.echo(console.sample_text(prompt, one, lines=40) + "\n")
+            typer.echo(paint(safe_text(rollout.id), bold=True))
+            typer.echo(console.sample_text(prompt, rollout, lines=40) + "\n")
 
 
 def chat(
@@ -149,48 +151,48 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.7,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Limit of one reply.")] = 512,
 ) -> None:
-    """Chat with a base model or with the result of a run.
+    """Chat with a model or with the model of a run.
 
     An empty line, /exit, /quit or Ctrl-D ends it.
     """
     from coterie import console
     from coterie.runs.models import resolve
 
-    resolve(target, check_files=False)  # a wrong name is told before torch is loaded
+    resolve(target, check_files=False)  # a wrong name is reported before torch is loaded
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, observer=watch)
+        session = launch.chat(target, system=system, temperature=temperature, max_tokens=max_tokens, callback=callback)
     while True:
         try:
-            said = input("you> ").strip()
+            message = input("you> ").strip()
         except (EOFError, KeyboardInterrupt):
             typer.echo()
             return
-        if said in ("", "/exit", "/quit"):
+        if message in ("", "/exit", "/quit"):
             return
-        if re.fullmatch(r"/\w+", said):
+        if re.fullmatch(r"/\w+", message):
             typer.echo(
-                f"{safe_text(said)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
+                f"{safe_text(message)} is not a command; /exit, /quit, an empty line or Ctrl-D ends the chat", err=True
             )
             continue
-        typer.echo(safe_text(session.reply(said)))
+        typer.echo(safe_text(session.reply(message)))
 
 
 def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Check data and rewards without a model.
+    """Check data and rewards without loading a model.
 
-    Gold answers must score 1, garbage 0.
+    Scores gold answers, which must earn 1, and garbage, which must earn 0.
     """
     from coterie.config.load import load
 
     loaded = load(ctx.args)
     from coterie import console
 
-    with console.watcher(sys.stderr) as watch:
-        watch.progressed("reading and tokenizing the prompts, checking the rewards")
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress("reading and tokenizing the prompts, checking the rewards")
         from coterie import launch
 
         report = launch.validate(loaded.config)
@@ -198,14 +200,10 @@ def validate(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None
 
 
 def require_target(verb: str, target: str | None, config: RunConfig, sources: Sequence[object]) -> None:
-    """Refuse a name that means no model, before anything is loaded.
+    """Refuse the name of a missing model before anything is loaded.
 
     Args:
         sources: the prompts that the settings name.
-
-    Raises:
-        ConfigError: no model is called so, or neither a target nor prompts are given.
-        ModelError, RunError: as `runs.models.resolve`.
     """
     from coterie.runs.models import resolve, there
 
@@ -219,21 +217,21 @@ def require_target(verb: str, target: str | None, config: RunConfig, sources: Se
 
 
 def settings_of(target: str | None) -> Sequence[str]:
-    """`@ config.toml` of the run that a target is, or is a checkpoint of; nothing for a model."""
+    """Words `@ config.toml` for a run or a checkpoint of one; none for a model."""
     if target is None:
         return ()
     name = re.sub(r"@\d+$", "", target)  # RUN@STEP
-    paths = [Path(one).expanduser() for one in (target, f"runs/{target}", name, f"runs/{name}")]
+    paths = [Path(word).expanduser() for word in (target, f"runs/{target}", name, f"runs/{name}")]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return ()
-    found = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
-    file = next((file for file in found if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
+    files = (folder / "config.toml" for folder in (path, *path.absolute().parents[:3]))
+    file = next((file for file in files if file.is_file() and (file.parent / "checkpoints").is_dir()), None)
     return () if file is None else ("@", str(file))
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.command("eval", **SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(evaluate)
     app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(drift)
     app.command(**SETTINGS, options_metavar=f"[RUN_OR_MODEL] {USAGE}")(rollout)

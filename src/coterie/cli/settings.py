@@ -1,4 +1,4 @@
-"""config init, config print, config schema: the settings themselves."""
+"""Commands `config init`, `config print` and `config schema`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def init(
 
 @config.command("print", **SETTINGS, options_metavar=USAGE)
 def print_(ctx: typer.Context, json_: bool = JSON, help_: bool = HELP) -> None:
-    """Print every setting with the place where its value came from."""
+    """Print every setting with the source of its value."""
     from coterie.config.load import load
     from coterie.config.show import config_json, print_config
 
@@ -59,5 +59,5 @@ def schema() -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.add_typer(config, name="config")

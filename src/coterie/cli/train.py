@@ -1,4 +1,4 @@
-"""demo, train, resume, sweep."""
+"""Commands `demo`, `train`, `resume` and `sweep`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from coterie.errors import ConfigError
 
 def demo(
     ctx: typer.Context,
-    seed: Annotated[int, typer.Option(min=0, help="Every random draw derives from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     help_: bool = HELP,
 ) -> None:
-    """Train a small model and see it learn.
+    """Train a small language model in a few minutes.
 
-    A real language model, two cores, a few minutes; accuracy on unseen items before and after.
+    Takes two CPU cores; reports the accuracy on held-out prompts before and after training.
     """
     from coterie import console
 
-    with console.watcher() as watch:
-        watch.progressed(LOADING)
+    with console.console_callback() as callback:
+        callback.on_progress(LOADING)
 
         from coterie.demo import run_demo
 
-        run_demo(watch, seed=seed, overrides=ctx.args)
-    _leave(watch.stopped)
+        run_demo(callback, seed=seed, overrides=ctx.args)
+    _exit_by_signal(callback.stopped)
 
 
 def train(
     ctx: typer.Context,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time; train nothing.")
+        bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
     help_: bool = HELP,
@@ -53,7 +53,7 @@ def train(
     from coterie.runs.directory import check_name
     from coterie.runs.models import resolve
 
-    # A wrong name is told before torch is loaded.
+    # A wrong name is reported before torch is loaded.
     resolve(loaded.config.model.name, Path(loaded.config.runs), check_files=False)
 
     if json_ and not dry_run:
@@ -61,13 +61,13 @@ def train(
     check_files(loaded.config)
     if not dry_run:
         check_name(Path(loaded.config.runs), loaded.config.name)
-    with console.watcher(sys.stderr if dry_run else None) as watch:
-        watch.progressed(LOADING)
+    with console.console_callback(sys.stderr if dry_run else None) as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
         if not dry_run:
-            launch.train(loaded.config, watch, provenance=loaded.provenance)
-            _leave(watch.stopped)
+            launch.train(loaded.config, callback, provenance=loaded.provenance)
+            _exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
@@ -81,13 +81,15 @@ def resume(
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="New number of steps, to lengthen a run; also of a finished one.", show_default=False),
+        typer.Option(
+            min=1, help="New total number of steps; lengthens the run, also a finished one.", show_default=False
+        ),
     ] = None,
     accept_reward_change: Annotated[
         bool,
         typer.Option(
             "--accept-reward-change",
-            help="Go on though a reward function was edited; evaluations before and after are not compared.",
+            help="Continue although a reward function was edited; evaluations before and after are not compared.",
         ),
     ] = False,
 ) -> None:
@@ -96,39 +98,44 @@ def resume(
     from coterie.runs.directory import find
 
     find(run, root)
-    with console.watcher() as watch:
-        watch.progressed(LOADING)
+    with console.console_callback() as callback:
+        callback.on_progress(LOADING)
         from coterie import launch
 
-        launch.resume(Path(run), watch, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change)
-    _leave(watch.stopped)
+        launch.resume(
+            Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
+        )
+    _exit_by_signal(callback.stopped)
 
 
-def _leave(stopped: str) -> None:
-    """A run that was asked to stop is not done: the exit code is the shell's for that signal (130, 143)."""
+def _exit_by_signal(stopped: str) -> None:
+    """Exit with the shell's code for the signal that stopped the run (130, 143); do nothing where none did."""
     if stopped:
         raise typer.Exit(128 + signal.Signals[stopped])
 
 
 def sweep(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the sweep; run the same command again to resume it.")],
-    vary: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE…; may be given several times.")] = [],  # noqa: B006
-    arm: Annotated[list[str], typer.Option(help="'NAME: KEY=VALUE KEY=VALUE…', a bundle of settings; several.")] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same command again resumes it.")],
+    vary: Annotated[list[str], typer.Option(help="Values of a setting, KEY=VALUE,VALUE…; may be repeated.")] = [],  # noqa: B006
+    arm: Annotated[
+        list[str], typer.Option(help="A named set of settings, 'NAME: KEY=VALUE KEY=VALUE…'; may be repeated.")
+    ] = [],  # noqa: B006
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-4 or 0,1,7.")] = "0-2",
     reach: Annotated[
         float | None,
-        typer.Option(help="Held-out pass@1 (a share) or reward, e.g. 0.3: say after how many rollouts it was reached."),
+        typer.Option(help="Report the rollouts and seconds until this held-out pass@1 or reward, e.g. 0.3."),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Parallel runs, which share the cores evenly. Each needs its own memory.")
+        int,
+        typer.Option(min=1, help="Number of parallel runs. They share the cores evenly; each needs its own memory."),
     ] = 1,
     lean: Annotated[bool, typer.Option("--lean", help="Delete the checkpoints of finished runs.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Report only; train nothing.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only report on the runs that are there.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     help_: bool = HELP,
 ) -> None:
-    """Train every combination of varied settings and seeds, and compare.
+    """Train and compare every combination of settings and seeds.
 
     For example: coterie sweep @ recipes/demo --vary algorithm=grpo,dr_grpo --vary optim.lr=1e-5,2e-5 --out sweeps/one
     """
@@ -136,23 +143,23 @@ def sweep(
     from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
     varied = parse_vary(vary)
-    found = cells(varied, parse_seeds(seeds), parse_arms(arm))
-    for cell in found:
+    grid = cells(varied, parse_seeds(seeds), parse_arms(arm))
+    for cell in grid:
         load([*ctx.args, *cell.words()])  # a wrong setting is reported before the first hour of work
     from coterie.sweep import run
     from coterie.sweep.report import write
 
     if not report:
-        run.run(found, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
-    results, text = write(out, found, varied, reach)
+        run.run(grid, ctx.args, out, lambda message: typer.echo(message, err=json_), lean=lean, jobs=jobs)
+    results, text = write(out, grid, varied, reach)
     if json_:
-        print_json([one.numbers() for one in results])
+        print_json([result.numbers() for result in results])
     else:
         typer.echo(f"\n{text}\nwritten to {out}")
 
 
 def register(app: typer.Typer) -> None:
-    """Add these verbs to the program."""
+    """Add these commands to the program."""
     app.command(**SETTINGS, options_metavar=USAGE)(demo)
     app.command(**SETTINGS, options_metavar=USAGE)(train)
     app.command()(resume)

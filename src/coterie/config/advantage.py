@@ -1,4 +1,4 @@
-"""The settings of group-aware credit: which groups a rollout is compared with, and what is remembered of them."""
+"""Settings of the group-aware baseline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class GroupingConfig(Section):
     )
     """Smallest and largest reward; none measures the range on the first step."""
     scale: Literal["history", "expected", "none"] = "history"
-    """What advantages are divided by: history, the root mean squared error of the past, one number for all; expected,
+    """Scale of the advantages: history, the root mean squared error of the past, one number for all; expected,
     the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
     nothing."""
     per_part: bool = False

@@ -1,6 +1,7 @@
-"""Published methods as rows of settings. A row lies under the user's own settings; whatever it leaves out is GRPO's.
+"""Algorithm presets: published methods as sets of settings. The user's own settings take precedence over a preset, and
+whatever it leaves out is GRPO's.
 
-Learning rates, batch sizes and rewards belong to a recipe and are no part of a row.
+Learning rates, batch sizes and rewards belong to a recipe and are no part of a preset.
 """
 
 from __future__ import annotations
@@ -8,12 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coterie.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +20,17 @@ class Algorithm:
 
     title: str
     formula: str
-    """What is maximised, in plain characters: ρ the ratio, A the advantage, r the reward, L tokens of a completion."""
+    """The objective in plain characters: ρ the ratio, A the advantage, r the reward, L tokens of a completion."""
     source: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Dotted key → value."""
     note: str = ""
-    """Where this row differs from the paper, or what else the paper used."""
+    """Differences from the paper, or further settings of the paper."""
 
     @property
     def off_policy(self) -> bool:
-        """Its ratio, surrogate or bounds matter only once the policy has moved within a batch: with a single optimizer
-        step a batch every ratio is exactly 1."""
+        """True if its ratio, surrogate or bounds need several optimizer steps a batch: with one, every ratio is exactly
+        1."""
         bounds = ("ratio", "surrogate", "clip_low", "clip_high", "ratio_cap", "dual_clip")
         return any(key == f"objective.{name}" for key in self.settings for name in bounds)
 
@@ -307,15 +305,11 @@ ALGORITHMS: dict[str, Algorithm] = {
         'its own, as in most of the literature on language models, is critic.kind = "model".',
     ),
 }
-"""Name → method, what `algorithm` may name."""
+"""Presets by name, as `algorithm` names them."""
 
 
 def find(name: object) -> Algorithm:
-    """The method of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The preset of this name."""
     if isinstance(name, str) and name in ALGORITHMS:
         return ALGORITHMS[name]
     raise ConfigError(f"algorithm = {name!r} is none of {', '.join(ALGORITHMS)}{_near(str(name))}")
@@ -331,25 +325,22 @@ def _near(name: str) -> str:
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the row of their `algorithm` under them, for `BaseModel.model_validate`.
+    """Nested settings completed by the preset of their `algorithm`, for `BaseModel.model_validate`.
 
     >>> filled({"algorithm": "lite_ppo", "objective": {"clip_low": 0.1}})["objective"]
     {'clip_low': 0.1, 'normalize': 'token'}
-
-    Raises:
-        ConfigError: there is no such algorithm.
     """
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
-    for key, value in find(found.get("algorithm", "grpo")).settings.items():
+    settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    for key, value in find(settings.get("algorithm", "grpo")).settings.items():
         section, _, name = key.partition(".")
-        table = found.setdefault(section, {})
+        table = settings.setdefault(section, {})
         if table is not None:
             table.setdefault(name, value)
-    return found
+    return settings
 
 
 def stored(config: Any) -> dict[str, Any]:
-    """The settings as a file that loads to the same.
+    """Settings as plain data, for a file that loads to the same settings.
 
     A file cannot hold a None, and what it leaves out would be filled by the method's row or the default: where those
     have a value, the text `none` stands.
@@ -359,13 +350,13 @@ def stored(config: Any) -> dict[str, Any]:
 
 
 def _explicit(data: Mapping[str, Any], default: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    explicit: dict[str, Any] = {}
     for key, value in data.items():
         below, above = default.get(key), row.get(key)
         if value is None and (below is not None or above is not None):
-            found[key] = "none"
+            explicit[key] = "none"
         elif isinstance(value, Mapping) and (isinstance(below, Mapping) or isinstance(above, Mapping)):
-            found[key] = _explicit(value, below or {}, above or {})
+            explicit[key] = _explicit(value, below or {}, above or {})
         else:
-            found[key] = value
-    return found
+            explicit[key] = value
+    return explicit

@@ -1,4 +1,4 @@
-"""The settings of the data: where prompts come from."""
+"""Settings of the data: sources of prompts, and their curriculum."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from coterie.config.base import Section
 
 
 class CurriculumSpan(NamedTuple):
-    """While prompts are in the stream."""
+    """Span of the curriculum in which a source is drawn from."""
 
     after: int = 0
-    """How many prompts have been drawn when they join it."""
+    """Prompts drawn before the span."""
     until: int | None = None
-    """When they leave it; None: never."""
+    """Prompts drawn at its end; None: no end."""
 
     def holds(self, cursor: int) -> bool:
-        """Whether they are among the next, when so many were drawn."""
+        """True if the span covers this number of drawn prompts."""
         return self.after <= cursor and not self.past(cursor)
 
     def past(self, cursor: int) -> bool:
-        """Whether they have left, when so many were drawn."""
+        """True if the span ended at or before this number of drawn prompts."""
         return self.until is not None and self.until <= cursor
 
 
 def changes(times: Iterable[CurriculumSpan]) -> list[int]:
-    """How many prompts are drawn when some join or leave, ascending, 0 first."""
+    """Numbers of drawn prompts at which sources join or leave, ascending, 0 first."""
     return sorted({0} | {at for pair in times for at in pair if at is not None})
 
 
 class ColumnNames(NamedTuple):
-    """Which columns of a source hold what, as set; None where the layout is recognised from the columns' names."""
+    """Columns of a source by role; None where the layout is recognised from the columns' names."""
 
     prompt: str | None = None
     answer: str | None = None
@@ -42,7 +42,7 @@ class ColumnNames(NamedTuple):
 
 
 class _Source(Section):
-    """What every source has."""
+    """Settings of every source."""
 
     task: str | None = None
     """Task name of its rows, under which they are judged and reported; the name of the generator, file,
@@ -56,11 +56,11 @@ class _Source(Section):
 
     @property
     def presence(self) -> CurriculumSpan:
-        """While its prompts are in the stream."""
+        """The span in which this source is drawn from."""
         return CurriculumSpan(self.after, self.until)
 
     def active(self, cursor: int) -> bool:
-        """Whether its prompts are among the next, when so many were drawn."""
+        """True if this source is drawn from after this number of drawn prompts."""
         return self.presence.holds(cursor)
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class ReasoningGymSource(_Source):
     name: str
     """Generator name, e.g. `leg_counting`."""
     size: int = Field(default=1000, ge=1)
-    """How many items to generate."""
+    """Number of items to generate."""
     seed: int = 0
     """Seed of the generator; training and held-out sources need different ones."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -140,7 +140,7 @@ class AssetSource(RowSource):
 
 
 class PythonSource(RowSource):
-    """Your own function: `module:function` returning an iterable of row dicts."""
+    """A function of yours, `module:function`, that returns an iterable of row dicts."""
 
     type: Literal["python"]
     target: str
@@ -156,7 +156,7 @@ Source = Annotated[
 
 
 class DataConfig(Section):
-    """Where prompts come from."""
+    """Sources of the training and held-out prompts."""
 
     train: list[Source] = Field(default_factory=list)
     """Sources of training prompts; rows of all sources are mixed."""
@@ -173,7 +173,7 @@ class DataConfig(Section):
     """Refuse to start when a larger share of a source's rows is bad."""
 
     def changes(self) -> list[int]:
-        """How many prompts are drawn when sources join or leave, ascending, 0 first."""
+        """Numbers of drawn prompts at which sources join or leave, ascending, 0 first."""
         return changes(source.presence for source in self.train)
 
     @model_validator(mode="after")

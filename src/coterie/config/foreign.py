@@ -1,4 +1,4 @@
-"""What TRL, verl and prime-rl call a setting, for the hint behind an unknown key. Never read as a setting.
+"""Names of settings in TRL, verl and prime-rl, for the hint behind an unknown key. Never read as a setting.
 
 One table: a name, or the end of a dotted one, → what it is here. TRL 1.16's GRPOConfig and ModelConfig, transformers'
 TrainingArguments, verl's ppo_trainer.yaml.
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What a name of another trainer is called here."""
+    """The setting here for another trainer's name."""
 
     key: str = ""
     """A setting or table of settings; empty where there is none."""
     note: str = ""
-    """What is different about it, or why there is none; empty where nothing is."""
+    """Difference in meaning, or the reason why there is none; may be empty."""
 
 
 _BATCH = (
@@ -334,7 +334,7 @@ _none("a checkpoint always holds what a resume needs", "save_only_model", "save_
 
 
 def foreign(path: Sequence[str]) -> Foreign | None:
-    """What other trainers' name at this dotted path is here, the longest known end of it; None for any other name."""
+    """The setting here for another trainer's dotted name, by its longest known end; None for unknown names."""
     words = [part for part in path if not part.isdecimal()]
     ends = (".".join(words[start:]) for start in range(len(words)))
     return next((FOREIGN[end] for end in ends if end in FOREIGN), None)

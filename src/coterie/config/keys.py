@@ -1,4 +1,4 @@
-"""The schema seen as dotted keys: what exists at a path, what text means there, which key is nearest."""
+"""Dotted keys of the schema: lookup, parsing of text, nearest keys and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coterie.config.foreign import foreign
 from coterie.config.schema import RunConfig
 
 MISSING: Any = object()
-"""What `kind_at` answers where the schema has no such key."""
+"""Result of `kind_at` where the schema has no such key."""
 
 TRUTH = {word: word in ("true", "yes", "on", "1") for word in ("true", "yes", "on", "1", "false", "no", "off", "0")}
 
@@ -86,8 +86,8 @@ def kind_below(kind: Any, part: str, value: Any = None) -> Any:
     sections = [member for member in union_members(kind) if is_section(member)]
     tag = value.get("type") if isinstance(value, dict) else None
     sections.sort(key=lambda section: tag_of(section) != tag)
-    found = (kind_below(section, part) for section in sections)
-    return next((below for below in found if below is not MISSING), MISSING)
+    kinds = (kind_below(section, part) for section in sections)
+    return next((below for below in kinds if below is not MISSING), MISSING)
 
 
 def kind_at(path: Sequence[str], data: Any = None) -> Any:
@@ -111,7 +111,7 @@ def child(data: Any, part: str) -> Any:
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a flag's or an environment variable's text means for a setting of this kind.
+    """Value of a flag's or an environment variable's text for a setting of this kind.
 
     Text that does not fit comes back as it is, so that validation reports it with its key and source.
     """
@@ -206,8 +206,8 @@ def _words(kind: Any) -> str:
 
 
 def nearest(path: Sequence[str]) -> str:
-    """`; did you mean optim.lr?`, what another trainer's name is called here or why there is no such setting, or an
-    empty string where nothing is near."""
+    """Hint for an unknown key: `; did you mean optim.lr?`, the setting here for another trainer's name, or why there is
+    none; an empty string where nothing is near."""
     asked = ".".join("*" if part.isdecimal() else part for part in path)
     keys = [
         *settings(),
@@ -265,7 +265,7 @@ def explain(error: ValidationError, data: Mapping[str, Any], sources: Sources) -
     merged: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
         merged.setdefault(key_path(problem["loc"], data), []).append(problem)
-    lines = [_line(path, found, data, sources) for path, found in islice(merged.items(), MOST)]
+    lines = [_line(path, problems, data, sources) for path, problems in islice(merged.items(), MOST)]
     more = len(merged) - len(lines)
     return "\n".join([*lines, f"… and {more:,} more"] if more else lines)
 
@@ -280,7 +280,7 @@ def to_json(value: Any) -> bytes:
 
 
 def not_json(data: Mapping[str, Any], sources: Sources, error: Exception) -> str:
-    """Names the leaf that has no JSON form: a date of TOML, or broken text."""
+    """Message that names the leaf without a JSON form: a date of TOML, or broken text."""
     for path, source in sources.items():
         value = _look_up(data, path)
         try:
@@ -310,8 +310,8 @@ def key_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _line(path: tuple[str, ...], found: list[ErrorDetails], data: Mapping[str, Any], sources: Sources) -> str:
-    problem = found[0]
+def _line(path: tuple[str, ...], problems: list[ErrorDetails], data: Mapping[str, Any], sources: Sources) -> str:
+    problem = problems[0]
     key, kind = ".".join(path), problem["type"]
     origin = source_of(path, sources)
     if kind == "extra_forbidden":
@@ -330,7 +330,7 @@ def _line(path: tuple[str, ...], found: list[ErrorDetails], data: Mapping[str, A
         setting = settings().get(".".join("*" if part.isdecimal() else part for part in path))
         meaning = f": {setting.description}" if setting is not None else ""
         return f"{key} is missing (from {origin}){meaning}"
-    expected = " or ".join(dict.fromkeys(_expected(one, data, path) for one in found))
+    expected = " or ".join(dict.fromkeys(_expected(problem, data, path) for problem in problems))
     return f"{key} = {shown(_look_up(data, path))} (from {origin}): expected {expected}"
 
 
@@ -349,7 +349,7 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
 
 
 def _numeric(problem: ErrorDetails, stem: str) -> bool:
-    """Whether the text would have been right unquoted: `lr = "1e-6"` in a file."""
+    """True if the text would have been right unquoted: `lr = "1e-6"` in a file."""
     try:
         number = float(problem["input"])
         return stem == "float" or (stem == "int" and number.is_integer())
@@ -369,20 +369,20 @@ def _tags(path: tuple[str, ...]) -> list[str]:
 
 
 def _cross_field(message: str, sources: Sources) -> str:
-    """A rule over several settings names them; say where those that were set came from."""
+    """Message of a rule over several settings, with the sources of those that were set."""
     named = [tuple(word.split(".")) for word in dict.fromkeys(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message))]
-    known = [path for path in named if ".".join(path) in settings()]
-    origins = "; ".join(f"{'.'.join(path)} from {source_of(path, sources, beside=False)}" for path in known)
+    paths = [path for path in named if ".".join(path) in settings()]
+    origins = "; ".join(f"{'.'.join(path)} from {source_of(path, sources, beside=False)}" for path in paths)
     return f"{message} ({origins})" if origins else message
 
 
 def source_of(path: tuple[str, ...], sources: Sources, *, beside: bool = True) -> str:
-    """Where a value, the table it stands in, or (`beside`) another key of that table came from."""
+    """Source of a value, of the table it stands in, or (`beside`) of another key of that table."""
     for length in range(len(path), 0, -1):
         if path[:length] in sources:
             return sources[path[:length]]
     for length in range(len(path), 0, -1) if beside else ():
-        below = (source for known, source in sources.items() if known[:length] == path[:length])
+        below = (source for key, source in sources.items() if key[:length] == path[:length])
         if (source := next(below, None)) is not None and length >= len(path) - 1:
             return source
     return "default"
@@ -395,7 +395,7 @@ def _look_up(data: Any, path: tuple[str, ...]) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written, cut to one short line."""
+    """Text of a value, cut to one short line."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     text = "none" if value is None else text
     return text if len(text) <= 80 else text[:77] + "…"

@@ -1,4 +1,4 @@
-"""Layers of settings laid over each other; every leaf remembers its source."""
+"""Merge of settings from several sources, with the source of every leaf."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coterie.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A valid configuration and where each of its values came from."""
+    """A valid configuration, with the source of each value."""
 
     config: RunConfig
     provenance: Mapping[str, str]
@@ -44,12 +44,12 @@ class Layers:
         self.data: dict[str, Any] = {}
         self.sources: dict[tuple[str, ...], str] = {}
         self.problems: list[str] = []
-        """Of what could not be laid here, one line each; `validate` reports them with all others."""
+        """Errors of the merge, one line each; `validate` reports them with all others."""
         self.folders: dict[str, Path] = {}
-        """Where relative paths of a source start; the current directory for those that are not here."""
+        """Base folders of relative paths by source; the current directory for other sources."""
 
     def merge(self, table: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> None:
-        """Lay a table over what is there; lists replace. A method comes first, so that the table lies over its row."""
+        """Merge a table into the settings; lists replace. `algorithm` comes first: other keys override its preset."""
         for key, value in sorted(table.items(), key=lambda item: bool(path) or item[0] != "algorithm"):
             self.put((*path, key), value, source)
 
@@ -83,9 +83,9 @@ class Layers:
             self.sources[path] = source
 
     def _forget(self, path: tuple[str, ...]) -> None:
-        """A replaced value leaves no trace of its parts."""
-        for known in [known for known in self.sources if known[: len(path)] == path]:
-            del self.sources[known]
+        """Remove the sources of a replaced value."""
+        for key in [key for key in self.sources if key[: len(path)] == path]:
+            del self.sources[key]
 
     def assign(self, assignment: Assignment) -> None:
         """Set one key from a flag or a variable, making the tables on the way; see `problems`."""
@@ -130,8 +130,8 @@ class Layers:
         return below
 
     def _switch(self, name: object) -> None:
-        """Lay a method's row here: over what was said before, under what follows. What the row of the method before
-        had set goes back to the defaults, whoever wrote it down: a stored run has it all in its file."""
+        """Apply a preset over the settings so far. Settings of the preset before go back to their defaults, whichever
+        source they have: a stored run has them all in its file."""
         before = self.data.get("algorithm")
         for key in find(before).settings if before is not None else ():
             path = tuple(key.split("."))
@@ -155,7 +155,7 @@ class Layers:
             self._forget(path)
 
     def add_folders(self, folders: Sequence[str], source: str) -> None:
-        """Have modules looked for in these too; those of `module_path` so far come first."""
+        """Append folders to `module_path`."""
         given = self.data.get(SEARCH, [])
         if isinstance(given, list) and all(isinstance(folder, str) for folder in given):
             places = [located(folder, self._folder((SEARCH,))) for folder in given]
@@ -192,7 +192,7 @@ class Layers:
         return Loaded(config=config, provenance=provenance)
 
     def _folder(self, place: tuple[str, ...]) -> Path:
-        """Where a relative path at this place starts."""
+        """Base folder of a relative path at this place."""
         sources = (self.sources.get(place[:length]) for length in range(len(place), 0, -1))
         source = next((source for source in sources if source is not None), "")
         return self.folders.get(source, Path.cwd())

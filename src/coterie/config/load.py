@@ -31,16 +31,12 @@ _DEEP = re.compile(rf"^[ \t]*\[?\[?[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{40}}", re.MU
 
 
 def file_of(path: Path) -> Path:
-    """The file that is meant by a path: a folder stands for the `config.toml` in it."""
+    """The file for a path; a folder stands for the `config.toml` in it."""
     return path / "config.toml" if path.is_dir() else path
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read one file of settings; a folder stands for the `config.toml` in it.
-
-    Raises:
-        ConfigError: missing (with near names), too large, not UTF-8, or not TOML (with line and column).
-    """
+    """Read one file of settings; a folder stands for the `config.toml` in it."""
     path = file_of(path)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         raise ConfigError(
@@ -79,7 +75,7 @@ def _decode(raw: bytes, path: Path) -> str:
 
 
 def _plain(message: str) -> str:
-    """The parser's words for its commonest findings, made plainer."""
+    """The parser's commonest messages in plainer words."""
     if message.startswith(("Cannot overwrite a value", "Cannot declare")):
         return f"a key or table is given twice: {message[0].lower()}{message[1:]}"
     return message
@@ -127,7 +123,7 @@ def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
 
 
 def load_file(path: Path) -> Loaded:
-    """One file over the defaults, without environment or flags: how a run's own settings are read again."""
+    """Settings of one file over the defaults, without environment and flags, e.g. those of a stored run."""
     layers = Layers()
     _merge_file(layers, path)
     return layers.validate()
@@ -151,9 +147,6 @@ def load_with(
         source: what an error calls the place of both.
         folders: added to `module_path`.
         env: the environment; the process's own when None.
-
-    Raises:
-        ConfigError: as `load` does.
     """
     layers = Layers()
     if isinstance(base, RunConfig):
@@ -171,7 +164,7 @@ def load_with(
 
 
 def _merge_file(layers: Layers, path: Path) -> None:
-    """Lay a file over what is there; its relative paths start at its folder.
+    """Merge a file into the layers; its relative paths start at its folder.
 
     Those of a stored run start at the current directory: they are absolute, unless an older version stored them as
     they were given.
@@ -208,7 +201,7 @@ def parse_args(args: Sequence[str], problems: list[str] | None = None) -> tuple[
 
 
 def _parse_word(words: list[str], files: list[Path], flags: list[Assignment]) -> None:
-    """Take the next word, and its value where it needs one."""
+    """Parse the next word, with its value where it needs one."""
     word = words.pop(0)
     if word in ("@", "--config"):
         files.append(_file(_value(word, words, "a file, e.g. @ recipes/NAME/config.toml")))

@@ -1,6 +1,6 @@
-"""The settings of the objective: what is maximised, relative to what, and how far one update may go.
+"""Settings of the objective: loss, advantages, train-inference mismatch, reference model and critic.
 
-Each setting is one choice; a published method is a row of them in `coterie.config.algorithms`.
+Each setting is one choice; a published method is a preset of them in `coterie.config.algorithms`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ObjectiveConfig(Section):
 
 
 class AdvantageConfig(Section):
-    """What a rollout's reward is compared with."""
+    """Advantages: the baseline of a rollout's reward, and the scale."""
 
     baseline: (
         Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "runner_up", "js2", "none"]

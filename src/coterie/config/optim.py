@@ -1,4 +1,4 @@
-"""Settings of the update: AdamW, its schedule, and what it may cost."""
+"""Settings of the update: AdamW, its schedule, batching and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What settings that name files, folders, models and functions point at, once the file that names them is known.
+"""Resolution of paths in settings: files, folders, models and functions, relative to the file that names them.
 
 A relative path in a TOML file starts at that file's folder, one in a flag or an environment variable at the current
 directory. `~` is the home folder everywhere.
@@ -50,9 +50,6 @@ def anchor(data: dict[str, Any], base: Base) -> tuple[str, ...] | None:
 
     Returns:
         Place of a setting whose function added to `module_path`; None where none did.
-
-    Raises:
-        ConfigError: two files name modules of the same name in different folders.
     """
     for pattern in PATHS:
         for table, key, place in _sites(data, pattern):
@@ -65,7 +62,7 @@ def anchor(data: dict[str, Any], base: Base) -> tuple[str, ...] | None:
 
 
 def located(text: str, base: Path) -> str:
-    """A path as an absolute one. Backslashes separate folders where only that leads to something that exists."""
+    """Absolute path. Backslashes separate folders where only that leads to something that exists."""
     if not text or "://" in text:
         return text
     path = Path(base, os.path.expanduser(text))
@@ -79,7 +76,7 @@ def located(text: str, base: Path) -> str:
 
 
 def located_model(text: str, base: Path) -> str:
-    """A model or data set that lies in a folder as its absolute path; the name of an asset or of a hub as it is."""
+    """Absolute path of a model or data set in a folder; the name of an asset or of a hub is unchanged."""
     spelled = os.path.expanduser(text)
     if os.path.isabs(spelled) or spelled.startswith(_HERE) or spelled in (".", ".."):
         return located(text, base)
@@ -91,24 +88,24 @@ def located_model(text: str, base: Path) -> str:
 
 
 def portable(text: str) -> str:
-    """What stays of a path when its project moves: the name of an absolute one."""
+    """The part of a path that survives a move of its project: the name of an absolute one."""
     return Path(text).name if os.path.isabs(text) else text
 
 
 def has_module(folder: str | Path, module: str) -> bool:
-    """Whether a folder holds the file of a module."""
+    """True if a folder holds the file of a module."""
     path = Path(folder, *module.split("."))
     return path.with_name(path.name + ".py").is_file() or (path / "__init__.py").is_file()
 
 
 def is_stored_run(file: Path) -> bool:
-    """Whether a file of settings is the one that a run was stored with."""
+    """True if a file of settings is the one of a stored run."""
     return file.name == "config.toml" and (file.parent / "checkpoints").is_dir() and (file.parent / "logs").is_dir()
 
 
 def relocate(data: dict[str, Any], file: Path) -> None:
-    """Follow a project that was moved or renamed as a whole, run folder and all: paths of a stored run that are gone,
-    and exist at the same place seen from where the run's folder is now, are changed to that place.
+    """Adapt paths to a project that was moved or renamed as a whole, with its run folder: paths of a stored run that
+    are gone, and exist at the same place seen from where the run's folder is now, are changed to that place.
 
     Args:
         data: the settings in `file`, the config.toml of a run; changed in place.
@@ -132,14 +129,14 @@ def relocate(data: dict[str, Any], file: Path) -> None:
         data[SEARCH] = [moved(folder) for folder in data[SEARCH]]
 
 
-def _without_common_end(one: Path, other: Path) -> tuple[Path, Path]:
-    while one.name and one.name == other.name:
-        one, other = one.parent, other.parent
-    return one, other
+def _without_common_end(path: Path, other: Path) -> tuple[Path, Path]:
+    while path.name and path.name == other.name:
+        path, other = path.parent, other.parent
+    return path, other
 
 
 def hashed(dump: Mapping[str, Any], written: Mapping[str, Any], *, verbatim: bool) -> dict[str, Any]:
-    """The settings that name what a checkpoint belongs to: those that were written down, without what was None.
+    """Settings that identify a checkpoint: those that were written down, without Nones.
 
     Args:
         dump: all settings.
@@ -194,7 +191,7 @@ def _anchor_functions(data: dict[str, Any], base: Base) -> tuple[str, ...] | Non
 
 
 def _in_order(homes: Mapping[tuple[str, str], tuple[str, ...]]) -> list[str]:
-    """The folders so that each module is found in its own one first."""
+    """Order of the folders in which each module is found in its own folder first."""
     folders = list(dict.fromkeys(folder for _, folder in homes))
     for order in (folders[::-1], folders):
         first = ((m, home, next((f for f in order if has_module(f, m)), home)) for m, home in homes)

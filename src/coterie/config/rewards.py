@@ -1,4 +1,4 @@
-"""Settings of the reward: its parts, and who computes them."""
+"""Settings of the reward: reward functions, step rewards and worker processes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class RewardConfig(Section):
     """The same for prompts: messages, the list of them; text, the last message's."""
 
     @model_validator(mode="after")
-    def _own(self) -> RewardConfig:
+    def _check_forms(self) -> RewardConfig:
         if ":" not in self.name and (self.completions != "auto" or self.prompts != "auto"):
             raise ValueError(f"completions and prompts are for functions of your own; leave them out of {self.name!r}")
         return self
 
     @property
     def key(self) -> str:
-        """What the part is called in records and metrics."""
+        """Name of the part in records and metrics."""
         return self.label or self.name.split(":")[-1]
 
 
@@ -50,7 +50,7 @@ class StepRewardConfig(RewardConfig):
 
 
 class RewardsConfig(Section):
-    """How rollouts are scored: by functions in worker processes that can be killed."""
+    """Scoring of rollouts, by functions in worker processes with a timeout."""
 
     parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """Reward functions; the reward is their weighted sum."""

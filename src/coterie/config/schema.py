@@ -37,7 +37,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which model is trained."""
+    """The model to train."""
 
     name: str = "smollm2-135m"
     """An asset name (`coterie assets ls`), a local folder, or a transformers id."""
@@ -56,7 +56,7 @@ class ModelConfig(Section):
 
 
 class EnvironmentConfig(Section):
-    """What an episode is: one question and one answer, or several turns."""
+    """The environment of an episode: one completion, or several turns."""
 
     name: Literal["single_turn", "retry", "running_sum"] | UserFunction = "single_turn"
     """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
@@ -77,7 +77,7 @@ class EnvironmentConfig(Section):
 
     @property
     def talks(self) -> bool:
-        """Whether there may be more than one turn."""
+        """True if there may be more than one turn."""
         return self.name != "single_turn"
 
 
@@ -118,7 +118,7 @@ class ReplayConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How rollouts are sampled."""
+    """Sampling of rollouts."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature: divides the logits, when sampling and when training."""
@@ -140,7 +140,7 @@ class SamplingConfig(Section):
 
 
 class CollectConfig(Section):
-    """How much experience a step collects."""
+    """Collection of the rollouts of a step."""
 
     prompts: int = Field(default=8, ge=1)
     """Prompts drawn per step."""
@@ -191,12 +191,12 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept so that nothing is lost."""
+    """Checkpoints."""
 
     every: int = Field(default=10, ge=0)
     """Steps between checkpoints; 0 = only at the end and on Ctrl-C."""
     keep: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints are kept."""
+    """Number of newest checkpoints to keep."""
 
 
 class RunConfig(Section):
@@ -261,7 +261,7 @@ class RunConfig(Section):
 
     @property
     def advantages_alone(self) -> bool:
-        """Whether a rollout without advantage has no gradient at all, and one of twice the advantage twice as much."""
+        """True if the gradient of a rollout is proportional to its advantage."""
         objective = self.objective
         in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
         entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
@@ -269,7 +269,7 @@ class RunConfig(Section):
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
     def _check_environment(self) -> None:
-        """Episodes of several turns, and what is made of them."""
+        """Check the settings of episodes with several turns."""
         environment = self.environment
         if not environment.talks and self.rewards.environment:
             raise ValueError(
@@ -290,7 +290,7 @@ class RunConfig(Section):
             )
 
     def _check_algorithm(self) -> None:
-        """Settings that were put together by hand must not carry a method's name without its row."""
+        """Refuse settings made in Python that name a preset without containing it."""
         for key in find(self.algorithm).settings:
             section, _, name = key.partition(".")
             table = getattr(self, section)
@@ -302,7 +302,7 @@ class RunConfig(Section):
                 )
 
     def _check_groups(self) -> None:
-        """A baseline made of the group needs a group, a renewed reference one that is used."""
+        """Check that a group baseline has a group, and that a renewed reference is used."""
         alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
         alone = (
             alone or self.grouping.preset in ("global", "tracker", "heb", "heb-stack") or ":" in self.grouping.preset
@@ -331,7 +331,7 @@ class RunConfig(Section):
             self._check_grouping()
 
     def _check_replay(self) -> None:
-        """What a past group was credited with must still mean something when it is trained on again."""
+        """Refuse settings under which the advantages of a replayed group are no longer valid."""
         if not self.replay.groups:
             return
         if self.critic is not None:
@@ -346,9 +346,9 @@ class RunConfig(Section):
             )
 
     def _check_critic(self, critic: CriticConfig) -> None:
-        """A critic is the baseline; nothing of another one is taken silently."""
-        own = self.advantage.model_copy(update={"whiten": "none"})
-        if own != AdvantageConfig() or self.advantage.whiten == "samples":
+        """Refuse settings of another baseline beside a critic."""
+        advantage = self.advantage.model_copy(update={"whiten": "none"})
+        if advantage != AdvantageConfig() or self.advantage.whiten == "samples":
             raise ValueError(
                 'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies'
             )
@@ -356,7 +356,7 @@ class RunConfig(Section):
             raise ValueError("critic.clip bounds a squared error; with critic.bounded = true leave it out")
 
     def _check_grouping(self) -> None:
-        """A baseline of its own leaves no room for another, and a count of rollouts has to work out."""
+        """Refuse settings of another baseline beside the group-aware one, and check its counts of rollouts."""
         if self.critic is not None or self.advantage != AdvantageConfig():
             raise ValueError(
                 f'grouping.preset = "{self.grouping.preset}" has a baseline and a scale of its own; leave out critic '
@@ -375,8 +375,8 @@ class RunConfig(Section):
             raise ValueError("grouping.allocate chooses the prompts; leave out collect.refill and collect.oversample")
 
     def _check_bounds(self, grouping: GroupingConfig) -> None:
-        """Rewards of the shipped parts lie within 0 and 1, and `overlong` within -1 and 0: a sum outside of what
-        `grouping.rewards` says would end the run at the first such rollout."""
+        """Check `grouping.rewards` against the possible rewards: shipped parts lie within 0 and 1, `overlong` within -1
+        and 0, and a sum outside would end the run at the first such rollout."""
         if grouping.rewards is None:
             return
         sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.parts]

@@ -1,4 +1,4 @@
-"""Settings for people: resolved with sources, one value on one line, as JSON schema."""
+"""Output of settings: as TOML with sources, as JSON, as JSON schema and as help."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_config(loaded: Loaded, file: TextIO | None = None) -> None:
 
 
 def config_json(loaded: Loaded) -> dict[str, Any]:
-    """The same for machines: `{"config": {...}, "provenance": {"optim.lr": "--optim.lr", ...}}`."""
+    """Settings and sources as JSON-able data: `{"config": {...}, "provenance": {"optim.lr": "--optim.lr", ...}}`."""
     return {"config": loaded.config.model_dump(mode="json"), "provenance": dict(loaded.provenance)}
 
 
@@ -57,7 +57,7 @@ def _config_lines(loaded: Loaded) -> Iterator[str]:
 
 
 def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Mapping[str, str]) -> Iterator[str]:
-    """Plain values first, then tables and lists of tables, as TOML wants it."""
+    """Lines of a table: plain values first, then tables and lists of tables, as TOML requires."""
     below: list[tuple[str, Any]] = []
     for key, value in table.items():
         tables = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
@@ -80,15 +80,15 @@ def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Ma
 def _origin(path: tuple[str, ...], provenance: Mapping[str, str]) -> str:
     """Source of a leaf; of a free table (`params`), all sources of its keys."""
     key = ".".join(path)
-    found = [source for name, source in provenance.items() if name == key or name.startswith(f"{key}.")]
-    return ", ".join(dict.fromkeys(found)) or "default"
+    sources = [source for name, source in provenance.items() if name == key or name.startswith(f"{key}.")]
+    return ", ".join(dict.fromkeys(sources)) or "default"
 
 
 def _aligned(text: str, source: str) -> str:
     return f"{text:<40}  # {source}"
 
 
-# Settings as help on the command line: the ones that people change most, or every one.
+# Help on settings for the command line: the common ones, or all.
 
 GRAMMAR = """\
 Settings come from files, the environment and flags; later wins, files and flags from left to right:
@@ -121,7 +121,7 @@ TRAINING: Mapping[str, str] = MappingProxyType(
         "seed": "random seed",
     }
 )
-"""What people change most, with a short meaning."""
+"""Common settings of training, with a short description."""
 MEASURING: Mapping[str, str] = MappingProxyType(
     {
         "model.name": "built-in model, folder or Hugging Face id",
@@ -144,7 +144,7 @@ SHORT = {"eval": MEASURING, "rollout": MEASURING, "drift": MEASURING, "validate"
 
 
 def short_help(verb: str) -> str:
-    """How settings are written, and the ones that people change most with this verb, a line each."""
+    """Short help on settings: their grammar, and the common ones of this command, a line each."""
     lines = [
         "Settings, from files and flags (later wins):",
         "  @ FILE.toml          a file, e.g. @ recipes/demo/config.toml",
@@ -162,7 +162,7 @@ def short_help(verb: str) -> str:
 
 
 def help_for_settings(width: int = 100) -> str:
-    """Every setting, grouped by table: key, what is expected, default, meaning."""
+    """Help on every setting, grouped by table: key, type and bounds, default, meaning."""
     lines = [GRAMMAR]
     for (table, tag), group in groups():
         title = f"[{table}]" if table else "top level"

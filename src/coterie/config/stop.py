@@ -1,4 +1,4 @@
-"""Settings of when to end a run that goes wrong, and the table of stop rules they name."""
+"""Settings of stop rules, and the table of the rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopKind:
     """One row of the table of stop rules."""
 
     metric: str
-    """What it reads; empty where the user names it."""
+    """The metric that it reads; empty where the user names it."""
     threshold: float | None
     """The default; None where the user must give it."""
     patience: int
@@ -27,9 +27,9 @@ class StopKind:
     """The metric was measured on what the weights before the step sampled, so these weights are bad already; otherwise
     it is the step itself that is bad."""
     bad: Literal["above", "below", "dropped", "spike"]
-    """How the values of a step are compared with the threshold; see `train/stop_rules.py`."""
+    """Comparison of a step's values with the threshold; see `train/stop_rules.py`."""
     words: str
-    """What it says, with {metric} and {threshold}."""
+    """Its message, with {metric} and {threshold}."""
 
 
 KINDS: dict[str, StopKind] = {
@@ -116,7 +116,7 @@ KINDS: dict[str, StopKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRule:
-    """A row of the table with its numbers settled."""
+    """A stop rule with its numbers."""
 
     name: str
     metric: str
@@ -127,11 +127,7 @@ class StopRule:
     def of(
         cls, name: str, *, metric: str = "", threshold: float | None = None, patience: int | None = None
     ) -> StopRule:
-        """A rule with its defaults filled in.
-
-        Raises:
-            ValueError: there is no such rule, or `above` and `below` lack their metric or threshold.
-        """
+        """A rule with its defaults filled in."""
         kind = KINDS.get(name)
         if kind is None:
             raise ValueError(f"stop rule {name!r} does not exist; expected one of {', '.join(KINDS)}")
@@ -164,18 +160,18 @@ class StopRuleConfig(Section):
     metric: str = ""
     """Name of the metric, for `above` and `below` only."""
     threshold: float | None = None
-    """Where it becomes bad; the rule's own default when left out."""
+    """Threshold of the metric; the rule's own default when left out."""
     patience: int | None = Field(default=None, ge=1)
     """Steps in a row that must be bad; the rule's own default when left out."""
 
     @model_validator(mode="after")
-    def _known(self) -> StopRuleConfig:
+    def _check_rule(self) -> StopRuleConfig:
         StopRule.of(self.name, metric=self.metric, threshold=self.threshold, patience=self.patience)
         return self
 
 
 class StopConfig(Section):
-    """When to end a run that goes wrong; its last good checkpoint is kept."""
+    """Early end of a run that goes wrong; its last good checkpoint is kept."""
 
     rules: list[StopRuleConfig] = Field(default_factory=list)
     """Each is asked after every step; none by default."""

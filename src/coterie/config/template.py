@@ -1,4 +1,4 @@
-"""A file of settings to start from: short, or with every setting."""
+"""Template of a config file: short, or with every setting."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _lines() -> Iterator[str]:
 
 
 def _sample(setting: Setting) -> str:
-    """The default, or what to write where there is none."""
+    """The default, or an example where there is none."""
     if setting.default is not MISSING:
         return '"none"' if setting.default is None else inline(setting.default)
     choices = [choice for member in union_members(setting.kind) for choice in get_args(member)]

@@ -1,4 +1,4 @@
-"""Writes TOML, which the standard library only reads: `tomllib.loads(dumps(x))` is `x` less its Nones."""
+"""TOML writer, which the standard library lacks: `tomllib.loads(dumps(x))` is `x` less its Nones."""
 
 from __future__ import annotations
 

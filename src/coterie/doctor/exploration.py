@@ -1,4 +1,4 @@
-"""Rules about entropy: does the policy still try things, and does it stay in one piece?"""
+"""Rules about entropy: exploration and divergence."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ RULES = (
     ),
     Rule(
         name="entropy_rise",
-        asks="Does the policy stay in one piece?",
+        asks="Is training free of divergence?",
         alarm=f"`entropy` of the last 10 steps above {ENTROPY_RISE:g} times that of the first 10 while `reward/mean` "
         "fell by more than 2 standard errors",
         source=HEURISTIC,

@@ -1,4 +1,4 @@
-"""What a rule looks at, and what it has to say."""
+"""Records that rules read, and the findings that they return."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coterie.types import POOLED, EvalResult, Interval, metric_of
 
 
 class Severity(StrEnum):
-    """How much a finding matters; ordered."""
+    """Severity of a finding, from the worst."""
 
     SERIOUS = "serious"  # what is trained from here on is likely worthless, or the result is not what it seems
     WARNING = "warning"  # worth a look: something is wasted, or on its way
@@ -29,7 +29,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a run recorded."""
+    """Metrics, evaluations and settings of a run."""
 
     series: Mapping[str, Series] = field(default_factory=dict)
     evals: tuple[EvalResult, ...] = ()
@@ -39,11 +39,11 @@ class Record:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A setting by its dotted key; the default where the run does not have it."""
-        found: Any = self.config
+        """Value of a setting by its dotted key; the default where the run does not have it."""
+        value: Any = self.config
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return default if found is None else found
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return default if value is None else value
 
     def evaluations(self) -> list[EvalResult]:
         """The pooled evaluations, or those of the only task; by step."""
@@ -52,7 +52,7 @@ class Record:
         return pooled or (list(self.evals) if len(tasks) == 1 else [])
 
     def metric(self, task: str) -> str:
-        """By what a held-out task is judged: `pass@1`, or `reward` where the evaluated reward is graded."""
+        """Metric of a held-out task: `pass@1`, or `reward` where the evaluated reward is graded."""
         return metric_of(result for result in self.evals if result.task == task)
 
     def ends(self) -> tuple[Interval, Interval] | None:
@@ -82,7 +82,7 @@ class Record:
 
     @property
     def accuracy_part(self) -> str:
-        """Label of the reward part that says what is correct."""
+        """Label of the reward part that decides which completions are correct."""
         parts = self.setting("rewards.parts", [{"name": "task"}])
         first = parts[0].get("label") or str(parts[0]["name"]).split(":")[-1]
         return str(self.setting("eval.part", "") or first)
@@ -105,31 +105,31 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleHit:
-    """One thing that a rule found."""
+    """Alarm of one rule, without the rule's own texts."""
 
     severity: Severity
     title: str
-    """What is wrong, in one plain sentence."""
+    """The problem in one plain sentence."""
     evidence: tuple[Evidence, ...]
     action: str = ""
-    """What to do, where the rule's general advice can be made more precise."""
+    """Advice, where it is more precise than the rule's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One question about a run."""
+    """A check of a run: its condition, texts, and the metrics that it needs."""
 
     name: str
     asks: str
-    """The question, as a sentence."""
+    """The check as a question."""
     alarm: str
-    """When it speaks, with its numbers."""
+    """Condition of the alarm, with its numbers."""
     source: str
-    """Where the numbers come from."""
+    """Origin of the numbers."""
     meaning: str
     action: str
     needs: tuple[str, ...] = ()
-    """Metrics without which it cannot be judged."""
+    """Metrics without which it is skipped."""
     any_of: tuple[str, ...] = ()
     """Metrics of which it needs at least one."""
     steps: int = PERSISTENT
@@ -141,7 +141,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One alarm of one rule, whole."""
+    """Alarm of one rule, with the rule's texts."""
 
     rule: str
     severity: Severity
@@ -152,7 +152,7 @@ class Finding:
 
 
 def breach(series: Series, mask: NDArray[np.bool_], threshold: float, *, high: bool = True) -> Evidence:
-    """Evidence for the values that a mask marks: how many, where, the worst of them, and whether it still is so."""
+    """Evidence for the values that a mask marks: their number, steps and worst value, and whether they last."""
     marked = np.flatnonzero(mask)
     values = series.values[marked]
     worst = marked[int(values.argmax() if high else values.argmin())]
@@ -174,7 +174,7 @@ def breach(series: Series, mask: NDArray[np.bool_], threshold: float, *, high: b
 def beyond(
     series: Series, threshold: float, *, high: bool = True, steps: int = PERSISTENT
 ) -> tuple[Evidence, bool] | None:
-    """Evidence that a series was beyond a threshold for some steps in a row, and whether it still is; else None."""
+    """Evidence that a series was beyond a threshold for some steps in a row, and True if it still is; else None."""
     mask = series.values > threshold if high else series.values < threshold
     if longest(mask) < steps:
         return None

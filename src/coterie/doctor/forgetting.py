@@ -1,4 +1,4 @@
-"""Rules about held-out results: what was gained, what was lost, and how sure that is."""
+"""Rules about held-out results: gains, losses and their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _steps(record: Record) -> tuple[int, int]:
 
 
 def noun(metric: str) -> str:
-    """What a held-out metric is, in a sentence."""
+    """Name of a held-out metric inside a sentence."""
     return "accuracy" if metric == PASS else "reward"
 
 
@@ -117,7 +117,7 @@ RULES = (
     ),
     Rule(
         name="heldout_unsure",
-        asks="Can the evaluation tell a difference?",
+        asks="Is the held-out difference significant?",
         alarm="the 95 % interval of the paired difference in pooled pass@1 (in reward where it is graded) holds 0; a "
         "note",
         source=INTERVALS,
@@ -128,7 +128,7 @@ RULES = (
     ),
     Rule(
         name="sharpened",
-        asks="Did the model get abler, and not only surer?",
+        asks="Did pass@k rise along with pass@1?",
         alarm="pass@1 rose beyond both intervals while pass@k fell; a note where the intervals of pass@k overlap",
         source="Yue et al. 2025 (Does reinforcement learning really incentivize reasoning capacity, arXiv 2504.13837)",
         meaning="Prompts that some attempt used to solve are now solved by none.",

@@ -1,4 +1,4 @@
-"""Rules about what there is to learn: groups that differ, a reward that moves."""
+"""Rules about groups and rewards: zero variance, few effective groups, a reward that does not rise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEURISTIC = "a rule of thumb of practitioners"
 
 
 def _ends(record: Record) -> list[Evidence]:
-    """What the useless groups are: all right, or all wrong."""
+    """Shares of the groups that are all right and all wrong."""
     evidence = []
     for name, words in (("groups/solved", "all right"), ("groups/none", "all wrong")):
         series = record.correctness(name)
@@ -49,16 +49,16 @@ CAUSES = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/eff
 
 
 def zero_gradient(series: Mapping[str, Series]) -> str:
-    """How many steps had a gradient of exactly zero, and why, e.g. `zero in 2 of 2 steps: …`; empty when none."""
+    """Number of steps with a gradient of exactly zero, and the cause: `zero in 2 of 2 steps: …`; empty when none."""
     norms = series.get("grad_norm")
     if norms is None or not len(norms) or norms.values.all():
         return ""
     steps = norms.steps[norms.values == 0]
     count = "1 step" if len(norms) == 1 else f"{len(norms)} steps"
-    return f"zero in {len(steps)} of {count}: {_why(series, steps)}"
+    return f"zero in {len(steps)} of {count}: {_cause(series, steps)}"
 
 
-def _why(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
+def _cause(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
     def values(name: str) -> NDArray[np.float64]:
         return series[name].values[np.isin(series[name].steps, steps)] if name in series else np.empty(0)
 
@@ -88,14 +88,14 @@ def _no_gradient(record: Record) -> Iterator[RuleHit]:
 
 
 def _zero_variance(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
+    if alarm := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
         now = record.series["groups/zero_variance"].now()
         solved = record.correctness("groups/solved")
         if solved is not None and solved.now() > SOLVED:
             yield RuleHit(
                 severity=Severity.NOTE,
                 title="There is little left to learn: nearly every group is right in every attempt.",
-                evidence=(found[0], *_ends(record)),
+                evidence=(alarm[0], *_ends(record)),
                 action="Stop here, or go on with harder prompts.",
             )
             return
@@ -104,7 +104,7 @@ def _zero_variance(record: Record) -> Iterator[RuleHit]:
             title="Most groups teach nothing: all attempts at a prompt earn the same."
             if now <= DEAD - ROUNDING
             else "Nothing is learned: in practically every group all attempts earn the same.",
-            evidence=(found[0], *_ends(record)),
+            evidence=(alarm[0], *_ends(record)),
             action=_easier_or_harder(record),
         )
 
@@ -174,7 +174,7 @@ RULES = (
     ),
     Rule(
         name="zero_variance",
-        asks="Do most groups teach something?",
+        asks="Do rewards differ within most groups?",
         alarm=f"`groups/zero_variance` above {ZERO_VARIANCE:g} for {WINDOW} steps in a row; serious when it is now "
         f"{DEAD:g} or more, a note where `groups/solved` is now above {SOLVED:g}",
         source=HEURISTIC,

@@ -1,4 +1,4 @@
-"""Rules about reward hacking: the reward says better, and nothing else does."""
+"""Rules about reward hacking: a training reward that rises alone."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def _format(record: Record) -> Iterator[RuleHit]:
             )
 
 
-def _up(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
-    """Above a limit now, and clearly more than at the start: what the base model does from the first is its nature."""
+def _rises(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
+    """Check for a metric that is above a limit now and clearly above its start, which is the base model's value."""
 
     def check(record: Record) -> Iterator[RuleHit]:
         series: Series = record.series[metric]
@@ -130,10 +130,9 @@ RULES = (
         "difference in held-out pass@1 (in reward where it is graded) reaches to 0 or below; serious when it lies "
         "below 0 and p < 0.05 on at least 8 prompts",
         source="the definition of reward hacking and of overfitting",
-        meaning="What is paid for and what is wanted have come apart, the training prompts are learned by heart, or "
-        "the evaluation is too small to tell.",
-        action="Read the best paid rollouts of the last step; tighten the reward; use more training prompts, and more "
-        "held-out prompts or eval.samples.",
+        meaning="The reward is hacked, the training prompts are memorised, or the evaluation is too small to tell.",
+        action="Read the rollouts with the highest reward of the last step; tighten the reward; use more training "
+        "prompts, and more held-out prompts or eval.samples.",
         needs=("reward/mean",),
         steps=10,
         evals=2,
@@ -141,11 +140,11 @@ RULES = (
     ),
     Rule(
         name="format_full",
-        asks="Does accuracy move, and not the layout alone?",
+        asks="Does accuracy rise along with the format reward?",
         alarm=f"a `format` part of {FORMAT_FULL:g} or more over the last {WINDOW} steps while the evaluated part did "
         f"not rise by {REWARD_GAIN:g} and 2 standard errors",
         source=HEURISTIC,
-        meaning="A part that everyone earns teaches nothing more, and hides in the mean that nothing is learned.",
+        meaning="A part that every rollout earns has no gradient, and hides in the mean that nothing is learned.",
         action="Lower the weight of the format part; see whether the prompts are too hard.",
         needs=("reward/part/format",),
         steps=WINDOW,
@@ -153,26 +152,26 @@ RULES = (
     ),
     Rule(
         name="repetition",
-        asks="Does the model say things once?",
+        asks="Are completions free of repetition?",
         alarm=f"`repetition/mean` above {REPETITION:g} in the last quarter, {REPETITION_RISE:g} more than in the "
         f"first; serious above {2 * REPETITION:g}",
         source=HEURISTIC,
         meaning="Loops of the same words fill the length and mean nothing; they come before collapse.",
-        action="Read rollouts; lower optim.lr, add objective.kl_beta, or pay less for length.",
+        action="Read rollouts; lower optim.lr, add objective.kl_beta, or reward length less.",
         needs=("repetition/mean",),
         steps=10,
-        check=_up("repetition/mean", REPETITION, REPETITION_RISE, "Completions repeat themselves more and more."),
+        check=_rises("repetition/mean", REPETITION, REPETITION_RISE, "Completions repeat themselves more and more."),
     ),
     Rule(
         name="copied_prompt",
-        asks="Does the model write rather than copy?",
+        asks="Are completions free of copies of the prompt?",
         alarm=f"`copied/mean` above {COPIED:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
         source=HEURISTIC,
         meaning="Completions consist of the prompt's own text; a reward that looks for words finds them there.",
-        action="See which reward part pays for it, and take the prompt's text out of what it reads.",
+        action="Find the reward part that rewards it, and take the prompt's text out of what it reads.",
         needs=("copied/mean",),
         steps=10,
-        check=_up("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
+        check=_rises("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
     ),
     Rule(
         name="no_reasoning",
@@ -180,14 +179,14 @@ RULES = (
         alarm=f"`think/empty` above {THINK_EMPTY:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
         source=HEURISTIC,
         meaning="The layout is kept, and nothing stands in it: the answer is guessed.",
-        action="Pay for the layout less, or ask for a least length of the reasoning with a `format` pattern.",
+        action="Lower the weight of the format part, or require a minimum length of reasoning with a `format` pattern.",
         needs=("think/empty",),
         steps=10,
-        check=_up("think/empty", THINK_EMPTY, REPETITION_RISE, "More and more answers come without any reasoning."),
+        check=_rises("think/empty", THINK_EMPTY, REPETITION_RISE, "More and more answers come without any reasoning."),
     ),
     Rule(
         name="kl_without_gain",
-        asks="Does the distance from the reference buy reward?",
+        asks="Does the reward rise with the KL to the reference?",
         alarm=f"`kl/ref` rose by more than {KL_RISE:g} and 2 standard errors while `reward/mean` did not rise by "
         f"{REWARD_GAIN:g}",
         source=HEURISTIC,

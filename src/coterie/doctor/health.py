@@ -1,4 +1,4 @@
-"""What is wrong with a run, read from what it recorded. Never touches the run."""
+"""Diagnosis of a run from its records; the run is only read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EARLY = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The doctor's answer."""
+    """Diagnosis of a run."""
 
     run: Path
     steps: int
@@ -31,40 +31,36 @@ class Diagnosis:
     """One sentence."""
     serious: bool
     ended: str
-    """Why a stop rule ended the run; empty when none did."""
+    """Message of the stop rule that ended the run; empty when none did."""
     findings: tuple[Finding, ...]
     """The most severe first."""
     quiet: tuple[str, ...]
-    """Rules that were judged and found nothing."""
+    """Rules that were checked without an alarm."""
     unjudged: tuple[SkippedRule, ...]
 
 
 def diagnose(path: Path) -> Diagnosis:
-    """Examine a run, also while it trains.
-
-    Raises:
-        RunError: `path` is not a run, or its metrics cannot be read.
-    """
+    """Examine a run, also while it trains."""
     run = RunDirectory.at(path)
     if not run.metrics.exists():
         raise RunError(f"{run.path} has no metrics yet: there is nothing to diagnose before the first step")
     record, ended = read_record(run)
-    found = examine(record)
+    examination = examine(record)
     steps = max((len(series) for series in record.series.values()), default=0)
     return Diagnosis(
         run=run.path,
         steps=steps,
-        verdict=_verdict(found.findings, len(found.quiet), steps, bool(ended)),
-        serious=found.serious or bool(ended),
+        verdict=_verdict(examination.findings, len(examination.quiet), steps, bool(ended)),
+        serious=examination.serious or bool(ended),
         ended=ended,
-        findings=found.findings,
-        quiet=found.quiet,
-        unjudged=found.unjudged,
+        findings=examination.findings,
+        quiet=examination.quiet,
+        unjudged=examination.unjudged,
     )
 
 
 def read_record(run: RunDirectory) -> tuple[Record, str]:
-    """All that rules may look at, and why a stop rule ended the run (empty when none did)."""
+    """The run's record, and the message of the stop rule that ended it (empty when none did)."""
     with MetricsDB.reader(run.metrics) as database:
         before, after = ends(database)
         collapses = database.events(COLLAPSE)
@@ -78,30 +74,30 @@ def read_record(run: RunDirectory) -> tuple[Record, str]:
 
 
 def untrained(database: MetricsDB) -> str:
-    """Why nothing was trained, where every step had a gradient of exactly zero; else empty."""
+    """Message where every step had a gradient of exactly zero, with the cause; else empty."""
     norms = database.series("grad_norm")
     trained = not norms or any(norm for _, norm in norms)
     return "" if trained else f"nothing was trained: the gradient was {gradient_line(database)}"
 
 
 def gradient_line(database: MetricsDB) -> str:
-    """How many steps had a gradient of exactly zero, and why; empty when none had."""
+    """Number of steps with a gradient of exactly zero, and the cause; empty when none had."""
     return zero_gradient({name: Series.of(name, rows) for name in CAUSES if (rows := database.series(name))})
 
 
 def _verdict(findings: tuple[Finding, ...], quiet: int, steps: int, ended: bool) -> str:
     serious = sum(finding.severity is Severity.SERIOUS for finding in findings)
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
-    judged = f"{_count(quiet, 'question')} asked and found in order"
+    passed = f"{_count(quiet, 'check')} passed"
     if ended or serious:
         more = f" and {_count(warnings, 'warning')}" if warnings else ""
         what = f"{_count(serious, 'serious finding')}{more}" if serious else "a stop rule ended it"
-        return f"not well: {what} in {_count(steps, 'step')}; {judged}"
+        return f"unhealthy: {what} in {_count(steps, 'step')}; {passed}"
     if warnings:
-        return f"worth a look: {_count(warnings, 'warning')} in {_count(steps, 'step')}; {judged}"
+        return f"needs attention: {_count(warnings, 'warning')} in {_count(steps, 'step')}; {passed}"
     if steps < EARLY or not quiet:
-        return f"too early to tell after {_count(steps, 'step')}: {judged}, and most need {EARLY} steps or 20"
-    return f"healthy, as far as {steps} steps tell: {judged}, and no other found more than a note"
+        return f"too early to tell after {_count(steps, 'step')}: {passed}, and most need {EARLY} steps or 20"
+    return f"healthy after {steps} steps: {passed}, none with more than a note"
 
 
 def _count(number: int, noun: str) -> str:
@@ -110,17 +106,17 @@ def _count(number: int, noun: str) -> str:
 
 def health_lines(path: Path, most: int = 5) -> Iterator[str]:
     """The diagnosis in a few lines of Markdown, for the run's README."""
-    found = diagnose(path)
-    for line in _health_lines(found, most):
+    diagnosis = diagnose(path)
+    for line in _health_lines(diagnosis, most):
         yield safe_text(line).replace("<", "&lt;")
 
 
-def _health_lines(found: Diagnosis, most: int) -> Iterator[str]:
-    yield f"- {found.verdict[0].upper()}{found.verdict[1:]}."
-    if found.ended:
-        yield f"- {found.ended}."
-    for finding in found.findings[:most]:
+def _health_lines(diagnosis: Diagnosis, most: int) -> Iterator[str]:
+    yield f"- {diagnosis.verdict[0].upper()}{diagnosis.verdict[1:]}."
+    if diagnosis.ended:
+        yield f"- {diagnosis.ended}."
+    for finding in diagnosis.findings[:most]:
         yield f"- {finding.severity}: {finding.title} ({finding.evidence[0].text})"
-    left = len(found.findings) - most
-    more = f"{_count(left, 'more finding')}, what to do, and " if left > 0 else "What to do, and "
-    yield f"- {more}what could not be judged: `coterie doctor {found.run.as_posix()}`."
+    left = len(diagnosis.findings) - most
+    more = f"{_count(left, 'more finding')}, remedies and " if left > 0 else "Remedies and "
+    yield f"- {more}skipped checks: `coterie doctor {diagnosis.run.as_posix()}`."

@@ -17,8 +17,8 @@ HEURISTIC = "a rule of thumb of practitioners"
 
 def _truncated(record: Record) -> Iterator[RuleHit]:
     cut = record.series["truncated"]
-    found = beyond(cut, TRUNCATED)
-    if not found or cut.now() <= TRUNCATED:
+    alarm = beyond(cut, TRUNCATED)
+    if not alarm or cut.now() <= TRUNCATED:
         return
     limit = record.setting("sampling.max_tokens")
     ended = record.series.get("length/terminated")
@@ -31,19 +31,19 @@ def _truncated(record: Record) -> Iterator[RuleHit]:
     yield RuleHit(
         severity=Severity.SERIOUS if cut.now() > TRUNCATED_SERIOUS else Severity.WARNING,
         title=f"{100 * cut.now():.0f} % of the completions are cut by the token limit.",
-        evidence=(found[0],),
+        evidence=(alarm[0],),
         action=f"Raise {set_to}, or reward shorter completions (the `length` reward with `maximum`).{facts}",
     )
 
 
 def _wrong_longer(record: Record) -> Iterator[RuleHit]:
     wrong, correct = record.series["length/wrong"], record.series["length/correct"]
-    one, other = change(wrong.values), change(correct.values)
-    grown, kept = one.last / max(one.first, 1.0), other.last / max(other.first, 1.0)
-    if one.clear() and grown > WRONG_GROWTH * max(kept, 1.0):
+    wrong_change, correct_change = change(wrong.values), change(correct.values)
+    grown, kept = wrong_change.last / max(wrong_change.first, 1.0), correct_change.last / max(correct_change.first, 1.0)
+    if wrong_change.clear() and grown > WRONG_GROWTH * max(kept, 1.0):
         texts = [
             f"{series.name} went from {moved.first:.0f} to {moved.last:.0f} tokens"
-            for series, moved in ((wrong, one), (correct, other))
+            for series, moved in ((wrong, wrong_change), (correct, correct_change))
         ]
         yield RuleHit(
             severity=Severity.WARNING,
@@ -96,7 +96,7 @@ RULES = (
     ),
     Rule(
         name="length_drift",
-        asks="Does length only change where it pays?",
+        asks="Does length change only when the reward rises?",
         alarm=f"`length/mean` changed by a factor of {DRIFT:g} or more while `reward/mean` did not rise by 2 standard "
         "errors",
         source=HEURISTIC,

@@ -1,4 +1,4 @@
-"""Rules about the sampler and the learner: do the two agree about the same weights?"""
+"""Rules about the train-inference mismatch between sampler and learner."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ CUT_SHARE = 0.05
 ESS = 0.5
 SOURCE = "Yao et al. 2025 (Your efficient RL framework secretly brings you off-policy RL training); a rule of thumb"
 MEANING = (
-    "The learner scores the sampled tokens otherwise than the sampler did: kernels, number formats or stale weights "
-    "differ, and the update is off-policy without knowing it. This is a common cause of late collapse."
+    "Learner and sampler give the sampled tokens different probabilities: kernels, number formats or stale weights "
+    "differ, and the update is off-policy unnoticed. This is a common cause of late collapse."
 )
 ACTION = (
     "Use the same number format on both sides; keep the mismatch correction on; see that the sampler's weights are "
@@ -20,21 +20,21 @@ ACTION = (
 )
 
 
-def _watch(
+def _limit_check(
     metric: str, limit: float, title: str, severity: Severity, *, high: bool = True
 ) -> Callable[[Record], Iterator[RuleHit]]:
     def check(record: Record) -> Iterator[RuleHit]:
-        if found := beyond(record.series[metric], limit, high=high):
-            yield RuleHit(severity=severity, title=title, evidence=(found[0],))
+        if alarm := beyond(record.series[metric], limit, high=high):
+            yield RuleHit(severity=severity, title=title, evidence=(alarm[0],))
 
     return check
 
 
 def _cut(record: Record) -> Iterator[RuleHit]:
     for metric, what in (("mismatch/masked", "left out"), ("mismatch/truncated", "weighed less")):
-        if metric in record.series and (found := beyond(record.series[metric], CUT_SHARE)):
+        if metric in record.series and (alarm := beyond(record.series[metric], CUT_SHARE)):
             title = f"More than {100 * CUT_SHARE:g} % of the tokens are {what} because sampler and learner disagree."
-            yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
+            yield RuleHit(severity=Severity.WARNING, title=title, evidence=(alarm[0],))
 
 
 RULES = (
@@ -46,7 +46,7 @@ RULES = (
         meaning=MEANING,
         action=ACTION,
         needs=("mismatch/kl",),
-        check=_watch("mismatch/kl", KL, "Sampler and learner disagree about the same tokens.", Severity.SERIOUS),
+        check=_limit_check("mismatch/kl", KL, "Sampler and learner disagree about the same tokens.", Severity.SERIOUS),
     ),
     Rule(
         name="mismatch_cut",
@@ -66,7 +66,7 @@ RULES = (
         meaning="The effective sample size: below a half, a few tokens carry the whole update.",
         action=ACTION,
         needs=("mismatch/ess",),
-        check=_watch(
+        check=_limit_check(
             "mismatch/ess", ESS, "A few tokens carry most of the importance weight.", Severity.WARNING, high=False
         ),
     ),
@@ -78,7 +78,7 @@ RULES = (
         meaning="Small differences multiply along a rollout; below a half, a few rollouts carry the update.",
         action=ACTION,
         needs=("mismatch/ess_sequence",),
-        check=_watch(
+        check=_limit_check(
             "mismatch/ess_sequence",
             ESS,
             "A few rollouts carry most of the importance weight.",

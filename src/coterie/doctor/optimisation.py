@@ -53,24 +53,24 @@ def _ratio(record: Record) -> Iterator[RuleHit]:
 def _clip(record: Record) -> Iterator[RuleHit]:
     share = record.series["clip/low"].plus(record.series["clip/high"], "clip/low + clip/high")
     limit = CLIP_SHARE if record.setting("objective.ratio", "token") == "token" else CLIP_SHARE_SEQUENCE
-    if len(share) and (found := beyond(share, limit)):
+    if len(share) and (alarm := beyond(share, limit)):
         yield RuleHit(
             severity=Severity.WARNING,
             title="A large share of the tokens is clipped: the steps are too large.",
-            evidence=(found[0],),
+            evidence=(alarm[0],),
         )
 
 
 def _dual(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["clip/dual"], DUAL_SHARE):
+    if alarm := beyond(record.series["clip/dual"], DUAL_SHARE):
         title = "The dual clip is at work: bad attempts have become much likelier since they were sampled."
-        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(found[0],))
+        yield RuleHit(severity=Severity.WARNING, title=title, evidence=(alarm[0],))
 
 
 def _kl_step(record: Record) -> Iterator[RuleHit]:
-    if found := beyond(record.series["kl/old"], KL_STEP):
-        severity = Severity.SERIOUS if found[1] else Severity.WARNING
-        yield RuleHit(severity=severity, title="One step moves the policy very far.", evidence=(found[0],))
+    if alarm := beyond(record.series["kl/old"], KL_STEP):
+        severity = Severity.SERIOUS if alarm[1] else Severity.WARNING
+        yield RuleHit(severity=severity, title="One step moves the policy very far.", evidence=(alarm[0],))
 
 
 def _kl_jump(record: Record) -> Iterator[RuleHit]:
@@ -166,7 +166,7 @@ RULES = (
     ),
     Rule(
         name="dual_clip",
-        asks="Does the dual clip stay idle?",
+        asks="Is the dual clip rarely active?",
         alarm=f"`clip/dual` above {DUAL_SHARE:g} for 3 steps in a row",
         source=HEURISTIC,
         meaning="The dual clip is a safety net; it should catch next to nothing.",
@@ -176,7 +176,7 @@ RULES = (
     ),
     Rule(
         name="kl_step",
-        asks="Does a step move the policy by a bearable amount?",
+        asks="Is the KL of one step small?",
         alarm=f"`kl/old` above {KL_STEP:g} for 3 steps in a row",
         source=HEURISTIC,
         meaning="Rollouts of the old policy say little about a policy that is far away.",
@@ -186,7 +186,7 @@ RULES = (
     ),
     Rule(
         name="kl_jump",
-        asks="Does the distance to the reference grow smoothly?",
+        asks="Does the KL to the reference grow smoothly?",
         alarm=f"`kl/ref` above {KL_JUMP:g} times the median of the 20 steps before it, and above {KL_JUMP_LEAST:g}",
         source=HEURISTIC,
         meaning="Steady growth is normal; a jump is how a collapse begins.",
@@ -197,7 +197,7 @@ RULES = (
     ),
     Rule(
         name="grad_spike",
-        asks="Is the gradient of an even size?",
+        asks="Is the gradient norm free of spikes?",
         alarm=f"`grad_norm` above {SPIKE:g} times the median of the 20 steps before it",
         source=HEURISTIC,
         meaning="Clipping bounds the length of the step, not its direction: a spike is a step that a few tokens "
@@ -220,7 +220,7 @@ RULES = (
     ),
     Rule(
         name="advantage_max",
-        asks="Does no single attempt dominate?",
+        asks="Are advantages free of outliers?",
         alarm=f"`advantage/max` above {ADVANTAGE_MAX:g}",
         source=HEURISTIC,
         meaning="One lucky attempt in a large group, or rewards that differ in the last digits, pull alone.",

@@ -1,4 +1,4 @@
-"""The visible table of all rules, and the examination that asks them."""
+"""Table of all rules, and their evaluation on a record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULES: tuple[Rule, ...] = tuple(rule for rules in FAMILIES.values() for rule in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedRule:
-    """A question that the record cannot answer."""
+    """A rule that the record lacks metrics for."""
 
     rule: str
     asks: str
@@ -31,12 +31,12 @@ class SkippedRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """What all rules say of one record."""
+    """Findings of all rules for one record."""
 
     findings: tuple[Finding, ...]
     """The most severe first, then in the order of the table."""
     quiet: tuple[str, ...]
-    """Rules that were judged and found nothing."""
+    """Rules that were checked without an alarm."""
     unjudged: tuple[SkippedRule, ...]
 
     @property
@@ -45,7 +45,7 @@ class Examination:
 
 
 def examine(record: Record) -> Examination:
-    """Ask every rule whose metrics are there."""
+    """Check every rule whose metrics are there."""
     findings: list[Finding] = []
     quiet: list[str] = []
     unjudged: list[SkippedRule] = []
@@ -53,7 +53,7 @@ def examine(record: Record) -> Examination:
         if reason := missing(rule, record):
             unjudged.append(SkippedRule(rule=rule.name, asks=rule.asks, reason=reason))
             continue
-        found = [
+        hits = [
             Finding(
                 rule=rule.name,
                 severity=alarm.severity,
@@ -64,15 +64,15 @@ def examine(record: Record) -> Examination:
             )
             for alarm in rule.check(record)
         ]
-        findings += found
-        if not found:
+        findings += hits
+        if not hits:
             quiet.append(rule.name)
     findings.sort(key=lambda finding: finding.severity.rank)
     return Examination(findings=tuple(findings), quiet=tuple(quiet), unjudged=tuple(unjudged))
 
 
 def missing(rule: Rule, record: Record) -> str:
-    """What a rule lacks, in words; empty when it can be judged."""
+    """Reason to skip a rule, e.g. a missing metric; empty when it can be checked."""
     for name in rule.needs:
         if name not in record.series:
             return f"{name} was not recorded"

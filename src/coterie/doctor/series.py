@@ -1,4 +1,4 @@
-"""One metric over the steps of a run, and the few questions that rules ask of it."""
+"""A metric over the steps of a run, with the statistics that rules need."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Change:
         return self.last - self.first
 
     def clear(self, errors: float = 2.0) -> bool:
-        """Whether the difference is larger than this many standard errors."""
+        """True if the difference is larger than this many standard errors."""
         return abs(self.difference) > errors * self.error
 
 
@@ -82,7 +82,7 @@ def change(values: ArrayLike, least: int = 5) -> Change:
 
 
 def streak(mask: ArrayLike) -> int:
-    """How many values at the end are true, without a gap.
+    """Number of true values at the end, without a gap.
 
     >>> streak([True, False, True, True])
     2
@@ -107,10 +107,10 @@ def longest(mask: ArrayLike) -> int:
 
 def preceding_median(values: NDArray[np.float64], window: int = 20, least: int = 5) -> NDArray[np.float64]:
     """[S] median of up to `window` values before each one; NaN where fewer than `least` precede it."""
-    found = np.full(len(values), np.nan)
+    medians = np.full(len(values), np.nan)
     for at in range(least, len(values)):
-        found[at] = np.median(values[max(0, at - window) : at])
-    return found
+        medians[at] = np.median(values[max(0, at - window) : at])
+    return medians
 
 
 def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

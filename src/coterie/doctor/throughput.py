@@ -1,4 +1,4 @@
-"""Rules about what the machine did: errors, deadlines, a run that gets slower."""
+"""Rules about execution: errors, timeouts, a falling speed, stale rollouts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ RULES = (
     ),
     Rule(
         name="late",
-        asks="Was the clock kept out of it?",
+        asks="Did all rollouts end before the timeout?",
         alarm="`late` above 0",
         source="by definition",
         meaning="Which completions are cut then depends on the speed of the machine.",
@@ -91,7 +91,7 @@ RULES = (
     ),
     Rule(
         name="slower",
-        asks="Does sampling keep its pace?",
+        asks="Is the sampling speed steady?",
         alarm=f"`speed/generate` of the last quarter less than 1/{SLOWER:g} of the first; a note",
         source="a rule of thumb",
         meaning="Shorter completions fill the machine less; or something else runs on it.",
@@ -102,7 +102,7 @@ RULES = (
     ),
     Rule(
         name="stale",
-        asks="Are rollouts of the present policy?",
+        asks="Do rollouts come from the current policy?",
         alarm=f"`staleness/max` above {STALE:g} versions",
         source="a rule of thumb",
         meaning="The older the policy that sampled, the less its rollouts say about this one.",

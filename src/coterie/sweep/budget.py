@@ -1,4 +1,4 @@
-"""Settings compared at what all of them could spend: the same rollouts, the same seconds of training."""
+"""Comparison of settings at an equal budget of rollouts or of seconds of training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from coterie.text import interval_text
 from coterie.types import PASS
 
 LEAST = 3
-"""Evaluations without which a run has no curve to speak of."""
+"""Fewest evaluations of a run that is compared."""
 
 Cost = Callable[[EvalPoint], float]
 COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
-"""What an evaluation had cost until then; seconds are those of training steps."""
+"""Costs until an evaluation, by name; seconds are those of training steps."""
 
 NOTE = (
     "Held-out {metric}, averaged over what every run could spend, so that it counts how much was learned how "
@@ -25,53 +25,53 @@ NOTE = (
 )
 
 
-def mean_result(held: Sequence[EvalPoint], cost: Cost, limit: float) -> float:
-    """The held-out result (pass@1 or mean reward), averaged over the first `limit` rollouts or seconds: how much was
-    learned how early.
+def mean_result(evals: Sequence[EvalPoint], cost: Cost, limit: float) -> float:
+    """Held-out result (pass@1 or mean reward) averaged over the first `limit` rollouts or seconds: the area under the
+    learning curve, divided by `limit`.
 
     Between two evaluations the result is taken to move in a straight line.
     """
-    spent = np.array([cost(point) for point in held], dtype=np.float64)
-    values = np.array([point.value for point in held], dtype=np.float64)
+    spent = np.array([cost(point) for point in evals], dtype=np.float64)
+    values = np.array([point.value for point in evals], dtype=np.float64)
     inside = spent < limit
     xs = np.append(spent[inside], limit)
     return float(np.trapezoid(np.interp(xs, spent, values), xs) / limit)
 
 
 def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
-    """A table that compares every setting with the first, seed by seed; empty where there is nothing to compare.
+    """Markdown table that compares every setting with the first, seed by seed; empty for a single setting.
 
     Runs that failed, or that were evaluated less than three times, take no part.
     """
     curves = {
-        label: {one.cell.seed: one.held for one in found if not one.error and len(one.held) >= LEAST}
-        for label, found in settings.items()
+        label: {result.cell.seed: result.evals for result in results if not result.error and len(result.evals) >= LEAST}
+        for label, results in settings.items()
     }
-    curves = {label: found for label, found in curves.items() if found}
+    curves = {label: by_seed for label, by_seed in curves.items() if by_seed}
     if len(curves) < 2:
         return ""
     limits = {
-        name: min(cost(held[-1]) for found in curves.values() for held in found.values())
+        name: min(cost(evals[-1]) for by_seed in curves.values() for evals in by_seed.values())
         for name, cost in COSTS.items()
     }
     first = next(iter(curves))
-    metric = next(one.metric for found in settings.values() for one in found)
+    metric = next(result.metric for results in settings.values() for result in results)
     scale, digits = (100, 1) if metric == PASS else (1, 3)
     head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in COSTS)
     lines = [f"| setting | seeds | {head} |", "| --- | --: | --- | --- | --- | --- |"]
     means = {
         name: {
-            label: {seed: mean_result(held, cost, limits[name]) for seed, held in found.items()}
-            for label, found in curves.items()
+            label: {seed: mean_result(evals, cost, limits[name]) for seed, evals in by_seed.items()}
+            for label, by_seed in curves.items()
         }
         for name, cost in COSTS.items()
     }
-    for label, found in curves.items():
-        cells = [f"`{label}`", str(len(found))]
+    for label, by_seed in curves.items():
+        cells = [f"`{label}`", str(len(by_seed))]
         for by_label in means.values():
-            own, beside = by_label[label], by_label[first]
-            more = [own[seed] - beside[seed] for seed in own if seed in beside and label != first]
-            cells.append(interval_text(t_interval(list(own.values())), scale, digits))
+            areas, baseline = by_label[label], by_label[first]
+            more = [areas[seed] - baseline[seed] for seed in areas if seed in baseline and label != first]
+            cells.append(interval_text(t_interval(list(areas.values())), scale, digits))
             cells.append(interval_text(t_interval(more) if more else None, scale, digits, sign="+"))
         lines.append("| " + " | ".join(cells) + " |")
     words = ("accuracy in %", " in points,") if metric == PASS else ("reward", "")

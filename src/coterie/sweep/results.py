@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to."""
+"""Results of the runs of a sweep, and their table."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from coterie.text import interval_text
 from coterie.types import PASS, POOLED, EvalResult, metric_of
 
 WINDOW = 10
-"""A tenth of the steps is looked at as a whole, so that a single step decides nothing."""
+"""Parts of a run whose mean rewards are compared, so that a single step decides nothing."""
 LEAST = 3
-"""Steps are looked at together at least, and twice as many a run needs to be judged by its rewards."""
+"""Fewest steps of such a part; a run with fewer than two parts is not judged by its rewards."""
 COLLAPSED = 0.5
 """A run has collapsed when its last tenth has less than this share of the reward of its best tenth."""
 CHANCE = 4.0
-"""Standard errors of that difference which few prompts a step make by chance: the best of all tenths is picked."""
+"""Standard errors that the drop must exceed: the best of all tenths is high by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalPoint:
-    """One evaluation, with what had been spent until then."""
+    """One evaluation, with the rollouts and seconds spent until then."""
 
     step: int
     rollouts: int
@@ -43,46 +43,46 @@ class EvalPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """One run, in numbers."""
+    """Numbers of one run."""
 
     cell: Cell
     steps: int
     rewards: tuple[float, ...]
     """Mean training reward of each step."""
-    held: tuple[EvalPoint, ...] = ()
+    evals: tuple[EvalPoint, ...] = ()
     """Every evaluation, in order."""
     seconds: float
     """Median of a step."""
     peak: float | None
     """Highest resident bytes."""
     error: str
-    """Why it did not finish its steps; empty when it did."""
+    """Error that ended it before its last step; empty when none did."""
     metric: str = PASS
-    """What was held out is measured by: `pass@1`, or `reward` where the evaluated reward is graded in any run of the
-    sweep, so that all are compared by the same."""
+    """Held-out metric: `pass@1`, or `reward` where the evaluated reward is graded in any run of the sweep, so that all
+    runs are compared by the same."""
 
     @property
     def before(self) -> float | None:
         """The held-out result at the start, pooled over tasks; None without held-out prompts."""
-        return self.held[0].value if self.held else None
+        return self.evals[0].value if self.evals else None
 
     @property
     def after(self) -> float | None:
         """The held-out result at the end."""
-        return self.held[-1].value if self.held else None
+        return self.evals[-1].value if self.evals else None
 
     def reached(self, level: float) -> EvalPoint | None:
         """The first evaluation after the start with at least this held-out result; None if there is none."""
-        return next((one for one in self.held[1:] if one.value >= level), None)
+        return next((point for point in self.evals[1:] if point.value >= level), None)
 
     @property
     def area(self) -> float:
-        """Mean reward over all steps: how much was learned how early."""
+        """Mean reward over all steps, the area under the training curve."""
         return float(np.mean(self.rewards)) if self.rewards else float("nan")
 
     @property
     def collapsed(self) -> bool:
-        """It diverged, or lost half of the reward that it once had, by more than the prompts that it drew explain."""
+        """True if it diverged, or lost half of its best reward by more than the noise of its prompts explains."""
         if self.error or not self.rewards:
             return self.error.startswith(DIVERGED)
         width = max(LEAST, len(self.rewards) // WINDOW)
@@ -94,10 +94,11 @@ class CellResult:
         return bool(means[-1] < COLLAPSED * means.max() and means.max() - means[-1] > chance)
 
     def numbers(self) -> dict[str, Any]:
-        """All of it as JSON-able data."""
-        found = asdict(self) | {"setting": self.cell.label, "seed": self.cell.seed}
-        found |= {"before": self.before, "after": self.after}
-        return found | {"collapsed": self.collapsed, "area": self.area}
+        """All of it as JSON-able data; files call the evaluations `held`."""
+        record = {"held" if key == "evals" else key: value for key, value in asdict(self).items()}
+        record |= {"setting": self.cell.label, "seed": self.cell.seed}
+        record |= {"before": self.before, "after": self.after}
+        return record | {"collapsed": self.collapsed, "area": self.area}
 
 
 def read(out: Path, cells: Sequence[Cell]) -> list[CellResult]:
@@ -125,7 +126,7 @@ def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> C
         cell=cell,
         steps=steps,
         rewards=rewards,
-        held=tuple(
+        evals=tuple(
             EvalPoint(
                 step=result.step,
                 rollouts=round(sum(value for at, value in sampled if at <= result.step)),
@@ -143,10 +144,10 @@ def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> C
 
 
 def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
-    found: dict[int, list[EvalResult]] = {}
-    for one in results:
-        found.setdefault(one.step, []).append(one)
-    return found
+    by_step: dict[int, list[EvalResult]] = {}
+    for result in results:
+        by_step.setdefault(result.step, []).append(result)
+    return by_step
 
 
 def _pooled(results: Sequence[EvalResult]) -> EvalResult:
@@ -166,23 +167,23 @@ NOTE = (
 
 def by_setting(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     """The results of all seeds of each setting, in order of appearance."""
-    found: dict[str, list[CellResult]] = {}
-    for one in results:
-        found.setdefault(one.cell.label, []).append(one)
-    return found
+    by_label: dict[str, list[CellResult]] = {}
+    for result in results:
+        by_label.setdefault(result.cell.label, []).append(result)
+    return by_label
 
 
 def over_seeds(results: Sequence[CellResult], value: Callable[[CellResult], float | None]) -> Estimate | None:
-    """Mean and interval of what the seeds have; None where none has it."""
-    values = [found for one in results if (found := value(one)) is not None and found == found]
+    """Mean over seeds with its interval; None where no seed has the value."""
+    values = [number for result in results if (number := value(result)) is not None and number == number]
     return t_interval(values) if values else None
 
 
 def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
-    """The table, and below it what its columns mean.
+    """Markdown table of the results, with a note on its columns.
 
     Args:
-        reach: held-out result (a share, or a reward where it is graded) of which is said when it was reached.
+        reach: held-out result (pass@1, or the reward where it is graded) whose first time is reported.
     """
     metric = results[0].metric if results else PASS
     what = "held-out before → after, %" if metric == PASS else "held-out reward before → after"
@@ -196,42 +197,40 @@ def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
             f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: median over "
             "all seeds [least, most], where never is more than any number."
         )
-    lines = [head, rule, *(_row(label, found, reach) for label, found in by_setting(results).items())]
+    lines = [head, rule, *(_row(label, seeds, reach) for label, seeds in by_setting(results).items())]
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def _row(label: str, found: Sequence[CellResult], reach: float | None) -> str:
-    whole = [one for one in found if not one.error]
-    before, after = over_seeds(whole, lambda one: one.before), over_seeds(whole, lambda one: one.after)
-    seconds, peak = over_seeds(found, lambda one: one.seconds), over_seeds(found, lambda one: one.peak)
-    scale, digits = (100, 1) if not found or found[0].metric == PASS else (1, 3)
+def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
+    whole = [result for result in results if not result.error]
+    before, after = over_seeds(whole, lambda result: result.before), over_seeds(whole, lambda result: result.after)
+    seconds, peak = over_seeds(results, lambda result: result.seconds), over_seeds(results, lambda result: result.peak)
+    scale, digits = (100, 1) if not results or results[0].metric == PASS else (1, 3)
     change = "–"
     if before is not None and after is not None:
         change = f"{scale * before.value:.{digits}f} → {interval_text(after, scale, digits)}"
     cells = [
         f"`{label}`",
-        str(len(found)),
+        str(len(results)),
         change,
-        interval_text(over_seeds(whole, lambda one: one.area), 1, 3),
+        interval_text(over_seeds(whole, lambda result: result.area), 1, 3),
         "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
         "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
-        f"{sum(one.collapsed for one in found)}/{len(found)}",
+        f"{sum(result.collapsed for result in results)}/{len(results)}",
     ]
     if reach is not None:
-        points = [one.reached(reach) for one in found]
+        points = [result.reached(reach) for result in results]
         cells += [
-            _middle([None if point is None else point.rollouts for point in points]),
-            _middle([None if point is None else point.seconds for point in points]),
+            _median_range([None if point is None else point.rollouts for point in points]),
+            _median_range([None if point is None else point.seconds for point in points]),
             f"{sum(point is not None for point in points)}/{len(points)}",
         ]
     return "| " + " | ".join(cells) + " |"
 
 
-def _middle(values: Sequence[float | None]) -> str:
-    """Median [least, most]; what was never reached counts as more than any number."""
-    known = sorted(float("inf") if value is None else float(value) for value in values)
-    texts = [f"{value:.0f}" if value < float("inf") else "never" for value in (median_high(known), known[0], known[-1])]
+def _median_range(values: Sequence[float | None]) -> str:
+    """Median [least, most]; never reached counts as infinite."""
+    ordered = sorted(float("inf") if value is None else float(value) for value in values)
+    ends = (median_high(ordered), ordered[0], ordered[-1])
+    texts = [f"{value:.0f}" if value < float("inf") else "never" for value in ends]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-# Writes what a sweep found: table, picture, numbers.

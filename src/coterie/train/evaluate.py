@@ -17,7 +17,7 @@ from coterie.stats import bootstrap_interval, pass_at_k
 from coterie.types import POOLED, EvalResult, Interval, Prompt, Rollout
 
 EVALUATING = "evaluating on the held-out prompts"
-"""The activity, as observers are told it."""
+"""The activity, as callbacks are told it."""
 TOLERANCE = 1e-6
 CORRECT = 1 - TOLERANCE
 """A completion is correct when the evaluated reward part reaches this, where `eval.correct_threshold` is not set."""

@@ -240,7 +240,7 @@ class Trainer:
         def progress(done: int, total: int) -> None:
             if stop.requested:
                 raise AbandonedError
-            self.recorder.observer.progressed(EVALUATING, done, total, "completions")
+            self.recorder.callback.on_progress(EVALUATING, done, total, "completions")
 
         self.evaluating = True
         try:

@@ -1,4 +1,4 @@
-"""Where a running loop puts what it knows: rollouts, metrics, evaluations, events, checkpoints, and the observer."""
+"""Where a running loop puts what it knows: rollouts, metrics, evaluations, events, checkpoints, and the callback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from coterie.algo.estimators import Predictions
-from coterie.callbacks import Observer
+from coterie.callbacks import Callback
 from coterie.errors import CollapseError, RunError
 from coterie.rollout.collector import Experience
 from coterie.runs import checkpoint, parquet, prompts, rollouts
@@ -48,7 +48,7 @@ class Recorder:
         self,
         run: RunDirectory,
         *,
-        observer: Observer,
+        callback: Callback,
         save_model: Callable[[Path], None],
         keep: int,
         size: int,
@@ -59,7 +59,7 @@ class Recorder:
         reward_sources: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
-        self.observer = observer
+        self.callback = callback
         self.save_model = save_model
         self.keep = keep
         self.size = size
@@ -102,7 +102,7 @@ class Recorder:
         self.db.record(step, metrics)
         self.log.line("step", " ".join(f"{name}={value:.6g}" for name, value in metrics.items()))
         self.history.learn(step, experience.rollouts)
-        self.observer.stepped(step, metrics, _sample(experience))
+        self.callback.on_step(step, metrics, _sample(experience))
 
     def evaluation(self, step: int, found: Evaluation) -> None:
         """One held-out evaluation with its rollouts."""
@@ -117,7 +117,7 @@ class Recorder:
                 if (estimate := result.metric(name)) is not None:
                     interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
                     self.log.line("eval", f"{result.task} {name}={estimate.value:.4f} {interval}")
-        self.observer.evaluated(found.results)
+        self.callback.on_evaluate(found.results)
         lost = len(found.experience.errors)
         if lost:
             first = found.experience.errors[0]
@@ -213,7 +213,7 @@ class Recorder:
         data = {"sources": self.reward_sources, "evaluated": evaluated}
         self.db.event(REWARD_CHANGED, message, step, data)
         self.log.line(REWARD_CHANGED, message)
-        self.observer.noted("warning", message)
+        self.callback.on_event("warning", message)
 
     def obey_stop_rules(self, step: int) -> None:
         """End a run that collapses: keep the last good checkpoint, drop later ones, say why.
@@ -236,10 +236,10 @@ class Recorder:
         """An event: recorded, logged and told."""
         self.record_event(step, kind, message)
         self.log.line(kind, message)
-        self.observer.noted(kind, message)
+        self.callback.on_event(kind, message)
 
     def record_event(self, step: int | None, kind: str, message: str) -> None:
-        """An event that the observer knows already."""
+        """An event that the callback knows already."""
         self.db.event(kind, message, step)
 
     def last_facts(self, kind: str) -> dict[str, str]:
@@ -296,21 +296,21 @@ MOST = 1 << 24
 
 
 class Prints:
-    """A listener for `printing_to`: writes into the log, and tells the observer of the first print of each function.
+    """A listener for `printing_to`: writes into the log, and tells the callback of the first print of each function.
 
     Args:
         log: of the run.
     """
 
-    def __init__(self, log: RunLog, observer: Observer) -> None:
-        self._log, self._observer = log, observer
+    def __init__(self, log: RunLog, callback: Callback) -> None:
+        self._log, self._callback = log, callback
         self._sources: set[str] = set()
         self._left = MOST
 
     def __call__(self, source: str, text: str) -> None:
         if source not in self._sources:
             self._sources.add(source)
-            self._observer.noted("printed", f'{source} prints; see the lines "printed" in {self._log.path}')
+            self._callback.on_event("printed", f'{source} prints; see the lines "printed" in {self._log.path}')
         if self._left <= 0:
             return
         self._left -= len(text)
