@@ -16,6 +16,7 @@ from benchmarks.peers.summary import circumstances, lines
 from benchmarks.peers.worker import PeerError, Worker, command_for, surroundings
 
 FAKE = Path(__file__).with_name("fake_worker.py")
+PATH = {"PYTHONPATH": str(Path(__file__).parents[2])}
 CASE = Case(name="tiny", prompts=2, group_size=4, prompt_tokens=3, max_tokens=4)
 PROMPTS = [(1, 2, 3), (4, 5, 6)]
 
@@ -31,7 +32,7 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
     def start(side: str, purpose: str) -> Worker:
         command = [sys.executable, str(FAKE), side, str(diary)]
-        return Worker(side, command, env=surroundings(1), log=tmp_path / f"{purpose}.log", deadline_s=30)
+        return Worker(side, command, env=surroundings(1, PATH), log=tmp_path / f"{purpose}.log", deadline_s=30)
 
     return Bench(
         model="m",
@@ -47,7 +48,9 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
 
 def worker(tmp_path: Path, **kw: Any) -> Worker:
-    held = Worker("coterie", [sys.executable, str(FAKE), "coterie"], env=surroundings(1), log=tmp_path / "log", **kw)
+    held = Worker(
+        "coterie", [sys.executable, str(FAKE), "coterie"], env=surroundings(1, PATH), log=tmp_path / "log", **kw
+    )
     held.ask("setup", case={"prompts": 1, "group_size": 2})
     return held
 
