@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from coterie.config.user_functions import search_in, user_function
 from coterie.config.keys import leaves
 from coterie.config.load import load, load_file
 from coterie.config.paths import FUNCTIONS, MODELS, PATHS, hashed, portable
 from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
+from coterie.config.user_functions import search_in, user_function
 from coterie.errors import ConfigError
 
 FILE = """

@@ -14,11 +14,11 @@ from pages import PAGES, ROOT, Block, blocks, load_module, section, write_files
 from coterie.cli.main import app
 from coterie.cli.options import split_target
 from coterie.cli.sample import settings_of
-from coterie.config.user_functions import user_function
 from coterie.config.data import ReasoningGymSource, Source
 from coterie.config.keys import bare, is_section
 from coterie.config.load import load
 from coterie.config.schema import RunConfig
+from coterie.config.user_functions import user_function
 from coterie.data import assets, tasks
 from coterie.envs.registry import environment_for
 from coterie.rewards import registry
