@@ -16,6 +16,7 @@ from benchmarks.peers.summary import circumstances, lines
 from benchmarks.peers.worker import PeerError, Worker, command_for, surroundings
 
 FAKE = Path(__file__).with_name("fake_worker.py")
+PATH = {"PYTHONPATH": str(Path(__file__).parents[2])}
 CASE = Case(name="tiny", prompts=2, group_size=4, prompt_tokens=3, max_tokens=4)
 PROMPTS = [(1, 2, 3), (4, 5, 6)]
 
@@ -31,7 +32,7 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
     def start(side: str, purpose: str) -> Worker:
         command = [sys.executable, str(FAKE), side, str(diary)]
-        return Worker(side, command, env=surroundings(1), log=tmp_path / f"{purpose}.log", deadline_s=30)
+        return Worker(side, command, env=surroundings(1, PATH), log=tmp_path / f"{purpose}.log", deadline_s=30)
 
     return Bench(
         model="m",
@@ -47,9 +48,11 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
 
 def worker(tmp_path: Path, **kw: Any) -> Worker:
-    worker = Worker("coterie", [sys.executable, str(FAKE), "coterie"], env=surroundings(1), log=tmp_path / "log", **kw)
-    worker.ask("setup", case={"prompts": 1, "group_size": 2})
-    return worker
+    held = Worker(
+        "coterie", [sys.executable, str(FAKE), "coterie"], env=surroundings(1, PATH), log=tmp_path / "log", **kw
+    )
+    held.ask("setup", case={"prompts": 1, "group_size": 2})
+    return held
 
 
 def test_sides_take_turns_and_update_on_the_same_rollouts(bench, diary):
@@ -115,18 +118,18 @@ def test_other_advantages_are_refused():
 
 
 def test_a_worker_reports_its_error_and_goes_on(tmp_path):
-    with worker(tmp_path) as process:
+    with worker(tmp_path) as one:
         with pytest.raises(PeerError, match="failed to fail: ValueError: no such thing"):
-            process.ask("fail")
-        assert process.ask("generate")["generate_s"] == 2.0
+            one.ask("fail")
+        assert one.ask("generate")["generate_s"] == 2.0
     assert "must not reach the wire" in (tmp_path / "log").read_text()
 
 
 def test_a_worker_that_does_not_answer_is_killed(tmp_path):
-    with worker(tmp_path, deadline_s=5.0) as process:
-        process.deadline_s = 0.2
+    with worker(tmp_path, deadline_s=5.0) as one:
+        one.deadline_s = 0.2
         with pytest.raises(PeerError, match="gave no answer within"):
-            process.ask("sleep")
+            one.ask("sleep")
 
 
 def test_the_launcher_needs_no_installed_coterie(tmp_path):
