@@ -1,1 +1,1 @@
-"""Commands of the `coterie` program. Heavy imports stay inside the functions."""
+"""Command-line interface, one module per group of commands."""

@@ -1,1 +1,1 @@
-"""Settings of coterie. Importable without torch."""
+"""Settings: schema, files, flags and their messages; no torch."""

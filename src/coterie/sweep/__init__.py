@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one recipe, and their comparison."""
+"""Runs of several settings and seeds, compared."""
