@@ -6,7 +6,10 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the program is started by its path, without PYTHONPATH
 
 from benchmarks.peers.wire import STOP, Wire
 

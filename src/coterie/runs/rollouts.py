@@ -26,6 +26,9 @@ def write_step(folder: Path, step: int, rows: Sequence[RolloutRecord]) -> Path:
     """Write the rollouts of one step, all or nothing.
 
     Log-probs are kept as float32; a lone surrogate in a text becomes a visible escape.
+
+    Raises:
+        RunError: the step is recorded already, a row cannot be recorded (its rollout is named), or the disk refused.
     """
     return parquet.write(
         folder,
