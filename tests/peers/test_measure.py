@@ -48,11 +48,11 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
 
 def worker(tmp_path: Path, **kw: Any) -> Worker:
-    held = Worker(
+    process = Worker(
         "coterie", [sys.executable, str(FAKE), "coterie"], env=surroundings(1, PATH), log=tmp_path / "log", **kw
     )
-    held.ask("setup", case={"prompts": 1, "group_size": 2})
-    return held
+    process.ask("setup", case={"prompts": 1, "group_size": 2})
+    return process
 
 
 def test_sides_take_turns_and_update_on_the_same_rollouts(bench, diary):
@@ -118,18 +118,18 @@ def test_other_advantages_are_refused():
 
 
 def test_a_worker_reports_its_error_and_goes_on(tmp_path):
-    with worker(tmp_path) as one:
+    with worker(tmp_path) as peer:
         with pytest.raises(PeerError, match="failed to fail: ValueError: no such thing"):
-            one.ask("fail")
-        assert one.ask("generate")["generate_s"] == 2.0
+            peer.ask("fail")
+        assert peer.ask("generate")["generate_s"] == 2.0
     assert "must not reach the wire" in (tmp_path / "log").read_text()
 
 
 def test_a_worker_that_does_not_answer_is_killed(tmp_path):
-    with worker(tmp_path, deadline_s=5.0) as one:
-        one.deadline_s = 0.2
+    with worker(tmp_path, deadline_s=5.0) as peer:
+        peer.deadline_s = 0.2
         with pytest.raises(PeerError, match="gave no answer within"):
-            one.ask("sleep")
+            peer.ask("sleep")
 
 
 def test_the_launcher_needs_no_installed_coterie(tmp_path):

@@ -1,4 +1,7 @@
-"""Rollout files: the rollouts of each step, with credit and log-probs."""
+"""Rollout files: the rollouts of each step, with credit and log-probs.
+
+One Parquet file per step; `runs/rows.py` has the columns.
+"""
 
 from __future__ import annotations
 
