@@ -201,7 +201,7 @@ def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwa
 
 
 def recorded(run: Path, number: int, features: PromptFeatures, weights: str) -> Rollouts:
-    """One recorded step, as an estimator sees it; `weights` as in `[grouping]`, but for score_norm."""
+    """One recorded step, as an estimator sees it; `weights` as in `[grouping]`."""
     rows = [one.rollout for one in store.read_step(run / "rollouts", number) if one.rollout.reward is not None]
     names = tuple(one.context.prompt_id for one in rows)
     return Rollouts(

@@ -110,7 +110,7 @@ class SamplingSnapshot:
     """What was known of its prompt when a rollout was sent out: of earlier steps alone, never of its own."""
 
     time: float
-    """Policy time: the judge's clock where it has one, else the policy version."""
+    """Steps that the estimator has learned from where it remembers any, else the policy version."""
     tries: int
     """Usable rollouts of the prompt before."""
     passed: float | None
@@ -266,8 +266,6 @@ class RolloutScores:
     entropy: np.ndarray | None = None
     values: np.ndarray | None = None
     """The critic's; None without one."""
-    score_norms: np.ndarray | None = None
-    """1 - 2π + Σπ², how much each token moves the policy; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

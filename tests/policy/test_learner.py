@@ -254,22 +254,6 @@ def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
         np.testing.assert_allclose(values, twice.logprobs[key], rtol=1e-12)
 
 
-def test_how_far_the_policy_moved_is_the_mean_change_of_log_prob_on_the_first_packed_row() -> None:
-    """Measured on one row, whether or not the ratio of the update itself was 1."""
-    items = rollouts(seed=4)
-    one = learner(tiny_policy(), lr=1e-2)
-    one.movement = True
-    rows = plan(items, credits_of(items), normalize="token", token_budget=40, skip_zero=True)
-    before = one.score(rows[:1])
-    found = one.update([rows]).metrics["moved"]
-    after = one.score(rows[:1])
-    change = np.concatenate([np.abs(after[name].logprobs - before[name].logprobs) for name in rows[0].spans])
-    assert len(rows) > 1
-    assert found == pytest.approx(change.mean(), rel=1e-10)
-    assert found > 1e-4
-    assert "moved" not in one.update([[]]).metrics
-
-
 def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path
     items = rollouts(seed=2)

@@ -9,12 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs_for_tests import importable, make_config
 from test_turns_in_runs import ENVIRONMENT
 
 from coterie import launch
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.presets import Settings
+from runs_for_tests import importable, make_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping"
 

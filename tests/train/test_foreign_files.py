@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
 from coterie.config.schema import RunConfig
 from coterie.errors import RewardError
 from coterie.runs import rollouts
+from runs_for_tests import make_config
 
 COUNT = 6
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
 from coterie.callbacks import NullObserver
@@ -17,6 +16,7 @@ from coterie.doctor.health import diagnose
 from coterie.runs.metrics import MetricsDB
 from coterie.train.evaluate import Criterion, Scale
 from coterie.types import PASS, REWARD, Context, EvalResult, Interval, Outcome, Rollout, StopReason, metric_of
+from runs_for_tests import make_config
 
 
 def rollout(value: float | None, *, reward: float = 0.0, outcome: Outcome = Outcome.OK) -> Rollout:

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
+from runs_for_tests import make_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping" / "gradients.py"
 

@@ -33,7 +33,7 @@ class Predictions:
     """Of one step; empty from a judge that remembers nothing."""
 
     time: float | None = None
-    """Policy time; None without a clock."""
+    """Steps that the estimator has learned from; None from one that remembers nothing."""
     expected: Mapping[str, PromptPrediction] = field(default_factory=dict)
     """By prompt id."""
     embedded: Sequence[tuple[Prompt, np.ndarray]] = ()
@@ -65,9 +65,6 @@ class Estimator:
     def foresee(self, groups: Sequence[Group], rollouts: Rollouts) -> Predictions:
         """What is expected of the prompts of `rollouts`, before credit is given: of earlier steps alone."""
         return Predictions()
-
-    def updated(self, metrics: Mapping[str, float]) -> None:
-        """Told after each update what the learner measured of it; nothing where every step stands alone."""
 
     def metrics(self) -> dict[str, float]:
         """What is to be recorded of the last step."""

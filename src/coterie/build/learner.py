@@ -192,7 +192,5 @@ def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
         reference=_reference(config, policy, load),
         critic=_critic(config, policy, load, total_steps),
         entropy_share=config.objective.entropy_share,
-        score_norm=config.grouping.weights == "score_norm" and config.grouping.preset != "prompt",
-        movement=config.grouping.clock == "policy" and config.grouping.preset != "prompt",
         warmup=warmup,
     )

@@ -48,7 +48,7 @@ class View:
     weights: Floats
     """[N] what each rollout counts for (`grouping.weights`), about 1 on average."""
     time: float
-    """Of this step, by `grouping.clock`."""
+    """Of this step: the steps that the estimator has learned from."""
     history: tuple[Past, ...]
     """At most the last 60 steps, oldest first."""
     known: float

@@ -25,7 +25,7 @@ from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import rules
-from coterie.grouping.reward_models import WHOLE, PartwiseBaseline, PolicyClock, Verdict, trust_factors
+from coterie.grouping.reward_models import WHOLE, PartwiseBaseline, Verdict
 from coterie.runs.state_files import StateFiles
 from coterie.types import Credit, Group, Prompt, Rollout
 
@@ -104,7 +104,7 @@ def probability_weight(logprobs: Sequence[float]) -> float:
 FILES = StateFiles("grouping", "the groups")
 ROUNDING = 1e-9
 """A baseline that moves by less, in reward ranges, has not moved."""
-FORMAT = 2
+FORMAT = 3
 """Of the two files in a checkpoint; another one is refused."""
 
 
@@ -133,10 +133,9 @@ class GroupAwareEstimator(Estimator):
         self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
         self.own, self.doubts = own, list[str]()
         self.versions = {"reward": reward, "reference": reference}
-        self.step, self.clock = 0, PolicyClock()
+        self.step = 0
         self.update_stats: dict[str, UpdateStats] = {}
         self.importance: dict[str, float] = {}
-        self.trust: dict[str, float] = {}
         self.judged = 0.0
         self.of_states: dict[str, float] = {}
         self._model: PartwiseBaseline | None = None
@@ -159,23 +158,19 @@ class GroupAwareEstimator(Estimator):
     @property
     def time(self) -> float:
         """Of the next step: what fades, fades by it."""
-        return self.clock.now if self.config.clock == "policy" else float(self.step)
-
-    def updated(self, metrics: Mapping[str, float]) -> None:
-        self.clock.advance(metrics.get("moved", 0.0))
+        return float(self.step)
 
     @property
     def needs_scores(self) -> bool:
-        return self.config.weights == "score_norm" or self.terms.kl_beta > 0
+        return self.terms.kl_beta > 0
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
         members = [rollouts[name] for group in groups for name in group.members]
-        self.update_stats, self.trust, self.judged, self.of_states = {}, {}, self.time, {}
+        self.update_stats, self.judged, self.of_states = {}, self.time, {}
         self.doubts = []
         if not members:
             return []
-        self.trust = self._trust(members)
-        seen = self._parts(members, [reward for group in groups for reward in group.rewards], scores)
+        seen = self._parts(members, [reward for group in groups for reward in group.rewards])
         try:
             verdict = self.model.explain(seen, self._episodes(members, seen))
             self.doubts = self._doubts(seen) if self.own is not None and self.step == 0 else []
@@ -197,18 +192,10 @@ class GroupAwareEstimator(Estimator):
             "rollout's own reward out of its baseline, and give the same numbers for the same view"
         ]
 
-    def _trust(self, members: Sequence[Rollout]) -> dict[str, float]:
-        """Factor of the clip bounds by prompt id, from history alone; empty where every bound is the configured one."""
-        if not self.config.trust:
-            return {}
-        names = list(dict.fromkeys(one.context.prompt_id for one in members))
-        variance, prior = self.model.evidence(self.features.of(names), self.time)
-        return dict(zip(names, trust_factors(variance, prior, self.config.trust).tolist(), strict=True))
-
-    def _parts(self, members: Sequence[Rollout], totals: Sequence[float], scores: Scores) -> dict[str, Rollouts]:
+    def _parts(self, members: Sequence[Rollout], totals: Sequence[float]) -> dict[str, Rollouts]:
         """The step as columns, once for each part of the reward."""
         prompts = tuple(one.context.prompt_id for one in members)
-        features, weights = self.features.of(prompts), self._weights(members, scores)
+        features, weights = self.features.of(prompts), sampled_weights(members, self.config.weights)
 
         def of(label: str) -> Rollouts:
             rewards = [one.reward_parts.get(label) for one in members] if label else totals
@@ -233,13 +220,6 @@ class GroupAwareEstimator(Estimator):
 
         return {label: of(label, one.rewards) for label, one in seen.items()}
 
-    def _weights(self, members: Sequence[Rollout], scores: Scores) -> np.ndarray | None:
-        """[B] what each rollout counts for."""
-        if self.config.weights == "score_norm":
-            norms = [scores[one.id].score_norms if one.id in scores else None for one in members]
-            return np.array([0.0 if one is None else float(one.sum()) for one in norms])
-        return sampled_weights(members, self.config.weights)
-
     def _credits(
         self, members: Sequence[Rollout], verdict: Verdict, penalties: Mapping[str, np.ndarray]
     ) -> list[Credit]:
@@ -255,13 +235,11 @@ class GroupAwareEstimator(Estimator):
                 value *= weight
             if rollout.id in penalties:
                 value = tuple((np.asarray(value) + returns_to_go(penalties[rollout.id])).tolist())
-            low, high = self.terms.clip_low, self.terms.clip_high
-            factor = self.trust.get(rollout.context.prompt_id, 1.0)
             return Credit(
                 rollout_id=rollout.id,
                 advantage=value,
-                clip_low=low if low >= 1 else min(low * factor, 1.0),  # from 1 on there is no lower bound
-                clip_high=high * factor,
+                clip_low=self.terms.clip_low,
+                clip_high=self.terms.clip_high,
                 contributions=shares,
             )
 
@@ -308,9 +286,6 @@ class GroupAwareEstimator(Estimator):
     def metrics(self) -> dict[str, float]:
         """How well the last step was foreseen, by whom, and from which scale."""
         found = self.model.metrics(self.update_stats) | {"time": self.judged} | self.of_states
-        if self.trust:
-            factors = list(self.trust.values())
-            found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
         return {f"grouping/{name}": value for name, value in found.items()}
 
     def warnings(self) -> list[str]:
@@ -327,8 +302,9 @@ class GroupAwareEstimator(Estimator):
 
     def save(self, folder: Path) -> None:
         arrays, facts = join(features=self.features.state(), model=self.model.state())
-        held = {"format": FORMAT, "facts": facts, "step": self.step, "importance": self.importance}
-        FILES.write(folder, arrays, {**held, "clock": self.clock.state()})
+        FILES.write(
+            folder, arrays, {"format": FORMAT, "facts": facts, "step": self.step, "importance": self.importance}
+        )
 
     def load(self, folder: Path, *, adopt: bool = True) -> None:
         """Continue from a checkpoint.
@@ -346,13 +322,12 @@ class GroupAwareEstimator(Estimator):
             self.features.load(pick(state, "features"))
             self.model.load(pick(state, "model"))
             self.step, self.importance = int(held["step"]), dict(held["importance"])
-            self.clock.load(held["clock"])
         if adopt:
             self.model.adopt(**self.versions)
 
 
 def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:
-    """[B] what each rollout counts for, as far as it can be told without a pass of the model; None: all alike."""
+    """[B] what each rollout counts for; None: all alike."""
     if kind == "length":
         return np.array([max(one.trained_tokens, 1) for one in members], dtype=np.float64)
     if kind == "probability":

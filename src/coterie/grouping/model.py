@@ -194,19 +194,6 @@ class GroupAwareBaseline:
         mean = np.clip(mean, 0.0, 1.0) if self.settings.bounds is not None else mean
         return low + (high - low) * mean, (high - low) ** 2 * var
 
-    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """[P] variance of what is expected of the regions of these prompts, and [P] the same before any evidence, in
-        squared reward ranges.
-
-        Raises:
-            ValueError: the preset has no hierarchy of regions.
-        """
-        for hierarchy in self.hierarchies.values():
-            return hierarchy.evidence(features, time)
-        raise ValueError(
-            f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
-        )
-
     def beliefs(self, rollouts: Rollouts) -> Prior:
         """What is expected of each rollout's prompt from history and, by a hierarchy, from the step's other groups."""
         groups, _, predictions = self._predictions(rollouts)

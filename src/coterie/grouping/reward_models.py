@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 
 import numpy as np
 
@@ -108,12 +107,6 @@ class PartwiseBaseline:
         means = [self.weights[name] * mean for name, (mean, _) in said.items()]
         return np.sum(means, axis=0), np.sum([self.weights[name] ** 2 * var for name, (_, var) in said.items()], axis=0)
 
-    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """As `GroupAwareBaseline.evidence`, added up over the parts: the ratio of the two is the parts' mean, each
-        weighted by its prior."""
-        both = [estimator.evidence(features, time) for estimator in self.estimators.values()]
-        return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
-
     def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, UpdateStats]:
         """Learn from rollouts whose advantages have been used."""
         return {name: estimator.observe(rollouts[name]) for name, estimator in self.estimators.items()}
@@ -167,68 +160,3 @@ def _measured(moved: Sequence[Floats], episodes: Sequence[Episode], bounds: tupl
 
 def _named(part: str, what: str) -> str:
     return f"{part}/{what}" if part else what
-
-
-# How far the policy may move on a prompt's word: clip bounds that follow the evidence for its region.
-
-
-def trust_factors(variance: Floats, prior: Floats, trust: float) -> Floats:
-    """[P] factors for the clip bounds of a step's prompts:
-
-    f_p = (1 + trust)^(mean(u) - u_p),   u_p = variance_p / prior_p within 0 and 1
-
-    u is what evidence has left of the uncertainty about the region's expected reward. Their geometric mean is 1, so the
-    configured bounds stay the step's typical ones, and no factor leaves [1 / (1 + trust), 1 + trust].
-
-    Args:
-        variance: [P] of the region's expectation, from history alone.
-        prior: [P] the same before any evidence, above 0.
-        trust: 0 leaves every bound as it is.
-
-    >>> trust_factors(np.array([0.1, 0.05, 0.0]), np.full(3, 0.1), 1.0).round(4).tolist()
-    [0.7071, 1.0, 1.4142]
-    """
-    if trust < 0:
-        raise ValueError(f"trust is {trust}; expected at least 0")
-    left = np.clip(variance / prior, 0.0, 1.0)
-    return (1.0 + trust) ** (left.mean() - left) if left.size else left
-
-
-# The clock by which evidence fades, where it follows the policy and not the count of updates.
-
-
-class PolicyClock:
-    """Policy time: each update lasts as long as it moved the policy, against the mean of all updates so far.
-
-        t ← t + m_k / mean(m_1 … m_k)
-
-    m is the mean |change of log-prob| of a token, in nats: SPO's measure of age (2509.13232). Against its running mean
-    the average update lasts about one unit, so that all memories stay given in steps whatever the learning rate is; an
-    update that moves nothing lasts nothing. The time of a step depends on the updates before it alone.
-
-    >>> clock = PolicyClock()
-    >>> [round(clock.advance(moved), 4) for moved in (0.02, 0.04, 0.0, 0.06)]
-    [1.0, 2.3333, 2.3333, 4.3333]
-    """
-
-    def __init__(self) -> None:
-        self.now, self.moved, self.updates = 0.0, 0.0, 0
-
-    def advance(self, moved: float) -> float:
-        """After an update. Returns the time now.
-
-        Raises:
-            ValueError: `moved` is negative or not finite.
-        """
-        if not (isfinite(moved) and moved >= 0):
-            raise ValueError(f"moved is {moved}; expected a mean |log-prob change| of at least 0")
-        self.moved, self.updates = self.moved + moved, self.updates + 1
-        if moved > 0:
-            self.now += moved * self.updates / self.moved
-        return self.now
-
-    def state(self) -> dict[str, float]:
-        return {"now": self.now, "moved": self.moved, "updates": self.updates}
-
-    def load(self, state: dict[str, float]) -> None:
-        self.now, self.moved, self.updates = float(state["now"]), float(state["moved"]), int(state["updates"])

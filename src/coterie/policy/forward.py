@@ -71,17 +71,14 @@ class ForwardPass:
             return self.forward(self.policy, batch, Wanted())[1].logprobs
 
     @torch.no_grad()
-    def score(
-        self, batch: Batch, *, entropy: bool, score_norm: bool = False, companions: bool = True
-    ) -> dict[str, RolloutScores]:
+    def score(self, batch: Batch, *, entropy: bool, companions: bool = True) -> dict[str, RolloutScores]:
         """What is said of each rollout's tokens by the policy, and, unless `companions` is False, by reference and
         critic where there are any."""
-        states, said = self.forward(self.policy, batch, Wanted(entropy=entropy, score_norm=score_norm))
+        states, said = self.forward(self.policy, batch, Wanted(entropy=entropy))
         columns = {
             "logprobs": said.logprobs,
             "reference": None if self.reference is None or not companions else self.reference_logprobs(batch),
             "entropy": said.entropies if entropy else None,
-            "score_norms": said.score_norms if score_norm else None,
             "values": None if self.critic is None or not companions else self.critic.values(batch, states),
         }
         arrays = {name: widened(one).numpy(force=True) for name, one in columns.items() if one is not None}

@@ -15,7 +15,6 @@ from torch import Tensor
 from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.sampling import widened
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
@@ -71,8 +70,6 @@ class Learner:
         temperature: of the sampler; the learner divides the logits by it too.
         total_steps: optimizer steps of the whole run, for the schedule.
         entropy_share: share of tokens, those of highest entropy in an optimizer step, whose policy term counts.
-        score_norm: scores say how much each token moves the policy.
-        movement: report how far an update moved the policy, for a forward pass over one packed row.
         warmup: optimizer steps in which only the critic learns.
     """
 
@@ -87,8 +84,6 @@ class Learner:
         reference: Reference | None = None,
         critic: Critic | None = None,
         entropy_share: float = 1.0,
-        score_norm: bool = False,
-        movement: bool = False,
         warmup: int = 0,
     ) -> None:
         self.policy = policy
@@ -99,8 +94,6 @@ class Learner:
         self.temperature = temperature
         self.total_steps = total_steps
         self.entropy_share = entropy_share
-        self.score_norm = score_norm
-        self.movement = movement
         self.warmup = warmup
         self.steps_taken = 0
         self.skipped_in_a_row = 0
@@ -161,26 +154,8 @@ class Learner:
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
-        if self.movement:
-            report |= self._moved(minibatches, logprobs)
         splits = self.fitting.splits + self.scoring.splits - before_splits
         return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
-
-    @torch.no_grad()
-    def _moved(self, minibatches: Sequence[Sequence[Batch]], before: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Mean |change of log-prob| by the update of the fresh tokens of one packed row, in nats; nothing where no
-        fresh rollout was trained on, or the change is not finite."""
-        row = next((batch for minibatch in minibatches[:1] for batch in minibatch if not batch.replayed.all()), None)
-        if row is None:
-            return {}
-
-        def change(part: Batch, _: set[str]) -> np.ndarray:
-            now = widened(self.passes.forward(self.policy, part, Wanted())[1].logprobs).numpy(force=True)
-            moved = [now[slice(*span)] - before[name] for name, span in part.spans.items() if name in before]
-            return np.abs(np.concatenate([np.zeros(0), *moved]))
-
-        moved = float(np.concatenate(self.scoring.run(row, change)).mean())
-        return {"moved": moved} if math.isfinite(moved) else {}
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
         """The entropy that a token of this optimizer step needs to count."""
@@ -270,11 +245,11 @@ class Learner:
         Args:
             companions: False asks for the policy's log-probs alone.
         """
-        entropy, norm = companions and self.entropy_share < 1, companions and self.score_norm
+        entropy = companions and self.entropy_share < 1
         found: dict[str, RolloutScores] = {}
 
         def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
-            return self.passes.score(part, entropy=entropy, score_norm=norm, companions=companions)
+            return self.passes.score(part, entropy=entropy, companions=companions)
 
         for batch in batches:
             for part in self.scoring.run(batch, attempt):

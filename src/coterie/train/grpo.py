@@ -104,7 +104,6 @@ class Trainer:
         played = self._play(joined, [*counted, *past.credits])
         minibatches = self._minibatches(joined, played.credits)
         report = self.learner.update(minibatches, past.beside(scores))
-        self.judge.updated(report.metrics)
         updated = time.perf_counter()
         self.step += 1
         self.replay.keep(self.step, gathered.groups, rollouts, credits)
