@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.subsample import chances
+from coterie.algo.subsample import keep_probabilities
 from coterie.batches.pack import plan
-from coterie.build.learner import learner_for
+from coterie.build.learner import group_aware_estimator, learner_for
 from coterie.build.run import (
     collector_for,
+    embed_for,
     engine_for,
-    estimator_for_run,
     policy_for,
     read_inputs,
     sampling_for,
@@ -38,7 +38,7 @@ from coterie.callbacks import NullObserver
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareEstimator, sampled_weights
+from coterie.grouping.estimator import sampled_weights
 from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
@@ -154,19 +154,18 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
         collector = collector_for(config, engine, inputs.chat, scorer, seed=config.seed + 1_000_003)
         sampling = sampling_for(config, config.sampling.temperature)
         found = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
-    judge = estimator_for_run(config, inputs, policy)
-    assert isinstance(judge, GroupAwareEstimator)
-    judge.load(folder, adopt=False)
+    estimator = group_aware_estimator(config, inputs.train.prompts, embed_for(config, inputs, policy))
+    estimator.read(folder)
     names = tuple(prompt.id for prompt in drawn)
     shape = len(names), ATTEMPTS
     pool = Pool(
         prompts=names,
         rewards=np.array([np.nan if one.reward is None else one.reward for one in found]).reshape(shape),
         weights={kind: _weights(found, kind).reshape(shape) for kind in WEIGHTS},
-        features=judge.features.of(names),
+        features=estimator.features.of(names),
         scores=_scores(learner_for(config, policy, lambda: policy), found).reshape(*shape, -1),
     )
-    return pool, judge.features
+    return pool, estimator.features
 
 
 def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -248,7 +247,7 @@ def measure(pool: Pool, size: int, arm: Arm, model: GroupAwareBaseline | None, t
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
         found = advantages(pool, rows, attempts, size, arm, model, time)
-        keep = chances(np.abs(found), arm.roulette)
+        keep = keep_probabilities(np.abs(found), arm.roulette)
         draws = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
         found = np.where(draws < keep, found / np.maximum(keep, 1e-12), 0.0)
         gradients.append(found @ pool.scores[rows, attempts] / BUDGET)

@@ -1,4 +1,4 @@
-"""The verbs, in one place for the program and for scripts. Here are those of a run: train and resume."""
+"""Verbs of a run: train and resume. The other verbs are here too, for the program and for scripts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from coterie.errors import CheckpointError, CollapseError, CoterieError, RunErro
 from coterie.inference import chat, evaluate, model_of, sample
 from coterie.inference import measure as drift
 from coterie.policy.model import Policy
-from coterie.preflight import dry_run, preflight, require_judges, validate
+from coterie.preflight import dry_run, preflight, require_scorable, validate
 from coterie.rewards.check import require_sound, sources
 from coterie.rewards.missing import hidden_columns
 from coterie.rewards.pool import Scorer
@@ -50,8 +50,9 @@ from coterie.train.grpo import Trainer
 from coterie.train.recorder import Prints, Recorder
 from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
 
-NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
-"""What the state of a checkpoint must hold."""
+NEEDED: dict[str, type] = {"step": int, "cursor": int, "pending": list, "version": int, "scale": dict}
+NEEDED |= {"schedules": dict, "learner": dict, "data_hash": str}
+"""Keys of a checkpoint's state with the types of their values; one that lacks any is of another version."""
 __all__ = ["chat", "drift", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
 
 
@@ -91,7 +92,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
     inputs = read_inputs(config, observer)
-    require_judges(config, inputs)
+    require_scorable(config, inputs)
     stem = f"{source.label}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
@@ -104,7 +105,7 @@ def train(config: RunConfig, observer: Observer | None = None, *, provenance: Ma
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
-            return _go(config, observer, run, inputs, policy, scorer, lambda trainer, recorder: None)
+            return _run(config, observer, run, inputs, policy, scorer, lambda trainer, recorder: None)
 
 
 def resume(
@@ -144,8 +145,8 @@ def resume(
             scorer.start(inputs.prompts)
             observer.progressed("loading the model")
             policy = policy_for(config, inputs)
-            begin = _start_over if fresh else partial(_restore, accept_reward_change=accept_reward_change)
-            return _go(config, observer, directory, inputs, policy, scorer, begin)
+            begin = _start_over if fresh else partial(_restore, config, accept_reward_change=accept_reward_change)
+            return _run(config, observer, directory, inputs, policy, scorer, begin)
 
 
 def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Observer) -> RunConfig:
@@ -167,7 +168,7 @@ def _lengthened(run: RunDirectory, config: RunConfig, steps: int, observer: Obse
     return config.model_copy(update={"steps": steps})
 
 
-def _go(
+def _run(
     config: RunConfig,
     observer: Observer,
     run: RunDirectory,
@@ -176,7 +177,47 @@ def _go(
     scorer: Scorer,
     begin: Callable[[Trainer, Recorder], None],
 ) -> Path:
-    recorder = Recorder(
+    """Train from where `begin` puts the loop, whatever ends it; returns the run's folder."""
+    recorder = _recorder_for(config, observer, run, inputs, policy)
+    trainer: Trainer | None = None
+    try:
+        trainer = trainer_for(config, inputs, scorer, recorder, policy)
+        begin(trainer, recorder)
+        first = trainer.progress.step
+        _announce(config, trainer, inputs, policy, scorer)
+        with (
+            StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop,
+            printing_to(Prints(recorder.log, observer)),
+        ):
+            finished = trainer.run(stop)
+        step = trainer.progress.step
+        if not finished:
+            recorder.record_event(step, "stop", f"asked to stop; stopped after step {step}")
+            observer.noted("stopped", stop.name)
+        if step > first and (reason := untrained(recorder.db)):
+            recorder.note(step, "warning", reason)
+        report_run(run)
+    except CollapseError:
+        report_run(run)
+        raise
+    except KeyboardInterrupt:
+        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
+        with suppress(CoterieError):
+            recorder.record_event(None if trainer is None else trainer.progress.step, "stop", f"interrupted; {message}")
+        raise KeyboardInterrupt(message) from None
+    except BaseException as error:
+        recorder.log.line("error", traceback.format_exc())
+        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
+            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        recorder.close()
+    observer.finished(run.path, _closing_line(run, step, config.steps, finished))
+    return run.path
+
+
+def _recorder_for(config: RunConfig, observer: Observer, run: RunDirectory, inputs: Inputs, policy: Policy) -> Recorder:
+    return Recorder(
         run,
         observer=observer,
         save_model=_save_model(policy, inputs.chat),
@@ -188,52 +229,24 @@ def _go(
         criterion=criterion_for(config),
         reward_sources=sources(config.rewards, config.environment),
     )
-    trainer: Trainer | None = None
-    prints = Prints(recorder.log, observer)
-    try:
-        trainer = trainer_for(config, inputs, scorer, recorder, policy)
-        begin(trainer, recorder)
-        if trainer.step < config.steps:
-            recorder.require_room()
-        observer.started(_info(config, run, inputs, policy, trainer.step + 1))
-        _note_circumstances(recorder, trainer.step, inputs, policy)
-        hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
-        for note in dict.fromkeys((*scorer.notes, *hidden)):
-            recorder.note(trainer.step, "rewards", note)
-        for warning in warnings_of(config):
-            recorder.note(trainer.step, "warning", warning)
-        if trainer.step < config.steps:
-            observer.progressed("measuring the memory of the longest batch")
-            recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
-        first = trainer.step
-        with (
-            StopSignal(lambda message: observer.noted("stop", message), trainer.plan) as stop,
-            printing_to(prints),
-        ):
-            finished = trainer.run(stop)
-        if not finished:
-            recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
-            observer.noted("stopped", stop.name)
-        if trainer.step > first and (reason := untrained(recorder.db)):
-            recorder.note(trainer.step, "warning", reason)
-        report_run(run)
-    except CollapseError:
-        report_run(run)
-        raise
-    except KeyboardInterrupt:
-        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
-        with suppress(CoterieError):
-            recorder.record_event(None if trainer is None else trainer.step, "stop", f"interrupted; {message}")
-        raise KeyboardInterrupt(message) from None
-    except BaseException as error:
-        recorder.log.line("error", traceback.format_exc())
-        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
-            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        recorder.close()
-    observer.finished(run.path, _last_words(run, trainer.step, config.steps, finished))
-    return run.path
+
+
+def _announce(config: RunConfig, trainer: Trainer, inputs: Inputs, policy: Policy, scorer: Scorer) -> None:
+    """Events before the first step: the circumstances, notes and warnings, and the memory of the longest batch."""
+    recorder, step = trainer.recorder, trainer.progress.step
+    unfinished = step < config.steps
+    if unfinished:
+        recorder.require_room()
+    recorder.observer.started(_info(config, recorder.run, inputs, policy, step + 1))
+    _note_circumstances(recorder, step, inputs, policy)
+    hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
+    for note in dict.fromkeys((*scorer.notes, *hidden)):
+        recorder.note(step, "rewards", note)
+    for warning in warnings_of(config):
+        recorder.note(step, "warning", warning)
+    if unfinished:
+        recorder.observer.progressed("measuring the memory of the longest batch")
+        recorder.note(step, "memory", preflight(config, inputs, trainer.learner).line())
 
 
 def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
@@ -259,7 +272,7 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
         recorder.note(step, "data", note)
 
 
-def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
     run = recorder.run
     found = checkpoint.newest(run.checkpoints, NEEDED)
     ended = why_it_ended(recorder.db)
@@ -274,7 +287,7 @@ def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool
         text = "no checkpoint yet: starting over from step 0, with the same random draws"
         recorder.note(None, "resume", f"{ended}{text}")
         return
-    hashes = (recorder.config_hash, _config_hash(trainer.config, run, verbatim=True))
+    hashes = (recorder.config_hash, _config_hash(config, run, verbatim=True))
     for what, saved, now in (
         ("settings", found.config_hash, hashes),
         ("prompts, answers or chat template", found.state["data_hash"], (recorder.data_hash,)),
@@ -300,13 +313,13 @@ def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool
         recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
     try:
         trainer.learner.load(found.path, found.state["learner"])
-        trainer.judge.load(found.path)
-        recorder.history.load(found.path)
+        trainer.estimator.load(found.path)
+        recorder.prompt_stats.load(found.path)
         forgotten = trainer.replay.load(found.path)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(found.step)
-    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
+    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.stops.good_checkpoint(found.step))
     trainer.restore(found.state)
     if changed:
         recorder.reward_changed(found.step, changed)
@@ -346,7 +359,7 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
     )
 
 
-def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
+def _closing_line(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
     if finished:
         return f"training finished, {counted(step, 'step')}; results and checkpoint are in {run.path}"
     if step == 0:

@@ -71,7 +71,7 @@ def validate(config: RunConfig) -> Report:
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
-        _judge_lines(report, config, inputs)
+        _scorable_lines(report, config, inputs)
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     return report
 
@@ -90,7 +90,7 @@ def dry_run(config: RunConfig) -> Report:
         return report
     _data_lines(report, config, inputs)
     report.attempt("environment", lambda: _environment_line(report, config, inputs))
-    _judge_lines(report, config, inputs)
+    _scorable_lines(report, config, inputs)
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     policy = report.attempt("model", lambda: run.policy_for(config, inputs))
     if policy is None:
@@ -162,22 +162,22 @@ def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None
     )
 
 
-def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+def _scorable_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for prompts in (inputs.train, inputs.heldout):
-        for gap in unscorable_prompts(config, prompts):
+        for gap in unscorable_prompts(config.rewards, prompts, config.collect.max_error_share):
             report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
         for line in hidden_columns(prompts):
             report.add("warn", "rewards", line)
 
 
-def require_judges(config: RunConfig, inputs: Inputs) -> None:
+def require_scorable(config: RunConfig, inputs: Inputs) -> None:
     """Refuse to begin with prompts that nothing can score: the run would end after its first step was sampled.
 
     Raises:
         RewardError: names the source, its columns and the setting.
     """
     for prompts in (inputs.train, inputs.heldout):
-        for gap in unscorable_prompts(config, prompts):
+        for gap in unscorable_prompts(config.rewards, prompts, config.collect.max_error_share):
             if gap.fatal:
                 raise RewardError(gap.text, function=config.rewards.parts[0].name)
 

@@ -215,6 +215,8 @@ class Group:
     """[G] rollout ids."""
     rewards: tuple[float, ...]
     """[G]"""
+    weight: float = 1.0
+    """Importance weight on its members' advantages, where its prompt was not drawn uniformly."""
 
     @property
     def zero_variance(self) -> bool:

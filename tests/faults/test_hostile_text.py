@@ -32,6 +32,7 @@ from coterie.runs.metrics import MetricsDB
 from coterie.text import UNSAFE
 from coterie.train.recorder import Recorder
 from coterie.types import Message, Prompt
+from runs_for_tests import step_result
 
 SAYINGS = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -138,7 +139,7 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
             group_size=3,
         )
     )
-    recorder.step(1, {"reward/mean": 0.5}, found, [], {})
+    recorder.step(step_result(found), {"reward/mean": 0.5})
     recorder.note(1, "warning", f"the first of them: {saying[:2_000]}")
     watcher.finished(run.path, f"done {saying[:300]}")
     recorder.close()

@@ -14,10 +14,10 @@ def plans(draw):
     count = draw(st.integers(1, 40))
     expected = np.array(draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
     prompts = draw(st.integers(1, count))
-    least = draw(st.integers(1, 3))
-    most = draw(st.integers(least, 9))
-    rollouts = draw(st.integers(least * prompts, most * prompts))
-    return expected, {"prompts": prompts, "rollouts": rollouts, "least": least, "most": most}
+    low = draw(st.integers(1, 3))
+    high = draw(st.integers(low, 9))
+    rollouts = draw(st.integers(low * prompts, high * prompts))
+    return expected, {"prompts": prompts, "rollouts": rollouts, "min_rollouts": low, "max_rollouts": high}
 
 
 @settings(deadline=None)
@@ -29,8 +29,8 @@ def test_an_allocation_adds_up_and_keeps_its_bounds(plan, step, review):
     one = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
     assert one.chosen.size == np.unique(one.chosen).size == numbers["prompts"]
     assert one.rollouts.sum() == numbers["rollouts"]
-    assert one.rollouts.min() >= numbers["least"]
-    assert one.rollouts.max() <= numbers["most"]
+    assert one.rollouts.min() >= numbers["min_rollouts"]
+    assert one.rollouts.max() <= numbers["max_rollouts"]
     assert ((one.inclusion > 0) & (one.inclusion <= 1)).all()
     assert (one.weights <= 10).all()
     again = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
@@ -65,7 +65,9 @@ def test_importance_weights_restore_the_uniform_mean():
     expected, value = rng.random(30), rng.normal(size=30)
     means = []
     for step in range(2000):
-        plan = allocate(teaching_signal(expected), prompts=8, rollouts=24, most=6, clip=np.inf, counters=("w", step))
+        plan = allocate(
+            teaching_signal(expected), prompts=8, rollouts=24, max_rollouts=6, clip=np.inf, counters=("w", step)
+        )
         means.append((plan.weights * plan.rollouts) @ value[plan.chosen] / 24)
     assert np.mean(means) == pytest.approx(value.mean(), abs=4 * np.std(means) / np.sqrt(2000))
 

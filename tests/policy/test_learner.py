@@ -88,13 +88,19 @@ def credits_of(items: list[Rollout]) -> list[Credit]:
     return credit(by_prompt(items), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.3)
 
 
-def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = None, **optim: Any) -> Learner:
-    held: dict[str, Any] = {"lr": 1e-2, "max_grad_norm": 1e9} | optim
-    settings = OptimConfig(**held)
+def learner(
+    policy: Policy,
+    *,
+    beta: float = 0.0,
+    reference: Policy | None = None,
+    objective: Objective | None = None,
+    **optim: Any,
+) -> Learner:
+    settings: dict[str, Any] = {"lr": 1e-2, "max_grad_norm": 1e9} | optim
     return Learner(
         policy,
-        optim=settings,
-        objective=Objective(kl_beta=beta, correction="none"),
+        optim=OptimConfig(**settings),
+        objective=objective or Objective(kl_beta=beta, correction="none"),
         temperature=TEMPERATURE,
         total_steps=10,
         reference=Reference(policy, reference, ReferenceConfig()) if beta else None,

@@ -67,7 +67,7 @@ def operations(batch: Batch) -> int:
     """How many operations a forward and backward pass of the tiny learner takes."""
     one, count = small(), Refuse(0)
     with count:
-        one._backward_part(batch, UpdateContext(), set())
+        one._backward_part(batch, UpdateContext(), one.objective, set())
     return -count.left
 
 

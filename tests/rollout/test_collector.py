@@ -13,12 +13,12 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.base import Episode
 from coterie.envs.registry import SingleTurn
 from coterie.errors import RewardError
-from coterie.policy.learner import UpdateReport
 from coterie.rewards.base import Score
 from coterie.rollout.collector import Collector, Experience
 from coterie.train.evaluate import Criterion
 from coterie.train.metrics import step_metrics
 from coterie.types import Message, Outcome, Prompt, StopReason
+from runs_for_tests import step_result
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=3)
 
@@ -146,9 +146,7 @@ def test_solved_means_correct_and_not_just_equal() -> None:
     one = collector()
     one.engine = ScriptedEngine(script)
     found = one.collect([prompt("p"), prompt("q"), prompt("r")], samples=2, sampling=SAMPLING)
-    report = UpdateReport(metrics={}, logprobs={}, skipped=0)
-    seconds = {"step": 1.0, "collect": 1.0, "update": 1.0}
-    metrics = step_metrics(found, by_prompt(found.rollouts), report, seconds, criterion=Criterion(part="marks"))
+    metrics = step_metrics(step_result(found), Criterion(part="marks"))
     shares = {name: metrics[f"groups/{name}"] for name in ("solved", "none", "mixed", "zero_variance")}
     assert shares == pytest.approx({"solved": 1 / 3, "none": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
     assert metrics["reward/mean"] == metrics["reward/part/marks"] == 0.5

@@ -14,6 +14,7 @@ import pytest
 
 from coterie import launch
 from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.estimators import Advantages
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
@@ -121,7 +122,7 @@ def test_a_past_group_joins_whole_with_the_credit_it_was_given() -> None:
         "replay/ratio_min": pytest.approx(ratio),
         "replay/ratio_max": pytest.approx(ratio),
     }
-    assert found.news == "q@0 of 3, age 2, ratio 1.11 to 1.11"
+    assert found.event == "q@0 of 3, age 2, ratio 1.11 to 1.11"
 
 
 def test_nothing_is_replayed_when_stale_or_too_far_or_of_another_reward(tmp_path: Path) -> None:
@@ -346,9 +347,9 @@ def test_the_estimator_sees_every_group_once(root: Path, monkeypatch: pytest.Mon
     seen: list[str] = []
     inner = GroupAwareEstimator.__call__
 
-    def watched(judge: GroupAwareEstimator, groups: Sequence[Group], *args: Any) -> list[Credit]:
+    def watched(estimator: GroupAwareEstimator, groups: Sequence[Group], *args: Any) -> Advantages:
         seen.extend(group.key for group in groups)
-        return inner(judge, groups, *args)
+        return inner(estimator, groups, *args)
 
     monkeypatch.setattr(GroupAwareEstimator, "__call__", watched)
     grouping = {"preset": "heb", "refit_every": 2, "min_weight": 4.0}

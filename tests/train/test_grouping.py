@@ -222,7 +222,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
     held = json.loads((folder / FILES.facts).read_text())
     (folder / FILES.facts).write_text(json.dumps(held | {"format": 2}))
     features = PromptFeatures((), None, dimensions=16, seed=0)
-    judge = GroupAwareEstimator(
+    estimator = GroupAwareEstimator(
         config_for(root, "heb").grouping,
         terms=Terms(clip_low=0.2, clip_high=0.2),
         features=features,
@@ -230,7 +230,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
         seed=0,
     )
     with pytest.raises(CheckpointError, match=r"format is 2, expected 3.*start a new run"):
-        judge.load(folder)
+        estimator.load(folder)
 
 
 def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

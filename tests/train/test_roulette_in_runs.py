@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from coterie import launch
-from coterie.algo.subsample import chances, play
+from coterie.algo.subsample import keep_probabilities, subsample
 from coterie.batches.pack import plan
 from coterie.runs import rollouts as files
 from coterie.types import Credit
@@ -39,10 +39,10 @@ def test_the_gradient_is_the_same_on_average() -> None:
 
     whole, every = gradient(credits)
     mean, tokens = torch.zeros_like(whole), 0.0
-    edges = np.unique([0.0, *chances(np.abs(sizes), 0.8), 1.0])
+    edges = np.unique([0.0, *keep_probabilities(np.abs(sizes), 0.8), 1.0])
     for low, high in pairwise(edges):
         draws = {item.id: (low + high) / 2 for item in items}
-        part, count = gradient(list(play(credits, draws, 0.8).credits))
+        part, count = gradient(list(subsample(credits, draws, 0.8).credits))
         mean += (high - low) * part
         tokens += (high - low) * count
     assert tokens < 0.7 * every

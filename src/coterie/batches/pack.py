@@ -1,4 +1,4 @@
-"""Which rollouts of an optimizer step lie in which packed row."""
+"""Packing of an optimizer step's rollouts into rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,61 @@ import numpy as np
 
 from coterie.algo.aggregation import Normalize, token_weights
 from coterie.batches.batch import Batch, Segment, shared_head
+from coterie.rng import generator
 from coterie.types import Credit, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Division of a step's rollouts into optimizer steps and packed rows; see `plan` for the fields named there."""
+
+    normalize: Normalize
+    token_budget: int
+    skip_zero: bool
+    max_tokens: int = 0
+    minibatches: int = 1
+    """Optimizer steps per pass over the rollouts, which are split at random, as in DeepSeek-R1."""
+    epochs: int = 1
+    """Passes over the rollouts."""
+    seed: int = 0
+    """Of the split, with the step and the epoch."""
+
+
+def pack(rollouts: Mapping[str, Rollout], credits: Sequence[Credit], packing: Packing, step: int) -> list[list[Batch]]:
+    """Packed rows of each optimizer step, each over a global denominator of its own.
+
+    Args:
+        rollouts: by id; those without credit take no part.
+        credits: one per rollout that is trained on.
+        step: steps done before this one; it names the split.
+    """
+    credited, head = {credit.rollout_id for credit in credits}, step_head(rollouts.values())
+    usable = [rollout for name, rollout in rollouts.items() if name in credited]
+    plans = []
+    for epoch in range(packing.epochs):
+        if packing.minibatches == 1:
+            parts = [usable]
+        else:
+            order = generator("minibatch", packing.seed, step, epoch).permutation(len(usable))
+            parts = [[usable[k] for k in order[part :: packing.minibatches]] for part in range(packing.minibatches)]
+        plans += [
+            plan(
+                part,
+                credits,
+                normalize=packing.normalize,
+                token_budget=packing.token_budget,
+                skip_zero=packing.skip_zero,
+                max_tokens=packing.max_tokens,
+                head=head,
+            )
+            for part in parts
+        ]
+    return plans
+
+
+def without_truncated(credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
+    """Credits of the rollouts that ended by themselves: DAPO's overlong filtering."""
+    return [credit for credit in credits if not rollouts[credit.rollout_id].stop_reason.truncated]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,14 +149,14 @@ def plan(
 
 
 def step_head(rollouts: Iterable[Rollout]) -> int:
-    """With how many tokens the prompts of all rollouts start that are worth running only once."""
-    return shared_head([one.turns[0].prompt_tokens for one in rollouts if one.turns])
+    """Number of tokens that the prompts of all rollouts start with, if running them once saves enough; else 0."""
+    return shared_head([rollout.turns[0].prompt_tokens for rollout in rollouts if rollout.turns])
 
 
 def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
-    """Packed batches of every trained token, for a pass that only asks what is said of them: nobody earns anything."""
-    nothing = [Credit(rollout_id=one.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for one in rollouts]
-    return plan(rollouts, nothing, normalize="token", token_budget=token_budget, skip_zero=False)
+    """Packed batches of every trained token for a scoring pass, whose advantages are zero."""
+    zero_credits = [Credit(rollout_id=rollout.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for rollout in rollouts]
+    return plan(rollouts, zero_credits, normalize="token", token_budget=token_budget, skip_zero=False)
 
 
 def _sequences(

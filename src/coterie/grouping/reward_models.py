@@ -20,8 +20,8 @@ WHOLE: Mapping[str, float] = {"": 1.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """What a step's rollouts earned, and by whose word. B rollouts."""
+class PartwiseAdvantages:
+    """Advantages of a step's rollouts with their contributions. B rollouts."""
 
     advantages: Floats
     """[B]; 0 from a part that could not be scored."""
@@ -74,7 +74,7 @@ class PartwiseBaseline:
 
     def explain(
         self, rollouts: Mapping[str, Rollouts], episodes: Mapping[str, Sequence[Episode]] | None = None
-    ) -> Verdict:
+    ) -> PartwiseAdvantages:
         """From one `Rollouts` a part, same rollouts in the same order. Changes nothing.
 
         Args:
@@ -97,7 +97,7 @@ class PartwiseBaseline:
                 states[_named(name, STATE)] = tuple(weight * one / divisor for one, divisor in scaled)
                 found = _measured(moved, episodes[name], estimator.range or (0.0, 1.0))
                 metrics |= {_named(name, key): value for key, value in found.items()}
-        return Verdict(advantages, shares, states, metrics)
+        return PartwiseAdvantages(advantages, shares, states, metrics)
 
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:
         """[P] expected reward and [P] its variance, before sampling; None while the range of a part is not known."""

@@ -71,15 +71,14 @@ class ForwardPass:
             return self.forward(self.policy, batch, Wanted())[1].logprobs
 
     @torch.no_grad()
-    def score(self, batch: Batch, *, entropy: bool, companions: bool = True) -> dict[str, RolloutScores]:
-        """What is said of each rollout's tokens by the policy, and, unless `companions` is False, by reference and
-        critic where there are any."""
+    def score(self, batch: Batch, *, entropy: bool, with_reference: bool = True) -> dict[str, RolloutScores]:
+        """Scores of each rollout's tokens by the policy, and, with `with_reference`, by reference and critic if any."""
         states, said = self.forward(self.policy, batch, Wanted(entropy=entropy))
         columns = {
             "logprobs": said.logprobs,
-            "reference": None if self.reference is None or not companions else self.reference_logprobs(batch),
+            "reference": None if self.reference is None or not with_reference else self.reference_logprobs(batch),
             "entropy": said.entropies if entropy else None,
-            "values": None if self.critic is None or not companions else self.critic.values(batch, states),
+            "values": None if self.critic is None or not with_reference else self.critic.values(batch, states),
         }
         arrays = {name: widened(one).numpy(force=True) for name, one in columns.items() if one is not None}
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ class Learner:
 
     Args:
         policy: trained in place.
-        objective: what is maximised; may be replaced between updates (an adapted coefficient).
+        objective: of `gradient`, and of updates that are not handed another one.
         reference: for the KL; None when there is none.
         critic: for PPO; None for GRPO.
         temperature: of the sampler; the learner divides the logits by it too.
@@ -110,7 +110,12 @@ class Learner:
             OomSplitter(),
         )  # a pass without gradient fits where one with does not
 
-    def update(self, minibatches: Sequence[Sequence[Batch]], scores: Scores | None = None) -> UpdateReport:
+    def update(
+        self,
+        minibatches: Sequence[Sequence[Batch]],
+        objective: Objective | None = None,
+        scores: Scores | None = None,
+    ) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.
 
         With a single minibatch the policy that sampled is the policy that learns, so the ratio is exactly 1 and no
@@ -123,10 +128,16 @@ class Learner:
         bounds already stands still. Its mismatch weight π_old / π_sampler is exactly 1, whatever the correction: the
         ratio holds that factor. KL and entropy terms are as for any token.
 
+        Args:
+            minibatches: the packed rows of each optimizer step.
+            objective: what is maximised; None takes the learner's own.
+            scores: token scores of the rollouts from before the update, where they are known.
+
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
-        metrics, judged = TokenMetrics(), ValueMetrics()
+        objective = objective or self.objective
+        metrics, value_metrics = TokenMetrics(), ValueMetrics()
         before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
         if scores is None and (len(minibatches) > 1 or self.entropy_share < 1):
@@ -134,23 +145,23 @@ class Learner:
             scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
         for number, minibatch in enumerate(minibatches):
-            known = UpdateContext(
+            context = UpdateContext(
                 scores=scores,
                 moved=number > 0,
                 threshold=self._threshold(minibatch, scores),
                 tokens=sum(len(batch.targets) for batch in minibatch),
             )
             for batch in minibatch:
-                for part in self._backward(batch, known):
+                for part in self._backward(batch, context, objective):
                     metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed)
                     if part.values is not None and part.value_loss is not None:
-                        judged.add(part.batch, part.values, part.value_loss)
+                        value_metrics.add(part.batch, part.values, part.value_loss)
                     _keep(logprobs, part)
             rate, norm = self._step()
             rates.append(rate)
             norms.append(norm)
             skipped += not math.isfinite(norm)
-        report = {**metrics.summary(), **judged.summary(), "lr": rates[-1] if rates else 0.0}
+        report = {**metrics.summary(), **value_metrics.summary(), "lr": rates[-1] if rates else 0.0}
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
@@ -161,8 +172,8 @@ class Learner:
         """The entropy that a token of this optimizer step needs to count."""
         if self.entropy_share == 1 or scores is None:
             return -math.inf
-        found = [scores[name].entropy for batch in batches for name in batch.spans]
-        entropies = np.concatenate([entropy for entropy in found if entropy is not None] or [np.zeros(0)])
+        rollout_entropies = [scores[name].entropy for batch in batches for name in batch.spans]
+        entropies = np.concatenate([entropy for entropy in rollout_entropies if entropy is not None] or [np.zeros(0)])
         return top_entropy_threshold(torch.from_numpy(entropies), self.entropy_share)
 
     def _step(self) -> tuple[float, float]:
@@ -197,18 +208,18 @@ class Learner:
         """The critic learns alone: in optimizer steps 1 to `warmup`."""
         return self.critic is not None and self.steps_taken <= self.warmup
 
-    def _backward(self, batch: Batch, known: UpdateContext) -> list[_Part]:
+    def _backward(self, batch: Batch, context: UpdateContext, objective: Objective) -> list[_Part]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
-        return self.fitting.run(batch, lambda part, done: self._backward_part(part, known, done))
+        return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, objective, done))
 
-    def _backward_part(self, batch: Batch, known: UpdateContext, done: set[str]) -> _Part:
+    def _backward_part(self, batch: Batch, context: UpdateContext, objective: Objective, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
+        flags = Wanted(entropy=True, entropy_gradient=objective.entropy_bonus != 0)
         with saving(self.policy.model.parameters(), self.config):
-            states, said = self.passes.forward(self.policy, batch, self._wanted)
-        # Read at each pass: the coefficient may have been adapted since.
-        reference = self.passes.reference_logprobs if self.objective.kl_beta > 0 else None
-        inputs = loss_inputs(batch, said, known, reference)
-        outputs = policy_loss(inputs, self.objective)
+            states, token_outputs = self.passes.forward(self.policy, batch, flags)
+        reference = self.passes.reference_logprobs if objective.kl_beta > 0 else None
+        inputs = loss_inputs(batch, token_outputs, context, reference)
+        outputs = policy_loss(inputs, objective)
         loss, values, value_loss = outputs.loss, None, None
         if self.critic is not None:
             value_loss, values = self.critic.loss(batch, states, inputs.weights)
@@ -221,40 +232,36 @@ class Learner:
         return _Part(
             inputs=inputs,
             outputs=outputs,
-            entropy=said.entropies.detach(),
+            entropy=token_outputs.entropies.detach(),
             values=values,
             value_loss=value_loss,
             batch=batch,
         )
 
-    @property
-    def _wanted(self) -> Wanted:
-        return Wanted(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
-
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
         for batch in batches:
-            self._backward(batch, UpdateContext())
+            self._backward(batch, UpdateContext(), self.objective)
         if self.critic is not None:
             self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()
 
-    def score(self, batches: Sequence[Batch], *, companions: bool = True) -> dict[str, RolloutScores]:
-        """What the present weights say of every trained token, with all that credit and update may ask for.
+    def score(self, batches: Sequence[Batch], *, with_reference: bool = True) -> dict[str, RolloutScores]:
+        """Scores of every trained token under the present weights, with all that advantages and update need.
 
         Args:
-            companions: False asks for the policy's log-probs alone.
+            with_reference: False computes the policy's log-probs alone.
         """
-        entropy = companions and self.entropy_share < 1
-        found: dict[str, RolloutScores] = {}
+        entropy = with_reference and self.entropy_share < 1
+        scores: dict[str, RolloutScores] = {}
 
         def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
-            return self.passes.score(part, entropy=entropy, companions=companions)
+            return self.passes.score(part, entropy=entropy, with_reference=with_reference)
 
         for batch in batches:
             for part in self.scoring.run(batch, attempt):
-                found |= part
-        return found
+                scores |= part
+        return scores
 
     def save(self, folder: Path) -> None:
         """Write the optimizer and its masters into `folder`, and what else is not in the model."""
@@ -271,8 +278,6 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
             "row_limit": self.fitting.limit or 0,
             "score_limit": self.scoring.limit or 0,
-            "kl_beta": self.objective.kl_beta,
-            "entropy_bonus": self.objective.entropy_bonus,
         }
 
     def load(self, folder: Path, counters: Mapping[str, float]) -> None:
@@ -290,8 +295,6 @@ class Learner:
         self.skipped_in_a_row = int(counters["skipped_in_a_row"])
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
-        held = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
-        self.objective = replace(self.objective, **held)
 
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:

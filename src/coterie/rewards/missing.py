@@ -1,10 +1,10 @@
-"""Where data and rewards do not fit: prompts that no reward can score, columns that no function can get."""
+"""Mismatches of data and rewards: prompts that no reward can score, columns that no function can get."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.config.schema import RunConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.data.layouts import likely_answer, listed
 from coterie.data.prompts import PromptSet, SourceColumns
 from coterie.rewards.base import RESERVED
@@ -21,11 +21,15 @@ class Gap:
     """They are too many of a prompt set to begin with."""
 
 
-def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
-    """What no part with a weight can judge, as it needs a gold answer and the prompt has none."""
-    parts = config.rewards.parts
+def unscorable_prompts(rewards: RewardsConfig, prompts: PromptSet, max_error_share: float) -> list[Gap]:
+    """Prompts without a gold answer where every part with a weight needs one.
+
+    Args:
+        max_error_share: a larger share of them is fatal.
+    """
+    parts = rewards.parts
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
-    fatal = len(hopeless) > config.collect.max_error_share * len(prompts.prompts)
+    fatal = len(hopeless) > max_error_share * len(prompts.prompts)
     names = ", ".join(part.key for part in parts if part.weight)
     gaps = []
     for source in prompts.sources:

@@ -79,7 +79,7 @@ class Experience:
         return sum(rollout.context.completion_length for rollout in self.rollouts)
 
     @property
-    def late(self) -> int:
+    def timed_out(self) -> int:
         """Completions that the deadline cut: they would end otherwise on a faster machine."""
         return sum(rollout.stop_reason is StopReason.DEADLINE for rollout in self.rollouts)
 

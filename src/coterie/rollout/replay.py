@@ -103,7 +103,7 @@ def select_replay(
     return Selection(open_to[drawn], inclusion[drawn])
 
 
-NEWS = "replay"
+REPLAYED = "replay"
 """Kind of the events that name the groups that were replayed."""
 LEAST = 1e-12
 """A mean |advantage| below this is none: the group's gradient is zero, whatever the ratio."""
@@ -122,10 +122,10 @@ class Replayed:
     scores: Scores = field(default_factory=dict)
     """What was said of them, and of candidates that did not join."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    news: str = ""
-    """Which groups, how old and how far from the policy; empty when there are none."""
+    event: str = ""
+    """The groups, their age and their distance from the policy, as a line; empty when there are none."""
 
-    def beside(self, scores: Scores | None) -> Scores | None:
+    def merge(self, scores: Scores | None) -> Scores | None:
         """The fresh rollouts' scores and these. None stays None: the learner then scores whatever it needs."""
         return None if scores is None else {**scores, **self.scores}
 
@@ -181,7 +181,7 @@ class ReplayBuffer:
                 "replay/rejected": float(sum(not self._able(version)(one) for one in seen)),
                 **_measures([seen[k] for k in found.chosen], version),
             },
-            news="; ".join(_told(seen[k], version) for k in found.chosen),
+            event="; ".join(_told(seen[k], version) for k in found.chosen),
         )
 
     def keep(

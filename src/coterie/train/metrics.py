@@ -1,4 +1,4 @@
-"""The metrics of one step, from what was collected and what the update did.
+"""Metrics of one step: a `StepResult` → named floats.
 
 `docs/diagnostics.md` explains every name.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 from coterie.algo.shaping import copied, repetition
 from coterie.data.answers import extract_answer
-from coterie.policy.learner import UpdateReport
-from coterie.rollout.collector import LOGGED_METRICS, Experience
+from coterie.rollout.collector import LOGGED_METRICS
 from coterie.stats import has_variance
 from coterie.train.evaluate import Criterion
+from coterie.train.step import StepResult
 from coterie.types import Credit, Group, Rollout
 
 # What the texts of a step look like, whatever they earn: loops, copies, sameness, empty reasoning.
@@ -67,51 +67,47 @@ def _tokens(rollout: Rollout) -> tuple[int, ...]:
 Metrics = dict[str, float]
 
 
-def step_metrics(
-    experience: Experience,
-    groups: Sequence[Group],
-    report: UpdateReport,
-    seconds: Mapping[str, float],
-    *,
-    criterion: Criterion,
-    credits: Sequence[Credit] = (),
-    version: int | None = None,
-) -> Metrics:
+def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
     """Named floats, all finite. `time/*`, `speed/*` and `memory/*` depend on the machine; others repeat bit for bit.
 
     Args:
         criterion: says what is correct. What depends on it is left out where the evaluated reward is graded.
-        credits: of the rollouts that are trained on.
-        version: of the policy that the update started from; None where staleness means nothing.
     """
+    experience, groups, update = result.batch.experience, result.batch.groups, result.update
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
     by_id = {rollout.id: rollout for rollout in experience.rollouts}
     evaluated = [criterion.of_group([by_id[name] for name in group.members]) for group in groups]
     criterion.observe(usable)
-    # A group that the evaluated part does not apply to is judged by the whole reward, which may be graded in this step.
-    judged = not criterion.is_graded() and criterion.applies(value for group in evaluated for value in group)
-    correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if judged else {}
+    # A group that the evaluated part does not apply to counts by the whole reward, which may be graded in this step.
+    binary = not criterion.is_graded() and criterion.applies(value for group in evaluated for value in group)
+    correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if binary else {}
     return {
         **_rewards(experience.rollouts),
         **_logged(experience.rollouts),
-        **_groups(groups, evaluated, criterion if judged else None),
-        **_advantages(credits),
+        **_groups(groups, evaluated, criterion if binary else None),
+        **_advantages(result.credits),
         **_lengths(experience.rollouts, usable, correct),
         **_surprisal(usable, correct),
-        **_staleness(usable, version),
+        **_staleness(usable, result.step - 1),
         **_turns(experience.rollouts),
         **text_measures(usable, groups),
-        **report.metrics,
-        "updates/skipped": float(report.skipped),
+        **update.metrics,
+        "updates/skipped": float(update.skipped),
         "rollouts": float(len(experience.rollouts)),
         "tokens/generated": float(experience.tokens),
         "errors": float(len(experience.errors)),
-        "late": float(experience.late),
-        **{f"time/{name}": value for name, value in seconds.items()},
+        "late": float(experience.timed_out),
+        **{f"time/{name}": value for name, value in result.seconds.items()},
         "time/generate": experience.generate_seconds,
         "time/reward": experience.reward_seconds,
         "speed/generate": experience.tokens / max(experience.generate_seconds, 1e-9),
-        "speed/update": report.metrics.get("tokens/trained", 0.0) / max(seconds["update"], 1e-9),
+        "speed/update": update.metrics.get("tokens/trained", 0.0) / max(result.seconds["update"], 1e-9),
+        **result.batch.metrics,
+        **result.advantages.metrics,
+        **result.weights,
+        **result.replayed.metrics,
+        **result.subsampled.metrics,
+        "memory/peak": float(result.memory),
     }
 
 
@@ -238,7 +234,7 @@ def _surprisal(usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metric
     return found
 
 
-def _staleness(usable: Sequence[Rollout], version: int | None) -> Metrics:
-    """How many versions older than the learner the policy was that sampled; 0 on-policy."""
-    lags = [] if version is None else [version - turn.version for rollout in usable for turn in rollout.turns]
+def _staleness(usable: Sequence[Rollout], version: int) -> Metrics:
+    """Versions by which the policy that sampled is older than the learner's before the update; 0 on-policy."""
+    lags = [version - turn.version for rollout in usable for turn in rollout.turns]
     return {"staleness/mean": float(np.mean(lags)), "staleness/max": float(np.max(lags))} if lags else {}
