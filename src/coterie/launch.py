@@ -65,7 +65,7 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 
 
 def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
-    """Names the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
+    """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
     then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
 
@@ -250,7 +250,7 @@ def _announce(config: RunConfig, trainer: Trainer, inputs: Inputs, policy: Polic
 
 
 def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
-    """Record what the numbers depend on beside the settings, and warn where it changed since the run was started."""
+    """Record what the numbers depend on beside the settings, and warn where it changed since the last attempt."""
     now = machine.versions() | {
         "chat template": inputs.chat.template_hash,
         "device": policy.device.type,
@@ -273,10 +273,11 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
 
 
 def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+    """Continue from the newest checkpoint that verifies, or from step 0 where none was ever saved."""
     run = recorder.run
-    found = checkpoint.newest(run.checkpoints, NEEDED)
+    latest = checkpoint.newest(run.checkpoints, NEEDED)
     ended = why_it_ended(recorder.db)
-    if found is None:
+    if latest is None:
         before = recorder.saved_before()
         if before is not None:
             raise CheckpointError(
@@ -289,43 +290,43 @@ def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_
         return
     hashes = (recorder.config_hash, _config_hash(config, run, verbatim=True))
     for what, saved, now in (
-        ("settings", found.config_hash, hashes),
-        ("prompts, answers or chat template", found.state["data_hash"], (recorder.data_hash,)),
+        ("settings", latest.config_hash, hashes),
+        ("prompts, answers or chat template", latest.state["data_hash"], (recorder.data_hash,)),
     ):
         if saved not in now:
             raise CheckpointError(
-                f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
-                f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}"
+                f"{latest.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
+                f"run from this checkpoint: coterie train @ {run.config} --model.name {latest.path}"
             )
-    changed = recorder.changed_rewards(found.step, found.state.get("reward_sources"))
+    changed = recorder.changed_rewards(latest.step, latest.state.get("reward_sources"))
     if changed and not accept_reward_change:
         raise CheckpointError(
-            f"the source of {', '.join(changed)} has changed since {found.path} was saved: restore it, or start a new "
-            f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}, or go on with the new "
+            f"the source of {', '.join(changed)} has changed since {latest.path} was saved: restore it, or start a new "
+            f"run from this checkpoint: coterie train @ {run.config} --model.name {latest.path}, or go on with the new "
             f"reward: coterie resume {run.path} --accept-reward-change, which compares no evaluation before step "
-            f"{found.step} with one after"
+            f"{latest.step} with one after"
         )
     for what in recorder.db.damage()[:8]:
-        recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
-    for text in gaps(run, recorder.db, found.step):
-        recorder.note(found.step, "warning", text)
-    for path, reason in found.skipped:
-        recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
+        recorder.note(latest.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
+    for text in gaps(run, recorder.db, latest.step):
+        recorder.note(latest.step, "warning", text)
+    for path, reason in latest.skipped:
+        recorder.note(latest.step, "warning", f"skipped {path.name}: {reason}")
     try:
-        trainer.learner.load(found.path, found.state["learner"])
-        trainer.estimator.load(found.path)
-        recorder.prompt_stats.load(found.path)
-        forgotten = trainer.replay.load(found.path)
+        trainer.learner.load(latest.path, latest.state["learner"])
+        trainer.estimator.load(latest.path)
+        recorder.prompt_stats.load(latest.path)
+        forgotten = trainer.replay.load(latest.path)
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
-    recorder.forget_after(found.step)
-    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.stops.good_checkpoint(found.step))
-    trainer.restore(found.state)
+        raise CheckpointError(f"the state of {latest.path} lacks counters of the learner: {error!r}") from error
+    recorder.forget_after(latest.step)
+    checkpoint.prune(run.checkpoints, latest.step, recorder.keep, recorder.stops.good_checkpoint(latest.step))
+    trainer.restore(latest.state)
     if changed:
-        recorder.reward_changed(found.step, changed)
-    recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
+        recorder.reward_changed(latest.step, changed)
+    recorder.note(latest.step, "resume", f"{ended}continuing from {latest.path.name}")
     if forgotten:
-        recorder.note(found.step, "warning", forgotten)
+        recorder.note(latest.step, "warning", forgotten)
 
 
 def _start_over(trainer: Trainer, recorder: Recorder) -> None:
@@ -340,8 +341,8 @@ def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
     trained = list(policy.parameters().values())
     masters = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in trained)
     moments = 2 * (sum(p.numel() for p in trained) if config.optim.state == "8bit" else masters)
-    held = trained if config.model.lora is not None else list(policy.model.parameters())
-    return masters + moments + sum(p.numel() * p.element_size() for p in held)
+    model_weights = trained if config.model.lora is not None else list(policy.model.parameters())
+    return masters + moments + sum(p.numel() * p.element_size() for p in model_weights)
 
 
 def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:

@@ -1,6 +1,6 @@
-"""Group-aware credit: each rollout against its siblings, the step, its prompt's past, its region and all prompts.
+"""Group-aware advantages: each rollout against its siblings, the step, its prompt's past, its region and all prompts.
 
-The estimator is pure (`coterie.grouping`); here it meets rollouts and checkpoints.
+The model is pure (`coterie.grouping.model`); here it meets rollouts and checkpoints.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from coterie.grouping.reward_models import WHOLE, PartwiseAdvantages, PartwiseBa
 from coterie.runs.state_files import StateFiles
 from coterie.types import Credit, Group, Prompt, Rollout
 
-# The section `[grouping]` as the estimator's numbers.
+# The section `[grouping]` as settings of the model.
 
 
 def settings_of(config: GroupingConfig) -> Settings:
-    """The estimator's numbers.
+    """The settings of the model.
 
     Raises:
         ValueError: they do not fit each other.
@@ -72,7 +72,7 @@ def custom_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
 
 
 def check(config: GroupingConfig) -> None:
-    """Whether the preset can be had without what is left out, and the user's own functions at all.
+    """Refuse a preset that cannot do without what is left out, and functions of the user's that cannot be loaded.
 
     Raises:
         ConfigError: they cannot.
@@ -85,7 +85,7 @@ def check(config: GroupingConfig) -> None:
         raise ConfigError(f"[grouping]: {error}") from None
 
 
-# What a rollout counts for: a stand-in for the squared length of its score, from what the sampler said already.
+# Weights of rollouts: a proxy of the squared norm of their score, from the sampler's log-probs.
 
 
 def probability_weight(logprobs: Sequence[float]) -> float:
@@ -333,12 +333,12 @@ def _changes(stats: Mapping[str, UpdateStats]) -> Iterator[str]:
 
 
 def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:
-    """[B] what each rollout counts for; None: all alike."""
+    """[B] weight of each rollout; None where all are alike."""
     if kind == "length":
-        return np.array([max(one.trained_tokens, 1) for one in members], dtype=np.float64)
+        return np.array([max(rollout.trained_tokens, 1) for rollout in members], dtype=np.float64)
     if kind == "probability":
         return np.array(
-            [probability_weight([p for turn in one.turns for p in turn.sampler_logprobs]) for one in members]
+            [probability_weight([p for turn in rollout.turns for p in turn.sampler_logprobs]) for rollout in members]
         )
     return None
 
@@ -353,12 +353,12 @@ def self_influence(baseline: GroupAwareBaseline, rollouts: Rollouts) -> float:
     scored = np.flatnonzero(np.isfinite(rollouts.rewards))
     if not scored.size:
         return 0.0
-    seen = rollouts.rewards[scored]
-    low, high = baseline.range or (float(seen.min()) - 1.0, float(seen.max()) + 1.0)
+    values = rollouts.rewards[scored]
+    low, high = baseline.range or (float(values.min()) - 1.0, float(values.max()) + 1.0)
     before, largest = baseline.predict(rollouts), 0.0
     for k in scored[:PROBES]:
         rewards = rollouts.rewards.copy()
         rewards[k] = low if rewards[k] > (low + high) / 2 else high
-        moved = baseline.predict(replace(rollouts, rewards=rewards))[k] - before[k]
-        largest = max(largest, abs(float(moved)) / (high - low))
+        change = baseline.predict(replace(rollouts, rewards=rewards))[k] - before[k]
+        largest = max(largest, abs(float(change)) / (high - low))
     return largest

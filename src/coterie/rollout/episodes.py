@@ -29,7 +29,7 @@ class ChatTemplate(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt at a prompt while it is played, and what became of it."""
+    """One attempt at a prompt, from its first turn to its end."""
 
     prompt: Prompt
     sample: int
@@ -50,23 +50,24 @@ class Attempt:
     """Why the environment failed; None where it did not."""
     open: bool = True
 
-    def show(self, found: object) -> tuple[Message, ...]:
+    def show(self, yielded: object) -> tuple[Message, ...]:
         """Take in what the environment yielded before a turn, and return its messages.
 
         Raises:
             EpisodeError: it is no observation.
         """
-        seen = observed(found)
+        observation = observed(yielded)
         if self.turns:
-            self._earn(seen.reward)
-        elif seen.reward:
+            self._earn(observation.reward)
+        elif observation.reward:
             raise EpisodeError(
-                f"the environment gave the reward {seen.reward} with its opening; expected 0: nothing was said yet"
+                f"the environment gave the reward {observation.reward} with its opening; expected 0: nothing was said "
+                "yet"
             )
-        self.messages += seen.messages
-        self.states.append(state_key(seen.state))
+        self.messages += observation.messages
+        self.states.append(state_key(observation.state))
         self.shown.append(len(self.messages))
-        return tuple(seen.messages)
+        return tuple(observation.messages)
 
     def hear(self, turn: Turn, text: str) -> None:
         """Take in what the model said."""
@@ -112,7 +113,7 @@ class Attempt:
 
 
 class Episodes:
-    """Plays attempts to their end.
+    """Open episodes stepped together, one engine call a round, until all have ended.
 
     Args:
         seed: of the run; the draws of a turn derive from it and from (version, prompt, sample, turn).
@@ -126,18 +127,18 @@ class Episodes:
         self.opening = getattr(chat, "opening", "")
         """What the chat template writes of each turn, which the environment sees in front of it."""
 
-    def play(
-        self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
+    def run(
+        self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
     ) -> list[Attempt]:
-        """One attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
+        """One finished attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
 
         Raises:
             EngineError: sampling failed.
             ConfigError: a quorum was asked for, and an environment wants a second turn.
         """
         started = time.monotonic()
-        found = self._opened(attempts, sampling)
-        while pending := [attempt for attempt in found if attempt.open]:
+        attempts = self._opened(pairs, sampling)
+        while pending := [attempt for attempt in attempts if attempt.open]:
             left = sampling.deadline_s - (time.monotonic() - started)
             later = any(attempt.turns for attempt in pending)
             if later and quorum is not None:
@@ -151,11 +152,12 @@ class Episodes:
                 break
             self._round(pending, replace(sampling, deadline_s=left) if later else sampling, quorum)
         if self.limits.turns > 1:  # else there are no states to come back to
-            for attempt in found:
+            for attempt in attempts:
                 attempt.finished()
-        return found
+        return attempts
 
-    def _opened(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Attempt]:
+    def _opened(self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Attempt]:
+        """Attempts with the first observation of their environments."""
         rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = {}
 
         def tokens_of(messages: Sequence[Message]) -> tuple[int, ...]:
@@ -164,8 +166,8 @@ class Episodes:
                 rendered[key] = tuple(self.chat.render(messages))
             return rendered[key]
 
-        found = []
-        for prompt, sample in attempts:
+        attempts = []
+        for prompt, sample in pairs:
             attempt = Attempt(prompt=prompt, sample=sample, episode=self.environment.episode(prompt))
             try:
                 attempt.tokens = tokens_of(attempt.show(next(attempt.episode)))
@@ -173,12 +175,12 @@ class Episodes:
             except StopIteration:
                 attempt.fail("the environment ended the episode before the model's first turn")
             except Exception as error:
-                attempt.fail(_told(error))
+                attempt.fail(_error_text(error))
             if not attempt.open:
                 attempt.turns.append(_unsaid(tokens_of(prompt.messages), sampling, self.engine.version))
                 attempt.texts.append("")
-            found.append(attempt)
-        return found
+            attempts.append(attempt)
+        return attempts
 
     def _require_room(self, attempt: Attempt, sampling: Sampling) -> None:
         count = len(attempt.tokens)
@@ -217,25 +219,25 @@ class Episodes:
                 self._answer(attempt, sampling)
 
     def _answer(self, attempt: Attempt, sampling: Sampling) -> None:
-        """What the environment says to the newest turn, and whether there is a next one."""
+        """Send the newest turn to the environment, and prepare the next one if there is one."""
         turn = attempt.turns[-1]
         try:
-            found = attempt.episode.send(self.opening + attempt.texts[-1])
+            yielded = attempt.episode.send(self.opening + attempt.texts[-1])
         except StopIteration as ending:
             try:
                 attempt.end(earned(ending.value))
             except EpisodeError as error:
-                attempt.fail(_told(error))
+                attempt.fail(_error_text(error))
             return
         except Exception as error:
-            attempt.fail(_told(error))
+            attempt.fail(_error_text(error))
             return
         try:
-            shown = attempt.show(found)
+            shown = attempt.show(yielded)
             more = len(attempt.turns) < self.limits.turns and turn.stop_reason is not StopReason.DEADLINE
             between = self.chat.between(shown, turn.tokens, stop=sampling.stop) if more else []
         except (EpisodeError, DataError) as error:
-            attempt.fail(_told(error))
+            attempt.fail(_error_text(error))
             return
         attempt.tokens = (*turn.prompt_tokens, *turn.tokens, *between)
         if turn.stop_reason is StopReason.DEADLINE:
@@ -251,7 +253,7 @@ def spoken_text(turn: Turn, chat: ChatTemplate, stop: Sequence[str]) -> str:
 
 
 def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) -> Turn:
-    """Stands for the turn that an environment which failed at once did not ask for."""
+    """Placeholder of the turn that an environment which failed at once did not ask for."""
     return Turn(
         prompt_tokens=prompt_tokens,
         tokens=(),
@@ -262,7 +264,8 @@ def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) ->
     )
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
+    """The error as one line; of an exception of the environment's own with its type."""
     if isinstance(error, EpisodeError):
         return str(error)
     return f"the environment raised {type(error).__name__}: {error}"
