@@ -67,7 +67,7 @@ def summary(run: Path) -> Iterator[str]:
 
 
 def _nearby(path: Path) -> Path:
-    """Relative to the working folder where it is inside of it."""
+    """The path relative to the working folder, where it is inside of it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 

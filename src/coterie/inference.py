@@ -134,7 +134,7 @@ class Sampler:
     engine: Engine
 
     def evaluate(self, observer: Observer) -> Evaluation:
-        """Its held-out accuracy, with the rollouts."""
+        """Held-out accuracy of the model, with the rollouts."""
         step = _step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
         with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
@@ -172,7 +172,7 @@ def with_model(config: RunConfig, target: str | None) -> RunConfig:
 
 
 def require_heldout(config: RunConfig) -> None:
-    """Refuse to measure on nothing.
+    """Refuse settings without held-out prompts.
 
     Raises:
         DataError: no held-out prompts are configured.
@@ -380,7 +380,7 @@ def measure(
 
 
 def _plain(config: RunConfig) -> RunConfig:
-    """Without a new adapter on top of it."""
+    """The settings without a new adapter on top of the model."""
     return config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
 
 

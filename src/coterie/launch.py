@@ -177,7 +177,7 @@ def _run(
     scorer: Scorer,
     begin: Callable[[Trainer, Recorder], None],
 ) -> Path:
-    """Train from where `begin` puts the loop, whatever ends it; returns the run's folder."""
+    """Train from the state that `begin` sets up to the end, and record how the run ended; returns its folder."""
     recorder = _recorder_for(config, observer, run, inputs, policy)
     trainer: Trainer | None = None
     try:

@@ -171,7 +171,7 @@ def _scorable_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
 
 
 def require_scorable(config: RunConfig, inputs: Inputs) -> None:
-    """Refuse to begin with prompts that nothing can score: the run would end after its first step was sampled.
+    """Refuse prompts that no reward can score: the run would end after its first step was sampled.
 
     Raises:
         RewardError: names the source, its columns and the setting.
@@ -296,7 +296,7 @@ def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple
 
 
 def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
-    """A batch of what was sampled, with made-up advantages."""
+    """Packed rows of sampled turns, with made-up advantages."""
     rollouts = [
         Rollout(
             id=str(k),

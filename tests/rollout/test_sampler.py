@@ -44,9 +44,9 @@ class Says:
         lengths: Sequence[int] | None = None,
         **episodes: Any,
     ) -> list[Score]:
-        return [self._one(text) for text in completions]
+        return [self._score(text) for text in completions]
 
-    def _one(self, text: str) -> Score:
+    def _score(self, text: str) -> Score:
         if text.endswith("9"):
             return Score(reward=None, parts={"right": None}, error="broken")
         value = float(text.endswith("1"))

@@ -234,7 +234,7 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
 
 
 def _check_room(config: RunConfig, inputs: Inputs) -> None:
-    """The first turn fits into every episode."""
+    """Refuse a limit of the episode into which the first turn does not fit."""
     limit, first_turn = config.environment.max_tokens, inputs.longest() + config.sampling.max_tokens
     if config.environment.talks and first_turn > limit:
         raise ConfigError(
@@ -255,7 +255,7 @@ def _check_stops(config: RunConfig, chat: Chat) -> None:
 
 
 def check_trainable(config: RunConfig) -> None:
-    """Settings that sampling alone may have, but training may not.
+    """Refuse settings that sampling may have, but training may not.
 
     Raises:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.

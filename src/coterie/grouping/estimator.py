@@ -139,7 +139,7 @@ class GroupAwareEstimator:
 
     @property
     def model(self) -> PartwiseBaseline:
-        """Made on the first use, when the features are known."""
+        """The models of the reward parts, made on the first use, when the features are known."""
         if self._model is None:
             self._model = PartwiseBaseline(
                 self.features.map.columns,
@@ -154,7 +154,7 @@ class GroupAwareEstimator:
 
     @property
     def time(self) -> float:
-        """Of the next step: what fades, fades by it."""
+        """Time of the next step, by which evidence fades."""
         return float(self.step)
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], score: Score) -> Advantages:
@@ -255,8 +255,7 @@ class GroupAwareEstimator:
             )
 
     def allocate(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation:
-        """Which of the candidates to sample in this step, and how many rollouts each deserves: decided before any of
-        them is sampled, from what is expected of them."""
+        """Allocation of a step's rollouts to candidates by their expected rewards, before any of them is sampled."""
         names = tuple(prompt.id for prompt in candidates)
         return allocation(
             self.model.first,
@@ -324,7 +323,7 @@ class GroupAwareEstimator:
 
 
 def _changes(stats: Mapping[str, UpdateStats]) -> Iterator[str]:
-    """How the regions changed where they were drawn anew, a line each."""
+    """Changes of the regions where they were drawn anew, a line each."""
     for change in (part.redrawn for part in stats.values()):
         if change is not None:
             for verb, rules in (("split", change.split), ("merged", change.merged)):

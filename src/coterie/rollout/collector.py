@@ -90,7 +90,7 @@ class Experience:
 
 
 class Collector:
-    """Samples and scores rollouts.
+    """Collector of rollouts: samples, scores and stamps them with their context.
 
     Args:
         seed: of the run; every draw derives from it and from (version, prompt, sample, turn).

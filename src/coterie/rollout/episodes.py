@@ -1,4 +1,4 @@
-"""Attempts played in rounds: the next turns of all open episodes in one call of the engine.
+"""Episodes in rounds: the next turns of all open ones in one call of the engine.
 
 Tokens in, tokens out: what a turn is shown is, token for token, what the turn before was shown, what the model said,
 and what the chat template puts between there and the next turn. What the model said is never encoded again.
@@ -51,7 +51,7 @@ class Attempt:
     open: bool = True
 
     def show(self, yielded: object) -> tuple[Message, ...]:
-        """Take in what the environment yielded before a turn, and return its messages.
+        """Add the observation that the environment yielded before a turn, and return its messages.
 
         Raises:
             EpisodeError: it is no observation.
@@ -70,22 +70,22 @@ class Attempt:
         return tuple(observation.messages)
 
     def hear(self, turn: Turn, text: str) -> None:
-        """Take in what the model said."""
+        """Add the model's turn."""
         self.turns.append(turn)
         self.texts.append(text)
         self.messages.append(Message(role="assistant", content=text))
 
     def end(self, reward: float = 0.0) -> None:
-        """The environment is done."""
+        """End the episode, as its environment returned."""
         self.open = False
         self._earn(reward)
 
     def fail(self, cause: str) -> None:
-        """The environment failed."""
+        """End the episode as failed."""
         self.open, self.error = False, cause
 
     def cut(self, reason: StopReason) -> None:
-        """A limit ended it, where its environment would have gone on."""
+        """End the episode at a limit, where its environment would have gone on."""
         self.open = False
         self.turns[-1] = replace(self.turns[-1], stop_reason=reason)
         with suppress(Exception):  # the environment's own clean-up; nobody asks it anything any more
@@ -103,7 +103,7 @@ class Attempt:
 
     @property
     def transcript(self) -> tuple[Message, ...]:
-        """All that was said; nothing where the model answered its prompt once."""
+        """All messages of the episode; empty where the model answered its prompt once."""
         plain = len(self.turns) == 1 and tuple(self.messages[:-1]) == tuple(self.prompt.messages)
         return () if plain or not self.shown else tuple(self.messages)
 

@@ -27,7 +27,7 @@ from coterie.types import Credit, Group, Rollout, RolloutScores
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastGroup:
-    """A recorded group as the selection sees it. Its rewards stay with it: they never join a fresh group's mean."""
+    """A recorded group as the selection reads it. Its rewards stay with it: they never join a fresh group's mean."""
 
     key: str
     version: int
@@ -53,7 +53,8 @@ class Selection:
 def replayable(
     group: PastGroup, *, version: int, reward: str, staleness: int = 4, low: float = 0.5, high: float = 2.0
 ) -> bool:
-    """Past, not stale, scored by the reward in force, and every rollout's geometric ratio within [low, high].
+    """True for a past group that is not stale, was scored by the reward in force, and has the geometric ratio of every
+    rollout within [low, high].
 
     Every rollout, because a group without one of its members is another group with other statistics.
     """

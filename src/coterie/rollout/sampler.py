@@ -31,7 +31,7 @@ class Allocate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """One step's experience, and the groups of it that are learned from."""
+    """One step's experience, with the groups that it is trained on."""
 
     experience: Experience
     groups: list[Group]

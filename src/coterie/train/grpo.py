@@ -122,7 +122,7 @@ class Trainer:
         return self.learner.score(batches, with_reference=with_reference)
 
     def record(self, result: StepResult) -> None:
-        """Write the step's rollouts and metrics, and tell what a reader should know beside the numbers."""
+        """Write the step's rollouts and metrics, and report its events."""
         metrics = step_metrics(result, self.evaluator.criterion)
         self.recorder.step(result, metrics)
         events = step_events(result, metrics, dtype=self.learner.policy.dtype, eval_part=self.evaluator.criterion.part)
@@ -149,14 +149,14 @@ class Trainer:
         self.progress = replace(self.progress, evaluated=step)
 
     def plan(self) -> str:
-        """What follows a request to stop that comes now, as a text."""
+        """Consequence of a request to stop at this moment, as a line of text."""
         save = "saving a checkpoint, then stopping"
         if self.evaluating:
             return f"abandoning the evaluation, {save if self.progress.step else 'then stopping'}"
         return f"finishing the current step, {save}"
 
     def losses(self, run: Path) -> str:
-        """What is lost when the process ends now, and how to go on, as a text."""
+        """Steps that would be lost if the process ended now, and the way to go on, as a line of text."""
         step = self.progress.step
         if not step:
             return "no step was finished; start again with the same command"

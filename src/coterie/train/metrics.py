@@ -49,7 +49,7 @@ def text_measures(usable: Sequence[Rollout], groups: Sequence[Group]) -> dict[st
 
 
 def has_reasoning(completion: str) -> bool:
-    """Whether anything stands between `<think>` and `</think>`.
+    """True if anything stands between `<think>` and `</think>`.
 
     >>> has_reasoning("<think> </think> <answer>4</answer>"), has_reasoning("<think>2 + 2</think> 4")
     (False, True)
@@ -58,7 +58,7 @@ def has_reasoning(completion: str) -> bool:
 
 
 def _answer(rollout: Rollout) -> str:
-    """Final answer, as one would compare it."""
+    """Final answer, normalised for comparison."""
     return " ".join(extract_answer(rollout.completion).casefold().split())
 
 

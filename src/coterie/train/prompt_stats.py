@@ -107,7 +107,7 @@ class PromptStatsTable:
         return replace(rollout, context=replace(context, dispatch=snapshot, embedding=reference))
 
     def learn(self, step: int, rollouts: Iterable[Rollout]) -> None:
-        """Remember how they ended; those that ended in an error say nothing."""
+        """Add a step's rollouts, but for those that ended in an error."""
         for rollout in rollouts:
             if not rollout.outcome.usable or rollout.reward is None:
                 continue
@@ -117,7 +117,7 @@ class PromptStatsTable:
             self.tasks.setdefault(context.task, PromptStats()).add(step, rollout, right)
 
     def save(self, folder: Path) -> None:
-        """Into a checkpoint's folder."""
+        """Write the table into a checkpoint's folder."""
         tables = {"prompts": self.prompts, "tasks": self.tasks}
         arrays = {name: _table(tallies.values()) for name, tallies in tables.items()}
         names = {name: list(tallies) for name, tallies in tables.items()}

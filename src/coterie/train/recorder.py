@@ -33,7 +33,7 @@ PROMPTS = "prompts"
 
 
 class Recorder:
-    """Writes one run.
+    """Recorder of one run.
 
     Args:
         save_model: puts a model folder that transformers opens into the folder it is given.
@@ -152,11 +152,11 @@ class Recorder:
             )
 
     def saved_before(self) -> int | None:
-        """The newest step of which a checkpoint was recorded, whether or not it is still there."""
+        """The newest step with a recorded checkpoint, which may have been deleted since."""
         return max((event.step or 0 for event in self.db.events("checkpoint")), default=None)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the held-out prompts were measured at this step."""
+        """True if the held-out prompts were measured at this step."""
         return any(result.step == step for result in self.db.evals())
 
     def checkpoint(
@@ -239,13 +239,13 @@ class Recorder:
         raise CollapseError(message)
 
     def note(self, step: int | None, kind: str, message: str) -> None:
-        """An event: recorded, logged and told."""
+        """Record and log an event, and tell the observer."""
         self.record_event(step, kind, message)
         self.log.line(kind, message)
         self.observer.noted(kind, message)
 
     def record_event(self, step: int | None, kind: str, message: str) -> None:
-        """An event that the observer knows already."""
+        """Record an event without telling the observer."""
         self.db.event(kind, message, step)
 
     def last_facts(self, kind: str) -> dict[str, str]:
@@ -254,7 +254,7 @@ class Recorder:
         return {str(name): str(value) for name, value in events[-1].data.items()} if events else {}
 
     def facts(self, kind: str, step: int, data: Mapping[str, str]) -> None:
-        """What a later reader needs to know about this attempt; recorded and logged, not told."""
+        """Record and log facts about this attempt that a later reader needs; the observer is not told."""
         text = ", ".join(f"{name} {value}" for name, value in data.items())
         self.db.event(kind, text, step, data)
         self.log.line(kind, text)

@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """Length of a run, its intervals, and the selection of what an update trains on."""
+    """Length of a run, its intervals, and the selection of the rollouts that an update trains on."""
 
     steps: int
     eval_every: int = 0
@@ -74,15 +74,15 @@ class LoopSettings:
     seed: int = 0
 
     def finished(self, progress: Progress) -> bool:
-        """Whether the last step is done."""
+        """True if the last step is done."""
         return progress.step >= self.steps
 
     def evaluates(self, progress: Progress) -> bool:
-        """Whether the held-out prompts are to be measured now."""
+        """True if the held-out prompts are to be measured now."""
         return progress.evaluated != progress.step and (progress.step == 0 or self._due(progress, self.eval_every))
 
     def saves(self, progress: Progress) -> bool:
-        """Whether a checkpoint is to be saved now."""
+        """True if a checkpoint is to be saved now."""
         return self._due(progress, self.checkpoint_every)
 
     def _due(self, progress: Progress, every: int) -> bool:
@@ -91,7 +91,7 @@ class LoopSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepResult:
-    """All that one step returned; metrics, messages and files are made of it."""
+    """Result of one step, of which metrics, messages and files are made."""
 
     step: int
     """Steps done, this one included."""

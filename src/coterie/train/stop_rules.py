@@ -76,7 +76,7 @@ class StopDecision:
         return self.bad >= self.rule.patience
 
     def line(self) -> str:
-        """Why the run ends, in one sentence."""
+        """Reason for which the run ends, as a sentence."""
         rule = self.rule
         words = rule.kind.words.format(metric=rule.metric, threshold=rule.threshold)
         last = "" if self.value is None else f", {self.value:.4g} at the last"
@@ -120,7 +120,7 @@ class StopEvent:
     """Step of the last good checkpoint; None when there is none."""
 
     def message(self, run: Path, dropped: Sequence[int] = ()) -> str:
-        """What happened, what is kept, and what to do."""
+        """Message for the user: the reason, the checkpoint that is kept, and the next step."""
         gone = f" (removed, as they hold what went wrong: {', '.join(map(str, dropped))})" if dropped else ""
         if self.good is None:
             kept = "there is no checkpoint from before it began; lower checkpoint.every to have one next time"
@@ -155,7 +155,7 @@ class StopMonitor:
         return self._newest(self._decisions(step)) if self.rules else None
 
     def idle(self, step: int) -> Iterator[str]:
-        """Once: the rules whose metric this run does not record."""
+        """Warnings, given once, of rules whose metric this run does not record."""
         if self._asked:
             return
         self._asked = True
@@ -186,13 +186,13 @@ def stop_rules(config: StopConfig) -> list[StopRule]:
 
 
 def why_it_ended(database: MetricsDB) -> str:
-    """Why a stop rule ended the run, to begin a sentence with; empty when none did."""
+    """Reason for which a stop rule ended the run, as the start of a message; empty when none did."""
     events = database.events(COLLAPSE)
     return f"{events[-1].message}. The rule is relaxed now: " if events else ""
 
 
 def check_resumable(run: RunDirectory, rules: Sequence[StopRule]) -> None:
-    """A resume makes the same steps again, bit for bit: where a rule ended the run, it would end there again.
+    """Refuse to resume a run that a stop rule ended and would end again at the same step.
 
     Raises:
         RunError: a rule fired, and does so under the present settings too.
