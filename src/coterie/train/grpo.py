@@ -89,6 +89,7 @@ class Trainer:
         if self.settings.mask_truncated:
             fresh = without_truncated(fresh, rollouts)
 
+        # Past groups join the fresh ones, and rollouts with small advantages are left out at random.
         past = self.replay.draw(version, partial(self.score, with_reference=advantages.scores is not None))
         joined = {**rollouts, **past.rollouts}
         credits = informative(batch.groups, fresh) if self.settings.drop_zero_variance else fresh
