@@ -13,10 +13,16 @@ from typing import Any
 
 import torch
 
+from coterie.algo.advantages import by_prompt
+from coterie.algo.estimators import Advantages
 from coterie.callbacks import Callback, RunInfo
 from coterie.config.schema import RunConfig
+from coterie.policy.learner import UpdateReport
+from coterie.rollout.collector import Experience
+from coterie.rollout.sampler import StepBatch
 from coterie.runs import parquet, prompts, rollouts
-from coterie.types import EvalResult, Prompt, Rollout
+from coterie.train.step import StepResult
+from coterie.types import Credit, EvalResult, Group, Prompt, Rollout
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -103,6 +109,27 @@ def fingerprint(run: Path) -> dict[str, Any]:
         "checkpoint": last.name,
         "weights": weights,
     }
+
+
+def step_result(
+    experience: Experience,
+    *,
+    step: int = 1,
+    groups: Sequence[Group] | None = None,
+    credits: Sequence[Credit] = (),
+    metrics: Mapping[str, float] | None = None,
+    skipped: int = 0,
+) -> StepResult:
+    """The result of a step with this experience, of an estimator and a learner that did nothing else."""
+    groups = by_prompt(experience.rollouts) if groups is None else groups
+    return StepResult(
+        step=step,
+        batch=StepBatch(experience=experience, groups=list(groups), cursor=0, pending=()),
+        advantages=Advantages(),
+        credits=tuple(credits),
+        update=UpdateReport(metrics=dict(metrics or {}), logprobs={}, skipped=skipped),
+        seconds={"step": 6.0, "collect": 3.0, "update": 3.0},
+    )
 
 
 class Watch(Callback):

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from gradients import recorded
 
-from coterie.build.run import estimator_for_run, policy_for, read_inputs, use_threads
+from coterie.build.learner import group_aware_estimator
+from coterie.build.run import embed_for, policy_for, read_inputs, use_threads
 from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.grouping.arrays import Rollouts
@@ -105,11 +106,9 @@ def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareEstimator]]:
             use_threads(config)
             inputs = read_inputs(config, Callback())
             grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
-            estimator = estimator_for_run(
-                config.model_copy(update={"grouping": grouping}), inputs, policy_for(config, inputs)
-            )
-            assert isinstance(estimator, GroupAwareEstimator)
-            estimators[same] = estimator
+            config = config.model_copy(update={"grouping": grouping})
+            embed = embed_for(config, inputs, policy_for(config, inputs))
+            estimators[same] = group_aware_estimator(config, inputs.train.prompts, embed)
         yield run, estimators[same]
 
 

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from coterie.algo.subsample import keep_probabilities
 from coterie.batches.pack import plan
-from coterie.build.learner import learner_for
+from coterie.build.learner import group_aware_estimator, learner_for
 from coterie.build.run import (
     collector_for,
+    embed_for,
     engine_for,
-    estimator_for_run,
     policy_for,
     read_inputs,
     sampling_for,
@@ -38,7 +38,7 @@ from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareEstimator, sampled_weights
+from coterie.grouping.estimator import sampled_weights
 from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
@@ -154,19 +154,18 @@ def collect(run: Path, step: int, prompts: int) -> tuple[Pool, PromptFeatures]:
         collector = collector_for(config, engine, inputs.chat, scorer, seed=config.seed + 1_000_003)
         sampling = sampling_for(config, config.sampling.temperature)
         rollouts = collector.collect(drawn, samples=ATTEMPTS, sampling=sampling).rollouts
-    judge = estimator_for_run(config, inputs, policy)
-    assert isinstance(judge, GroupAwareEstimator)
-    judge.load(folder, adopt=False)
+    estimator = group_aware_estimator(config, inputs.train.prompts, embed_for(config, inputs, policy))
+    estimator.read(folder)
     names = tuple(prompt.id for prompt in drawn)
     shape = len(names), ATTEMPTS
     pool = Pool(
         prompts=names,
         rewards=np.array([np.nan if rollout.reward is None else rollout.reward for rollout in rollouts]).reshape(shape),
         weights={kind: _weights(rollouts, kind).reshape(shape) for kind in WEIGHTS},
-        features=judge.features.of(names),
+        features=estimator.features.of(names),
         scores=_scores(learner_for(config, policy, lambda: policy), rollouts).reshape(*shape, -1),
     )
-    return pool, judge.features
+    return pool, estimator.features
 
 
 def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -201,7 +200,7 @@ def taught(run: Path, step: int, arm: Arm, features: PromptFeatures) -> GroupAwa
 
 
 def recorded(run: Path, number: int, features: PromptFeatures, weights: str) -> Rollouts:
-    """One recorded step, as an estimator sees it; `weights` as in `[grouping]`, but for score_norm."""
+    """One recorded step, as an estimator sees it; `weights` as in `[grouping]`."""
     rows = [record.rollout for record in store.read_step(run / "rollouts", number) if record.rollout.reward is not None]
     names = tuple(rollout.context.prompt_id for rollout in rows)
     return Rollouts(

@@ -1,4 +1,4 @@
-"""The first five minutes: train the shipped demo recipe and tell what came of it."""
+"""The demo: train the shipped recipe, and report accuracy and completions before and after."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_demo(callback: Callback, *, seed: int, overrides: Sequence[str]) -> Path
 
 
 def summary(run: Path) -> Iterator[str]:
-    """What the demo prints at its end, a line each."""
+    """Lines that the demo prints at its end."""
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         before, after = ends(database)
         tests = compare(database, before, database, after)
@@ -57,8 +57,8 @@ def summary(run: Path) -> Iterator[str]:
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
         yield f"prompt   {question}   (answer: {pair.prompt.answer})"
-        yield f"  before   {_verdict(pair.before)}  {_short(pair.before.completion)}"
-        yield f"  after    {_verdict(pair.after)}  {_short(pair.after.completion)}"
+        yield f"  before   {_rightness(pair.before)}  {_short(pair.before.completion)}"
+        yield f"  after    {_rightness(pair.after)}  {_short(pair.after.completion)}"
     yield f"results  {run / 'README.md'} (learning curve: {run / 'curve.png'})"
     yield f"chat     coterie chat {run}"
     yield "next     train longer:      coterie demo --steps 90"
@@ -67,7 +67,7 @@ def summary(run: Path) -> Iterator[str]:
 
 
 def _nearby(path: Path) -> Path:
-    """Relative to the working folder where it is inside of it."""
+    """The path relative to the working folder, where it is inside of it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -87,7 +87,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _verdict(rollout: Rollout) -> str:
+def _rightness(rollout: Rollout) -> str:
     return "right" if is_right(rollout) else "wrong"
 
 

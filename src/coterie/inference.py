@@ -1,4 +1,4 @@
-"""A model without a run of its own: measured, sampled, talked with."""
+"""Inference with a model without a run of its own: evaluation, sampling, chat, and comparison with a base."""
 
 from __future__ import annotations
 
@@ -43,20 +43,31 @@ from coterie.rewards.pool import Scorer
 from coterie.runs.models import resolve
 from coterie.text import before_stop
 from coterie.train.evaluate import EVALUATING, Evaluation, interval_over_prompts
-from coterie.types import PASS, POOLED, EvalResult, Interval, Message, Prompt, Rollout, SampleKey, metric_of
+from coterie.types import (
+    PASS,
+    POOLED,
+    EvalResult,
+    Interval,
+    Message,
+    Prompt,
+    Rollout,
+    RolloutScores,
+    SampleKey,
+    metric_of,
+)
 
 # A conversation with a policy.
 
 
 class ChatTemplate(Protocol):
-    """The part of the chat that a conversation needs."""
+    """The chat template as far as a conversation needs it."""
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class ChatSession:
-    """Keeps the messages; each reply is sampled from all of them.
+    """A conversation; each reply is sampled from all messages so far.
 
     Args:
         context: longest sequence of the model, in tokens; an answer gets what the conversation leaves.
@@ -123,7 +134,7 @@ class Sampler:
     engine: Engine
 
     def evaluate(self, callback: Callback) -> Evaluation:
-        """Its held-out accuracy, with the rollouts."""
+        """Held-out accuracy of the model, with the rollouts."""
         step = _step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
         with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
@@ -161,7 +172,7 @@ def with_model(config: RunConfig, target: str | None) -> RunConfig:
 
 
 def require_heldout(config: RunConfig) -> None:
-    """Refuse to measure on nothing.
+    """Refuse settings without held-out prompts.
 
     Raises:
         DataError: no held-out prompts are configured.
@@ -210,9 +221,9 @@ def sample(
             sampling_for(config, config.sampling.temperature),
             progress=lambda done, total: callback.on_progress("sampling", done, total, "completions"),
         )
-        found = collector.collect(drawn, samples=1, sampling=sampling)
-    for rollout in found.rollouts:
-        yield found.prompt_of(rollout), rollout
+        experience = collector.collect(drawn, samples=1, sampling=sampling)
+    for rollout in experience.rollouts:
+        yield experience.prompt_of(rollout), rollout
 
 
 def complete(
@@ -314,7 +325,7 @@ def _system_of(target: str) -> str | None:
     return None if run is None else load_file(run / "config.toml").config.data.system
 
 
-# How far a model has moved from another one, on which tasks: what it gained, and what it may have forgotten.
+# Divergence of a model from another one by task: what it gained, and what it may have forgotten.
 #
 # KL(model‖base) is high where the model says what the base would not: it has learned, or gone astray. KL(base‖model) is
 # high where it no longer says what the base would have said: it has forgotten.
@@ -322,7 +333,7 @@ def _system_of(target: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """On one task; `all` pools them. Intervals are over prompts; KL in nats a token."""
+    """Divergence on one task; `all` pools them. Intervals are over prompts; KL in nats a token."""
 
     task: str
     prompts: int
@@ -353,59 +364,61 @@ def measure(
         RunError: a run has no checkpoint yet.
     """
     callback = callback or Callback()
-    settings = [with_model(config, one) for one in (target, against)]
+    settings = [with_model(config, name) for name in (target, against)]
     require_heldout(config)
     if settings[0].model.name == settings[1].model.name:
         raise ConfigError(f"{settings[0].model.name} would be compared with itself; name a run, or a base by --against")
-    model, base = (sampler_for(_plain(one), callback, need_train=False) for one in settings)
+    model, base = (sampler_for(_plain(section), callback, need_train=False) for section in settings)
     if model.inputs.heldout.token_ids != base.inputs.heldout.token_ids:
         raise ConfigError(
             f"{settings[0].model.name} and {settings[1].model.name} read the same prompts as different tokens, so "
             "neither can score what the other says; compare models of one tokenizer and chat template"
         )
-    said = model.evaluate(callback), base.evaluate(callback)
-    moved = _divergence(model, base, _rollouts(said[0])), _divergence(base, model, _rollouts(said[1]))
-    return _table(said, moved, config.seed)
+    evaluations = model.evaluate(callback), base.evaluate(callback)
+    moved = _divergence(model, base, _rollouts(evaluations[0])), _divergence(base, model, _rollouts(evaluations[1]))
+    return _table(evaluations, moved, config.seed)
 
 
 def _plain(config: RunConfig) -> RunConfig:
-    """Without a new adapter on top of it."""
+    """The settings without a new adapter on top of the model."""
     return config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
 
 
-def _rollouts(said: Evaluation) -> Sequence[Rollout]:
-    return () if said.experience is None else said.experience.rollouts
+def _rollouts(evaluation: Evaluation) -> Sequence[Rollout]:
+    return () if evaluation.experience is None else evaluation.experience.rollouts
 
 
-def _divergence(one: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> dict[str, tuple[str, float]]:
-    """Task and KL(one‖other) in nats a token by prompt id, from what `one` said. k3 of each token, whose expectation
-    over it is the KL of the two distributions there, and which is never negative."""
-    config = one.config
-    reference = Reference(one.policy, other.policy, ReferenceConfig())
-    kernel = choose_kernel(one.policy, config.optim.attention)
-    passes = ForwardPass(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
+def _divergence(sampler: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> dict[str, tuple[str, float]]:
+    """Task and KL(sampler‖other) in nats a token by prompt id, over what `sampler` sampled. k3 of each token, whose
+    expectation is the KL of the two distributions there, and which is never negative."""
+    config = sampler.config
+    reference = Reference(sampler.policy, other.policy, ReferenceConfig())
+    kernel = choose_kernel(sampler.policy, config.optim.attention)
+    passes = ForwardPass(sampler.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
     batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
-    scores = {name: found for batch in batches for name, found in passes.score(batch, entropy=False).items()}
+    scores: dict[str, RolloutScores] = {}
+    for batch in batches:
+        scores |= passes.score(batch, entropy=False)
     sums: dict[str, np.ndarray] = {}
     tasks = {item.context.prompt_id: item.context.task for item in rollouts}
     for item in rollouts:
         if item.id not in scores:
             continue
-        found = scores[item.id]
-        assert found.reference is not None
-        values = k3(torch.from_numpy(found.logprobs), torch.from_numpy(found.reference))
+        scored = scores[item.id]
+        assert scored.reference is not None
+        values = k3(torch.from_numpy(scored.logprobs), torch.from_numpy(scored.reference))
         sums.setdefault(item.context.prompt_id, np.zeros(2))
         sums[item.context.prompt_id] += float(values.sum()), len(values)
     return {name: (tasks[name], float(total / count)) for name, (total, count) in sums.items()}
 
 
 def _table(
-    said: tuple[Evaluation, Evaluation], moved: tuple[Mapping[str, tuple[str, float]], ...], seed: int
+    evaluations: tuple[Evaluation, Evaluation], moved: tuple[Mapping[str, tuple[str, float]], ...], seed: int
 ) -> list[Drift]:
-    model, base = ({result.task: result for result in one.results} for one in said)
+    model, base = ({result.task: result for result in evaluation.results} for evaluation in evaluations)
 
     def interval(task: str, number: int) -> Interval:
-        values = [value for own, value in moved[number].values() if task in (own, POOLED)]
+        values = [value for prompt_task, value in moved[number].values() if task in (prompt_task, POOLED)]
         return interval_over_prompts(values, seed, task, f"kl {number}")
 
     metrics = {task: metric_of([base[task], result]) for task, result in model.items() if task in base}

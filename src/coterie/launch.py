@@ -1,4 +1,4 @@
-"""The verbs, in one place for the program and for scripts. Here are those of a run: train and resume."""
+"""Verbs of a run: train and resume. The other verbs are here too, for the program and for scripts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from coterie.errors import CheckpointError, CollapseError, CoterieError, RunErro
 from coterie.inference import chat, evaluate, model_of, sample
 from coterie.inference import measure as drift
 from coterie.policy.model import Policy
-from coterie.preflight import dry_run, preflight, require_judges, validate
+from coterie.preflight import dry_run, preflight, require_scorable, validate
 from coterie.rewards.check import require_sound, sources
 from coterie.rewards.missing import hidden_columns
 from coterie.rewards.pool import Scorer
@@ -50,8 +50,9 @@ from coterie.train.grpo import Trainer
 from coterie.train.recorder import Prints, Recorder
 from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
 
-NEEDED: dict[str, type] = {"step": int, "cursor": int, "version": int, "learner": dict, "data_hash": str}
-"""What the state of a checkpoint must hold."""
+NEEDED: dict[str, type] = {"step": int, "cursor": int, "pending": list, "version": int, "scale": dict}
+NEEDED |= {"schedules": dict, "learner": dict, "data_hash": str}
+"""Keys of a checkpoint's state with the types of their values; one that lacks any is of another version."""
 __all__ = ["chat", "drift", "dry_run", "evaluate", "model_of", "resume", "sample", "train", "validate"]
 
 
@@ -64,7 +65,7 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 
 
 def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
-    """Names the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
+    """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
     then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
 
@@ -91,7 +92,7 @@ def train(config: RunConfig, callback: Callback | None = None, *, provenance: Ma
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
     inputs = read_inputs(config, callback)
-    require_judges(config, inputs)
+    require_scorable(config, inputs)
     stem = f"{source.label}-{inputs.train.prompts[0].task}"
     with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
@@ -104,7 +105,7 @@ def train(config: RunConfig, callback: Callback | None = None, *, provenance: Ma
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
-            return _go(config, callback, run, inputs, policy, scorer, lambda trainer, recorder: None)
+            return _run(config, callback, run, inputs, policy, scorer, lambda trainer, recorder: None)
 
 
 def resume(
@@ -144,8 +145,8 @@ def resume(
             scorer.start(inputs.prompts)
             callback.on_progress("loading the model")
             policy = policy_for(config, inputs)
-            begin = _start_over if fresh else partial(_restore, accept_reward_change=accept_reward_change)
-            return _go(config, callback, directory, inputs, policy, scorer, begin)
+            begin = _start_over if fresh else partial(_restore, config, accept_reward_change=accept_reward_change)
+            return _run(config, callback, directory, inputs, policy, scorer, begin)
 
 
 def _lengthened(run: RunDirectory, config: RunConfig, steps: int, callback: Callback) -> RunConfig:
@@ -167,7 +168,7 @@ def _lengthened(run: RunDirectory, config: RunConfig, steps: int, callback: Call
     return config.model_copy(update={"steps": steps})
 
 
-def _go(
+def _run(
     config: RunConfig,
     callback: Callback,
     run: RunDirectory,
@@ -176,7 +177,47 @@ def _go(
     scorer: Scorer,
     begin: Callable[[Trainer, Recorder], None],
 ) -> Path:
-    recorder = Recorder(
+    """Train from the state that `begin` sets up to the end, and record how the run ended; returns its folder."""
+    recorder = _recorder_for(config, callback, run, inputs, policy)
+    trainer: Trainer | None = None
+    try:
+        trainer = trainer_for(config, inputs, scorer, recorder, policy)
+        begin(trainer, recorder)
+        first = trainer.progress.step
+        _announce(config, trainer, inputs, policy, scorer)
+        with (
+            StopSignal(lambda message: callback.on_event("stop", message), trainer.plan) as stop,
+            printing_to(Prints(recorder.log, callback)),
+        ):
+            finished = trainer.run(stop)
+        step = trainer.progress.step
+        if not finished:
+            recorder.record_event(step, "stop", f"asked to stop; stopped after step {step}")
+            callback.on_event("stopped", stop.name)
+        if step > first and (reason := untrained(recorder.db)):
+            recorder.note(step, "warning", reason)
+        report_run(run)
+    except CollapseError:
+        report_run(run)
+        raise
+    except KeyboardInterrupt:
+        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
+        with suppress(CoterieError):
+            recorder.record_event(None if trainer is None else trainer.progress.step, "stop", f"interrupted; {message}")
+        raise KeyboardInterrupt(message) from None
+    except BaseException as error:
+        recorder.log.line("error", traceback.format_exc())
+        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
+            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        recorder.close()
+    callback.on_end(run.path, _closing_line(run, step, config.steps, finished))
+    return run.path
+
+
+def _recorder_for(config: RunConfig, callback: Callback, run: RunDirectory, inputs: Inputs, policy: Policy) -> Recorder:
+    return Recorder(
         run,
         callback=callback,
         save_model=_save_model(policy, inputs.chat),
@@ -188,56 +229,28 @@ def _go(
         criterion=criterion_for(config),
         reward_sources=sources(config.rewards, config.environment),
     )
-    trainer: Trainer | None = None
-    prints = Prints(recorder.log, callback)
-    try:
-        trainer = trainer_for(config, inputs, scorer, recorder, policy)
-        begin(trainer, recorder)
-        if trainer.step < config.steps:
-            recorder.require_room()
-        callback.on_start(_info(config, run, inputs, policy, trainer.step + 1))
-        _note_circumstances(recorder, trainer.step, inputs, policy)
-        hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
-        for note in dict.fromkeys((*scorer.notes, *hidden)):
-            recorder.note(trainer.step, "rewards", note)
-        for warning in warnings_of(config):
-            recorder.note(trainer.step, "warning", warning)
-        if trainer.step < config.steps:
-            callback.on_progress("measuring the memory of the longest batch")
-            recorder.note(trainer.step, "memory", preflight(config, inputs, trainer.learner).line())
-        first = trainer.step
-        with (
-            StopSignal(lambda message: callback.on_event("stop", message), trainer.plan) as stop,
-            printing_to(prints),
-        ):
-            finished = trainer.run(stop)
-        if not finished:
-            recorder.record_event(trainer.step, "stop", f"asked to stop; stopped after step {trainer.step}")
-            callback.on_event("stopped", stop.name)
-        if trainer.step > first and (reason := untrained(recorder.db)):
-            recorder.note(trainer.step, "warning", reason)
-        report_run(run)
-    except CollapseError:
-        report_run(run)
-        raise
-    except KeyboardInterrupt:
-        message = "nothing was trained" if trainer is None else trainer.losses(run.path)
-        with suppress(CoterieError):
-            recorder.record_event(None if trainer is None else trainer.step, "stop", f"interrupted; {message}")
-        raise KeyboardInterrupt(message) from None
-    except BaseException as error:
-        recorder.log.line("error", traceback.format_exc())
-        with suppress(CoterieError):  # the disk may be what failed; the first error is the one to tell
-            recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        recorder.close()
-    callback.on_end(run.path, _last_words(run, trainer.step, config.steps, finished))
-    return run.path
+
+
+def _announce(config: RunConfig, trainer: Trainer, inputs: Inputs, policy: Policy, scorer: Scorer) -> None:
+    """Events before the first step: the circumstances, notes and warnings, and the memory of the longest batch."""
+    recorder, step = trainer.recorder, trainer.progress.step
+    unfinished = step < config.steps
+    if unfinished:
+        recorder.require_room()
+    recorder.callback.on_start(_info(config, recorder.run, inputs, policy, step + 1))
+    _note_circumstances(recorder, step, inputs, policy)
+    hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
+    for note in dict.fromkeys((*scorer.notes, *hidden)):
+        recorder.note(step, "rewards", note)
+    for warning in warnings_of(config):
+        recorder.note(step, "warning", warning)
+    if unfinished:
+        recorder.callback.on_progress("measuring the memory of the longest batch")
+        recorder.note(step, "memory", preflight(config, inputs, trainer.learner).line())
 
 
 def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
-    """Record what the numbers depend on beside the settings, and warn where it changed since the run was started."""
+    """Record what the numbers depend on beside the settings, and warn where it changed since the last attempt."""
     now = machine.versions() | {
         "chat template": inputs.chat.template_hash,
         "device": policy.device.type,
@@ -259,11 +272,12 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
         recorder.note(step, "data", note)
 
 
-def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+    """Continue from the newest checkpoint that verifies, or from step 0 where none was ever saved."""
     run = recorder.run
-    found = checkpoint.newest(run.checkpoints, NEEDED)
+    latest = checkpoint.newest(run.checkpoints, NEEDED)
     ended = why_it_ended(recorder.db)
-    if found is None:
+    if latest is None:
         before = recorder.saved_before()
         if before is not None:
             raise CheckpointError(
@@ -274,45 +288,45 @@ def _restore(trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool
         text = "no checkpoint yet: starting over from step 0, with the same random draws"
         recorder.note(None, "resume", f"{ended}{text}")
         return
-    hashes = (recorder.config_hash, _config_hash(trainer.config, run, verbatim=True))
+    hashes = (recorder.config_hash, _config_hash(config, run, verbatim=True))
     for what, saved, now in (
-        ("settings", found.config_hash, hashes),
-        ("prompts, answers or chat template", found.state["data_hash"], (recorder.data_hash,)),
+        ("settings", latest.config_hash, hashes),
+        ("prompts, answers or chat template", latest.state["data_hash"], (recorder.data_hash,)),
     ):
         if saved not in now:
             raise CheckpointError(
-                f"{found.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
-                f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}"
+                f"{latest.path} was made with other {what} than {run.config} gives now; put them back, or start a new "
+                f"run from this checkpoint: coterie train @ {run.config} --model.name {latest.path}"
             )
-    changed = recorder.changed_rewards(found.step, found.state.get("reward_sources"))
+    changed = recorder.changed_rewards(latest.step, latest.state.get("reward_sources"))
     if changed and not accept_reward_change:
         raise CheckpointError(
-            f"the source of {', '.join(changed)} has changed since {found.path} was saved: restore it, or start a new "
-            f"run from this checkpoint: coterie train @ {run.config} --model.name {found.path}, or go on with the new "
+            f"the source of {', '.join(changed)} has changed since {latest.path} was saved: restore it, or start a new "
+            f"run from this checkpoint: coterie train @ {run.config} --model.name {latest.path}, or go on with the new "
             f"reward: coterie resume {run.path} --accept-reward-change, which compares no evaluation before step "
-            f"{found.step} with one after"
+            f"{latest.step} with one after"
         )
     for what in recorder.db.damage()[:8]:
-        recorder.note(found.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
-    for text in gaps(run, recorder.db, found.step):
-        recorder.note(found.step, "warning", text)
-    for path, reason in found.skipped:
-        recorder.note(found.step, "warning", f"skipped {path.name}: {reason}")
+        recorder.note(latest.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
+    for text in gaps(run, recorder.db, latest.step):
+        recorder.note(latest.step, "warning", text)
+    for path, reason in latest.skipped:
+        recorder.note(latest.step, "warning", f"skipped {path.name}: {reason}")
     try:
-        trainer.learner.load(found.path, found.state["learner"])
-        trainer.judge.load(found.path)
-        recorder.history.load(found.path)
-        forgotten = trainer.replay.load(found.path)
+        trainer.learner.load(latest.path, latest.state["learner"])
+        trainer.estimator.load(latest.path)
+        recorder.prompt_stats.load(latest.path)
+        forgotten = trainer.replay.load(latest.path)
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"the state of {found.path} lacks counters of the learner: {error!r}") from error
-    recorder.forget_after(found.step)
-    checkpoint.prune(run.checkpoints, found.step, recorder.keep, recorder.guard.good_checkpoint(found.step))
-    trainer.restore(found.state)
+        raise CheckpointError(f"the state of {latest.path} lacks counters of the learner: {error!r}") from error
+    recorder.forget_after(latest.step)
+    checkpoint.prune(run.checkpoints, latest.step, recorder.keep, recorder.stops.good_checkpoint(latest.step))
+    trainer.restore(latest.state)
     if changed:
-        recorder.reward_changed(found.step, changed)
-    recorder.note(found.step, "resume", f"{ended}continuing from {found.path.name}")
+        recorder.reward_changed(latest.step, changed)
+    recorder.note(latest.step, "resume", f"{ended}continuing from {latest.path.name}")
     if forgotten:
-        recorder.note(found.step, "warning", forgotten)
+        recorder.note(latest.step, "warning", forgotten)
 
 
 def _start_over(trainer: Trainer, recorder: Recorder) -> None:
@@ -327,8 +341,8 @@ def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
     trained = list(policy.parameters().values())
     masters = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in trained)
     moments = 2 * (sum(p.numel() for p in trained) if config.optim.state == "8bit" else masters)
-    held = trained if config.model.lora is not None else list(policy.model.parameters())
-    return masters + moments + sum(p.numel() * p.element_size() for p in held)
+    model_weights = trained if config.model.lora is not None else list(policy.model.parameters())
+    return masters + moments + sum(p.numel() * p.element_size() for p in model_weights)
 
 
 def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:
@@ -346,7 +360,7 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
     )
 
 
-def _last_words(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
+def _closing_line(run: RunDirectory, step: int, steps: int, finished: bool) -> str:
     if finished:
         return f"training finished, {counted(step, 'step')}; results and checkpoint are in {run.path}"
     if step == 0:

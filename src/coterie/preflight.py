@@ -1,4 +1,4 @@
-"""What `coterie validate` and `coterie train --dry-run` look at, one line a fact."""
+"""Checks of `coterie validate` and `coterie train --dry-run`, one line a fact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Report:
-    """Facts with a verdict each."""
+    """Facts, each with its level."""
 
     lines: list[tuple[Level, str, str]] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ def validate(config: RunConfig) -> Report:
     if inputs is not None:
         _data_lines(report, config, inputs)
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
-        _judge_lines(report, config, inputs)
+        _scorable_lines(report, config, inputs)
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     return report
 
@@ -90,7 +90,7 @@ def dry_run(config: RunConfig) -> Report:
         return report
     _data_lines(report, config, inputs)
     report.attempt("environment", lambda: _environment_line(report, config, inputs))
-    _judge_lines(report, config, inputs)
+    _scorable_lines(report, config, inputs)
     report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     policy = report.attempt("model", lambda: run.policy_for(config, inputs))
     if policy is None:
@@ -106,7 +106,7 @@ def dry_run(config: RunConfig) -> Report:
 
 
 def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
-    """One that measures: without a KL, whose reference is counted beside."""
+    """A learner without a reference, for the memory probe: the reference's memory is added as a number."""
     without = {
         "objective": config.objective.model_copy(update={"kl_beta": 0.0}),
         "reference": ReferenceConfig(),
@@ -116,11 +116,11 @@ def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    for name, found in (("train", inputs.train), ("held out", inputs.heldout)):
-        tasks = sorted({prompt.task for prompt in found.prompts})
-        text = counted(len(found.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
-        report.add("warn" if found.quarantined else "ok", f"data, {name}", text)
-        for note in found.warnings:
+    for name, prompt_set in (("train", inputs.train), ("held out", inputs.heldout)):
+        tasks = sorted({prompt.task for prompt in prompt_set.prompts})
+        text = counted(len(prompt_set.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
+        report.add("warn" if prompt_set.quarantined else "ok", f"data, {name}", text)
+        for note in prompt_set.warnings:
             report.add("ok", f"data, {name}", note)
     if not inputs.heldout.prompts:
         report.add(
@@ -131,53 +131,53 @@ def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
 
 
 def _environment_line(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    """Some episodes in which every turn says the gold answer: that the environment runs, and what it thinks of it."""
+    """A few episodes in which every turn says the gold answer: whether the environment runs, and its rewards."""
     limits = limits_of(config.environment)
     if limits is None or not inputs.prompts:
         return
-    seen = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
+    prompts = {prompt.id: prompt for prompt in _spread(inputs.prompts, 32)}
 
     def script(request: Request) -> list[int]:
         closing = THOUGHTS.get(inputs.chat.opening.strip(), "")
-        words = closing + (seen[request.key.prompt].answer or "?")
+        words = closing + (prompts[request.key.prompt].answer or "?")
         return list(inputs.chat.tokenizer(words, add_special_tokens=False)["input_ids"])
 
     engine, environment = ScriptedEngine(script), environment_for(config.environment)
     episodes = Episodes(engine, environment, inputs.chat, seed=config.seed, limits=limits)
     sampling = Sampling(temperature=1.0, max_tokens=config.sampling.max_tokens)
-    played = episodes.play([(prompt, 0) for prompt in seen.values()], sampling)
-    broken = [one for one in played if one.error is not None]
+    attempts = episodes.run([(prompt, 0) for prompt in prompts.values()], sampling)
+    broken = [attempt for attempt in attempts if attempt.error is not None]
     if broken:
-        level = "warn" if len(broken) <= config.collect.max_error_share * len(played) else "fail"
-        text = f"{len(broken)} of {len(played)} episodes failed; the first, of prompt {broken[0].prompt.id}: "
+        level = "warn" if len(broken) <= config.collect.max_error_share * len(attempts) else "fail"
+        text = f"{len(broken)} of {len(attempts)} episodes failed; the first, of prompt {broken[0].prompt.id}: "
         report.add(level, "environment", text + str(broken[0].error))
         return
-    turns = sum(len(one.turns) for one in played) / len(played)
-    earned = sum(turn.reward for one in played for turn in one.turns) / len(played)
+    turns = sum(len(attempt.turns) for attempt in attempts) / len(attempts)
+    earned = sum(turn.reward for attempt in attempts for turn in attempt.turns) / len(attempts)
     report.add(
         "ok",
         "environment",
-        f"{config.environment.name}: {len(played)} episodes in which every turn says the gold answer have {turns:.1f} "
-        f"turns and earn {earned:.2f} on average",
+        f"{config.environment.name}: {len(attempts)} episodes in which every turn says the gold answer have "
+        f"{turns:.1f} turns and earn {earned:.2f} on average",
     )
 
 
-def _judge_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
+def _scorable_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     for prompts in (inputs.train, inputs.heldout):
-        for gap in unscorable_prompts(config, prompts):
+        for gap in unscorable_prompts(config.rewards, prompts, config.collect.max_error_share):
             report.add("fail" if gap.fatal else "warn", "rewards", gap.text)
         for line in hidden_columns(prompts):
             report.add("warn", "rewards", line)
 
 
-def require_judges(config: RunConfig, inputs: Inputs) -> None:
-    """Refuse to begin with prompts that nothing can score: the run would end after its first step was sampled.
+def require_scorable(config: RunConfig, inputs: Inputs) -> None:
+    """Refuse prompts that no reward can score: the run would end after its first step was sampled.
 
     Raises:
         RewardError: names the source, its columns and the setting.
     """
     for prompts in (inputs.train, inputs.heldout):
-        for gap in unscorable_prompts(config, prompts):
+        for gap in unscorable_prompts(config.rewards, prompts, config.collect.max_error_share):
             if gap.fatal:
                 raise RewardError(gap.text, function=config.rewards.parts[0].name)
 
@@ -185,12 +185,12 @@ def require_judges(config: RunConfig, inputs: Inputs) -> None:
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
     with printing_to(ToStderr()), Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
-        found = self_test(
+        check = self_test(
             scorer,
             _spread(inputs.prompts, 32),
             encode=lambda text: inputs.chat.tokenizer(text, add_special_tokens=False)["input_ids"],
         )
-    for level, subject, text in (*found.lines(), *(("ok", "rewards", note) for note in scorer.notes)):
+    for level, subject, text in (*check.lines(), *(("ok", "rewards", note) for note in scorer.notes)):
         report.add(level, subject, text)
 
 
@@ -200,7 +200,11 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     for prompt in prompts:
         by_task.setdefault(prompt.task, []).append(prompt)
     each = max(1, count // max(1, len(by_task)))
-    return [prompt for found in by_task.values() for prompt in found[:: max(1, len(found) // each)][:each]]
+    return [
+        prompt
+        for task_prompts in by_task.values()
+        for prompt in task_prompts[:: max(1, len(task_prompts) // each)][:each]
+    ]
 
 
 def _batch_line(report: Report, config: RunConfig) -> None:
@@ -235,15 +239,15 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
 
 
 def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
-    found = preflight(config, inputs, learner)
+    usage = preflight(config, inputs, learner)
     device = learner.policy.device
-    extra, text = 0, found.line()
+    extra, text = 0, usage.line()
     if config.objective.kl_beta > 0 and config.model.lora is None:
-        extra = found.weights
+        extra = usage.weights
         text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
-    report.add("ok" if found.total + extra < free and found.limit is None else "warn", "memory", text)
+    report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)
 
 
 def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
@@ -292,7 +296,7 @@ def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple
 
 
 def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
-    """A batch of what was sampled, with made-up advantages."""
+    """Packed rows of sampled turns, with made-up advantages."""
     rollouts = [
         Rollout(
             id=str(k),

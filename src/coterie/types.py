@@ -110,7 +110,7 @@ class SamplingSnapshot:
     """Statistics of a rollout's prompt and task when it was sampled: of earlier steps alone, never of its own."""
 
     time: float
-    """Policy time: the estimator's clock where it has one, else the policy version."""
+    """Steps that the estimator has learned from where it remembers any, else the policy version."""
     attempts: int
     """Usable rollouts of the prompt before."""
     pass_rate: float | None
@@ -228,6 +228,8 @@ class Group:
     """[G] rollout ids."""
     rewards: tuple[float, ...]
     """[G]"""
+    weight: float = 1.0
+    """Importance weight on its members' advantages, where its prompt was not drawn uniformly."""
 
     @property
     def zero_variance(self) -> bool:
@@ -281,8 +283,6 @@ class RolloutScores:
     entropy: np.ndarray | None = None
     values: np.ndarray | None = None
     """The critic's; None without one."""
-    score_norms: np.ndarray | None = None
-    """1 - 2π + Σπ², a proxy of how much each token moves the policy; None where not computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from coterie.errors import CoterieError
 from coterie.train.recorder import Recorder
+from coterie.train.step import StepResult
 from faults.world import keep_chain
 
 TRIAL = "FAULT_TRIAL"
@@ -57,12 +57,12 @@ def at_step(step: int, deed: Callable[[], object]) -> Prepare:
     def arm() -> None:
         inner = Recorder.step
 
-        def record(self: Recorder, number: int, *rest: Any) -> None:
-            if number == step:
+        def record(self: Recorder, result: StepResult, metrics: Mapping[str, float]) -> None:
+            if result.step == step:
                 deed()
-            inner(self, number, *rest)
+            inner(self, result, metrics)
 
-        Recorder.step = record  # ty: ignore[invalid-assignment]
+        Recorder.step = record
 
     return arm
 

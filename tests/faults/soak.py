@@ -13,6 +13,7 @@ from pathlib import Path
 
 from coterie import launch
 from coterie.train.grpo import Trainer
+from coterie.train.step import StepResult
 from faults.cases import Case
 from faults.child import log_of, orphans
 from faults.harness import Attempt, Harness
@@ -81,10 +82,10 @@ def _killed(harness: Harness, runs: Path, steps: int, draw: random.Random) -> tu
 
 def _watch(file: Path) -> None:
     """From now on, each step of this process appends what the process holds."""
-    inner = Trainer.train_step
+    inner = Trainer.record
 
-    def train_step(self: Trainer) -> None:
-        inner(self)
+    def record(self: Trainer, result: StepResult) -> None:
+        inner(self, result)
         run = self.recorder.run.path
         usage = {
             "mib": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20,
@@ -97,7 +98,7 @@ def _watch(file: Path) -> None:
         with file.open("a") as out:
             out.write(json.dumps(usage) + "\n")
 
-    Trainer.train_step = train_step
+    Trainer.record = record
 
 
 def _flat(rows: list[dict[str, float]]) -> tuple[dict[str, float], str | None]:

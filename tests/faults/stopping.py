@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from coterie.cli.main import main
 from coterie.train.recorder import Recorder
+from coterie.train.step import StepResult
 from faults.cases import Case
 from faults.child import REFUSED, log_of, orphans
 from faults.harness import Attempt, Harness
@@ -32,20 +33,20 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
     runs = harness.folder(name)
     ready = runs / "ready"
 
-    def wait_for_signals(self: Recorder, number: int, *rest: Any) -> None:
-        if number == step:
+    def wait_for_signals(self: Recorder, result: StepResult, metrics: Mapping[str, float]) -> None:
+        if result.step == step:
             ready.touch()
             time.sleep(0.5)
             for _ in range(1000):
                 if (runs / "sent").exists():
                     break
                 time.sleep(0.01)
-        recorded(self, number, *rest)
+        recorded(self, result, metrics)
 
     recorded = Recorder.step
 
     def trap() -> None:
-        Recorder.step = wait_for_signals  # ty: ignore[invalid-assignment]
+        Recorder.step = wait_for_signals
 
     attempt = harness.start(runs, trap, lambda: main(["train", "@", str(settings_file(harness.world, runs))]))
     while not ready.exists() and os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

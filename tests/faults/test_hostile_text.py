@@ -32,6 +32,7 @@ from coterie.runs.metrics import MetricsDB
 from coterie.text import UNSAFE
 from coterie.train.recorder import Recorder
 from coterie.types import Message, Prompt
+from runs_for_tests import step_result
 
 SAYINGS = {
     "colour": "\x1b[31mred\x1b[0m",
@@ -140,7 +141,7 @@ def recorded(folder: Path, saying: str, out: io.StringIO) -> tuple[RunDirectory,
             group_size=3,
         )
     )
-    recorder.step(1, {"reward/mean": 0.5}, batch, [], {})
+    recorder.step(step_result(batch), {"reward/mean": 0.5})
     recorder.note(1, "warning", f"the first of them: {saying[:2_000]}")
     watcher.on_end(run.path, f"done {saying[:300]}")
     recorder.close()

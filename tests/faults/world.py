@@ -18,6 +18,7 @@ from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
 from coterie.runs import checkpoint, parquet, prompts, rollouts
 from coterie.train.grpo import Trainer
+from coterie.train.step import StepResult
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -94,16 +95,16 @@ class Link:
 
 def keep_chain(file: Path) -> None:
     """From now on, each step of this process appends its link: everything that a step decides, hashed."""
-    inner = Trainer.train_step
+    inner = Trainer.record
 
-    def train_step(self: Trainer) -> None:
-        inner(self)
-        link = {"step": self.step, "hash": state_hash(self), "time": time.monotonic()}
+    def record(self: Trainer, result: StepResult) -> None:
+        inner(self, result)
+        link = {"step": result.step, "hash": state_hash(self), "time": time.monotonic()}
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(handle, json.dumps(link).encode() + b"\n")  # one write: no kill can cut it
         os.close(handle)
 
-    Trainer.train_step = train_step
+    Trainer.record = record
 
 
 def read_chain(file: Path) -> list[Link]:
@@ -118,11 +119,16 @@ def state_hash(trainer: Trainer) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(trainer.learner.optimizer.state().items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    counters = {**trainer.learner.counters(), "cursor": trainer.cursor, "version": trainer.engine.version}
+    counters = {
+        **trainer.learner.counters(),
+        **trainer.progress.state(),
+        **trainer.schedules.state(),
+        "version": trainer.engine.version,
+    }
     digest.update(json.dumps(counters, sort_keys=True).encode())
     run = trainer.recorder.run
-    digest.update(_rows_hash(run.rollouts, trainer.step).encode())
-    metrics = trainer.recorder.db.step_metrics(trainer.step)
+    digest.update(_rows_hash(run.rollouts, trainer.progress.step).encode())
+    metrics = trainer.recorder.db.step_metrics(trainer.progress.step)
     digest.update(repr(sorted(item for item in metrics.items() if not item[0].startswith(TIMED))).encode())
     return digest.hexdigest()
 

@@ -21,10 +21,10 @@ def plans(draw):
     count = draw(st.integers(1, 40))
     expected = np.array(draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
     prompts = draw(st.integers(1, count))
-    least = draw(st.integers(1, 3))
-    most = draw(st.integers(least, 9))
-    rollouts = draw(st.integers(least * prompts, most * prompts))
-    return expected, {"prompts": prompts, "rollouts": rollouts, "least": least, "most": most}
+    low = draw(st.integers(1, 3))
+    high = draw(st.integers(low, 9))
+    rollouts = draw(st.integers(low * prompts, high * prompts))
+    return expected, {"prompts": prompts, "rollouts": rollouts, "min_rollouts": low, "max_rollouts": high}
 
 
 @settings(deadline=None)
@@ -36,8 +36,8 @@ def test_an_allocation_adds_up_and_keeps_its_bounds(plan, step, review):
     allocation = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
     assert allocation.chosen.size == np.unique(allocation.chosen).size == numbers["prompts"]
     assert allocation.rollouts.sum() == numbers["rollouts"]
-    assert allocation.rollouts.min() >= numbers["least"]
-    assert allocation.rollouts.max() <= numbers["most"]
+    assert allocation.rollouts.min() >= numbers["min_rollouts"]
+    assert allocation.rollouts.max() <= numbers["max_rollouts"]
     assert ((allocation.inclusion > 0) & (allocation.inclusion <= 1)).all()
     assert (allocation.weights <= 10).all()
     again = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
@@ -72,7 +72,9 @@ def test_importance_weights_restore_the_uniform_mean():
     expected, value = rng.random(30), rng.normal(size=30)
     means = []
     for step in range(2000):
-        plan = allocate(teaching_signal(expected), prompts=8, rollouts=24, most=6, clip=np.inf, counters=("w", step))
+        plan = allocate(
+            teaching_signal(expected), prompts=8, rollouts=24, max_rollouts=6, clip=np.inf, counters=("w", step)
+        )
         means.append((plan.weights * plan.rollouts) @ value[plan.chosen] / 24)
     assert np.mean(means) == pytest.approx(value.mean(), abs=4 * np.std(means) / np.sqrt(2000))
 

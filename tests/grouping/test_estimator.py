@@ -299,7 +299,7 @@ def test_the_expected_spread_follows_the_range_of_rewards():
         Settings(bounds=None, scale="expected")
 
 
-def test_evidence_fades_in_policy_time():
+def test_evidence_fades_with_time():
     def after(gap: float, settings: Settings) -> float:
         baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=settings.without("tree"))
         for time in range(5):

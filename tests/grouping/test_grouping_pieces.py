@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from coterie.grouping.experts import (
 )
 from coterie.grouping.features import FeatureMap, Reduction, complexity
 from coterie.grouping.memory import PromptMemory
-from coterie.grouping.reward_models import PolicyClock
 
 
 def groups(table: list[list[float]], weights: list[float] | None = None, history_mean: float = 0.5) -> Groups:
@@ -129,30 +127,6 @@ def test_memory_fades_towards_the_region_and_learns_how_lasting_prompts_are():
     assert memory.tau.value > before
     memory.rebase(rows, np.array([-0.1]))
     assert memory.mean[0] == pytest.approx(0.3 - 0.1 * (1 - 0.01 / memory.tau.value))
-
-
-def test_policy_time_follows_the_policy():
-    moves = np.array([0.02, 0.04, 0.0, 0.06, 1e-9])
-    means = np.cumsum(moves) / np.arange(1, 6)
-    clock = PolicyClock()
-    times = [clock.advance(moved) for moved in moves.tolist()]
-    np.testing.assert_allclose(times, np.cumsum(moves / means), rtol=1e-14)
-    with pytest.raises(ValueError, match="expected a mean"):
-        clock.advance(-1.0)
-
-
-def test_steady_movement_of_any_size_makes_policy_time_the_count_of_steps():
-    for size in (1e-6, 3.0):
-        clock = PolicyClock()
-        assert [round(clock.advance(size), 9) for _ in range(5)] == [1, 2, 3, 4, 5]
-
-
-def test_a_policy_that_has_not_moved_has_not_aged_and_a_clock_resumes_where_it_was():
-    clock, other = PolicyClock(), PolicyClock()
-    assert [clock.advance(0.0), clock.advance(0.0)] == [0.0, 0.0]
-    clock.advance(0.3)
-    other.load(json.loads(json.dumps(clock.state())))
-    assert clock.advance(0.7) == other.advance(0.7)
 
 
 def test_complexity_counts():

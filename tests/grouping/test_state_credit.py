@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from coterie.algo.advantages import AdvantageRule, by_prompt
-from coterie.algo.estimators import GroupEstimator, Terms
+from coterie.algo.estimators import Advantages, Estimator, GroupEstimator, Score, Terms
 from coterie.config.advantage import GroupingConfig
 from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
-from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
+from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
 
 TERMS = Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 1.0})
 
@@ -60,7 +60,7 @@ def rollout(prompt: str, sample: int, turns: Sequence[tuple[str | None, int, flo
     )
 
 
-def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
+def group_aware(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
     prompts = [
         Prompt(id=f"p{k}", messages=(Message(role="user", content=f"{k} + {k}"),), answer="", task="t")
         for k in range(3)
@@ -74,9 +74,13 @@ def judge(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
     )
 
 
-def credits_of(rollouts: Sequence[Rollout], who: GroupAwareEstimator | GroupEstimator) -> dict[str, Credit]:
+def advantages_of(rollouts: Sequence[Rollout], estimator: Estimator) -> Advantages:
     by_id = {rollout.id: rollout for rollout in rollouts}
-    return {credit.rollout_id: credit for credit in who(by_prompt(rollouts), by_id, {})}
+    return estimator(by_prompt(rollouts), by_id, lambda _: {})
+
+
+def credits_of(rollouts: Sequence[Rollout], estimator: Estimator) -> dict[str, Credit]:
+    return {credit.rollout_id: credit for credit in advantages_of(rollouts, estimator).credits}
 
 
 def step(seed: int = 0, *, turns: int = 3) -> list[Rollout]:
@@ -108,8 +112,8 @@ def turn_values(rollout: Rollout, credit: Credit) -> np.ndarray:
 def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
     """G_k - c·A_k is the baseline of turn k; flipping what its turn and later ones earned leaves it where it is."""
     before = step()
-    who = judge(preset, scale="none", weights="none")
-    credits = credits_of(before, who)
+    estimator = group_aware(preset, scale="none", weights="none")
+    credits = credits_of(before, estimator)
     for number in (0, 5, 11):
         original = before[number]
         for k in range(3):
@@ -119,7 +123,7 @@ def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
             total = sum(turn.reward for turn in flipped)
             changed = replace(original, turns=flipped, reward=total, reward_parts={"environment": total})
             after = credits_of(
-                [*before[:number], changed, *before[number + 1 :]], judge(preset, scale="none", weights="none")
+                [*before[:number], changed, *before[number + 1 :]], group_aware(preset, scale="none", weights="none")
             )
 
             def baseline(attempt: Rollout, credit: Credit, k: int = k) -> float:
@@ -131,8 +135,8 @@ def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
 
 def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> None:
     rollouts = step()
-    whole = credits_of(rollouts, judge(without=["state"]))
-    credits = credits_of(rollouts, judge())
+    whole = credits_of(rollouts, group_aware(without=["state"]))
+    credits = credits_of(rollouts, group_aware())
     for rollout in rollouts:
         values = turn_values(rollout, credits[rollout.id])
         assert values[0] == whole[rollout.id].advantage
@@ -149,7 +153,7 @@ def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit() -> None:
     rollouts = step(turns=1)
-    credits, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(without=["state"]))
+    credits, plain = credits_of(rollouts, group_aware()), credits_of(unnamed(rollouts), group_aware(without=["state"]))
     assert {name: credit.advantage for name, credit in credits.items()} == {
         name: credit.advantage for name, credit in plain.items()
     }
@@ -158,14 +162,13 @@ def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit
 
 def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
     rollouts = unnamed(step(turns=1))
-    with_it, without = judge(), judge(without=["state"])
-    assert credits_of(rollouts, with_it) == credits_of(rollouts, without)
-    assert with_it.metrics() == without.metrics()
-    plain, gigpo = gigpo_judge(anchors=0.0), gigpo_judge()
-    assert credits_of(rollouts, plain) == credits_of(rollouts, gigpo)
+    with_it, without = group_aware(), group_aware(without=["state"])
+    with_state, plain = advantages_of(rollouts, with_it), advantages_of(rollouts, without)
+    assert (with_state.credits, with_state.metrics) == (plain.credits, plain.metrics)
+    assert credits_of(rollouts, gigpo(anchors=0.0)) == credits_of(rollouts, gigpo())
 
 
-def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
+def gigpo(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
     return GroupEstimator(
         rule=AdvantageRule(scale="none", anchors=anchors, anchor_gamma=gamma),
         terms=TERMS,
@@ -178,7 +181,7 @@ def test_gigpo_gives_an_episode_of_one_turn_its_advantage_of_the_state() -> None
     """A solves in its first turn, B fails in two: each first turn is worth its return less the other's."""
     first = rollout("p0", 0, [("start", 1, 1.0)])
     second = rollout("p0", 1, [("start", 1, 0.0), ("again", 1, 0.0)])
-    credits = credits_of([first, second], gigpo_judge())
+    credits = credits_of([first, second], gigpo())
     assert credits[first.id].advantage == 0.5 + 1.0
     assert turn_values(second, credits[second.id]).tolist() == [-0.5 - 1.0, -0.5]
     assert credits[first.id].contributions == {"prompt": 0.5, "state": 1.0}
@@ -193,9 +196,7 @@ PLAYS = {
 }
 
 
-def expected_gradient(
-    who: GroupAwareEstimator | GroupEstimator, solved: float, share: str | None
-) -> tuple[float, float]:
+def expected_gradient(estimator: Estimator, solved: float, share: str | None) -> tuple[float, float]:
     """Of one attempt in a group of four, by enumeration: in the logit of solving at the first turn, and at the second.
 
     Args:
@@ -206,7 +207,7 @@ def expected_gradient(
     for names in itertools.product(PLAYS, repeat=4):
         group = [rollout("p0", sample, PLAYS[name]) for sample, name in enumerate(names)]
         chance = math.prod(chances[name] for name in names)
-        credits = credits_of(group, who)
+        credits = credits_of(group, estimator)
         for attempt, name in zip(group, names, strict=True):
             credit = credits[attempt.id]
             count = len(attempt.turns)
@@ -222,7 +223,7 @@ def expected_gradient(
 def test_the_expected_gradient_of_gigpos_state_term_is_the_true_one(solved: float) -> None:
     """Also where an attempt ends after its first turn: leaving those out would give `solved` times the true one."""
     gamma = 0.9
-    first, second = expected_gradient(gigpo_judge(gamma=gamma), solved, "prompt")
+    first, second = expected_gradient(gigpo(gamma=gamma), solved, "prompt")
     np.testing.assert_allclose(first, solved * (1 - solved) * (1 - gamma * SECOND), rtol=1e-12)
     met = 1 - solved**3  # a state that no other attempt came to has no term, whatever was done there
     np.testing.assert_allclose(second, (1 - solved) * met * SECOND * (1 - SECOND), rtol=1e-12)
@@ -233,13 +234,11 @@ def test_the_expected_gradient_of_the_scale_of_states_is_the_true_one(solved: fl
     class Still(GroupAwareEstimator):
         """Learns nothing from one group to the next, which are alternatives here."""
 
-        def __call__(
-            self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Mapping[str, RolloutScores]
-        ) -> list[Credit]:
+        def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], score: Score) -> Advantages:
             self._model, self.step = None, 0
-            return super().__call__(groups, rollouts, scores)
+            return super().__call__(groups, rollouts, score)
 
-    plain = judge("rloo", scale="none", weights="none")
+    plain = group_aware("rloo", scale="none", weights="none")
     still = Still(plain.config, terms=TERMS, features=plain.features, part_weights={"environment": 1.0}, seed=0)
     first, second = expected_gradient(still, solved, None)
     np.testing.assert_allclose(first, solved * (1 - solved) * (1 - SECOND), rtol=1e-9)
@@ -247,10 +246,9 @@ def test_the_expected_gradient_of_the_scale_of_states_is_the_true_one(solved: fl
 
 
 def test_the_share_of_the_scale_is_a_metric() -> None:
-    who = judge("rloo")
-    credits_of(step(), who)
-    assert who.metrics()["grouping/scale/state"] > 0
-    assert 0 < who.metrics()["grouping/state/shared"] <= 1
+    metrics = advantages_of(step(), group_aware("rloo")).metrics
+    assert metrics["grouping/scale/state"] > 0
+    assert 0 < metrics["grouping/state/shared"] <= 1
 
 
 def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> None:
@@ -258,13 +256,13 @@ def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> Non
     first = rollout("p0", 0, [("a", 1, 0.4), ("b", 1, 0.2)])
     second = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
     first = replace(first, reward=0.8)  # 0.5 · 0.6 + 0.5
-    who = GroupEstimator(
+    estimator = GroupEstimator(
         rule=AdvantageRule(baseline="leave_one_out", scale="none", anchors=1.0, anchor_gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},
         step_weights={},
     )
-    credits = credits_of([first, second], who)
+    credits = credits_of([first, second], estimator)
     np.testing.assert_allclose(credits[first.id].advantage, [0.8 + 0.8, 0.8 + 0.6])
     np.testing.assert_allclose(credits[second.id].advantage, [-0.8 - 0.8, -0.8 - 0.6])
     assert credits[first.id].contributions == pytest.approx({"prompt": 0.8, "state": 0.7})

@@ -86,7 +86,7 @@ def test_a_head_on_the_shared_trunk_adds_its_gradient_to_the_policys(
     loss = policy_sum(model, items, credits, monkeypatch) + 0.7 * value_sum(model, head, items, credits)
     loss.backward()
     for batch in batches:
-        learner._backward(batch, UpdateContext())
+        learner._backward(batch, UpdateContext(), learner.objective)
     assert learner.critic is not None
     got = learner.critic.optimizer.take_gradients()
     want = {f"critic/head.{name}": p.grad for name, p in head.named_parameters() if p.grad is not None}
@@ -102,7 +102,7 @@ def test_a_critic_of_its_own_leaves_the_policys_gradient_alone(monkeypatch: pyte
     policy_sum(model, items, credits, monkeypatch).backward()
     value_sum(other, head, items, credits).backward()
     for batch in batches:
-        learner._backward(batch, UpdateContext())
+        learner._backward(batch, UpdateContext(), learner.objective)
     assert learner.critic is not None
     got = learner.critic.optimizer.take_gradients()
     want = {f"critic/head.{name}": p.grad for name, p in head.named_parameters()}
@@ -121,7 +121,7 @@ def test_cutting_the_row_does_not_change_the_critics_gradient() -> None:
     assert len(small) > 2
     for learner, parts in ((whole, batches), (cut, small)):
         for part in parts:
-            learner._backward(part, UpdateContext())
+            learner._backward(part, UpdateContext(), learner.objective)
     assert whole.critic is not None
     assert cut.critic is not None
     assert_same(cut.critic.optimizer.take_gradients(), whole.critic.optimizer.take_gradients())

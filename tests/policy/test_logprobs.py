@@ -13,7 +13,7 @@ from coterie.policy.head import Head, LogitTransform
 from coterie.policy.logprobs import OutputFlags, TokenOutputs, chunked_scores
 
 TEMPERATURE = 0.7
-EVERYTHING = OutputFlags(entropy_gradient=True, score_norm=True)
+EVERYTHING = OutputFlags(entropy_gradient=True)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,6 @@ def full(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -
     return TokenOutputs(
         logprobs=picked,
         entropies=-(chances * logs).sum(-1),
-        score_norms=(torch.nn.functional.one_hot(targets, 11) - chances).square().sum(-1),
     )
 
 
@@ -48,7 +47,7 @@ def test_values_and_gradients_of_both_outputs_are_those_of_full_logits(bias):
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
     outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
     want = full(hidden, weight, offset, targets)
-    for name in ("logprobs", "entropies", "score_norms"):
+    for name in ("logprobs", "entropies"):
         torch.testing.assert_close(getattr(outputs, name), getattr(want, name))
     pull = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for first, second in ((pull[0], pull[1]), (0 * pull[0], pull[1]), (pull[0], 0 * pull[1])):
@@ -132,9 +131,7 @@ def test_unless_asked_entropies_have_no_gradient_and_nothing_more_is_computed():
         torch.autograd.grad(logprobs.sum(), hidden)[0], torch.autograd.grad(want.logprobs.sum(), hidden)[0]
     )
     bare = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=OutputFlags())
-    assert bare.entropies.tolist() == bare.score_norms.tolist() == [0] * 7
-    with_norm = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
-    assert not with_norm.score_norms.requires_grad
+    assert bare.entropies.tolist() == [0] * 7
 
 
 def test_log_probs_do_not_depend_on_what_else_is_asked_for():
@@ -149,23 +146,10 @@ def test_log_probs_do_not_depend_on_what_else_is_asked_for():
     torch.testing.assert_close(grads[0], grads[2])
 
 
-def test_score_norms_of_sure_and_even_tokens():
-    weight = torch.tensor([[60.0], [0.0], [0.0]], dtype=torch.float64)
-    outputs = chunked_scores(
-        torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64),
-        weight,
-        None,
-        torch.tensor([0, 1, 2]),
-        temperature=1.0,
-        flags=OutputFlags(score_norm=True),
-    )
-    assert outputs.score_norms.tolist() == pytest.approx([0, 1 - 2 / 3 + 1 / 3, 2], abs=1e-12)
-
-
 def test_bfloat16_states_give_float32_scores_and_finite_gradients():
     hidden, weight, offset, targets = parts(dtype=torch.bfloat16)
     outputs = chunked_scores(hidden, weight, offset, targets, temperature=TEMPERATURE, flags=EVERYTHING)
-    assert {outputs.logprobs.dtype, outputs.entropies.dtype, outputs.score_norms.dtype} == {torch.float32}
+    assert {outputs.logprobs.dtype, outputs.entropies.dtype} == {torch.float32}
     (outputs.logprobs.sum() + outputs.entropies.sum()).backward()
     assert hidden.grad is not None
     assert hidden.grad.dtype == torch.bfloat16

@@ -67,7 +67,7 @@ def operations(batch: Batch) -> int:
     """How many operations a forward and backward pass of the tiny learner takes."""
     learner, count = small(), Refuse(0)
     with count:
-        learner._backward_part(batch, UpdateContext(), set())
+        learner._backward_part(batch, UpdateContext(), learner.objective, set())
     return -count.left
 
 

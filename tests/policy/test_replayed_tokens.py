@@ -98,9 +98,7 @@ def _key(rollout: Rollout) -> tuple[str, int]:
 
 
 def corrected() -> Any:
-    trained = learner(tiny_policy())
-    trained.objective = Objective(correction="token_truncate", correction_high=2.0)
-    return trained
+    return learner(tiny_policy(), objective=Objective(correction="token_truncate", correction_high=2.0))
 
 
 @pytest.mark.parametrize("how", ["sequence", "token", "prompt"])
@@ -236,10 +234,10 @@ def test_the_kl_and_a_mask_by_entropy_reach_past_tokens_too() -> None:
     options: dict[str, Any] = {"normalize": "token", "token_budget": 60, "skip_zero": False}
     batches = plan([*fresh, *past], credits, **options)
     scores = trained.score(batches)
-    given = trained.update([batches, batches], scores).metrics
+    given = trained.update([batches, batches], scores=scores).metrics
     again = learner(tiny_policy(), beta=0.1, reference=tiny_policy(seed=9))
     again.entropy_share = 0.5
     assert again.update([batches, batches]).metrics == given
-    bare = trained.score(batches, companions=False)[past[0].id]
+    bare = trained.score(batches, with_reference=False)[past[0].id]
     assert bare.reference is None
     assert bare.entropy is None

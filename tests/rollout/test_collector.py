@@ -13,12 +13,12 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.envs.base import Episode
 from coterie.envs.registry import SingleTurn
 from coterie.errors import RewardError
-from coterie.policy.learner import UpdateReport
 from coterie.rewards.base import Score
 from coterie.rollout.collector import Collector, Experience
 from coterie.train.evaluate import Criterion
 from coterie.train.metrics import step_metrics
 from coterie.types import Message, Outcome, Prompt, StopReason
+from runs_for_tests import step_result
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=3)
 
@@ -53,9 +53,9 @@ class Marks:
         tokens: Sequence[Sequence[int]] | None = None,
         version: int = 0,
     ) -> list[Score]:
-        return [self._one(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        return [self._score(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
-    def _one(self, prompt: Prompt, text: str) -> Score:
+    def _score(self, prompt: Prompt, text: str) -> Score:
         if prompt.answer == "?":
             return Score(reward=None, parts={}, error="marks raised ValueError: no idea")
         value = float(text.startswith(prompt.answer or ""))
@@ -78,31 +78,31 @@ def collector(environment: object = None, *, share: float = 1.0) -> Collector:
     )
 
 
-def by_id(found: Experience) -> dict[str, Outcome]:
-    return {rollout.id: rollout.outcome for rollout in found.rollouts}
+def by_id(experience: Experience) -> dict[str, Outcome]:
+    return {rollout.id: rollout.outcome for rollout in experience.rollouts}
 
 
 def test_every_attempt_is_stamped_and_scored() -> None:
-    found = collector().collect([prompt("p"), prompt("q", "c")], samples=5, sampling=SAMPLING)
-    assert [rollout.reward for rollout in found.rollouts] == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]
-    assert by_id(found)["p#4@0"] is Outcome.TRUNCATED
-    last = found.rollouts[-1]
+    experience = collector().collect([prompt("p"), prompt("q", "c")], samples=5, sampling=SAMPLING)
+    assert [rollout.reward for rollout in experience.rollouts] == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert by_id(experience)["p#4@0"] is Outcome.TRUNCATED
+    last = experience.rollouts[-1]
     assert (last.context.prompt_id, last.context.completion_length, last.context.version) == ("q", 3, 0)
-    assert found.prompt_of(last).id == "q"
-    assert found.tokens == 2 * (1 + 1 + 2 + 3 + 3)
+    assert experience.prompt_of(last).id == "q"
+    assert experience.tokens == 2 * (1 + 1 + 2 + 3 + 3)
 
 
 def test_a_prompt_drawn_twice_is_one_larger_group() -> None:
-    found = collector().collect([prompt("p"), prompt("p")], samples=2, sampling=SAMPLING)
-    (group,) = by_prompt(found.rollouts)
+    experience = collector().collect([prompt("p"), prompt("p")], samples=2, sampling=SAMPLING)
+    (group,) = by_prompt(experience.rollouts)
     assert group.members == ("p#0@0", "p#1@0", "p#2@0", "p#3@0")
 
 
 def test_a_reward_error_enters_no_group() -> None:
-    found = collector().collect([prompt("p"), prompt("q", "?")], samples=2, sampling=SAMPLING)
-    assert set(by_id(found).values()) == {Outcome.OK, Outcome.REWARD_ERROR}
-    assert [group.key for group in by_prompt(found.rollouts)] == ["p@0"]
-    assert all(rollout.reward is None for rollout in found.errors)
+    experience = collector().collect([prompt("p"), prompt("q", "?")], samples=2, sampling=SAMPLING)
+    assert set(by_id(experience).values()) == {Outcome.OK, Outcome.REWARD_ERROR}
+    assert [group.key for group in by_prompt(experience.rollouts)] == ["p@0"]
+    assert all(rollout.reward is None for rollout in experience.errors)
 
 
 def test_too_many_errors_end_the_run_with_the_first_cause() -> None:
@@ -116,9 +116,9 @@ def test_an_environment_that_raises_is_no_reward() -> None:
             yield prompt.messages
             raise RuntimeError("the tool is gone")
 
-    found = collector(Broken()).collect([prompt("p")], samples=1, sampling=SAMPLING)
-    assert found.rollouts[0].outcome is Outcome.ENV_ERROR
-    assert found.rollouts[0].error == "the environment raised RuntimeError: the tool is gone"
+    experience = collector(Broken()).collect([prompt("p")], samples=1, sampling=SAMPLING)
+    assert experience.rollouts[0].outcome is Outcome.ENV_ERROR
+    assert experience.rollouts[0].error == "the environment raised RuntimeError: the tool is gone"
 
 
 def test_an_environment_that_wants_more_turns_than_allowed_is_cut() -> None:
@@ -127,15 +127,15 @@ def test_an_environment_that_wants_more_turns_than_allowed_is_cut() -> None:
             yield prompt.messages
             yield prompt.messages
 
-    found = collector(Chatty()).collect([prompt("p")], samples=1, sampling=SAMPLING)
-    (rollout,) = found.rollouts
+    experience = collector(Chatty()).collect([prompt("p")], samples=1, sampling=SAMPLING)
+    (rollout,) = experience.rollouts
     assert (rollout.outcome, rollout.stop_reason) == (Outcome.TRUNCATED, StopReason.EPISODE)
     assert len(rollout.turns) == 1
 
 
 def test_groups_of_another_scale_are_a_key_away() -> None:
-    found = collector().collect([prompt("p"), prompt("q")], samples=2, sampling=SAMPLING)
-    (group,) = by_key(found.rollouts, "task", lambda context: context.task)
+    experience = collector().collect([prompt("p"), prompt("q")], samples=2, sampling=SAMPLING)
+    (group,) = by_key(experience.rollouts, "task", lambda context: context.task)
     assert (group.scale, len(group.members)) == ("task", 4)
 
 
@@ -145,12 +145,10 @@ def test_solved_means_correct_and_not_just_equal() -> None:
     def script(request: Request) -> list[int]:
         return [2] if request.key.prompt == "r" and request.key.sample else engine_says[request.key.prompt]
 
-    one = collector()
-    one.engine = ScriptedEngine(script)
-    found = one.collect([prompt("p"), prompt("q"), prompt("r")], samples=2, sampling=SAMPLING)
-    report = UpdateReport(metrics={}, logprobs={}, skipped=0)
-    seconds = {"step": 1.0, "collect": 1.0, "update": 1.0}
-    metrics = step_metrics(found, by_prompt(found.rollouts), report, seconds, criterion=Criterion(part="marks"))
+    source = collector()
+    source.engine = ScriptedEngine(script)
+    experience = source.collect([prompt("p"), prompt("q"), prompt("r")], samples=2, sampling=SAMPLING)
+    metrics = step_metrics(step_result(experience), Criterion(part="marks"))
     shares = {name: metrics[f"groups/{name}"] for name in ("solved", "none", "mixed", "zero_variance")}
     assert shares == pytest.approx({"solved": 1 / 3, "none": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
     assert metrics["reward/mean"] == metrics["reward/part/marks"] == 0.5
@@ -174,7 +172,7 @@ class Listener:
         assert [len(ids) for ids in facts.pop("tokens")] == facts["lengths"]
         assert facts.pop("version") == 0
         steps = [{"s": ((3, 0.5), (len(text) - 1, 0.0), (len(text), 1.0))} for text in completions]
-        return [Score(reward=1.0, parts={"s": 1.0}, error=None, steps=found) for found in steps]
+        return [Score(reward=1.0, parts={"s": 1.0}, error=None, steps=step_rewards) for step_rewards in steps]
 
 
 def listened(chat: Letters, words: list[int], stop: tuple[str, ...] = ()) -> tuple[Listener, Experience]:
@@ -193,9 +191,9 @@ def listened(chat: Letters, words: list[int], stop: tuple[str, ...] = ()) -> tup
 
 
 def test_what_the_template_opened_stands_before_what_rewards_judge_and_not_in_the_record() -> None:
-    listener, found = listened(Opened(), [1, 2, 3])
+    listener, experience = listened(Opened(), [1, 2, 3])
     assert listener.asked == [(("<think>\nbcd",), {"lengths": [3], "openings": ["<think>\n"]})]
-    (rollout,) = found.rollouts
+    (rollout,) = experience.rollouts
     assert rollout.completion == "bcd"
     assert [(step.end, step.value) for step in rollout.step_rewards] == [(0, 0.5), (1, 0.0), (2, 1.0)]
     listener, _ = listened(Letters(), [1, 2, 3])
@@ -203,8 +201,8 @@ def test_what_the_template_opened_stands_before_what_rewards_judge_and_not_in_th
 
 
 def test_a_stop_string_leaves_the_text_and_stays_in_the_tokens() -> None:
-    listener, found = listened(Letters(), [1, 2, 3, 4, 5], stop=("de", "zz"))
-    (rollout,) = found.rollouts
+    listener, experience = listened(Letters(), [1, 2, 3, 4, 5], stop=("de", "zz"))
+    (rollout,) = experience.rollouts
     assert listener.asked == [(("bc",), {"lengths": [5]})]
     assert (rollout.completion, rollout.turns[0].tokens) == ("bc", (1, 2, 3, 4, 5))
     assert rollout.context.completion_length == 5
@@ -212,8 +210,8 @@ def test_a_stop_string_leaves_the_text_and_stays_in_the_tokens() -> None:
 
 
 def test_a_stop_string_stays_in_a_text_that_was_cut() -> None:
-    _, found = listened(Letters(), list(range(1, 12)), stop=("zz",))
-    assert found.rollouts[0].completion == "bcdefghij"
+    _, experience = listened(Letters(), list(range(1, 12)), stop=("zz",))
+    assert experience.rollouts[0].completion == "bcdefghij"
 
 
 def test_an_environment_is_told_without_the_stop_string_and_with_the_opening() -> None:

@@ -50,7 +50,7 @@ class Sums:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], **facts: Any) -> list[Score]:
         self.told.append({"completions": list(completions), **facts})
         earned = facts.get("earned") or [[0.0]] * len(completions)
-        return [Score(reward=sum(one), parts={"environment": sum(one)}, error=None) for one in earned]
+        return [Score(reward=sum(rewards), parts={"environment": sum(rewards)}, error=None) for rewards in earned]
 
 
 def user(text: str) -> tuple[Message, ...]:
@@ -82,89 +82,89 @@ def play(
         max_error_share=1.0,
         limits=limits or Limits(turns=4, tokens=60),
     )
-    found = collector.collect([question or prompt()], samples=samples, sampling=sampling, quorum=quorum)
-    return list(found.rollouts), scorer
+    experience = collector.collect([question or prompt()], samples=samples, sampling=sampling, quorum=quorum)
+    return list(experience.rollouts), scorer
 
 
 def counts(prompt: Prompt):
     """Asks for the turn's number twice more; each turn earns its number."""
-    said = yield prompt.messages
-    said = yield Observation(messages=user(f"1{said}"), state=("second", said), reward=0.25)
+    reply = yield prompt.messages
+    reply = yield Observation(messages=user(f"1{reply}"), state=("second", reply), reward=0.25)
     yield Observation(messages=user("2"), reward=0.5)
     return 0.125
 
 
 def test_each_turn_goes_on_from_the_exact_tokens_of_the_one_before() -> None:
-    (one,), scorer = play(counts, lambda request: [request.key.turn + 4, END])
-    assert [turn.prompt_tokens for turn in one.turns] == [
+    (rollout,), scorer = play(counts, lambda request: [request.key.turn + 4, END])
+    assert [turn.prompt_tokens for turn in rollout.turns] == [
         (50, 8),
         (50, 8, 4, END, 50, 2, 4),
         (50, 8, 4, END, 50, 2, 4, 5, END, 50, 3),
     ]
-    tokens, trained, _ = continuation(one)
+    tokens, trained, _ = continuation(rollout)
     assert tokens[trained].tolist() == [4, END, 5, END, 6, END]
-    assert [turn.reward for turn in one.turns] == [0.25, 0.5, 0.125]
-    assert [message["content"] for message in one.messages] == ["7", "3", "13", "4", "2", "5"]
-    assert one.turns[0].state == digest(one.messages[:1])
-    assert one.turns[1].state == "('second', '3')"
-    assert one.turns[2].state == digest(one.messages[:5])
-    assert (one.completion, one.outcome, one.reward) == ("5", Outcome.OK, 0.875)
-    assert (one.context.prompt_length, one.context.completion_length) == (2, 6)
+    assert [turn.reward for turn in rollout.turns] == [0.25, 0.5, 0.125]
+    assert [message["content"] for message in rollout.messages] == ["7", "3", "13", "4", "2", "5"]
+    assert rollout.turns[0].state == digest(rollout.messages[:1])
+    assert rollout.turns[1].state == "('second', '3')"
+    assert rollout.turns[2].state == digest(rollout.messages[:5])
+    assert (rollout.completion, rollout.outcome, rollout.reward) == ("5", Outcome.OK, 0.875)
+    assert (rollout.context.prompt_length, rollout.context.completion_length) == (2, 6)
     (told,) = scorer.told
     assert (told.pop("tokens"), told.pop("version")) == ([[4, 0, 5, 0, 6, 0]], 0)
     assert told == {"completions": ["5"], "lengths": [6], "turns": [["3", "4", "5"]], "earned": [[0.25, 0.5, 0.125]]}
 
 
 def test_a_turn_that_was_cut_gets_an_end_that_is_not_trained() -> None:
-    (one,), _ = play(counts, lambda request: [2] * 9 if request.key.turn == 0 else [3, END])
-    assert one.turns[0].stop_reason is StopReason.LENGTH
-    assert one.turns[1].prompt_tokens == (50, 8, 2, 2, 2, 2, END, 50, 2, 2, 2, 2, 2)
-    tokens, trained, _ = continuation(one)
+    (rollout,), _ = play(counts, lambda request: [2] * 9 if request.key.turn == 0 else [3, END])
+    assert rollout.turns[0].stop_reason is StopReason.LENGTH
+    assert rollout.turns[1].prompt_tokens == (50, 8, 2, 2, 2, 2, END, 50, 2, 2, 2, 2, 2)
+    tokens, trained, _ = continuation(rollout)
     assert (tokens[4], trained[4]) == (END, False)
-    assert one.outcome is Outcome.OK  # the last turn ended by itself
+    assert rollout.outcome is Outcome.OK  # the last turn ended by itself
 
 
 def test_each_turn_has_a_stream_of_its_own() -> None:
-    seen: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
     def says(request: Request) -> list[int]:
-        seen.append((request.key.sample, request.key.turn))
+        calls.append((request.key.sample, request.key.turn))
         return [4, END]
 
     play(counts, says, samples=2)
-    assert seen == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]  # in rounds
+    assert calls == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]  # in rounds
 
 
 @pytest.mark.parametrize(("limits", "turns"), [(Limits(turns=2, tokens=60), 2), (Limits(turns=9, tokens=8), 1)])
 def test_limits_cut_an_episode_that_would_go_on(limits: Limits, turns: int) -> None:
-    (one,), _ = play(counts, lambda request: [4, END], limits=limits)
-    assert (len(one.turns), one.outcome, one.stop_reason) == (turns, Outcome.TRUNCATED, StopReason.EPISODE)
-    assert one.reward == [0.25, 0.75][turns - 1]  # what was earned until then
-    assert one.context.stop_reason is StopReason.EPISODE
+    (rollout,), _ = play(counts, lambda request: [4, END], limits=limits)
+    assert (len(rollout.turns), rollout.outcome, rollout.stop_reason) == (turns, Outcome.TRUNCATED, StopReason.EPISODE)
+    assert rollout.reward == [0.25, 0.75][turns - 1]  # what was earned until then
+    assert rollout.context.stop_reason is StopReason.EPISODE
 
 
 def test_episodes_may_end_at_different_turns() -> None:
     def until_nine(prompt: Prompt):
-        said = yield prompt.messages
-        while said != "8":
-            said = yield user("1")
+        reply = yield prompt.messages
+        while reply != "8":
+            reply = yield user("1")
         return 1.0
 
-    found, _ = play(until_nine, lambda request: [9 if request.key.turn == request.key.sample else 1, END], samples=3)
-    assert [len(one.turns) for one in found] == [1, 2, 3]
-    assert [one.reward for one in found] == [1.0, 1.0, 1.0]
-    assert [bool(one.messages) for one in found] == [False, True, True]
+    rollouts, _ = play(until_nine, lambda request: [9 if request.key.turn == request.key.sample else 1, END], samples=3)
+    assert [len(rollout.turns) for rollout in rollouts] == [1, 2, 3]
+    assert [rollout.reward for rollout in rollouts] == [1.0, 1.0, 1.0]
+    assert [bool(rollout.messages) for rollout in rollouts] == [False, True, True]
     # The first one's too: whether it is compared with the others must not depend on its being the only turn.
-    assert len({one.turns[0].state for one in found}) == 1
-    assert found[0].turns[0].state == digest(found[1].messages[:1])
+    assert len({rollout.turns[0].state for rollout in rollouts}) == 1
+    assert rollouts[0].turns[0].state == digest(rollouts[1].messages[:1])
 
 
 def test_an_environment_of_one_turn_has_no_states() -> None:
     def opening(prompt: Prompt):
         yield Observation(messages=prompt.messages, state="start")
 
-    (one,), _ = play(opening, lambda request: [4, END], limits=Limits(turns=1))
-    assert one.turns[0].state is None
+    (rollout,), _ = play(opening, lambda request: [4, END], limits=Limits(turns=1))
+    assert rollout.turns[0].state is None
 
 
 def broken_at_once(prompt: Prompt):
@@ -219,13 +219,13 @@ def opens_long(prompt: Prompt):
     ],
 )
 def test_an_environment_that_fails_costs_its_own_rollout(episode: Any, cause: str) -> None:
-    (one,), _ = play(episode, lambda request: [4, END])
-    assert one.outcome is Outcome.ENV_ERROR
-    assert one.reward is None
+    (rollout,), _ = play(episode, lambda request: [4, END])
+    assert rollout.outcome is Outcome.ENV_ERROR
+    assert rollout.reward is None
     with pytest.raises(AssertionError, match=cause):
-        raise AssertionError(one.error)
-    assert one.turns[0].prompt_tokens == (50, 8)
-    assert one.id == "p#0@0"
+        raise AssertionError(rollout.error)
+    assert rollout.turns[0].prompt_tokens == (50, 8)
+    assert rollout.id == "p#0@0"
 
 
 def test_a_quorum_and_a_second_turn_exclude_each_other() -> None:
@@ -234,35 +234,37 @@ def test_a_quorum_and_a_second_turn_exclude_each_other() -> None:
 
 
 def test_the_deadline_is_for_all_turns_together() -> None:
-    (one,), _ = play(counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, deadline_s=0.0))
-    assert (len(one.turns), one.outcome, one.stop_reason) == (1, Outcome.TRUNCATED, StopReason.DEADLINE)
+    (rollout,), _ = play(
+        counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, deadline_s=0.0)
+    )
+    assert (len(rollout.turns), rollout.outcome, rollout.stop_reason) == (1, Outcome.TRUNCATED, StopReason.DEADLINE)
 
 
 def test_retry_says_so_and_discounts() -> None:
-    found, _ = play(
+    rollouts, _ = play(
         Retry(turns=3), lambda request: [8 if request.key.turn == request.key.sample else 3, END], samples=4
     )
-    assert [one.reward for one in found] == [1.0, 0.5, 0.25, 0.0]
-    assert [turn.state for turn in found[2].turns] == ["()", "('2',)", "('2', '2')"]
-    assert all(one.outcome is Outcome.OK for one in found)
+    assert [rollout.reward for rollout in rollouts] == [1.0, 0.5, 0.25, 0.0]
+    assert [turn.state for turn in rollouts[2].turns] == ["()", "('2',)", "('2', '2')"]
+    assert all(rollout.outcome is Outcome.OK for rollout in rollouts)
 
 
 def test_retry_needs_a_gold_answer() -> None:
-    (one,), _ = play(Retry(), lambda request: [3, END], question=prompt(answer=None))
-    assert "no gold answer" in (one.error or "")
+    (rollout,), _ = play(Retry(), lambda request: [3, END], question=prompt(answer=None))
+    assert "no gold answer" in (rollout.error or "")
 
 
 def test_a_running_sum_goes_on_from_what_was_said() -> None:
     """2 + 3 + 1: right; wrong at first and carried on; wrong at last; no number at all."""
     answers = {0: [[6, END], [7, END]], 1: [[5, END], [6, END]], 2: [[6, END], [9, END]], 3: [[END], [END]]}
     question = prompt(text="Add 2 + 3 + 1 =", answer="6")
-    found, _ = play(
+    rollouts, _ = play(
         RunningSum(), lambda request: answers[request.key.sample][request.key.turn], samples=4, question=question
     )
-    assert [one.reward for one in found] == [1.0, 0.25, 0.25, 0.0]
-    assert [turn.state for turn in found[1].turns] == ["(0, 2)", "(1, 4)"]
-    assert [message["content"] for message in found[1].messages] == ["Add 2 + 3 =", "4", "4 + 1 =", "5"]
-    assert found[3].turns[0].state == "(0, 2)"
+    assert [rollout.reward for rollout in rollouts] == [1.0, 0.25, 0.25, 0.0]
+    assert [turn.state for turn in rollouts[1].turns] == ["(0, 2)", "(1, 4)"]
+    assert [message["content"] for message in rollouts[1].messages] == ["Add 2 + 3 =", "4", "4 + 1 =", "5"]
+    assert rollouts[3].turns[0].state == "(0, 2)"
 
 
 def test_terms_are_read_with_their_signs() -> None:

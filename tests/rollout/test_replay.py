@@ -14,6 +14,7 @@ import pytest
 
 from coterie import launch
 from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.estimators import Advantages
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
@@ -31,25 +32,25 @@ Made = tuple[Group, dict[str, Rollout], list[Credit]]
 
 def made(prompt: str, version: int, *, size: float = 1.0, members: int = 3, turns: int = 1, tokens: int = 2) -> Made:
     """A group whose advantages are ±`size`; of two turns, with an advantage for each token."""
-    found: dict[str, Rollout] = {}
+    rollouts: dict[str, Rollout] = {}
     credits = []
     for sample in range(members):
-        said: list[Turn] = []
-        seen = (1, 2, 3)
+        sampled_turns: list[Turn] = []
+        prefix = (1, 2, 3)
         for k in range(turns):
-            own = tuple(10 * sample + k + t for t in range(tokens))
+            ids = tuple(10 * sample + k + t for t in range(tokens))
             logprobs = tuple(-1.0 - 0.1 * t - 0.01 * sample for t in range(tokens))
-            said.append(
+            sampled_turns.append(
                 Turn(
-                    prompt_tokens=seen,
-                    tokens=own,
+                    prompt_tokens=prefix,
+                    tokens=ids,
                     sampler_logprobs=logprobs,
                     temperature=0.7,
                     stop_reason=StopReason.STOP,
                     version=version,
                 )
             )
-            seen = (*seen, *own, 99)
+            prefix = (*prefix, *ids, 99)
         context = Context(
             prompt_id=prompt,
             task="t",
@@ -59,22 +60,22 @@ def made(prompt: str, version: int, *, size: float = 1.0, members: int = 3, turn
             completion_length=turns * tokens,
             stop_reason=StopReason.STOP,
         )
-        one = Rollout(
+        member = Rollout(
             id=f"{prompt}#{sample}@{version}",
             sample=sample,
-            turns=tuple(said),
+            turns=tuple(sampled_turns),
             completion="a long text",
             reward=float(sample),
             reward_parts={"r": 1.0},
             outcome=Outcome.OK,
             context=context,
         )
-        found[one.id] = one
+        rollouts[member.id] = member
         advantage = size * (-1.0) ** sample
         own_advantage = advantage if turns == 1 else tuple(advantage / (k + 1) for k in range(turns * tokens))
-        credits.append(Credit(rollout_id=one.id, advantage=own_advantage, clip_low=0.2, clip_high=0.28))
-    rewards = tuple(one.reward or 0.0 for one in found.values())
-    return Group(scale="prompt", key=f"{prompt}@{version}", members=tuple(found), rewards=rewards), found, credits
+        credits.append(Credit(rollout_id=member.id, advantage=own_advantage, clip_low=0.2, clip_high=0.28))
+    rewards = tuple(member.reward or 0.0 for member in rollouts.values())
+    return Group(scale="prompt", key=f"{prompt}@{version}", members=tuple(rollouts), rewards=rewards), rollouts, credits
 
 
 class Policy:
@@ -85,35 +86,37 @@ class Policy:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, RolloutScores]:
         self.asked.append(len(rollouts))
-        found = {}
-        for one in rollouts:
-            sampled = np.concatenate([np.array(turn.sampler_logprobs) for turn in one.turns])
-            found[one.id] = RolloutScores(logprobs=sampled + self.prompts.get(one.context.prompt_id, self.moved))
-        return found
+        scores = {}
+        for rollout in rollouts:
+            sampled = np.concatenate([np.array(turn.sampler_logprobs) for turn in rollout.turns])
+            scores[rollout.id] = RolloutScores(
+                logprobs=sampled + self.prompts.get(rollout.context.prompt_id, self.moved)
+            )
+        return scores
 
 
 def memory(*groups: Made, step: int = 1, **changed: Any) -> ReplayBuffer:
     names = {name: changed.pop(name) for name in ("reward", "reference", "renewed_every") if name in changed}
-    held = ReplayBuffer(ReplayConfig(**{"groups": 2, **changed}), seed=3, **names)
+    buffer = ReplayBuffer(ReplayConfig(**{"groups": 2, **changed}), seed=3, **names)
     for group, rollouts, credits in groups:
-        held.keep(step, [group], rollouts, credits)
-    return held
+        buffer.keep(step, [group], rollouts, credits)
+    return buffer
 
 
-def keys(found: Replayed) -> set[str]:
-    return {f"{one.context.prompt_id}@{one.context.version}" for one in found.rollouts.values()}
+def keys(replayed: Replayed) -> set[str]:
+    return {f"{rollout.context.prompt_id}@{rollout.context.version}" for rollout in replayed.rollouts.values()}
 
 
 def test_a_past_group_joins_whole_with_the_credit_it_was_given() -> None:
     group, rollouts, credits = made("q", 0)
     policy = Policy(0.1)
-    found = memory((group, rollouts, credits)).draw(2, policy)
-    assert set(found.rollouts) == set(group.members)
-    assert [one.advantage for one in found.credits] == [one.advantage for one in credits]
-    assert all(one.replayed and one.clip_high == 0.28 for one in found.credits)
-    assert found.rollouts[group.members[0]].turns == rollouts[group.members[0]].turns
+    replayed = memory((group, rollouts, credits)).draw(2, policy)
+    assert set(replayed.rollouts) == set(group.members)
+    assert [credit.advantage for credit in replayed.credits] == [credit.advantage for credit in credits]
+    assert all(credit.replayed and credit.clip_high == 0.28 for credit in replayed.credits)
+    assert replayed.rollouts[group.members[0]].turns == rollouts[group.members[0]].turns
     ratio = float(np.exp(0.1))
-    assert dict(found.metrics) == {
+    assert dict(replayed.metrics) == {
         "replay/kept": 1.0,
         "replay/rejected": 0.0,
         "replay/groups": 1.0,
@@ -121,23 +124,23 @@ def test_a_past_group_joins_whole_with_the_credit_it_was_given() -> None:
         "replay/ratio_min": pytest.approx(ratio),
         "replay/ratio_max": pytest.approx(ratio),
     }
-    assert found.news == "q@0 of 3, age 2, ratio 1.11 to 1.11"
+    assert replayed.event == "q@0 of 3, age 2, ratio 1.11 to 1.11"
 
 
 def test_nothing_is_replayed_when_stale_or_too_far_or_of_another_reward(tmp_path: Path) -> None:
-    held = memory(made("q", 0), reward="exact")
-    assert keys(held.draw(4, Policy())) == {"q@0"}
+    buffer = memory(made("q", 0), reward="exact")
+    assert keys(buffer.draw(4, Policy())) == {"q@0"}
     for moved in (-0.7, 0.7):
-        found = held.draw(4, Policy(moved))
-        assert not found.rollouts
-        assert found.metrics["replay/rejected"] == 1
-        assert found.metrics["replay/groups"] == 0
-    held.save(tmp_path)
+        replayed = buffer.draw(4, Policy(moved))
+        assert not replayed.rollouts
+        assert replayed.metrics["replay/rejected"] == 1
+        assert replayed.metrics["replay/groups"] == 0
+    buffer.save(tmp_path)
     other = memory(reward="approximate")
     assert other.load(tmp_path) == "the reward changed since these were credited: 1 past groups are forgotten"
     assert other.kept == []
     stale = Policy()
-    assert not held.draw(5, stale).rollouts
+    assert not buffer.draw(5, stale).rollouts
     assert stale.asked == [0], "nothing is left to be scored"
 
 
@@ -145,9 +148,9 @@ def test_one_rollout_outside_takes_the_whole_group_out() -> None:
     group, rollouts, credits = made("q", 0)
 
     def policy(asked: Sequence[Rollout]) -> dict[str, RolloutScores]:
-        found = Policy()(asked)
+        scores = Policy()(asked)
         last = group.members[-1]
-        return found | {last: RolloutScores(logprobs=found[last].logprobs + 1.0)}
+        return scores | {last: RolloutScores(logprobs=scores[last].logprobs + 1.0)}
 
     assert not memory((group, rollouts, credits)).draw(1, policy).rollouts
 
@@ -156,42 +159,42 @@ def test_groups_that_teach_nothing_are_not_kept_and_masked_members_stay_out() ->
     assert memory(made("q", 0, size=0.0)).kept == []
     group, rollouts, credits = made("q", 0)
     (kept,) = memory((group, rollouts, credits[:2])).kept
-    assert [one.id for one in kept.rollouts] == list(group.members[:2])
+    assert [rollout.id for rollout in kept.rollouts] == list(group.members[:2])
     assert memory((group, rollouts, [])).kept == []
 
 
 def test_the_memory_is_bounded_by_groups_and_keeps_the_most_surprising() -> None:
-    held = memory(*(made(f"q{k}", 0, size=1.0 + k % 7) for k in range(30)), capacity=5)
-    assert [group.surprise for group in held.kept] == [6.0, 7.0, 7.0, 7.0, 7.0]
-    assert all(one.completion == "" for group in held.kept for one in group.rollouts)
+    buffer = memory(*(made(f"q{k}", 0, size=1.0 + k % 7) for k in range(30)), capacity=5)
+    assert [group.surprise for group in buffer.kept] == [6.0, 7.0, 7.0, 7.0, 7.0]
+    assert all(rollout.completion == "" for group in buffer.kept for rollout in group.rollouts)
     for step in range(2, 40):
         group, rollouts, credits = made("new", step - 1, size=1.5)
-        held.keep(step, [group], rollouts, credits)
-        assert len(held.kept) <= 5
-    assert {group.version for group in held.kept} == {34, 35, 36, 37, 38}, "old surprise fades"
+        buffer.keep(step, [group], rollouts, credits)
+        assert len(buffer.kept) <= 5
+    assert {group.version for group in buffer.kept} == {34, 35, 36, 37, 38}, "old surprise fades"
 
 
 def test_the_pass_that_scores_sees_a_bounded_number_of_groups() -> None:
     policy = Policy()
-    held = memory(*(made(f"q{k}", 0) for k in range(30)), groups=2, candidates=3)
-    found = held.draw(1, policy)
+    buffer = memory(*(made(f"q{k}", 0) for k in range(30)), groups=2, candidates=3)
+    replayed = buffer.draw(1, policy)
     assert policy.asked[-1] == 2 * 3 * 3
-    assert len(keys(found)) == 2
+    assert len(keys(replayed)) == 2
 
 
 def test_equal_counters_draw_equal_groups() -> None:
     groups = [made(f"q{k}", 0) for k in range(12)]
     drawn = [keys(memory(*groups).draw(version, Policy())) for version in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
-    assert len({frozenset(one) for one in drawn}) > 2
+    assert len({frozenset(names) for names in drawn}) > 2
 
 
 def test_a_renewed_reference_empties_the_memory() -> None:
-    held = memory(renewed_every=2)
+    buffer = memory(renewed_every=2)
     for step in (1, 2, 3):
         group, rollouts, credits = made("q", step - 1)
-        held.keep(step, [group], rollouts, credits)
-        assert [one.version for one in held.kept] == {1: [0], 2: [], 3: [2]}[step]
+        buffer.keep(step, [group], rollouts, credits)
+        assert [group.version for group in buffer.kept] == {1: [0], 2: [], 3: [2]}[step]
 
 
 def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
@@ -200,14 +203,14 @@ def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
     groups = [made(name, 0, size=1.0 + k) for k, name in enumerate(names)]
     draws = 1500
     weights = np.zeros((draws, len(names)))
-    held = memory(*groups, uniform=True, candidates=2)
+    buffer = memory(*groups, uniform=True, candidates=2)
     for seed in range(draws):
-        held.seed = seed
-        found = held.draw(1, Policy(prompts={"q5": 2.0}))
-        for one, earned in zip(found.rollouts.values(), found.credits, strict=True):
-            if one.sample == 0:
+        buffer.seed = seed
+        replayed = buffer.draw(1, Policy(prompts={"q5": 2.0}))
+        for rollout, earned in zip(replayed.rollouts.values(), replayed.credits, strict=True):
+            if rollout.sample == 0:
                 assert isinstance(earned.advantage, float)
-                which = names.index(one.context.prompt_id)
+                which = names.index(rollout.context.prompt_id)
                 weights[seed, which] = earned.advantage / (1.0 + which)
     assert not weights[:, 5].any()
     errors = weights[:, :5].std(axis=0) / np.sqrt(draws)
@@ -216,13 +219,13 @@ def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
 
 
 def test_a_memory_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
-    held = memory(made("q", 0), made("r\ud800", 1, turns=2, size=1 / 3), step=2, reward="exact", reference="base")
-    held.save(tmp_path)
+    buffer = memory(made("q", 0), made("r\ud800", 1, turns=2, size=1 / 3), step=2, reward="exact", reference="base")
+    buffer.save(tmp_path)
     other = memory(reward="exact", reference="base")
     assert other.load(tmp_path) == ""
-    assert other.kept == held.kept
+    assert other.kept == buffer.kept
     assert isinstance(other.kept[1].credits[0].advantage, tuple)
-    assert keys(other.draw(3, Policy())) == keys(held.draw(3, Policy()))
+    assert keys(other.draw(3, Policy())) == keys(buffer.draw(3, Policy()))
     (tmp_path / "empty").mkdir()
     memory().save(tmp_path / "empty")
     assert read(tmp_path / "empty") == ([], {"reward": "", "reference": ""})
@@ -245,23 +248,23 @@ def test_another_format_and_a_torn_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_off_it_keeps_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    held = memory(made("q", 0), groups=0)
+    buffer = memory(made("q", 0), groups=0)
     policy = Policy()
-    assert held.draw(1, policy) == Replayed()
-    assert (held.kept, policy.asked) == ([], [0])
-    held.save(tmp_path)
+    assert buffer.draw(1, policy) == Replayed()
+    assert (buffer.kept, policy.asked) == ([], [0])
+    buffer.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert held.load(tmp_path) == ""
+    assert buffer.load(tmp_path) == ""
 
 
 def test_kept_groups_hold_no_more_than_an_update_needs() -> None:
     group, rollouts, credits = made("q", 0)
     kept = ReplayGroup.of(
-        group, rollouts, {one.rollout_id: replace(one, contributions={"root": 1.0}) for one in credits}
+        group, rollouts, {credit.rollout_id: replace(credit, contributions={"root": 1.0}) for credit in credits}
     )
-    assert all(one.completion == "" and one.reward_parts == {} for one in kept.rollouts)
-    assert all(one.contributions == {} for one in kept.credits)
-    assert [one.reward for one in kept.rollouts] == list(group.rewards)
+    assert all(rollout.completion == "" and rollout.reward_parts == {} for rollout in kept.rollouts)
+    assert all(credit.contributions == {} for credit in kept.credits)
+    assert [rollout.reward for rollout in kept.rollouts] == list(group.rewards)
 
 
 def test_the_name_of_a_reward_follows_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +307,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "minibatches, kl": {"optim": {"lr": 1e-3, "minibatches": 2, "epochs": 2}, "objective": {"kl_beta": 0.1}},
     "kl in the reward": {"objective": {"kl_beta": 0.1, "kl_place": "reward", "kl_estimator": "k1"}},
-    "heb-stack": {"grouping": {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0, "weights": "score_norm"}},
+    "heb-stack": {"grouping": {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0, "weights": "probability"}},
     "tracker, uniform": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "uniform": True}},
     "renewed reference": {"objective": {"kl_beta": 0.1}, "reference": {"every": 4}},
 }
@@ -330,15 +333,6 @@ def test_killed_it_resumes_to_the_same_bits(root: Path, point: str, nth: int) ->
     assert fingerprint(run) == fingerprint(launch.train(config_for(root, name="whole")))
 
 
-def test_policy_time_is_measured_on_fresh_rollouts_beside_replayed_ones(root: Path) -> None:
-    config = config_for(root, steps=4, grouping={"preset": "heb", "clock": "policy"}, eval={"every": 0})
-    with MetricsDB.reader(launch.train(config) / "metrics.sqlite") as database:
-        assert max(value for _, value in database.series("replay/groups")) > 0
-        moved = [value for _, value in database.series("moved")]
-    assert len(moved) == 4
-    assert min(moved) > 0
-
-
 def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
     """Each fresh group's credit is that of its own rewards, whatever was trained beside it."""
     run = launch.train(config_for(root, eval={"every": 0}))
@@ -347,22 +341,22 @@ def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
         assert {row.rollout.context.version for row in rows} == {step - 1}, "a past rollout is recorded once"
         by_id = {row.rollout.id: row.rollout for row in rows}
         alone = credit(by_prompt(by_id.values()), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
-        assert [row.credit for row in rows if row.credit] == [one for one in alone if one.rollout_id in by_id]
+        assert [row.credit for row in rows if row.credit] == [credit for credit in alone if credit.rollout_id in by_id]
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
 
 
 def test_the_estimator_sees_every_group_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    group_keys: list[str] = []
     inner = GroupAwareEstimator.__call__
 
-    def watched(judge: GroupAwareEstimator, groups: Sequence[Group], *args: Any) -> list[Credit]:
-        seen.extend(group.key for group in groups)
-        return inner(judge, groups, *args)
+    def watched(estimator: GroupAwareEstimator, groups: Sequence[Group], *args: Any) -> Advantages:
+        group_keys.extend(group.key for group in groups)
+        return inner(estimator, groups, *args)
 
     monkeypatch.setattr(GroupAwareEstimator, "__call__", watched)
     grouping = {"preset": "heb", "refit_every": 2, "min_weight": 4.0}
     run = launch.train(config_for(root, grouping=grouping, eval={"every": 0}))
-    assert len(seen) == len(set(seen)) == 6 * 3
+    assert len(group_keys) == len(set(group_keys)) == 6 * 3
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
 
 
@@ -370,17 +364,17 @@ def test_a_run_says_what_it_replayed(root: Path) -> None:
     run = launch.train(config_for(root, eval={"every": 0}))
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         told = {event.step: event.message for event in database.events("replay")}
-        found = {step: database.step_metrics(step) for step in range(1, 7)}
-    assert "replay/age" not in found[1], "the first step has no past"
-    steps = [step for step, one in found.items() if one["replay/groups"]]
+        step_metrics = {step: database.step_metrics(step) for step in range(1, 7)}
+    assert "replay/age" not in step_metrics[1], "the first step has no past"
+    steps = [step for step, values in step_metrics.items() if values["replay/groups"]]
     assert list(told) == steps
     assert steps
     for step in steps:
-        assert told[step].count("age") == found[step]["replay/groups"]
-        assert 1 <= found[step]["replay/age"] <= REPLAY["staleness"]
-        assert 0.2 <= found[step]["replay/ratio_min"] <= found[step]["replay/ratio"] * 2
-        assert 0 <= found[step]["replay/clipped"] <= 1
-        assert found[step]["ratio/max"] == 1.0, "fresh rollouts are still on-policy"
+        assert told[step].count("age") == step_metrics[step]["replay/groups"]
+        assert 1 <= step_metrics[step]["replay/age"] <= REPLAY["staleness"]
+        assert 0.2 <= step_metrics[step]["replay/ratio_min"] <= step_metrics[step]["replay/ratio"] * 2
+        assert 0 <= step_metrics[step]["replay/clipped"] <= 1
+        assert step_metrics[step]["ratio/max"] == 1.0, "fresh rollouts are still on-policy"
 
 
 def test_a_changed_reward_function_forgets_the_past_and_says_so(root: Path) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from coterie.algo.advantages import by_prompt
-from coterie.policy.learner import UpdateReport
 from coterie.rollout.collector import Experience
 from coterie.train.evaluate import Criterion
 from coterie.train.metrics import step_metrics
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
+from runs_for_tests import step_result
 
 
 def rollout(
@@ -67,7 +66,7 @@ def measured(
     *,
     groups: Sequence[Group] | None = None,
     credits: Sequence[Credit] = (),
-    version: int | None = 7,
+    version: int = 7,
     skipped: int = 0,
     criterion: Criterion | None = None,
 ) -> dict[str, float]:
@@ -76,16 +75,9 @@ def measured(
         Prompt(id=name, messages=(Message(role="user", content="?"),), answer="4", task="sum") for name in names
     )
     experience = Experience(prompts=prompts, rollouts=tuple(rollouts), generate_seconds=2.0, reward_seconds=1.0)
-    report = UpdateReport(metrics={"tokens/trained": 6.0}, logprobs={}, skipped=skipped, splits=0)
-    metrics = step_metrics(
-        experience,
-        by_prompt(rollouts) if groups is None else groups,
-        report,
-        {"update": 3.0},
-        criterion=criterion or Criterion(part="number"),
-        credits=credits,
-        version=version,
-    )
+    update = {"tokens/trained": 6.0}
+    result = step_result(experience, step=version + 1, groups=groups, credits=credits, metrics=update, skipped=skipped)
+    metrics = step_metrics(result, criterion or Criterion(part="number"))
     assert all(math.isfinite(value) for value in metrics.values())
     return metrics
 
@@ -150,7 +142,6 @@ def test_surprisal_and_staleness() -> None:
     metrics = measured(rollouts, version=9)
     assert (metrics["surprisal/correct"], metrics["surprisal/wrong"]) == (0.25, 1.25)
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (2, 2)
-    assert "staleness/max" not in measured(rollouts, version=None)
 
 
 def test_advantages_of_rollouts_and_of_tokens() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from coterie import launch
-from coterie.algo.estimators import Predictions, Terms
+from coterie.algo.estimators import Advantages, Terms
 from coterie.grouping.estimator import GroupAwareEstimator, PromptFeatures
 from coterie.grouping.features import text_embedding
 from coterie.rollout.collector import Experience
@@ -148,7 +148,7 @@ def experience(*batch: Rollout) -> Experience:
 
 
 def dispatch_of(history: PromptStatsTable, step: int, name: str) -> SamplingSnapshot:
-    stamped, _ = history.stamp(step, experience(rollout(name, 0.0)), Predictions())
+    stamped, _ = history.stamp(step, experience(rollout(name, 0.0)), Advantages())
     dispatch = stamped.rollouts[0].context.dispatch
     assert dispatch is not None
     return dispatch
@@ -175,7 +175,7 @@ def test_what_is_remembered_survives_a_checkpoint_bit_for_bit(tmp_path: Path) ->
     history, draw = PromptStatsTable(Criterion(part="number")), np.random.default_rng(0)
     for step in range(9):
         batch = [rollout(f"p{draw.integers(4)}", float(draw.random())) for _ in range(6)]
-        stamped, _ = history.stamp(step, experience(*batch), Predictions())
+        stamped, _ = history.stamp(step, experience(*batch), Advantages())
         history.learn(step, stamped.rollouts)
     history.save(tmp_path)
     again = PromptStatsTable(Criterion(part="number"))
@@ -206,7 +206,7 @@ def make_grouping() -> Any:
 
 def test_what_is_expected_does_not_depend_on_the_rewards_of_the_step() -> None:
     names = ["a", "b", "c"]
-    judge = estimator_for(names)
+    estimator = estimator_for(names)
     for value in (0.0, 1.0):
         by_id = {f"{name}#{k}@0": rollout(name, value if k else 0.5, sample=k) for name in names for k in range(2)}
         groups = [
@@ -218,19 +218,19 @@ def test_what_is_expected_does_not_depend_on_the_rewards_of_the_step() -> None:
             )
             for name in names
         ]
-        before = judge.foresee(groups, by_id)
-        others = {key: replace(item, reward=0.123) for key, item in by_id.items()}
-        assert judge.foresee(groups, others).expected == before.expected
-        assert judge.foresee([], by_id).expected == before.expected
-        judge(groups, by_id, {})
-        assert judge.foresee(groups, by_id).expected != before.expected
+        before = estimator.predict(groups, by_id).predictions
+        others = {key: replace(attempt, reward=0.123) for key, attempt in by_id.items()}
+        assert estimator.predict(groups, others).predictions == before
+        assert estimator.predict([], by_id).predictions == before
+        assert estimator(groups, by_id, lambda rollouts: {}).predictions == before
+        assert estimator.predict(groups, by_id).predictions != before
 
 
 def test_an_embedding_is_handed_on_once() -> None:
-    judge = estimator_for(["a", "b"])
-    first = judge.foresee([], {"a#0@0": rollout("a", 1.0)})
+    estimator = estimator_for(["a", "b"])
+    first = estimator.predict([], {"a#0@0": rollout("a", 1.0)})
     assert [(item.id, vector.tolist()) for item, vector in first.embedded] == [("a", [0.0, 1.0])]
-    second = judge.foresee([], {"a#0@0": rollout("a", 1.0), "b#0@0": rollout("b", 1.0)})
+    second = estimator.predict([], {"a#0@0": rollout("a", 1.0), "b#0@0": rollout("b", 1.0)})
     assert [item.id for item, _ in second.embedded] == ["b"]
 
 

@@ -1,10 +1,11 @@
-"""Phase 3 for a run: groups → credit. GRPO and PPO differ here, and in one term of the loss."""
+"""Phase 3: groups → advantages. GRPO and PPO differ here, and in one term of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,75 +15,61 @@ from coterie.algo.returns import kl_in_reward
 from coterie.errors import ConfigError
 from coterie.types import Credit, Group, Prompt, Rollout, RolloutScores
 
-# What a judge expects of a step's prompts before it knows any of the step's rewards.
+Rollouts = Mapping[str, Rollout]
+"""A step's rollouts by id, those without a group among them."""
+Scores = Mapping[str, RolloutScores]
+Score = Callable[[Sequence[Rollout]], Scores]
+"""Token scores of rollouts under the weights before the update: log-probs, the reference's, the critic's values."""
+
+GROUPS_CHANGED = "groups"
+"""Kind of the events that say how groups changed."""
+BIASED_BASELINE = "biased_baseline"
+"""Kind of the events that warn of a baseline that its own rollout moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptPrediction:
-    """Of one prompt."""
+    """Expected reward of one prompt, before any of the step's rewards is known."""
 
     reward: float
     std: float
-    """How unsure the judge is of that mean, reward units."""
+    """Uncertainty of that mean, reward units."""
     region: str | None
     """Leaf of the tree in which the prompt lies, in words; None without a tree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Predictions:
-    """Of one step; empty from a judge that remembers nothing."""
+class Advantages:
+    """Credits of one step's rollouts, and all that the estimator measured on the way."""
 
+    credits: tuple[Credit, ...] = ()
+    """One per member of each group, in their order."""
+    scores: Scores | None = None
+    """Token scores that the estimator asked for, which the update then need not compute again; None where it needs
+    none."""
     time: float | None = None
-    """Policy time; None without a clock."""
-    expected: Mapping[str, PromptPrediction] = field(default_factory=dict)
-    """By prompt id."""
+    """Steps that the estimator has learned from; None from one that remembers nothing."""
+    predictions: Mapping[str, PromptPrediction] = field(default_factory=dict)
+    """By prompt id, made before any reward of the step was read; empty from an estimator that remembers nothing."""
     embedded: Sequence[tuple[Prompt, np.ndarray]] = ()
-    """Prompts seen for the first time, [E] each: what they mean to the policy, once, as it was then."""
+    """Prompts that were embedded for the first time, each with its embedding [E], for storage."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
+    """Changes of the groups, a line each."""
+    warnings: tuple[str, ...] = ()
+    """Reasons to doubt the credits, a line each."""
 
 
-Rollouts = Mapping[str, Rollout]
-Scores = Mapping[str, RolloutScores]
+class Estimator(Protocol):
+    """Advantages of the members of groups."""
 
-
-NEWS = "groups"
-"""Kind of the events that say how groups changed."""
-BIASED = "biased_baseline"
-"""Kind of the events that warn of a baseline that its own rollout moves."""
-
-
-class Estimator:
-    """Gives credit to the members of groups."""
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether the learner has to score the rollouts first."""
-        return False
-
-    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, scores: Scores) -> list[Credit]:
-        """One credit per member; `scores` is empty where none are needed."""
-        raise NotImplementedError
-
-    def foresee(self, groups: Sequence[Group], rollouts: Rollouts) -> Predictions:
-        """What is expected of the prompts of `rollouts`, before credit is given: of earlier steps alone."""
-        return Predictions()
-
-    def updated(self, metrics: Mapping[str, float]) -> None:
-        """Told after each update what the learner measured of it; nothing where every step stands alone."""
-
-    def metrics(self) -> dict[str, float]:
-        """What is to be recorded of the last step."""
-        return {}
-
-    def news(self) -> list[str]:
-        """What a reader should know of how the groups changed in the last step."""
-        return []
-
-    def warnings(self) -> list[str]:
-        """Reasons to doubt the last step's credit."""
-        return []
+    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
+        """The step's advantages; an estimator that needs token scores calls `score`."""
+        ...
 
     def save(self, folder: Path) -> None:
-        """Write what a later step depends on into a checkpoint's folder; nothing where every step stands alone."""
+        """Write what a later step depends on into a checkpoint's folder."""
+        ...
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote.
@@ -90,11 +77,24 @@ class Estimator:
         Raises:
             CheckpointError: it cannot be read.
         """
+        ...
+
+
+class _Stateless:
+    """An estimator for which every step stands alone."""
+
+    __slots__ = ()
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
+
+    def load(self, folder: Path) -> None:
+        """Read nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What is the same for every way of giving credit."""
+    """Shared arguments of all estimators."""
 
     clip_low: float
     clip_high: float
@@ -104,35 +104,44 @@ class Terms:
     """Weight of the reward part that is the environment's own, by label: it is earned turn by turn, the rest at the
     last one."""
 
-    def token_rewards(self, groups: Sequence[Group], scores: Scores) -> dict[str, np.ndarray] | None:
+    def scores(self, members: Sequence[Rollout], score: Score) -> Scores | None:
+        """Token scores for the KL in the reward; None without one."""
+        return score(members) if self.kl_beta > 0 else None
+
+    def token_rewards(self, members: Sequence[Rollout], scores: Scores | None) -> dict[str, np.ndarray] | None:
         """[C] per rollout id, -β (log π - log π_ref) of each token; None without a KL in the reward."""
-        if not self.kl_beta:
+        if not self.kl_beta or scores is None:
             return None
-        found: dict[str, np.ndarray] = {}
-        for name in (name for group in groups for name in group.members if name in scores):
-            one = scores[name]
-            if one.reference is None:
-                raise ValueError(f"the KL in the reward of rollout {name} needs reference log-probs; there are none")
-            found[name] = kl_in_reward(one.logprobs, one.reference, self.kl_beta)
-        return found
+        rewards: dict[str, np.ndarray] = {}
+        for rollout in (rollout for rollout in members if rollout.id in scores):
+            scored = scores[rollout.id]
+            if scored.reference is None:
+                raise ValueError(
+                    f"the KL in the reward of rollout {rollout.id} needs reference log-probs; there are none"
+                )
+            rewards[rollout.id] = kl_in_reward(scored.logprobs, scored.reference, self.kl_beta)
+        return rewards
+
+
+def members_of(groups: Sequence[Group], rollouts: Rollouts) -> list[Rollout]:
+    """The rollouts of all groups, group by group."""
+    return [rollouts[name] for group in groups for name in group.members]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupEstimator(Estimator):
-    """Advantages relative to groups; see `coterie.algo.advantages`."""
+class GroupEstimator(_Stateless):
+    """Advantages relative to the attempts at the same prompt (GRPO); see `coterie.algo.advantages`."""
 
     rule: AdvantageRule
     terms: Terms
     part_weights: Mapping[str, float]
     step_weights: Mapping[str, float]
 
-    @property
-    def needs_scores(self) -> bool:
-        return self.terms.kl_beta > 0
-
-    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, scores: Scores) -> list[Credit]:
+    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
+        members = members_of(groups, rollouts)
+        scores = self.terms.scores(members, score)
         try:
-            return credit(
+            credits = credit(
                 groups,
                 rollouts,
                 self.rule,
@@ -140,32 +149,31 @@ class GroupEstimator(Estimator):
                 clip_high=self.terms.clip_high,
                 part_weights=self.part_weights,
                 step_weights=self.step_weights,
-                token_rewards=self.terms.token_rewards(groups, scores),
+                token_rewards=self.terms.token_rewards(members, scores),
                 environment=self.terms.environment,
             )
         except ValueError as error:
             raise ConfigError(f"[advantage] does not fit these rewards: {error}") from error
+        return Advantages(credits=tuple(credits), scores=scores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GaeEstimator(Estimator):
-    """Advantages by generalised advantage estimation over a critic's values: PPO."""
+class GaeEstimator(_Stateless):
+    """Generalised advantage estimation over a critic's values (PPO)."""
 
     rule: GaeRule
     terms: Terms
 
-    @property
-    def needs_scores(self) -> bool:
-        return True
-
-    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, scores: Scores) -> list[Credit]:
-        members = [rollouts[name] for group in groups for name in group.members if name in scores]
+    def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
+        scores = score(members_of(groups, rollouts))
+        members = [rollout for rollout in members_of(groups, rollouts) if rollout.id in scores]
         values = {rollout.id: scores[rollout.id].values for rollout in members}
-        return credit_with_critic(
+        credits = credit_with_critic(
             members,
-            {name: one for name, one in values.items() if one is not None},
+            {name: tokens for name, tokens in values.items() if tokens is not None},
             self.rule,
             clip_low=self.terms.clip_low,
             clip_high=self.terms.clip_high,
-            token_rewards=self.terms.token_rewards(groups, scores),
+            token_rewards=self.terms.token_rewards(members, scores),
         )
+        return Advantages(credits=tuple(credits), scores=scores)

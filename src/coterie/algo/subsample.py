@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coterie.types import Credit
+from coterie.rng import generator
+from coterie.types import Credit, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Subsampled:
             expected second moment of the advantages relative to the one before; empty without advantages.
     """
 
-    credits: tuple[Credit, ...]
+    credits: tuple[Credit, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -64,6 +65,21 @@ def subsample(credits: Sequence[Credit], uniforms: Mapping[str, float], roulette
     return Subsampled(
         credits=tuple(kept), metrics={"roulette/kept": nonzero_after / nonzero_before, "roulette/power": power}
     )
+
+
+def subsample_prompts(
+    credits: Sequence[Credit], rollouts: Mapping[str, Rollout], threshold: float, *, seed: int, step: int
+) -> Subsampled:
+    """`subsample` with one uniform number per prompt and policy version, a function of the seed and the step; with a
+    threshold of 0 all credits stay as they are."""
+    if not threshold:
+        return Subsampled(credits=tuple(credits))
+    contexts = {credit.rollout_id: rollouts[credit.rollout_id].context for credit in credits}
+    uniforms = {
+        name: float(generator("roulette", seed, step, context.prompt_id, context.version).random())
+        for name, context in contexts.items()
+    }
+    return subsample(credits, uniforms, threshold)
 
 
 def _rms(credit: Credit) -> float:

@@ -9,7 +9,61 @@ import numpy as np
 
 from coterie.algo.aggregation import Normalize, token_weights
 from coterie.batches.batch import Batch, Segment, shared_head
+from coterie.rng import generator
 from coterie.types import Credit, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Division of a step's rollouts into optimizer steps and packed rows; see `plan` for the fields named there."""
+
+    normalize: Normalize
+    token_budget: int
+    skip_zero: bool
+    max_tokens: int = 0
+    minibatches: int = 1
+    """Optimizer steps per pass over the rollouts, which are split at random, as in DeepSeek-R1."""
+    epochs: int = 1
+    """Passes over the rollouts."""
+    seed: int = 0
+    """Of the split, with the step and the epoch."""
+
+
+def pack(rollouts: Mapping[str, Rollout], credits: Sequence[Credit], packing: Packing, step: int) -> list[list[Batch]]:
+    """Packed rows of each optimizer step, each over a global denominator of its own.
+
+    Args:
+        rollouts: by id; those without credit take no part.
+        credits: one per rollout that is trained on.
+        step: steps done before this one; it names the split.
+    """
+    credited, head = {credit.rollout_id for credit in credits}, step_head(rollouts.values())
+    usable = [rollout for name, rollout in rollouts.items() if name in credited]
+    plans = []
+    for epoch in range(packing.epochs):
+        if packing.minibatches == 1:
+            parts = [usable]
+        else:
+            order = generator("minibatch", packing.seed, step, epoch).permutation(len(usable))
+            parts = [[usable[k] for k in order[part :: packing.minibatches]] for part in range(packing.minibatches)]
+        plans += [
+            plan(
+                part,
+                credits,
+                normalize=packing.normalize,
+                token_budget=packing.token_budget,
+                skip_zero=packing.skip_zero,
+                max_tokens=packing.max_tokens,
+                head=head,
+            )
+            for part in parts
+        ]
+    return plans
+
+
+def without_truncated(credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
+    """Credits of the rollouts that ended by themselves: DAPO's overlong filtering."""
+    return [credit for credit in credits if not rollouts[credit.rollout_id].stop_reason.truncated]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coterie.algo.estimators import NEWS, Terms
+from coterie.algo.estimators import GROUPS_CHANGED, Terms
 from coterie.board.figure import FAINT, INK, canvas, save
 from coterie.config.load import load_file
 from coterie.errors import RunError
@@ -77,17 +77,19 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         )
     folder, at = _checkpoint(path, step)
     features = PromptFeatures((), None, dimensions=config.grouping.dimensions)
-    judge = GroupAwareEstimator(
+    estimator = GroupAwareEstimator(
         config.grouping,
         terms=Terms(clip_low=0.0, clip_high=0.0),
         features=features,
         part_weights={part.key: part.weight for part in config.rewards.parts},
         seed=config.seed,
     )
-    judge.load(folder, adopt=False)
-    model = judge.model.first
+    estimator.read(folder)
+    model = estimator.model.first
     with MetricsDB.reader(path / "metrics.sqlite") as database:
-        moved = [(event.step or 0, event.message) for event in database.events(NEWS) if (event.step or 0) <= at]
+        moved = [
+            (event.step or 0, event.message) for event in database.events(GROUPS_CHANGED) if (event.step or 0) <= at
+        ]
     return RunGroups(
         run=path.name,
         step=at,

@@ -1,4 +1,4 @@
-"""Settings → what learns: objective, credit, reference, critic, and the learner around them."""
+"""Settings → the learning parts: objective, estimator, reference, critic, and the learner around them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from coterie.algo.gae import GaeRule
 from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.losses import check_choices
 from coterie.algo.objective import Objective
+from coterie.config.objective import CriticConfig
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.estimator import GroupAwareEstimator, custom_baseline, custom_key
+from coterie.grouping.estimator import check as check_grouping
 from coterie.grouping.features import Embed, PromptFeatures
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner
@@ -31,7 +33,7 @@ Load = Callable[[], Policy]
 
 
 def _reference(config: RunConfig, policy: Policy, load: Load) -> Reference | None:
-    """What the KL is taken to: a frozen copy, or the model without its adapter."""
+    """The policy that the KL is taken to: a frozen copy, or the model without its adapter."""
     if config.objective.kl_beta == 0:
         return None
     copy = None
@@ -56,10 +58,10 @@ def objective_for(config: RunConfig) -> Objective:
         ConfigError: your own surrogate cannot be had, or choices do not fit each other.
     """
     settings, mismatch = config.objective, config.mismatch
-    own = ":" in settings.surrogate
+    custom = ":" in settings.surrogate
     choices = dict[str, Any](
         ratio=settings.ratio,
-        surrogate=user_function(settings.surrogate) if own else settings.surrogate,
+        surrogate=user_function(settings.surrogate) if custom else settings.surrogate,
         dual_clip=settings.dual_clip,
         ratio_cap=settings.ratio_cap,
         soft_positive=settings.soft_positive,
@@ -83,7 +85,7 @@ def objective_for(config: RunConfig) -> Objective:
 
 
 def warnings_of(config: RunConfig) -> list[str]:
-    """What is allowed and probably not meant, one line each."""
+    """Settings that are allowed and probably not meant, one line each."""
     default = "lr" not in config.optim.model_fields_set
     if config.model.lora is None or not default:
         return []
@@ -95,7 +97,7 @@ def warnings_of(config: RunConfig) -> list[str]:
 
 
 def terms_for(config: RunConfig) -> Terms:
-    """What is the same for every way of giving credit."""
+    """Shared arguments of all estimators."""
     objective = config.objective
     return Terms(
         clip_low=objective.clip_low,
@@ -105,24 +107,13 @@ def terms_for(config: RunConfig) -> Terms:
     )
 
 
-def estimator_for(config: RunConfig) -> Estimator:
-    """Who gives credit: the group, or a critic.
+def _part_weights(config: RunConfig) -> dict[str, float]:
+    return {part.key: part.weight for part in config.rewards.parts}
 
-    Raises:
-        ConfigError: your own baseline cannot be had.
-    """
+
+def group_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> GroupEstimator:
+    """Advantages relative to the attempts at the same prompt."""
     advantage = config.advantage
-    terms = terms_for(config)
-    critic = config.critic
-    if critic is not None:
-        rule = GaeRule(
-            gamma=critic.gamma,
-            lam=critic.lam,
-            critic_lam=critic.value_lam,
-            length_alpha=critic.length_alpha,
-            whiten=advantage.whiten != "none",
-        )
-        return GaeEstimator(rule=rule, terms=terms)
     baseline: Any = advantage.baseline
     if ":" in advantage.baseline:
         baseline = functools.partial(user_function(baseline), **advantage.params)
@@ -136,50 +127,90 @@ def estimator_for(config: RunConfig) -> Estimator:
             anchors=advantage.anchors,
             anchor_gamma=advantage.gamma,
         ),
-        terms=terms,
-        part_weights={part.key: part.weight for part in config.rewards.parts},
+        terms=terms_for(config),
+        part_weights=_part_weights(config),
         step_weights=config.rewards.step_weights(),
     )
 
 
-def group_aware_estimator_for(config: RunConfig, prompts: Sequence[Prompt], embed: Embed | None) -> GroupAwareEstimator:
-    """Credit from groups at several scales.
+def gae_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> GaeEstimator:
+    """Advantages by generalised advantage estimation over the critic's values."""
+    critic = config.critic or CriticConfig()
+    rule = GaeRule(
+        gamma=critic.gamma,
+        lam=critic.lam,
+        critic_lam=critic.value_lam,
+        length_alpha=critic.length_alpha,
+        whiten=config.advantage.whiten != "none",
+    )
+    return GaeEstimator(rule=rule, terms=terms_for(config))
 
-    Args:
-        prompts: those of training.
-        embed: what they mean; None leaves that out.
-    """
+
+def group_aware_estimator(
+    config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None
+) -> GroupAwareEstimator:
+    """Advantages from groups at several scales."""
+    grouping = config.grouping
+    check_grouping(grouping)
     return GroupAwareEstimator(
-        config.grouping,
+        grouping,
         terms=terms_for(config),
-        features=PromptFeatures(
-            prompts,
-            embed,
-            key=custom_key(config.grouping),
-            dimensions=config.grouping.dimensions,
-        ),
-        own=custom_baseline(config.grouping),
-        part_weights={part.key: part.weight for part in config.rewards.parts},
+        features=PromptFeatures(prompts, embed, key=custom_key(grouping), dimensions=grouping.dimensions),
+        baseline=custom_baseline(grouping),
+        part_weights=_part_weights(config),
         seed=config.seed,
         reward=identity(config.rewards, config.environment),
         reference=str(config.model.name),
     )
 
 
-def schedules_for(config: RunConfig) -> Schedules:
-    """The weights of the objective that adapt themselves."""
+ESTIMATORS: dict[str, Callable[[RunConfig, Sequence[Prompt], Embed | None], Estimator]] = {
+    "group": group_estimator,
+    "gae": gae_estimator,
+    "group_aware": group_aware_estimator,
+}
+"""Kinds of estimators; each is made from the settings, the training prompts and their embedding (None = without)."""
+
+
+def estimator_kind(config: RunConfig) -> str:
+    """The row of `ESTIMATORS` that the settings ask for."""
+    if config.critic is not None:
+        return "gae"
+    return "group" if config.grouping.preset == "prompt" else "group_aware"
+
+
+def estimator_for(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> Estimator:
+    """The estimator of advantages.
+
+    Args:
+        prompts: those of training.
+        embed: makes their embeddings; None leaves these out.
+
+    Raises:
+        ConfigError: your own baseline cannot be had, or the choices do not fit each other.
+    """
+    return ESTIMATORS[estimator_kind(config)](config, prompts, embed)
+
+
+def schedules_for(config: RunConfig, reference: Reference | None) -> Schedules:
+    """The objective of the first update, and what changes it between steps."""
     objective = config.objective
     beta = entropy = None
     if objective.kl_target is not None:
         beta = AdaptiveBeta(target=objective.kl_target, horizon=objective.kl_horizon)
     if objective.entropy_target is not None:
         entropy = AdaptiveEntropy(target=objective.entropy_target)
-    state = EntropyState(coefficient=objective.entropy_bonus)
-    return Schedules(beta=beta, entropy=entropy, entropy_state=state)
+    return Schedules(
+        objective=objective_for(config),
+        beta=beta,
+        entropy=entropy,
+        entropy_state=EntropyState(coefficient=objective.entropy_bonus),
+        reference=reference,
+    )
 
 
 def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
-    """The learner with all that the objective needs beside the policy."""
+    """The learner with reference and critic, where there are any."""
     total_steps = config.steps * config.optim.minibatches * config.optim.epochs
     warmup = 0 if config.critic is None else config.critic.warmup * config.optim.minibatches * config.optim.epochs
     return Learner(
@@ -191,7 +222,5 @@ def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
         reference=_reference(config, policy, load),
         critic=_critic(config, policy, load, total_steps),
         entropy_share=config.objective.entropy_share,
-        score_norm=config.grouping.weights == "score_norm" and config.grouping.preset != "prompt",
-        movement=config.grouping.clock == "policy" and config.grouping.preset != "prompt",
         warmup=warmup,
     )

@@ -11,7 +11,14 @@ import torch
 
 from coterie import machine
 from coterie.algo.estimators import Estimator
-from coterie.build.learner import estimator_for, group_aware_estimator_for, learner_for, objective_for, schedules_for
+from coterie.batches.pack import Packing
+from coterie.build.learner import (
+    estimator_for,
+    group_aware_estimator,
+    learner_for,
+    objective_for,
+    schedules_for,
+)
 from coterie.callbacks import Callback
 from coterie.config.data import Source
 from coterie.config.paths import portable
@@ -25,8 +32,6 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import ConfigError, DataError
-from coterie.grouping.estimator import GroupAwareEstimator
-from coterie.grouping.estimator import check as check_grouping
 from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
 from coterie.policy.device import device_named, dtype_named
@@ -37,13 +42,14 @@ from coterie.rewards.pool import Scorer
 from coterie.rewards.registry import BINARY
 from coterie.rollout.collector import Collector
 from coterie.rollout.replay import ReplayBuffer
-from coterie.rollout.sampler import PromptSampler
+from coterie.rollout.sampler import AllocatedSampler, Metric, PromptSampler, SequentialSampler
 from coterie.runs import models
 from coterie.runs.durable import json_dumps
 from coterie.runs.models import Kind
 from coterie.train.evaluate import Criterion, Evaluator, Scale
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
+from coterie.train.step import LoopSettings
 from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
@@ -51,7 +57,8 @@ ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
         policy, chat, slots=config.collect.slots, capacity=capacity
     ),
 }
-"""What `collect.engine` may name."""
+"""Engines that `collect.engine` may name; each is made from policy, chat, settings and the tokens of its longest
+sequence."""
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -61,7 +68,7 @@ EVAL_STREAM = 1 << 40
 
 
 def use_threads(config: RunConfig) -> int:
-    """Set the number of threads of the maths, and how memory is kept; returns the number."""
+    """Set the number of compute threads, and how freed memory is kept; returns the number."""
     count = machine.count(config.threads)
     torch.set_num_threads(count)
     keep_freed()
@@ -69,7 +76,7 @@ def use_threads(config: RunConfig) -> int:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """Where the model is; `auto` is the first CUDA device, else the CPU.
+    """Device of the model; `auto` is the first CUDA device, else the CPU.
 
     Raises:
         ConfigError: torch cannot compute on it here.
@@ -78,7 +85,7 @@ def device_of(config: RunConfig) -> torch.device:
 
 
 def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    """Number format of the model; `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     return dtype_named(config.model.dtype, device)
 
 
@@ -100,14 +107,14 @@ def locate_model(
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What is read before anything is written: bad input leaves nothing behind."""
+    """Tokenizer and prompts, read before anything is written: bad input leaves nothing behind."""
 
     source: str
     chat: Chat
     train: PromptSet
     heldout: PromptSet
     encoder: Encoder | None = None
-    """Says what prompts mean, where it is not the policy that does."""
+    """Embeds the prompts, where it is not the policy that does."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -117,15 +124,15 @@ class Inputs:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         sets = (self.train.token_ids, self.heldout.token_ids)
-        return max((len(ids) for found in sets for ids in found.values()), default=0)
+        return max((len(ids) for token_ids in sets for ids in token_ids.values()), default=0)
 
     def digest(self) -> str:
-        """Names what the prompts say, as the model sees it, and what counts as right."""
-        held = hashlib.sha256(self.chat.template_hash.encode())
-        for found in (self.train, self.heldout):
-            for prompt in found.prompts:
-                held.update(json_dumps([prompt.id, list(found.token_ids[prompt.id]), prompt.answer]).encode())
-        return held.hexdigest()[:16]
+        """Hash of the prompts, as the model sees them, and of their gold answers."""
+        digest = hashlib.sha256(self.chat.template_hash.encode())
+        for source in (self.train, self.heldout):
+            for prompt in source.prompts:
+                digest.update(json_dumps([prompt.id, list(source.token_ids[prompt.id]), prompt.answer]).encode())
+        return digest.hexdigest()[:16]
 
 
 def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = True) -> Inputs:
@@ -156,15 +163,15 @@ def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
 
 
 def _check_enough(config: RunConfig, train: PromptSet) -> None:
-    """A step's prompts are all different, also where sources have left or not yet joined."""
-    wanted = config.collect.prompts
+    """Refuse fewer prompts than a step draws, all different, also where sources have left or not yet joined."""
+    needed = config.collect.prompts
     order = _order(config, train)
     for stage in order.stages:
         count = order.available(stage.start)
-        if count < wanted:
+        if count < needed:
             when = f" after {stage.start} drawn ones" if stage.start else ""
             raise DataError(
-                f"data.train has {count} usable prompts{when}, fewer than the {wanted} that one step draws "
+                f"data.train has {count} usable prompts{when}, fewer than the {needed} that one step draws "
                 '(collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
             )
 
@@ -227,12 +234,12 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
 
 
 def _check_room(config: RunConfig, inputs: Inputs) -> None:
-    """The first turn fits into every episode."""
-    limit, least = config.environment.max_tokens, inputs.longest() + config.sampling.max_tokens
-    if config.environment.talks and least > limit:
+    """Refuse a limit of the episode into which the first turn does not fit."""
+    limit, first_turn = config.environment.max_tokens, inputs.longest() + config.sampling.max_tokens
+    if config.environment.talks and first_turn > limit:
         raise ConfigError(
             f"environment.max_tokens = {limit}, but the longest prompt and one turn of sampling.max_tokens = "
-            f"{config.sampling.max_tokens} have {least} tokens; raise the first, or lower the second or "
+            f"{config.sampling.max_tokens} have {first_turn} tokens; raise the first, or lower the second or "
             "data.max_prompt_tokens"
         )
 
@@ -248,17 +255,14 @@ def _check_stops(config: RunConfig, chat: Chat) -> None:
 
 
 def check_trainable(config: RunConfig) -> None:
-    """Settings that sampling alone may have, but training may not.
+    """Refuse settings that sampling may have, but training may not.
 
     Raises:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
     search_in(config.module_path)
     objective_for(config)
-    if config.grouping.preset == "prompt":
-        estimator_for(config)
-    else:
-        check_grouping(config.grouping)
+    estimator_for(config)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
         raise ConfigError(
             f"sampling.top_p = {config.sampling.top_p} and sampling.top_k = {config.sampling.top_k} cut the "
@@ -302,7 +306,7 @@ def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
 
 
 def criterion_for(config: RunConfig) -> Criterion:
-    """What counts as correct. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
+    """The criterion of correctness. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
     part = config.eval.part or config.rewards.labels()[0]
     names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
     scorer = names[part] == "task"
@@ -328,15 +332,8 @@ def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
     )
 
 
-def estimator_for_run(config: RunConfig, inputs: Inputs, policy: Policy) -> Estimator:
-    """Who gives credit; a group-aware one also knows what the prompts are."""
-    if config.grouping.preset == "prompt":
-        return estimator_for(config)
-    return group_aware_estimator_for(config, inputs.train.prompts, _embed(config, inputs, policy))
-
-
-def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
-    """Who says what prompts mean: a sentence encoder, the policy, or nobody."""
+def embed_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
+    """Embeddings of prompts by a sentence encoder or the policy; None without any."""
     encoder, token_ids = inputs.encoder, inputs.train.token_ids
     if encoder is not None:
         return lambda prompts: encoder.embed([prompt.messages[-1]["content"] for prompt in prompts])
@@ -345,36 +342,87 @@ def _embed(config: RunConfig, inputs: Inputs, policy: Policy) -> Embed | None:
     return lambda prompts: embed_prompts(policy, [token_ids[prompt.id] for prompt in prompts])
 
 
+def sampler_and_estimator(
+    config: RunConfig, inputs: Inputs, policy: Policy, collector: Collector, sampling: Sampling, metric: Metric
+) -> tuple[PromptSampler, Estimator]:
+    """The sampler of a step's prompts and the estimator of their advantages, which may also allocate the rollouts.
+
+    Args:
+        metric: evaluated rewards of a group, by which dynamic sampling keeps it.
+    """
+    prompts, embed, order = inputs.train.prompts, embed_for(config, inputs, policy), _order(config, inputs.train)
+    if not config.grouping.allocate:
+        sampler = SequentialSampler(collector, order, config=config.collect, sampling=sampling, metric=metric)
+        return sampler, estimator_for(config, prompts, embed)
+    estimator = group_aware_estimator(config, prompts, embed)
+    allocated = AllocatedSampler(
+        collector,
+        order,
+        config=config.collect,
+        sampling=sampling,
+        allocate=estimator.allocate,
+        candidates=config.grouping.candidates,
+    )
+    return allocated, estimator
+
+
+def loop_settings_for(config: RunConfig) -> LoopSettings:
+    """The settings of the loop itself."""
+    return LoopSettings(
+        steps=config.steps,
+        eval_every=config.eval.every,
+        checkpoint_every=config.checkpoint.every,
+        packing=Packing(
+            normalize=config.objective.normalize,
+            token_budget=config.optim.token_budget,
+            skip_zero=config.advantages_alone,
+            max_tokens=config.sampling.max_tokens,
+            minibatches=config.optim.minibatches,
+            epochs=config.optim.epochs,
+            seed=config.seed,
+        ),
+        mask_truncated=config.objective.mask_truncated,
+        drop_zero_variance=config.objective.drop_zero_variance,
+        subsample=config.optim.roulette,
+        seed=config.seed,
+    )
+
+
+def replay_for(config: RunConfig) -> ReplayBuffer:
+    """The memory of past groups; with `replay.groups = 0` it keeps none."""
+    return ReplayBuffer(
+        config.replay,
+        seed=config.seed,
+        reward=identity(config.rewards, config.environment),
+        reference=portable(config.model.name),
+        renewed_every=config.reference.every,
+    )
+
+
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
+    """The loop with all its parts."""
     engine = engine_for(config, inputs, policy)
     evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
-    judge = estimator_for_run(config, inputs, policy)
-    sampler = PromptSampler(
+    sampler, estimator = sampler_and_estimator(
+        config,
+        inputs,
+        policy,
         collector_for(config, engine, inputs.chat, scorer, seed=config.seed),
-        _order(config, inputs.train),
-        config=config.collect,
-        sampling=replace(
+        replace(
             sampling_for(config, config.sampling.temperature),
             progress=lambda done, total: recorder.callback.on_progress("sampling", done, total, "completions"),
         ),
-        metric=evaluator.criterion.of_group,
-        allocator=judge if isinstance(judge, GroupAwareEstimator) and config.grouping.allocate else None,
-        candidates=config.grouping.candidates,
+        evaluator.criterion.of_group,
     )
+    learner = learner_for(config, policy, lambda: load_policy(config, inputs.source))
     return Trainer(
-        config=config,
         sampler=sampler,
-        judge=judge,
+        estimator=estimator,
+        replay=replay_for(config),
+        learner=learner,
         engine=engine,
-        learner=learner_for(config, policy, lambda: load_policy(config, inputs.source)),
-        schedules=schedules_for(config),
-        replay=ReplayBuffer(
-            config.replay,
-            seed=config.seed,
-            reward=identity(config.rewards, config.environment),
-            reference=portable(config.model.name),
-            renewed_every=config.reference.every,
-        ),
+        schedules=schedules_for(config, learner.reference),
         evaluator=evaluator,
         recorder=recorder,
+        settings=loop_settings_for(config),
     )

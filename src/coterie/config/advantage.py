@@ -37,11 +37,10 @@ class GroupingConfig(Section):
     without: list[Part] = Field(default_factory=list)
     """Scales (siblings, batch, prompt, tree, key, linear, root; state, of turns that other attempts took from the same
     state) and signals (semantic, complexity, task, key, reward, temporal) to leave out: an ablation."""
-    weights: Literal["score_norm", "probability", "length", "none"] = "length"
+    weights: Literal["probability", "length", "none"] = "length"
     """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
-    of the mean: its score norm (needs a scoring pass), Σ (1 - p)² over its tokens as sampled (about the same, for
-    free), its length, or all alike. What is expected of a prompt, for `allocate` and `scale = "expected"`, is a plain
-    mean whatever this says."""
+    of the mean: Σ (1 - p)² over its tokens as sampled (about the squared norm of its score), its length, or all alike.
+    What is expected of a prompt, for `allocate` and `scale = "expected"`, is a plain mean whatever this says."""
     embedding: Annotated[str, Field(min_length=1)] = "policy"
     """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
     asset name (`minilm-l6`), folder or transformers id."""
@@ -54,9 +53,6 @@ class GroupingConfig(Section):
     """Steps in which what is known of a region fades to 1/e."""
     prompt_memory: float = Field(default=120.0, gt=0)
     """Steps in which what is special to a prompt fades to 1/e."""
-    clock: Literal["steps", "policy"] = "steps"
-    """By what time goes: steps, or how far each update moved the policy (measured on one packed row, at the cost of its
-    forward pass), against the mean of the updates so far, so that the average step still lasts about 1."""
     max_leaves: int = Field(default=48, ge=1)
     """Most regions."""
     min_weight: float = Field(default=40.0, gt=0)
@@ -73,9 +69,6 @@ class GroupingConfig(Section):
     nothing."""
     per_part: bool = False
     """One model for each part of the reward; their advantages are added with the parts' weights."""
-    trust: float = Field(default=0.0, ge=0)
-    """Clip bounds by evidence: wider, up to 1 + trust times, for prompts of regions that are known well, narrower, down
-    to 1 / (1 + trust), for others, around those of `objective`; 0 is off."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
@@ -100,10 +93,6 @@ class GroupingConfig(Section):
             )
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
-        if self.trust and self.preset not in ("heb", "heb-stack"):
-            raise ValueError(
-                f'trust = {self.trust} needs a preset with regions, heb or heb-stack; it is "{self.preset}"'
-            )
         if self.key and self.preset not in ("heb", "heb-stack") and ":" not in self.preset:
             raise ValueError(
                 f'key = "{self.key}" is read by heb, heb-stack and your own baseline only, not "{self.preset}"'

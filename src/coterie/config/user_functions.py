@@ -94,8 +94,8 @@ def _import(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _same(file: str, other: str) -> bool:
+    return os.path.realpath(file) == os.path.realpath(other)
 
 
 @contextmanager

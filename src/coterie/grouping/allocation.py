@@ -6,7 +6,7 @@ go with the square root, so that the effort spent on a prompt goes with p(1 - p)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +57,13 @@ def systematic_sample(inclusion: Floats, count: int, rng: np.random.Generator) -
     return np.sort(chosen)
 
 
-def apportion(wishes: Floats, total: int, most: int) -> Ints:
-    """[K] whole numbers of at most `most`, proportional to the wishes, that add up to `total`; by largest remainders.
+def apportion(wishes: Floats, total: int, cap: int) -> Ints:
+    """[K] whole numbers of at most `cap`, proportional to the wishes, that add up to `total`; by largest remainders.
 
     >>> apportion(np.array([3.0, 2.0, 1.0]), 7, 3).tolist()
     [3, 3, 1]
     """
-    shares = capped_shares(wishes, float(total), float(most))
+    shares = capped_shares(wishes, float(total), float(cap))
     whole = np.floor(shares + 1e-9).astype(np.int64)
     for item in np.argsort(-(shares - whole), kind="stable")[: max(total - int(whole.sum()), 0)]:
         whole[item] += 1
@@ -109,8 +109,8 @@ def allocate(
     *,
     prompts: int,
     rollouts: int,
-    least: int = 1,
-    most: int = 8,
+    min_rollouts: int = 1,
+    max_rollouts: int = 8,
     review: float = 0.0,
     solved: NDArray[np.bool_] | None = None,
     clip: float = 10.0,
@@ -122,8 +122,8 @@ def allocate(
         signal: [N] `teaching_signal` of each candidate, above 0.
         prompts: K, how many to draw; no more than N.
         rollouts: how many in all.
-        least, most: bounds of the rollouts of one prompt; at least 1, since a drawn prompt without rollouts would
-                bias the importance weights.
+        min_rollouts, max_rollouts: bounds of the rollouts of one prompt; at least 1, since a drawn prompt without
+            rollouts would bias the importance weights.
         review: share of the K draws kept for solved candidates, so that solved skills do not fade.
         solved: [N] which candidates those are (`solved_regions`); without any, the share goes back to the others.
         clip: largest importance weight; clipping trades a little bias for bounded steps.
@@ -132,8 +132,8 @@ def allocate(
     count = signal.size
     if not 1 <= prompts <= count:
         raise ValueError(f"{prompts} prompts were asked of {count} candidates; expected 1 to {count}")
-    if not 1 <= least <= most or not least * prompts <= rollouts <= most * prompts:
-        raise ValueError(f"{rollouts} rollouts do not fit {prompts} prompts of {least} to {most} each")
+    if not 1 <= min_rollouts <= max_rollouts or not min_rollouts * prompts <= rollouts <= max_rollouts * prompts:
+        raise ValueError(f"{rollouts} rollouts do not fit {prompts} prompts of {min_rollouts} to {max_rollouts} each")
     if not 0 <= review < 1:
         raise ValueError(f"review is {review}; expected a share of at least 0 and below 1")
     if not (np.isfinite(signal) & (signal > 0)).all():
@@ -141,10 +141,12 @@ def allocate(
     inclusion = _inclusion(signal, prompts, review, solved)
     rng = generator("allocate", *counters)
     chosen = systematic_sample(inclusion, prompts, rng)
-    spare = rollouts - least * prompts
-    given = least + apportion(signal[chosen], spare, most - least) if spare else np.full(prompts, least, dtype=np.int64)
-    weights = np.minimum(rollouts / (count * inclusion[chosen] * given), clip)
-    return Allocation(chosen, given, inclusion[chosen], weights)
+    counts = np.full(prompts, min_rollouts, dtype=np.int64)
+    spare = rollouts - min_rollouts * prompts
+    if spare:
+        counts = counts + apportion(signal[chosen], spare, max_rollouts - min_rollouts)
+    weights = np.minimum(rollouts / (count * inclusion[chosen] * counts), clip)
+    return Allocation(chosen, counts, inclusion[chosen], weights)
 
 
 def _inclusion(signal: Floats, prompts: int, review: float, solved: NDArray[np.bool_] | None) -> Floats:
@@ -166,7 +168,8 @@ def allocation(
     rollouts: int,
     counters: tuple[str | int, ...],
 ) -> Allocation:
-    """Allocation by the rewards that the model expects, before any candidate is sampled.
+    """Allocation by the rewards that the model expects, before any candidate is sampled; the weights are 1 unless
+    `config.uniform` asks for them.
 
     Args:
         names: [N] prompt ids of the candidates.
@@ -177,16 +180,17 @@ def allocation(
     """
     expected, _ = model.expect(names, features, time)
     bounds = model.range or (0.0, 1.0)
-    return allocate(
+    drawn = allocate(
         teaching_signal(expected, bounds),
         prompts=prompts,
         rollouts=rollouts,
-        least=config.least,
-        most=config.most,
+        min_rollouts=config.least,
+        max_rollouts=config.most,
         review=config.review,
         solved=solved_regions(expected, _regions(model, features), bounds[0] + SOLVED * (bounds[1] - bounds[0])),
         counters=counters,
     )
+    return drawn if config.uniform else replace(drawn, weights=np.ones(prompts))
 
 
 def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ class Rollouts:
     features: Floats
     """[B, F] standardised features of the prompt (`FeatureMap.apply`), equal within a prompt."""
     time: float
-    """Policy time (`PolicyClock`) of the policy that generated them, or the step number."""
+    """Number of the step."""
     weights: Floats | None = None
     """[B] positive score norms Σ_t m(1 - 2π + Σπ²), or a proxy (`probability_weight`, length); None: all alike."""
 

@@ -43,7 +43,7 @@ class View:
     weights: Floats
     """[N] weight of each rollout (`grouping.weights`), about 1 on average."""
     time: float
-    """Of this step, by `grouping.clock`."""
+    """Of this step: the steps that the estimator has learned from."""
     history: tuple[PastStep, ...]
     """At most the last 60 steps, oldest first."""
     history_mean: float

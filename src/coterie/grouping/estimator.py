@@ -1,39 +1,39 @@
-"""Group-aware credit: each rollout against its siblings, the step, its prompt's past, its region and all prompts.
+"""Group-aware advantages: each rollout against its siblings, the step, its prompt's past, its region and all prompts.
 
-The estimator is pure (`coterie.grouping`); here it meets rollouts and checkpoints.
+The model is pure (`coterie.grouping.model`); here it meets rollouts and checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coterie.algo.estimators import Estimator, Predictions, PromptPrediction, Scores, Terms
+from coterie.algo.estimators import Advantages, PromptPrediction, Score, Terms, members_of
 from coterie.algo.returns import returns_to_go
 from coterie.algo.turns import Episode, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.config.advantage import GroupingConfig
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
-from coterie.grouping.allocation import allocation
+from coterie.grouping.allocation import Allocation, allocation
 from coterie.grouping.arrays import Rollouts, join, pick
 from coterie.grouping.custom import CustomBaseline
 from coterie.grouping.features import PromptFeatures
 from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import rules
-from coterie.grouping.reward_models import WHOLE, PartwiseBaseline, PolicyClock, Verdict, trust_factors
+from coterie.grouping.reward_models import WHOLE, PartwiseAdvantages, PartwiseBaseline
 from coterie.runs.state_files import StateFiles
 from coterie.types import Credit, Group, Prompt, Rollout
 
-# The section `[grouping]` as the estimator's numbers.
+# The section `[grouping]` as settings of the model.
 
 
 def settings_of(config: GroupingConfig) -> Settings:
-    """The estimator's numbers.
+    """The settings of the model.
 
     Raises:
         ValueError: they do not fit each other.
@@ -72,7 +72,7 @@ def custom_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
 
 
 def check(config: GroupingConfig) -> None:
-    """Whether the preset can be had without what is left out, and the user's own functions at all.
+    """Refuse a preset that cannot do without what is left out, and functions of the user's that cannot be loaded.
 
     Raises:
         ConfigError: they cannot.
@@ -85,7 +85,7 @@ def check(config: GroupingConfig) -> None:
         raise ConfigError(f"[grouping]: {error}") from None
 
 
-# What a rollout counts for: a stand-in for the squared length of its score, from what the sampler said already.
+# Weights of rollouts: a proxy of the squared norm of their score, from the sampler's log-probs.
 
 
 def probability_weight(logprobs: Sequence[float]) -> float:
@@ -104,17 +104,17 @@ def probability_weight(logprobs: Sequence[float]) -> float:
 FILES = StateFiles("grouping", "the groups")
 ROUNDING = 1e-9
 """A baseline that moves by less, in reward ranges, has not moved."""
-FORMAT = 2
+FORMAT = 3
 """Of the two files in a checkpoint; another one is refused."""
 
 
-class GroupAwareEstimator(Estimator):
+class GroupAwareEstimator:
     """Advantages from a baseline that knows more than the group.
 
     Args:
-        part_weights: weight of each reward part by its label; with `per_part` each has an estimator of its own.
+        part_weights: weight of each reward part by its label; with `per_part` each has a model of its own.
         reward, reference: names of what the statistics belong to.
-        own: the user's baseline, where the preset is one.
+        baseline: the user's function, where the preset is one.
     """
 
     def __init__(
@@ -127,23 +127,19 @@ class GroupAwareEstimator(Estimator):
         seed: int,
         reward: str = "",
         reference: str = "",
-        own: CustomBaseline | None = None,
+        baseline: CustomBaseline | None = None,
     ) -> None:
         self.config, self.terms, self.features, self.seed = config, terms, features, seed
         self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
-        self.own, self.doubts = own, list[str]()
+        self.baseline = baseline
         self.versions = {"reward": reward, "reference": reference}
-        self.step, self.clock = 0, PolicyClock()
-        self.update_stats: dict[str, UpdateStats] = {}
-        self.importance: dict[str, float] = {}
-        self.trust: dict[str, float] = {}
-        self.judged = 0.0
-        self.of_states: dict[str, float] = {}
+        self.step = 0
+        """Steps learned from."""
         self._model: PartwiseBaseline | None = None
 
     @property
     def model(self) -> PartwiseBaseline:
-        """Made on the first use, when the features are known."""
+        """The models of the reward parts, made on the first use, when the features are known."""
         if self._model is None:
             self._model = PartwiseBaseline(
                 self.features.map.columns,
@@ -151,67 +147,60 @@ class GroupAwareEstimator(Estimator):
                 preset=self.config.preset,
                 settings=settings_of(self.config),
                 seed=self.seed,
-                custom=self.own,
+                custom=self.baseline,
                 **self.versions,
             )
         return self._model
 
     @property
     def time(self) -> float:
-        """Of the next step: what fades, fades by it."""
-        return self.clock.now if self.config.clock == "policy" else float(self.step)
+        """Time of the next step, by which evidence fades."""
+        return float(self.step)
 
-    def updated(self, metrics: Mapping[str, float]) -> None:
-        self.clock.advance(metrics.get("moved", 0.0))
-
-    @property
-    def needs_scores(self) -> bool:
-        return self.config.weights == "score_norm" or self.terms.kl_beta > 0
-
-    def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], scores: Scores) -> list[Credit]:
-        members = [rollouts[name] for group in groups for name in group.members]
-        self.update_stats, self.trust, self.judged, self.of_states = {}, {}, self.time, {}
-        self.doubts = []
+    def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], score: Score) -> Advantages:
+        time, predicted = self.time, self.predict(groups, rollouts)
+        members = members_of(groups, rollouts)
+        scores = self.terms.scores(members, score)
         if not members:
-            return []
-        self.trust = self._trust(members)
-        seen = self._parts(members, [reward for group in groups for reward in group.rewards], scores)
+            return replace(predicted, scores=scores, metrics={"grouping/time": time})
+        columns = self._columns(members, [reward for group in groups for reward in group.rewards])
         try:
-            verdict = self.model.explain(seen, self._episodes(members, seen))
-            self.doubts = self._doubts(seen) if self.own is not None and self.step == 0 else []
+            parts = self.model.explain(columns, self._episodes(members, columns))
+            warnings = self._bias_warnings(columns) if self.baseline is not None and self.step == 0 else ()
         except ValueError as error:
             raise ConfigError(f"[grouping]: {error}") from error
-        self.of_states = verdict.metrics
-        self.update_stats = self.model.observe(seen)
+        stats = self.model.observe(columns)
         self.step += 1
-        return self._credits(members, verdict, self.terms.token_rewards(groups, scores) or {})
+        weights = [group.weight for group in groups for _ in group.members]
+        penalties = self.terms.token_rewards(members, scores) or {}
+        metrics = self.model.metrics(stats) | {"time": time} | parts.metrics
+        return replace(
+            predicted,
+            credits=tuple(self._credits(members, weights, parts, penalties)),
+            scores=scores,
+            metrics={f"grouping/{name}": value for name, value in metrics.items()},
+            events=tuple(_changes(stats)),
+            warnings=tuple(warnings),
+        )
 
-    def _doubts(self, seen: Mapping[str, Rollouts]) -> list[str]:
-        """Whether the user's baseline reads what it must not: asked on the first step."""
-        moved = max(self_influence(self.model.estimators[label], one) for label, one in seen.items())
-        if moved <= ROUNDING:
+    def _bias_warnings(self, columns: Mapping[str, Rollouts]) -> list[str]:
+        """A line if a rollout's own reward moves the user's baseline for it; measured on the first step."""
+        influence = max(self_influence(self.model.estimators[label], part) for label, part in columns.items())
+        if influence <= ROUNDING:
             return []
         return [
             f"grouping.preset = {self.config.preset!r}: changing a rollout's reward from one end of the range to the "
-            f"other moves its own baseline by up to {moved:.3g} of the range, so the gradient is biased; leave a "
+            f"other moves its own baseline by up to {influence:.3g} of the range, so the gradient is biased; leave a "
             "rollout's own reward out of its baseline, and give the same numbers for the same view"
         ]
 
-    def _trust(self, members: Sequence[Rollout]) -> dict[str, float]:
-        """Factor of the clip bounds by prompt id, from history alone; empty where every bound is the configured one."""
-        if not self.config.trust:
-            return {}
-        names = list(dict.fromkeys(one.context.prompt_id for one in members))
-        variance, prior = self.model.evidence(self.features.of(names), self.time)
-        return dict(zip(names, trust_factors(variance, prior, self.config.trust).tolist(), strict=True))
-
-    def _parts(self, members: Sequence[Rollout], totals: Sequence[float], scores: Scores) -> dict[str, Rollouts]:
+    def _columns(self, members: Sequence[Rollout], totals: Sequence[float]) -> dict[str, Rollouts]:
         """The step as columns, once for each part of the reward."""
-        prompts = tuple(one.context.prompt_id for one in members)
-        features, weights = self.features.of(prompts), self._weights(members, scores)
+        prompts = tuple(rollout.context.prompt_id for rollout in members)
+        features, weights = self.features.of(prompts), sampled_weights(members, self.config.weights)
 
         def of(label: str) -> Rollouts:
-            rewards = [one.reward_parts.get(label) for one in members] if label else totals
+            rewards = [rollout.reward_parts.get(label) for rollout in members] if label else totals
             return Rollouts(
                 prompts=prompts,
                 rewards=np.array([np.nan if value is None else value for value in rewards], dtype=np.float64),
@@ -222,56 +211,53 @@ class GroupAwareEstimator(Estimator):
 
         return {label: of(label) for label in self.weights}
 
-    def _episodes(self, members: Sequence[Rollout], seen: Mapping[str, Rollouts]) -> dict[str, list[Episode]] | None:
+    def _episodes(self, members: Sequence[Rollout], columns: Mapping[str, Rollouts]) -> dict[str, list[Episode]] | None:
         """The step turn by turn, once for each part of the reward; None in an environment of one turn."""
         if not any(map(has_states, members)):
             return None
 
         def of(label: str, totals: np.ndarray) -> list[Episode]:
             given = given_by_environment(self.terms.environment, label)
-            return [episode_of(one, float(total), given) for one, total in zip(members, totals, strict=True)]
+            return [episode_of(rollout, float(total), given) for rollout, total in zip(members, totals, strict=True)]
 
-        return {label: of(label, one.rewards) for label, one in seen.items()}
-
-    def _weights(self, members: Sequence[Rollout], scores: Scores) -> np.ndarray | None:
-        """[B] what each rollout counts for."""
-        if self.config.weights == "score_norm":
-            norms = [scores[one.id].score_norms if one.id in scores else None for one in members]
-            return np.array([0.0 if one is None else float(one.sum()) for one in norms])
-        return sampled_weights(members, self.config.weights)
+        return {label: of(label, part.rewards) for label, part in columns.items()}
 
     def _credits(
-        self, members: Sequence[Rollout], verdict: Verdict, penalties: Mapping[str, np.ndarray]
-    ) -> list[Credit]:
-        def one(k: int, rollout: Rollout) -> Credit:
-            weight = self.importance.get(rollout.context.prompt_id, 1.0)
-            value: float | tuple[float, ...] = float(verdict.advantages[k])
-            shares = {name: float(values[k]) for name, values in verdict.shares.items() if np.isfinite(values[k])}
-            states = {name: broadcast_to_tokens(moved[k], rollout) for name, moved in verdict.states.items()}
-            shares |= {name: float(moved.mean()) for name, moved in states.items()}
-            if any(moved.any() for moved in states.values()):
+        self,
+        members: Sequence[Rollout],
+        weights: Sequence[float],
+        parts: PartwiseAdvantages,
+        penalties: Mapping[str, np.ndarray],
+    ) -> Iterator[Credit]:
+        """One credit per member.
+
+        Args:
+            weights: [B] importance weight of each rollout's group.
+            penalties: [C] per rollout id, the KL in the reward of each token.
+        """
+        for k, (rollout, weight) in enumerate(zip(members, weights, strict=True)):
+            value: float | tuple[float, ...] = float(parts.advantages[k])
+            shares = {name: float(values[k]) for name, values in parts.shares.items() if np.isfinite(values[k])}
+            states = {name: broadcast_to_tokens(offsets[k], rollout) for name, offsets in parts.states.items()}
+            shares |= {name: float(offsets.mean()) for name, offsets in states.items()}
+            if any(offsets.any() for offsets in states.values()):
                 value = tuple((weight * (value - np.sum(list(states.values()), axis=0))).tolist())
             else:
                 value *= weight
             if rollout.id in penalties:
                 value = tuple((np.asarray(value) + returns_to_go(penalties[rollout.id])).tolist())
-            low, high = self.terms.clip_low, self.terms.clip_high
-            factor = self.trust.get(rollout.context.prompt_id, 1.0)
-            return Credit(
+            yield Credit(
                 rollout_id=rollout.id,
                 advantage=value,
-                clip_low=low if low >= 1 else min(low * factor, 1.0),  # from 1 on there is no lower bound
-                clip_high=high * factor,
+                clip_low=self.terms.clip_low,
+                clip_high=self.terms.clip_high,
                 contributions=shares,
             )
 
-        return [one(k, rollout) for k, rollout in enumerate(members)]
-
-    def choose(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> tuple[list[Prompt], list[int]]:
-        """Which of the candidates to sample in this step, and how many rollouts each deserves: decided before any of
-        them is sampled, from what is expected of them."""
+    def allocate(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation:
+        """Allocation of a step's rollouts to candidates by their expected rewards, before any of them is sampled."""
         names = tuple(prompt.id for prompt in candidates)
-        found = allocation(
+        return allocation(
             self.model.first,
             names,
             self.features.of(names),
@@ -281,83 +267,77 @@ class GroupAwareEstimator(Estimator):
             rollouts=rollouts,
             counters=("rollouts", self.seed, self.step),
         )
-        chosen = [candidates[index] for index in found.chosen]
-        self.importance = {}
-        if self.config.uniform:
-            self.importance = {one.id: float(w) for one, w in zip(chosen, found.weights, strict=True)}
-        return chosen, [int(count) for count in found.rollouts]
 
-    def foresee(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Predictions:
-        """Expected rewards and regions of all prompts of a step, those of groups first, as credit will see them."""
-        grouped = dict.fromkeys(rollouts[name].context.prompt_id for group in groups for name in group.members)
-        names = tuple(dict.fromkeys((*grouped, *(one.context.prompt_id for one in rollouts.values()))))
+    def predict(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Advantages:
+        """Expected rewards and regions of all prompts of a step, those of groups first, without credits: no reward of
+        the step is read."""
+        grouped = dict.fromkeys(rollout.context.prompt_id for rollout in members_of(groups, rollouts))
+        names = tuple(dict.fromkeys((*grouped, *(rollout.context.prompt_id for rollout in rollouts.values()))))
         if not names:
-            return Predictions(time=self.time)
+            return Advantages(time=self.time)
         if grouped:
             self.features.of(tuple(grouped))
         features = self.features.of(names)
-        fresh, self.features.fresh = self.features.fresh, []
-        said = self.model.expect(names, features, self.time)
-        if said is None:
-            return Predictions(time=self.time, embedded=fresh)
-        means, variances = said
-        found = zip(names, means, np.sqrt(variances), rules(self.model.first, features), strict=True)
-        expected = {name: PromptPrediction(reward=float(m), std=float(s), region=rule) for name, m, s, rule in found}
-        return Predictions(time=self.time, expected=expected, embedded=fresh)
-
-    def metrics(self) -> dict[str, float]:
-        """How well the last step was foreseen, by whom, and from which scale."""
-        found = self.model.metrics(self.update_stats) | {"time": self.judged} | self.of_states
-        if self.trust:
-            factors = list(self.trust.values())
-            found |= {"trust/mean": float(np.mean(factors)), "trust/min": min(factors), "trust/max": max(factors)}
-        return {f"grouping/{name}": value for name, value in found.items()}
-
-    def warnings(self) -> list[str]:
-        return self.doubts
-
-    def news(self) -> list[str]:
-        moved = [update_stat.redrawn for update_stat in self.update_stats.values() if update_stat.redrawn is not None]
-        return [
-            f"{verb}: {'; '.join(rules)}"
-            for one in moved
-            for verb, rules in (("split", one.split), ("merged", one.merged))
-            if rules
-        ]
+        embedded, self.features.fresh = self.features.fresh, []
+        expected = self.model.expect(names, features, self.time)
+        if expected is None:
+            return Advantages(time=self.time, embedded=embedded)
+        means, variances = expected
+        rows = zip(names, means, np.sqrt(variances), rules(self.model.first, features), strict=True)
+        predictions = {
+            name: PromptPrediction(reward=float(mean), std=float(std), region=rule) for name, mean, std, rule in rows
+        }
+        return Advantages(time=self.time, predictions=predictions, embedded=embedded)
 
     def save(self, folder: Path) -> None:
+        """Write the features and the model into a checkpoint's folder."""
         arrays, facts = join(features=self.features.state(), model=self.model.state())
-        held = {"format": FORMAT, "facts": facts, "step": self.step, "importance": self.importance}
-        FILES.write(folder, arrays, {**held, "clock": self.clock.state()})
+        FILES.write(folder, arrays, {"format": FORMAT, "facts": facts, "step": self.step})
 
-    def load(self, folder: Path, *, adopt: bool = True) -> None:
-        """Continue from a checkpoint.
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint; where the reward or the reference is another than before, what is known is
+        widened.
 
-        Args:
-            adopt: widen what is known if the reward or the reference is another than before; False only reads.
+        Raises:
+            CheckpointError: it cannot be read, or has another format.
         """
-        with FILES.reading(folder) as (arrays, held):
-            if held.get("format") != FORMAT:
+        self.read(folder)
+        self.model.rebind(**self.versions)
+
+    def read(self, folder: Path) -> None:
+        """Restore what `save` wrote, as it was.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        with FILES.reading(folder) as (arrays, saved):
+            if saved.get("format") != FORMAT:
                 raise ValueError(
-                    f"their format is {held.get('format', 1)}, expected {FORMAT}: another version of coterie wrote "
+                    f"their format is {saved.get('format', 1)}, expected {FORMAT}: another version of coterie wrote "
                     "them; start a new run, or continue with that version"
                 )
-            state = arrays, held["facts"]
+            state = arrays, saved["facts"]
             self.features.load(pick(state, "features"))
             self.model.load(pick(state, "model"))
-            self.step, self.importance = int(held["step"]), dict(held["importance"])
-            self.clock.load(held["clock"])
-        if adopt:
-            self.model.rebind(**self.versions)
+            self.step = int(saved["step"])
+
+
+def _changes(stats: Mapping[str, UpdateStats]) -> Iterator[str]:
+    """Changes of the regions where they were drawn anew, a line each."""
+    for change in (part.redrawn for part in stats.values()):
+        if change is not None:
+            for verb, rules in (("split", change.split), ("merged", change.merged)):
+                if rules:
+                    yield f"{verb}: {'; '.join(rules)}"
 
 
 def sampled_weights(members: Sequence[Rollout], kind: str) -> np.ndarray | None:
-    """[B] what each rollout counts for, as far as it can be told without a pass of the model; None: all alike."""
+    """[B] weight of each rollout; None where all are alike."""
     if kind == "length":
-        return np.array([max(one.trained_tokens, 1) for one in members], dtype=np.float64)
+        return np.array([max(rollout.trained_tokens, 1) for rollout in members], dtype=np.float64)
     if kind == "probability":
         return np.array(
-            [probability_weight([p for turn in one.turns for p in turn.sampler_logprobs]) for one in members]
+            [probability_weight([p for turn in rollout.turns for p in turn.sampler_logprobs]) for rollout in members]
         )
     return None
 
@@ -372,12 +352,12 @@ def self_influence(baseline: GroupAwareBaseline, rollouts: Rollouts) -> float:
     scored = np.flatnonzero(np.isfinite(rollouts.rewards))
     if not scored.size:
         return 0.0
-    seen = rollouts.rewards[scored]
-    low, high = baseline.range or (float(seen.min()) - 1.0, float(seen.max()) + 1.0)
+    values = rollouts.rewards[scored]
+    low, high = baseline.range or (float(values.min()) - 1.0, float(values.max()) + 1.0)
     before, largest = baseline.predict(rollouts), 0.0
     for k in scored[:PROBES]:
         rewards = rollouts.rewards.copy()
         rewards[k] = low if rewards[k] > (low + high) / 2 else high
-        moved = baseline.predict(replace(rollouts, rewards=rewards))[k] - before[k]
-        largest = max(largest, abs(float(moved)) / (high - low))
+        change = baseline.predict(replace(rollouts, rewards=rewards))[k] - before[k]
+        largest = max(largest, abs(float(change)) / (high - low))
     return largest

@@ -136,12 +136,6 @@ class Hierarchy:
         mean = ROOT_MEAN + design @ belief.mean + memory_mean
         return mean, self.calibration(rows) * np.maximum(variance(belief, design) + memory_var, LEAST_VARIANCE)
 
-    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """[P] posterior and [P] prior variance of the expected reward of each prompt's region and neighbours; the
-        prompt's own offset is left out."""
-        design = self._design(features)
-        return variance(self._belief_at(time), design), variance(self._prior_belief(), design)
-
     def predict(self, groups: Groups) -> Prediction:
         """Baselines from history, the other groups and the siblings; no state changes."""
         scales = self.settings.scales

@@ -192,15 +192,6 @@ class GroupAwareBaseline:
         mean = np.clip(mean, 0.0, 1.0) if self.settings.bounds is not None else mean
         return low + (high - low) * mean, (high - low) ** 2 * var
 
-    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """[P] posterior and [P] prior variance of the expected reward of these prompts' regions, in squared reward
-        ranges."""
-        for hierarchy in self.hierarchies.values():
-            return hierarchy.evidence(features, time)
-        raise ValueError(
-            f"preset {self.preset!r} has no regions and so no evidence for them; expected heb or heb-stack"
-        )
-
     def prior(self, rollouts: Rollouts) -> Prior:
         """Prior of each rollout's prompt from history and, with a hierarchy, from the step's other groups."""
         groups, _, predictions = self._predictions(rollouts)

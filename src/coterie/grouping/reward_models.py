@@ -1,13 +1,9 @@
-"""Group-aware estimators of rewards with several parts, trust factors of clip bounds, and the policy clock.
-
-Each part has an estimator of its own, so that a rare success in one is not drowned by noise in another.
-"""
+"""Group-aware baselines of rewards with several parts: one a part, so that a rare success is not drowned by noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 
 import numpy as np
 
@@ -24,7 +20,7 @@ WHOLE: Mapping[str, float] = {"": 1.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class PartwiseAdvantages:
     """Advantages of a step's rollouts with their contributions. B rollouts."""
 
     advantages: Floats
@@ -78,7 +74,7 @@ class PartwiseBaseline:
 
     def explain(
         self, rollouts: Mapping[str, Rollouts], episodes: Mapping[str, Sequence[Episode]] | None = None
-    ) -> Verdict:
+    ) -> PartwiseAdvantages:
         """Advantages from one `Rollouts` a part, same rollouts in the same order; no state changes.
 
         Args:
@@ -103,7 +99,7 @@ class PartwiseBaseline:
                 )
                 sizes = _state_metrics(corrections, episodes[name], estimator.range or (0.0, 1.0))
                 metrics |= {_metric_name(name, key): value for key, value in sizes.items()}
-        return Verdict(advantages, shares, states, metrics)
+        return PartwiseAdvantages(advantages, shares, states, metrics)
 
     def expect(self, prompts: tuple[str, ...], features: Floats, time: float) -> tuple[Floats, Floats] | None:
         """[P] expected reward and [P] its variance, before sampling; None while the range of a part is unknown."""
@@ -114,12 +110,6 @@ class PartwiseBaseline:
         return np.sum(means, axis=0), np.sum(
             [self.weights[name] ** 2 * var for name, (_, var) in expectations.items()], axis=0
         )
-
-    def evidence(self, features: Floats, time: float) -> tuple[Floats, Floats]:
-        """As `GroupAwareBaseline.evidence`, added up over the parts: the ratio of the two is the parts' mean, each
-        weighted by its prior."""
-        both = [estimator.evidence(features, time) for estimator in self.estimators.values()]
-        return np.sum([now for now, _ in both], axis=0), np.sum([before for _, before in both], axis=0)
 
     def observe(self, rollouts: Mapping[str, Rollouts]) -> dict[str, UpdateStats]:
         """Update each part's model by rollouts whose advantages have been used."""
@@ -176,58 +166,3 @@ def _state_metrics(
 
 def _metric_name(part: str, what: str) -> str:
     return f"{part}/{what}" if part else what
-
-
-def trust_factors(variance: Floats, prior: Floats, trust: float) -> Floats:
-    """[P] factors of the clip bounds of a step's prompts, by the evidence for their regions.
-
-    f_p = (1 + trust)^(mean(u) - u_p),   u_p = variance_p / prior_p within 0 and 1
-
-    u is the remaining share of the uncertainty about the region's expected reward. Their geometric mean is 1, so the
-    configured bounds stay the step's typical ones, and no factor leaves [1 / (1 + trust), 1 + trust].
-
-    Args:
-        variance: [P] of the region's expectation, from history alone.
-        prior: [P] the same before any evidence, above 0.
-        trust: 0 leaves every bound as it is.
-
-    >>> trust_factors(np.array([0.1, 0.05, 0.0]), np.full(3, 0.1), 1.0).round(4).tolist()
-    [0.7071, 1.0, 1.4142]
-    """
-    if trust < 0:
-        raise ValueError(f"trust is {trust}; expected at least 0")
-    left = np.clip(variance / prior, 0.0, 1.0)
-    return (1.0 + trust) ** (left.mean() - left) if left.size else left
-
-
-class PolicyClock:
-    """Policy time: each update lasts as long as it moved the policy, against the mean of all updates so far.
-
-        t ← t + m_k / mean(m_1 … m_k)
-
-    m is the mean |change of log-prob| of a token, in nats: SPO's measure of age (2509.13232). Against its running mean
-    the average update lasts about one unit, so that all memories stay given in steps whatever the learning rate is; an
-    update that moves nothing lasts nothing. The time of a step depends on the updates before it alone.
-
-    >>> clock = PolicyClock()
-    >>> [round(clock.advance(moved), 4) for moved in (0.02, 0.04, 0.0, 0.06)]
-    [1.0, 2.3333, 2.3333, 4.3333]
-    """
-
-    def __init__(self) -> None:
-        self.now, self.moved, self.updates = 0.0, 0.0, 0
-
-    def advance(self, moved: float) -> float:
-        """Advance by an update; returns the time."""
-        if not (isfinite(moved) and moved >= 0):
-            raise ValueError(f"moved is {moved}; expected a mean |log-prob change| of at least 0")
-        self.moved, self.updates = self.moved + moved, self.updates + 1
-        if moved > 0:
-            self.now += moved * self.updates / self.moved
-        return self.now
-
-    def state(self) -> dict[str, float]:
-        return {"now": self.now, "moved": self.moved, "updates": self.updates}
-
-    def load(self, state: dict[str, float]) -> None:
-        self.now, self.moved, self.updates = float(state["now"]), float(state["moved"]), int(state["updates"])

@@ -67,17 +67,14 @@ class ForwardPass:
             return self.forward(self.policy, batch, OutputFlags())[1].logprobs
 
     @torch.no_grad()
-    def score(
-        self, batch: Batch, *, entropy: bool, score_norm: bool = False, companions: bool = True
-    ) -> dict[str, RolloutScores]:
-        """Scores of each rollout's tokens by the policy, and, with `companions`, by reference and critic if any."""
-        states, outputs = self.forward(self.policy, batch, OutputFlags(entropy=entropy, score_norm=score_norm))
+    def score(self, batch: Batch, *, entropy: bool, with_reference: bool = True) -> dict[str, RolloutScores]:
+        """Scores of each rollout's tokens by the policy, and, with `with_reference`, by reference and critic if any."""
+        states, outputs = self.forward(self.policy, batch, OutputFlags(entropy=entropy))
         columns = {
             "logprobs": outputs.logprobs,
-            "reference": None if self.reference is None or not companions else self.reference_logprobs(batch),
+            "reference": None if self.reference is None or not with_reference else self.reference_logprobs(batch),
             "entropy": outputs.entropies if entropy else None,
-            "score_norms": outputs.score_norms if score_norm else None,
-            "values": None if self.critic is None or not companions else self.critic.values(batch, states),
+            "values": None if self.critic is None or not with_reference else self.critic.values(batch, states),
         }
         arrays = {name: widened(tensor).numpy(force=True) for name, tensor in columns.items() if tensor is not None}
         return {

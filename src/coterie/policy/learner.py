@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 from coterie.algo.entropy import top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
-from coterie.algo.sampling import widened
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
@@ -65,14 +64,12 @@ class Learner:
 
     Args:
         policy: trained in place.
-        objective: what is maximised; may be replaced between updates (an adapted coefficient).
+        objective: of `gradient`, and of updates that are not handed another one.
         reference: for the KL; None when there is none.
         critic: for PPO; None for GRPO.
         temperature: of the sampler; the learner divides the logits by it too.
         total_steps: optimizer steps of the whole run, for the schedule.
         entropy_share: share of tokens, those of highest entropy in an optimizer step, whose policy term counts.
-        score_norm: scores hold the norm of each token's score function.
-        movement: report how far an update moved the policy, for a forward pass over one packed row.
         warmup: optimizer steps in which only the critic learns.
     """
 
@@ -87,8 +84,6 @@ class Learner:
         reference: Reference | None = None,
         critic: Critic | None = None,
         entropy_share: float = 1.0,
-        score_norm: bool = False,
-        movement: bool = False,
         warmup: int = 0,
     ) -> None:
         self.policy = policy
@@ -99,8 +94,6 @@ class Learner:
         self.temperature = temperature
         self.total_steps = total_steps
         self.entropy_share = entropy_share
-        self.score_norm = score_norm
-        self.movement = movement
         self.warmup = warmup
         self.steps_taken = 0
         self.skipped_in_a_row = 0
@@ -117,7 +110,12 @@ class Learner:
             OomSplitter(),
         )  # a pass without gradient fits where one with does not
 
-    def update(self, minibatches: Sequence[Sequence[Batch]], scores: Scores | None = None) -> UpdateReport:
+    def update(
+        self,
+        minibatches: Sequence[Sequence[Batch]],
+        objective: Objective | None = None,
+        scores: Scores | None = None,
+    ) -> UpdateReport:
         """One optimizer step per minibatch, each the sum over its packed batches.
 
         With a single minibatch the policy that sampled is the policy that learns, so the ratio is exactly 1 and no
@@ -130,9 +128,15 @@ class Learner:
         bounds already stands still. Its mismatch weight π_old / π_sampler is exactly 1, whatever the correction: the
         ratio holds that factor. KL and entropy terms are as for any token.
 
+        Args:
+            minibatches: the packed rows of each optimizer step.
+            objective: what is maximised; None takes the learner's own.
+            scores: token scores of the rollouts from before the update, where they are known.
+
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
+        objective = objective or self.objective
         metrics, value_metrics = TokenMetrics(), ValueMetrics()
         before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
@@ -148,7 +152,7 @@ class Learner:
                 tokens=sum(len(batch.targets) for batch in minibatch),
             )
             for batch in minibatch:
-                for part in self._backward(batch, context):
+                for part in self._backward(batch, context, objective):
                     metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed)
                     if part.values is not None and part.value_loss is not None:
                         value_metrics.add(part.batch, part.values, part.value_loss)
@@ -161,26 +165,8 @@ class Learner:
         finite = [norm for norm in norms if math.isfinite(norm)]
         if finite:
             report["grad_norm"] = sum(finite) / len(finite)
-        if self.movement:
-            report |= self._moved(minibatches, logprobs)
         splits = self.fitting.splits + self.scoring.splits - before_splits
         return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
-
-    @torch.no_grad()
-    def _moved(self, minibatches: Sequence[Sequence[Batch]], before: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Mean |change of log-prob| by the update of the fresh tokens of one packed row, in nats; nothing where no
-        fresh rollout was trained on, or the change is not finite."""
-        row = next((batch for minibatch in minibatches[:1] for batch in minibatch if not batch.replayed.all()), None)
-        if row is None:
-            return {}
-
-        def change(part: Batch, _: set[str]) -> np.ndarray:
-            now = widened(self.passes.forward(self.policy, part, OutputFlags())[1].logprobs).numpy(force=True)
-            moved = [now[slice(*span)] - before[name] for name, span in part.spans.items() if name in before]
-            return np.abs(np.concatenate([np.zeros(0), *moved]))
-
-        moved = float(np.concatenate(self.scoring.run(row, change)).mean())
-        return {"moved": moved} if math.isfinite(moved) else {}
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
         """The entropy that a token of this optimizer step needs to count."""
@@ -222,18 +208,18 @@ class Learner:
         """The critic learns alone: in optimizer steps 1 to `warmup`."""
         return self.critic is not None and self.steps_taken <= self.warmup
 
-    def _backward(self, batch: Batch, context: UpdateContext) -> list[_Part]:
+    def _backward(self, batch: Batch, context: UpdateContext, objective: Objective) -> list[_Part]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
-        return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, done))
+        return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, objective, done))
 
-    def _backward_part(self, batch: Batch, context: UpdateContext, done: set[str]) -> _Part:
+    def _backward_part(self, batch: Batch, context: UpdateContext, objective: Objective, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
+        flags = OutputFlags(entropy=True, entropy_gradient=objective.entropy_bonus != 0)
         with saving(self.policy.model.parameters(), self.config):
-            states, token_outputs = self.passes.forward(self.policy, batch, self._flags)
-        # Read at each pass: the coefficient may have been adapted since.
-        reference = self.passes.reference_logprobs if self.objective.kl_beta > 0 else None
+            states, token_outputs = self.passes.forward(self.policy, batch, flags)
+        reference = self.passes.reference_logprobs if objective.kl_beta > 0 else None
         inputs = loss_inputs(batch, token_outputs, context, reference)
-        outputs = policy_loss(inputs, self.objective)
+        outputs = policy_loss(inputs, objective)
         loss, values, value_loss = outputs.loss, None, None
         if self.critic is not None:
             value_loss, values = self.critic.loss(batch, states, inputs.weights)
@@ -252,29 +238,25 @@ class Learner:
             batch=batch,
         )
 
-    @property
-    def _flags(self) -> OutputFlags:
-        return OutputFlags(entropy=True, entropy_gradient=self.objective.entropy_bonus != 0)
-
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
         for batch in batches:
-            self._backward(batch, UpdateContext())
+            self._backward(batch, UpdateContext(), self.objective)
         if self.critic is not None:
             self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()
 
-    def score(self, batches: Sequence[Batch], *, companions: bool = True) -> dict[str, RolloutScores]:
+    def score(self, batches: Sequence[Batch], *, with_reference: bool = True) -> dict[str, RolloutScores]:
         """Scores of every trained token under the present weights, with all that advantages and update need.
 
         Args:
-            companions: False computes the policy's log-probs alone.
+            with_reference: False computes the policy's log-probs alone.
         """
-        entropy, norm = companions and self.entropy_share < 1, companions and self.score_norm
+        entropy = with_reference and self.entropy_share < 1
         scores: dict[str, RolloutScores] = {}
 
         def attempt(part: Batch, _: set[str]) -> dict[str, RolloutScores]:
-            return self.passes.score(part, entropy=entropy, score_norm=norm, companions=companions)
+            return self.passes.score(part, entropy=entropy, with_reference=with_reference)
 
         for batch in batches:
             for part in self.scoring.run(batch, attempt):
@@ -296,8 +278,6 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
             "row_limit": self.fitting.limit or 0,
             "score_limit": self.scoring.limit or 0,
-            "kl_beta": self.objective.kl_beta,
-            "entropy_bonus": self.objective.entropy_bonus,
         }
 
     def load(self, folder: Path, counters: Mapping[str, float]) -> None:
@@ -311,8 +291,6 @@ class Learner:
         self.skipped_in_a_row = int(counters["skipped_in_a_row"])
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
-        coefficients = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
-        self.objective = replace(self.objective, **coefficients)
 
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:

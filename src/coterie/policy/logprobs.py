@@ -51,7 +51,6 @@ class OutputFlags:
     entropy: bool = False
     entropy_gradient: bool = False
     """The entropies carry a gradient; implies `entropy`."""
-    score_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +60,12 @@ class TokenOutputs:
     logprobs: Tensor
     entropies: Tensor
     """nats."""
-    score_norms: Tensor
-    """1 - 2·p(y) + Σ_v p(v)²: squared norm of d log p(y) / d z, a proxy of how much a token moves the policy; detached
-    (the energy of optimal token baselines, verl's OTB)."""
 
 
 def _statistics(
     logits: Tensor, target: Tensor, temperature: float, flags: OutputFlags, transform: LogitTransform
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probability of each target, log of the softmax's denominator, entropy and score norm, all [rows]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each target, log of the softmax's denominator, and entropy, all [rows]."""
     scaled = _scaled(logits, temperature, transform)
     peak = scaled.amax(-1, keepdim=True)
     picked = scaled.gather(1, target[:, None])
@@ -78,15 +74,11 @@ def _statistics(
     total = weights.sum(-1, keepdim=True)
     norm = peak + total.log()
     logprob = (picked - norm)[:, 0]
-    entropy = score_norm = torch.zeros_like(logprob)
-    if flags.score_norm:
-        # Σp² = exp(logsumexp(2z) - 2·logsumexp(z)), on shifted logits
-        squares = torch.linalg.vecdot(weights, weights) / total[:, 0].square()
-        score_norm = 1 - 2 * logprob.exp() + squares
+    entropy = torch.zeros_like(logprob)
     if flags.entropy or flags.entropy_gradient:
         # H = log Σe - Σ e·z / Σe, on shifted logits
         entropy = (total.log() - weights.mul_(shifted).sum(-1, keepdim=True) / total)[:, 0]
-    return logprob, norm[:, 0], entropy, score_norm
+    return logprob, norm[:, 0], entropy
 
 
 def _to_gradient(
@@ -128,7 +120,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         flags: OutputFlags,
         transform: LogitTransform,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         statistics: list[tuple[Tensor, ...]] = []
         for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(rows, weight, bias)
@@ -139,13 +131,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
         columns = (
             [torch.cat(column) for column in zip(*statistics, strict=True)]
             if statistics
-            else [empty.clone() for _ in range(4)]
+            else [empty.clone() for _ in range(3)]
         )
-        logprobs, norms, entropies, score_norms = columns
+        logprobs, norms, entropies = columns
         ctx.save_for_backward(hidden, weight, targets, norms, entropies if flags.entropy_gradient else None)
         ctx.bias, ctx.temperature, ctx.transform = bias, temperature, transform
-        ctx.mark_non_differentiable(*([score_norms] if flags.entropy_gradient else [entropies, score_norms]))
-        return logprobs, entropies, score_norms
+        if not flags.entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -194,8 +187,8 @@ def chunked_scores(
         transform: applied to the head's output before it is divided by the temperature; None for none.
     """
     transform = transform or LogitTransform()
-    logprobs, entropies, norms = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, flags, transform)
-    return TokenOutputs(logprobs=logprobs, entropies=entropies, score_norms=norms)
+    logprobs, entropies = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, flags, transform)
+    return TokenOutputs(logprobs=logprobs, entropies=entropies)
 
 
 def hidden_states_at(policy: Policy, batch: Batch, kernel: Kernel) -> Tensor:

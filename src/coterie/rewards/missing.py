@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.config.schema import RunConfig
+from coterie.config.rewards import RewardsConfig
 from coterie.data.layouts import likely_answer, listed
 from coterie.data.prompts import PromptSet, SourceColumns
 from coterie.rewards.base import RESERVED
@@ -21,11 +21,15 @@ class Gap:
     """They are too many of a prompt set to begin with."""
 
 
-def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
-    """Prompts that no weighted part can score, for want of a gold answer."""
-    parts = config.rewards.parts
+def unscorable_prompts(rewards: RewardsConfig, prompts: PromptSet, max_error_share: float) -> list[Gap]:
+    """Prompts without a gold answer where every part with a weight needs one.
+
+    Args:
+        max_error_share: a larger share of them is fatal.
+    """
+    parts = rewards.parts
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
-    fatal = len(hopeless) > config.collect.max_error_share * len(prompts.prompts)
+    fatal = len(hopeless) > max_error_share * len(prompts.prompts)
     names = ", ".join(part.key for part in parts if part.weight)
     gaps = []
     for source in prompts.sources:

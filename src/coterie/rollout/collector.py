@@ -21,7 +21,7 @@ that judged it."""
 
 
 class Score(Protocol):
-    """What the scorer says of one completion."""
+    """Scores of one completion."""
 
     @property
     def reward(self) -> float | None: ...
@@ -38,8 +38,8 @@ class Score(Protocol):
 
 
 class Scorer(Protocol):
-    """`turns` and `earned` come where the environment may have several turns, `openings` where the chat template opens
-    the model's turn."""
+    """Scores of completions; `turns` and `earned` come where the environment may have several turns, `openings` where
+    the chat template opens the model's turn."""
 
     def score(
         self,
@@ -57,7 +57,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
-    """What one step collected."""
+    """Rollouts that one step collected."""
 
     prompts: tuple[Prompt, ...]
     """The distinct prompts drawn."""
@@ -79,17 +79,18 @@ class Experience:
         return sum(rollout.context.completion_length for rollout in self.rollouts)
 
     @property
-    def late(self) -> int:
+    def timed_out(self) -> int:
         """Completions that the deadline cut: they would end otherwise on a faster machine."""
         return sum(rollout.stop_reason is StopReason.DEADLINE for rollout in self.rollouts)
 
     @property
     def errors(self) -> list[Rollout]:
+        """Rollouts that ended in an error."""
         return [rollout for rollout in self.rollouts if not rollout.outcome.usable]
 
 
 class Collector:
-    """Samples and scores rollouts.
+    """Collector of rollouts: samples, scores and stamps them with their context.
 
     Args:
         seed: of the run; every draw derives from it and from (version, prompt, sample, turn).
@@ -133,18 +134,18 @@ class Collector:
         distinct = {prompt.id: prompt for prompt in prompts}
         for prompt in prompts:
             counts[prompt.id] = counts.get(prompt.id, 0) + samples
-        attempts = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
+        pairs = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
         started = time.perf_counter()
-        found = self._play(attempts, sampling, quorum)
+        attempts = self._sample(pairs, sampling, quorum)
         sampled = time.perf_counter()
-        left = {one.prompt.id for one in found if one.turns[-1].stop_reason is StopReason.ABANDONED}
-        kept = [one for one in found if one.prompt.id not in left]
-        wasted = sum(map(_length, found)) - sum(map(_length, kept))
+        left = {attempt.prompt.id for attempt in attempts if attempt.turns[-1].stop_reason is StopReason.ABANDONED}
+        kept = [attempt for attempt in attempts if attempt.prompt.id not in left]
+        wasted = sum(map(_length, attempts)) - sum(map(_length, kept))
         scores = self._scores(kept)
         facts = {prompt.id: facts_of(prompt) for prompt in distinct.values()}
         rollouts = tuple(
-            _rollout(one, facts[one.prompt.id], score, self._steps(one, score))
-            for one, score in zip(kept, scores, strict=True)
+            _rollout(attempt, facts[attempt.prompt.id], score, self._steps(attempt, score))
+            for attempt, score in zip(kept, scores, strict=True)
         )
         self._check(rollouts)
         return Experience(
@@ -156,28 +157,29 @@ class Collector:
             abandoned_tokens=wasted,
         )
 
-    def _play(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None) -> list[Attempt]:
+    def _sample(self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None) -> list[Attempt]:
         limits = self.limits or Limits()
         episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=limits)
-        return episodes.play(attempts, sampling, quorum)
+        return episodes.run(pairs, sampling, quorum)
 
     def _scores(self, attempts: Sequence[Attempt]) -> Sequence[Score]:
-        """What the scorer says of each attempt's last turn; it is told of the others where there may be several.
+        """Scores of each attempt's last turn; the scorer gets the other turns too where there may be several.
 
         A text begins with what the chat template opened in the prompt, `<think>` for some: that belongs to the layout.
         """
         opening = self.opening
-        prompts, completions = [one.prompt for one in attempts], [opening + one.texts[-1] for one in attempts]
+        prompts = [attempt.prompt for attempt in attempts]
+        completions = [opening + attempt.texts[-1] for attempt in attempts]
         facts: dict[str, Any] = {
-            "lengths": [_length(one) for one in attempts],
-            "tokens": [[token for turn in one.turns for token in turn.tokens] for one in attempts],
+            "lengths": [_length(attempt) for attempt in attempts],
+            "tokens": [[token for turn in attempt.turns for token in turn.tokens] for attempt in attempts],
             "version": attempts[0].turns[0].version if attempts else 0,
         }
         if opening:
             facts["openings"] = [opening] * len(attempts)
         if self.limits is not None:
-            facts["earned"] = [[turn.reward for turn in one.turns] for one in attempts]
-            facts["turns"] = [[opening + text for text in one.texts] for one in attempts]
+            facts["earned"] = [[turn.reward for turn in attempt.turns] for attempt in attempts]
+            facts["turns"] = [[opening + text for text in attempt.texts] for attempt in attempts]
         return self.scorer.score(prompts, completions, **facts)
 
     def _steps(self, attempt: Attempt, score: Score) -> tuple[StepReward, ...]:
@@ -190,13 +192,13 @@ class Collector:
         # A step that ends within what the template opened ends with the first token that the model said.
         places = [max(end - len(self.opening), 1) for end in ends] if attempt.texts[-1] else []
         tokens = dict(zip(ends, token_ends([last], places, self.chat.decode), strict=True)) if places else {}
-        found = [
+        rewards = [
             StepReward(end=before + tokens[end], value=value, label=label)
             for label, steps in score.steps.items()
             for end, value in steps
             if end in tokens
         ]
-        return tuple(sorted(found, key=lambda step: step.end))
+        return tuple(sorted(rewards, key=lambda step: step.end))
 
     def _check(self, rollouts: Sequence[Rollout]) -> None:
         failed = [rollout for rollout in rollouts if not rollout.outcome.usable]
@@ -209,7 +211,7 @@ class Collector:
 
 
 def _length(attempt: Attempt) -> int:
-    """Tokens that the model said, over all turns."""
+    """Tokens that the model sampled, over all turns."""
     return sum(len(turn.tokens) for turn in attempt.turns)
 
 
@@ -250,6 +252,6 @@ def _rollout(attempt: Attempt, facts: Mapping[str, Any], score: Score, steps: tu
 
 
 def _logged(score: Score) -> dict[str, Any]:
-    """What reward functions logged, as attributes of the rollout."""
-    found = {LOGGED: dict(score.extra), LOGGED_METRICS: dict(score.metrics)}
-    return {name: values for name, values in found.items() if values}
+    """Attributes of a rollout that reward functions logged."""
+    attributes = {LOGGED: dict(score.extra), LOGGED_METRICS: dict(score.metrics)}
+    return {name: values for name, values in attributes.items() if values}

@@ -1,4 +1,4 @@
-"""Attempts played in rounds: the next turns of all open episodes in one call of the engine.
+"""Episodes in rounds: the next turns of all open ones in one call of the engine.
 
 Tokens in, tokens out: what a turn is shown is, token for token, what the turn before was shown, what the model said,
 and what the chat template puts between there and the next turn. What the model said is never encoded again.
@@ -40,7 +40,7 @@ class ChatTemplate(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt at a prompt while it is played, and what became of it."""
+    """One attempt at a prompt, from its first turn to its end."""
 
     prompt: Prompt
     sample: int
@@ -61,41 +61,42 @@ class Attempt:
     """Why the environment failed; None where it did not."""
     open: bool = True
 
-    def show(self, found: object) -> tuple[Message, ...]:
-        """Take in what the environment yielded before a turn, and return its messages.
+    def show(self, yielded: object) -> tuple[Message, ...]:
+        """Add the observation that the environment yielded before a turn, and return its messages.
 
         Raises:
             EpisodeError: it is no observation.
         """
-        seen = check_observation(found)
+        observation = check_observation(yielded)
         if self.turns:
-            self._earn(seen.reward)
-        elif seen.reward:
+            self._earn(observation.reward)
+        elif observation.reward:
             raise EpisodeError(
-                f"the environment gave the reward {seen.reward} with its opening; expected 0: nothing was said yet"
+                f"the environment gave the reward {observation.reward} with its opening; expected 0: nothing was said "
+                "yet"
             )
-        self.messages += seen.messages
-        self.states.append(state_key(seen.state))
+        self.messages += observation.messages
+        self.states.append(state_key(observation.state))
         self.shown.append(len(self.messages))
-        return tuple(seen.messages)
+        return tuple(observation.messages)
 
     def hear(self, turn: Turn, text: str) -> None:
-        """Take in what the model said."""
+        """Add the model's turn."""
         self.turns.append(turn)
         self.texts.append(text)
         self.messages.append(Message(role="assistant", content=text))
 
     def end(self, reward: float = 0.0) -> None:
-        """The environment is done."""
+        """End the episode, as its environment returned."""
         self.open = False
         self._earn(reward)
 
     def fail(self, cause: str) -> None:
-        """The environment failed."""
+        """End the episode as failed."""
         self.open, self.error = False, cause
 
     def cut(self, reason: StopReason) -> None:
-        """A limit ended it, where its environment would have gone on."""
+        """End the episode at a limit, where its environment would have gone on."""
         self.open = False
         self.turns[-1] = replace(self.turns[-1], stop_reason=reason)
         with suppress(Exception):  # the environment's own clean-up; nobody asks it anything any more
@@ -113,7 +114,7 @@ class Attempt:
 
     @property
     def transcript(self) -> tuple[Message, ...]:
-        """All that was said; nothing where the model answered its prompt once."""
+        """All messages of the episode; empty where the model answered its prompt once."""
         plain = len(self.turns) == 1 and tuple(self.messages[:-1]) == tuple(self.prompt.messages)
         return () if plain or not self.shown else tuple(self.messages)
 
@@ -123,7 +124,7 @@ class Attempt:
 
 
 class Episodes:
-    """Plays attempts to their end.
+    """Open episodes stepped together, one engine call a round, until all have ended.
 
     Args:
         seed: of the run; the draws of a turn derive from it and from (version, prompt, sample, turn).
@@ -137,18 +138,18 @@ class Episodes:
         self.opening = getattr(chat, "opening", "")
         """What the chat template writes of each turn, which the environment sees in front of it."""
 
-    def play(
-        self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
+    def run(
+        self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
     ) -> list[Attempt]:
-        """One attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
+        """One finished attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
 
         Raises:
             EngineError: sampling failed.
             ConfigError: a quorum was asked for, and an environment wants a second turn.
         """
         started = time.monotonic()
-        found = self._opened(attempts, sampling)
-        while pending := [attempt for attempt in found if attempt.open]:
+        attempts = self._opened(pairs, sampling)
+        while pending := [attempt for attempt in attempts if attempt.open]:
             left = sampling.deadline_s - (time.monotonic() - started)
             later = any(attempt.turns for attempt in pending)
             if later and quorum is not None:
@@ -162,11 +163,12 @@ class Episodes:
                 break
             self._round(pending, replace(sampling, deadline_s=left) if later else sampling, quorum)
         if self.limits.turns > 1:  # else there are no states to come back to
-            for attempt in found:
+            for attempt in attempts:
                 attempt.finished()
-        return found
+        return attempts
 
-    def _opened(self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Attempt]:
+    def _opened(self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling) -> list[Attempt]:
+        """Attempts with the first observation of their environments."""
         rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = {}
 
         def tokens_of(messages: Sequence[Message]) -> tuple[int, ...]:
@@ -175,8 +177,8 @@ class Episodes:
                 rendered[key] = tuple(self.chat.render(messages))
             return rendered[key]
 
-        found = []
-        for prompt, sample in attempts:
+        attempts = []
+        for prompt, sample in pairs:
             attempt = Attempt(prompt=prompt, sample=sample, episode=self.environment.episode(prompt))
             try:
                 attempt.tokens = tokens_of(attempt.show(next(attempt.episode)))
@@ -184,12 +186,12 @@ class Episodes:
             except StopIteration:
                 attempt.fail("the environment ended the episode before the model's first turn")
             except Exception as error:
-                attempt.fail(_told(error))
+                attempt.fail(_error_text(error))
             if not attempt.open:
                 attempt.turns.append(_unsaid(tokens_of(prompt.messages), sampling, self.engine.version))
                 attempt.texts.append("")
-            found.append(attempt)
-        return found
+            attempts.append(attempt)
+        return attempts
 
     def _require_room(self, attempt: Attempt, sampling: Sampling) -> None:
         count = len(attempt.tokens)
@@ -228,25 +230,25 @@ class Episodes:
                 self._answer(attempt, sampling)
 
     def _answer(self, attempt: Attempt, sampling: Sampling) -> None:
-        """What the environment says to the newest turn, and whether there is a next one."""
+        """Send the newest turn to the environment, and prepare the next one if there is one."""
         turn = attempt.turns[-1]
         try:
-            found = attempt.episode.send(self.opening + attempt.texts[-1])
+            yielded = attempt.episode.send(self.opening + attempt.texts[-1])
         except StopIteration as ending:
             try:
                 attempt.end(check_reward(ending.value))
             except EpisodeError as error:
-                attempt.fail(_told(error))
+                attempt.fail(_error_text(error))
             return
         except Exception as error:
-            attempt.fail(_told(error))
+            attempt.fail(_error_text(error))
             return
         try:
-            shown = attempt.show(found)
+            shown = attempt.show(yielded)
             more = len(attempt.turns) < self.limits.turns and turn.stop_reason is not StopReason.DEADLINE
             between = self.chat.render_continuation(shown, turn.tokens, stop=sampling.stop) if more else []
         except (EpisodeError, DataError) as error:
-            attempt.fail(_told(error))
+            attempt.fail(_error_text(error))
             return
         attempt.tokens = (*turn.prompt_tokens, *turn.tokens, *between)
         if turn.stop_reason is StopReason.DEADLINE:
@@ -262,7 +264,7 @@ def spoken_text(turn: Turn, chat: ChatTemplate, stop: Sequence[str]) -> str:
 
 
 def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) -> Turn:
-    """Stands for the turn that an environment which failed at once did not ask for."""
+    """Placeholder of the turn that an environment which failed at once did not ask for."""
     return Turn(
         prompt_tokens=prompt_tokens,
         tokens=(),
@@ -273,7 +275,8 @@ def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) ->
     )
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
+    """The error as one line; of an exception of the environment's own with its type."""
     if isinstance(error, EpisodeError):
         return str(error)
     return f"the environment raised {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Past groups that are trained on once more: what is kept of them, and which join a step.
+"""Replay of past groups: the buffer that keeps them, and the selection of those that join a step.
 
 A group is kept whole, with the credit that it was given: its statistics are its own (as in RePO, arXiv 2506.09340). It
 joins no fresh group's mean, and what learns from rewards (`coterie.grouping.estimator`) saw it once, when it was fresh.
@@ -22,12 +22,12 @@ from coterie.rollout.replay_groups import ReplayGroup, read, write
 from coterie.stats import Floats, Ints
 from coterie.types import Credit, Group, Rollout, RolloutScores
 
-# Which past groups are worth another update: whole groups, with their own statistics, while the policy is near.
+# The selection of past groups: whole groups, with their own statistics, while the policy is near.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastGroup:
-    """A recorded group as the selection sees it. Its rewards stay with it: they never join a fresh group's mean."""
+    """A recorded group as the selection reads it. Its rewards stay with it: they never join a fresh group's mean."""
 
     key: str
     version: int
@@ -53,7 +53,8 @@ class Selection:
 def replayable(
     group: PastGroup, *, version: int, reward: str, staleness: int = 4, low: float = 0.5, high: float = 2.0
 ) -> bool:
-    """Past, not stale, scored by the reward in force, and every rollout's geometric ratio within [low, high].
+    """True for a past group that is not stale, was scored by the reward in force, and has the geometric ratio of every
+    rollout within [low, high].
 
     Every rollout, because a group without one of its members is another group with other statistics.
     """
@@ -103,29 +104,29 @@ def select_replay(
     return Selection(open_to[drawn], inclusion[drawn])
 
 
-NEWS = "replay"
+REPLAYED = "replay"
 """Kind of the events that name the groups that were replayed."""
 LEAST = 1e-12
 """A mean |advantage| below this is none: the group's gradient is zero, whatever the ratio."""
 
 Scores = Mapping[str, RolloutScores]
 Score = Callable[[Sequence[Rollout]], Scores]
-"""What the present policy says of rollouts, by their ids."""
+"""Token scores of rollouts under the present policy, by their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What joins one step."""
+    """Past groups that join one step."""
 
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
     credits: tuple[Credit, ...] = ()
     scores: Scores = field(default_factory=dict)
-    """What was said of them, and of candidates that did not join."""
+    """Of these rollouts, and of those of candidates that did not join."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    news: str = ""
-    """Which groups, how old and how far from the policy; empty when there are none."""
+    event: str = ""
+    """The groups, their age and their distance from the policy, as a line; empty when there are none."""
 
-    def beside(self, scores: Scores | None) -> Scores | None:
+    def merge(self, scores: Scores | None) -> Scores | None:
         """The fresh rollouts' scores and these. None stays None: the learner then scores whatever it needs."""
         return None if scores is None else {**scores, **self.scores}
 
@@ -162,26 +163,26 @@ class ReplayBuffer:
         if not self.config.groups:
             return Replayed()
         self.kept = [group for group in self.kept if version - group.version <= self.config.staleness]
-        unseen = [self._seen(group, {}) for group in self.kept]
-        looked = self._select(unseen, self.config.groups * self.config.candidates, version, "look")
-        candidates = [self.kept[k] for k in looked.chosen]
-        said = score([one for group in candidates for one in group.rollouts]) if candidates else {}
-        seen = [self._seen(group, said) for group in candidates]
-        found = self._select(seen, self.config.groups, version, "join")
-        weights = self._weights(looked.inclusion[found.chosen] * found.inclusion)
-        chosen = [candidates[k] for k in found.chosen]
+        unscored = [self._past_group(group, {}) for group in self.kept]
+        first_draw = self._select(unscored, self.config.groups * self.config.candidates, version, "look")
+        candidates = [self.kept[k] for k in first_draw.chosen]
+        scores = score([rollout for group in candidates for rollout in group.rollouts]) if candidates else {}
+        scored = [self._past_group(group, scores) for group in candidates]
+        second_draw = self._select(scored, self.config.groups, version, "join")
+        weights = self._weights(first_draw.inclusion[second_draw.chosen] * second_draw.inclusion)
+        chosen = [candidates[k] for k in second_draw.chosen]
         return Replayed(
-            rollouts={one.id: one for group in chosen for one in group.rollouts},
+            rollouts={rollout.id: rollout for group in chosen for rollout in group.rollouts},
             credits=tuple(
-                one.scaled(weight) for group, weight in zip(chosen, weights, strict=True) for one in group.credits
+                credit.scaled(weight) for group, weight in zip(chosen, weights, strict=True) for credit in group.credits
             ),
-            scores=said,
+            scores=scores,
             metrics={
                 "replay/kept": float(len(self.kept)),
-                "replay/rejected": float(sum(not self._able(version)(one) for one in seen)),
-                **_measures([seen[k] for k in found.chosen], version),
+                "replay/rejected": float(sum(not self._able(version)(group) for group in scored)),
+                **_measures([scored[k] for k in second_draw.chosen], version),
             },
-            news="; ".join(_told(seen[k], version) for k in found.chosen),
+            event="; ".join(_description(scored[k], version) for k in second_draw.chosen),
         )
 
     def keep(
@@ -228,9 +229,11 @@ class ReplayBuffer:
             "high": config.high,
         }
 
-    def _seen(self, group: ReplayGroup, said: Scores) -> PastGroup:
-        """As the selection sees it; before it was scored, as if the policy had not moved."""
-        ratios = [_log_ratio(one, said[one.id]) if one.id in said else 0.0 for one in group.rollouts]
+    def _past_group(self, group: ReplayGroup, scores: Scores) -> PastGroup:
+        """The group as the selection reads it; without scores, as if the policy had not moved."""
+        ratios = [
+            _log_ratio(rollout, scores[rollout.id]) if rollout.id in scores else 0.0 for rollout in group.rollouts
+        ]
         return PastGroup(
             key=group.key,
             version=group.version,
@@ -273,21 +276,21 @@ class ReplayBuffer:
         return f"the {' and the '.join(changed)} changed since these were credited: {dropped} past groups are forgotten"
 
 
-def _log_ratio(rollout: Rollout, said: RolloutScores) -> float:
+def _log_ratio(rollout: Rollout, scores: RolloutScores) -> float:
     """Mean log(π_now / π_sampler) of its tokens."""
     sampled = np.concatenate([np.asarray(turn.sampler_logprobs, dtype=np.float64) for turn in rollout.turns])
-    return float(np.mean(said.logprobs - sampled))
+    return float(np.mean(scores.logprobs - sampled))
 
 
 def _measures(chosen: Sequence[PastGroup], version: int) -> dict[str, float]:
-    found = {"replay/groups": float(len(chosen))}
+    metrics = {"replay/groups": float(len(chosen))}
     if chosen:
         ratios = np.exp(np.concatenate([group.log_ratios for group in chosen]))
-        found["replay/age"] = float(np.mean([version - group.version for group in chosen]))
-        found |= {"replay/ratio_min": float(ratios.min()), "replay/ratio_max": float(ratios.max())}
-    return found
+        metrics["replay/age"] = float(np.mean([version - group.version for group in chosen]))
+        metrics |= {"replay/ratio_min": float(ratios.min()), "replay/ratio_max": float(ratios.max())}
+    return metrics
 
 
-def _told(group: PastGroup, version: int) -> str:
+def _description(group: PastGroup, version: int) -> str:
     low, high = np.exp(group.log_ratios.min()), np.exp(group.log_ratios.max())
     return f"{group.key} of {len(group.log_ratios)}, age {version - group.version}, ratio {low:.3g} to {high:.3g}"

@@ -1,4 +1,4 @@
-"""Whole past groups with the credit they were given, and the two files of a checkpoint that hold them.
+"""Replayed groups with the credit they were given, and the two files of a checkpoint that hold them.
 
 replay.safetensors  tokens [T] int32: each rollout's tokens, its first prompt's included
                     sampler_logprobs [N] float64, advantages [N or 1 a rollout] float64
@@ -35,7 +35,8 @@ class ReplayGroup:
 
     @classmethod
     def of(cls, group: Group, rollouts: Mapping[str, Rollout], credits: Mapping[str, Credit]) -> ReplayGroup:
-        """What is kept of a fresh group; members without credit took no part in the update, and take none later."""
+        """The part of a fresh group that is kept; members without credit took no part in the update, and take none
+        later."""
         trained = [name for name in group.members if name in credits]
         return cls(
             key=group.key,
@@ -47,7 +48,7 @@ class ReplayGroup:
     @property
     def advantages(self) -> np.ndarray:
         """[G] mean size of each rollout's advantage over its tokens."""
-        return np.array([np.abs(one.advantage).mean() if one.advantage != () else 0.0 for one in self.credits])
+        return np.array([np.abs(credit.advantage).mean() if credit.advantage != () else 0.0 for credit in self.credits])
 
     @property
     def surprise(self) -> float:
@@ -56,7 +57,7 @@ class ReplayGroup:
 
 
 def _lean(rollout: Rollout) -> Rollout:
-    """What another update needs of it."""
+    """The rollout without all that another update does not need."""
     context = rollout.context
     return replace(
         rollout,
@@ -86,12 +87,16 @@ def write(folder: Path, groups: Sequence[ReplayGroup], names: Mapping[str, str])
     Raises:
         RunError: the disk refused.
     """
-    rollouts = [one for group in groups for one in group.rollouts]
-    credits = [one for group in groups for one in group.credits]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    credits = [credit for group in groups for credit in group.credits]
     arrays = {
-        "tokens": _joined([[*one.turns[-1].prompt_tokens, *one.turns[-1].tokens] for one in rollouts], np.int32),
-        "sampler_logprobs": _joined([turn.sampler_logprobs for one in rollouts for turn in one.turns], np.float64),
-        "advantages": _joined([np.atleast_1d(one.advantage) for one in credits], np.float64),
+        "tokens": _joined(
+            [[*rollout.turns[-1].prompt_tokens, *rollout.turns[-1].tokens] for rollout in rollouts], np.int32
+        ),
+        "sampler_logprobs": _joined(
+            [turn.sampler_logprobs for rollout in rollouts for turn in rollout.turns], np.float64
+        ),
+        "advantages": _joined([np.atleast_1d(credit.advantage) for credit in credits], np.float64),
     }
     facts = {"format": FORMAT, "names": dict(names), "groups": [_group_facts(group) for group in groups]}
     FILES.write(folder, arrays, facts)
@@ -139,7 +144,7 @@ def read(folder: Path) -> tuple[list[ReplayGroup], dict[str, str]]:
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, this version of coterie reads {FORMAT}")
         source = _Source(arrays)
-        groups = [_group(one, source) for one in facts["groups"]]
+        groups = [_group(group_facts, source) for group_facts in facts["groups"]]
         source.require_end()
         return groups, dict(facts["names"])
 
@@ -154,10 +159,10 @@ class _Source:
     def take(self, name: str, count: int) -> tuple[Any, ...]:
         start = self.done[name]
         self.done[name] = start + count
-        found = self.arrays[name][start : start + count]
-        if len(found) != count:
-            raise ValueError(f"{name} ends {count - len(found)} numbers too early")
-        return tuple(found.tolist())
+        values = self.arrays[name][start : start + count]
+        if len(values) != count:
+            raise ValueError(f"{name} ends {count - len(values)} numbers too early")
+        return tuple(values.tolist())
 
     def require_end(self) -> None:
         left = {name: len(array) - self.done[name] for name, array in self.arrays.items()}
@@ -166,7 +171,7 @@ class _Source:
 
 
 def _group(facts: Mapping[str, Any], source: _Source) -> ReplayGroup:
-    members = [_member(one, source) for one in facts["members"]]
+    members = [_member(member_facts, source) for member_facts in facts["members"]]
     return ReplayGroup(
         key=facts["key"],
         version=facts["version"],
@@ -180,14 +185,14 @@ def _member(facts: Mapping[str, Any], source: _Source) -> tuple[Rollout, Credit]
     tokens = source.take("tokens", last["prompt"] + last["own"])
     turns = tuple(
         Turn(
-            prompt_tokens=tokens[: one["prompt"]],
-            tokens=tokens[one["prompt"] : one["prompt"] + one["own"]],
-            sampler_logprobs=source.take("sampler_logprobs", one["own"]),
-            temperature=one["temperature"],
-            stop_reason=StopReason(one["stop_reason"]),
-            version=one["version"],
+            prompt_tokens=tokens[: turn["prompt"]],
+            tokens=tokens[turn["prompt"] : turn["prompt"] + turn["own"]],
+            sampler_logprobs=source.take("sampler_logprobs", turn["own"]),
+            temperature=turn["temperature"],
+            stop_reason=StopReason(turn["stop_reason"]),
+            version=turn["version"],
         )
-        for one in facts["turns"]
+        for turn in facts["turns"]
     )
     rollout = Rollout(
         id=facts["id"],

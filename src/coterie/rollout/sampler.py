@@ -1,4 +1,4 @@
-"""What one step learns from: prompts drawn, sampled, grouped; drawn again where a group has no signal.
+"""Samplers of a step: prompts drawn, attempted and grouped.
 
 Every decision depends on the cursor and on what was sampled, so a resumed run repeats it.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from coterie.algo.advantages import by_prompt
 from coterie.config.schema import CollectConfig
 from coterie.data.order import PromptOrder
 from coterie.engines.base import Quorum, Sampling
+from coterie.grouping.allocation import Allocation
 from coterie.rollout.collector import Collector, Experience
 from coterie.stats import has_variance
 from coterie.types import Group, Prompt, Rollout
@@ -22,34 +23,158 @@ Metric = Callable[[Sequence[Rollout]], Sequence[float]]
 """[G] rollouts of one group → [G] the reward whose variance decides whether the group is kept."""
 
 
-class Allocator(Protocol):
-    """Decides before sampling which prompts of a step to try, and how often."""
+class Allocate(Protocol):
+    """Chooses, before sampling, the prompts of a step and the number of rollouts of each."""
 
-    def choose(
-        self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int
-    ) -> tuple[list[Prompt], list[int]]: ...
+    def __call__(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """One step's experience, and the groups of it that are learned from."""
+    """One step's experience, with the groups that it is trained on."""
 
     experience: Experience
     groups: list[Group]
     cursor: int
     """Training prompts consumed, these included."""
-    waiting: tuple[str, ...]
+    pending: tuple[str, ...]
     """Prompts that were drawn and not waited for; they come first in the next step."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def rollouts(self) -> dict[str, Rollout]:
+        """All rollouts of the step by id, those without a group among them."""
+        return {rollout.id: rollout for rollout in self.experience.rollouts}
 
-class PromptSampler:
-    """Fills a step.
+
+class PromptSampler(Protocol):
+    """The prompts of a step and their rollouts."""
+
+    def collect(self, cursor: int, pending: Sequence[str] = ()) -> StepBatch:
+        """One step from this cursor on.
+
+        Args:
+            pending: prompts that an earlier step drew and did not wait for.
+
+        Raises:
+            EngineError, RewardError: as collecting does.
+        """
+        ...
+
+
+class _OrderedPrompts:
+    """The part of a sampler that draws prompts in their order and keeps whole groups."""
+
+    def __init__(self, collector: Collector, order: PromptOrder, *, config: CollectConfig, sampling: Sampling) -> None:
+        self.collector = collector
+        self.order = order
+        self.config = config
+        self.sampling = sampling
+
+    def _draw(
+        self, cursor: int, count: int, first: Sequence[Prompt] = (), drawn: set[str] | frozenset[str] = frozenset()
+    ) -> tuple[list[Prompt], int]:
+        """Those in `first`, then the next of the order; in a later round none that was drawn in this step before, whose
+        random draws would be the same again."""
+        chosen = list(first)
+        names = {prompt.id for prompt in first} | drawn
+        size = self.order.available(cursor)
+        for _ in range(2 * size):  # an epoch's end and the next one's start may hold the same prompts
+            if len(chosen) >= min(count, size):
+                break
+            (prompt,) = self.order.draw(cursor, 1)
+            cursor += 1
+            if prompt.id not in names:
+                chosen.append(prompt)
+                names.add(prompt.id)
+        return chosen, cursor
+
+    def _whole(self, experience: Experience, min_rollouts: int) -> list[Group]:
+        """Groups of which no member ended in an error: failures correlate with length and task, so leaving out only
+        the failed members would bias the baseline. A group is whole or takes no part."""
+        broken = {f"{rollout.context.prompt_id}@{rollout.context.version}" for rollout in experience.errors}
+        groups = by_prompt(experience.rollouts)
+        return [group for group in groups if group.key not in broken and len(group.members) >= min_rollouts]
+
+    def _stage(self, cursor: int) -> dict[str, float]:
+        """Stage of the curriculum after this step; nothing where there is none."""
+        return {"stage": float(self.order.stage(cursor))} if len(self.order.stages) > 1 else {}
+
+
+class SequentialSampler(_OrderedPrompts):
+    """Prompts in their order, `group_size` rollouts each, with dynamic sampling and oversampling where set.
 
     Args:
         metric: the evaluated rewards of a group; with `config.refill` a group without variance in them is replaced.
-        chooser: None takes the prompts as they come, `group_size` rollouts each.
-        candidates: prompts that the chooser is offered for each one that it may take.
+    """
+
+    def __init__(
+        self, collector: Collector, order: PromptOrder, *, config: CollectConfig, sampling: Sampling, metric: Metric
+    ) -> None:
+        super().__init__(collector, order, config=config, sampling=sampling)
+        self.metric = metric
+        self.by_id = {prompt.id: prompt for prompt in order.prompts}
+
+    def collect(self, cursor: int, pending: Sequence[str] = ()) -> StepBatch:
+        """One step from this cursor on; see `PromptSampler.collect`."""
+        first = [self.by_id[name] for name in pending]
+        parts: list[Experience] = []
+        groups: list[Group] = []
+        drawn: set[str] = set()
+        rounds = dropped = 0
+        while len(groups) < self.config.prompts and rounds < (self.config.refill_limit if self.config.refill else 1):
+            missing = self.config.prompts - len(groups)
+            due, later = first[:missing], first[missing:]
+            prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
+            if not prompts:
+                break
+            experience = self._attempt(prompts, missing, due)
+            whole = self._whole(experience, min(2, self.config.group_size))
+            kept = self._mixed(whole, experience) if self.config.refill else whole
+            dropped += len(whole) - len(kept)
+            groups += kept
+            drawn |= {prompt.id for prompt in prompts}
+            parts.append(experience)
+            first, rounds = [*experience.abandoned, *later], rounds + 1
+        experience = _joined(parts)
+        return StepBatch(
+            experience=experience,
+            groups=groups,
+            cursor=cursor,
+            pending=tuple(prompt.id for prompt in first),
+            metrics=self._metrics(cursor, rounds, dropped, len(groups), experience),
+        )
+
+    def _attempt(self, prompts: Sequence[Prompt], missing: int, first: Sequence[Prompt]) -> Experience:
+        quorum = None
+        if self.config.oversample > 1:
+            quorum = Quorum(prompts=missing, required=frozenset(prompt.id for prompt in first))
+        return self.collector.collect(prompts, samples=self.config.group_size, sampling=self.sampling, quorum=quorum)
+
+    def _mixed(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
+        """Those whose evaluated rewards differ: the condition of verl's `filter_groups`, std(metric) > 0. Of a binary
+        reward these are the groups with correct and wrong attempts."""
+        by_id = {rollout.id: rollout for rollout in experience.rollouts}
+        return [group for group in groups if has_variance(self.metric([by_id[name] for name in group.members]))]
+
+    def _metrics(self, cursor: int, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
+        metrics = self._stage(cursor)
+        if self.config.refill:
+            metrics |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
+            metrics["refill/missing"] = float(self.config.prompts - groups)
+        if self.config.oversample > 1:
+            metrics["oversample/abandoned"] = float(len(experience.abandoned))
+            metrics["oversample/tokens"] = float(experience.abandoned_tokens)
+        return metrics
+
+
+class AllocatedSampler(_OrderedPrompts):
+    """The prompts that teach most among those that come next, each with its own number of rollouts; the others come
+    again in the next epoch.
+
+    Args:
+        allocate: chooses among the candidates.
+        candidates: prompts offered for each one that may be chosen.
     """
 
     def __init__(
@@ -59,67 +184,26 @@ class PromptSampler:
         *,
         config: CollectConfig,
         sampling: Sampling,
-        metric: Metric,
-        allocator: Allocator | None = None,
-        candidates: int = 1,
+        allocate: Allocate,
+        candidates: int,
     ) -> None:
-        self.collector = collector
-        self.order = order
-        self.config = config
-        self.sampling = sampling
-        self.metric = metric
-        self.allocator, self.candidates = allocator, candidates
-        self.by_id = {prompt.id: prompt for prompt in order.prompts}
+        super().__init__(collector, order, config=config, sampling=sampling)
+        self.allocate, self.candidates = allocate, candidates
 
-    def gather(self, cursor: int, waiting: Sequence[str] = ()) -> StepBatch:
-        """One step from this cursor on.
-
-        Raises:
-            EngineError, RewardError: as collecting does.
-        """
-        if self.allocator is not None:
-            return self._chosen(self.allocator, cursor)
-        first = [self.by_id[name] for name in waiting]
-        found: list[Experience] = []
-        groups: list[Group] = []
-        drawn: set[str] = set()
-        rounds = dropped = 0
-        while len(groups) < self.config.prompts and rounds < (self.config.refill_limit if self.config.refill else 1):
-            missing = self.config.prompts - len(groups)
-            due, late = first[:missing], first[missing:]
-            prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
-            if not prompts:
-                break
-            experience = self._collect(prompts, missing, due)
-            whole = self._whole(experience)
-            kept = self._mixed(whole, experience) if self.config.refill else whole
-            dropped += len(whole) - len(kept)
-            groups += kept
-            drawn |= {prompt.id for prompt in prompts}
-            found.append(experience)
-            first, rounds = [*experience.abandoned, *late], rounds + 1
-        experience = _joined(found)
-        return StepBatch(
-            experience=experience,
-            groups=groups,
-            cursor=cursor,
-            waiting=tuple(prompt.id for prompt in first),
-            metrics=self._metrics(cursor, rounds, dropped, len(groups), experience),
-        )
-
-    def _chosen(self, allocator: Allocator, cursor: int) -> StepBatch:
-        """A step of the prompts that teach most, of those that come next; the others come again in the next epoch."""
+    def collect(self, cursor: int, pending: Sequence[str] = ()) -> StepBatch:
+        """One step from this cursor on; nothing is ever pending. See `PromptSampler.collect`."""
         count, size = self.config.prompts, self.config.group_size
-        wanted = min(count * self.candidates, self.order.available(cursor))
-        offered, cursor = self._draw(cursor, wanted, (), set())
-        chosen, counts = allocator.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
-        repeated = [prompt for prompt, times in zip(chosen, counts, strict=True) for _ in range(times)]
+        candidates, cursor = self._draw(cursor, min(count * self.candidates, self.order.available(cursor)))
+        allocation = self.allocate(candidates, prompts=min(count, len(candidates)), rollouts=count * size)
+        chosen = [candidates[index] for index in allocation.chosen]
+        counts = [int(number) for number in allocation.rollouts]
+        repeated = [prompt for prompt, number in zip(chosen, counts, strict=True) for _ in range(number)]
         experience = self.collector.collect(repeated, samples=1, sampling=self.sampling)
         return StepBatch(
             experience=experience,
-            groups=self._whole(experience, least=1),
+            groups=self._weighted(experience, chosen, allocation),
             cursor=cursor,
-            waiting=(),
+            pending=(),
             metrics={
                 **self._stage(cursor),
                 "allocation/most": float(max(counts)),
@@ -127,55 +211,12 @@ class PromptSampler:
             },
         )
 
-    def _draw(self, cursor: int, wanted: int, first: Sequence[Prompt], drawn: set[str]) -> tuple[list[Prompt], int]:
-        """Those in `first`, then the next of the order; in a later round none that was drawn in this step before, whose
-        random draws would be the same again."""
-        chosen = list(first)
-        names = {prompt.id for prompt in first} | drawn
-        size = self.order.available(cursor)
-        for _ in range(2 * size):  # an epoch's end and the next one's start may hold the same prompts
-            if len(chosen) >= min(wanted, size):
-                break
-            (prompt,) = self.order.draw(cursor, 1)
-            cursor += 1
-            if prompt.id not in names:
-                chosen.append(prompt)
-                names.add(prompt.id)
-        return chosen, cursor
-
-    def _collect(self, prompts: Sequence[Prompt], missing: int, first: Sequence[Prompt]) -> Experience:
-        quorum = None
-        if self.config.oversample > 1:
-            quorum = Quorum(prompts=missing, required=frozenset(prompt.id for prompt in first))
-        return self.collector.collect(prompts, samples=self.config.group_size, sampling=self.sampling, quorum=quorum)
-
-    def _whole(self, experience: Experience, *, least: int = 2) -> list[Group]:
-        """Groups of which no member ended in an error: failures correlate with length and task, so leaving out only
-        the failed members would bias the baseline. A group is whole or takes no part."""
-        broken = {f"{rollout.context.prompt_id}@{rollout.context.version}" for rollout in experience.errors}
-        least = min(least, self.config.group_size)
-        groups = by_prompt(experience.rollouts)
-        return [group for group in groups if group.key not in broken and len(group.members) >= least]
-
-    def _mixed(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
-        """Those whose evaluated rewards differ: the condition of verl's `filter_groups`, std(metric) > 0. Of a binary
-        reward these are the groups with correct and wrong attempts."""
-        by_id = {rollout.id: rollout for rollout in experience.rollouts}
-        return [group for group in groups if has_variance(self.metric([by_id[name] for name in group.members]))]
-
-    def _stage(self, cursor: int) -> dict[str, float]:
-        """Where the curriculum is after this step; nothing where there is none."""
-        return {"stage": float(self.order.stage(cursor))} if len(self.order.stages) > 1 else {}
-
-    def _metrics(self, cursor: int, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
-        found = self._stage(cursor)
-        if self.config.refill:
-            found |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
-            found["refill/missing"] = float(self.config.prompts - groups)
-        if self.config.oversample > 1:
-            found["oversample/abandoned"] = float(len(experience.abandoned))
-            found["oversample/tokens"] = float(experience.abandoned_tokens)
-        return found
+    def _weighted(self, experience: Experience, chosen: Sequence[Prompt], allocation: Allocation) -> list[Group]:
+        """Whole groups with the importance weights of their prompts."""
+        weights = {prompt.id: float(weight) for prompt, weight in zip(chosen, allocation.weights, strict=True)}
+        prompts = {rollout.id: rollout.context.prompt_id for rollout in experience.rollouts}
+        groups = self._whole(experience, min_rollouts=1)
+        return [replace(group, weight=weights[prompts[group.members[0]]]) for group in groups]
 
 
 def _joined(parts: Sequence[Experience]) -> Experience:

@@ -172,7 +172,7 @@ class RunDirectory:
         write_file(self.config, dumps(self.read_config() | {"steps": steps}).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """The settings as plain data, for `RunConfig.model_validate`."""
+        """The settings as plain data, as they were stored."""
         try:
             return tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -47,7 +47,7 @@ class Scale:
         return set().union(*self.kinds.values())
 
     def state(self) -> dict[str, list[str]]:
-        """For a checkpoint."""
+        """JSON-able, for a checkpoint."""
         return {task: sorted(kinds) for task, kinds in self.kinds.items()}
 
     def restore(self, state: Mapping[str, Sequence[str]]) -> None:
@@ -57,7 +57,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """When a completion is correct, and whether that can be said at all."""
+    """Criterion of correctness of a completion, where it can be said at all."""
 
     part: str = ""
     """Label of the evaluated reward part; empty evaluates the whole reward."""
@@ -68,10 +68,10 @@ class Criterion:
     """Largest reward of a wrong answer where the reward is binary: reasoning-gym's scorers give 0.01 or 0.05 to a wrong
     answer in the right layout."""
     scale: Scale = field(default_factory=Scale, compare=False)
-    """What the run has seen; shared by all that judge its rollouts."""
+    """Kinds of rewards so far; shared by all that evaluate the run's rollouts."""
 
     def observe(self, rollouts: Iterable[Rollout]) -> None:
-        """Add the evaluated rewards of these rollouts to what the run has seen."""
+        """Add the kinds of these rollouts' evaluated rewards to the scale."""
         values: dict[str, list[float]] = {}
         for rollout in rollouts:
             if (value := self.value(rollout)) is not None:
@@ -80,11 +80,11 @@ class Criterion:
             self.scale.add(task, self._kinds(rewards))
 
     def is_graded(self, task: str | None = None) -> bool:
-        """Whether any reward so far, of one task or of all, was graded, and no threshold says what is correct."""
+        """True if any reward so far, of one task or of all, was graded and no threshold says what is correct."""
         return self.threshold is None and _graded(self.scale.of(task))
 
     def is_undecided(self, task: str | None = None) -> bool:
-        """Whether every reward so far is 0, of a function that is not known to be binary."""
+        """True if every reward so far is 0, of a function that is not known to be binary."""
         return self.threshold is None and not self.scale.binary and self.scale.of(task) <= {"wrong"}
 
     def _kinds(self, values: Iterable[float]) -> set[str]:
@@ -95,22 +95,22 @@ class Criterion:
         return {kind for kind, which in shares.items() if which.any()}
 
     def value(self, rollout: Rollout) -> float | None:
-        """What is evaluated of a rollout; None where it ended in an error or the part does not apply."""
+        """Evaluated reward of a rollout; None where it ended in an error or the part does not apply."""
         if not rollout.outcome.usable:
             return None
         return rollout.reward_parts.get(self.part) if self.part else rollout.reward
 
     def is_correct(self, rollout: Rollout) -> bool:
-        """Whether the rollout is correct; one that ended in an error is not."""
+        """True if the rollout is correct; one that ended in an error is not."""
         value = self.value(rollout)
         return value is not None and self.reached(value)
 
     def reached(self, value: float) -> bool:
-        """Whether an evaluated reward counts as correct."""
+        """True if an evaluated reward counts as correct."""
         return value >= (CORRECT if self.threshold is None else self.threshold)
 
     def applies(self, values: Iterable[float]) -> bool:
-        """Whether correct and wrong are defined for these evaluated rewards: by a threshold, or as they are binary.
+        """True if correct and wrong are defined for these evaluated rewards: by a threshold, or as they are binary.
 
         Binary: every value is 0 or 1, or every value is -1 or 1. Neither a graded reward nor one that counts is.
         """
@@ -119,7 +119,7 @@ class Criterion:
         return not _graded(self._kinds(values))
 
     def of_group(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """[G] evaluated rewards of the usable attempts at one prompt, by which dynamic sampling judges its variance: 0
+        """[G] evaluated rewards of the usable attempts at one prompt, whose variance dynamic sampling reads: 0
         where the part does not apply to an attempt, and the whole reward where it applies to none of them."""
         values = [self.value(rollout) for rollout in rollouts]
         if all(value is None for value in values):

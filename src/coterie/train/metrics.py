@@ -1,4 +1,4 @@
-"""The metrics of one step, from what was collected and what the update did.
+"""Metrics of one step: a `StepResult` → named floats.
 
 `docs/diagnostics.md` explains every name.
 """
@@ -12,13 +12,13 @@ import numpy as np
 
 from coterie.algo.shaping import copied, repetition
 from coterie.data.answers import extract_answer
-from coterie.policy.learner import UpdateReport
-from coterie.rollout.collector import LOGGED_METRICS, Experience
+from coterie.rollout.collector import LOGGED_METRICS
 from coterie.stats import has_variance
 from coterie.train.evaluate import Criterion
+from coterie.train.step import StepResult
 from coterie.types import Credit, Group, Rollout
 
-# What the texts of a step look like, whatever they earn: loops, copies, sameness, empty reasoning.
+# Measures of the texts of a step, whatever their rewards: loops, copies, sameness, empty reasoning.
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 FORMAT = "format"
@@ -29,10 +29,12 @@ def text_measures(usable: Sequence[Rollout], groups: Sequence[Group]) -> dict[st
     """Repetition, copies of the prompt, distinct final answers of a group, answers without reasoning."""
     if not usable:
         return {}
-    said = [_tokens(rollout) for rollout in usable]
-    repeated = [repetition(tokens) for tokens in said]
-    copies = [copied(tokens, rollout.turns[0].prompt_tokens) for tokens, rollout in zip(said, usable, strict=True)]
-    found = {
+    completions = [_tokens(rollout) for rollout in usable]
+    repeated = [repetition(tokens) for tokens in completions]
+    copies = [
+        copied(tokens, rollout.turns[0].prompt_tokens) for tokens, rollout in zip(completions, usable, strict=True)
+    ]
+    metrics = {
         "repetition/mean": float(np.mean(repeated)),
         "repetition/p95": float(np.percentile(repeated, 95)),
         "copied/mean": float(np.mean(copies)),
@@ -40,14 +42,14 @@ def text_measures(usable: Sequence[Rollout], groups: Sequence[Group]) -> dict[st
     answers = {rollout.id: _answer(rollout) for rollout in usable}
     distinct = [len({answers[member] for member in group.members}) for group in groups]
     if distinct:
-        found["answers/distinct"] = float(np.mean(distinct))
+        metrics["answers/distinct"] = float(np.mean(distinct))
     if any(FORMAT in rollout.reward_parts for rollout in usable):
-        found["think/empty"] = float(np.mean([not has_reasoning(rollout.completion) for rollout in usable]))
-    return found
+        metrics["think/empty"] = float(np.mean([not has_reasoning(rollout.completion) for rollout in usable]))
+    return metrics
 
 
 def has_reasoning(completion: str) -> bool:
-    """Whether anything stands between `<think>` and `</think>`.
+    """True if anything stands between `<think>` and `</think>`.
 
     >>> has_reasoning("<think> </think> <answer>4</answer>"), has_reasoning("<think>2 + 2</think> 4")
     (False, True)
@@ -56,7 +58,7 @@ def has_reasoning(completion: str) -> bool:
 
 
 def _answer(rollout: Rollout) -> str:
-    """Final answer, as one would compare it."""
+    """Final answer, normalised for comparison."""
     return " ".join(extract_answer(rollout.completion).casefold().split())
 
 
@@ -67,75 +69,71 @@ def _tokens(rollout: Rollout) -> tuple[int, ...]:
 Metrics = dict[str, float]
 
 
-def step_metrics(
-    experience: Experience,
-    groups: Sequence[Group],
-    report: UpdateReport,
-    seconds: Mapping[str, float],
-    *,
-    criterion: Criterion,
-    credits: Sequence[Credit] = (),
-    version: int | None = None,
-) -> Metrics:
+def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
     """Named floats, all finite. `time/*`, `speed/*` and `memory/*` depend on the machine; others repeat bit for bit.
 
     Args:
         criterion: says what is correct. What depends on it is left out where the evaluated reward is graded.
-        credits: of the rollouts that are trained on.
-        version: of the policy that the update started from; None where staleness means nothing.
     """
+    experience, groups, update = result.batch.experience, result.batch.groups, result.update
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
     by_id = {rollout.id: rollout for rollout in experience.rollouts}
     evaluated = [criterion.of_group([by_id[name] for name in group.members]) for group in groups]
     criterion.observe(usable)
-    # A group that the evaluated part does not apply to is judged by the whole reward, which may be graded in this step.
-    judged = not criterion.is_graded() and criterion.applies(value for group in evaluated for value in group)
-    correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if judged else {}
+    # A group that the evaluated part does not apply to counts by the whole reward, which may be graded in this step.
+    binary = not criterion.is_graded() and criterion.applies(value for group in evaluated for value in group)
+    correct = {rollout.id: criterion.is_correct(rollout) for rollout in usable} if binary else {}
     return {
         **_rewards(experience.rollouts),
         **_logged(experience.rollouts),
-        **_groups(groups, evaluated, criterion if judged else None),
-        **_advantages(credits),
+        **_groups(groups, evaluated, criterion if binary else None),
+        **_advantages(result.credits),
         **_lengths(experience.rollouts, usable, correct),
         **_surprisal(usable, correct),
-        **_staleness(usable, version),
+        **_staleness(usable, result.step - 1),
         **_turns(experience.rollouts),
         **text_measures(usable, groups),
-        **report.metrics,
-        "updates/skipped": float(report.skipped),
+        **update.metrics,
+        "updates/skipped": float(update.skipped),
         "rollouts": float(len(experience.rollouts)),
         "tokens/generated": float(experience.tokens),
         "errors": float(len(experience.errors)),
-        "late": float(experience.late),
-        **{f"time/{name}": value for name, value in seconds.items()},
+        "late": float(experience.timed_out),
+        **{f"time/{name}": value for name, value in result.seconds.items()},
         "time/generate": experience.generate_seconds,
         "time/reward": experience.reward_seconds,
         "speed/generate": experience.tokens / max(experience.generate_seconds, 1e-9),
-        "speed/update": report.metrics.get("tokens/trained", 0.0) / max(seconds["update"], 1e-9),
+        "speed/update": update.metrics.get("tokens/trained", 0.0) / max(result.seconds["update"], 1e-9),
+        **result.batch.metrics,
+        **result.advantages.metrics,
+        **result.weights,
+        **result.replayed.metrics,
+        **result.subsampled.metrics,
+        "memory/peak": float(result.memory),
     }
 
 
 def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
-    """Of all rollouts, and of each task among them."""
+    """Reward metrics of all rollouts, and of each task among them."""
     tasks: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         tasks.setdefault(rollout.context.task, []).append(rollout)
-    found = _rewards_of(rollouts, "reward")
+    metrics = _rewards_of(rollouts, "reward")
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     if rewards:
-        found |= {"reward/min": float(min(rewards)), "reward/max": float(max(rewards))}
+        metrics |= {"reward/min": float(min(rewards)), "reward/max": float(max(rewards))}
     for task, members in tasks.items():
-        found |= _rewards_of(members, f"reward/task/{task}")
-    return found
+        metrics |= _rewards_of(members, f"reward/task/{task}")
+    return metrics
 
 
 def _logged(rollouts: Sequence[Rollout]) -> Metrics:
-    """What reward functions gave to `log_metric`, averaged over the rollouts that they judged."""
+    """Values that reward functions gave to `log_metric`, averaged over the rollouts that they scored."""
     values: dict[str, list[float]] = {}
     for rollout in rollouts:
         for name, value in rollout.context.attributes.get(LOGGED_METRICS, {}).items():
             values.setdefault(name, []).append(value)
-    return {f"logged/{name}": float(np.mean(found)) for name, found in values.items()}
+    return {f"logged/{name}": float(np.mean(numbers)) for name, numbers in values.items()}
 
 
 def _rewards_of(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
@@ -147,8 +145,8 @@ def _rewards_of(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
         for label, value in rollout.reward_parts.items():
             if value is not None:
                 parts.setdefault(label, []).append(value)
-    found = {f"{prefix}/mean": float(np.mean(rewards)), f"{prefix}/std": float(np.std(rewards))}
-    return found | {f"{prefix}/part/{label}": float(np.mean(values)) for label, values in parts.items()}
+    metrics = {f"{prefix}/mean": float(np.mean(rewards)), f"{prefix}/std": float(np.std(rewards))}
+    return metrics | {f"{prefix}/part/{label}": float(np.mean(values)) for label, values in parts.items()}
 
 
 def _groups(groups: Sequence[Group], evaluated: Sequence[Sequence[float]], criterion: Criterion | None) -> Metrics:
@@ -184,7 +182,7 @@ def _groups(groups: Sequence[Group], evaluated: Sequence[Sequence[float]], crite
 
 
 def _advantages(credits: Sequence[Credit]) -> Metrics:
-    """Over rollouts; a rollout with an advantage per token counts as positive by their mean."""
+    """Advantage metrics over rollouts; a rollout with an advantage per token counts as positive by their mean."""
     if not credits:
         return {}
     values = [np.atleast_1d(np.asarray(credit.advantage, dtype=np.float64)) for credit in credits]
@@ -196,9 +194,9 @@ def _advantages(credits: Sequence[Credit]) -> Metrics:
 
 
 def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
-    """`correct` is empty where the reward is graded, and so are the lengths of correct and of wrong completions."""
+    """Completion lengths, also of correct and of wrong ones where the reward is not graded: then `correct` is empty."""
     lengths = [rollout.context.completion_length for rollout in rollouts]
-    found = {
+    metrics = {
         "length/mean": float(np.mean(lengths)),
         "length/p95": float(np.percentile(lengths, 95)),
         "length/max": float(np.max(lengths)),
@@ -209,7 +207,7 @@ def _lengths(rollouts: Sequence[Rollout], usable: Sequence[Rollout], correct: Ma
         "wrong": [rollout for rollout in usable if correct.get(rollout.id) is False],
         "terminated": [rollout for rollout in rollouts if not rollout.stop_reason.truncated],
     }
-    return found | {
+    return metrics | {
         f"length/{kind}": float(np.mean([rollout.context.completion_length for rollout in members]))
         for kind, members in kinds.items()
         if members
@@ -223,22 +221,22 @@ def _turns(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def _surprisal(usable: Sequence[Rollout], correct: Mapping[str, bool]) -> Metrics:
-    """Mean of -log p of the sampled tokens, in nats: what entropy is on average, without another pass of the model."""
-    found: Metrics = {}
-    for kind, wanted in (("correct", True), ("wrong", False)):
+    """Mean of -log p of the sampled tokens, in nats: an estimate of the entropy, without another pass of the model."""
+    metrics: Metrics = {}
+    for kind, right in (("correct", True), ("wrong", False)):
         logprobs = [
             np.asarray(turn.sampler_logprobs)
             for rollout in usable
-            if correct.get(rollout.id) is wanted
+            if correct.get(rollout.id) is right
             for turn in rollout.turns
         ]
         joined = np.concatenate(logprobs) if logprobs else np.empty(0)
         if joined.size:
-            found[f"surprisal/{kind}"] = float(-joined.mean())
-    return found
+            metrics[f"surprisal/{kind}"] = float(-joined.mean())
+    return metrics
 
 
-def _staleness(usable: Sequence[Rollout], version: int | None) -> Metrics:
-    """How many versions older than the learner the policy was that sampled; 0 on-policy."""
-    lags = [] if version is None else [version - turn.version for rollout in usable for turn in rollout.turns]
+def _staleness(usable: Sequence[Rollout], version: int) -> Metrics:
+    """Versions by which the policy that sampled is older than the learner's before the update; 0 on-policy."""
+    lags = [version - turn.version for rollout in usable for turn in rollout.turns]
     return {"staleness/mean": float(np.mean(lags)), "staleness/max": float(np.max(lags))} if lags else {}

@@ -1,4 +1,5 @@
-"""What a run remembers of each prompt and task, so that a rollout can say what was expected when it was sent out."""
+"""Statistics of each prompt and task over a run, which every rollout is stamped with as they were when it was sent
+out."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.algo.estimators import Predictions
+from coterie.algo.estimators import Advantages
 from coterie.grouping.features import text_embedding
 from coterie.rollout.collector import Experience
 from coterie.runs.prompts import StoredPrompt
@@ -62,47 +63,51 @@ class PromptStatsTable:
         self.stored: dict[str, int] = {}
         """Step whose file holds the prompt."""
 
-    def stamp(self, step: int, found: Experience, foresight: Predictions) -> tuple[Experience, list[StoredPrompt]]:
-        """The step's rollouts with what was known when they were sent out, and the prompts that are new."""
-        met = self._met(step, found.prompts, foresight)
-        rollouts = tuple(self._stamped(rollout, foresight) for rollout in found.rollouts)
-        return replace(found, rollouts=rollouts), met
+    def stamp(self, step: int, experience: Experience, advantages: Advantages) -> tuple[Experience, list[StoredPrompt]]:
+        """The step's rollouts with what was known when they were sent out, and the prompts that are new.
 
-    def _met(self, step: int, prompts: Sequence[Prompt], foresight: Predictions) -> list[StoredPrompt]:
-        embedded = {prompt.id: (prompt, vector) for prompt, vector in foresight.embedded}
-        known = [StoredPrompt(prompt=prompt, kind="policy", embedding=vector) for prompt, vector in embedded.values()]
+        Args:
+            advantages: their predictions were made before the step's rewards were seen.
+        """
+        new_prompts = self._new_prompts(step, experience.prompts, advantages)
+        rollouts = tuple(self._stamped(rollout, advantages) for rollout in experience.rollouts)
+        return replace(experience, rollouts=rollouts), new_prompts
+
+    def _new_prompts(self, step: int, prompts: Sequence[Prompt], advantages: Advantages) -> list[StoredPrompt]:
+        embedded = {prompt.id: (prompt, vector) for prompt, vector in advantages.embedded}
+        by_policy = [StoredPrompt(prompt=prompt, kind="policy", embedding=vec) for prompt, vec in embedded.values()]
         others = (prompt for prompt in prompts if prompt.id not in embedded)
-        words = (
+        by_text = (
             StoredPrompt(prompt=prompt, kind="text", embedding=text_embedding(prompt.messages[-1]["content"]))
             for prompt in others
             if prompt.id not in self.stored
         )
-        found = [*(one for one in known if one.prompt.id not in self.stored), *words]
-        self.stored |= {one.prompt.id: step for one in found}
-        return found
+        new_prompts = [*(row for row in by_policy if row.prompt.id not in self.stored), *by_text]
+        self.stored |= {row.prompt.id: step for row in new_prompts}
+        return new_prompts
 
-    def _stamped(self, rollout: Rollout, foresight: Predictions) -> Rollout:
+    def _stamped(self, rollout: Rollout, advantages: Advantages) -> Rollout:
         context = rollout.context
-        own, task = self.prompts.get(context.prompt_id, PromptStats()), self.tasks.get(context.task, PromptStats())
-        said = foresight.expected.get(context.prompt_id)
-        known = SamplingSnapshot(
-            time=float(context.version) if foresight.time is None else foresight.time,
-            attempts=int(own.tries),
-            pass_rate=own.mean(own.passed),
-            reward=own.mean(own.reward),
-            length=own.mean(own.length),
+        stats, task = self.prompts.get(context.prompt_id, PromptStats()), self.tasks.get(context.task, PromptStats())
+        prediction = advantages.predictions.get(context.prompt_id)
+        snapshot = SamplingSnapshot(
+            time=float(context.version) if advantages.time is None else advantages.time,
+            attempts=int(stats.tries),
+            pass_rate=stats.mean(stats.passed),
+            reward=stats.mean(stats.reward),
+            length=stats.mean(stats.length),
             task_attempts=int(task.tries),
             task_pass_rate=task.mean(task.passed),
             task_reward=task.mean(task.reward),
-            expected=None if said is None else said.reward,
-            expected_std=None if said is None else said.std,
-            region=None if said is None else said.region,
+            expected=None if prediction is None else prediction.reward,
+            expected_std=None if prediction is None else prediction.std,
+            region=None if prediction is None else prediction.region,
         )
-        where = f"step_{self.stored[context.prompt_id]:06d}#{context.prompt_id}"
-        return replace(rollout, context=replace(context, dispatch=known, embedding=where))
+        reference = f"step_{self.stored[context.prompt_id]:06d}#{context.prompt_id}"
+        return replace(rollout, context=replace(context, dispatch=snapshot, embedding=reference))
 
     def learn(self, step: int, rollouts: Iterable[Rollout]) -> None:
-        """Remember how they ended; those that ended in an error say nothing."""
+        """Add a step's rollouts, but for those that ended in an error."""
         for rollout in rollouts:
             if not rollout.outcome.usable or rollout.reward is None:
                 continue
@@ -112,7 +117,7 @@ class PromptStatsTable:
             self.tasks.setdefault(context.task, PromptStats()).add(step, rollout, right)
 
     def save(self, folder: Path) -> None:
-        """Into a checkpoint's folder."""
+        """Write the table into a checkpoint's folder."""
         tables = {"prompts": self.prompts, "tasks": self.tasks}
         arrays = {name: _table(tallies.values()) for name, tallies in tables.items()}
         names = {name: list(tallies) for name, tallies in tables.items()}
@@ -127,15 +132,15 @@ class PromptStatsTable:
         if not (folder / FILES.facts).exists():
             return
         with FILES.reading(folder) as (arrays, names):
-            found = {
+            tables = {
                 table: {name: PromptStats(*row) for name, row in zip(names[table], arrays[table].tolist(), strict=True)}
                 for table in ("prompts", "tasks")
             }
             stored = {str(name): int(step) for name, step in names["stored"].items()}
-        self.prompts, self.tasks, self.stored = found["prompts"], found["tasks"], stored
+        self.prompts, self.tasks, self.stored = tables["prompts"], tables["tasks"], stored
 
 
 def _table(tallies: Iterable[PromptStats]) -> np.ndarray:
     """[n, 6]"""
-    rows = [(one.tries, one.weight, one.passed, one.reward, one.length, one.step) for one in tallies]
+    rows = [(stats.tries, stats.weight, stats.passed, stats.reward, stats.length, stats.step) for stats in tallies]
     return np.array(rows, dtype=np.float64).reshape(-1, 6)

@@ -1,4 +1,5 @@
-"""Where a running loop puts what it knows: rollouts, metrics, evaluations, events, checkpoints, and the callback."""
+"""Recorder of a run: rollouts, metrics, evaluations, events and checkpoints, written to its folder and told to its
+callback."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from coterie.algo.estimators import Predictions
 from coterie.callbacks import Callback
 from coterie.errors import CollapseError, RunError
 from coterie.rollout.collector import Experience
@@ -21,7 +21,9 @@ from coterie.runs.rollouts import RolloutRecord
 from coterie.text import counted
 from coterie.train.evaluate import Criterion, Evaluation
 from coterie.train.prompt_stats import PromptStatsTable
+from coterie.train.step import StepResult
 from coterie.train.stop_rules import StopMonitor, StopRule
+from coterie.train.warnings import StepEvent, timeout_message
 from coterie.types import PASS, REWARD, Credit, Prompt, Rollout
 
 EVALS = "evals"
@@ -31,7 +33,7 @@ PROMPTS = "prompts"
 
 
 class Recorder:
-    """Writes one run.
+    """Recorder of one run.
 
     Args:
         save_model: puts a model folder that transformers opens into the folder it is given.
@@ -67,9 +69,11 @@ class Recorder:
         self.data_hash = data_hash
         self.reward_sources = dict(reward_sources or {})
         self.db = MetricsDB(run.metrics)
-        self.guard = StopMonitor(stops, self.db, run.checkpoints)
+        self.stops = StopMonitor(stops, self.db, run.checkpoints)
         self.log: RunLog = run.open_log()
-        self.history = PromptStatsTable(criterion)
+        self.prompt_stats = PromptStatsTable(criterion)
+        self._lasting: set[str] = set()
+        """Lasting events of the last step, which are not told again."""
         self.evals, self.prompts = run.path / EVALS, run.path / PROMPTS
         try:
             self.evals.mkdir(exist_ok=True)
@@ -85,51 +89,53 @@ class Recorder:
         parquet.truncate_after(self.prompts, step)
         parquet.truncate_after(self.evals, step)
 
-    def step(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        experience: Experience,
-        credits: Sequence[Credit],
-        logprobs: Mapping[str, np.ndarray],
-        foresight: Predictions | None = None,
-    ) -> None:
+    def step(self, result: StepResult, metrics: Mapping[str, float]) -> None:
         """One training step: rollouts first, then the metrics that say the step is whole."""
-        experience, met = self.history.stamp(step, experience, foresight or Predictions())
-        rows = self._rows(experience, {credit.rollout_id: credit for credit in credits}, logprobs)
-        rollouts.write_step(self.run.rollouts, step, rows)
-        prompts.write_step(self.prompts, step, met)
+        step = result.step
+        experience, new_prompts = self.prompt_stats.stamp(step, result.batch.experience, result.advantages)
+        credits = {credit.rollout_id: credit for credit in result.credits}
+        rollouts.write_step(self.run.rollouts, step, self._rows(experience, credits, result.update.logprobs))
+        prompts.write_step(self.prompts, step, new_prompts)
         self.db.record(step, metrics)
         self.log.line("step", " ".join(f"{name}={value:.6g}" for name, value in metrics.items()))
-        self.history.learn(step, experience.rollouts)
+        self.prompt_stats.learn(step, experience.rollouts)
         self.callback.on_step(step, metrics, _sample(experience))
 
-    def evaluation(self, step: int, found: Evaluation) -> None:
+    def step_events(self, step: int, events: Sequence[StepEvent]) -> None:
+        """The events of one step; one that lasts over consecutive steps is told in the first of them."""
+        for event in events:
+            if event.quiet:
+                self.record_event(step, event.kind, event.message)
+            elif not (event.lasting and event.kind in self._lasting):
+                self.note(step, event.kind, event.message)
+        self._lasting = {event.kind for event in events if event.lasting}
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """One held-out evaluation with its rollouts."""
-        if found.experience is None:
+        experience = evaluation.experience
+        if experience is None:
             return
         # A kill between the two writes leaves the file alone: only the database says that an evaluation is whole.
         parquet.truncate_after(self.evals, step - 1)
-        rollouts.write_step(self.evals, step, self._rows(found.experience, {}, {}))
-        self.db.record_evals(found.results, found.items)
-        for result in found.results:
+        rollouts.write_step(self.evals, step, self._rows(experience, {}, {}))
+        self.db.record_evals(evaluation.results, evaluation.items)
+        for result in evaluation.results:
             for name in (PASS, REWARD):
                 if (estimate := result.metric(name)) is not None:
                     interval = f"[{estimate.low:.4f}, {estimate.high:.4f}]"
                     self.log.line("eval", f"{result.task} {name}={estimate.value:.4f} {interval}")
-        self.callback.on_evaluate(found.results)
-        lost = len(found.experience.errors)
-        if lost:
-            first = found.experience.errors[0]
-            completions = counted(lost, "held-out completion")
+        self.callback.on_evaluate(evaluation.results)
+        errors = experience.errors
+        if errors:
+            completions = counted(len(errors), "held-out completion")
             self.note(
                 step,
                 "warning",
                 f"{completions} ended in an error, counted as wrong in pass@k and left out of the mean reward: "
-                f"{first.error}",
+                f"{errors[0].error}",
             )
-        if found.experience.late:
-            self.note(step, "warning", late(found.experience))
+        if experience.timed_out:
+            self.note(step, "warning", timeout_message(experience))
 
     def require_room(self) -> None:
         """Refuse to begin what the disk cannot hold: all checkpoints that are kept, and the one being written.
@@ -146,32 +152,32 @@ class Recorder:
             )
 
     def saved_before(self) -> int | None:
-        """The newest step of which a checkpoint was recorded, whether or not it is still there."""
+        """The newest step with a recorded checkpoint, which may have been deleted since."""
         return max((event.step or 0 for event in self.db.events("checkpoint")), default=None)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the held-out prompts were measured at this step."""
+        """True if the held-out prompts were measured at this step."""
         return any(result.step == step for result in self.db.evals())
 
     def checkpoint(
         self,
         step: int,
-        parts: Sequence[Callable[[Path], None]],
+        writers: Sequence[Callable[[Path], None]],
         counters: Mapping[str, float],
         state: Mapping[str, Any],
     ) -> None:
         """Everything a resume needs, verified before older ones go.
 
         Args:
-            parts: each writes its files into the folder it is given.
+            writers: each writes its files into the folder it is given.
             counters: the learner's.
         """
-        held: dict[str, Any] = dict(state)
-        held |= {"learner": dict(counters), "data_hash": self.data_hash, "reward_sources": self.reward_sources}
+        complete = dict(state)
+        complete |= {"learner": dict(counters), "data_hash": self.data_hash, "reward_sources": self.reward_sources}
 
         def write(folder: Path) -> None:
-            for part in (*parts, self.history.save):
-                part(folder)
+            for writer in (*writers, self.prompt_stats.save):
+                writer(folder)
             (folder / "model").mkdir()
             self.save_model(folder / "model")
 
@@ -179,11 +185,11 @@ class Recorder:
             self.run.checkpoints,
             step,
             write,
-            held,
+            complete,
             keep=self.keep,
             run_id=self.run.name,
             config_hash=self.config_hash,
-            spare=self.guard.good_checkpoint(step),
+            spare=self.stops.good_checkpoint(step),
             size=self.size,
         )
         self.note(step, "checkpoint", f"saved {path.name}")
@@ -215,40 +221,40 @@ class Recorder:
         self.log.line(REWARD_CHANGED, message)
         self.callback.on_event("warning", message)
 
-    def obey_stop_rules(self, step: int) -> None:
+    def apply_stop_rules(self, step: int) -> None:
         """End a run that collapses: keep the last good checkpoint, drop later ones, say why.
 
         Raises:
             CollapseError: a rule fired.
         """
-        for warning in self.guard.idle(step):
+        for warning in self.stops.idle(step):
             self.note(step, "warning", warning)
-        collapse = self.guard.check(step)
-        if collapse is None:
+        event = self.stops.check(step)
+        if event is None:
             return
-        dropped = [] if collapse.good is None else checkpoint.remove_after(self.run.checkpoints, collapse.good)
-        message = collapse.message(self.run.path, dropped)
-        self.db.event(COLLAPSE, message, step, {"rule": collapse.verdict.rule.name, "good": collapse.good})
+        dropped = [] if event.good is None else checkpoint.remove_after(self.run.checkpoints, event.good)
+        message = event.message(self.run.path, dropped)
+        self.db.event(COLLAPSE, message, step, {"rule": event.decision.rule.name, "good": event.good})
         self.log.line(COLLAPSE, message)
         raise CollapseError(message)
 
     def note(self, step: int | None, kind: str, message: str) -> None:
-        """An event: recorded, logged and told."""
+        """Record and log an event, and tell the callback."""
         self.record_event(step, kind, message)
         self.log.line(kind, message)
         self.callback.on_event(kind, message)
 
     def record_event(self, step: int | None, kind: str, message: str) -> None:
-        """An event that the callback knows already."""
+        """Record an event without telling the callback."""
         self.db.event(kind, message, step)
 
     def last_facts(self, kind: str) -> dict[str, str]:
         """The newest `facts` of a kind; empty when there are none."""
-        found = self.db.events(kind)
-        return {str(name): str(value) for name, value in found[-1].data.items()} if found else {}
+        events = self.db.events(kind)
+        return {str(name): str(value) for name, value in events[-1].data.items()} if events else {}
 
     def facts(self, kind: str, step: int, data: Mapping[str, str]) -> None:
-        """What a later reader needs to know about this attempt; recorded and logged, not told."""
+        """Record and log facts about this attempt that a later reader needs; the callback is not told."""
         text = ", ".join(f"{name} {value}" for name, value in data.items())
         self.db.event(kind, text, step, data)
         self.log.line(kind, text)
@@ -275,23 +281,15 @@ class Recorder:
         ]
 
 
-def late(experience: Experience) -> str:
-    """What to say when the deadline cut completions."""
-    return (
-        f"{counted(experience.late, 'completion')} truncated by sampling.deadline_s, which depends on this machine's "
-        "speed and will not repeat; raise it"
-    )
-
-
 def _sample(experience: Experience) -> tuple[Prompt, Rollout] | None:
     """One rollout worth reading: the first usable one of the step."""
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
     return (experience.prompt_of(usable[0]), usable[0]) if usable else None
 
 
-# What reward functions and environments print, in the run's log.
+# Prints of reward functions and environments, in the run's log.
 
-MOST = 1 << 24
+PRINTS_LIMIT = 1 << 24
 """Characters of one process's prints that the log takes; the rest is counted."""
 
 
@@ -305,7 +303,7 @@ class Prints:
     def __init__(self, log: RunLog, callback: Callback) -> None:
         self._log, self._callback = log, callback
         self._sources: set[str] = set()
-        self._left = MOST
+        self._left = PRINTS_LIMIT
 
     def __call__(self, source: str, text: str) -> None:
         if source not in self._sources:
@@ -316,4 +314,4 @@ class Prints:
         self._left -= len(text)
         self._log.line("printed", f"{source}: {text}")
         if self._left <= 0:
-            self._log.line("printed", f"{MOST:,} characters were printed; no more are kept in this log")
+            self._log.line("printed", f"{PRINTS_LIMIT:,} characters were printed; no more are kept in this log")

@@ -37,11 +37,11 @@ def _below(values: NDArray[np.float64], threshold: float) -> Mask:
 
 def _dropped(values: NDArray[np.float64], threshold: float) -> Mask:
     """The running mean is below its best so far by more than the threshold."""
-    found = np.zeros(len(values), dtype=bool)
+    mask = np.zeros(len(values), dtype=bool)
     means = running_mean(values, AVERAGED)
     if len(means):
-        found[AVERAGED - 1 :] = means < np.maximum.accumulate(means) - threshold
-    return found
+        mask[AVERAGED - 1 :] = means < np.maximum.accumulate(means) - threshold
+    return mask
 
 
 def _spike(values: NDArray[np.float64], threshold: float) -> Mask:
@@ -59,8 +59,8 @@ COMPARISONS: dict[str, Callable[[NDArray[np.float64], float], Mask]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What one rule says after a step."""
+class StopDecision:
+    """One rule's decision after a step."""
 
     rule: StopRule
     bad: int
@@ -76,7 +76,7 @@ class Verdict:
         return self.bad >= self.rule.patience
 
     def line(self) -> str:
-        """Why the run ends, in one sentence."""
+        """Reason for which the run ends, as a sentence."""
         rule = self.rule
         words = rule.kind.words.format(metric=rule.metric, threshold=rule.threshold)
         last = "" if self.value is None else f", {self.value:.4g} at the last"
@@ -84,16 +84,16 @@ class Verdict:
         return f"stop rule {rule.name}: {words} for {count}{last}"
 
 
-def judge(rule: StopRule, series: Series, step: int) -> Verdict:
+def decide(rule: StopRule, series: Series, step: int) -> StopDecision:
     """One rule on its series up to a step; a step without a value neither ends a bad stretch nor adds to it."""
-    known = series.steps <= step
-    steps, values = series.steps[known], series.values[known]
+    recorded = series.steps <= step
+    steps, values = series.steps[recorded], series.values[recorded]
     bad = streak(COMPARISONS[rule.kind.bad](values, rule.threshold)) if len(steps) else 0
     if bad:
         first_bad = int(steps[-bad])
     else:
         first_bad = 1 + (int(steps[-1]) if len(steps) else step)
-    return Verdict(
+    return StopDecision(
         rule=rule,
         bad=bad,
         good_through=first_bad - (2 if rule.kind.judges_sampler else 1),
@@ -101,26 +101,26 @@ def judge(rule: StopRule, series: Series, step: int) -> Verdict:
     )
 
 
-def judge_all(rules: Sequence[StopRule], series: Mapping[str, Series], step: int) -> list[Verdict]:
+def decide_all(rules: Sequence[StopRule], series: Mapping[str, Series], step: int) -> list[StopDecision]:
     """All rules, in their order."""
     empty = Series.of("", [])
-    return [judge(rule, series.get(rule.metric, empty), step) for rule in rules]
+    return [decide(rule, series.get(rule.metric, empty), step) for rule in rules]
 
 
-# The stop rules at work in a run: when to end it, which checkpoint is still good, and whether to go on later.
+# The stop rules of a run: its end, the checkpoint that is still good, and whether it may be resumed.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopEvent:
     """A rule that fired."""
 
-    verdict: Verdict
+    decision: StopDecision
     step: int
     good: int | None
     """Step of the last good checkpoint; None when there is none."""
 
     def message(self, run: Path, dropped: Sequence[int] = ()) -> str:
-        """What happened, what is kept, and what to do."""
+        """Message for the user: the reason, the checkpoint that is kept, and the next step."""
         gone = f" (removed, as they hold what went wrong: {', '.join(map(str, dropped))})" if dropped else ""
         if self.good is None:
             kept = "there is no checkpoint from before it began; lower checkpoint.every to have one next time"
@@ -130,11 +130,11 @@ class StopEvent:
                 f"the last good checkpoint is kept: {path}{gone}. Start again from it with a gentler setting: coterie "
                 f"train @ {run / 'config.toml'} --name NEW --model.name {path / 'model'} --optim.lr LOWER"
             )
-        return f"ended after step {self.step} by {self.verdict.line()}; {kept}. `coterie doctor {run}` says more"
+        return f"ended after step {self.step} by {self.decision.line()}; {kept}. `coterie doctor {run}` says more"
 
 
 class StopMonitor:
-    """Asks the stop rules after each step. It keeps nothing: all is in the recorded series."""
+    """The stop rules of a run, decided after each step on the recorded series alone."""
 
     def __init__(self, rules: Sequence[StopRule], database: MetricsDB, checkpoints: Path) -> None:
         self.rules = list(rules)
@@ -144,18 +144,18 @@ class StopMonitor:
 
     def check(self, step: int) -> StopEvent | None:
         """The first rule that fires after this step."""
-        verdicts = self._verdicts(step)
-        fired = [verdict for verdict in verdicts if verdict.fired]
+        decisions = self._decisions(step)
+        fired = [decision for decision in decisions if decision.fired]
         if not fired:
             return None
-        return StopEvent(verdict=fired[0], step=step, good=self._newest(verdicts))
+        return StopEvent(decision=fired[0], step=step, good=self._newest(decisions))
 
     def good_checkpoint(self, step: int) -> int | None:
         """Step of the newest existing checkpoint that no rule speaks against; None without rules."""
-        return self._newest(self._verdicts(step)) if self.rules else None
+        return self._newest(self._decisions(step)) if self.rules else None
 
     def idle(self, step: int) -> Iterator[str]:
-        """Once: the rules whose metric this run does not record."""
+        """Warnings, given once, of rules whose metric this run does not record."""
         if self._asked:
             return
         self._asked = True
@@ -164,17 +164,17 @@ class StopMonitor:
             if rule.metric not in recorded:
                 yield f"stop rule {rule.name} reads {rule.metric}, which step {step} did not record: it may never fire"
 
-    def _newest(self, verdicts: Sequence[Verdict]) -> int | None:
-        through = min(verdict.good_through for verdict in verdicts)
+    def _newest(self, decisions: Sequence[StopDecision]) -> int | None:
+        through = min(decision.good_through for decision in decisions)
         return max((saved for saved in checkpoint.steps(self.checkpoints) if saved <= through), default=None)
 
-    def _verdicts(self, step: int) -> list[Verdict]:
-        return _verdicts(self.rules, self.database, step)
+    def _decisions(self, step: int) -> list[StopDecision]:
+        return _decisions(self.rules, self.database, step)
 
 
-def _verdicts(rules: Sequence[StopRule], database: MetricsDB, step: int) -> list[Verdict]:
+def _decisions(rules: Sequence[StopRule], database: MetricsDB, step: int) -> list[StopDecision]:
     names = {rule.metric for rule in rules}
-    return judge_all(rules, {name: Series.of(name, database.series(name)) for name in names}, step)
+    return decide_all(rules, {name: Series.of(name, database.series(name)) for name in names}, step)
 
 
 def stop_rules(config: StopConfig) -> list[StopRule]:
@@ -186,13 +186,13 @@ def stop_rules(config: StopConfig) -> list[StopRule]:
 
 
 def why_it_ended(database: MetricsDB) -> str:
-    """Why a stop rule ended the run, to begin a sentence with; empty when none did."""
+    """Reason for which a stop rule ended the run, as the start of a message; empty when none did."""
     events = database.events(COLLAPSE)
     return f"{events[-1].message}. The rule is relaxed now: " if events else ""
 
 
 def check_resumable(run: RunDirectory, rules: Sequence[StopRule]) -> None:
-    """A resume makes the same steps again, bit for bit: where a rule ended the run, it would end there again.
+    """Refuse to resume a run that a stop rule ended and would end again at the same step.
 
     Raises:
         RunError: a rule fired, and does so under the present settings too.
@@ -203,7 +203,7 @@ def check_resumable(run: RunDirectory, rules: Sequence[StopRule]) -> None:
         events = database.events(COLLAPSE)
         if not events or events[-1].step is None:
             return
-        fired = [verdict for verdict in _verdicts(rules, database, events[-1].step) if verdict.fired]
+        fired = [decision for decision in _decisions(rules, database, events[-1].step) if decision.fired]
     if fired:
         raise RunError(
             f"{run.path} {events[-1].message}. A resume would make the same steps again and end there too; to go on "
