@@ -81,7 +81,7 @@ def learner_for(policy: Policy) -> Learner:
 
 
 def sampling(tokens: int) -> Sampling:
-    return Sampling(temperature=1.0, max_tokens=tokens, deadline_s=3600.0)
+    return Sampling(temperature=1.0, max_tokens=tokens, timeout_s=3600.0)
 
 
 def requests(sizes: Sizes, vocabulary: int) -> list[Request]:
@@ -98,7 +98,7 @@ def requests(sizes: Sizes, vocabulary: int) -> list[Request]:
 
 
 def packed(
-    asked: Sequence[Request], turns: Sequence[Turn], token_budget: int = OptimConfig().token_budget
+    asked: Sequence[Request], turns: Sequence[Turn], max_tokens_per_microbatch: int = OptimConfig().max_tokens_per_microbatch
 ) -> list[Batch]:
     """The micro-batches of one update in which every rollout has a gradient."""
     keys = [request.key for request in asked]
@@ -109,7 +109,7 @@ def packed(
         Credit(rollout_id=one.id, advantage=1.0 if one.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
         for one in rollouts
     ]
-    return plan(rollouts, credits, normalize="sequence", token_budget=token_budget, skip_zero=True)
+    return plan(rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=max_tokens_per_microbatch, skip_zero=True)
 
 
 def use_threads() -> int:

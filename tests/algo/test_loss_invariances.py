@@ -27,9 +27,9 @@ CHECK = settings(deadline=None, max_examples=60)
 def objectives(draw: st.DrawFn) -> Objective:
     name = draw(st.sampled_from(sorted(SURROGATES)))
     modes = [mode for mode in CORRECTIONS if name != "gamma" or mode == "none" or mode.startswith("token")]
-    bounds: dict[str, Any] = {"dual_clip": 1.5, "ratio_cap": 1.8} if name == "min" and draw(st.booleans()) else {}
+    bounds: dict[str, Any] = {"dual_clip": 1.5, "delta": 1.8} if name == "min" and draw(st.booleans()) else {}
     return uncorrected(
-        surrogate=name,
+        loss=name,
         ratio=draw(st.sampled_from(SURROGATES[name].levels)),
         correction=draw(st.sampled_from(modes)),
         correction_low=0.7,
@@ -128,7 +128,7 @@ def test_tokens_of_weight_zero_never_matter_bitwise(inputs, objective, data):
 def test_tokens_under_the_policy_mask_never_matter_bitwise_where_no_rollout_is_weighed_as_a_whole(
     inputs, objective, data
 ):
-    row = SURROGATES[str(objective.surrogate)]
+    row = SURROGATES[str(objective.loss)]
     if not row.per_token:
         return
     objective = replace(objective, ratio="token", kl_beta=0.0, off_policy_mask=None, veto=None)

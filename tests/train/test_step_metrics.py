@@ -115,7 +115,7 @@ def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
             *(rollout("styled", k, reward=1 + 0.5 * k, parts={"number": 1.0}) for k in range(2)),
         ]
     )
-    assert (found["groups/solved"], found["groups/none"], found["groups/mixed"]) == (0.5, 0.25, 0.25)
+    assert (found["groups/all_correct"], found["groups/all_wrong"], found["groups/mixed"]) == (0.5, 0.25, 0.25)
     assert found["groups/zero_variance"] == 0.5
     assert (found["groups/zero_variance_solved"], found["groups/zero_variance_none"]) == (0.25, 0.25)
     assert found["groups/std"] == (0 + 0 + 0.5 + 0.25) / 4
@@ -170,7 +170,7 @@ def test_texts() -> None:
         ]
     )
     assert found["repetition/mean"] == pytest.approx(0.9 / 4)
-    assert found["copied/mean"] == pytest.approx(1 / 4)
+    assert found["prompt_overlap/mean"] == pytest.approx(1 / 4)
     assert found["answers/distinct"] == 1.5
 
 
@@ -184,8 +184,8 @@ def test_answers_without_reasoning_are_counted_where_a_layout_is_asked_for() -> 
 
 def test_skipped_updates_and_a_step_without_groups() -> None:
     found = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
-    assert (found["updates/skipped"], found["groups/effective"], found["errors"]) == (2, 0, 2)
-    assert "groups/solved" not in found
+    assert (found["update/nonfinite"], found["groups/effective"], found["errors"]) == (2, 0, 2)
+    assert "groups/all_correct" not in found
 
 
 def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:

@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings(**changed: Any) -> dict[str, Any]:
     return {
         "environment": {"name": "tiny_env:letters", "max_tokens": 160},
-        "rewards": {"parts": [{"name": "environment"}]},
+        "rewards": {"functions": [{"name": "environment"}]},
         **changed,
     }
 
@@ -69,11 +69,11 @@ def metrics(run: Path, step: int) -> dict[str, float]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},
-    "gigpo": {"advantage": {"anchors": 1.0, "gamma": 0.9}},
-    "heb-stack": {"grouping": {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}, "replay": REPLAY},
+    "gigpo": {"advantage": {"gigpo_weight": 1.0, "gamma": 0.9}},
+    "mixture": {"grouping": {"preset": "mixture", "refit_every": 2, "min_weight": 4.0}, "replay": REPLAY},
     "per part": {
-        "grouping": {"preset": "rloo", "per_part": True},
-        "rewards": {"parts": [{"name": "environment"}, {"name": "tiny_rewards:likes_a", "weight": 0.5}]},
+        "grouping": {"preset": "rloo", "per_reward": True},
+        "rewards": {"functions": [{"name": "environment"}, {"name": "tiny_rewards:likes_a", "weight": 0.5}]},
     },
 }
 
@@ -92,7 +92,7 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
 
 
 def test_killed_it_resumes_to_the_same_bits(root: Path) -> None:
-    changed = settings(**VARIANTS["heb-stack"])
+    changed = settings(**VARIANTS["mixture"])
     assert killed(root, "optimizer", 5, changed=json.dumps(changed)) == -signal.SIGKILL
     run = launch.resume("one", runs=root / "runs")
     assert fingerprint(run) == fingerprint(launch.train(make_config(root, name="whole", **changed)))
@@ -173,7 +173,7 @@ def test_validate_plays_some_episodes(root: Path) -> None:
         ({"collect": {"oversample": 2.0}}, "set collect.oversample = 1"),
         ({"environment": {"name": "retry", "max_tokens": 8}}, "leaves no room for a prompt"),
         ({"environment": {"name": "single_turn"}}, 'environment.name = "single_turn" gives nothing'),
-        ({"advantage": {"anchors": 1.0, "scale": "beta"}}, 'set scale = "group_std" or "none"'),
+        ({"advantage": {"gigpo_weight": 1.0, "scale": "bnpo"}}, 'set scale = "group_std" or "none"'),
         ({"environment": {"name": "single_turn", "params": {"turns": 2}}}, "takes no params"),
     ],
 )

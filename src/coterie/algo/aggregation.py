@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Normalize = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
+LossAggMode = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
 
 NORMALIZERS: dict[str, tuple[str, str]] = {
     "sequence": ("1 / (R·L_i)", "GRPO, DeepSeekMath 2402.03300, eq. 3: mean over tokens, then over rollouts"),
@@ -20,7 +20,7 @@ NORMALIZERS: dict[str, tuple[str, str]] = {
 
 
 def token_weights(
-    lengths: ArrayLike, prompts: ArrayLike, how: Normalize, *, max_tokens: int = 0
+    lengths: ArrayLike, prompts: ArrayLike, how: LossAggMode, *, max_tokens: int = 0
 ) -> NDArray[np.float64]:
     """The weight that every token of each rollout carries in the sum that is the loss.
 

@@ -26,7 +26,7 @@ class Subsampled:
 
     Attributes:
         credits: in the order given; those that lost have the advantage 0, so denominators still count them.
-        metrics: `roulette/kept`, share of the rollouts with an advantage that still have one, and `roulette/power`,
+        metrics: `subsample/kept`, share of the rollouts with an advantage that still have one, and `subsample/power`,
             expected second moment of the advantages relative to the one before; nothing where nothing was played.
     """
 
@@ -61,7 +61,7 @@ def play(credits: Sequence[Credit], draws: Mapping[str, float], roulette: float)
     left = sum(not credit.silent for credit in found)
     heard = sizes > 0
     power = float(np.sum(sizes[heard] ** 2 / keep[heard]) / np.sum(sizes**2))
-    return Subsampled(credits=tuple(found), metrics={"roulette/kept": left / had, "roulette/power": power})
+    return Subsampled(credits=tuple(found), metrics={"subsample/kept": left / had, "subsample/power": power})
 
 
 def _size(credit: Credit) -> float:

@@ -126,7 +126,7 @@ def diff(one: Run, other: Run, root: Root = Path("runs"), json_: bool = JSON) ->
 
 
 def _is_one(names: Sequence[str]) -> bool:
-    return len(names) == 1 and names[0] != "rewards.parts"
+    return len(names) == 1 and names[0] != "rewards.functions"
 
 
 def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:

@@ -30,12 +30,12 @@ def arrange(model: nn.Module, device: torch.device, config: OptimConfig) -> None
         ConfigError: offload without a device to offload from.
         ModelError: checkpointing of a model without decoder layers that transformers marks for it.
     """
-    if config.offload and device.type != "cuda":
+    if config.activation_offload and device.type != "cuda":
         raise ConfigError(
-            f"optim.offload = true moves activations from a GPU into main memory, but model.device is {device.type}; "
-            "use optim.checkpointing instead"
+            f"optim.activation_offload = true moves activations from a GPU into main memory, but model.device is {device.type}; "
+            "use optim.gradient_checkpointing instead"
         )
-    if config.checkpointing:
+    if config.gradient_checkpointing:
         _checkpoint_layers(model)
 
 
@@ -44,8 +44,8 @@ def _checkpoint_layers(model: nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} marks no layers for checkpointing; use optim.checkpointing = false and a smaller "
-            "optim.token_budget"
+            f"{type(model).__name__} marks no layers for checkpointing; use optim.gradient_checkpointing = false and a smaller "
+            "optim.max_tokens_per_microbatch"
         )
     for layer in layers:
         if not getattr(layer.forward, "recomputed", False):
@@ -66,7 +66,7 @@ def _recomputed(forward: Any) -> Any:
 
 def saving(parameters: Iterable[Tensor], config: OptimConfig) -> AbstractContextManager[Any]:
     """Around a forward pass: where tensors saved for the backward pass go."""
-    return Offload(parameters) if config.offload else nullcontext()
+    return Offload(parameters) if config.activation_offload else nullcontext()
 
 
 class Offload(torch.autograd.graph.saved_tensors_hooks):
@@ -193,7 +193,7 @@ class OomSplitter:
         if len(part.spans) < 2:
             raise DoesNotFitError(
                 f"the update of a single rollout of {len(part.tokens)} tokens does not fit into memory ({said}); set "
-                "optim.checkpointing = true, lower sampling.max_tokens or data.max_prompt_tokens, use optim.state = "
+                "optim.gradient_checkpointing = true, lower sampling.max_tokens or data.max_prompt_tokens, use optim.moments = "
                 '"8bit", or train an adapter (model.lora)'
             )
         return halves(part)

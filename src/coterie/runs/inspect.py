@@ -378,14 +378,14 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> 
     keys = ["environment.name", "environment.params", "data.heldout", *(f"eval.{name}" for name in _EVALUATION)]
     names = [key for key in keys if _at(one, key) != _at(other, key)]
     rewards = [_judging(config, metric) for config in (one, other)]
-    return ([] if rewards[0] == rewards[1] else ["rewards.parts"]) + names
+    return ([] if rewards[0] == rewards[1] else ["rewards.functions"]) + names
 
 
 def _judging(config: Mapping[str, Any], metric: str) -> Any:
-    parts = _at(config, "rewards.parts") or []
+    parts = _at(config, "rewards.functions") or []
     if metric != PASS:
         return [(part.get("name"), part.get("params") or {}, part.get("weight", 1.0)) for part in parts]
-    asked = _at(config, "eval.part")
+    asked = _at(config, "eval.reward")
     labels = [part.get("label") or str(part.get("name", "")).split(":")[-1] for part in parts]
     judging = [part for part, label in zip(parts, labels, strict=True) if label == asked] or parts[:1]
     return [(part.get("name"), part.get("params") or {}) for part in judging]
