@@ -296,7 +296,7 @@ def chat(
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("loading the model")
     policy = load_policy(config, source)
-    engine = EmbeddedEngine(policy, talk, slots=1)
+    engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
         engine,
@@ -384,7 +384,7 @@ def _divergence(one: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -> di
     reference = Reference(one.policy, other.policy, ReferenceConfig())
     kernel = choose_kernel(one.policy, config.optim.attention)
     passes = ForwardPass(one.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
-    batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
+    batches = plan_scoring(rollouts, max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch)
     scores = {name: found for batch in batches for name, found in passes.score(batch, entropy=False).items()}
     sums: dict[str, np.ndarray] = {}
     tasks = {item.context.prompt_id: item.context.task for item in rollouts}

@@ -36,8 +36,8 @@ def test_factors_stay_within_their_limits_and_their_geometric_mean_is_one(left, 
 
 
 def test_evidence_is_the_variance_of_the_hierarchy_written_out():
-    baseline, _, table = trained("heb")
-    hierarchy, rows = baseline.hierarchies["heb"], table[:5]
+    baseline, _, table = trained("empirical_bayes")
+    hierarchy, rows = baseline.hierarchies["empirical_bayes"], table[:5]
     design = np.hstack([hierarchy.tree.membership[hierarchy.tree.locate(rows)], rows[:, hierarchy.linear]])
     now, before = baseline.evidence(rows, hierarchy.time)
     np.testing.assert_allclose(now, np.diag(design @ hierarchy.belief.cov @ design.T))
@@ -49,7 +49,7 @@ def test_evidence_is_the_variance_of_the_hierarchy_written_out():
 def test_a_region_that_was_visited_is_trusted_more_than_one_that_never_was():
     rng, table = np.random.default_rng(0), features(40)
     table[:, 3] = np.where(np.arange(40) < 20, -1.0, 1.0)
-    parts = PartwiseBaseline(COLUMNS, preset="heb")
+    parts = PartwiseBaseline(COLUMNS, preset="empirical_bayes")
     assert trust_factors(*parts.evidence(table, 0.0), 1.0) == pytest.approx(np.ones(40))
     for time in range(8):
         parts.observe({"": rollouts(rng, table, list(range(8)), [2] * 8, float(time))})

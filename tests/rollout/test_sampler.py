@@ -113,19 +113,24 @@ def test_a_step_draws_from_the_stages_that_it_straddles() -> None:
 
 
 def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
-    one = sampler(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
+    one = sampler(lambda prompt, sample: [1 if prompt % 2 else sample], dynamic_sampling=True)
     found = one.gather(0)
     assert len(found.groups) == 4
     assert all(int(name[1:]) % 2 == 0 for name in members(found))
     drawn = [rollout.context.prompt_id for rollout in found.experience.rollouts]
     assert len(drawn) == 2 * len(set(drawn)), "no prompt is sampled twice in a step: its draws would be the same"
-    assert found.metrics["refill/dropped"] == len(set(drawn)) - 4
+    assert found.metrics["dynamic_sampling/dropped"] == len(set(drawn)) - 4
     assert found.cursor == len(set(drawn))
 
 
 def test_refill_ends_at_its_limit_and_when_all_prompts_were_tried() -> None:
-    assert sampler(lambda prompt, sample: [0], refill=True, refill_limit=2).gather(0).metrics["refill/rounds"] == 2
-    found = sampler(lambda prompt, sample: [0], count=6, refill=True, refill_limit=50).gather(0)
+    assert (
+        sampler(lambda prompt, sample: [0], dynamic_sampling=True, dynamic_sampling_limit=2)
+        .gather(0)
+        .metrics["dynamic_sampling/rounds"]
+        == 2
+    )
+    found = sampler(lambda prompt, sample: [0], count=6, dynamic_sampling=True, dynamic_sampling_limit=50).gather(0)
     assert found.groups == []
     assert len({rollout.context.prompt_id for rollout in found.experience.rollouts}) == 6
 
@@ -158,7 +163,11 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
     def script(prompt: int, sample: int) -> list[int]:
         return [(prompt * 7 + sample) % 2] * (prompt + 1)
 
-    kinds: list[dict[str, Any]] = [{"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}]
+    kinds: list[dict[str, Any]] = [
+        {"dynamic_sampling": True},
+        {"oversample": 1.5},
+        {"dynamic_sampling": True, "oversample": 1.5},
+    ]
     for settings in kinds:
         one, two = sampler(script, **settings), sampler(script, **settings)
         first = one.gather(0)
@@ -190,12 +199,14 @@ def test_a_chooser_decides_which_prompts_and_how_often() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_small_data_never_runs_in_circles(limit: int) -> None:
-    found = sampler(lambda prompt, sample: [sample], count=4, oversample=3.0, refill=True, refill_limit=limit).gather(0)
+    found = sampler(
+        lambda prompt, sample: [sample], count=4, oversample=3.0, dynamic_sampling=True, dynamic_sampling_limit=limit
+    ).gather(0)
     assert len(found.groups) == 4
 
 
 def test_refill_keeps_groups_whose_graded_rewards_differ() -> None:
-    one = sampler(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
+    one = sampler(lambda prompt, sample: [sample] if prompt % 2 else [7], dynamic_sampling=True)
 
     def share(rollouts: Sequence[Rollout]) -> list[float]:
         return [0.1 + 0.2 * int(rollout.completion) for rollout in rollouts]

@@ -48,10 +48,10 @@ from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, slots=config.collect.slots, capacity=capacity
+        policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity
     ),
 }
-"""What `collect.engine` may name."""
+"""What `engine.name` may name."""
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -152,12 +152,12 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
-    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.review)
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.rehearsal)
 
 
 def _check_enough(config: RunConfig, train: PromptSet) -> None:
     """A step's prompts are all different, also where sources have left or not yet joined."""
-    wanted = config.collect.prompts
+    wanted = config.collect.prompts_per_step
     order = _order(config, train)
     for stage in order.stages:
         count = order.available(stage.start)
@@ -165,7 +165,7 @@ def _check_enough(config: RunConfig, train: PromptSet) -> None:
             when = f" after {stage.start} drawn ones" if stage.start else ""
             raise DataError(
                 f"data.train has {count} usable prompts{when}, fewer than the {wanted} that one step draws "
-                '(collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
+                '(collect.prompts_per_step); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
             )
 
 
@@ -267,7 +267,7 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    return ENGINES[config.collect.engine](policy, inputs.chat, config, longest_episode(config, inputs))
+    return ENGINES[config.engine.name](policy, inputs.chat, config, longest_episode(config, inputs))
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:
@@ -285,7 +285,7 @@ def sampling_for(config: RunConfig, temperature: float) -> Sampling:
         top_k=settings.top_k,
         max_tokens=settings.max_tokens,
         stop=tuple(settings.stop),
-        deadline_s=settings.deadline_s,
+        timeout_s=settings.timeout_s,
     )
 
 
@@ -303,8 +303,8 @@ def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
 
 def criterion_for(config: RunConfig) -> Criterion:
     """What counts as correct. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
-    part = config.eval.part or config.rewards.labels()[0]
-    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
+    part = config.eval.reward or config.rewards.labels()[0]
+    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.functions, strict=True)}
     scorer = names[part] == "task"
     return Criterion(
         part=part,
@@ -317,12 +317,12 @@ def criterion_for(config: RunConfig) -> Criterion:
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
     sampling = sampling_for(config, config.eval.temperature)
     # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
-    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts * config.collect.group_size)
+    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts_per_step * config.collect.group_size)
     return Evaluator(
         collector_for(config, engine, chat, scorer, seed=config.seed + EVAL_STREAM),
         heldout.prompts,
         config=config.eval,
-        sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
+        sampling=replace(sampling, timeout_s=sampling.timeout_s * max(1.0, steps)),
         criterion=criterion_for(config),
         seed=config.seed,
     )
@@ -373,7 +373,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
             seed=config.seed,
             reward=identity(config.rewards, config.environment),
             reference=portable(config.model.name),
-            renewed_every=config.reference.every,
+            renewed_every=config.reference.sync_every,
         ),
         evaluator=evaluator,
         recorder=recorder,

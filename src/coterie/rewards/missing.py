@@ -23,7 +23,7 @@ class Gap:
 
 def unscorable_prompts(config: RunConfig, prompts: PromptSet) -> list[Gap]:
     """Prompts that no weighted part can score, for want of a gold answer."""
-    parts = config.rewards.parts
+    parts = config.rewards.functions
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
     fatal = len(hopeless) > config.collect.max_error_share * len(prompts.prompts)
     names = ", ".join(part.key for part in parts if part.weight)

@@ -140,7 +140,7 @@ class Episodes:
     def play(
         self, attempts: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
     ) -> list[Attempt]:
-        """One attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
+        """One attempt for each (prompt, sample). `sampling.timeout_s` is for all rounds together.
 
         Raises:
             EngineError: sampling failed.
@@ -149,7 +149,7 @@ class Episodes:
         started = time.monotonic()
         found = self._opened(attempts, sampling)
         while pending := [attempt for attempt in found if attempt.open]:
-            left = sampling.deadline_s - (time.monotonic() - started)
+            left = sampling.timeout_s - (time.monotonic() - started)
             later = any(attempt.turns for attempt in pending)
             if later and quorum is not None:
                 raise ConfigError(
@@ -160,7 +160,7 @@ class Episodes:
                 for attempt in pending:
                     attempt.cut(StopReason.DEADLINE)
                 break
-            self._round(pending, replace(sampling, deadline_s=left) if later else sampling, quorum)
+            self._round(pending, replace(sampling, timeout_s=left) if later else sampling, quorum)
         if self.limits.turns > 1:  # else there are no states to come back to
             for attempt in found:
                 attempt.finished()

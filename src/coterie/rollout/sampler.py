@@ -47,7 +47,7 @@ class PromptSampler:
     """Fills a step.
 
     Args:
-        metric: the evaluated rewards of a group; with `config.refill` a group without variance in them is replaced.
+        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is replaced.
         chooser: None takes the prompts as they come, `group_size` rollouts each.
         candidates: prompts that the chooser is offered for each one that it may take.
     """
@@ -84,15 +84,17 @@ class PromptSampler:
         groups: list[Group] = []
         drawn: set[str] = set()
         rounds = dropped = 0
-        while len(groups) < self.config.prompts and rounds < (self.config.refill_limit if self.config.refill else 1):
-            missing = self.config.prompts - len(groups)
+        while len(groups) < self.config.prompts_per_step and rounds < (
+            self.config.dynamic_sampling_limit if self.config.dynamic_sampling else 1
+        ):
+            missing = self.config.prompts_per_step - len(groups)
             due, late = first[:missing], first[missing:]
             prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
             if not prompts:
                 break
             experience = self._collect(prompts, missing, due)
             whole = self._whole(experience)
-            kept = self._mixed(whole, experience) if self.config.refill else whole
+            kept = self._mixed(whole, experience) if self.config.dynamic_sampling else whole
             dropped += len(whole) - len(kept)
             groups += kept
             drawn |= {prompt.id for prompt in prompts}
@@ -109,7 +111,7 @@ class PromptSampler:
 
     def _chosen(self, allocator: Allocator, cursor: int) -> StepBatch:
         """A step of the prompts that teach most, of those that come next; the others come again in the next epoch."""
-        count, size = self.config.prompts, self.config.group_size
+        count, size = self.config.prompts_per_step, self.config.group_size
         wanted = min(count * self.candidates, self.order.available(cursor))
         offered, cursor = self._draw(cursor, wanted, (), set())
         chosen, counts = allocator.choose(offered, prompts=min(count, len(offered)), rollouts=count * size)
@@ -169,9 +171,9 @@ class PromptSampler:
 
     def _metrics(self, cursor: int, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
         found = self._stage(cursor)
-        if self.config.refill:
-            found |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
-            found["refill/missing"] = float(self.config.prompts - groups)
+        if self.config.dynamic_sampling:
+            found |= {"dynamic_sampling/rounds": float(rounds), "dynamic_sampling/dropped": float(dropped)}
+            found["dynamic_sampling/missing"] = float(self.config.prompts_per_step - groups)
         if self.config.oversample > 1:
             found["oversample/abandoned"] = float(len(experience.abandoned))
             found["oversample/tokens"] = float(experience.abandoned_tokens)

@@ -120,7 +120,7 @@ class Trainer:
 
     def _score(self, rollouts: Sequence[Rollout], *, companions: bool = True) -> dict[str, RolloutScores]:
         """What the learner says of these rollouts' tokens before the update; see `Learner.score`."""
-        batches = plan_scoring(rollouts, token_budget=self.config.optim.token_budget)
+        batches = plan_scoring(rollouts, max_tokens_per_microbatch=self.config.optim.max_tokens_per_microbatch)
         return self.learner.score(batches, companions=companions)
 
     def _trained(self, credits: Sequence[Credit], rollouts: Mapping[str, Rollout]) -> list[Credit]:
@@ -131,14 +131,14 @@ class Trainer:
 
     def _play(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> Subsampled:
         """The credits that the update gets: without those that Russian roulette leaves out, a prompt's together."""
-        if not self.config.optim.roulette:
+        if not self.config.optim.subsample:
             return Subsampled(credits=tuple(credits))
         contexts = {credit.rollout_id: rollouts[credit.rollout_id].context for credit in credits}
         draws = {
             name: float(generator("roulette", self.config.seed, self.step, one.prompt_id, one.version).random())
             for name, one in contexts.items()
         }
-        return subsample(credits, draws, self.config.optim.roulette)
+        return subsample(credits, draws, self.config.optim.subsample)
 
     def _minibatches(self, rollouts: Mapping[str, Rollout], credits: Sequence[Credit]) -> list[list[Batch]]:
         """The packed batches of each optimizer step; several steps split the rollouts at random, as R1 does."""
@@ -159,8 +159,8 @@ class Trainer:
         return plan(
             rollouts,
             credits,
-            normalize=self.config.objective.normalize,
-            token_budget=self.config.optim.token_budget,
+            loss_agg_mode=self.config.objective.loss_agg_mode,
+            max_tokens_per_microbatch=self.config.optim.max_tokens_per_microbatch,
             skip_zero=self.config.advantages_alone,
             max_tokens=self.config.sampling.max_tokens,
             head=head,
@@ -197,7 +197,7 @@ class Trainer:
 
     def _tell(self, gathered: StepBatch, report: UpdateReport, past: Replayed, metrics: Mapping[str, float]) -> None:
         """What a reader should know of the step beside its numbers."""
-        if gathered.metrics.get("refill/missing"):
+        if gathered.metrics.get("dynamic_sampling/missing"):
             self.recorder.note(self.step, "warning", self._shortage(gathered))
         for text in self.judge.warnings():
             self.recorder.note(self.step, BIASED, text)
@@ -224,13 +224,16 @@ class Trainer:
 
     def _shortage(self, gathered: StepBatch) -> str:
         """Dynamic sampling found too few groups with variance."""
-        rounds, dropped = int(gathered.metrics["refill/rounds"]), int(gathered.metrics["refill/dropped"])
+        rounds, dropped = (
+            int(gathered.metrics["dynamic_sampling/rounds"]),
+            int(gathered.metrics["dynamic_sampling/dropped"]),
+        )
         kept = len(gathered.groups)
         trains = f"this step trains on {kept}" if kept else "this step trains on nothing"
         return (
-            f"collect.refill found {kept} of {self.config.collect.prompts} groups with variance after "
+            f"collect.dynamic_sampling found {kept} of {self.config.collect.prompts_per_step} groups with variance after "
             f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same "
-            f"{self.evaluator.criterion.part!r} (eval.part); {trains}"
+            f"{self.evaluator.criterion.part!r} (eval.reward); {trains}"
         )
 
     def evaluate(self, stop: StopSignal) -> None:

@@ -278,7 +278,7 @@ class Recorder:
 def late(experience: Experience) -> str:
     """What to say when the deadline cut completions."""
     return (
-        f"{counted(experience.late, 'completion')} truncated by sampling.deadline_s, which depends on this machine's "
+        f"{counted(experience.late, 'completion')} truncated by sampling.timeout_s, which depends on this machine's "
         "speed and will not repeat; raise it"
     )
 
