@@ -71,11 +71,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             "threads": options.threads,
             "model": {"name": options.model, "lora": {"rank": options.lora} if options.lora else None},
             "sampling": {"max_tokens": options.max_tokens},
-            "collect": {"prompts": options.prompts, "group_size": options.group_size},
+            "collect": {"prompts_per_step": options.prompts, "group_size": options.group_size},
             "optim": {
-                "token_budget": options.budgets[0],
-                "checkpointing": options.checkpointing[0] == "yes",
-                "state": options.states[0],
+                "max_tokens_per_microbatch": options.budgets[0],
+                "gradient_checkpointing": options.checkpointing[0] == "yes",
+                "moments": options.states[0],
             },
         }
     )
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         completion=options.max_tokens,
         prompts=options.prompts,
         group_size=options.group_size,
-        token_budget=config.optim.token_budget,
+        max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
     )
     learner.gradient([batch, batch])  # two: the second adds to the sum of the first
     mark("backward")
@@ -115,7 +115,7 @@ def _sample(config: Any, source: str, policy: Any, options: argparse.Namespace) 
     from coterie.types import SampleKey
 
     capacity = options.prompt_tokens + options.max_tokens
-    engine = run.ENGINES[config.collect.engine](policy, load_chat(source, None), config, capacity)
+    engine = run.ENGINES[config.engine.name](policy, load_chat(source, None), config, capacity)
     requests = [
         Request(
             key=SampleKey(seed=0, version=0, prompt=str(prompt), sample=sample),

@@ -62,7 +62,7 @@ def _rollout(now: Array, fixed: Array, data: dict[str, Any], objective: Objectiv
         else:
             r = rho
         value = _surrogate(t, r, now, fixed, data, objective, whole)
-        if objective.surrogate != "gamma":
+        if objective.loss != "vespo":
             value *= factor[t]
         counts = kept[t] and (data["policy_mask"] is None or data["policy_mask"][t])
         if objective.off_policy_mask is not None and a < 0 and far > objective.off_policy_mask:
@@ -81,15 +81,15 @@ def _surrogate(
 ) -> float:
     a, low, high = data["advantages"][t], data["clip_low"][t], data["clip_high"][t]
     old = data["old_logprobs"]
-    name = objective.surrogate
+    name = objective.loss
     if name == "min":
-        free = r if objective.ratio_cap is None else min(r, objective.ratio_cap)
+        free = r if objective.delta is None else min(r, objective.delta)
         value = min(free * a, min(max(r, 1 - low), 1 + high) * a)
         return max(value, objective.dual_clip * a) if objective.dual_clip and a < 0 else value
     if name == "none":
         return r * a
     if name == "soft":
-        tau = objective.soft_positive if a > 0 else objective.soft_negative
+        tau = objective.sapo_tau_pos if a > 0 else objective.sapo_tau_neg
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
     if name == "geometric":
         signs = data["advantages"]

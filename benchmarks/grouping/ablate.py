@@ -38,8 +38,8 @@ from coterie.text import interval_text
 EARLY = 10
 """Steps that a prompt's own memory has had no time to fill."""
 SIGNALS = ("semantic", "complexity", "task", "reward", "temporal")
-FULL = "heb-stack"
-OTHERS = ("rloo", "global", "tracker", "js2", "heb")
+FULL = "mixture"
+OTHERS = ("rloo", "global", "tracker", "js2", "empirical_bayes")
 """Presets that claim to leave the own reward out; the group's mean, which does not, cannot be judged like this."""
 
 
@@ -105,7 +105,7 @@ def judges(runs: Sequence[Path]) -> Iterator[tuple[Path, GroupAwareEstimator]]:
         if same not in estimators:
             use_threads(config)
             inputs = read_inputs(config, Callback())
-            grouping = config.grouping.model_copy(update={"preset": FULL, "without": []})
+            grouping = config.grouping.model_copy(update={"preset": FULL, "ablate": []})
             config = config.model_copy(update={"grouping": grouping})
             embed = embed_for(config, inputs, policy_for(config, inputs))
             estimators[same] = group_aware_estimator(config, inputs.train.prompts, embed)

@@ -28,9 +28,9 @@ ARMS = {
     "global": ("global", False),
     "spo": ("tracker", False),
     "js2": ("js2", False),
-    "heb": ("heb", False),
-    "heb-stack": ("heb-stack", False),
-    "heb-stack-weighted": ("heb-stack", True),
+    "empirical_bayes": ("empirical_bayes", False),
+    "mixture": ("mixture", False),
+    "mixture-weighted": ("mixture", True),
 }
 EXTRA = ("grpo-std", "oracle", "oracle-weighted")
 

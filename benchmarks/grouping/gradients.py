@@ -74,8 +74,8 @@ class Arm:
 ARMS = {
     "grpo-std": Arm(preset=None),
     **{preset: Arm(preset=preset) for preset in ("prompt", "rloo", "global", "tracker")},
-    **{f"{p}, {w}": Arm(preset=p, weights=w) for p in ("js2", "heb", "heb-stack") for w in WEIGHTS},
-    "heb-stack, probability, roulette 1": Arm(preset="heb-stack", weights="probability", roulette=1.0),
+    **{f"{p}, {w}": Arm(preset=p, weights=w) for p in ("js2", "empirical_bayes", "mixture") for w in WEIGHTS},
+    "mixture, probability, roulette 1": Arm(preset="mixture", weights="probability", roulette=1.0),
 }
 
 
@@ -177,7 +177,9 @@ def _scores(learner: Learner, rollouts: Sequence[Rollout]) -> np.ndarray:
         if key in scores:
             continue
         credit = Credit(rollout_id=rollout.id, advantage=1.0, clip_low=1.0, clip_high=1.0)
-        batches = plan([rollout], [credit], normalize="token", token_budget=1 << 20, skip_zero=False)
+        batches = plan(
+            [rollout], [credit], loss_agg_mode="token-mean", max_tokens_per_microbatch=1 << 20, skip_zero=False
+        )
         # The loss is the mean over tokens and is minimised; the score is the sum, and points upwards.
         scores[key] = -rollout.trained_tokens * projection(learner.gradient(batches))
     return np.stack([scores[rollout.context.prompt_id, rollout.turns[0].tokens] for rollout in rollouts])

@@ -19,9 +19,9 @@ NAMES = {
     "global": "global (step's other rollouts)",
     "spo": "SPO tracker",
     "js2": "JS2",
-    "heb": "HEB",
-    "heb-stack": "HEB + stacking",
-    "heb-stack-weighted": "HEB + stacking, score-norm weighted",
+    "empirical_bayes": "HEB",
+    "mixture": "HEB + stacking",
+    "mixture-weighted": "HEB + stacking, score-norm weighted",
     "oracle": "oracle b = p",
     "oracle-weighted": "oracle b = E[Wr]/E[W]",
 }
@@ -51,11 +51,11 @@ def main_tables(results: dict, kind: str, scenario: str) -> list[str]:
     if not mse:
         return []
     sizes = sorted({size for arm in mse.values() for size in arm})
-    seeds = len(next(iter(mse["heb"].values())))
+    seeds = len(next(iter(mse["empirical_bayes"].values())))
     head = ["| method | " + " | ".join(f"G={size}" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
     lines = [f"### {scenario}: {seeds} seed(s)", "", "Mean squared error (b - p)² over all steps:", "", *head]
     for arm in NAMES:
-        if arm in mse and arm not in ("grpo-std", "oracle", "oracle-weighted", "heb-stack-weighted"):
+        if arm in mse and arm not in ("grpo-std", "oracle", "oracle-weighted", "mixture-weighted"):
             cells = [spread([float(np.mean(v)) for v in mse[arm][size].values()]) for size in sizes]
             lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
     lines += flat_table(mse, sizes, head)
@@ -85,7 +85,7 @@ def flat_table(mse: dict, sizes: list[int], head: list[str]) -> list[str]:
         "",
         *head,
     ]
-    for arm in ("rloo", "global", "spo", "js2", "heb", "heb-stack"):
+    for arm in ("rloo", "global", "spo", "js2", "empirical_bayes", "mixture"):
         cells = [f"{1 + np.mean([np.mean(v) for v in mse[arm][size].values()]) / noise:.3f}" for size in sizes]
         lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
     return lines
@@ -120,7 +120,7 @@ def gradient_table(results: dict, kind: str, scenario: str, sizes: list[int]) ->
 
 
 def worlds_table(results: dict, kind: str) -> list[str]:
-    arms = ["rloo", "global", "spo", "js2", "heb", "heb-stack"]
+    arms = ["rloo", "global", "spo", "js2", "empirical_bayes", "mixture"]
     lines = ["### Mean squared error in every world", ""]
     lines += [
         "| world | G | seeds | " + " | ".join(NAMES[arm] for arm in arms) + " | best other → stack |",
@@ -129,12 +129,14 @@ def worlds_table(results: dict, kind: str) -> list[str]:
     scenarios = dict.fromkeys(key.split("/")[0] for key in results if "ablation" not in key)
     for scenario in (name for name in scenarios if name.startswith("quick ") == bool(kind)):
         mse = gather(results, "", scenario, "mse")
-        for size in sorted(mse["heb"]):
+        for size in sorted(mse["empirical_bayes"]):
             means = {arm: float(np.mean([np.mean(v) for v in mse[arm][size].values()])) for arm in arms}
             best = min(means[arm] for arm in arms[:4])
-            change = f"{100 * (means['heb-stack'] / best - 1):+.0f} %"
+            change = f"{100 * (means['mixture'] / best - 1):+.0f} %"
             cells = [f"{means[arm]:.4f}" for arm in arms]
-            lines.append(f"| {scenario} | {size} | {len(mse['heb'][size])} | " + " | ".join(cells) + f" | {change} |")
+            lines.append(
+                f"| {scenario} | {size} | {len(mse['empirical_bayes'][size])} | " + " | ".join(cells) + f" | {change} |"
+            )
     return [*lines, ""]
 
 
@@ -142,8 +144,8 @@ def ablation_table(results: dict, kind: str) -> list[str]:
     mse = gather(results, f"{kind}ablation ", "main", "mse")
     if not mse:
         return []
-    sizes = sorted(mse["heb"])
-    lines = [f"### Ablation, main world: {len(mse['heb'][sizes[0]])} seed(s), mean squared error", ""]
+    sizes = sorted(mse["empirical_bayes"])
+    lines = [f"### Ablation, main world: {len(mse['empirical_bayes'][sizes[0]])} seed(s), mean squared error", ""]
     heads = [
         *(f"G={size}" for size in sizes),
         f"first 10 steps (G={sizes[0]})",
@@ -184,7 +186,7 @@ def picture(results: dict, curves: dict, kind: str, out: Path) -> None:
 
     mse, power = (gather(results, kind, "main", measure) for measure in ("mse", "power"))
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
-    for arm in ("rloo", "global", "spo", "js2", "heb", "heb-stack", "heb-stack-weighted", "oracle-weighted"):
+    for arm in ("rloo", "global", "spo", "js2", "empirical_bayes", "mixture", "mixture-weighted", "oracle-weighted"):
         if arm not in mse:
             continue
         sizes = sorted(mse[arm])
@@ -207,8 +209,8 @@ def picture(results: dict, curves: dict, kind: str, out: Path) -> None:
             ("grpo-std", "8"),
             ("rloo", "2"),
             ("spo", "1"),
-            ("heb-stack-weighted", "1"),
-            ("heb-stack-weighted", "2"),
+            ("mixture-weighted", "1"),
+            ("mixture-weighted", "2"),
         }:
             shown[f"{NAMES[arm]}, G={size}"].append(curve)
     for name, many in sorted(shown.items()):

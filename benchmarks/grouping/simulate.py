@@ -31,9 +31,9 @@ ARMS: dict[str, tuple[str, Settings]] = {
     "global": ("global", PLAIN),
     "spo": ("tracker", PLAIN),
     "js2": ("js2", PLAIN),
-    "heb": ("heb", PLAIN),
-    "heb-stack": ("heb-stack", PLAIN),
-    "heb-stack-weighted": ("heb-stack", Settings(scale="none")),
+    "empirical_bayes": ("empirical_bayes", PLAIN),
+    "mixture": ("mixture", PLAIN),
+    "mixture-weighted": ("mixture", Settings(scale="none")),
 }
 ABLATIONS = (
     "tree",
@@ -104,7 +104,9 @@ def run(name: str, seed: int, size: int, *, quick: bool, redraws: int, arms: lis
         if arm in EXTRA:
             estimators[arm] = None
             continue
-        preset, settings = ARMS[arm] if arm in ARMS else ("heb", PLAIN.without(arm.removeprefix("heb - ")))
+        preset, settings = (
+            ARMS[arm] if arm in ARMS else ("empirical_bayes", PLAIN.without(arm.removeprefix("empirical_bayes - ")))
+        )
         estimators[arm] = GroupAwareBaseline(world.columns, preset=preset, settings=settings, seed=seed)
     mse: dict[str, list[float]] = {arm: [] for arm in arms}
     power: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     words = parser.parse_args()
     redraws = words.redraws if words.redraws is not None else 16 if words.quick else 40
-    arms = ["heb", *(f"heb - {x}" for x in ABLATIONS)] if words.ablate else [*ARMS, *EXTRA]
+    arms = ["empirical_bayes", *(f"empirical_bayes - {x}" for x in ABLATIONS)] if words.ablate else [*ARMS, *EXTRA]
     arms = words.arms.split(",") if words.arms else arms
     results = json.loads(words.out.read_text()) if words.out.exists() else {}
     kind = ("quick " if words.quick else "") + ("ablation " if words.ablate else "")

@@ -2,7 +2,7 @@
 
 python benchmarks/grouping/states.py RUN [RUN …]
 
-A run with an environment of several turns gives its episodes. Step by step heb-stack says a baseline for each of them
+A run with an environment of several turns gives its episodes. Step by step mixture says a baseline for each of them
 before it learns from it. The turns after the first then have the episode's baseline, or one that knows what other
 attempts still earned from the same state. E[w (return - baseline)²] is what the gradient's variance is made of; w is
 the turn's Σ (1 - p)². Neither baseline holds its own return, so the smaller is the better. Groups are cut to smaller

@@ -65,7 +65,7 @@ class Side:
         )
         longest = max(map(len, self.prompts)) + self.case["max_tokens"]
         slots = min(64, len(self.prompts) * self.case["group_size"])
-        self.engine = EmbeddedEngine(self.policy, self.chat, slots=slots, capacity=longest)
+        self.engine = EmbeddedEngine(self.policy, self.chat, max_num_seqs=slots, capacity=longest)
 
     def facts(self) -> dict[str, Any]:
         settings = {"optim": self.optim.model_dump(), "objective": asdict(self.objective)}
@@ -84,7 +84,7 @@ class Side:
             for index, prompt in enumerate(self.prompts)
             for sample in range(self.case["group_size"])
         ]
-        limits = Sampling(temperature=1.0, max_tokens=self.case["max_tokens"], deadline_s=3600.0)
+        limits = Sampling(temperature=1.0, max_tokens=self.case["max_tokens"], timeout_s=3600.0)
         return self.engine.generate(requests, limits)
 
     def next_version(self) -> None:
@@ -154,8 +154,8 @@ class Side:
         return plan(
             rollouts,
             credits,
-            normalize="sequence",
-            token_budget=self.optim.token_budget,
+            loss_agg_mode="seq-mean-token-mean",
+            max_tokens_per_microbatch=self.optim.max_tokens_per_microbatch,
             skip_zero=self.objective.kl_beta == 0,
         )
 

@@ -61,7 +61,7 @@ class Bench:
     def batch(self) -> list[Batch]:
         """The step's update as one packed micro-batch."""
         turns = self.engine.generate(self.asked, step.sampling(self.sizes.completion))
-        return step.packed(self.asked, turns, token_budget=self.sizes.tokens)
+        return step.packed(self.asked, turns, max_tokens_per_microbatch=self.sizes.tokens)
 
 
 def measure(bench: Bench, rounds: int) -> list[Phase]:

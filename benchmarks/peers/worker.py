@@ -51,15 +51,15 @@ class Worker:
         name: what messages call it.
         command: starts it; see `command_for`.
         log: file for everything it prints.
-        deadline_s: wall-clock limit of one answer; the process is killed then.
+        timeout_s: wall-clock limit of one answer; the process is killed then.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path, deadline_s: float = 3600.0
+        self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path, timeout_s: float = 3600.0
     ) -> None:
         self.name = name
         self.log = log
-        self.deadline_s = deadline_s
+        self.timeout_s = timeout_s
         log.parent.mkdir(parents=True, exist_ok=True)
         self._sink = log.open("ab")
         self._late = False
@@ -87,7 +87,7 @@ class Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        timer = threading.Timer(self.deadline_s, self._give_up)
+        timer = threading.Timer(self.timeout_s, self._give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -111,7 +111,7 @@ class Worker:
 
     def _fate(self) -> str:
         if self._late:
-            return f"gave no answer within {self.deadline_s:.0f} s"
+            return f"gave no answer within {self.timeout_s:.0f} s"
         try:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:

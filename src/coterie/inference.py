@@ -307,7 +307,7 @@ def chat(
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("loading the model")
     policy = load_policy(config, source)
-    engine = EmbeddedEngine(policy, talk, slots=1)
+    engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
         engine,
@@ -395,7 +395,7 @@ def _divergence(sampler: Sampler, other: Sampler, rollouts: Sequence[Rollout]) -
     reference = Reference(sampler.policy, other.policy, ReferenceConfig())
     kernel = choose_kernel(sampler.policy, config.optim.attention)
     passes = ForwardPass(sampler.policy, kernel, temperature=config.eval.temperature, reference=reference, critic=None)
-    batches = plan_scoring(rollouts, token_budget=config.optim.token_budget)
+    batches = plan_scoring(rollouts, max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch)
     scores: dict[str, RolloutScores] = {}
     for batch in batches:
         scores |= passes.score(batch, entropy=False)

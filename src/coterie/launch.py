@@ -340,7 +340,7 @@ def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
     """Bytes of a checkpoint's tensors: masters, two moments, and the model (or adapter) beside them."""
     trained = list(policy.parameters().values())
     masters = sum(p.numel() * max(p.element_size(), torch.float32.itemsize) for p in trained)
-    moments = 2 * (sum(p.numel() for p in trained) if config.optim.state == "8bit" else masters)
+    moments = 2 * (sum(p.numel() for p in trained) if config.optim.moments == "8bit" else masters)
     model_weights = trained if config.model.lora is not None else list(policy.model.parameters())
     return masters + moments + sum(p.numel() * p.element_size() for p in model_weights)
 
@@ -355,7 +355,7 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
         trained_parameters=sum(parameter.numel() for parameter in policy.parameters().values()),
         train_prompts=len(inputs.train.prompts),
         heldout_prompts=len(inputs.heldout.prompts),
-        prompts_per_step=config.collect.prompts,
+        prompts_per_step=config.collect.prompts_per_step,
         group_size=config.collect.group_size,
     )
 

@@ -179,7 +179,7 @@ def require_scorable(config: RunConfig, inputs: Inputs) -> None:
     for prompts in (inputs.train, inputs.heldout):
         for gap in unscorable_prompts(config.rewards, prompts, config.collect.max_error_share):
             if gap.fatal:
-                raise RewardError(gap.text, function=config.rewards.parts[0].name)
+                raise RewardError(gap.text, function=config.rewards.functions[0].name)
 
 
 def _reward_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
@@ -209,9 +209,9 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
-    rollouts = collect.prompts * collect.group_size
+    rollouts = collect.prompts_per_step * collect.group_size
     updates = counted(optim.minibatches * optim.epochs, "optimizer step")
-    batch = f"{counted(collect.prompts, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
+    batch = f"{counted(collect.prompts_per_step, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
     report.add(
         "ok",
         "batch",
@@ -229,12 +229,12 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
     row = largest(
         prompt=inputs.longest(),
         completion=run.longest_episode(config, inputs) - inputs.longest(),
-        prompts=config.collect.prompts + config.replay.groups,
+        prompts=config.collect.prompts_per_step + config.replay.groups,
         group_size=config.collect.group_size,
-        token_budget=config.optim.token_budget,
+        max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
     )
     longest = run.longest_episode(config, inputs)
-    sampling = config.collect.slots * reserved(longest) * learner.policy.cache_bytes()
+    sampling = config.engine.max_num_seqs * reserved(longest) * learner.policy.cache_bytes()
     return memory.preflight(learner, row, sampling=sampling)
 
 
@@ -260,7 +260,7 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
     trained = len(batch.targets) / (time.perf_counter() - started)
     turns_each = config.environment.max_turns if config.environment.talks else 1
     longest = config.sampling.max_tokens * turns_each
-    tokens = config.collect.prompts * config.collect.group_size * longest
+    tokens = config.collect.prompts_per_step * config.collect.group_size * longest
     replayed = config.replay.groups * config.collect.group_size * longest
     # A pass without gradient, of every candidate, is a third of one with.
     step = tokens * (1 / sampled + 1 / trained) + replayed * (1 + config.replay.candidates / 3) / trained
@@ -282,9 +282,9 @@ def _longest_words(config: RunConfig) -> str:
 
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
-    engine = run.ENGINES[config.collect.engine](policy, inputs.chat, config, 0)
+    engine = run.ENGINES[config.engine.name](policy, inputs.chat, config, 0)
     ids = next(iter(inputs.train.token_ids.values()))
-    count = min(config.collect.slots, config.collect.prompts * config.collect.group_size)
+    count = min(config.engine.max_num_seqs, config.collect.prompts_per_step * config.collect.group_size)
     requests = [
         Request(key=SampleKey(seed=0, version=0, prompt="dry-run", sample=k), prompt_tokens=tuple(ids))
         for k in range(count)
@@ -321,4 +321,10 @@ def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
     credits = [
         Credit(rollout_id=r.id, advantage=1.0 - 2 * (r.sample % 2), clip_low=0.2, clip_high=0.2) for r in rollouts
     ]
-    return plan(rollouts, credits, normalize="token", token_budget=config.optim.token_budget, skip_zero=False)
+    return plan(
+        rollouts,
+        credits,
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
+        skip_zero=False,
+    )

@@ -20,7 +20,7 @@ from coterie.algo.shaping import soft_overlong
 R, R2 = [1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]
 REWARD = st.floats(-10, 10, width=16)
 GROUPS = st.lists(st.lists(REWARD, min_size=2, max_size=6), min_size=1, max_size=5)
-GROUP_BASELINES = ["group_mean", "leave_one_out", "length_weighted", "runner_up"]
+GROUP_BASELINES = ["group_mean", "leave_one_out", "length_weighted", "second_best"]
 SHIFT_INVARIANT = [*GROUP_BASELINES, "batch_mean", "js2"]
 
 
@@ -45,8 +45,8 @@ def credited(rewards: list[list[float]], lengths: Any = None, **rule: Any) -> li
         (R, {"baseline": "leave_one_out", "scale": "none"}, [2 / 3, -2 / 3, -2 / 3, 2 / 3]),
         (R2, {"baseline": "leave_one_out", "scale": "none"}, [1, -1 / 3, -1 / 3, -1 / 3]),
         (R2, {"scale": "group_mean"}, [3, -1, -1, -1]),
-        (R2, {"baseline": "runner_up", "scale": "none"}, [1, 0, 0, 0]),
-        (R, {"baseline": "runner_up", "scale": "none"}, [0, 0, 0, 0]),
+        (R2, {"baseline": "second_best", "scale": "none"}, [1, 0, 0, 0]),
+        (R, {"baseline": "second_best", "scale": "none"}, [0, 0, 0, 0]),
         (R, {"baseline": "none", "scale": "none"}, R),
         (R2, {"baseline": "batch_mean", "scale": "none"}, [1, -1 / 3, -1 / 3, -1 / 3]),
     ],
@@ -114,9 +114,9 @@ def parts_batch() -> tuple[Any, Any]:
 
 def test_gdpo_sees_that_two_rewards_at_once_are_rarer() -> None:
     groups, rollouts = parts_batch()
-    raw = outcome_advantages(groups, rollouts, AdvantageRule(per_part=True), part_weights={"a": 1.0, "b": 1.0})
+    raw = outcome_advantages(groups, rollouts, AdvantageRule(per_reward=True), part_weights={"a": 1.0, "b": 1.0})
     np.testing.assert_allclose(raw, [1.7320, 0, 0, -1.7320, 1.5, -0.5, -0.5, -0.5], atol=1e-3)
-    rule = AdvantageRule(per_part=True, whiten="samples")
+    rule = AdvantageRule(per_reward=True, whiten="samples")
     credits = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, part_weights={"a": 1.0, "b": 1.0})
     want = [1.527, 0, 0, -1.527, 1.323, -0.441, -0.441, -0.441]
     np.testing.assert_allclose([member.advantage for member in credits], want, atol=1e-3)
@@ -128,14 +128,14 @@ def test_gdpo_weights_its_parts_and_skips_what_does_not_apply() -> None:
     rows: list[tuple[float | None, float]] = [(1, 1), (0, 0), (None, 1), (0, 0)]
     rollouts = [attempt(f"p#{k}", 0.0, parts={"a": a, "b": b}) for k, (a, b) in enumerate(rows)]
     by_id = {rollout.id: rollout for rollout in rollouts}
-    rule = AdvantageRule(per_part=True, scale="none")
+    rule = AdvantageRule(per_reward=True, scale="none")
     got = outcome_advantages(grouped(rollouts), by_id, rule, part_weights={"a": 2.0, "b": 1.0, "off": 0.0})
     a = 2 * np.array([2 / 3, -1 / 3, 0, -1 / 3])
     np.testing.assert_allclose(got, a + np.array([0.5, -0.5, 0.5, -0.5]))
     pair = [attempt(f"p#{k}", 0.0, parts={"a": a}) for k, a in enumerate((1.0, None))]
     alone = outcome_advantages(grouped(pair), {rollout.id: rollout for rollout in pair}, rule, part_weights={"a": 1.0})
     assert alone.tolist() == [0, 0]
-    with pytest.raises(ValueError, match="per_part needs part_weights"):
+    with pytest.raises(ValueError, match="per_reward needs part_weights"):
         outcome_advantages(grouped(rollouts), by_id, rule)
 
 
@@ -199,7 +199,7 @@ def test_order_of_rollouts_and_groups_changes_nothing(
     )
     for place, g in enumerate(outer):
         want = [here[g][k] for k in orders[g]]
-        if baseline == "runner_up":  # who of several equals is the best is anybody's
+        if baseline == "second_best":  # who of several equals is the best is anybody's
             np.testing.assert_allclose(sorted(there[place]), sorted(want), atol=1e-9)
         else:
             np.testing.assert_allclose(there[place], want, rtol=1e-6, atol=1e-9)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coterie.algo.aggregation import NORMALIZERS, token_weights
+from coterie.algo.aggregation import LOSS_AGG_MODES, token_weights
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ def test_a_mean_of_ones_is_one(how):
     assert token_weights(lengths, [0, 0, 1, 1, 2], how) @ np.array(lengths) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("how", NORMALIZERS)
+@pytest.mark.parametrize("how", LOSS_AGG_MODES)
 def test_a_rollout_without_tokens_is_in_no_denominator(how):
     with_empty = token_weights([2, 0, 8, 0], [0, 0, 0, 1], how, max_tokens=10)
     without = token_weights([2, 8], [0, 0], how, max_tokens=10)
     assert with_empty.tolist() == [without[0], 0, without[1], 0]
 
 
-@pytest.mark.parametrize("how", NORMALIZERS)
+@pytest.mark.parametrize("how", LOSS_AGG_MODES)
 def test_no_rollouts_have_no_weights(how):
     assert token_weights([], [], how, max_tokens=10).shape == (0,)
     assert token_weights([0], [0], how, max_tokens=10).tolist() == [0]

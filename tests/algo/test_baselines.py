@@ -45,7 +45,7 @@ def test_the_own_reward_never_moves_the_own_baseline(
     assert moves(name, groups, reward) <= 1e-7
 
 
-@pytest.mark.parametrize("name", ["group_mean", "runner_up"])
+@pytest.mark.parametrize("name", ["group_mean", "second_best"])
 def test_the_flip_test_catches_what_includes_the_own_reward(name: str) -> None:
     assert moves(name, [[(1.0, 2), (0.5, 3), (0.0, 1)]], 0.2) > 0.1
 
@@ -122,7 +122,7 @@ def test_the_runner_up_is_the_gradient_of_the_best_of_the_group() -> None:
         outcomes = product(range(3), repeat=3)
         return float(sum(np.prod(p[list(actions)]) * REWARDS[list(actions)].max() for actions in outcomes))
 
-    got = expected("runner_up", "none", prompts=1, size=3)
+    got = expected("second_best", "none", prompts=1, size=3)
     np.testing.assert_allclose(got, gradient_of(best_of_three), atol=1e-8)
 
 

@@ -69,7 +69,7 @@ def test_equal_log_probs_leave_the_loss_bitwise_as_it_is(mode):
 def test_nothing_is_differentiated_through_the_weights(mode):
     now = leaf(-1.0, -0.5)
     inputs = one_rollout(logprobs=now, old_logprobs=now, sampler_logprobs=number(-1.2, -0.3))
-    out = policy_loss(inputs, Objective(surrogate="none", correction=mode))
+    out = policy_loss(inputs, Objective(loss="unclipped", correction=mode))
     assert not out.correction.weight.requires_grad
     assert gradient(out.loss, now).tolist() == [0, 0]  # ρ = 1 whatever now is, and w is a constant
 

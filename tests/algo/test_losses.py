@@ -48,21 +48,21 @@ def test_the_defaults_are_bitwise_grpo(beta, dtype):
 
 
 GRID: list[dict[str, Any]] = [
-    *({"surrogate": name, "ratio": level} for name, row in SURROGATES.items() for level in row.levels),
+    *({"loss": name, "ratio": level} for name, row in SURROGATES.items() for level in row.levels),
     {"dual_clip": 1.5},
-    {"ratio_cap": 1.6},
-    {"dual_clip": 1.7, "ratio_cap": 1.6, "ratio": "sequence"},
-    {"soft_positive": 2.0, "soft_negative": 0.5, "surrogate": "soft"},
+    {"delta": 1.6},
+    {"dual_clip": 1.7, "delta": 1.6, "ratio": "sequence"},
+    {"sapo_tau_pos": 2.0, "sapo_tau_neg": 0.5, "loss": "sapo"},
     {"off_policy_mask": 0.05},
     *({"kl_beta": 0.3, "kl_estimator": name} for name in KL_ESTIMATORS),
     {"kl_beta": 0.3, "kl_estimator": "k3_unbiased", "ratio": "sequence"},
     {"entropy_bonus": 0.2},
     *({"correction": mode, "correction_low": 0.8, "correction_high": 1.3} for mode in CORRECTIONS),
     {"correction": "token_truncate", "veto": 0.75},
-    {"surrogate": "gamma", "correction": "token_truncate", "correction_high": 1.3},
-    {"surrogate": "gamma", "correction": "token_mask", "correction_low": 0.8, "correction_high": 1.3},
+    {"loss": "vespo", "correction": "token_truncate", "correction_high": 1.3},
+    {"loss": "vespo", "correction": "token_mask", "correction_low": 0.8, "correction_high": 1.3},
     {
-        "surrogate": "soft",
+        "loss": "sapo",
         "ratio": "sequence",
         "kl_beta": 0.1,
         "correction": "token_mask",
@@ -76,7 +76,7 @@ GRID: list[dict[str, Any]] = [
 @pytest.mark.parametrize("token_advantages", [False, True], ids=["rollout", "token"])
 def test_value_and_gradient_against_numpy(choices, token_advantages):
     objective = uncorrected(**choices)
-    clip: dict[str, Any] = {"clip_low": 0.1, "clip_high": 0.15} if objective.surrogate == "kl" else {}
+    clip: dict[str, Any] = {"clip_low": 0.1, "clip_high": 0.15} if objective.loss == "dppo_kl" else {}
     for seed in (1, 2):
         inputs = step(seed, token_advantages=token_advantages, **clip)
         data = loss_reference.arrays(inputs)
@@ -96,7 +96,7 @@ def test_finite_differences_of_the_whole_loss(surrogate, ratio):
     fixed = step(2)
 
     def loss(now: Tensor) -> Tensor:
-        objective = Objective(surrogate=surrogate, ratio=ratio, kl_beta=0.3, kl_estimator="k3_unbiased")
+        objective = Objective(loss=surrogate, ratio=ratio, kl_beta=0.3, kl_estimator="k3_unbiased")
         return policy_loss(replace(fixed, logprobs=now), objective).loss
 
     assert torch.autograd.gradcheck(loss, (fixed.logprobs,))
@@ -130,7 +130,7 @@ def test_a_step_without_a_kept_token_has_no_nan(choices):
 def test_no_tokens_at_all_are_no_loss():
     inputs = take(step(), torch.zeros(0, dtype=torch.int64))
     for name in SURROGATES:
-        out = policy_loss(inputs, Objective(surrogate=name, kl_beta=0.1, entropy_bonus=0.1))
+        out = policy_loss(inputs, Objective(loss=name, kl_beta=0.1, entropy_bonus=0.1))
         assert out.loss.item() == 0
 
 
@@ -155,11 +155,11 @@ def test_what_is_missing_is_told(choices, message):
     ("choices", "message"),
     [
         ({"dual_clip": 1.0}, r"dual_clip = 1\.0 must be above 1"),
-        ({"ratio_cap": 0.5}, r"ratio_cap = 0\.5 must be above 1"),
-        ({"soft_positive": 0}, "soft_positive = 0 must be above 0"),
+        ({"delta": 0.5}, r"delta = 0\.5 must be above 1"),
+        ({"sapo_tau_pos": 0}, "sapo_tau_pos = 0 must be above 0"),
         ({"kl_beta": -0.1}, r"kl_beta = -0\.1 must not be negative"),
         ({"veto": math.nan}, "veto = nan must not be negative"),
-        ({"surrogate": "soft", "dual_clip": 3.0}, "dual_clip bounds the surrogate 'min' only"),
+        ({"loss": "sapo", "dual_clip": 3.0}, "dual_clip bounds the surrogate 'min' only"),
     ],
 )
 def test_choices_outside_their_range_are_refused(choices, message):

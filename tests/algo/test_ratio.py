@@ -43,9 +43,7 @@ def test_on_policy_every_ratio_is_exactly_one_and_its_gradient_the_policy_gradie
 def test_gspo_token_has_the_gradient_of_gspo_where_the_advantage_is_constant(surrogate):
     inputs = replace(step(3), policy_mask=None)
     gradients = [
-        gradient(
-            policy_loss(inputs, Objective(ratio=level, surrogate=surrogate, correction="none")).loss, inputs.logprobs
-        )
+        gradient(policy_loss(inputs, Objective(ratio=level, loss=surrogate, correction="none")).loss, inputs.logprobs)
         for level in ("sequence", "sequence_token")
     ]
     assert gradients[0].abs().sum() > 0
@@ -55,7 +53,7 @@ def test_gspo_token_has_the_gradient_of_gspo_where_the_advantage_is_constant(sur
 def test_gspo_token_follows_advantages_that_differ_by_token():
     inputs = replace(step(3, token_advantages=True), policy_mask=None)
     both = [
-        gradient(policy_loss(inputs, Objective(ratio=level, surrogate="none", correction="none")).loss, inputs.logprobs)
+        gradient(policy_loss(inputs, Objective(ratio=level, loss="unclipped", correction="none")).loss, inputs.logprobs)
         for level in ("sequence", "sequence_token")
     ]
     assert not torch.allclose(both[0], both[1])

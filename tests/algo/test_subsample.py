@@ -32,10 +32,10 @@ def test_a_worked_example() -> None:
     subsampled = subsample(credits_of([2.0, -0.1, 0.1, 0.0]), drawn(0.19, 4), 0.5)
     assert [credit.advantage for credit in subsampled.credits] == pytest.approx([2.0, -0.501248, 0.501248, 0.0])
     # (4 + 2 · 0.1 · 0.501248) / 4.02
-    assert subsampled.metrics == {"roulette/kept": 1.0, "roulette/power": pytest.approx(1.0199625)}
+    assert subsampled.metrics == {"subsample/kept": 1.0, "subsample/power": pytest.approx(1.0199625)}
     lost = subsample(credits_of([2.0, -0.1, 0.1, 0.0]), drawn(0.2, 4), 0.5)
     assert [credit.advantage for credit in lost.credits] == [2.0, 0.0, 0.0, 0.0]
-    assert lost.metrics["roulette/kept"] == pytest.approx(1 / 3)
+    assert lost.metrics["subsample/kept"] == pytest.approx(1 / 3)
 
 
 def test_tokens_with_advantages_of_their_own_stay_together() -> None:
@@ -65,7 +65,7 @@ def test_on_average_nothing_changes_and_the_noise_is_bounded(sizes: np.ndarray, 
     before = float(np.sum(sizes**2))
     assert np.sum(square) <= before * (1 + roulette**2 / 4) * (1 + 1e-9)
     if sizes.any():
-        assert np.sum(square) == pytest.approx(before * sample.metrics["roulette/power"])
+        assert np.sum(square) == pytest.approx(before * sample.metrics["subsample/power"])
 
 
 def test_without_any_advantage_nothing_is_played() -> None:
@@ -78,4 +78,4 @@ def test_without_any_advantage_nothing_is_played() -> None:
 def test_equal_advantages_all_stay_below_one() -> None:
     subsampled = subsample(credits_of([1.0, -1.0, 1.0]), drawn(0.999, 3), 1.0)
     assert [credit.advantage for credit in subsampled.credits] == [1.0, -1.0, 1.0]
-    assert subsampled.metrics == {"roulette/kept": 1.0, "roulette/power": 1.0}
+    assert subsampled.metrics == {"subsample/kept": 1.0, "subsample/power": 1.0}

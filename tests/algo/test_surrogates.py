@@ -47,7 +47,7 @@ def test_the_clip_table(ratio, advantage, plain, wider, dual, cap):
         of(ratio, advantage),
         of(ratio, advantage, high=0.28),
         of(ratio, advantage, dual_clip=3.0),
-        of(ratio, advantage, ratio_cap=4.0),
+        of(ratio, advantage, delta=4.0),
     ]
     for (value, slope), (want, flat) in zip(cases, (plain, wider, dual, cap), strict=True):
         assert value == pytest.approx(want)
@@ -78,14 +78,14 @@ LEVELS = [(name, level) for name, row in SURROGATES.items() for level in row.lev
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000), per_token=st.booleans())
 def test_flags_mark_exactly_the_tokens_whose_gradient_is_zero(name, level, seed, per_token):
-    bounds: dict[str, Any] = {"dual_clip": 1.6, "ratio_cap": 1.7} if name == "min" else {}
+    bounds: dict[str, Any] = {"dual_clip": 1.6, "delta": 1.7} if name == "min" else {}
     inputs = step(seed, token_advantages=per_token, spread=0.6)
-    out = policy_loss(inputs, Objective(surrogate=name, ratio=level, correction="none", **bounds))
+    out = policy_loss(inputs, Objective(loss=name, ratio=level, correction="none", **bounds))
     flagged = out.clipped_low | out.clipped_high | out.clipped_dual
     zero = gradient(out.loss, inputs.logprobs) == 0
     if level == "sequence":  # a masked token still moves with its rollout's ratio
         whole = replace(inputs, policy_mask=None)
-        out = policy_loss(whole, Objective(surrogate=name, ratio=level, correction="none", **bounds))
+        out = policy_loss(whole, Objective(loss=name, ratio=level, correction="none", **bounds))
         flagged = out.clipped_low | out.clipped_high | out.clipped_dual
         zero = gradient(out.loss, inputs.logprobs) == 0
     if name == "geometric":  # so here
@@ -99,7 +99,7 @@ def test_flags_mark_exactly_the_tokens_whose_gradient_is_zero(name, level, seed,
 def test_a_log_ratio_beyond_the_clamp_is_flagged_too(name):
     now = leaf(-0.5, -900.0, -0.5)
     inputs = one_rollout(logprobs=now, old_logprobs=number(-900, -0.5, -900), advantages=number(-1, 1, 1))
-    out = policy_loss(inputs, Objective(surrogate=name, correction="none"))
+    out = policy_loss(inputs, Objective(loss=name, correction="none"))
     assert gradient(out.loss, now).tolist() == [0, 0, 0]
     assert out.clipped_dual.tolist() == [True, False, False]
     assert out.clipped_low.tolist() == [False, True, False]
@@ -121,32 +121,32 @@ def test_gspo_clips_a_rollout_as_a_whole():
 
 
 def test_cispo_clips_the_weight_and_keeps_the_gradient():
-    value, slope = of(1.5, 1, surrogate="detached")
+    value, slope = of(1.5, 1, loss="cispo")
     assert slope == pytest.approx(1.2)
     assert value == pytest.approx(1.2 * (math.log(1.5) - 1))
-    assert of(0.5, -1, surrogate="detached")[1] == pytest.approx(-0.8)
+    assert of(0.5, -1, loss="cispo")[1] == pytest.approx(-0.8)
     # the canonical form: c_max = 5 and no bound below
-    assert of(0.01, 1, surrogate="detached", low=1.0, high=4.0)[1] == pytest.approx(0.01)
-    assert of(8.0, 1, surrogate="detached", low=1.0, high=4.0)[1] == pytest.approx(5)
+    assert of(0.01, 1, loss="cispo", low=1.0, high=4.0)[1] == pytest.approx(0.01)
+    assert of(8.0, 1, loss="cispo", low=1.0, high=4.0)[1] == pytest.approx(5)
 
 
 @pytest.mark.parametrize(("ratio", "slope"), [(0.5, 0.940 * 0.5), (1, 1), (1.5, 0.940 * 1.5), (2, 0.786 * 2)])
 def test_sapo_weighs_by_its_gate(ratio, slope):
-    assert of(ratio, 1, surrogate="soft")[1] == pytest.approx(slope, abs=1e-3)
+    assert of(ratio, 1, loss="sapo")[1] == pytest.approx(slope, abs=1e-3)
 
 
 def test_sapo_worked_values():
-    assert of(1, 1, surrogate="soft")[0] == 2
-    assert of(2, 1, surrogate="soft")[0] == pytest.approx(2.924, abs=5e-4)
+    assert of(1, 1, loss="sapo")[0] == 2
+    assert of(2, 1, loss="sapo")[0] == pytest.approx(2.924, abs=5e-4)
     tau = 1.05
-    assert of(1.5, -1, surrogate="soft")[0] == pytest.approx(-4 / tau / (1 + math.exp(-tau * 0.5)))
-    assert of(1.5, -1, surrogate="soft", soft_negative=2.0)[0] == pytest.approx(-2 / (1 + math.exp(-1)))
+    assert of(1.5, -1, loss="sapo")[0] == pytest.approx(-4 / tau / (1 + math.exp(-tau * 0.5)))
+    assert of(1.5, -1, loss="sapo", sapo_tau_neg=2.0)[0] == pytest.approx(-2 / (1 + math.exp(-1)))
 
 
 @pytest.mark.parametrize(("ratio", "positive", "negative"), [(1.0, 1.0, 1.0), (1.5, 0.502, 1.242), (0.5, 1.120, 0.340)])
 def test_vespo_worked_numbers(ratio, positive, negative):
-    assert of(ratio, 1, surrogate="gamma")[1] == pytest.approx(positive, abs=1e-3)
-    assert of(ratio, -1, surrogate="gamma")[1] == pytest.approx(-negative, abs=1e-3)
+    assert of(ratio, 1, loss="vespo")[1] == pytest.approx(positive, abs=1e-3)
+    assert of(ratio, -1, loss="vespo")[1] == pytest.approx(-negative, abs=1e-3)
 
 
 def test_vespo_weighs_a_rollout_by_its_whole_ratio_to_the_sampler():
@@ -155,11 +155,11 @@ def test_vespo_weighs_a_rollout_by_its_whole_ratio_to_the_sampler():
     old = now.detach() - logs
     inputs = one_rollout(logprobs=now, old_logprobs=old, sampler_logprobs=old - mismatch, weights=number(1, 1))
     for correction, w in (("none", math.exp(0.3)), ("token_truncate", math.exp(0.35) * 2)):
-        out = policy_loss(inputs, Objective(surrogate="gamma", correction=correction))
+        out = policy_loss(inputs, Objective(loss="vespo", correction=correction))
         want = math.exp(3) * w**2 * math.exp(-3 * w)
         assert gradient(out.loss, now).tolist() == pytest.approx([-want, -want])
     with pytest.raises(ValueError, match="correction = 'sequence_mask' does not fit the surrogate 'gamma'"):
-        policy_loss(inputs, Objective(surrogate="gamma", correction="sequence_mask"))
+        policy_loss(inputs, Objective(loss="vespo", correction="sequence_mask"))
 
 
 def test_gmpo_bounds_each_token_on_one_side_before_the_mean():
@@ -172,12 +172,10 @@ def test_gmpo_bounds_each_token_on_one_side_before_the_mean():
         clip_high=number(0.4, 0.4, 0.4),
         advantages=number(1, 1, 1),
     )
-    up = policy_loss(inputs, Objective(surrogate="geometric", correction="none"))
+    up = policy_loss(inputs, Objective(loss="gmpo", correction="none"))
     assert -up.loss.item() == pytest.approx(math.exp((0.4 - 0.9 + 0.1) / 3))
     assert (gradient(up.loss, now) == 0).tolist() == up.clipped_high.tolist() == [True, False, False]
-    down = policy_loss(
-        replace(inputs, advantages=number(-1, -1, -1)), Objective(surrogate="geometric", correction="none")
-    )
+    down = policy_loss(replace(inputs, advantages=number(-1, -1, -1)), Objective(loss="gmpo", correction="none"))
     assert -down.loss.item() == pytest.approx(-math.exp((0.9 - 0.4 + 0.1) / 3))
     assert down.clipped_low.tolist() == [False, True, False]
 
@@ -191,7 +189,7 @@ def of_probabilities(new: float, old: float, advantage: float, name: str, bound:
         clip_low=number(bound),
         clip_high=number(bound),
     )
-    out = policy_loss(inputs, Objective(surrogate=name, correction="none"))
+    out = policy_loss(inputs, Objective(loss=name, correction="none"))
     return -gradient(out.loss, now).item(), out.clipped_low.item() - out.clipped_high.item()
 
 
@@ -215,7 +213,7 @@ def test_dppo_caps_the_weight_of_a_token_at_twenty():
 def test_dppo_survives_certain_tokens(name):
     now = leaf(0.0, 0.0, -50.0, -1e-9)
     inputs = one_rollout(logprobs=now, old_logprobs=number(0.0, -50.0, 0.0, 0.0), advantages=number(1, 1, -1, 1))
-    out = policy_loss(inputs, Objective(surrogate=name, correction="none"))
+    out = policy_loss(inputs, Objective(loss=name, correction="none"))
     assert torch.isfinite(out.loss)
     assert torch.isfinite(gradient(out.loss, now)).all()
     assert (out.clipped_low | out.clipped_high).tolist() == [False, True, True, False]
@@ -229,7 +227,7 @@ def test_a_users_own_function_sees_the_tokens_and_is_maximised():
         return view.ratio**3 * view.advantages * view.params["scale"]
 
     inputs = step()
-    out = policy_loss(inputs, Objective(surrogate=cubed, params={"scale": 2.0}, correction="none"))
+    out = policy_loss(inputs, Objective(loss=cubed, params={"scale": 2.0}, correction="none"))
     mask = inputs.policy_mask
     assert mask is not None
     ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
@@ -251,14 +249,14 @@ def bad_type(view: TokenView) -> Any:
 @pytest.mark.parametrize(("function", "got"), [(bad_shape, r"a tensor of shape \[\]"), (bad_type, "float")])
 def test_a_users_function_that_answers_wrongly_is_told(function, got):
     with pytest.raises(ValueError, match=rf"surrogate bad_\w+ returned {got}; expected one number per token, \[11\]"):
-        policy_loss(step(), Objective(surrogate=function))
+        policy_loss(step(), Objective(loss=function))
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"surrogate": "max"}, "surrogate = 'max' is unknown; expected one of"),
-        ({"surrogate": "tv", "ratio": "sequence"}, "ratio = 'sequence' does not fit the surrogate 'tv'"),
+        ({"loss": "max"}, "loss = 'max' is unknown; expected one of"),
+        ({"loss": "dppo_tv", "ratio": "sequence"}, "ratio = 'sequence' does not fit the surrogate 'tv'"),
     ],
 )
 def test_names_that_do_not_fit_are_told(choices, message):
@@ -277,7 +275,7 @@ def test_inputs_of_a_row_are_not_changed():
     inputs: LossInputs = step()
     before = [inputs.logprobs.clone(), inputs.advantages.clone(), inputs.clip_low.clone()]
     for name in SURROGATES:
-        policy_loss(inputs, Objective(surrogate=name))
+        policy_loss(inputs, Objective(loss=name))
     assert all(
         torch.equal(a, b) for a, b in zip(before, (inputs.logprobs, inputs.advantages, inputs.clip_low), strict=True)
     )

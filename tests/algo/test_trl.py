@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coterie.algo.aggregation import Normalize, token_weights
+from coterie.algo.aggregation import LossAggMode, token_weights
 from coterie.algo.entropy import top_entropy_mask, top_entropy_threshold
 from coterie.algo.losses import LossInputs, policy_loss
 from loss_parts import gradient, step, uncorrected
@@ -33,7 +33,7 @@ SEED = 4
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no environment with TRL")
 
 # name → (TRL's settings, our normalisation, our choices)
-CASES: dict[str, tuple[dict[str, Any], Normalize, dict[str, Any]]] = {
+CASES: dict[str, tuple[dict[str, Any], LossAggMode, dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, "sequence", {}),
     "grpo with kl": ({"loss_type": "grpo", "beta": 0.1}, "sequence", {"kl_beta": 0.1}),
     "unbiased kl": (
@@ -44,9 +44,9 @@ CASES: dict[str, tuple[dict[str, Any], Normalize, dict[str, Any]]] = {
     "bnpo": ({"loss_type": "bnpo"}, "token", {}),
     "dr_grpo": ({"loss_type": "dr_grpo"}, "constant", {}),
     "dapo": ({"loss_type": "dapo"}, "token", {}),
-    "two-sided": ({"loss_type": "dapo", "delta": 1.5}, "token", {"ratio_cap": 1.5}),
-    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.3}, "token", {"surrogate": "detached"}),
-    "sapo": ({"loss_type": "sapo"}, "sequence", {"surrogate": "soft"}),
+    "two-sided": ({"loss_type": "dapo", "delta": 1.5}, "token", {"delta": 1.5}),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.3}, "token", {"loss": "cispo"}),
+    "sapo": ({"loss_type": "sapo"}, "sequence", {"loss": "sapo"}),
     "gspo": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.06},
         "sequence",
@@ -57,11 +57,11 @@ CASES: dict[str, tuple[dict[str, Any], Normalize, dict[str, Any]]] = {
         "sequence_sum",
         {"ratio": "sequence"},
     ),
-    "vespo": ({"loss_type": "vespo"}, "token", {"surrogate": "gamma"}),
+    "vespo": ({"loss_type": "vespo"}, "token", {"loss": "vespo"}),
     "vespo corrected": (
         {"loss_type": "vespo"},
         "token",
-        {"surrogate": "gamma", "correction": "token_truncate", "correction_high": 1.2},
+        {"loss": "vespo", "correction": "token_truncate", "correction_high": 1.2},
     ),
     "token_truncate": ({"loss_type": "grpo"}, "sequence", {"correction": "token_truncate", "correction_high": 1.2}),
     "sequence_mask": ({"loss_type": "grpo"}, "sequence", {"correction": "sequence_mask", "correction_high": 1.2}),

@@ -38,7 +38,8 @@ HELDOUT = [{"prompt": f"how many legs {k}?", "answer": str(k)} for k in range(50
 SMALL: dict[str, Any] = {
     "threads": 1,
     "sampling": {"max_tokens": 8},
-    "collect": {"prompts": 3, "group_size": 4, "slots": 5},
+    "collect": {"prompts_per_step": 3, "group_size": 4},
+    "engine": {"max_num_seqs": 5},
     "optim": {"lr": 1e-2},
     "eval": {"samples": 2, "k": 2},
     "quiet": True,
@@ -53,7 +54,7 @@ threads = 1
 model.name = "model"
 data.train = [{ type = "file", path = "train.jsonl", task = "train" }]
 data.heldout = [{ type = "file", path = "heldout.jsonl", task = "heldout" }]
-rewards.parts = [{ name = "likes_a:likes" }]
+rewards.functions = [{ name = "likes_a:likes" }]
 sampling = { max_tokens = 8 }
 collect = { prompts = 3, group_size = 4, slots = 5 }
 optim = { lr = 1e-2 }
@@ -183,7 +184,7 @@ def test_a_function_of_a_module_goes_on_from_the_command_line(folder: Path, monk
     monkeypatch.syspath_prepend(str(code))
     module = importlib.import_module("letters_of_a_module")
     run = coterie.train("model", ROWS, module.likes, steps=1, **SMALL)
-    assert [part.name for part in run.config.rewards.parts] == ["letters_of_a_module:likes"]
+    assert [part.name for part in run.config.rewards.functions] == ["letters_of_a_module:likes"]
     assert run.config.module_path == [str(code)]
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -348,7 +349,7 @@ def test_workers_tell_rows_lines_and_deadlines() -> None:
     names = [by_value.offer(fails), by_value.offer(hangs)]
     parts = [RewardConfig(name=name, label=name[7:12]) for name in names]
     prompts = [Prompt(id=str(k), messages=({"role": "user", "content": "?"},), answer=None, task="t") for k in range(3)]
-    with Scorer(RewardsConfig(parts=parts, deadline_s=1)) as scorer:
+    with Scorer(RewardsConfig(functions=parts, timeout_s=1)) as scorer:
         good, empty, slow = scorer.score(prompts, ["ab", "", "x"])
     assert good.reward == 1.5
     assert empty.error is not None

@@ -97,11 +97,11 @@ ROLLOUTS = st.lists(
 
 
 @settings(deadline=None)
-@given(shapes=ROLLOUTS, budget=st.integers(1, 80), normalize=st.sampled_from(["sequence", "token"]))
-def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: int, normalize: str) -> None:
+@given(shapes=ROLLOUTS, budget=st.integers(1, 80), loss_agg_mode=st.sampled_from(["sequence", "token"]))
+def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: int, loss_agg_mode: str) -> None:
     rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
     credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
-    batches = plan(rollouts, credits, normalize=normalize, token_budget=budget, skip_zero=False)  # ty: ignore[invalid-argument-type]
+    batches = plan(rollouts, credits, loss_agg_mode=loss_agg_mode, max_tokens_per_microbatch=budget, skip_zero=False)  # ty: ignore[invalid-argument-type]
     by_rollout = {name: value for batch in batches for name, value in sequences(batch).items()}
     for rollout in rollouts:
         last = rollout.turns[-1]
@@ -119,7 +119,7 @@ def test_what_all_prompts_start_with_is_there_once() -> None:
     shapes = [([5, 6, 7], [8]), ([5, 6, 9, 9], [10]), ([5, 6, 7], [11, 12])]
     rollouts = [make(f"r{k}", prompt, answer) for k, (prompt, answer) in enumerate(shapes)]
     credits = [credit(rollout.id, 1.0) for rollout in rollouts]
-    (batch,) = plan(rollouts, credits, normalize="token", token_budget=99, skip_zero=False)
+    (batch,) = plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=99, skip_zero=False)
     assert batch.tokens.tolist() == [5, 6, 7, 8, 11, 12, 9, 9, 10]
     assert batch.positions.tolist() == [0, 1, 2, 3, 3, 4, 2, 3, 4]
     assert [(segment.start, segment.prompt, segment.lengths, segment.head) for segment in batch.segments] == [
@@ -135,15 +135,21 @@ def test_what_all_prompts_start_with_is_there_once() -> None:
 def test_every_row_of_a_step_is_cut_at_the_same_place() -> None:
     rollouts = [make("a", [5, 6, 7], [8, 9]), make("b", [5, 6, 8], [9, 9]), make("c", [5, 6, 9], [8])]
     credits = [credit("a", 1.0), credit("b", 0.0), credit("c", -1.0)]
-    options: dict[str, Any] = {"normalize": "token", "skip_zero": True}
+    options: dict[str, Any] = {"loss_agg_mode": "token-mean", "skip_zero": True}
     for budget in (7, 99):  # a row each, where nothing is saved; and one row, with one of the prompts left out
-        rows = plan(rollouts, credits, token_budget=budget, **options)
+        rows = plan(rollouts, credits, max_tokens_per_microbatch=budget, **options)
         assert [{segment.head for segment in row.segments} for row in rows] == [{2}] * len(rows)
-    (row,) = plan(rollouts[:1], credits[:1], token_budget=99, head=2, **options)
+    (row,) = plan(rollouts[:1], credits[:1], max_tokens_per_microbatch=99, head=2, **options)
     assert (row.tokens.tolist(), row.segments[0].head, row.segments[0].prompt) == ([5, 6, 7, 8, 9], 2, 1)
     for head, others in ((3, rollouts[:1]), (2, [*rollouts, make("d", [7, 6, 7], [8])])):
         with pytest.raises(ValueError, match=f"the same {head} tokens and one more"):
-            plan(others, [credit(rollout.id, 1.0) for rollout in others], token_budget=99, head=head, **options)
+            plan(
+                others,
+                [credit(rollout.id, 1.0) for rollout in others],
+                max_tokens_per_microbatch=99,
+                head=head,
+                **options,
+            )
 
 
 def test_a_head_is_shared_where_it_saves_something() -> None:
@@ -160,29 +166,43 @@ def test_a_head_is_shared_where_it_saves_something() -> None:
 def test_denominators_still_count_what_is_skipped() -> None:
     rollouts = [make("a", [5], [6, 7]), make("b", [5], [6, 7, 8]), make("c", [9], [1] * 5)]
     credits = [credit("a", 1.0), credit("b", -1.0), credit("c", 0.0)]
-    (batch,) = plan(rollouts, credits, normalize="token", token_budget=100, skip_zero=True)
+    (batch,) = plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=100, skip_zero=True)
     assert list(batch.spans) == ["a", "b"]
     assert batch.weights.tolist() == [1 / 10] * 5
-    (batch,) = plan(rollouts, credits, normalize="sequence", token_budget=100, skip_zero=True)
+    (batch,) = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=100, skip_zero=True
+    )
     assert batch.weights.tolist() == [1 / 6] * 2 + [1 / 9] * 3
 
 
 def test_a_rollout_that_said_nothing_counts_nowhere() -> None:
     rollouts = [make("a", [5], []), make("b", [5], [6, 7])]
     (batch,) = plan(
-        rollouts, [credit("a", 1.0), credit("b", -1.0)], normalize="sequence", token_budget=9, skip_zero=True
+        rollouts,
+        [credit("a", 1.0), credit("b", -1.0)],
+        loss_agg_mode="seq-mean-token-mean",
+        max_tokens_per_microbatch=9,
+        skip_zero=True,
     )
     assert list(batch.spans) == ["b"]
     assert batch.weights.tolist() == [0.5, 0.5]
 
 
 def test_rollouts_without_credit_take_no_part() -> None:
-    assert plan([make("a", [5], [6])], [], normalize="token", token_budget=9, skip_zero=True) == []
+    assert (
+        plan([make("a", [5], [6])], [], loss_agg_mode="token-mean", max_tokens_per_microbatch=9, skip_zero=True) == []
+    )
 
 
 def test_the_prompt_is_packed_once_for_its_group() -> None:
     rollouts = [make(name, [5, 6, 7], [8]) for name in "abc"]
-    (batch,) = plan(rollouts, [credit(n, 1.0) for n in "abc"], normalize="token", token_budget=99, skip_zero=True)
+    (batch,) = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abc"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=99,
+        skip_zero=True,
+    )
     assert Counter(batch.tokens.tolist()) == {5: 1, 6: 1, 7: 1, 8: 3}
 
 
@@ -206,7 +226,9 @@ def test_a_turn_that_rewrites_history_is_refused() -> None:
 def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
     rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
     credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
-    (whole,) = plan(rollouts, credits, normalize="sequence", token_budget=10_000, skip_zero=False)
+    (whole,) = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
     parts = [whole]
     while any(len(part.spans) > 1 for part in parts):
         parts = [half for part in parts for half in (halves(part) if len(part.spans) > 1 else (part,))]
@@ -220,7 +242,13 @@ def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
 
 def test_a_row_is_cut_near_its_middle() -> None:
     rollouts = [make("a", [5], [6] * 9), make("b", [5], [6] * 2), make("c", [9], [1] * 8), make("d", [9], [1] * 3)]
-    (whole,) = plan(rollouts, [credit(n, 1.0) for n in "abcd"], normalize="token", token_budget=99, skip_zero=False)
+    (whole,) = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abcd"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=99,
+        skip_zero=False,
+    )
     left, right = halves(whole)
     assert (list(left.spans), list(right.spans)) == (["a", "b"], ["c", "d"])
     first, second = halves(left)
@@ -233,8 +261,10 @@ def test_the_largest_row_is_as_large_as_any_that_plan_makes(
 ) -> None:
     rollouts = [make(f"{p}{k}", [p] * prompt, [1] * completion) for p in range(3) for k in range(group)]
     credits = [credit(rollout.id, 1.0) for rollout in rollouts]
-    made = plan(rollouts, credits, normalize="sequence", token_budget=budget, skip_zero=False)
-    row = largest(prompt=prompt, completion=completion, prompts=3, group_size=group, token_budget=budget)
+    made = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=budget, skip_zero=False
+    )
+    row = largest(prompt=prompt, completion=completion, prompts=3, group_size=group, max_tokens_per_microbatch=budget)
     assert len(row.tokens) == max(len(batch.tokens) for batch in made)
     assert sequences(row)
 
@@ -242,7 +272,13 @@ def test_the_largest_row_is_as_large_as_any_that_plan_makes(
 def test_a_long_prompt_is_not_repeated_for_every_rollout() -> None:
     prompt = list(range(1, 21))
     rollouts = [make(name, prompt, [7, 8, 9]) for name in "abcdefgh"]
-    batches = plan(rollouts, [credit(n, 1.0) for n in "abcdefgh"], normalize="token", token_budget=10, skip_zero=False)
+    batches = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abcdefgh"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=10,
+        skip_zero=False,
+    )
     assert [len(batch.tokens) for batch in batches] == [20 + 6 * 3, 20 + 2 * 3]
 
 
@@ -258,7 +294,7 @@ def test_groups_without_an_advantage_can_be_left_out_of_the_denominator() -> Non
         credits += [credit(rollout.id, reward - centre) for rollout, reward in zip(made, pair, strict=True)]
 
     def weights(credits: list[Credit]) -> dict[str, float]:
-        rows = plan(items, credits, normalize="prompt", token_budget=1000, skip_zero=False)
+        rows = plan(items, credits, loss_agg_mode="prompt-mean", max_tokens_per_microbatch=1000, skip_zero=False)
         return {name: row.weights[slice(*span)].sum() for row in rows for name, span in row.spans.items()}
 
     assert weights(credits) == pytest.approx(dict.fromkeys((rollout.id for rollout in items), 1 / 6))

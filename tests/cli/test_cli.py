@@ -158,8 +158,8 @@ def test_the_list_of_presets_as_json_has_values(capsys):
     assert rows["grpo"]["settings"] == {}
     assert rows["dapo"]["settings"] == {
         "objective.clip_high": 0.28,
-        "objective.normalize": "token",
-        "collect.refill": True,
+        "objective.loss_agg_mode": "token-mean",
+        "collect.dynamic_sampling": True,
     }
 
 
@@ -513,14 +513,14 @@ def test_diff_tests_the_difference(measured, capsys):
 
 def test_diff_does_not_compare_what_was_measured_in_different_ways(measured, capsys):
     config = measured / "two" / "config.toml"
-    config.write_text(config.read_text() + '[[rewards.parts]]\nname = "exact"\nweight = 1.0\n')
+    config.write_text(config.read_text() + '[[rewards.functions]]\nname = "exact"\nweight = 1.0\n')
     assert main(["diff", "one", "two", "--runs", str(measured)]) == 0
     out = capsys.readouterr().out
-    assert "held-out t not comparable: rewards.parts differ" in out
+    assert "held-out t not comparable: rewards.functions differ" in out
     assert "points" not in out
     assert main(["diff", "one", "two", "--runs", str(measured), "--json"]) == 0
     sections = json.loads(capsys.readouterr().out)
-    assert sections["not_comparable"] == {"t": ["rewards.parts"]}
+    assert sections["not_comparable"] == {"t": ["rewards.functions"]}
     assert "paired" not in sections
 
 

@@ -40,8 +40,8 @@ INFO = RunInfo(
     group_size=8,
 )
 METRICS = {
-    **{"reward/mean": 0.4123, "reward/std": 0.31, "groups/solved": 0.125, "groups/mixed": 0.625},
-    **{"groups/none": 0.25, "length/mean": 45.2, "truncated": 0.03, "entropy": 1.2, "clip/low": 0.001},
+    **{"reward/mean": 0.4123, "reward/std": 0.31, "groups/all_correct": 0.125, "groups/mixed": 0.625},
+    **{"groups/all_wrong": 0.25, "length/mean": 45.2, "truncated": 0.03, "entropy": 1.2, "clip/low": 0.001},
     **{"clip/high": 0.002, "grad_norm": 0.83, "speed/generate": 812.0, "time/step": 4.0, "lr": 3e-05},
 }
 RESULT = EvalResult(

@@ -86,8 +86,8 @@ def test_names_of_other_trainers_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("per_device_train_batch_size", "did you mean collect.prompts?"),
-        ("gradient_accumulation_steps", "did you mean optim.token_budget?"),
+        ("per_device_train_batch_size", "did you mean collect.prompts_per_step?"),
+        ("gradient_accumulation_steps", "did you mean optim.max_tokens_per_microbatch?"),
         ("num_iterations", "did you mean optim.epochs?"),
         ("importance_sampling_level", "did you mean objective.ratio?"),
         ("mask_truncated_completions", "did you mean objective.mask_truncated?"),
@@ -99,8 +99,8 @@ def test_names_of_other_trainers_lead_somewhere(name: str) -> None:
         ("lora_target_modules", "did you mean model.lora.targets?"),
         ("eval_strategy", "did you mean eval.every?"),
         ("scale_rewards", "did you mean advantage.scale?"),
-        ("reward_weights", "did you mean rewards.parts.0.weight?"),
-        ("train_batch_size", "did you mean collect.prompts?"),
+        ("reward_weights", "did you mean rewards.functions.0.weight?"),
+        ("train_batch_size", "did you mean collect.prompts_per_step?"),
         ("actor_rollout_ref.rollout.n", "did you mean collect.group_size?"),
         ("algorithm.kl_ctrl.kl_coef", "did you mean objective.kl_beta?"),
         ("critic.optim.lr", "did you mean critic.lr?"),

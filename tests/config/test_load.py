@@ -135,12 +135,12 @@ def test_list_items_by_index(toml):
 
 
 def test_index_reaches_the_default_list_and_appends():
-    loaded = at(*GYM, "--rewards.parts.0.weight", "2", "--rewards.parts.1.name", "format")
-    assert [(part.name, part.weight) for part in loaded.config.rewards.parts] == [
+    loaded = at(*GYM, "--rewards.functions.0.weight", "2", "--rewards.functions.1.name", "format")
+    assert [(part.name, part.weight) for part in loaded.config.rewards.functions] == [
         ("task", 2.0),
         ("format", 1.0),
     ]
-    assert loaded.provenance["rewards.parts.0.name"] == "default"
+    assert loaded.provenance["rewards.functions.0.name"] == "default"
 
 
 def test_lists_replace_and_tables_merge(toml):
@@ -221,8 +221,8 @@ def test_resolved_settings_reproduce(toml):
             "unknown setting data.train.0.limit in a source of type 'reasoning_gym'",
         ),
         (
-            ["--rewards.parts.5.name", "x"],
-            "rewards.parts has no item 5 (from --rewards.parts.5.name): it has 1 item(s)",
+            ["--rewards.functions.5.name", "x"],
+            "rewards.functions has no item 5 (from --rewards.functions.5.name): it has 1 item(s)",
         ),
         (["--eval.k", "9"], "eval.samples, which is 4 (eval.k from --eval.k; eval.samples from default)"),
         (["--optim.minibatches", "100"], "optim.minibatches from --optim.minibatches"),
@@ -244,7 +244,7 @@ def test_all_problems_of_all_sources_are_told_at_once(tmp_path):
     file.write_text('steps = "many"\n[optim]\nlr = -1\n[sampling]\nbeam = 3\n', encoding="utf-8")
     message = refusal(
         *("@", str(file), "num_generations=5", "--loss_type", "dapo", "--algorithm", "dappo"),
-        *("--seed", "x", "stray", "--collect.prompts=0", "--data.train.3.size", "4", "--eval.every"),
+        *("--seed", "x", "stray", "--collect.prompts-per-step=0", "--data.train.3.size", "4", "--eval.every"),
         env={"COTERIE_OPTM__LR": "1"},
     )
     expected = [
@@ -257,7 +257,7 @@ def test_all_problems_of_all_sources_are_told_at_once(tmp_path):
         "data.train has no item 3",
         "seed = 'x' (from --seed): expected an int",
         f"steps = 'many' (from {file}): expected an int",
-        "collect.prompts = 0 (from --collect.prompts): expected at least 1",
+        "collect.prompts_per_step = 0 (from --collect.prompts-per-step): expected at least 1",
         f"optim.lr = -1 (from {file}): expected more than 0",
         f"unknown setting sampling.beam (from {file})",
     ]

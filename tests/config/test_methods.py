@@ -35,7 +35,7 @@ def test_every_row_loads_and_its_choices_fit_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_stored_run_loads_to_the_same_settings(name: str, tmp_path: Path) -> None:
-    for more in ((), ("critic=none",), ("grouping.rewards=none",)):
+    for more in ((), ("critic=none",), ("grouping.reward_range=none",)):
         config = load([f"algorithm={name}", "runs=out", *more], env={}).config
         file = tmp_path / "config.toml"
         file.write_text(dumps(stored(config)), encoding="utf-8")
@@ -45,10 +45,14 @@ def test_a_stored_run_loads_to_the_same_settings(name: str, tmp_path: Path) -> N
 def test_ones_own_settings_lie_over_the_row(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('algorithm = "dapo"\n[objective]\nclip_high = 0.3\n', encoding="utf-8")
-    loaded = load(["@", str(file), "--objective.normalize", "sequence"], env={})
+    loaded = load(["@", str(file), "--objective.loss-agg-mode", "seq-mean-token-mean"], env={})
     objective = loaded.config.objective
-    assert (objective.clip_high, objective.normalize, loaded.config.collect.refill) == (0.3, "sequence", True)
-    assert load(["@", str(file), "algorithm=grpo"], env={}).config.collect.refill is False
+    assert (objective.clip_high, objective.loss_agg_mode, loaded.config.collect.dynamic_sampling) == (
+        0.3,
+        "sequence",
+        True,
+    )
+    assert load(["@", str(file), "algorithm=grpo"], env={}).config.collect.dynamic_sampling is False
 
 
 def test_a_method_on_top_of_a_stored_run_is_that_method(tmp_path: Path) -> None:
@@ -69,7 +73,7 @@ def test_flags_lie_over_the_row_in_any_order() -> None:
 def test_a_row_that_was_not_applied_is_refused() -> None:
     with pytest.raises(ValueError, match="filled first"):
         RunConfig.model_validate({"algorithm": "dapo"})
-    assert RunConfig.model_validate(filled({"algorithm": "dapo"})).collect.refill
+    assert RunConfig.model_validate(filled({"algorithm": "dapo"})).collect.dynamic_sampling
 
 
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:
@@ -82,18 +86,18 @@ def test_an_unknown_method_is_named_with_its_neighbour() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective.ratio_cap=1.1"], "larger than 1 \\+ clip_high"),
+        (["objective.delta=1.1"], "larger than 1 \\+ clip_high"),
         (["objective.kl_estimator=k1", "objective.kl_beta=0.1"], "gradient of mean zero"),
-        (["objective.kl_place=reward", "objective.kl_beta=0.1"], 'needs kl_estimator = "k1"'),
+        (["objective.kl_in=reward", "objective.kl_beta=0.1"], 'needs kl_estimator = "k1"'),
         (["objective.kl_target=0.1"], "needs"),
-        (["mismatch.low=3"], "must be smaller"),
-        (["reference.ema=0.5"], "needs reference.every"),
-        (["reference.every=5"], "objective.kl_beta > 0"),
+        (["rollout_correction.low=3"], "must be smaller"),
+        (["reference.sync_ema=0.5"], "needs reference.sync_every"),
+        (["reference.sync_every=5"], "objective.kl_beta > 0"),
         (["collect.group_size=1"], "at least 2 rollouts"),
-        (["algorithm=reinforce++", "collect.refill=true"], "biases a baseline"),
-        (["grouping.preset=heb", "collect.refill=true"], "biases a baseline"),
+        (["algorithm=reinforce++", "collect.dynamic_sampling=true"], "biases a baseline"),
+        (["grouping.preset=empirical_bayes", "collect.dynamic_sampling=true"], "biases a baseline"),
         (["algorithm=ppo", "advantage.scale=batch_std"], "with a critic"),
-        (["grouping.preset=heb", "rewards.parts.0.weight=2"], r"grouping.rewards = \[0, 2\]"),
+        (["grouping.preset=empirical_bayes", "rewards.functions.0.weight=2"], r"grouping.reward_range = \[0, 2\]"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:
@@ -104,10 +108,10 @@ def test_choices_that_contradict_each_other_are_refused(words: list[str], messag
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective.dual_clip=3", "objective.surrogate=soft"], "dual_clip"),
-        (["objective.surrogate=geometric", "objective.ratio=sequence"], "does not fit the surrogate"),
-        (["objective.surrogate=gamma", "mismatch.correction=sequence_mask"], "does not fit the surrogate 'gamma'"),
-        (["objective.surrogate=nowhere:here"], "importing 'nowhere'"),
+        (["objective.dual_clip=3", "objective.loss=sapo"], "dual_clip"),
+        (["objective.loss=gmpo", "objective.ratio=sequence"], "does not fit the surrogate"),
+        (["objective.loss=vespo", "rollout_correction.kind=sequence_mask"], "does not fit the surrogate 'gamma'"),
+        (["objective.loss=nowhere:here"], "importing 'nowhere'"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused_before_a_model_is_loaded(words: list[str], message: str) -> None:

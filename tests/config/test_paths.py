@@ -24,7 +24,7 @@ runs = "runs"
 [model]
 name = "modelle/größe 2"
 [grouping]
-preset = "heb"
+preset = "empirical_bayes"
 embedding = "encoder"
 key = "mine.keys:key"
 [[data.train]]
@@ -42,9 +42,9 @@ name = "chain_sum"
 [[data.heldout]]
 type = "file"
 path = "~/held.jsonl"
-[[rewards.parts]]
+[[rewards.functions]]
 name = "rewards:near"
-[[rewards.parts]]
+[[rewards.functions]]
 name = "number"
 weight = 0
 """
@@ -113,7 +113,7 @@ def test_paths_of_flags_and_variables_start_at_the_current_directory(project: Pa
     assert paths["train"][0] == str(here / "x.jsonl")
     assert (paths["runs"], paths["model"]) == (str(project.parents[1] / "home" / "out"), str(here / "m"))
     (here / "rewards.py").write_text("")
-    assert at("--rewards.parts", '[{"name": "rewards:near"}]').module_path == [str(here)]
+    assert at("--rewards.functions", '[{"name": "rewards:near"}]').module_path == [str(here)]
 
 
 def test_the_default_folder_of_runs_is_in_the_current_directory(project: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_checkpoint_of_before_is_still_named_as_it_was(project: Path) -> None:
     """Settings and paths as they are written, whatever settings came into being since."""
     written = RunConfig().model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop"})
     written["data"]["train"] = [{"type": "file", "path": "data/a.jsonl", "task": None}]
-    del written["optim"]["roulette"]
+    del written["optim"]["subsample"]
 
     def without_nulls(value: Any) -> Any:
         if isinstance(value, dict):

@@ -43,11 +43,11 @@ def sources(config: RunConfig) -> list[Source]:
 
 def check_names(config: RunConfig) -> None:
     """Every reward, asset and own function that a configuration names is really there."""
-    for part in config.rewards.parts:
+    for part in config.rewards.functions:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)
         assert registry.target(part.name)
-    targets = (config.objective.surrogate, config.advantage.baseline, config.grouping.preset, config.grouping.key or "")
+    targets = (config.objective.loss, config.advantage.baseline, config.grouping.preset, config.grouping.key or "")
     for target in targets:
         if ":" in target:
             user_function(target)
@@ -160,7 +160,7 @@ def test_settings_named_in_prose_exist() -> None:
         name for name, field in RunConfig.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
     keys = load([], env={}).provenance.keys() | {"model.lora", "model.revision", "data.train", "data.heldout"}
-    keys |= {"rewards.parts", "data.system"}
+    keys |= {"rewards.functions", "data.system"}
     for page in PAGES:
         spans = re.findall(rf"`((?:{tables})\.[a-z_0-9.]+)", page.read_text(encoding="utf-8"))
         for key in spans:

@@ -15,7 +15,7 @@ from coterie.types import EvalResult
 UP = [0.1] * 10 + [0.5] * 10
 FLAT = [0.3, 0.31] * 10
 NOISE = [0.29, 0.31] * 10
-FORMAT = {"rewards": {"parts": [{"name": "number"}, {"name": "format"}]}}
+FORMAT = {"rewards": {"functions": [{"name": "number"}, {"name": "format"}]}}
 EVALS = [evaluation(0, 0.3, 0.5), evaluation(20, 0.3, 0.5)]
 SPIKE = [1.0] * 5
 
@@ -39,11 +39,11 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("entropy_low", Severity.SERIOUS, record({"entropy": [0.9] * 5 + [0.0899] * 5})),
     ("entropy_low", Severity.WARNING, record({"entropy": [0.2] * 5 + [0.099] * 5})),
     ("entropy_low", Severity.WARNING, record({"entropy": [0.9] * 10 + [0.05] * 10, "reward/mean": UP})),
-    ("entropy_low", Severity.NOTE, record({"entropy": [0.9] * 5 + [0.05] * 5, "groups/solved": [0.81] * 10})),
+    ("entropy_low", Severity.NOTE, record({"entropy": [0.9] * 5 + [0.05] * 5, "groups/all_correct": [0.81] * 10})),
     ("entropy_rise", Severity.SERIOUS, record({"entropy": [1.0] * 10 + [1.51] * 10, "reward/mean": UP[::-1]})),
     ("grad_spike", Severity.WARNING, record({"grad_norm": [*SPIKE, 10.1]})),
-    ("skipped_updates", Severity.SERIOUS, record({"updates/skipped": [0] * 7 + [1] * 3})),
-    ("skipped_updates", Severity.WARNING, record({"updates/skipped": [0] * 39 + [1]})),
+    ("skipped_updates", Severity.SERIOUS, record({"update/nonfinite": [0] * 7 + [1] * 3})),
+    ("skipped_updates", Severity.WARNING, record({"update/nonfinite": [0] * 39 + [1]})),
     ("advantage_max", Severity.WARNING, record({"advantage/max": [5.01]})),
     ("critic", Severity.WARNING, record({"critic/explained_variance": [0.1] + [-0.01] * 10})),
     ("mismatch_kl", Severity.SERIOUS, record({"mismatch/kl": [0.011] * 3})),
@@ -54,7 +54,7 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("no_gradient", Severity.SERIOUS, record({"grad_norm": [0.0, 0.0]})),
     ("zero_variance", Severity.WARNING, record({"groups/zero_variance": [0.61] * 10})),
     ("zero_variance", Severity.SERIOUS, record({"groups/zero_variance": [0.95] * 10})),
-    ("zero_variance", Severity.NOTE, record({"groups/zero_variance": [1.0] * 10, "groups/solved": [0.81] * 10})),
+    ("zero_variance", Severity.NOTE, record({"groups/zero_variance": [1.0] * 10, "groups/all_correct": [0.81] * 10})),
     ("effective_groups", Severity.WARNING, record({"groups/effective": [1.9] * 10})),
     ("reward_unmoved", Severity.WARNING, record({"reward/mean": NOISE})),
     ("reward_unmoved", Severity.SERIOUS, record({"reward/mean": [0.3] * 20})),
@@ -84,7 +84,7 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ),
     ("repetition", Severity.WARNING, record({"repetition/mean": [0.1] * 5 + [0.31] * 5})),
     ("repetition", Severity.SERIOUS, record({"repetition/mean": [0.1] * 5 + [0.61] * 5})),
-    ("copied_prompt", Severity.WARNING, record({"copied/mean": [0.1] * 5 + [0.51] * 5})),
+    ("copied_prompt", Severity.WARNING, record({"prompt_overlap/mean": [0.1] * 5 + [0.51] * 5})),
     ("no_reasoning", Severity.WARNING, record({"think/empty": [0.0] * 5 + [0.21] * 5})),
     (
         "kl_without_gain",
@@ -96,7 +96,11 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("sharpened", Severity.WARNING, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.5)])),
     ("sharpened", Severity.NOTE, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.59)])),
     ("errors", Severity.WARNING, record({"errors": [0, 1]})),
-    ("errors", Severity.SERIOUS, record({"errors": [0, 1]}, config={"collect": {"prompts": 2, "group_size": 4}})),
+    (
+        "errors",
+        Severity.SERIOUS,
+        record({"errors": [0, 1]}, config={"collect": {"prompts_per_step": 2, "group_size": 4}}),
+    ),
     ("late", Severity.WARNING, record({"late": [0, 1]})),
     ("slower", Severity.NOTE, record({"speed/generate": [150.1] * 5 + [100] * 5})),
     ("stale", Severity.WARNING, record({"staleness/max": [0, 2]})),
@@ -119,7 +123,7 @@ QUIET: list[tuple[str, Record]] = [
     ("entropy_rise", record({"entropy": [1.0] * 10 + [1.5] * 10, "reward/mean": UP[::-1]})),
     ("entropy_rise", record({"entropy": [1.0] * 10 + [2.0] * 10, "reward/mean": FLAT})),
     ("grad_spike", record({"grad_norm": [*SPIKE, 10.0]})),
-    ("skipped_updates", record({"updates/skipped": [0.0]})),
+    ("skipped_updates", record({"update/nonfinite": [0.0]})),
     ("advantage_max", record({"advantage/max": [5.0]})),
     ("critic", record({"critic/explained_variance": [-0.5] * 20 + [0.0]})),
     ("mismatch_kl", record({"mismatch/kl": [0.01] * 3})),
@@ -130,9 +134,9 @@ QUIET: list[tuple[str, Record]] = [
     ("zero_variance", record({"groups/zero_variance": [0.6] * 10})),
     ("zero_variance", record({"groups/zero_variance": [0.9] * 9 + [0.5] + [0.9] * 9})),
     ("effective_groups", record({"groups/effective": [2.0] * 10})),
-    ("effective_groups", record({"groups/effective": [1.0] * 10}, config={"collect": {"prompts": 1}})),
+    ("effective_groups", record({"groups/effective": [1.0] * 10}, config={"collect": {"prompts_per_step": 1}})),
     ("reward_unmoved", record({"reward/mean": UP})),
-    ("reward_unmoved", record({"reward/mean": [1.0] * 20, "groups/solved": [1.0] * 20})),
+    ("reward_unmoved", record({"reward/mean": [1.0] * 20, "groups/all_correct": [1.0] * 20})),
     ("reward_fell", record({"reward/mean": NOISE})),
     ("truncated", record({"truncated": [0.05] * 3})),
     ("truncated", record({"truncated": [0.9] * 5 + [0.0] * 10})),
@@ -146,7 +150,7 @@ QUIET: list[tuple[str, Record]] = [
     ("format_full", record({"reward/part/format": [1.0] * 20, "reward/part/number": UP}, config=FORMAT)),
     ("repetition", record({"repetition/mean": [0.1] * 5 + [0.3] * 5})),
     ("repetition", record({"repetition/mean": [0.5] * 10})),
-    ("copied_prompt", record({"copied/mean": [0.1] * 5 + [0.5] * 5})),
+    ("copied_prompt", record({"prompt_overlap/mean": [0.1] * 5 + [0.5] * 5})),
     ("no_reasoning", record({"think/empty": [0.0] * 5 + [0.2] * 5})),
     ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.1099] * 10, "reward/mean": FLAT})),
     ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.5] * 10, "reward/mean": UP})),
@@ -213,9 +217,9 @@ def test_the_advice_knows_the_run() -> None:
     assert "take 50 tokens" in action
     assert "No completion ends by itself" in findings(record({"truncated": [1.0] * 10}))["truncated"].action
     assert "No completion" not in findings(record({"truncated": [0.9] * 10}))["truncated"].action
-    hard = {"groups/zero_variance": [0.9] * 10, "groups/solved": [0.1] * 10, "groups/none": [0.8] * 10}
+    hard = {"groups/zero_variance": [0.9] * 10, "groups/all_correct": [0.1] * 10, "groups/all_wrong": [0.8] * 10}
     assert "easier prompts" in findings(record(hard))["zero_variance"].action
-    easy = hard | {"groups/solved": [0.7] * 10, "groups/none": [0.2] * 10}
+    easy = hard | {"groups/all_correct": [0.7] * 10, "groups/all_wrong": [0.2] * 10}
     assert "harder prompts" in findings(record(easy))["zero_variance"].action
 
 
@@ -262,18 +266,18 @@ def test_an_evaluation_of_nothing_but_zeros_is_graded_when_a_later_one_is() -> N
 
 
 def test_solved_and_none_of_some_steps_say_nothing_of_a_graded_run() -> None:
-    made = {"groups/zero_variance": [1.0] * 10, "groups/mixed": [0.0] * 20, "groups/solved": [1.0] * 3}
-    finding = findings(record(made | {"groups/none": [0.0] * 3}))["zero_variance"]
+    made = {"groups/zero_variance": [1.0] * 10, "groups/mixed": [0.0] * 20, "groups/all_correct": [1.0] * 3}
+    finding = findings(record(made | {"groups/all_wrong": [0.0] * 3}))["zero_variance"]
     assert finding.severity is Severity.SERIOUS
     assert [evidence.metric for evidence in finding.evidence] == ["groups/zero_variance"]
     assert "finer" in finding.action
 
 
 def test_groups_that_were_thrown_away_are_told_as_such() -> None:
-    made = {"groups/effective": [0.0] * 10, "refill/dropped": [40.0] * 10}
+    made = {"groups/effective": [0.0] * 10, "dynamic_sampling/dropped": [40.0] * 10}
     (evidence,) = findings(record(made))["effective_groups"].evidence
     assert evidence.text == (
-        "0 groups a step were trained on (mean of the last 10 steps); collect.refill dropped 40, in which all attempts "
+        "0 groups a step were trained on (mean of the last 10 steps); collect.dynamic_sampling dropped 40, in which all attempts "
         "had the same 'task'"
     )
 
@@ -283,7 +287,10 @@ def test_groups_that_were_thrown_away_are_told_as_such() -> None:
     [
         ({"reward/min": [0.5] * 2, "reward/max": [0.5] * 2}, "the reward was 0.5 for every rollout"),
         ({"reward/min": [0.1] * 2, "reward/max": [0.5] * 2, "groups/effective": [0, 0]}, "in every group all attempts"),
-        ({"refill/missing": [4, 4], "groups/effective": [0, 0]}, "dynamic sampling (collect.refill) found no group"),
+        (
+            {"dynamic_sampling/missing": [4, 4], "groups/effective": [0, 0]},
+            "dynamic sampling (collect.dynamic_sampling) found no group",
+        ),
         ({}, "every advantage was zero"),
     ],
 )

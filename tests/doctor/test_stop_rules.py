@@ -69,7 +69,7 @@ def test_the_reward_is_compared_with_its_best_running_mean() -> None:
 
 def test_rules_are_judged_in_their_order_and_a_missing_series_is_silent() -> None:
     rules = [StopRule.of("kl_above"), StopRule.of("non_finite")]
-    verdicts = decide_all(rules, {"updates/skipped": series("updates/skipped", [1])}, 1)
+    verdicts = decide_all(rules, {"update/nonfinite": series("update/nonfinite", [1])}, 1)
     assert [verdict.fired for verdict in verdicts] == [False, True]
 
 

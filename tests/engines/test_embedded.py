@@ -37,7 +37,7 @@ def request(prompt: Sequence[int], sample: int = 0, *, name: str = "", version: 
 
 
 def engine(policy: Policy, *, slots: int = 64, stop_ids: Sequence[int] = (2,)) -> EmbeddedEngine:
-    return EmbeddedEngine(policy, Codec(stop_ids), slots=slots)
+    return EmbeddedEngine(policy, Codec(stop_ids), max_num_seqs=slots)
 
 
 def by_hand(
@@ -156,7 +156,7 @@ def test_sampler_logprobs_are_the_learners_own() -> None:
         )
         credits.append(Credit(rollout_id=name, advantage=1.0, clip_low=0.2, clip_high=0.2))
     learner = Learner(policy, optim=OptimConfig(), objective=Objective(), temperature=0.6, total_steps=1)
-    (batch,) = plan(rollouts, credits, normalize="token", token_budget=10_000, skip_zero=False)
+    (batch,) = plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
     np.testing.assert_allclose(
         np.concatenate([scores.logprobs for scores in learner.score([batch]).values()]),
         batch.sampler_logprobs,
@@ -185,7 +185,7 @@ def test_stop_strings_end_a_row_and_stay_in_it() -> None:
 
 def test_deadline_truncates_what_is_unfinished() -> None:
     turns = engine(_shared_policy(), slots=1, stop_ids=()).generate(
-        [request([5], s) for s in range(3)], Sampling(temperature=1.0, max_tokens=100, deadline_s=1e-9)
+        [request([5], s) for s in range(3)], Sampling(temperature=1.0, max_tokens=100, timeout_s=1e-9)
     )
     assert [turn.stop_reason for turn in turns] == [StopReason.DEADLINE] * 3
     assert all(turn.stop_reason.truncated for turn in turns)

@@ -29,7 +29,7 @@ SOURCES: list[dict[str, Any]] = [
 BASE: dict[str, Any] = {
     "data": {"train": SOURCES, "heldout": SOURCES},
     "model": {"name": "x", "lora": {"rank": 4}},
-    "rewards": {"parts": [{"name": "exact"}], "steps": [{"name": "arithmetic"}]},
+    "rewards": {"functions": [{"name": "exact"}], "steps": [{"name": "arithmetic"}]},
     "stop": {"rules": [{"name": "kl_above"}]},
 }
 WRONG: dict[Any, list[Any]] = {
@@ -44,14 +44,18 @@ WRONG: dict[Any, list[Any]] = {
 """Kind of setting → values of other kinds."""
 RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("more passes than attempts", {"eval": {"k": 9, "samples": 2}}, ["eval.k", "eval.samples"]),
-    ("an evaluated part that is none", {"eval": {"part": "absent"}}, ["eval.part"]),
+    ("an evaluated part that is none", {"eval": {"reward": "absent"}}, ["eval.reward"]),
     (
         "more minibatches than rollouts",
-        {"optim": {"minibatches": 99}, "collect": {"prompts": 2, "group_size": 2}},
+        {"optim": {"minibatches": 99}, "collect": {"prompts_per_step": 2, "group_size": 2}},
         ["optim.minibatches"],
     ),
-    ("no reward", {"rewards": {"parts": []}}, ["rewards.parts"]),
-    ("two parts of one name", {"rewards": {"parts": [{"name": "exact"}, {"name": "exact"}]}}, ["rewards.parts"]),
+    ("no reward", {"rewards": {"functions": []}}, ["rewards.functions"]),
+    (
+        "two parts of one name",
+        {"rewards": {"functions": [{"name": "exact"}, {"name": "exact"}]}},
+        ["rewards.functions"],
+    ),
     ("a source of no type", {"data": {"train": [{"path": "x"}]}}, ["data.train.0.type"]),
     ("a source of another type", {"data": {"train": [{"type": "fiel", "path": "x"}]}}, ["data.train.0.type"]),
     ("an empty stop string", {"sampling": {"stop": [""]}}, ["sampling.stop"]),

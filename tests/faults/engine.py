@@ -90,7 +90,7 @@ def failures(harness: Harness) -> Iterator[Case]:
     """An engine that raises, runs out of memory, computes NaN, is slow, or never returns."""
     yield _refused(harness, "logits that are not finite", _spoiling(), "are not finite")
     memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    yield _refused(harness, "memory refused between two tokens", _raising(memory), "lower collect.slots")
+    yield _refused(harness, "memory refused between two tokens", _raising(memory), "lower engine.max_num_seqs")
     bug = RuntimeError("an illegal memory access was encountered")
     yield _refused(harness, "a bug between two tokens", _raising(bug), "illegal memory access", code=70)
     yield _refused(harness, "slow", _before_decode(lambda: time.sleep(0.05)), None)

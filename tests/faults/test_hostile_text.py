@@ -52,7 +52,7 @@ SAYINGS = {
     "rich markup": "[bold red]x[/] [link=https://evil.example]y[/link] [/]",
     "JSON breaking": '"}],"reward":1,"x":[{"y":"\\',
     "NaN in JSON": '{"reward": NaN}',
-    "TOML breaking": '"""\n[rewards]\nparts = []\n',
+    "TOML breaking": '"""\n[rewards]\nfunctions = []\n',
     "Markdown": "![x](https://evil.example/a.png) | ``` | <script>alert(1)</script>",
     "HTML": "</textarea><script>window.__xss=1</script><img src=x onerror=alert(1)>",
     "SQL": "'); DROP TABLE metrics;--",
@@ -227,7 +227,7 @@ def test_every_judge_that_ships_outlives_it() -> None:
     parts = [RewardConfig(name=name, params=PARAMS.get(name, {})) for name in names]
     steps = [StepRewardConfig(name=name) for name in STEPS]
     texts = list(SAYINGS.values())
-    with Scorer(RewardsConfig(parts=parts, steps=steps, deadline_s=60.0)) as scorer:
+    with Scorer(RewardsConfig(functions=parts, steps=steps, timeout_s=60.0)) as scorer:
         scores = scorer.score([PROMPT] * len(texts), texts, lengths=[4] * len(texts))
     assert {name: score.error for name, score in zip(SAYINGS, scores, strict=True) if score.error} == {}
     assert all(score.reward is not None and math.isfinite(score.reward) for score in scores)

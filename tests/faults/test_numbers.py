@@ -68,7 +68,7 @@ def test_a_loss_that_is_no_number_costs_its_update_and_is_counted(
     run = launch.train(config)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert [event.step for event in database.events("skipped_update")] == [2]
-        assert database.series("updates/skipped") == [(1, 0.0), (2, 1.0), (3, 0.0)]
+        assert database.series("update/nonfinite") == [(1, 0.0), (2, 1.0), (3, 0.0)]
         assert "grad_norm" not in database.step_metrics(2)
         assert "grad_norm" in database.step_metrics(3)
     folders = [run / "checkpoints" / f"step_{step:06d}" for step in (1, 2, 3)]

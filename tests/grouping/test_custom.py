@@ -134,7 +134,7 @@ def test_prompts_of_one_key_share_what_is_learned_of_them():
     columns, table = keyed("text")
     table[:, :4] = 0.0
     rng = np.random.default_rng(0)
-    baseline = GroupAwareBaseline(columns, preset="heb", settings=Settings().without("tree"))
+    baseline = GroupAwareBaseline(columns, preset="empirical_bayes", settings=Settings().without("tree"))
     for time in range(12):
         chosen = rng.choice(40, size=12, replace=False).tolist()
         step_rollouts = rollouts(rng, table, chosen, [2] * 12, float(time))
@@ -144,7 +144,7 @@ def test_prompts_of_one_key_share_what_is_learned_of_them():
     assert mean[0] - mean[1] > 0.3
     step_rollouts = rollouts(rng, table, [51, 52], [2, 2], 12.0)
     assert np.abs(baseline.explain(step_rollouts).scales["key"]).min() > 0.01
-    blind = GroupAwareBaseline(columns, preset="heb", settings=Settings().without("tree").without("key"))
+    blind = GroupAwareBaseline(columns, preset="empirical_bayes", settings=Settings().without("tree").without("key"))
     blind.observe(step_rollouts)
     assert "key" not in blind.explain(replace(step_rollouts, time=13.0)).scales
 

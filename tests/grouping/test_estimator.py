@@ -28,7 +28,7 @@ def test_one_rollout_a_prompt_gets_a_baseline(preset):
     assert ((predicted >= 0) & (predicted <= 1)).all()
 
 
-@pytest.mark.parametrize("preset", ["tracker", "heb", "heb-stack"])
+@pytest.mark.parametrize("preset", ["tracker", "empirical_bayes", "mixture"])
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 def test_groups_without_variance_get_the_surprise(preset, reward):
     baseline, rng, table = trained(preset, size=4)
@@ -48,11 +48,11 @@ def test_prompts_without_features_still_have_scales(preset):
         baseline.observe(Rollouts(prompts=names, rewards=rewards, features=np.zeros((10, 0)), time=float(time)))
     mean, variance = baseline.expect(("old", "new"), np.zeros((2, 0)), 12.0)
     assert ((mean >= 1) & (mean <= 5) & (variance > 0)).all()
-    assert mean[0] > 4 or preset not in ("tracker", "heb", "heb-stack")
+    assert mean[0] > 4 or preset not in ("tracker", "empirical_bayes", "mixture")
 
 
 def test_a_hopeless_prompt_fades():
-    baseline = GroupAwareBaseline(COLUMNS, preset="heb")
+    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes")
     sizes = []
     for time in range(30):
         again = batch([0, 0, 0, 0], "aaaa", float(time))
@@ -63,7 +63,7 @@ def test_a_hopeless_prompt_fades():
 
 
 def test_failed_rollouts_have_no_part():
-    baseline, rng, table = trained("heb-stack")
+    baseline, rng, table = trained("mixture")
     whole = step(rng, table, prompts=6, size=3, time=12.0)
     lost = np.zeros(18, dtype=bool)
     lost[[0, 5, 7]] = True
@@ -84,7 +84,7 @@ def test_failed_rollouts_have_no_part():
 
 
 def test_a_step_of_failures_teaches_nothing():
-    baseline, _, _ = trained("heb-stack")
+    baseline, _, _ = trained("mixture")
     before = json.dumps(baseline.state()[1])
     nothing = batch([np.nan] * 3, time=12.0)
     assert np.isnan(baseline.predict(nothing)).all()
@@ -93,7 +93,7 @@ def test_a_step_of_failures_teaches_nothing():
 
 
 def test_order_of_the_rollouts_does_not_matter():
-    baseline, rng, table = trained("heb-stack")
+    baseline, rng, table = trained("mixture")
     batch = step(rng, table, prompts=6, size=3, time=12.0)
     assert batch.weights is not None
     order = rng.permutation(18)
@@ -108,7 +108,7 @@ def test_order_of_the_rollouts_does_not_matter():
 
 
 def test_predicting_changes_nothing():
-    baseline, rng, table = trained("heb-stack")
+    baseline, rng, table = trained("mixture")
     batch = step(rng, table, prompts=6, size=2, time=12.0)
     twin = GroupAwareBaseline(COLUMNS)
     twin.load(baseline.state())
@@ -151,15 +151,15 @@ def test_parts_resume_too():
 
 
 def test_a_state_of_another_preset_is_refused():
-    state = trained("heb")[0].state()
+    state = trained("empirical_bayes")[0].state()
     with pytest.raises(ValueError, match="another preset"):
-        GroupAwareBaseline(COLUMNS, preset="heb-stack").load(state)
+        GroupAwareBaseline(COLUMNS, preset="mixture").load(state)
     with pytest.raises(ValueError, match="another settings"):
-        GroupAwareBaseline(COLUMNS, preset="heb", settings=Settings(memory=20.0)).load(state)
+        GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(memory=20.0)).load(state)
 
 
 def test_a_new_reward_widens_and_the_same_does_not():
-    baseline, rng, table = trained("heb-stack")
+    baseline, rng, table = trained("mixture")
     batch = step(rng, table, prompts=8, size=2, time=12.0)
     names = tuple(dict.fromkeys(batch.prompts))
     rows = table[[int(name[1:]) for name in names]]
@@ -173,7 +173,7 @@ def test_a_new_reward_widens_and_the_same_does_not():
 
 
 def test_history_knows_better_than_the_overall_mean():
-    for preset in ("tracker", "heb", "heb-stack"):
+    for preset in ("tracker", "empirical_bayes", "mixture"):
         baseline, _, table = trained(preset, steps=40, size=4)
         mean, variance = baseline.expect(tuple(f"p{i}" for i in range(60)), table, 40.0)
         truth = 1 / (1 + np.exp(-(1.5 * table[:, 0] + 0.7 * table[:, 3])))
@@ -183,7 +183,7 @@ def test_history_knows_better_than_the_overall_mean():
     assert strangers[0] > 0.7
 
 
-@pytest.mark.parametrize("preset", ["tracker", "heb", "heb-stack"])
+@pytest.mark.parametrize("preset", ["tracker", "empirical_bayes", "mixture"])
 def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
     """A weighted mean is too low where right answers count little, as those of a policy that is sure of them do."""
     baseline = GroupAwareBaseline(preset=preset)
@@ -208,15 +208,15 @@ def test_what_is_expected_is_a_plain_mean_whatever_rollouts_count_for(preset):
 
 @pytest.mark.parametrize("name", sorted((SCALES | SIGNALS) - {"task", "key"}))
 def test_each_scale_and_signal_makes_a_difference(name):
-    full, rng, table = trained("heb")
-    without, _, _ = trained("heb", Settings().without(name))
+    full, rng, table = trained("empirical_bayes")
+    without, _, _ = trained("empirical_bayes", Settings().without(name))
     batch = step(rng, table, prompts=12, size=2, time=30.0)
     assert np.abs(full.predict(batch) - without.predict(replace(batch))).max() > 1e-6
 
 
 def test_a_scale_that_is_off_contributes_nothing():
     for name in ("tree", "linear", "prompt", "batch", "siblings"):
-        baseline, rng, table = trained("heb", Settings().without(name))
+        baseline, rng, table = trained("empirical_bayes", Settings().without(name))
         parts = baseline.explain(step(rng, table, prompts=12, size=2, time=12.0)).scales
         assert (parts[name] == 0).all(), name
 
@@ -224,9 +224,9 @@ def test_a_scale_that_is_off_contributes_nothing():
 def test_an_expert_leaves_with_the_scale_it_lives_on():
     assert "js2" not in GroupAwareBaseline(COLUMNS, settings=Settings(use_batch=False)).experts
     assert GroupAwareBaseline(COLUMNS, settings=Settings().without("siblings")).experts == (
-        "heb",
-        "heb-notree",
-        "heb-nofeatures",
+        "empirical_bayes",
+        "empirical_bayes_no_tree",
+        "empirical_bayes_no_features",
         "tracker",
     )
     with pytest.raises(ValueError, match="preset 'global' lives on"):
@@ -234,7 +234,7 @@ def test_an_expert_leaves_with_the_scale_it_lives_on():
 
 
 def test_the_contributions_of_the_scales_add_up():
-    baseline, rng, table = trained("heb", Settings(bounds=(-1.0, 3.0)))
+    baseline, rng, table = trained("empirical_bayes", Settings(bounds=(-1.0, 3.0)))
     explained = baseline.explain(step(rng, table, prompts=12, size=2, time=12.0))
     assert set(explained.scales) == SCALES - {"key"}
     total = np.sum(list(explained.scales.values()), axis=0)
@@ -242,7 +242,7 @@ def test_the_contributions_of_the_scales_add_up():
 
 
 def test_rewards_in_other_units_give_the_same_advantages():
-    plain, rng, table = trained("heb-stack", steps=0)
+    plain, rng, table = trained("mixture", steps=0)
     shifted = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=(-2.0, 8.0)))
     for time in range(8):
         batch = step(rng, table, prompts=12, size=2, time=float(time))
@@ -269,7 +269,7 @@ def test_rewards_without_bounds_find_their_own_scale():
 
 
 def test_the_scale_comes_from_history_and_has_a_floor():
-    baseline = GroupAwareBaseline(COLUMNS, preset="heb")
+    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes")
     assert baseline.scale == 0.5
     for time in range(40):
         baseline.observe(batch([1, 1, 1], "abc", float(time)))
@@ -279,7 +279,7 @@ def test_the_scale_comes_from_history_and_has_a_floor():
 
 def test_the_expected_spread_comes_from_history_alone():
     """p of .5 is expected before anything is known: √(.5 · .5); then of one kind of prompt less, down to a quarter."""
-    baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=Settings(scale="expected"))
+    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(scale="expected"))
     first = batch([1, 0, 0, 0], "aabb", 0.0)
     assert baseline.divisors(first).tolist() == [0.5] * 4
     np.testing.assert_allclose(baseline.advantages(first), (first.rewards - baseline.predict(first)) / 0.5)
@@ -301,7 +301,7 @@ def test_the_expected_spread_follows_the_range_of_rewards():
 
 def test_evidence_fades_with_time():
     def after(gap: float, settings: Settings) -> float:
-        baseline = GroupAwareBaseline(COLUMNS, preset="heb", settings=settings.without("tree"))
+        baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=settings.without("tree"))
         for time in range(5):
             baseline.observe(batch([1, 1, 0, 0], "aabb", float(time)))
         mean, _ = baseline.expect(("a",), np.zeros((1, 4)), 4.0 + gap)

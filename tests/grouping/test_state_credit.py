@@ -60,7 +60,7 @@ def rollout(prompt: str, sample: int, turns: Sequence[tuple[str | None, int, flo
     )
 
 
-def group_aware(preset: str = "heb-stack", **grouping: Any) -> GroupAwareEstimator:
+def group_aware(preset: str = "mixture", **grouping: Any) -> GroupAwareEstimator:
     prompts = [
         Prompt(id=f"p{k}", messages=(Message(role="user", content=f"{k} + {k}"),), answer="", task="t")
         for k in range(3)
@@ -108,7 +108,7 @@ def turn_values(rollout: Rollout, credit: Credit) -> np.ndarray:
     return np.array([piece[0] for piece in pieces])
 
 
-@pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "heb", "heb-stack"])
+@pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "empirical_bayes", "mixture"])
 def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
     """G_k - c·A_k is the baseline of turn k; flipping what its turn and later ones earned leaves it where it is."""
     before = step()
@@ -170,7 +170,7 @@ def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
 
 def gigpo(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
     return GroupEstimator(
-        rule=AdvantageRule(scale="none", anchors=anchors, anchor_gamma=gamma),
+        rule=AdvantageRule(scale="none", gigpo_weight=anchors, anchor_gamma=gamma),
         terms=TERMS,
         part_weights={},
         step_weights={},
@@ -257,7 +257,7 @@ def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> Non
     second = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
     first = replace(first, reward=0.8)  # 0.5 · 0.6 + 0.5
     estimator = GroupEstimator(
-        rule=AdvantageRule(baseline="leave_one_out", scale="none", anchors=1.0, anchor_gamma=1.0),
+        rule=AdvantageRule(baseline="leave_one_out", scale="none", gigpo_weight=1.0, anchor_gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},
         step_weights={},

@@ -48,11 +48,11 @@ def test_nor_on_the_first_step_nor_in_ragged_groups(preset):
 
 @pytest.mark.parametrize("name", sorted(SCALES | SIGNALS))
 def test_nor_without_one_scale_or_signal(name):
-    baseline, rng, table = trained("heb-stack", Settings().without(name))
+    baseline, rng, table = trained("mixture", Settings().without(name))
     assert largest_move(baseline, step(rng, table, prompts=8, size=2, time=12.0))[0] < 1e-12
 
 
-@pytest.mark.parametrize("preset", ["heb", "heb-stack"])
+@pytest.mark.parametrize("preset", ["empirical_bayes", "mixture"])
 def test_without_the_batch_only_siblings_move_a_baseline(preset):
     baseline, rng, table = trained(preset, Settings(use_batch=False), size=1)
     assert largest_move(baseline, step(rng, table, prompts=8, size=1, time=12.0)) == (0.0, 0.0)
@@ -67,7 +67,7 @@ def test_the_group_mean_fails(size):
 
 def test_a_part_of_the_reward_never_moves_its_own_baseline():
     rng, table = np.random.default_rng(0), features(30)
-    parts = PartwiseBaseline(COLUMNS, {"right": 0.8, "form": 0.2}, preset="heb")
+    parts = PartwiseBaseline(COLUMNS, {"right": 0.8, "form": 0.2}, preset="empirical_bayes")
     for time in range(6):
         batch = step(rng, table, prompts=8, size=2, time=float(time))
         form = replace(batch, rewards=1.0 - batch.rewards)

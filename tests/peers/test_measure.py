@@ -32,7 +32,7 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
 
     def start(side: str, purpose: str) -> Worker:
         command = [sys.executable, str(FAKE), side, str(diary)]
-        return Worker(side, command, env=surroundings(1, PATH), log=tmp_path / f"{purpose}.log", deadline_s=30)
+        return Worker(side, command, env=surroundings(1, PATH), log=tmp_path / f"{purpose}.log", timeout_s=30)
 
     return Bench(
         model="m",
@@ -126,8 +126,8 @@ def test_a_worker_reports_its_error_and_goes_on(tmp_path):
 
 
 def test_a_worker_that_does_not_answer_is_killed(tmp_path):
-    with worker(tmp_path, deadline_s=5.0) as peer:
-        peer.deadline_s = 0.2
+    with worker(tmp_path, timeout_s=5.0) as peer:
+        peer.timeout_s = 0.2
         with pytest.raises(PeerError, match="gave no answer within"):
             peer.ask("sleep")
 

@@ -34,10 +34,14 @@ def ppo(kind: str, *, own_trunk: bool = False, **critic: Any) -> Learner:
 
 def judged(learner: Learner, items: list[Rollout]) -> tuple[list[Credit], list[Batch]]:
     nothing = [Credit(rollout_id=item.id, advantage=0.0, clip_low=0.2, clip_high=0.3) for item in items]
-    scores = learner.score(plan(items, nothing, normalize="sequence", token_budget=10_000, skip_zero=False))
+    scores = learner.score(
+        plan(items, nothing, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    )
     values = {name: score.values for name, score in scores.items() if score.values is not None}
     credits = credit_with_critic(items, values, GaeRule(critic_lam=1.0), clip_low=0.2, clip_high=0.3)
-    return credits, plan(items, credits, normalize="sequence", token_budget=10_000, skip_zero=False)
+    return credits, plan(
+        items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
 
 
 def naive_values(model: Any, head: torch.nn.Linear, item: Rollout) -> torch.Tensor:
@@ -117,7 +121,7 @@ def test_cutting_the_row_does_not_change_the_critics_gradient() -> None:
     whole, cut = ppo("llama"), ppo("llama")
     credits, batches = judged(whole, items)
     assert len(batches) == 1
-    small = plan(items, credits, normalize="sequence", token_budget=20, skip_zero=False)
+    small = plan(items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=20, skip_zero=False)
     assert len(small) > 2
     for learner, parts in ((whole, batches), (cut, small)):
         for part in parts:

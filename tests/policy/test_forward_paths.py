@@ -204,7 +204,9 @@ def sampled(policy: Policy, prompts: list[list[int]], *, slots: int = 4, tokens:
         for number, prompt in enumerate(prompts)
         for sample in range(2)
     ]
-    return EmbeddedEngine(policy, Codec(), slots=slots).generate(requests, Sampling(temperature=1.0, max_tokens=tokens))
+    return EmbeddedEngine(policy, Codec(), max_num_seqs=slots).generate(
+        requests, Sampling(temperature=1.0, max_tokens=tokens)
+    )
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

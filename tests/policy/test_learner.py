@@ -110,7 +110,7 @@ def learner(
 def naive_loss(
     model: torch.nn.Module,
     items: list[Rollout],
-    normalize: Any,
+    loss_agg_mode: Any,
     *,
     beta: float = 0.0,
     reference: Any = None,
@@ -136,7 +136,7 @@ def naive_loss(
             with torch.no_grad():
                 ref = logp(reference)
             per_token = per_token + beta * (torch.exp(ref - now) - (ref - now) - 1)
-        loss = loss + (per_token.sum() / total_tokens if normalize == "token" else per_token.mean() / len(items))
+        loss = loss + (per_token.sum() / total_tokens if normalize == "token-mean" else per_token.mean() / len(items))
     return loss
 
 
@@ -144,16 +144,18 @@ def gradient(
     trained: Learner,
     items: list[Rollout],
     *,
-    normalize: Any = "sequence",
+    loss_agg_mode: Any = "sequence",
     budget: int = 10_000,
     skip: bool = True,
 ) -> dict[str, torch.Tensor]:
-    return trained.gradient(plan(items, credits_of(items), normalize=normalize, token_budget=budget, skip_zero=skip))
+    return trained.gradient(
+        plan(items, credits_of(items), loss_agg_mode=loss_agg_mode, max_tokens_per_microbatch=budget, skip_zero=skip)
+    )
 
 
-def naive_gradient(kind: str, items: list[Rollout], normalize: Any, **kw: Any) -> dict[str, torch.Tensor]:
+def naive_gradient(kind: str, items: list[Rollout], loss_agg_mode: Any, **kw: Any) -> dict[str, torch.Tensor]:
     model = tiny_model(kind)
-    naive_loss(model, items, normalize, **kw).backward()
+    naive_loss(model, items, loss_agg_mode, **kw).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -168,11 +170,11 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalize", ["sequence", "token"])
-def test_packed_gradient_equals_the_naive_one(kind: str, normalize: Any) -> None:
+def test_packed_gradient_equals_the_naive_one(kind: str, loss_agg_mode: Any) -> None:
     items = rollouts()
     assert_same(
-        gradient(learner(tiny_policy(kind)), items, normalize=normalize),
-        naive_gradient(kind, items, normalize),
+        gradient(learner(tiny_policy(kind)), items, loss_agg_mode=loss_agg_mode),
+        naive_gradient(kind, items, loss_agg_mode),
     )
 
 
@@ -189,7 +191,9 @@ def test_a_head_that_prompts_share_is_run_once_and_gives_the_same_gradient(
     kind: str, shortest: int, budget: int
 ) -> None:
     items = rollouts(seed=2, shortest=shortest, head=tuple(range(20, 50)))
-    rows = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    rows = plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=True
+    )
     assert [row.segments[0].head for row in rows] == [30]
     assert_same(gradient(learner(tiny_policy(kind)), items, budget=budget), naive_gradient(kind, items, "sequence"))
 
@@ -243,7 +247,17 @@ def test_bf16_weights_move_by_less_than_their_rounding() -> None:
     before = {name: master.detach().clone() for name, master in trained.optimizer.master_weights.items()}
     items = rollouts()
     for _ in range(3):
-        trained.update([plan(items, credits_of(items), normalize="sequence", token_budget=1000, skip_zero=True)])
+        trained.update(
+            [
+                plan(
+                    items,
+                    credits_of(items),
+                    loss_agg_mode="seq-mean-token-mean",
+                    max_tokens_per_microbatch=1000,
+                    skip_zero=True,
+                )
+            ]
+        )
     moved = [
         float((master.detach() - before[name]).abs().max()) for name, master in trained.optimizer.master_weights.items()
     ]
@@ -252,7 +266,9 @@ def test_bf16_weights_move_by_less_than_their_rounding() -> None:
 
 def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
     items = rollouts(seed=2)
-    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    batches = plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=True
+    )
     once = learner(tiny_policy()).update([batches])
     assert once.metrics["ratio/max"] == 1.0
     assert once.metrics["clip/low"] == once.metrics["clip/high"] == 0.0
@@ -265,7 +281,9 @@ def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
 def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path
     items = rollouts(seed=2)
-    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    batches = plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=True
+    )
     trained = learner(tiny_policy(dtype=torch.bfloat16))
     trained.update([batches])
     trained.save(folder)
@@ -282,7 +300,9 @@ def test_non_finite_gradients_change_nothing_and_end_the_run() -> None:
     trained = learner(tiny_policy(), max_skipped=1)
     before = {name: p.detach().clone() for name, p in trained.policy.parameters().items()}
     items = rollouts()
-    batches = plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=True)
+    batches = plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=True
+    )
     batches[0].weights[:] = np.inf
     assert trained.update([batches]).skipped == 1
     with pytest.raises(NonFiniteError, match=r"lower optim\.lr"):

@@ -28,7 +28,9 @@ REFUSED = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you trie
 
 def packed(seed: int = 1, **sizes: Any) -> list[Batch]:
     items = rollouts(seed=seed, **sizes)
-    return plan(items, credits_of(items), normalize="sequence", token_budget=10_000, skip_zero=False)
+    return plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
 
 
 class Refuse(TorchDispatchMode):
@@ -283,12 +285,12 @@ def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.Mo
 
 def test_models_without_marked_layers_are_refused() -> None:
     with pytest.raises(Exception, match=r"use optim\.checkpointing = false"):
-        arrange(torch.nn.Linear(2, 2), torch.device("cpu"), OptimConfig(checkpointing=True))
+        arrange(torch.nn.Linear(2, 2), torch.device("cpu"), OptimConfig(gradient_checkpointing=True))
 
 
 @pytest.mark.parametrize("budget", [40, 100, 1000])
 def test_the_preflight_tries_the_largest_row_and_changes_nothing(budget: int) -> None:
-    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, token_budget=budget)
+    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, max_tokens_per_microbatch=budget)
     items = [(len(segment.lengths), segment.prompt) for segment in batch.segments]
     assert len(batch.tokens) <= budget
     assert len(batch.tokens) == sum(prompt + 5 * count for count, prompt in items)
@@ -310,7 +312,7 @@ def test_the_preflight_tries_the_largest_row_and_changes_nothing(budget: int) ->
 def test_a_preflight_that_does_not_fit_cuts_the_run_before_it_starts() -> None:
     learner = small()
     refusing(learner, 100)
-    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, token_budget=100)
+    batch = largest(prompt=7, completion=5, prompts=3, group_size=4, max_tokens_per_microbatch=100)
     report = memory.preflight(learner, batch, sampling=0)
     assert report.limit is not None
     assert f"rows are cut to {report.limit}" in report.line()

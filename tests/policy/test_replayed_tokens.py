@@ -105,7 +105,7 @@ def corrected() -> Any:
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_the_gradient_with_past_groups_is_the_naive_one(how: Any, budget: int) -> None:
     fresh, past, credits = batch_with_a_past()
-    batches = plan([*fresh, *past], credits, normalize=how, token_budget=budget, skip_zero=True)
+    batches = plan([*fresh, *past], credits, loss_agg_mode=how, max_tokens_per_microbatch=budget, skip_zero=True)
     got = corrected().gradient(batches)
     model = tiny_model("llama")
     naive_loss(model, fresh, past, credits, how).backward()
@@ -116,7 +116,9 @@ def test_the_gradient_with_past_groups_is_the_naive_one(how: Any, budget: int) -
 def test_a_group_of_age_zero_is_the_group_trained_twice(how: Any) -> None:
     trained = learner(tiny_policy())
     items = rollouts(seed=2)
-    scores = trained.score(plan(items, credits_of(items), normalize="token", token_budget=10_000, skip_zero=False))
+    scores = trained.score(
+        plan(items, credits_of(items), loss_agg_mode="token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    )
     items = [sampled_by(item, scores[item.id].logprobs) for item in items]
     credits = credits_of(items)
     by_id = {credit.rollout_id: credit for credit in credits}
@@ -129,8 +131,8 @@ def test_a_group_of_age_zero_is_the_group_trained_twice(how: Any) -> None:
             plan(
                 [*items, *again],
                 [*credits, *copies],
-                normalize=how,
-                token_budget=10_000,
+                loss_agg_mode=how,
+                max_tokens_per_microbatch=10_000,
                 skip_zero=True,
                 max_tokens=12,
             )
@@ -143,11 +145,17 @@ def test_replaying_a_whole_batch_at_age_zero_changes_nothing() -> None:
     """Past rollouts are rows of the batch: they share the step and do not lengthen it."""
     trained = learner(tiny_policy())
     items = rollouts(seed=2)
-    scores = trained.score(plan(items, credits_of(items), normalize="token", token_budget=10_000, skip_zero=False))
+    scores = trained.score(
+        plan(items, credits_of(items), loss_agg_mode="token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    )
     again = [earlier(sampled_by(item, scores[item.id].logprobs)) for item in items]
     credits = credits_of(items)
     copies = [replace(credit, rollout_id=b.id, replayed=True) for credit, b in zip(credits, again, strict=True)]
-    options: dict[str, Any] = {"normalize": "sequence", "token_budget": 10_000, "skip_zero": True}
+    options: dict[str, Any] = {
+        "loss_agg_mode": "seq-mean-token-mean",
+        "max_tokens_per_microbatch": 10_000,
+        "skip_zero": True,
+    }
     assert_same(
         trained.gradient(plan([*items, *again], [*credits, *copies], **options)),
         trained.gradient(plan(items, credits, **options)),
@@ -159,7 +167,9 @@ def test_a_token_that_moved_beyond_the_bounds_stands_still() -> None:
     """What is clipped is the way since it was sampled: no first step is free, as it is for a fresh rollout."""
     trained = learner(tiny_policy())
     items = rollouts(seed=2)
-    scores = trained.score(plan(items, credits_of(items), normalize="token", token_budget=10_000, skip_zero=False))
+    scores = trained.score(
+        plan(items, credits_of(items), loss_agg_mode="token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    )
 
     def size(advantage: float, moved: float, *, replayed: bool) -> float:
         past = [earlier(sampled_by(item, scores[item.id].logprobs - moved)) for item in items]
@@ -167,7 +177,9 @@ def test_a_token_that_moved_beyond_the_bounds_stands_still() -> None:
             Credit(rollout_id=item.id, advantage=advantage, clip_low=LOW, clip_high=HIGH, replayed=replayed)
             for item in past
         ]
-        gradient = trained.gradient(plan(past, credits, normalize="token", token_budget=10_000, skip_zero=True))
+        gradient = trained.gradient(
+            plan(past, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=10_000, skip_zero=True)
+        )
         return max(float(value.abs().max()) for value in gradient.values())
 
     assert size(1.0, 0.5, replayed=True) == 0  # ρ = 1.65 > 1.3
@@ -182,7 +194,13 @@ def test_a_later_minibatch_still_compares_with_the_sampler() -> None:
     by_id = {credit.rollout_id: credit for credit in credits}
 
     def packed(items: list[Rollout]) -> Any:
-        return plan(items, [by_id[x.id] for x in items], normalize="token", token_budget=10_000, skip_zero=False)
+        return plan(
+            items,
+            [by_id[x.id] for x in items],
+            loss_agg_mode="token-mean",
+            max_tokens_per_microbatch=10_000,
+            skip_zero=False,
+        )
 
     trained, other = learner(tiny_policy(), lr=1e-3), learner(tiny_policy(), lr=1e-3)
     report = trained.update([packed(fresh), packed(past)])
@@ -196,7 +214,7 @@ def test_a_later_minibatch_still_compares_with_the_sampler() -> None:
 def test_fresh_tokens_keep_their_own_metrics_and_only_they_are_recorded() -> None:
     fresh, past, credits = batch_with_a_past(seed=4)
     fresh_credits = [credit for credit in credits if not credit.replayed]
-    options: dict[str, Any] = {"normalize": "token", "token_budget": 60, "skip_zero": False}
+    options: dict[str, Any] = {"loss_agg_mode": "token-mean", "max_tokens_per_microbatch": 60, "skip_zero": False}
     both = corrected().update([plan([*fresh, *past], credits, **options)])
     alone = corrected().update([plan(fresh, fresh_credits, **options)])
     model = tiny_model("llama")
@@ -220,7 +238,9 @@ def test_a_step_of_past_groups_alone_is_measured_too() -> None:
     _, past, credits = batch_with_a_past(seed=5)
     past_credits = [credit for credit in credits if credit.replayed]
     metrics = (
-        corrected().update([plan(past, past_credits, normalize="token", token_budget=60, skip_zero=False)]).metrics
+        corrected()
+        .update([plan(past, past_credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=60, skip_zero=False)])
+        .metrics
     )
     assert metrics["tokens/trained"] == sum(rollout.trained_tokens for rollout in past)
     assert metrics["grad_norm"] > 0
@@ -231,7 +251,7 @@ def test_the_kl_and_a_mask_by_entropy_reach_past_tokens_too() -> None:
     fresh, past, credits = batch_with_a_past(seed=6)
     trained = learner(tiny_policy(), beta=0.1, reference=tiny_policy(seed=9))
     trained.entropy_share = 0.5
-    options: dict[str, Any] = {"normalize": "token", "token_budget": 60, "skip_zero": False}
+    options: dict[str, Any] = {"loss_agg_mode": "token-mean", "max_tokens_per_microbatch": 60, "skip_zero": False}
     batches = plan([*fresh, *past], credits, **options)
     scores = trained.score(batches)
     given = trained.update([batches, batches], scores=scores).metrics

@@ -22,7 +22,7 @@ def prompt(name, answer, **attributes):
 
 def check(parts, prompts, **options):
     parts = [RewardConfig(name=part) if isinstance(part, str) else part for part in parts]
-    with Scorer(RewardsConfig(parts=parts)) as scorer:
+    with Scorer(RewardsConfig(functions=parts)) as scorer:
         return self_test(scorer, prompts, **options)
 
 
@@ -95,7 +95,7 @@ def test_many_prompts_are_sampled_evenly():
 
 def test_training_on_a_judge_that_is_wrong_is_refused():
     def ask(parts, prompts):
-        with Scorer(RewardsConfig(parts=[RewardConfig(name=part) for part in parts])) as scorer:
+        with Scorer(RewardsConfig(functions=[RewardConfig(name=part) for part in parts])) as scorer:
             require_sound(scorer, prompts)
 
     ask(["exact"], [prompt(str(k), str(k)) for k in range(40)])
@@ -110,7 +110,7 @@ def test_training_on_a_judge_that_is_wrong_is_refused():
 
 def test_a_function_that_fails_on_every_prompt_is_refused_before_the_model_is_loaded():
     def ask(part, prompts):
-        with Scorer(RewardsConfig(parts=[RewardConfig(name=part)])) as scorer:
+        with Scorer(RewardsConfig(functions=[RewardConfig(name=part)])) as scorer:
             require_sound(scorer, prompts)
 
     with pytest.raises(RewardError, match=r"fails on every prompt looked at \(2\); .* raised KeyError: 'bad'"):

@@ -31,7 +31,7 @@ def prompts(count: int) -> list[Prompt]:
 def test_the_part_is_the_sum_over_the_turns_and_others_see_each(tmp_path: Path) -> None:
     (tmp_path / "turn_rewards.py").write_text(FUNCTIONS, encoding="utf-8")
     parts = [RewardConfig(name="environment", weight=2.0), RewardConfig(name="turn_rewards:longest", weight=0.1)]
-    with contextlib.chdir(tmp_path), Scorer(RewardsConfig(parts=parts)) as scorer:
+    with contextlib.chdir(tmp_path), Scorer(RewardsConfig(functions=parts)) as scorer:
         scores = scorer.score(
             prompts(2),
             ["b", ""],
@@ -49,14 +49,14 @@ def test_the_part_is_the_sum_over_the_turns_and_others_see_each(tmp_path: Path) 
 def test_without_an_episode_it_does_not_apply() -> None:
     assert environment(["a"]) == [None]
     assert environment(["a", "b"], [[1.0, 0.5], None]) == [1.5, None]
-    with Scorer(RewardsConfig(parts=[RewardConfig(name="environment")])) as scorer:
+    with Scorer(RewardsConfig(functions=[RewardConfig(name="environment")])) as scorer:
         (score,) = scorer.score(prompts(1), ["1"])
     assert "no reward part applies" in (score.error or "")
 
 
 def test_gold_answers_are_no_test_of_it_but_still_of_the_judges_beside_it() -> None:
     parts = [RewardConfig(name="environment"), RewardConfig(name="number", weight=0.0)]
-    with Scorer(RewardsConfig(parts=parts)) as scorer:
+    with Scorer(RewardsConfig(functions=parts)) as scorer:
         report = self_test(scorer, prompts(4))
         require_sound(scorer, prompts(4))
     assert report.ok
@@ -64,7 +64,7 @@ def test_gold_answers_are_no_test_of_it_but_still_of_the_judges_beside_it() -> N
 
 
 def test_another_environment_is_another_reward() -> None:
-    rewards = RewardsConfig(parts=[RewardConfig(name="environment")])
+    rewards = RewardsConfig(functions=[RewardConfig(name="environment")])
     retry = EnvironmentConfig(name="retry")
     assert identity(rewards, EnvironmentConfig()) == identity(rewards)
     assert identity(rewards, retry) != identity(rewards)

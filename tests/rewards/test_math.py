@@ -45,7 +45,7 @@ def prompt(answer):
 @pytest.fixture(scope="module")
 def pool():
     parts = [RewardConfig(name="math")]
-    with Scorer(RewardsConfig(parts=parts, deadline_s=10)) as scorer:
+    with Scorer(RewardsConfig(functions=parts, timeout_s=10)) as scorer:
         yield scorer
 
 
@@ -58,7 +58,7 @@ def test_cases(pool):
 def test_hostile_latex_ends_at_the_deadline(pool):
     hostile = r"\boxed{9^{9^{9^{9}}} - 1}"
     pool.start()
-    pool.config = pool.config.model_copy(update={"deadline_s": 0.7})
+    pool.config = pool.config.model_copy(update={"timeout_s": 0.7})
     (score,) = pool.score([prompt("x+1")], [hostile])
     assert score.error is not None
     assert "did not return within 0.7 s and was killed" in score.error

@@ -28,10 +28,10 @@ def prompt(name="p", answer="4", **attributes):
     )
 
 
-def scorer(*names, workers=1, deadline_s=DEADLINE, load_deadline_s=30.0, weights=None, **params):
+def scorer(*names, workers=1, timeout_s=DEADLINE, load_timeout_s=30.0, weights=None, **params):
     weights = weights or [1.0] * len(names)
     parts = [RewardConfig(name=n, weight=w, params=params) for n, w in zip(names, weights, strict=True)]
-    return Scorer(RewardsConfig(parts=parts, workers=workers, deadline_s=deadline_s), load_deadline_s=load_deadline_s)
+    return Scorer(RewardsConfig(functions=parts, workers=workers, timeout_s=timeout_s), load_timeout_s=load_timeout_s)
 
 
 def score(names, completions, prompts=None, **options):
@@ -174,13 +174,13 @@ def test_hanging_deeds(act, deed):
 
 
 def test_hanging_row_does_not_hurt_its_neighbours():
-    scores = score("unruly:act", ["a", "sleep", "c"], deadline_s=0.3)
+    scores = score("unruly:act", ["a", "sleep", "c"], timeout_s=0.3)
     assert [row_score.reward for row_score in scores] == [1.0, None, 1.0]
 
 
 def test_gives_up_after_three_hanging_rows():
     started = time.monotonic()
-    scores = score("unruly:act", ["sleep"] * 6, deadline_s=0.2)
+    scores = score("unruly:act", ["sleep"] * 6, timeout_s=0.2)
     assert time.monotonic() - started < 4 * 0.2 * (1 + PATIENCE) + 2.0
     assert ["did not return" in row_score.error for row_score in scores] == [True] * 3 + [False] * 3
     assert all(
@@ -225,7 +225,7 @@ def test_weights_labels_and_params():
         RewardConfig(name="unruly:judge", weight=-1.0),
         RewardConfig(name="exact", weight=0.0),
     ]
-    with Scorer(RewardsConfig(parts=parts)) as pool:
+    with Scorer(RewardsConfig(functions=parts)) as pool:
         (row_score,) = pool.score([prompt(answer="", level=0)], ["abcd"])
     assert row_score.parts == {"long": 2.0, "judge": 2.0, "exact": 0.0}
     assert row_score.reward == 2.0
@@ -289,7 +289,7 @@ def test_hanging_and_deadly_imports(text, message, tmp_path, monkeypatch):
     (tmp_path / "unruly_import.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RewardError, match=message):
-        score("unruly_import:f", ["a"], load_deadline_s=0.5)
+        score("unruly_import:f", ["a"], load_timeout_s=0.5)
 
 
 def test_functions_come_from_the_current_folder(tmp_path, monkeypatch):
@@ -394,7 +394,7 @@ def test_worker_starts_fast_and_without_torch(tmp_path, monkeypatch):
 
 def test_half_megabyte_rows():
     completions = ["x" * 500_000] * 8
-    assert [row_score.reward for row_score in score("length", completions, maximum=1, deadline_s=10)] == [-1.0] * 8
+    assert [row_score.reward for row_score in score("length", completions, maximum=1, timeout_s=10)] == [-1.0] * 8
 
 
 def test_lone_surrogates_survive():
@@ -421,13 +421,13 @@ def test_no_call_has_more_rows_than_its_deadline_can_stand():
 
 def test_slow_rows_are_not_killed_because_there_are_many():
     """Half a deadline for a piece, more than one for all of them."""
-    scores = score("unruly:slow", ["a"] * 768, deadline_s=0.8)
+    scores = score("unruly:slow", ["a"] * 768, timeout_s=0.8)
     assert [row_score.reward for row_score in scores] == [1.0] * 768
 
 
 def test_a_function_that_always_hangs_is_given_up_before_every_piece_was_tried():
     started = time.monotonic()
-    scores = score("unruly:hangs", ["a"] * 2560, deadline_s=0.2)
+    scores = score("unruly:hangs", ["a"] * 2560, timeout_s=0.2)
     assert time.monotonic() - started < 4 * 0.2 + 2.0
     assert all(row_score.reward is None for row_score in scores)
     assert "was not asked: 3 rows before this one hung" in scores[-1].error

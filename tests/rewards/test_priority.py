@@ -37,7 +37,7 @@ def pool(tmp_path_factory):
     (folder / "modest.py").write_text(MODULE)
     parts = [RewardConfig(name=f"modest:{name}") for name in ("own", "child", "math_threads")]
     with contextlib.chdir(folder):
-        scorer = Scorer(RewardsConfig(parts=parts, workers=2, deadline_s=60))
+        scorer = Scorer(RewardsConfig(functions=parts, workers=2, timeout_s=60))
     with scorer:
         scorer.start()
         yield scorer

@@ -30,7 +30,7 @@ def prompt(name: str = "p", answer: str | None = "5") -> Prompt:
 
 def config(*steps: str | StepRewardConfig, **options) -> RewardsConfig:
     named = [step if isinstance(step, StepRewardConfig) else StepRewardConfig(name=step) for step in steps]
-    return RewardsConfig(parts=[RewardConfig(name="number")], steps=named, **options)
+    return RewardsConfig(functions=[RewardConfig(name="number")], steps=named, **options)
 
 
 def score(completions: list[str], *steps: str | StepRewardConfig, lengths=None, **options):
@@ -68,7 +68,7 @@ def test_what_does_not_apply_is_left_out_and_true_is_one() -> None:
     ],
 )
 def test_a_bad_step_function_costs_its_own_row_and_no_other(word: str, cause: str) -> None:
-    bad, good = score([f"{word} 5", "fine 5"], "unruly_steps:act", deadline_s=0.5)
+    bad, good = score([f"{word} 5", "fine 5"], "unruly_steps:act", timeout_s=0.5)
     assert bad.reward is None
     assert bad.steps == {}
     assert bad.error is not None
@@ -87,7 +87,7 @@ def test_token_counts_are_a_column_of_parts_and_steps() -> None:
     (without_length,) = score(["a 5"], "unruly_steps:lengths")
     assert without_length.steps == {}
     part = RewardConfig(name="overlong", params={"maximum": 10, "cache": 4}, weight=2.0)
-    with Scorer(RewardsConfig(parts=[RewardConfig(name="number"), part])) as scorer:
+    with Scorer(RewardsConfig(functions=[RewardConfig(name="number"), part])) as scorer:
         scores = scorer.score([prompt("p"), prompt("q")], ["5", "5"], lengths=[6, 9])
         assert [row_score.reward for row_score in scores] == [1.0, 1.0 - 2 * 0.75]
         assert scorer.score([prompt("p")], ["5"])[0].parts == {"number": 1.0, "overlong": None}

@@ -25,7 +25,7 @@ def prompt(name: str = "p", **columns: Any) -> Prompt:
 def score(*names: str, completions: tuple[str, ...] = ("42", "7", "x 42"), workers: int = 1, **columns: Any):
     """Scores of three completions, and the notes."""
     parts = [RewardConfig(name=name) for name in names]
-    with Scorer(RewardsConfig(parts=parts, workers=workers, deadline_s=20), max_steps=8) as scorer:
+    with Scorer(RewardsConfig(functions=parts, workers=workers, timeout_s=20), max_steps=8) as scorer:
         rows = [prompt(f"p/{k}", **columns) for k in range(len(completions))]
         scorer.start(rows)
         return scorer.score(rows, completions, tokens=IDS[: len(rows)], version=2), scorer.notes
@@ -63,7 +63,7 @@ def test_functions_written_for_either_form(name: str, expected: list[float], not
 
 def test_what_is_found_out_holds_for_every_worker_and_without_a_start() -> None:
     parts = [RewardConfig(name="trl_style:conversational"), RewardConfig(name="plain_style:first_letter")]
-    with Scorer(RewardsConfig(parts=parts, workers=3)) as scorer:
+    with Scorer(RewardsConfig(functions=parts, workers=3)) as scorer:
         scores = scorer.score([prompt()] * 6, ["42", "7"] * 3)
     assert [row_score.parts for row_score in scores] == [
         {"conversational": 1.0, "first_letter": 1.0},
@@ -81,7 +81,7 @@ def test_an_error_of_its_own_does_not_change_the_form() -> None:
 @pytest.mark.parametrize(("form", "reward"), [("messages", 2.0), ("text", 2.0)])
 def test_the_form_can_be_set(form: Literal["messages", "text"], reward: float) -> None:
     part = RewardConfig(name="trl_style:careful", completions=form, prompts="messages")
-    with Scorer(RewardsConfig(parts=[part])) as scorer:
+    with Scorer(RewardsConfig(functions=[part])) as scorer:
         assert [row_score.reward for row_score in scorer.score([prompt()], ["42"])] == [reward]
         assert scorer.notes == []
     with pytest.raises(ValueError, match="for functions of your own"):
@@ -104,7 +104,7 @@ def test_trainer_state_says_what_it_has() -> None:
 @pytest.mark.parametrize("kind", ["whole", "items"])
 def test_arrays_and_their_scalars_are_values(kind: str) -> None:
     part = RewardConfig(name="plain_style:array", params={"kind": kind})
-    with Scorer(RewardsConfig(parts=[part])) as scorer:
+    with Scorer(RewardsConfig(functions=[part])) as scorer:
         assert [row_score.reward for row_score in scorer.score([prompt()] * 2, ["a", "b"])] == [0.5, 0.5]
 
 
@@ -201,11 +201,11 @@ def test_modules_that_cannot_be_imported(
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(RewardError, match=message),
-        Scorer(RewardsConfig(parts=[RewardConfig(name="broken:f")])) as scorer,
+        Scorer(RewardsConfig(functions=[RewardConfig(name="broken:f")])) as scorer,
     ):
         scorer.start()
 
 
 def test_a_file_is_not_a_module() -> None:
     with pytest.raises(ConfigError, match=r"'sub/bad\.py:fine' names a file.*: write `sub\.bad:fine`"):
-        Scorer(RewardsConfig(parts=[RewardConfig(name="sub/bad.py:fine")]))
+        Scorer(RewardsConfig(functions=[RewardConfig(name="sub/bad.py:fine")]))

@@ -235,7 +235,7 @@ def test_a_quorum_and_a_second_turn_exclude_each_other() -> None:
 
 def test_the_deadline_is_for_all_turns_together() -> None:
     (rollout,), _ = play(
-        counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, deadline_s=0.0)
+        counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, timeout_s=0.0)
     )
     assert (len(rollout.turns), rollout.outcome, rollout.stop_reason) == (1, Outcome.TRUNCATED, StopReason.DEADLINE)
 

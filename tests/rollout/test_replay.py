@@ -273,17 +273,22 @@ def test_the_name_of_a_reward_follows_its_source(tmp_path: Path, monkeypatch: py
     package.mkdir()
     (package / "by.py").write_text("def length(prompts, completions): ...", encoding="utf-8")
     (package / "__init__.py").write_text("raise RuntimeError('never imported')", encoding="utf-8")
-    rewards = RewardsConfig.model_validate({"parts": [{"name": "rated.by:length"}, {"name": "exact", "weight": 0.5}]})
+    rewards = RewardsConfig.model_validate(
+        {"functions": [{"name": "rated.by:length"}, {"name": "exact", "weight": 0.5}]}
+    )
     before = identity(rewards)
-    assert identity(rewards.model_copy(update={"deadline_s": 1.0, "workers": 3})) == before
-    assert identity(RewardsConfig.model_validate({"parts": [{"name": "rated.by:length"}, {"name": "exact"}]})) != before
+    assert identity(rewards.model_copy(update={"timeout_s": 1.0, "workers": 3})) == before
+    assert (
+        identity(RewardsConfig.model_validate({"functions": [{"name": "rated.by:length"}, {"name": "exact"}]}))
+        != before
+    )
     (package / "by.py").write_text("def length(prompts, completions): pass", encoding="utf-8")
     assert identity(rewards) != before
-    gone = RewardsConfig.model_validate({"parts": [{"name": "nowhere.at.all:length"}]})
+    gone = RewardsConfig.model_validate({"functions": [{"name": "nowhere.at.all:length"}]})
     assert identity(gone) == identity(gone)
 
 
-REPLAY = {"groups": 2, "capacity": 8, "staleness": 3, "low": 0.2, "high": 5.0}
+REPLAY = {"groups": 2, "capacity": 8, "max_age": 3, "min_ratio": 0.2, "max_ratio": 5.0}
 
 
 @pytest.fixture
@@ -306,10 +311,10 @@ def metrics(run: Path, step: int) -> dict[str, float]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "minibatches, kl": {"optim": {"lr": 1e-3, "minibatches": 2, "epochs": 2}, "objective": {"kl_beta": 0.1}},
-    "kl in the reward": {"objective": {"kl_beta": 0.1, "kl_place": "reward", "kl_estimator": "k1"}},
-    "heb-stack": {"grouping": {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0, "weights": "probability"}},
-    "tracker, uniform": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "uniform": True}},
-    "renewed reference": {"objective": {"kl_beta": 0.1}, "reference": {"every": 4}},
+    "kl in the reward": {"objective": {"kl_beta": 0.1, "kl_in": "reward", "kl_estimator": "k1"}},
+    "mixture": {"grouping": {"preset": "mixture", "refit_every": 2, "min_weight": 4.0, "weights": "probability"}},
+    "tracker, uniform": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "unbiased": True}},
+    "renewed reference": {"objective": {"kl_beta": 0.1}, "reference": {"sync_every": 4}},
 }
 
 
@@ -354,7 +359,7 @@ def test_the_estimator_sees_every_group_once(root: Path, monkeypatch: pytest.Mon
         return inner(estimator, groups, *args)
 
     monkeypatch.setattr(GroupAwareEstimator, "__call__", watched)
-    grouping = {"preset": "heb", "refit_every": 2, "min_weight": 4.0}
+    grouping = {"preset": "empirical_bayes", "refit_every": 2, "min_weight": 4.0}
     run = launch.train(config_for(root, grouping=grouping, eval={"every": 0}))
     assert len(group_keys) == len(set(group_keys)) == 6 * 3
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
@@ -391,11 +396,11 @@ def test_a_changed_reward_function_forgets_the_past_and_says_so(root: Path) -> N
     ("changed", "message"),
     [
         ({"critic": {}}, "leave out critic, or set replay.groups = 0"),
-        ({"objective": {"kl_beta": 0.1}, "reference": {"every": 1}}, "a renewed reference empties the memory"),
+        ({"objective": {"kl_beta": 0.1}, "reference": {"sync_every": 1}}, "a renewed reference empties the memory"),
         ({"replay": {"groups": 9, "capacity": 8}}, "cannot come from a memory of capacity = 8"),
-        ({"replay": {"groups": 1, "low": 1.5}}, "less than 1"),
-        ({"replay": {"groups": 1, "high": 0.9}}, "greater than 1"),
-        ({"replay": {"groups": 1, "staleness": 0}}, "greater than or equal to 1"),
+        ({"replay": {"groups": 1, "min_ratio": 1.5}}, "less than 1"),
+        ({"replay": {"groups": 1, "max_ratio": 0.9}}, "greater than 1"),
+        ({"replay": {"groups": 1, "max_age": 0}}, "greater than or equal to 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:

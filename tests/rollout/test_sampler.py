@@ -117,19 +117,24 @@ def test_a_step_draws_from_the_stages_that_it_straddles() -> None:
 
 
 def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
-    source = sampler(lambda prompt, sample: [1 if prompt % 2 else sample], refill=True)
+    source = sampler(lambda prompt, sample: [1 if prompt % 2 else sample], dynamic_sampling=True)
     batch = source.collect(0)
     assert len(batch.groups) == 4
     assert all(int(name[1:]) % 2 == 0 for name in members(batch))
     drawn = [rollout.context.prompt_id for rollout in batch.experience.rollouts]
     assert len(drawn) == 2 * len(set(drawn)), "no prompt is sampled twice in a step: its draws would be the same"
-    assert batch.metrics["refill/dropped"] == len(set(drawn)) - 4
+    assert batch.metrics["dynamic_sampling/dropped"] == len(set(drawn)) - 4
     assert batch.cursor == len(set(drawn))
 
 
 def test_refill_ends_at_its_limit_and_when_all_prompts_were_tried() -> None:
-    assert sampler(lambda prompt, sample: [0], refill=True, refill_limit=2).collect(0).metrics["refill/rounds"] == 2
-    batch = sampler(lambda prompt, sample: [0], count=6, refill=True, refill_limit=50).collect(0)
+    assert (
+        sampler(lambda prompt, sample: [0], dynamic_sampling=True, dynamic_sampling_limit=2)
+        .collect(0)
+        .metrics["dynamic_sampling/rounds"]
+        == 2
+    )
+    batch = sampler(lambda prompt, sample: [0], count=6, dynamic_sampling=True, dynamic_sampling_limit=50).collect(0)
     assert batch.groups == []
     assert len({rollout.context.prompt_id for rollout in batch.experience.rollouts}) == 6
 
@@ -161,7 +166,11 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
     def script(prompt: int, sample: int) -> list[int]:
         return [(prompt * 7 + sample) % 2] * (prompt + 1)
 
-    kinds: list[dict[str, Any]] = [{"refill": True}, {"oversample": 1.5}, {"refill": True, "oversample": 1.5}]
+    kinds: list[dict[str, Any]] = [
+        {"dynamic_sampling": True},
+        {"oversample": 1.5},
+        {"dynamic_sampling": True, "oversample": 1.5},
+    ]
     for settings in kinds:
         first_sampler, second_sampler = sampler(script, **settings), sampler(script, **settings)
         first = first_sampler.collect(0)
@@ -192,13 +201,13 @@ def test_an_allocation_decides_which_prompts_and_how_often() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_small_data_never_runs_in_circles(limit: int) -> None:
-    settings = {"count": 4, "oversample": 3.0, "refill": True, "refill_limit": limit}
+    settings = {"count": 4, "oversample": 3.0, "dynamic_sampling": True, "dynamic_sampling_limit": limit}
     batch = sampler(lambda prompt, sample: [sample], **settings).collect(0)
     assert len(batch.groups) == 4
 
 
 def test_refill_keeps_groups_whose_graded_rewards_differ() -> None:
-    source = sampler(lambda prompt, sample: [sample] if prompt % 2 else [7], refill=True)
+    source = sampler(lambda prompt, sample: [sample] if prompt % 2 else [7], dynamic_sampling=True)
 
     def share(rollouts: Sequence[Rollout]) -> list[float]:
         return [0.1 + 0.2 * int(rollout.completion) for rollout in rollouts]

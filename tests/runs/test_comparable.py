@@ -11,14 +11,14 @@ NUMBER, LAYOUT = {"name": "number", "weight": 1.0}, {"name": "format", "weight":
 
 
 def config(*parts: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    return {"rewards": {"parts": list(parts)}, **sections}
+    return {"rewards": {"functions": list(parts)}, **sections}
 
 
 def test_pass_at_1_is_judged_by_the_evaluated_part_alone() -> None:
     assert differing(config(NUMBER), config(NUMBER, LAYOUT), PASS) == []
-    assert differing(config(NUMBER), config(NUMBER, LAYOUT), REWARD) == ["rewards.parts"]
-    assert differing(config(NUMBER), config(LAYOUT, NUMBER), PASS) == ["rewards.parts"]
-    assert differing(config(NUMBER), config({**NUMBER, "params": {"tolerance": 1}}), PASS) == ["rewards.parts"]
+    assert differing(config(NUMBER), config(NUMBER, LAYOUT), REWARD) == ["rewards.functions"]
+    assert differing(config(NUMBER), config(LAYOUT, NUMBER), PASS) == ["rewards.functions"]
+    assert differing(config(NUMBER), config({**NUMBER, "params": {"tolerance": 1}}), PASS) == ["rewards.functions"]
 
 
 def test_prompts_and_evaluation_settings_have_to_agree() -> None:

@@ -49,7 +49,7 @@ def a_run(root: Path, base: Path, lora: LoraConfig | None) -> Path:
         "model": {"name": str(base)} | ({} if lora is None else {"lora": {"rank": lora.rank, "alpha": lora.alpha}}),
         "optim": {"lr": 1e-4},
         "data": {"train": [{"type": "file", "path": "/secret/place/words.jsonl"}]},
-        "rewards": {"parts": [{"name": "exact"}]},
+        "rewards": {"functions": [{"name": "exact"}]},
     }
     (run / "config.toml").write_text(dumps(settings))
     with MetricsDB(run / "metrics.sqlite") as database:

@@ -59,7 +59,7 @@ def test_the_error_is_the_distance_from_the_true_chance(study: ModuleType) -> No
     assert error.whole == pytest.approx(np.mean(chances * (1 - chances)) / 3, rel=0.1)
     floor = np.mean([study.floor(rollouts) for rollouts in batches])
     assert floor == pytest.approx(np.mean(chances * (1 - chances)), rel=0.05)
-    assert study.judge(batches, (), "heb", Settings()).whole < error.whole, "its memory knows these prompts"
+    assert study.judge(batches, (), "empirical_bayes", Settings()).whole < error.whole, "its memory knows these prompts"
     assert error.power == pytest.approx(floor + error.whole), "without weights"
 
 
@@ -72,7 +72,9 @@ def test_a_recorded_run_is_replayed_under_every_variant(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = make_config(tmp_path, grouping={"preset": "heb", "min_weight": 4.0}, steps=3, eval={"every": 0})
+    config = make_config(
+        tmp_path, grouping={"preset": "empirical_bayes", "min_weight": 4.0}, steps=3, eval={"every": 0}
+    )
     run = launch.train(config)
     monkeypatch.setattr(sys, "argv", ["ablate.py", str(run), "--out", "found.json"])
     study.main()
@@ -93,9 +95,9 @@ def test_recorded_episodes_say_what_their_states_are_worth(
     config = make_config(
         tmp_path,
         environment={"name": "tiny_env:letters", "max_tokens": 160},
-        rewards={"parts": [{"name": "environment"}]},
-        grouping={"preset": "heb-stack", "min_weight": 4.0},
-        collect={"prompts": 2, "group_size": 8},
+        rewards={"functions": [{"name": "environment"}]},
+        grouping={"preset": "mixture", "min_weight": 4.0},
+        collect={"prompts_per_step": 2, "group_size": 8},
         steps=3,
         eval={"every": 0},
     )

@@ -26,7 +26,7 @@ def rare(prompts, completions, **columns):
 """
 ODD = {"parts": [{"name": "tiny_rewards:odd"}]}
 SMALL: dict[str, dict[str, Any]] = {
-    "r1": {"optim": {"minibatches": 2}, "reference": {"every": 1}},
+    "r1": {"optim": {"minibatches": 2}, "reference": {"sync_every": 1}},
     "dapo": {"rewards": ODD},
 }
 
@@ -67,7 +67,7 @@ def test_every_method_moves_the_policy(name: str, root: Path) -> None:
     [
         ("ppo", {}),
         ("ppo", {"critic": {"kind": "model"}, "optim": {"minibatches": 2}}),
-        ("r1", {"reference": {"every": 3, "ema": 0.6}}),
+        ("r1", {"reference": {"sync_every": 3, "sync_ema": 0.6}}),
         ("dapo", {}),
         ("grpo", {"objective": {"entropy_target": 2.0, "kl_beta": 0.05, "kl_target": 0.01}}),
         ("grpo", {"collect": {"oversample": 1.5}}),
@@ -91,11 +91,11 @@ def _stopping(step: int) -> Any:
 
 
 def test_refilled_groups_are_all_mixed_and_dropped_ones_are_counted(root: Path) -> None:
-    rewards = {"parts": [{"name": "tiny_rewards:rare"}]}
-    run = launch.train(config_for(root, "dapo", steps=3, collect={"refill_limit": 4}, rewards=rewards))
+    rewards = {"functions": [{"name": "tiny_rewards:rare"}]}
+    run = launch.train(config_for(root, "dapo", steps=3, collect={"dynamic_sampling_limit": 4}, rewards=rewards))
     by_step = [metrics(run, step) for step in (1, 2, 3)]
-    assert all(step_metrics["refill/rounds"] <= 4 for step_metrics in by_step)
-    assert any(step_metrics["refill/dropped"] > 0 for step_metrics in by_step)
+    assert all(step_metrics["dynamic_sampling/rounds"] <= 4 for step_metrics in by_step)
+    assert any(step_metrics["dynamic_sampling/dropped"] > 0 for step_metrics in by_step)
     assert all(step_metrics.get("groups/mixed", 1.0) == 1.0 for step_metrics in by_step)
 
 

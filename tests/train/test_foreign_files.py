@@ -119,7 +119,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def of(root: Path, path: Path, **changed: Any) -> RunConfig:
     data = {"train": [{"type": "file", "path": str(path), **changed}], "heldout": []}
     return make_config(
-        root, steps=1, data=data, rewards={"parts": [{"name": "task"}]}, eval={"every": 0}, checkpoint={"every": 0}
+        root, steps=1, data=data, rewards={"functions": [{"name": "task"}]}, eval={"every": 0}, checkpoint={"every": 0}
     )
 
 
@@ -176,7 +176,9 @@ def test_a_reward_that_needs_a_missing_column_is_refused_before_the_model_is_loa
         "def needy(completions, ground_truth):\n    return [1.0] * len(completions)\n"
     )
     config = of(root, trl(root)).model_copy(
-        update={"rewards": RunConfig.model_validate({"rewards": {"parts": [{"name": "needy_rewards:needy"}]}}).rewards}
+        update={
+            "rewards": RunConfig.model_validate({"rewards": {"functions": [{"name": "needy_rewards:needy"}]}}).rewards
+        }
     )
     monkeypatch.setattr(launch, "policy_for", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(

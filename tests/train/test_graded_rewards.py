@@ -157,7 +157,7 @@ class Told(Callback):
 
 def test_dynamic_sampling_trains_on_a_graded_reward(root: Path) -> None:
     told = Told()
-    config = make_config(root, name="dapo", steps=3, collect={"refill": True}, eval={"every": 0, "limit": 1})
+    config = make_config(root, name="dapo", steps=3, collect={"dynamic_sampling": True}, eval={"every": 0, "limit": 1})
     run = launch.train(config, told)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert all(value > 0 for _, value in database.series("grad_norm"))
@@ -170,7 +170,7 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
     (root / "constant.py").write_text("def half(completions, **columns):\n    return [0.5 for _ in completions]\n")
     told = Told()
     parts = {"parts": [{"name": "constant:half"}]}
-    collect = {"refill": True, "refill_limit": 2}
+    collect = {"dynamic_sampling": True, "dynamic_sampling_limit": 2}
     ways = {"constant": {}, "dropped": {"collect": collect}}
     for name, changed in ways.items():
         run = launch.train(
@@ -181,10 +181,10 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
         readme = (run / "README.md").read_text(encoding="utf-8")
         assert "- serious: Nothing was trained: the gradient was zero in every step." in readme
         assert "- Gradient: zero in 2 of 2 steps: the reward was 0.5 for every rollout." in readme
-    short = [note for note in told.notes if "collect.refill" in note]
+    short = [note for note in told.notes if "collect.dynamic_sampling" in note]
     assert short[0] == (
-        "warning: collect.refill found 0 of 3 groups with variance after 2 rounds and dropped 6, in each of which all "
-        "attempts have the same 'half' (eval.part); this step trains on nothing"
+        "warning: collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 6, in each of which all "
+        "attempts have the same 'half' (eval.reward); this step trains on nothing"
     )
 
 
@@ -258,7 +258,7 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
     run = launch.train(make_config(root, name="sparse", steps=4, rewards=parts, eval={"every": 2, "samples": 2}), told)
     assert [evaluation.pass_at_1 for evaluation in told.results] == [None] * len(told.results)
     with MetricsDB.reader(run / "metrics.sqlite") as database:
-        solved = {step for step, _ in database.series("groups/solved")}
+        solved = {step for step, _ in database.series("groups/all_correct")}
         graded = [step for step, value in database.series("reward/max") if value not in (0.0, 1.0)]
     assert graded
     assert not {step for step in solved if step >= graded[0]}
@@ -266,4 +266,4 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
     launch.resume(run, told, steps=6, accept_reward_change=True)  # nothing but zeros from here on, and still graded
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         assert max(step for step, _ in database.series("reward/max")) == 6
-        assert not {step for step, _ in database.series("groups/solved") if step >= graded[0]}
+        assert not {step for step, _ in database.series("groups/all_correct") if step >= graded[0]}

@@ -44,7 +44,7 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    grouping = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0, "weights": "none"}
+    grouping = {"preset": "mixture", "refit_every": 2, "min_weight": 4.0, "weights": "none"}
     config = make_config(tmp_path, grouping=grouping, steps=4, eval={"every": 0}, checkpoint={"every": 4, "keep": 1})
     run = launch.train(config)
     pool, features = study.collect(run, 4, 8)
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     # The mean score of many attempts is near zero; each alone is not.
     alone = np.square(pool.scores).sum(-1).mean()
     assert np.square(pool.scores.reshape(64, -1).mean(0)).sum() < alone / 4
-    arm = study.ARMS["heb, length"]
+    arm = study.ARMS["empirical_bayes, length"]
     model = study.taught(run, 4, arm, features)
     rows, attempts = study.draw(pool, 2, 0)
     advantages = study.advantages(pool, rows, attempts, 2, arm, model, 4)
@@ -63,13 +63,15 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     assert other[0] - advantages[0] == pytest.approx(moved, abs=1e-9), "its own reward is not in its baseline"
     results = {"one/4": study.study(run, 4, 8, 6)}
     arms = results["one/4"]["arms"]
-    assert arms["heb, length/1"]["noise"] > 0
-    assert [arms[name]["gain"] for name in ("rloo/4", "heb, length/2", "prompt/4")] == pytest.approx([1.0, 1.0, 0.75])
+    assert arms["empirical_bayes, length/1"]["noise"] > 0
+    assert [arms[name]["gain"] for name in ("rloo/4", "empirical_bayes, length/2", "prompt/4")] == pytest.approx(
+        [1.0, 1.0, 0.75]
+    )
     # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy (with
     # `weights = "length"` the mean of the others is not that any more).
     assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"])
-    assert arms["heb-stack, probability, roulette 1/2"]["silent"] > arms["heb-stack, probability/2"]["silent"]
-    assert "| heb-stack, length | " in study.table(results)
+    assert arms["mixture, probability, roulette 1/2"]["silent"] > arms["mixture, probability/2"]["silent"]
+    assert "| mixture, length | " in study.table(results)
 
 
 def fields(pool: object) -> dict[str, object]:

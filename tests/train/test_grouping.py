@@ -39,7 +39,7 @@ def metrics(run: Path, step: int) -> dict[str, float]:
         return database.step_metrics(step)
 
 
-@pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "heb", "heb-stack"])
+@pytest.mark.parametrize("preset", ["rloo", "global", "tracker", "js2", "empirical_bayes", "mixture"])
 def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
     run = launch.train(config_for(root, preset, steps=3, eval={"every": 0}, checkpoint={"every": 0}))
     step_metrics = metrics(run, 3)
@@ -49,8 +49,8 @@ def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
 
 
 def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
-    collect = {"group_size": 1, "prompts": 6}
-    run = launch.train(config_for(root, "heb-stack", steps=4, collect=collect, eval={"every": 0}))
+    collect = {"group_size": 1, "prompts_per_step": 6}
+    run = launch.train(config_for(root, "mixture", steps=4, collect=collect, eval={"every": 0}))
     assert metrics(run, 4)["grad_norm"] > 0
 
 
@@ -59,14 +59,14 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     [
         {},
         {"weights": "none", "embedding": "none", "without": ["tree"]},
-        {"weights": "probability", "per_part": True, "rewards": None},
+        {"weights": "probability", "per_reward": True, "rewards": None},
         {"allocate": True, "candidates": 2, "most": 6, "uniform": True},
     ],
     ids=["plain", "no tree", "per part", "allocation"],
 )
 def test_it_resumes_to_the_same_bits(grouping: dict[str, Any], root: Path) -> None:
     def settings(name: str) -> RunConfig:
-        return config_for(root, "heb-stack", grouping=dict(grouping), name=name, optim={"lr": 1e-2, "roulette": 1.0})
+        return config_for(root, "mixture", grouping=dict(grouping), name=name, optim={"lr": 1e-2, "subsample": 1.0})
 
     whole = launch.train(settings("one"))
     half = launch.train(settings("two"), stop_at(4, signal.SIGTERM))
@@ -75,32 +75,32 @@ def test_it_resumes_to_the_same_bits(grouping: dict[str, Any], root: Path) -> No
 
 
 def test_credit_says_which_scale_it_came_from(root: Path) -> None:
-    run = launch.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    run = launch.train(config_for(root, "empirical_bayes", steps=3, eval={"every": 0}))
     (row, *_) = rollouts.read_step(run / "rollouts", 3)
     assert row.credit is not None
     assert {"siblings", "root"} <= set(row.credit.contributions)
 
 
 def test_time_is_the_count_of_steps(root: Path) -> None:
-    run = launch.train(config_for(root, "heb", steps=3, eval={"every": 0}))
+    run = launch.train(config_for(root, "empirical_bayes", steps=3, eval={"every": 0}))
     assert [metrics(run, step)["grouping/time"] for step in (1, 2, 3)] == [0.0, 1.0, 2.0]
 
 
 def test_a_sentence_encoder_says_what_prompts_mean_and_resumes(root: Path) -> None:
     encoder = tiny_encoder(root / "bert")
     given = {"grouping": {"embedding": str(encoder)}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
-    run = launch.train(config_for(root, "heb", **given))
+    run = launch.train(config_for(root, "empirical_bayes", **given))
     payload = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     names = [column["name"] for column in payload["facts"]["features"]["columns"]]
     assert sum(name.startswith("meaning ") for name in names) == 16
-    half = launch.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    half = launch.train(config_for(root, "empirical_bayes", **given, name="two"), stop_at(2, signal.SIGTERM))
     launch.resume(half)
     assert fingerprint(half) == fingerprint(run)
 
 
 def test_an_encoder_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
     with pytest.raises(ConfigError, match="there is no encoder 'no-such-encoder'"):
-        launch.train(config_for(root, "heb", grouping={"embedding": "no-such-encoder"}))
+        launch.train(config_for(root, "empirical_bayes", grouping={"embedding": "no-such-encoder"}))
     assert not (root / "runs").exists()
 
 
@@ -159,14 +159,14 @@ def test_a_baseline_that_reads_its_own_reward_is_warned_of_by_name(root: Path) -
 def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns: list[str], root: Path) -> None:
     (root / "own_groups.py").write_text(OWN)
     given = {"grouping": {"key": f"own_groups:{key}"}, "steps": 4, "checkpoint": {"every": 2}, "eval": {"every": 0}}
-    run = launch.train(config_for(root, "heb", **given))
+    run = launch.train(config_for(root, "empirical_bayes", **given))
     payload = json.loads((run / "checkpoints/step_000004" / FILES.facts).read_text())
     features = payload["facts"]["features"]["columns"]
     assert [column["name"] for column in features if column["signal"] == "key"] == columns
     (row, *_) = rollouts.read_step(run / "rollouts", 4)
     assert row.credit is not None
     assert ("key" in row.credit.contributions) == (key == "last_digit")
-    half = launch.train(config_for(root, "heb", **given, name="two"), stop_at(2, signal.SIGTERM))
+    half = launch.train(config_for(root, "empirical_bayes", **given, name="two"), stop_at(2, signal.SIGTERM))
     launch.resume(half)
     assert fingerprint(half) == fingerprint(run)
 
@@ -175,8 +175,12 @@ def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns
     ("preset", "grouping", "message"),
     [
         ("own_groups:missing", {}, "no function 'missing'"),
-        ("heb", {"key": "nowhere:missing"}, "importing 'nowhere' found no module"),
-        ("heb", {"key": "own_groups:nothing"}, "gave None for prompt .* expected a text or a finite number"),
+        ("empirical_bayes", {"key": "nowhere:missing"}, "importing 'nowhere' found no module"),
+        (
+            "empirical_bayes",
+            {"key": "own_groups:nothing"},
+            "gave None for prompt .* expected a text or a finite number",
+        ),
     ],
 )
 def test_functions_that_cannot_be_had_or_give_nothing_are_named(
@@ -189,7 +193,7 @@ def test_functions_that_cannot_be_had_or_give_nothing_are_named(
 
 def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
     grouping = {"allocate": True, "candidates": 3, "most": 8}
-    run = launch.train(config_for(root, "heb", steps=4, grouping=grouping, eval={"every": 0}))
+    run = launch.train(config_for(root, "empirical_bayes", steps=4, grouping=grouping, eval={"every": 0}))
     for step in range(1, 5):
         rows = rollouts.read_step(run / "rollouts", step)
         assert len(rows) == 3 * 4
@@ -199,10 +203,10 @@ def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
 def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = launch.train(config_for(root, "heb-stack", steps=6, eval={"every": 0}))
+    run = launch.train(config_for(root, "mixture", steps=6, eval={"every": 0}))
     assert main(["groups", str(run), "--plot", "regions.png"]) == 0
     text = capsys.readouterr().out
-    assert "heb-stack" in text
+    assert "mixture" in text
     assert "12 prompts" in text
     assert (root / "regions.png").read_bytes().startswith(b"\x89PNG")
     assert main(["groups", str(run), "--plot", "regions.svg"]) == 0
@@ -218,13 +222,13 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
 
 
 def test_groups_of_another_format_are_refused(root: Path) -> None:
-    run = launch.train(config_for(root, "heb", steps=2, eval={"every": 0}))
+    run = launch.train(config_for(root, "empirical_bayes", steps=2, eval={"every": 0}))
     folder = run / "checkpoints" / "step_000002"
     payload = json.loads((folder / FILES.facts).read_text())
     (folder / FILES.facts).write_text(json.dumps(payload | {"format": 2}))
     features = PromptFeatures((), None, dimensions=16)
     estimator = GroupAwareEstimator(
-        config_for(root, "heb").grouping,
+        config_for(root, "empirical_bayes").grouping,
         terms=Terms(clip_low=0.2, clip_high=0.2),
         features=features,
         part_weights={},
@@ -246,11 +250,11 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"advantage": {"scale": "none"}}, "a scale of its own"),
         ({"critic": {}}, "leave out critic"),
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
-        ({"grouping": {"rewards": [1.0, 0.0]}}, "smallest reward, then the largest"),
-        ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by heb, heb-stack and your own"),
+        ({"grouping": {"reward_range": [1.0, 0.0]}}, "smallest reward, then the largest"),
+        ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by empirical_bayes, mixture and your own"),
         ({"grouping": {"preset": "a:b", "allocate": True}}, "expects something of a prompt"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        config_for(root, "heb", **changed)
+        config_for(root, "empirical_bayes", **changed)

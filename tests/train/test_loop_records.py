@@ -28,7 +28,7 @@ NOTHING = Experience(prompts=(), rollouts=(), generate_seconds=0.0, reward_secon
 
 
 def settings(*, eval_every: int = 0, checkpoint_every: int = 0) -> LoopSettings:
-    packing = Packing(normalize="token", token_budget=100, skip_zero=True)
+    packing = Packing(loss_agg_mode="token-mean", max_tokens_per_microbatch=100, skip_zero=True)
     return LoopSettings(steps=10, eval_every=eval_every, checkpoint_every=checkpoint_every, packing=packing)
 
 
@@ -73,7 +73,7 @@ def test_schedules_adapt_the_objective_and_resume() -> None:
 
 def eventful() -> StepResult:
     result = step_result(NOTHING, skipped=1)
-    shortage = {"refill/missing": 3.0, "refill/rounds": 2.0, "refill/dropped": 4.0}
+    shortage = {"dynamic_sampling/missing": 3.0, "dynamic_sampling/rounds": 2.0, "dynamic_sampling/dropped": 4.0}
     return replace(
         result,
         batch=replace(result.batch, metrics=shortage),
@@ -96,8 +96,8 @@ def test_the_events_of_a_step_come_in_the_order_of_the_table() -> None:
         ("skipped_update", False, False),
     ]
     assert events[0].message == (
-        "collect.refill found 0 of 3 groups with variance after 2 rounds and dropped 4, in each of which all attempts "
-        "have the same 'exact' (eval.part); this step trains on nothing"
+        "collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 4, in each of which all attempts "
+        "have the same 'exact' (eval.reward); this step trains on nothing"
     )
     assert step_events(step_result(NOTHING), {}, dtype=torch.float32, eval_part="exact") == []
 

@@ -33,9 +33,9 @@ max_tokens = 64
 [sampling]
 max_tokens = 8
 [collect]
-prompts = 2
+prompts_per_step = 2
 group_size = 4
-[[rewards.parts]]
+[[rewards.functions]]
 name = "letters:likes_a"
 [optim]
 lr = 1e-2

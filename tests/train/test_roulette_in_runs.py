@@ -33,7 +33,7 @@ def test_the_gradient_is_the_same_on_average() -> None:
     model = learner(tiny_policy())
 
     def gradient(of: list[Credit]) -> tuple[torch.Tensor, int]:
-        batches = plan(items, of, normalize="sequence", token_budget=1000, skip_zero=True)
+        batches = plan(items, of, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=1000, skip_zero=True)
         gradients = model.gradient(batches)
         return torch.cat([part.flatten() for part in gradients.values()]), sum(len(batch.targets) for batch in batches)
 
@@ -52,7 +52,7 @@ def test_the_gradient_is_the_same_on_average() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("roulette")
-    changed = {"optim": {"roulette": 1.5}, "grouping": {"preset": "heb"}, "eval": {"every": 0}}
+    changed = {"optim": {"subsample": 1.5}, "grouping": {"preset": "empirical_bayes"}, "eval": {"every": 0}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
@@ -74,8 +74,8 @@ def test_those_left_out_are_on_record_with_their_advantage(run: Path) -> None:
 def test_it_says_how_much_was_left(run: Path) -> None:
     with sqlite3.connect(run / "metrics.sqlite") as database:
         averages = dict(database.execute("SELECT name, avg(value) FROM metrics GROUP BY name").fetchall())
-    assert 0 < averages["roulette/kept"] < 1
-    assert 1 < averages["roulette/power"] < 1 + 1.5**2 / 4
+    assert 0 < averages["subsample/kept"] < 1
+    assert 1 < averages["subsample/power"] < 1 + 1.5**2 / 4
     assert averages["tokens/trained"] < averages["tokens/generated"]
 
 
@@ -85,15 +85,15 @@ def test_it_says_how_much_was_left(run: Path) -> None:
         {"objective": {"kl_beta": 0.1}},
         {"objective": {"entropy_bonus": 0.1}},
         {"objective": {"entropy_share": 0.2}},
-        {"objective": {"surrogate": "mine:loss"}},
+        {"objective": {"loss": "mine:loss"}},
         {"critic": {}},
     ],
 )
 def test_it_is_refused_where_silent_rollouts_have_a_gradient(tmp_path: Path, changed: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"optim.roulette = 0.5 leaves rollouts out"):
-        make_config(tmp_path, optim={"roulette": 0.5}, **changed)
+    with pytest.raises(ValidationError, match=r"optim.subsample = 0.5 leaves rollouts out"):
+        make_config(tmp_path, optim={"subsample": 0.5}, **changed)
 
 
 def test_the_kl_in_the_reward_is_part_of_the_advantage(tmp_path: Path) -> None:
-    objective = {"kl_beta": 0.1, "kl_place": "reward", "kl_estimator": "k1"}
-    assert make_config(tmp_path, optim={"roulette": 0.5}, objective=objective).advantages_alone
+    objective = {"kl_beta": 0.1, "kl_in": "reward", "kl_estimator": "k1"}
+    assert make_config(tmp_path, optim={"subsample": 0.5}, objective=objective).advantages_alone

@@ -259,7 +259,7 @@ def test_other_settings_do_not_continue_a_run(root: Path) -> None:
 
 
 def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> None:
-    config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
+    config = make_config(root, rewards={"functions": [{"name": "bad_rewards:broken"}]})
     (root / "bad_rewards.py").write_text(
         "def broken(prompts, completions, **columns):\n    return [1 / (len(text) < 3) for text in completions]\n",
         encoding="utf-8",
@@ -269,7 +269,7 @@ def test_a_reward_that_raises_ends_the_run_with_its_name_and_row(root: Path) -> 
 
 
 def test_a_reward_that_always_raises_leaves_no_run_behind(root: Path) -> None:
-    config = make_config(root, rewards={"parts": [{"name": "bad_rewards:broken"}]})
+    config = make_config(root, rewards={"functions": [{"name": "bad_rewards:broken"}]})
     (root / "bad_rewards.py").write_text("def broken(completions):\n    return [1 / 0]\n", encoding="utf-8")
     with pytest.raises(RewardError, match=r"fails on every prompt looked at .*broken.*ZeroDivisionError"):
         launch.train(config)
@@ -347,9 +347,9 @@ def test_another_thread_count_is_said_on_resume(root: Path) -> None:
 
 def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
     watch = Watch()
-    config = make_config(root, steps=1, sampling={"deadline_s": 1e-9}, collect={"max_error_share": 1.0})
+    config = make_config(root, steps=1, sampling={"timeout_s": 1e-9}, collect={"max_error_share": 1.0})
     run = launch.train(config, watch)
-    assert any("truncated by sampling.deadline_s" in text for kind, text in watch.notes if kind == "warning")
+    assert any("truncated by sampling.timeout_s" in text for kind, text in watch.notes if kind == "warning")
     assert any("counted as wrong" in text for kind, text in watch.notes if kind == "warning")
     assert "groups/mixed" not in watch.steps[0]
     with MetricsDB.reader(run / "metrics.sqlite") as database:
@@ -357,8 +357,8 @@ def test_a_deadline_is_reported_and_never_a_reward(root: Path) -> None:
 
 
 def test_an_evaluation_that_judges_nothing_is_refused(root: Path) -> None:
-    config = make_config(root, rewards={"parts": [{"name": "tiny_rewards:likes_a"}, {"name": "shy:never"}]})
-    config = config.model_copy(update={"eval": config.eval.model_copy(update={"part": "never"})})
+    config = make_config(root, rewards={"functions": [{"name": "tiny_rewards:likes_a"}, {"name": "shy:never"}]})
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"reward": "never"})})
     (root / "shy.py").write_text("def never(prompts, completions):\n    return [None for _ in completions]\n")
     with pytest.raises(DataError, match="'never' applies to none of the 4 held-out prompts"):
         launch.train(config)
@@ -366,7 +366,7 @@ def test_an_evaluation_that_judges_nothing_is_refused(root: Path) -> None:
 
 def test_a_reward_that_cannot_be_imported_leaves_no_run_behind(root: Path) -> None:
     with pytest.raises(RewardError, match="no_such_module"):
-        launch.train(make_config(root, rewards={"parts": [{"name": "no_such_module:reward"}]}))
+        launch.train(make_config(root, rewards={"functions": [{"name": "no_such_module:reward"}]}))
     assert not (root / "runs" / "one").exists()
 
 
@@ -492,7 +492,7 @@ def test_the_estimate_of_a_checkpoint_is_near_its_size(root: Path) -> None:
 
 
 def test_a_judge_that_refuses_the_gold_answers_is_not_trained_on(root: Path) -> None:
-    config = make_config(root, rewards={"parts": [{"name": "number"}]})
+    config = make_config(root, rewards={"functions": [{"name": "number"}]})
     rows = (root / "train.jsonl").read_text(encoding="utf-8")
     (root / "train.jsonl").write_text(re.sub(r'"answer": "\d+"', '"answer": "many"', rows), encoding="utf-8")
     with pytest.raises(RewardError, match=r"misjudges gold answers or garbage.*no reward part applies"):
@@ -508,8 +508,8 @@ def test_a_run_through_a_curriculum_resumes_to_the_same_bits(tmp_path: Path, mon
         {"type": "file", "path": str(tmp_path / "train.jsonl"), "until": 10},
         {"type": "file", "path": str(tmp_path / "later.jsonl"), "after": 8},
     ]
-    data = {"train": train, "review": 0.25}
-    grouping = {"preset": "heb", "allocate": True, "candidates": 1}
+    data = {"train": train, "rehearsal": 0.25}
+    grouping = {"preset": "empirical_bayes", "allocate": True, "candidates": 1}
     whole = launch.train(make_config(tmp_path, data=data, grouping=grouping))
     half = launch.train(make_config(tmp_path, data=data, name="two", grouping=grouping), stop_at(3, signal.SIGTERM))
     launch.resume(half)

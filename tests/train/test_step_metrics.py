@@ -107,7 +107,7 @@ def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
             *(rollout("styled", k, reward=1 + 0.5 * k, parts={"number": 1.0}) for k in range(2)),
         ]
     )
-    assert (metrics["groups/solved"], metrics["groups/none"], metrics["groups/mixed"]) == (0.5, 0.25, 0.25)
+    assert (metrics["groups/all_correct"], metrics["groups/all_wrong"], metrics["groups/mixed"]) == (0.5, 0.25, 0.25)
     assert metrics["groups/zero_variance"] == 0.5
     assert (metrics["groups/zero_variance_solved"], metrics["groups/zero_variance_none"]) == (0.25, 0.25)
     assert metrics["groups/std"] == (0 + 0 + 0.5 + 0.25) / 4
@@ -162,7 +162,7 @@ def test_texts() -> None:
         ]
     )
     assert metrics["repetition/mean"] == pytest.approx(0.9 / 4)
-    assert metrics["copied/mean"] == pytest.approx(1 / 4)
+    assert metrics["prompt_overlap/mean"] == pytest.approx(1 / 4)
     assert metrics["answers/distinct"] == 1.5
 
 
@@ -176,8 +176,8 @@ def test_answers_without_reasoning_are_counted_where_a_layout_is_asked_for() -> 
 
 def test_skipped_updates_and_a_step_without_groups() -> None:
     metrics = measured([rollout("a", k, reward=None, parts={}) for k in range(2)], groups=[], skipped=2)
-    assert (metrics["updates/skipped"], metrics["groups/effective"], metrics["errors"]) == (2, 0, 2)
-    assert "groups/solved" not in metrics
+    assert (metrics["update/nonfinite"], metrics["groups/effective"], metrics["errors"]) == (2, 0, 2)
+    assert "groups/all_correct" not in metrics
 
 
 def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:

@@ -23,7 +23,7 @@ from coterie.train.prompt_stats import MEMORY, PromptStatsTable
 from coterie.types import Context, Group, Message, Outcome, Prompt, Rollout, SamplingSnapshot, StopReason
 from runs_for_tests import fingerprint, make_config, stop_at
 
-HEB = {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}
+HEB = {"preset": "mixture", "refit_every": 2, "min_weight": 4.0}
 
 
 @pytest.fixture

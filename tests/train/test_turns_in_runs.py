@@ -35,7 +35,7 @@ def letters(prompt, turns=3):
         said = yield Observation(messages=again, state=(turn, seen), reward=said.count("a") / 24)
     return said.count("a") / 24
 '''
-REPLAY = {"groups": 1, "low": 0.01, "high": 100.0}
+REPLAY = {"groups": 1, "min_ratio": 0.01, "max_ratio": 100.0}
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings(**changed: Any) -> dict[str, Any]:
     return {
         "environment": {"name": "tiny_env:letters", "max_tokens": 160},
-        "rewards": {"parts": [{"name": "environment"}]},
+        "rewards": {"functions": [{"name": "environment"}]},
         **changed,
     }
 
@@ -69,11 +69,11 @@ def metrics(run: Path, step: int) -> dict[str, float]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},
-    "gigpo": {"advantage": {"anchors": 1.0, "gamma": 0.9}},
-    "heb-stack": {"grouping": {"preset": "heb-stack", "refit_every": 2, "min_weight": 4.0}, "replay": REPLAY},
+    "gigpo": {"advantage": {"gigpo_weight": 1.0, "gamma": 0.9}},
+    "mixture": {"grouping": {"preset": "mixture", "refit_every": 2, "min_weight": 4.0}, "replay": REPLAY},
     "per part": {
-        "grouping": {"preset": "rloo", "per_part": True},
-        "rewards": {"parts": [{"name": "environment"}, {"name": "tiny_rewards:likes_a", "weight": 0.5}]},
+        "grouping": {"preset": "rloo", "per_reward": True},
+        "rewards": {"functions": [{"name": "environment"}, {"name": "tiny_rewards:likes_a", "weight": 0.5}]},
     },
 }
 
@@ -92,7 +92,7 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
 
 
 def test_killed_it_resumes_to_the_same_bits(root: Path) -> None:
-    changed = settings(**VARIANTS["heb-stack"])
+    changed = settings(**VARIANTS["mixture"])
     assert killed(root, "optimizer", 5, changed=json.dumps(changed)) == -signal.SIGKILL
     run = launch.resume("one", runs=root / "runs")
     assert fingerprint(run) == fingerprint(launch.train(make_config(root, name="whole", **changed)))
@@ -125,7 +125,7 @@ def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:
 
 
 def test_the_scale_can_be_left_out(root: Path) -> None:
-    grouping = {"preset": "rloo", "without": ["state"]}
+    grouping = {"preset": "rloo", "ablate": ["state"]}
     run = launch.train(config_for(root, steps=2, grouping=grouping, eval={"every": 0}))
     credits = [row.credit for row in read(run, 2) if row.credit is not None]
     assert not any(isinstance(credit.advantage, tuple) or "state" in credit.contributions for credit in credits)
@@ -173,7 +173,7 @@ def test_validate_plays_some_episodes(root: Path) -> None:
         ({"collect": {"oversample": 2.0}}, "set collect.oversample = 1"),
         ({"environment": {"name": "retry", "max_tokens": 8}}, "leaves no room for a prompt"),
         ({"environment": {"name": "single_turn"}}, 'environment.name = "single_turn" gives nothing'),
-        ({"advantage": {"anchors": 1.0, "scale": "beta"}}, 'set scale = "group_std" or "none"'),
+        ({"advantage": {"gigpo_weight": 1.0, "scale": "bnpo"}}, 'set scale = "group_std" or "none"'),
         ({"environment": {"name": "single_turn", "params": {"turns": 2}}}, "takes no params"),
     ],
 )

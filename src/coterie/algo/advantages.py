@@ -31,7 +31,7 @@ class AdvantageRule:
     """Divisor: a name in `SCALES`."""
     whiten: Literal["none", "samples", "tokens"] = "none"
     """Subtract the batch's mean and divide by its standard deviation, over rollouts or over trained tokens."""
-    per_part: bool = False
+    per_reward: bool = False
     """Estimate each reward part by itself and add up with the parts' weights (GDPO, arXiv 2601.05242; published with
     whiten = samples); otherwise the weighted sum of the parts is estimated."""
     step_weight: float = 0.0
@@ -68,7 +68,7 @@ def credit(
     Args:
         groups: of the whole collected batch: baselines, scales and whitening over the batch mean all of it.
         rollouts: by id; parts, steps and token counts are read from here.
-        part_weights: weight of each reward part by its label, for `per_part`.
+        part_weights: weight of each reward part by its label, for `per_reward`.
         step_weights: weight of each step function by its label; 1 for those not named.
         token_rewards: [C] per rollout id, rewards of single tokens beside the outcome's, such as `kl_in_reward`; a
             token's advantage then is the sum of what follows, as in REINFORCE++.
@@ -107,7 +107,7 @@ def outcome_advantages(
     """(reward - baseline) / scale of every member of every group, before whitening: [B], never NaN.
 
     A zero-variance group gives exactly 0 under the group baselines. A member to which a part does not apply gets 0 of
-    it (`per_part`), and does not enter the others' baseline.
+    it (`per_reward`), and does not enter the others' baseline.
 
     >>> from types import SimpleNamespace as Attempt  # all that is read of a rollout
     >>> four = {name: Attempt(trained_tokens=3, context=None) for name in "abcd"}
@@ -115,10 +115,10 @@ def outcome_advantages(
     >>> outcome_advantages([group], four, AdvantageRule()).round(3).tolist()
     [0.866, -0.866, -0.866, 0.866]
     """
-    if not rule.per_part:
+    if not rule.per_reward:
         return _estimate([np.array(group.rewards, dtype=np.float64) for group in groups], groups, rollouts, rule)
     if not part_weights:
-        raise ValueError("per_part needs part_weights: the weight of each reward part by its label")
+        raise ValueError("per_reward needs part_weights: the weight of each reward part by its label")
     total = np.zeros(sum(len(group.members) for group in groups))
     for label, weight in part_weights.items():
         if weight == 0:
@@ -204,14 +204,14 @@ def _state_advantages(
     """[C] weighted state advantages of every member; None where no other attempt came to any of its states, and in a
     single-turn environment. An episode that ended after its first turn has one like any other."""
     members = [rollouts[name] for group in groups for name in group.members]
-    if rule.anchors == 0 or not any(map(has_states, members)):
+    if rule.gigpo_weight == 0 or not any(map(has_states, members)):
         return [None] * len(members)
     totals = [reward for group in groups for reward in group.rewards]
     environment_weight = given_by_environment(environment, "")
     episodes = [episode_of(rollout, total, environment_weight) for rollout, total in zip(members, totals, strict=True)]
     advantages = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
     return [
-        rule.anchors * broadcast_to_tokens(values, rollout) if values.any() else None
+        rule.gigpo_weight * broadcast_to_tokens(values, rollout) if values.any() else None
         for rollout, values in zip(members, advantages, strict=True)
     ]
 

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Normalize = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
+LossAggMode = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
 
-NORMALIZERS: dict[str, tuple[str, str]] = {
+LOSS_AGG_MODES: dict[str, tuple[str, str]] = {
     "sequence": ("1 / (R·L_i)", "GRPO, DeepSeekMath 2402.03300, eq. 3: mean over tokens, then over rollouts"),
     "token": ("1 / Σ_j L_j", "DAPO 2503.14476, §3.3: mean over all tokens of the step"),
     "constant": ("1 / (R·L_max)", "Dr. GRPO 2503.20783: no length in it, so the gradient is unbiased"),
@@ -20,7 +20,7 @@ NORMALIZERS: dict[str, tuple[str, str]] = {
 
 
 def token_weights(
-    lengths: ArrayLike, prompts: ArrayLike, how: Normalize, *, max_tokens: int = 0
+    lengths: ArrayLike, prompts: ArrayLike, how: LossAggMode, *, max_tokens: int = 0
 ) -> NDArray[np.float64]:
     """Weight of every token of each rollout in the sum that is the loss.
 
@@ -28,7 +28,7 @@ def token_weights(
         lengths: [R] trained tokens of each rollout of the whole optimizer step. A rollout without any is left out of
             every denominator and gets weight 0.
         prompts: [R] int: which prompt each rollout answers; read by "prompt" only.
-        how: see `NORMALIZERS`.
+        how: see `LOSS_AGG_MODES`.
         max_tokens: L_max of "constant".
 
     Returns:
@@ -62,5 +62,5 @@ def token_weights(
         totals = np.bincount(index, weights=count, minlength=1).astype(np.int64)
         per_token = int((totals > 0).sum()) * totals[index]
     else:
-        raise ValueError(f"how = {how!r} is unknown; expected one of {list(NORMALIZERS)}")
+        raise ValueError(f"how = {how!r} is unknown; expected one of {list(LOSS_AGG_MODES)}")
     return np.where(used, 1.0 / np.where(used, per_token, 1), 0.0)

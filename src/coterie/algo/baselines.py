@@ -157,7 +157,7 @@ BASELINES: dict[str, Baseline] = {
     "group_mean": _in_group(_group_mean),
     "leave_one_out": _in_group(_leave_one_out),
     "length_weighted": _in_group(_length_weighted),
-    "runner_up": _in_group(_runner_up),
+    "second_best": _in_group(_runner_up),
     "batch_mean": _batch_mean,
     "js2": _js2,
     "none": _none,

@@ -115,7 +115,7 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
         ValueError: an unknown name, choices that do not fit each other, or a term without its inputs.
     """
     _check(inputs, objective)
-    row = surrogate_row(objective.surrogate)
+    row = surrogate_row(objective.loss)
     valid = inputs.weights != 0
     chosen = valid if inputs.policy_mask is None else valid & inputs.policy_mask
     inputs = _zero_invalid(inputs, valid)
@@ -156,13 +156,13 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
 
 def check_choices(objective: Objective) -> None:
     """Refuse choices that do not fit each other."""
-    row = surrogate_row(objective.surrogate)
+    row = surrogate_row(objective.loss)
     if objective.ratio not in row.levels:
         raise ValueError(
-            f"ratio = {objective.ratio!r} does not fit the surrogate {objective.surrogate!r}; expected one of "
+            f"ratio = {objective.ratio!r} does not fit the surrogate {objective.loss!r}; expected one of "
             f"{list(row.levels)}"
         )
-    if objective.surrogate == "gamma" and not objective.correction.startswith(("none", "token")):
+    if objective.loss == "vespo" and not objective.correction.startswith(("none", "token")):
         raise ValueError(
             f"correction = {objective.correction!r} does not fit the surrogate 'gamma', which weighs rollouts itself; "
             "expected none or a token mode"

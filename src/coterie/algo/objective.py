@@ -30,11 +30,11 @@ class Objective:
     """A name of `surrogates.SURROGATES`, or a function of one `tokens.TokenView` that returns [N] to maximise."""
     dual_clip: float | None = None
     """c > 1: with a negative advantage, "min" falls no lower than c·A (Ye et al. 1912.09729)."""
-    ratio_cap: float | None = None
+    delta: float | None = None
     """δ > 1: "min" caps the unclipped ratio too (INTELLECT-2 2505.07291); meant to lie above 1 + clip_high."""
-    soft_positive: float = 1.0
+    sapo_tau_pos: float = 1.0
     """τ of "soft" where the advantage is positive."""
-    soft_negative: float = 1.05
+    sapo_tau_neg: float = 1.05
     """τ of "soft" elsewhere."""
     off_policy_mask: float | None = None
     """δ ≥ 0: drop rollouts with A < 0 that the policy has moved this far from; see `losses.off_policy_keep`."""
@@ -54,11 +54,11 @@ class Objective:
     """For a surrogate of the user's own."""
 
     def __post_init__(self) -> None:
-        for name in ("dual_clip", "ratio_cap"):
+        for name in ("dual_clip", "delta"):
             value = getattr(self, name)
             if value is not None and not value > 1:
                 raise ValueError(f"{name} = {value} must be above 1; leave it out to have no such bound")
-        for name in ("soft_positive", "soft_negative"):
+        for name in ("sapo_tau_pos", "sapo_tau_neg"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be above 0")
         for name in ("off_policy_mask", "veto", "kl_beta"):
@@ -70,9 +70,9 @@ class Objective:
                 f"correction_low = {self.correction_low} and correction_high = {self.correction_high} must satisfy "
                 "0 <= low < high"
             )
-        for name in ("dual_clip", "ratio_cap"):
-            if getattr(self, name) is not None and self.surrogate != "min":
-                raise ValueError(f"{name} bounds the surrogate 'min' only; leave it out with {self.surrogate!r}")
+        for name in ("dual_clip", "delta"):
+            if getattr(self, name) is not None and self.loss != "clip":
+                raise ValueError(f"{name} bounds the surrogate 'min' only; leave it out with {self.loss!r}")
 
 
 RatioLevel = Literal["token", "sequence", "sequence_token"]

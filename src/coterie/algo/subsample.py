@@ -27,7 +27,7 @@ class Subsampled:
 
     Attributes:
         credits: in the order given; those left out have the advantage 0, so denominators still count them.
-        metrics: `roulette/kept`, share of the rollouts with an advantage that still have one, and `roulette/power`,
+        metrics: `subsample/kept`, share of the rollouts with an advantage that still have one, and `subsample/power`,
             expected second moment of the advantages relative to the one before; empty without advantages.
     """
 
@@ -63,7 +63,7 @@ def subsample(credits: Sequence[Credit], uniforms: Mapping[str, float], roulette
     nonzero = sizes > 0
     power = float(np.sum(sizes[nonzero] ** 2 / keep[nonzero]) / np.sum(sizes**2))
     return Subsampled(
-        credits=tuple(kept), metrics={"roulette/kept": nonzero_after / nonzero_before, "roulette/power": power}
+        credits=tuple(kept), metrics={"subsample/kept": nonzero_after / nonzero_before, "subsample/power": power}
     )
 
 

@@ -50,11 +50,11 @@ def pessimistic(view: TokenView) -> Surrogate:
     low = (detached_ratio < 1 - view.clip_low) & (advantages < 0)
     high = (detached_ratio > 1 + view.clip_high) & (advantages > 0)
     dual = torch.zeros_like(low)
-    if settings.ratio_cap is not None:
-        capped = ratio.clamp(max=settings.ratio_cap)
+    if settings.delta is not None:
+        capped = ratio.clamp(max=settings.delta)
         value = torch.minimum(capped * advantages, _clip(ratio, view.clip_low, view.clip_high) * advantages)
-        high |= (detached_ratio > settings.ratio_cap) & (advantages > 0)
-        dual |= (detached_ratio > settings.ratio_cap) & (advantages < 0)
+        high |= (detached_ratio > settings.delta) & (advantages > 0)
+        dual |= (detached_ratio > settings.delta) & (advantages < 0)
     if settings.dual_clip is not None:
         value = torch.where(advantages < 0, torch.maximum(value, settings.dual_clip * advantages), value)
         dual |= (detached_ratio > settings.dual_clip) & (advantages < 0)
@@ -79,8 +79,8 @@ def detached(view: TokenView) -> Surrogate:
 def soft(view: TokenView) -> Surrogate:
     """SAPO: a sigmoid gate of slope 1 at ρ = 1 instead of a bound; steeper where the advantage is not positive."""
     settings = view.objective
-    tau = torch.full_like(view.ratio, settings.soft_negative)
-    tau = tau.masked_fill(view.advantages > 0, settings.soft_positive)
+    tau = torch.full_like(view.ratio, settings.sapo_tau_neg)
+    tau = tau.masked_fill(view.advantages > 0, settings.sapo_tau_pos)
     return Surrogate(value=4 / tau * torch.sigmoid(tau * (view.ratio - 1)) * view.advantages)
 
 
@@ -176,8 +176,7 @@ class SurrogateRow:
 SURROGATES: dict[str, SurrogateRow] = {
     "min": SurrogateRow(
         function=pessimistic,
-        formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); at least dual_clip·A where A < 0; ρ capped at "
-        "ratio_cap",
+        formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); at least dual_clip·A where A < 0; ρ capped at delta",
         source="PPO 1707.06347, eq. 7; DeepSeekMath 2402.03300, eq. 3; clip-higher: DAPO 2503.14476; dual clip: "
         "1912.09729; cap: INTELLECT-2 2505.07291",
     ),
@@ -190,7 +189,7 @@ SURROGATES: dict[str, SurrogateRow] = {
     ),
     "soft": SurrogateRow(
         function=soft,
-        formula="(4/τ)·sigmoid(τ(ρ - 1))·A, τ = soft_positive where A > 0, else soft_negative",
+        formula="(4/τ)·sigmoid(τ(ρ - 1))·A, τ = sapo_tau_pos where A > 0, else sapo_tau_neg",
         source="SAPO 2511.20347",
     ),
     "geometric": SurrogateRow(
@@ -226,7 +225,7 @@ SURROGATES: dict[str, SurrogateRow] = {
         corrects=True,
     ),
 }
-"""name → row. `Objective.surrogate` names one, or is a function of the user's own."""
+"""name → row. `Objective.loss` names one, or is a function of the user's own."""
 
 
 def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:

@@ -15,13 +15,13 @@ from coterie.errors import ConfigError, RunError
 from coterie.rewards import by_value
 
 Spec = str | Callable[..., Any] | Mapping[str, Any]
-"""A built-in reward's name, `module:function`, a function, or a table as in `rewards.parts` whose name may be one."""
+"""A built-in reward's name, `module:function`, a function, or a table as in `rewards.functions` whose name may be one."""
 
 
 def parts_of(
     reward: Spec | Sequence[Spec], weights: Sequence[float] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """`rewards.parts` for what was given as `reward`, and the folders of its functions' modules."""
+    """`rewards.functions` for what was given as `reward`, and the folders of its functions' modules."""
     specs = as_list(reward)
     if weights is not None and len(weights) != len(specs):
         raise ConfigError(f"reward_weights has {len(weights)} weights for {len(specs)} rewards; expected one for each")
@@ -47,7 +47,7 @@ def as_list(reward: Any) -> list[Any]:
         if not (isinstance(spec, str | Mapping) or callable(spec)):
             raise ConfigError(
                 f"reward = {spec!r}; expected a function, a built-in reward's name, `module:function`, a table of "
-                "rewards.parts, or a list of these"
+                "rewards.functions, or a list of these"
             )
     return specs
 

@@ -56,7 +56,7 @@ def train(
         data: training prompts: a list of dicts, a pandas or Arrow table, a Hugging Face Dataset, a path, an asset's
             name, or a source as in a TOML file.
         reward: a function with TRL's signature, a built-in reward's name, `module:function`, a table as in
-            `rewards.parts`, or a list of these.
+            `rewards.functions`, or a list of these.
         heldout: held-out prompts, given as `data` is.
         reward_weights: one for each reward.
         tokenizer: of a loaded model.
@@ -119,7 +119,7 @@ def resume(
     if reward is not None:
         from coterie.api.functions import register_again
 
-        register_again(reward, [part.name for part in opened.config.rewards.parts])
+        register_again(reward, [part.name for part in opened.config.rewards.functions])
     with _callbacks(callback, quiet) as callbacks:
         from coterie import launch
 
@@ -161,7 +161,7 @@ def evaluate(
     target, base = _target(model, config)
     with _scratch() as place, _callbacks(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
-            settings = {"data.train": [], "data.review": 0.0, **(settings or {})}
+            settings = {"data.train": [], "data.rehearsal": 0.0, **(settings or {})}
         loaded = _settings(
             "evaluate", base, sections, settings, place, model=target, tokenizer=tokenizer, heldout=data,
             reward=reward, weights=reward_weights,
@@ -317,7 +317,7 @@ def _settings(
         if rows is not None:
             dotted[key] = [source_of(rows, place, task)]
     if reward is not None:
-        dotted["rewards.parts"], folders = parts_of(reward, weights)
+        dotted["rewards.functions"], folders = parts_of(reward, weights)
     elif weights is not None:
         raise ConfigError("reward_weights needs reward=")
     base = Path(config).expanduser() if isinstance(config, str) else config

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.algo.aggregation import Normalize, token_weights
+from coterie.algo.aggregation import LossAggMode, token_weights
 from coterie.batches.batch import Batch, Segment, shared_head
 from coterie.rng import generator
 from coterie.types import Credit, Rollout
@@ -17,8 +17,8 @@ from coterie.types import Credit, Rollout
 class Packing:
     """Division of a step's rollouts into optimizer steps and packed rows; see `plan` for the fields named there."""
 
-    normalize: Normalize
-    token_budget: int
+    loss_agg_mode: LossAggMode
+    max_tokens_per_microbatch: int
     skip_zero: bool
     max_tokens: int = 0
     minibatches: int = 1
@@ -50,8 +50,8 @@ def pack(rollouts: Mapping[str, Rollout], credits: Sequence[Credit], packing: Pa
             plan(
                 part,
                 credits,
-                normalize=packing.normalize,
-                token_budget=packing.token_budget,
+                loss_agg_mode=packing.normalize,
+                max_tokens_per_microbatch=packing.max_tokens_per_microbatch,
                 skip_zero=packing.skip_zero,
                 max_tokens=packing.max_tokens,
                 head=head,
@@ -99,8 +99,8 @@ def plan(
     rollouts: Sequence[Rollout],
     credits: Sequence[Credit],
     *,
-    normalize: Normalize,
-    token_budget: int,
+    loss_agg_mode: LossAggMode,
+    max_tokens_per_microbatch: int,
     skip_zero: bool,
     max_tokens: int = 0,
     head: int | None = None,
@@ -117,23 +117,23 @@ def plan(
         rollouts: the step's rollouts; those without credit or without trained tokens take no part.
         credits: one per usable rollout.
         normalize: which global denominator; see `ObjectiveConfig`.
-        token_budget: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
+        max_tokens_per_microbatch: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
             group is not cut below twice its prompt.
         skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
             gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
-        max_tokens: the constant that `normalize = "constant"` divides by.
+        max_tokens: the constant that `loss_agg_mode = "seq-mean-token-sum-norm"` divides by.
         head: with how many tokens all prompts start, where these rollouts are some of more; see `shared_head`.
     """
     if head is None:
         head = step_head(rollouts)
     by_id = {credit.rollout_id: credit for credit in credits}
-    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, normalize, max_tokens)
+    sequences = _sequences([rollout for rollout in rollouts if rollout.id in by_id], by_id, loss_agg_mode, max_tokens)
     kept = [item for item in sequences if not (skip_zero and item.credit.zero_advantage)]
-    units = list(_units(kept, token_budget))
+    units = list(_units(kept, max_tokens_per_microbatch))
     starts = {unit[0].prompt[:head] for unit in units}
     if len(starts) > 1 or any(len(unit[0].prompt) <= head for unit in units):
         raise ValueError(f"the prompts do not all start with the same {head} tokens and one more of their own")
-    return [_pack(row, head) for row in _fill(units, token_budget, head)]
+    return [_pack(row, head) for row in _fill(units, max_tokens_per_microbatch, head)]
 
 
 def step_head(rollouts: Iterable[Rollout]) -> int:
@@ -141,14 +141,20 @@ def step_head(rollouts: Iterable[Rollout]) -> int:
     return shared_head([rollout.turns[0].prompt_tokens for rollout in rollouts if rollout.turns])
 
 
-def plan_scoring(rollouts: Sequence[Rollout], *, token_budget: int) -> list[Batch]:
+def plan_scoring(rollouts: Sequence[Rollout], *, max_tokens_per_microbatch: int) -> list[Batch]:
     """Packed batches of every trained token for a scoring pass, whose advantages are zero."""
     zero_credits = [Credit(rollout_id=rollout.id, advantage=0.0, clip_low=0.0, clip_high=0.0) for rollout in rollouts]
-    return plan(rollouts, zero_credits, normalize="token", token_budget=token_budget, skip_zero=False)
+    return plan(
+        rollouts,
+        zero_credits,
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
+        skip_zero=False,
+    )
 
 
 def _sequences(
-    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], normalize: Normalize, max_tokens: int
+    rollouts: Sequence[Rollout], credits: Mapping[str, Credit], loss_agg_mode: LossAggMode, max_tokens: int
 ) -> list[_Sequence]:
     parts = [(rollout, *continuation(rollout)) for rollout in rollouts]
     parts = [part for part in parts if part[2].any()]
@@ -156,7 +162,7 @@ def _sequences(
     prompts: dict[tuple[str, int], int] = {}  # a prompt of an earlier step is another one: its group stays whole
     keys = [(rollout.context.prompt_id, rollout.context.version) for rollout, *_ in parts]
     groups = [prompts.setdefault(key, len(prompts)) for key in keys]
-    weights = token_weights(lengths, groups, normalize, max_tokens=max_tokens)
+    weights = token_weights(lengths, groups, loss_agg_mode, max_tokens=max_tokens)
     return [
         _Sequence(
             rollout_id=rollout.id,
@@ -272,7 +278,7 @@ def _pack(units: Sequence[Sequence[_Sequence]], head: int = 0) -> Batch:
     )
 
 
-def largest(*, prompt: int, completion: int, prompts: int, group_size: int, token_budget: int) -> Batch:
+def largest(*, prompt: int, completion: int, prompts: int, group_size: int, max_tokens_per_microbatch: int) -> Batch:
     """The largest packed row that `plan` can make of a step's rollouts, with made-up tokens and credit.
 
     Args:
@@ -280,7 +286,7 @@ def largest(*, prompt: int, completion: int, prompts: int, group_size: int, toke
         completion: tokens of the longest completion.
         prompts: groups of a step.
         group_size: rollouts of a group.
-        token_budget: most tokens of a packed row.
+        max_tokens_per_microbatch: most tokens of a packed row.
     """
     count = prompts * group_size
     units: list[list[_Sequence]] = []
@@ -299,6 +305,6 @@ def largest(*, prompt: int, completion: int, prompts: int, group_size: int, toke
             )
             for member in range(group_size)
         ]
-        units += _units(items, token_budget)
-    rows = list(_fill(units, token_budget))
+        units += _units(items, max_tokens_per_microbatch)
+    rows = list(_fill(units, max_tokens_per_microbatch))
     return _pack(max(rows, key=lambda row: sum(map(_size, row))))

@@ -73,7 +73,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
     if config.grouping.preset == "prompt":
         raise RunError(
             f'{path} compares attempts at the same prompt only (grouping.preset = "prompt"): it has no regions; train '
-            'with grouping.preset = "heb-stack"'
+            'with grouping.preset = "mixture"'
         )
     folder, at = _checkpoint(path, step)
     features = PromptFeatures((), None, dimensions=config.grouping.dimensions)
@@ -81,7 +81,7 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         config.grouping,
         terms=Terms(clip_low=0.0, clip_high=0.0),
         features=features,
-        part_weights={part.key: part.weight for part in config.rewards.parts},
+        part_weights={part.key: part.weight for part in config.rewards.functions},
         seed=config.seed,
     )
     estimator.read(folder)

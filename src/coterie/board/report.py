@@ -30,7 +30,7 @@ from coterie.types import PASS, REWARD, EvalResult, Interval, Prompt, Rollout, m
 _CORE = (
     "seed",
     "steps",
-    "collect.prompts",
+    "collect.prompts_per_step",
     "collect.group_size",
     "sampling.temperature",
     "sampling.max_tokens",

@@ -58,29 +58,29 @@ def objective_for(config: RunConfig) -> Objective:
         ConfigError: your own surrogate cannot be had, or choices do not fit each other.
     """
     settings, mismatch = config.objective, config.mismatch
-    custom = ":" in settings.surrogate
+    custom = ":" in settings.loss
     choices = dict[str, Any](
         ratio=settings.ratio,
-        surrogate=user_function(settings.surrogate) if custom else settings.surrogate,
+        loss=user_function(settings.loss) if custom else settings.loss,
         dual_clip=settings.dual_clip,
-        ratio_cap=settings.ratio_cap,
-        soft_positive=settings.soft_positive,
-        soft_negative=settings.soft_negative,
+        delta=settings.delta,
+        sapo_tau_pos=settings.sapo_tau_pos,
+        sapo_tau_neg=settings.sapo_tau_neg,
         off_policy_mask=settings.off_policy_mask,
-        kl_beta=settings.kl_beta if settings.kl_place == "loss" else 0.0,
+        kl_beta=settings.kl_beta if settings.kl_in == "loss" else 0.0,
         kl_estimator=settings.kl_estimator,
         entropy_bonus=settings.entropy_bonus,
-        correction=mismatch.correction,
-        correction_low=mismatch.low,
-        correction_high=mismatch.high,
-        veto=mismatch.veto,
+        correction=mismatch.kind,
+        correction_low=rollout_correction.low,
+        correction_high=rollout_correction.high,
+        veto=rollout_correction.veto,
         params=settings.params,
     )
     try:
         objective = Objective(**choices)
         check_choices(objective)
     except ValueError as error:
-        raise ConfigError(f"[objective] or [mismatch]: {error}") from None
+        raise ConfigError(f"[objective] or [rollout_correction]: {error}") from None
     return objective
 
 
@@ -102,13 +102,13 @@ def terms_for(config: RunConfig) -> Terms:
     return Terms(
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
-        kl_beta=objective.kl_beta if objective.kl_place == "reward" else 0.0,
+        kl_beta=objective.kl_beta if objective.kl_in == "reward" else 0.0,
         environment=config.rewards.environment,
     )
 
 
 def _part_weights(config: RunConfig) -> dict[str, float]:
-    return {part.key: part.weight for part in config.rewards.parts}
+    return {part.key: part.weight for part in config.rewards.functions}
 
 
 def group_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> GroupEstimator:
@@ -122,9 +122,9 @@ def group_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Em
             baseline=baseline,
             scale=advantage.scale,
             whiten=advantage.whiten,
-            per_part=advantage.per_part,
+            per_reward=advantage.per_reward,
             step_weight=advantage.step_weight,
-            anchors=advantage.anchors,
+            gigpo_weight=advantage.gigpo_weight,
             anchor_gamma=advantage.gamma,
         ),
         terms=terms_for(config),

@@ -54,10 +54,10 @@ from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, slots=config.collect.slots, capacity=capacity
+        policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity
     ),
 }
-"""Engines that `collect.engine` may name; each is made from policy, chat, settings and the tokens of its longest
+"""Engines that `engine.name` may name; each is made from policy, chat, settings and the tokens of its longest
 sequence."""
 
 STOP_TOKENS = 24
@@ -159,12 +159,12 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
-    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.review)
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.rehearsal)
 
 
 def _check_enough(config: RunConfig, train: PromptSet) -> None:
     """Refuse fewer prompts than a step draws, all different, also where sources have left or not yet joined."""
-    needed = config.collect.prompts
+    needed = config.collect.prompts_per_step
     order = _order(config, train)
     for stage in order.stages:
         count = order.available(stage.start)
@@ -172,7 +172,7 @@ def _check_enough(config: RunConfig, train: PromptSet) -> None:
             when = f" after {stage.start} drawn ones" if stage.start else ""
             raise DataError(
                 f"data.train has {count} usable prompts{when}, fewer than the {needed} that one step draws "
-                '(collect.prompts); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
+                '(collect.prompts_per_step); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
             )
 
 
@@ -271,7 +271,7 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    return ENGINES[config.collect.engine](policy, inputs.chat, config, longest_episode(config, inputs))
+    return ENGINES[config.engine.name](policy, inputs.chat, config, longest_episode(config, inputs))
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:
@@ -289,7 +289,7 @@ def sampling_for(config: RunConfig, temperature: float) -> Sampling:
         top_k=settings.top_k,
         max_tokens=settings.max_tokens,
         stop=tuple(settings.stop),
-        deadline_s=settings.deadline_s,
+        timeout_s=settings.timeout_s,
     )
 
 
@@ -307,8 +307,8 @@ def collector_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer,
 
 def criterion_for(config: RunConfig) -> Criterion:
     """The criterion of correctness. Only the built-in scorer of reasoning-gym gives something to a wrong answer."""
-    part = config.eval.part or config.rewards.labels()[0]
-    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.parts, strict=True)}
+    part = config.eval.reward or config.rewards.labels()[0]
+    names = {label: part.name for label, part in zip(config.rewards.labels(), config.rewards.functions, strict=True)}
     scorer = names[part] == "task"
     return Criterion(
         part=part,
@@ -321,12 +321,12 @@ def criterion_for(config: RunConfig) -> Criterion:
 def evaluator_for(config: RunConfig, engine: Engine, chat: Chat, scorer: Scorer, heldout: PromptSet) -> Evaluator:
     sampling = sampling_for(config, config.eval.temperature)
     # The deadline is for a training step's worth of rollouts; an evaluation may be many times as large.
-    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts * config.collect.group_size)
+    steps = len(heldout.prompts) * config.eval.samples / (config.collect.prompts_per_step * config.collect.group_size)
     return Evaluator(
         collector_for(config, engine, chat, scorer, seed=config.seed + EVAL_STREAM),
         heldout.prompts,
         config=config.eval,
-        sampling=replace(sampling, deadline_s=sampling.deadline_s * max(1.0, steps)),
+        sampling=replace(sampling, timeout_s=sampling.timeout_s * max(1.0, steps)),
         criterion=criterion_for(config),
         seed=config.seed,
     )
@@ -373,8 +373,8 @@ def loop_settings_for(config: RunConfig) -> LoopSettings:
         eval_every=config.eval.every,
         checkpoint_every=config.checkpoint.every,
         packing=Packing(
-            normalize=config.objective.normalize,
-            token_budget=config.optim.token_budget,
+            loss_agg_mode=config.objective.loss_agg_mode,
+            max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
             skip_zero=config.advantages_alone,
             max_tokens=config.sampling.max_tokens,
             minibatches=config.optim.minibatches,
@@ -383,7 +383,7 @@ def loop_settings_for(config: RunConfig) -> LoopSettings:
         ),
         mask_truncated=config.objective.mask_truncated,
         drop_zero_variance=config.objective.drop_zero_variance,
-        subsample=config.optim.roulette,
+        subsample=config.optim.subsample,
         seed=config.seed,
     )
 
@@ -395,7 +395,7 @@ def replay_for(config: RunConfig) -> ReplayBuffer:
         seed=config.seed,
         reward=identity(config.rewards, config.environment),
         reference=portable(config.model.name),
-        renewed_every=config.reference.every,
+        renewed_every=config.reference.sync_every,
     )
 
 

@@ -122,7 +122,7 @@ def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON)
     if paired and not json_:
         print_table(_differences(paired))
     for task, names in () if json_ else obstacles.items():
-        verb = "differs" if len(names) == 1 and names[0] != "rewards.parts" else "differ"
+        verb = "differs" if len(names) == 1 and names[0] != "rewards.functions" else "differ"
         typer.echo(f"held-out {task} not comparable: {', '.join(names)} {verb}")
 
 

@@ -29,9 +29,11 @@ Part = Literal[
 class GroupingConfig(Section):
     """Baselines from groups at several scales: siblings, step, the prompt's past, regions of similar prompts, all."""
 
-    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "heb", "heb-stack"] | UserFunction = "prompt"
+    preset: Literal["prompt", "rloo", "global", "tracker", "js2", "empirical_bayes", "mixture"] | UserFunction = (
+        "prompt"
+    )
     """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
-    heb, every scale in one model; heb-stack, several of these, weighted by what their errors cost; or your own baseline
+    empirical_bayes, every scale in one model; mixture, several of these, weighted by what their errors cost; or your own baseline
     as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns one number for
     each rollout."""
     without: list[Part] = Field(default_factory=list)
@@ -51,7 +53,7 @@ class GroupingConfig(Section):
     """Principal directions kept of the embedding."""
     memory: float = Field(default=40.0, gt=0)
     """Steps in which what is known of a region fades to 1/e."""
-    prompt_memory: float = Field(default=120.0, gt=0)
+    prompt_decay_steps: float = Field(default=120.0, gt=0)
     """Steps in which what is special to a prompt fades to 1/e."""
     max_leaves: int = Field(default=48, ge=1)
     """Most regions."""
@@ -67,7 +69,7 @@ class GroupingConfig(Section):
     """Scale of the advantages: history, the root mean squared error of the past, one number for all; expected,
     the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
     nothing."""
-    per_part: bool = False
+    per_reward: bool = False
     """One model for each part of the reward; their advantages are added with the parts' weights."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
@@ -84,22 +86,22 @@ class GroupingConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> GroupingConfig:
-        if self.rewards is not None and self.rewards[0] >= self.rewards[1]:
-            raise ValueError(f"rewards = {self.rewards} must be the smallest reward, then the largest")
-        if self.scale == "expected" and self.rewards is None:
+        if self.reward_range is not None and self.reward_range[0] >= self.reward_range[1]:
+            raise ValueError(f"rewards = {self.reward_range} must be the smallest reward, then the largest")
+        if self.scale == "expected" and self.reward_range is None:
             raise ValueError(
                 'scale = "expected" needs rewards, the smallest and the largest: between them a mean says '
                 "how far rewards can spread"
             )
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
-        if self.key and self.preset not in ("heb", "heb-stack") and ":" not in self.preset:
+        if self.key and self.preset not in ("empirical_bayes", "mixture") and ":" not in self.preset:
             raise ValueError(
-                f'key = "{self.key}" is read by heb, heb-stack and your own baseline only, not "{self.preset}"'
+                f'key = "{self.key}" is read by empirical_bayes, mixture and your own baseline only, not "{self.preset}"'
             )
         if self.allocate and (self.preset in ("prompt", "rloo", "global", "js2") or ":" in self.preset):
             raise ValueError(
-                f"allocate = true needs a preset that expects something of a prompt, tracker, heb or heb-stack; it is "
+                f"allocate = true needs a preset that expects something of a prompt, tracker, empirical_bayes or mixture; it is "
                 f'"{self.preset}"'
             )
         return self

@@ -31,12 +31,12 @@ class Algorithm:
     def off_policy(self) -> bool:
         """True if its ratio, surrogate or bounds need several optimizer steps a batch: with one, every ratio is exactly
         1."""
-        bounds = ("ratio", "surrogate", "clip_low", "clip_high", "ratio_cap", "dual_clip")
+        bounds = ("ratio", "surrogate", "clip_low", "clip_high", "delta", "dual_clip")
         return any(key == f"objective.{name}" for key in self.settings for name in bounds)
 
 
-_PLAIN = {"advantage.scale": "none", "objective.normalize": "sequence_sum", "objective.surrogate": "none"}
-_K1_REWARD = {"objective.kl_place": "reward", "objective.kl_estimator": "k1", "objective.kl_beta": 0.01}
+_PLAIN = {"advantage.scale": "none", "objective.loss_agg_mode": "seq-mean-token-sum", "objective.loss": "unclipped"}
+_K1_REWARD = {"objective.kl_in": "reward", "objective.kl_estimator": "k1", "objective.kl_beta": 0.01}
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm(
@@ -60,17 +60,17 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.clip_low": 10.0,
             "objective.clip_high": 10.0,
             "objective.kl_beta": 0.001,
-            "reference.every": 400,
+            "reference.sync_every": 400,
             "optim.minibatches": 16,
         },
         note="Learning rate 3e-6, 32 prompts × 16 rollouts, temperature 1. Its eq. 1 is read per token. An adapter's "
-        "reference cannot be renewed: set reference.every = 0 with model.lora.",
+        "reference cannot be renewed: set reference.sync_every = 0 with model.lora.",
     ),
     "dr_grpo": Algorithm(
         title="Dr. GRPO (GRPO done right)",
         formula="(1/N) Σ_i (1/L_max) Σ_t min(ρA, clip(ρ)A),  A = r - mean r",
         source="arXiv 2503.20783",
-        settings={"advantage.scale": "none", "objective.normalize": "constant"},
+        settings={"advantage.scale": "none", "objective.loss_agg_mode": "seq-mean-token-sum-norm"},
     ),
     "dapo": Algorithm(
         title="DAPO (decoupled clip and dynamic sampling)",
@@ -78,19 +78,19 @@ ALGORITHMS: dict[str, Algorithm] = {
         source="arXiv 2503.14476",
         settings={
             "objective.clip_high": 0.28,
-            "objective.normalize": "token",
-            "collect.refill": True,
+            "objective.loss_agg_mode": "token-mean",
+            "collect.dynamic_sampling": True,
         },
-        note="Missing groups are drawn again one for one, at most collect.refill_limit times; the paper draws whole "
+        note="Missing groups are drawn again one for one, at most collect.dynamic_sampling_limit times; the paper draws whole "
         "batches and stops with an error. Variance is that of the evaluated reward part, as in verl. Its punishment of "
-        'long completions is a part of the reward: [[rewards.parts]] name = "overlong".',
+        'long completions is a part of the reward: [[rewards.functions]] name = "overlong".',
     ),
     "rloo": Algorithm(
         title="REINFORCE leave-one-out",
         formula="(1/N) Σ_i Σ_t ρA,  A = r_i - mean of the other r",
         source="arXiv 2402.14740",
         settings={**_PLAIN, "advantage.baseline": "leave_one_out"},
-        note='The paper puts a k1 KL into the reward: objective.kl_place = "reward", kl_estimator = "k1", kl_beta.',
+        note='The paper puts a k1 KL into the reward: objective.kl_in = "reward", kl_estimator = "k1", kl_beta.',
     ),
     "reinforce++": Algorithm(
         title="REINFORCE++",
@@ -101,7 +101,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "advantage.baseline": "none",
             "advantage.scale": "none",
             "advantage.whiten": "tokens",
-            "objective.normalize": "token",
+            "objective.loss_agg_mode": "token-mean",
         },
     ),
     "reinforce++-baseline": Algorithm(
@@ -111,7 +111,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         settings={
             "advantage.scale": "none",
             "advantage.whiten": "tokens",
-            "objective.normalize": "token",
+            "objective.loss_agg_mode": "token-mean",
             "objective.kl_estimator": "k2",
             "objective.kl_beta": 0.01,
         },
@@ -145,7 +145,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         source="arXiv 2602.05261; bounds of TRL",
         settings={
             "objective.ratio": "sequence",
-            "objective.normalize": "sequence_sum",
+            "objective.loss_agg_mode": "seq-mean-token-sum",
             "objective.clip_low": 2e-3,
             "objective.clip_high": 2.5e-3,
         },
@@ -154,43 +154,43 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Geometric-mean policy optimization",
         formula="mean_i A · exp(mean_t clipped log ρ),  log ρ clipped at ± 0.4 on the side that A pushes to",
         source="arXiv 2507.20673",
-        settings={"objective.surrogate": "geometric", "objective.clip_low": 0.4, "objective.clip_high": 0.4},
+        settings={"objective.loss": "gmpo", "objective.clip_low": 0.4, "objective.clip_high": 0.4},
     ),
     "cispo": Algorithm(
         title="CISPO (clipped importance weights)",
         formula="(1/Σ L) Σ sg[min(ρ, 5)] A log π",
         source="MiniMax-M1, arXiv 2506.13585; bound of ScaleRL",
         settings={
-            "objective.surrogate": "detached",
+            "objective.loss": "cispo",
             "objective.clip_low": 1.0,
             "objective.clip_high": 4.0,
-            "objective.normalize": "token",
+            "objective.loss_agg_mode": "token-mean",
         },
     ),
     "sapo": Algorithm(
         title="Soft adaptive policy optimization",
         formula="mean_i mean_t A (4/τ) sigmoid(τ(ρ - 1)),  τ = 1 for A > 0, else 1.05",
         source="arXiv 2511.20347",
-        settings={"objective.surrogate": "soft"},
+        settings={"objective.loss": "sapo"},
     ),
     "vespo": Algorithm(
         title="Variational sequence-level soft policy optimization",
         formula="(1/Σ L) Σ sg[φ(W)] A log π,  φ = e^λ W^k e^(-λW),  (k, λ) = (2, 3) for A ≥ 0, else (3, 2)",
         source="arXiv 2602.10693; constants of TRL",
-        settings={"objective.surrogate": "gamma", "objective.normalize": "token"},
+        settings={"objective.loss": "vespo", "objective.loss_agg_mode": "token-mean"},
     ),
     "dppo": Algorithm(
         title="Divergence PPO, total variation",
         formula="(1/Σ L) Σ sg[ρ] A log π, without tokens whose probability has moved 0.15 too far",
         source="arXiv 2602.04879; threshold of the authors' scripts in verl",
         settings={
-            "objective.surrogate": "tv",
-            "objective.normalize": "token",
+            "objective.loss": "dppo_tv",
+            "objective.loss_agg_mode": "token-mean",
             "objective.clip_low": 0.15,
             "objective.clip_high": 0.15,
         },
-        note='The bounds are differences of probabilities; surrogate = "kl" bounds the divergence instead, there by '
-        '0.05. The scripts also take the mean of Dr. GRPO (normalize = "constant", advantage.scale = "none"), and '
+        note='The bounds are differences of probabilities; loss = "dppo_kl" bounds the divergence instead, there by '
+        '0.05. The scripts also take the mean of Dr. GRPO (loss_agg_mode = "seq-mean-token-sum-norm", advantage.scale = "none"), and '
         "their trust region is around the sampler's own probabilities; here it is around the policy at the start of "
         "the update.",
     ),
@@ -198,7 +198,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Group reward-decoupled normalisation",
         formula="GRPO with A = normalised over the batch of Σ_n w_n (r_n - mean r_n) / std r_n",
         source="arXiv 2601.05242",
-        settings={"advantage.per_part": True, "advantage.whiten": "samples"},
+        settings={"advantage.per_reward": True, "advantage.whiten": "samples"},
     ),
     "opo": Algorithm(
         title="On-policy optimal baseline",
@@ -211,7 +211,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Beta normalisation policy optimization",
         formula="GRPO with A = (r - mean r) / f(mean r),  f a Beta density fitted to the batch's group means",
         source="arXiv 2506.02864",
-        settings={"advantage.scale": "beta"},
+        settings={"advantage.scale": "bnpo"},
         note="For rewards of 0 and 1. TRL's loss type of this name is another thing: token means of a micro-batch.",
     ),
     "maxrl": Algorithm(
@@ -224,7 +224,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Pass@k training",
         formula="GRPO with A = (best r - second best r) / std r for the best rollout, 0 for the others",
         source="arXiv 2503.19595",
-        settings={"advantage.baseline": "runner_up"},
+        settings={"advantage.baseline": "second_best"},
     ),
     "js2": Algorithm(
         title="Shrinkage baseline",
@@ -236,17 +236,17 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="Lite PPO",
         formula="(1/Σ L) Σ min(ρA, clip(ρ)A),  A = (r - mean of the group) / std of the batch",
         source="arXiv 2508.08221",
-        settings={"advantage.scale": "batch_std", "objective.normalize": "token"},
+        settings={"advantage.scale": "batch_std", "objective.loss_agg_mode": "token-mean"},
     ),
     "scalerl": Algorithm(
         title="ScaleRL's objective",
         formula="mean over prompts of the token mean of sg[min(ρ, 5)] A log π,  A = (r - mean) / std of the batch",
         source="arXiv 2510.13786",
         settings={
-            "objective.surrogate": "detached",
+            "objective.loss": "cispo",
             "objective.clip_low": 1.0,
             "objective.clip_high": 4.0,
-            "objective.normalize": "prompt",
+            "objective.loss_agg_mode": "prompt-mean",
             "objective.drop_zero_variance": True,
             "advantage.scale": "batch_std",
         },
@@ -257,7 +257,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         title="GRPO with a two-sided bound",
         formula="(1/Σ L) Σ min(min(ρ, 4)A, clip(ρ, 0.8, 1.2)A) - 0.001 · k3(π, π_ref)",
         source="INTELLECT-2, arXiv 2505.07291; β as in TRL's index of papers",
-        settings={"objective.ratio_cap": 4.0, "objective.normalize": "token", "objective.kl_beta": 0.001},
+        settings={"objective.delta": 4.0, "objective.loss_agg_mode": "token-mean", "objective.kl_beta": 0.001},
         note="The KL needs a reference model: objective.kl_beta = 0 saves its memory.",
     ),
     "deepseek_v32": Algorithm(
@@ -277,14 +277,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         settings={
             "objective.entropy_share": 0.2,
             "objective.clip_high": 0.28,
-            "objective.normalize": "token",
+            "objective.loss_agg_mode": "token-mean",
         },
     ),
     "gigpo": Algorithm(
         title="Group-in-Group Policy Optimization",
         formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",
         source="arXiv 2505.10978, with F = 1",
-        settings={"advantage.anchors": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
+        settings={"advantage.gigpo_weight": 1.0, "advantage.gamma": 0.95, "advantage.scale": "none"},
         note="For environments of several turns (`environment.name`): every turn has its term, also that of an episode "
         "which ends after one; in an environment of one turn there is none. The paper's mean of a state holds the turn "
         "itself and all visits of the same attempt, whose returns overlap; here the whole attempt is left out of its "
@@ -299,7 +299,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "critic.kind": "head",
             "critic.value_lam": 0.95,
             "advantage.whiten": "tokens",
-            "objective.normalize": "token",
+            "objective.loss_agg_mode": "token-mean",
         },
         note="c is critic.coefficient. Clipping the value's change, as PPO's code does, is critic.clip. A decoder of "
         'its own, as in most of the literature on language models, is critic.kind = "model".',
@@ -328,7 +328,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings completed by the preset of their `algorithm`, for `BaseModel.model_validate`.
 
     >>> filled({"algorithm": "lite_ppo", "objective": {"clip_low": 0.1}})["objective"]
-    {'clip_low': 0.1, 'normalize': 'token'}
+    {'clip_low': 0.1, 'normalize': 'token-mean'}
     """
     settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
     for key, value in find(settings.get("algorithm", "grpo")).settings.items():

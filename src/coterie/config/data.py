@@ -186,8 +186,8 @@ class DataConfig(Section):
                     f"no source of data.train is there after {cursor} drawn prompts; set one's after and until so that "
                     "it is"
                 )
-        if self.review and not any(source.until for source in self.train):
+        if self.rehearsal and not any(source.until for source in self.train):
             raise ValueError(
-                f"data.review = {self.review} draws from sources that have left, and none ever does; give one an until"
+                f"data.rehearsal = {self.rehearsal} draws from sources that have left, and none ever does; give one an until"
             )
         return self

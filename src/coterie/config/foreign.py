@@ -21,8 +21,8 @@ class Foreign:
 
 
 _BATCH = (
-    "a step trains on collect.prompts × collect.group_size rollouts, in optim.minibatches optimizer steps; "
-    "micro-batches follow from optim.token_budget"
+    "a step trains on collect.prompts_per_step × collect.group_size rollouts, in optim.minibatches optimizer steps; "
+    "micro-batches follow from optim.max_tokens_per_microbatch"
 )
 _VLLM = "sampling runs inside the trainer and reads its weights in place: there is no vLLM server or second engine"
 _DEVICES = "training uses one device, without sharding or a process group"
@@ -30,7 +30,7 @@ _TRACKER = "metrics go to metrics.sqlite in the run's folder"
 _HUB = "nothing is uploaded; a checkpoint's model folder opens in transformers"
 _LOGGING = "every step is printed, logged and stored"
 _LOADING = "data is prepared once, before the first step"
-_QUANTISED = 'weights are trained in float32, bfloat16 or float64; optim.state = "8bit" stores the moments in 8 bits'
+_QUANTISED = 'weights are trained in float32, bfloat16 or float64; optim.moments = "8bit" stores the moments in 8 bits'
 _ADAPTER = "an adapter is plain LoRA without dropout: model.lora.rank, alpha and targets"
 _ADAPTIVE = "adapts in steps of 0.005, without bounds of its own"
 _TOOLS = "tools are an environment: [environment] name, a generator function of your own"
@@ -38,7 +38,7 @@ _SAMPLER = "a training sampler must be the policy itself, so there are only temp
 _TEMPLATE = "the tokenizer's own chat template is used; data.system sets the system message"
 _RESUME = "`coterie resume RUN` continues from the newest checkpoint that verifies"
 _EVAL = "eval.every says how often; step 0 and the last step are always evaluated"
-_REWARD = "[[rewards.parts]] names functions, with name, weight and params"
+_REWARD = "[[rewards.functions]] names functions, with name, weight and params"
 
 FOREIGN: dict[str, Foreign] = {
     # model and data
@@ -52,9 +52,9 @@ FOREIGN: dict[str, Foreign] = {
     "use_cpu": Foreign("model.device", '"cpu"'),
     "no_cuda": Foreign("model.device", '"cpu"'),
     "attn_implementation": Foreign("optim.attention", "of the update; the sampler has its own"),
-    "gradient_checkpointing": Foreign("optim.checkpointing"),
-    "enable_gradient_checkpointing": Foreign("optim.checkpointing"),
-    "enable_activation_offload": Foreign("optim.offload"),
+    "gradient_checkpointing": Foreign("optim.gradient_checkpointing"),
+    "enable_gradient_checkpointing": Foreign("optim.gradient_checkpointing"),
+    "enable_activation_offload": Foreign("optim.activation_offload"),
     "torch_compile": Foreign("optim.compile_layers"),
     "use_torch_compile": Foreign("optim.compile_layers"),
     "use_peft": Foreign("model.lora", "the table's presence switches it on"),
@@ -99,32 +99,36 @@ FOREIGN: dict[str, Foreign] = {
     "max_new_tokens": Foreign("sampling.max_tokens"),
     "max_response_length": Foreign("sampling.max_tokens"),
     "response_length": Foreign("sampling.max_tokens"),
-    "max_num_seqs": Foreign("collect.slots"),
+    "max_num_seqs": Foreign("engine.max_num_seqs"),
     "oversampling_factor": Foreign("collect.oversample"),
     "over_sample_rate": Foreign("collect.oversample", "1 + the rate"),
     "max_assistant_turns": Foreign("environment.max_turns"),
     "max_tool_calling_iterations": Foreign("environment.max_turns", _TOOLS),
     # batches and steps
-    "batch_size": Foreign("collect.prompts", "counted in prompts: a batch is prompts × group_size rollouts"),
-    "train_batch_size": Foreign("collect.prompts", "counted in prompts, as in verl"),
-    "gen_batch_size": Foreign("collect.prompts", "collect.oversample samples more"),
-    "per_device_train_batch_size": Foreign("collect.prompts", _BATCH),
-    "generation_batch_size": Foreign("collect.prompts", _BATCH),
-    "gradient_accumulation_steps": Foreign("optim.token_budget", _BATCH),
+    "batch_size": Foreign("collect.prompts_per_step", "counted in prompts: a batch is prompts × group_size rollouts"),
+    "train_batch_size": Foreign("collect.prompts_per_step", "counted in prompts, as in verl"),
+    "gen_batch_size": Foreign("collect.prompts_per_step", "collect.oversample samples more"),
+    "per_device_train_batch_size": Foreign("collect.prompts_per_step", _BATCH),
+    "generation_batch_size": Foreign("collect.prompts_per_step", _BATCH),
+    "gradient_accumulation_steps": Foreign("optim.max_tokens_per_microbatch", _BATCH),
     "steps_per_generation": Foreign("optim.minibatches", "optimizer steps per collected batch"),
     "ppo_mini_batch_size": Foreign("optim.minibatches", "a number of optimizer steps per batch, not a size"),
     "mini_batch_size": Foreign("optim.minibatches", "a number of optimizer steps per batch, not a size"),
-    "micro_batch_size": Foreign("optim.token_budget", "in tokens"),
-    "ppo_micro_batch_size": Foreign("optim.token_budget", "in tokens"),
-    "ppo_micro_batch_size_per_gpu": Foreign("optim.token_budget", "in tokens"),
-    "ppo_max_token_len_per_gpu": Foreign("optim.token_budget"),
-    "seq_len": Foreign("optim.token_budget"),
+    "micro_batch_size": Foreign("optim.max_tokens_per_microbatch", "in tokens"),
+    "ppo_micro_batch_size": Foreign("optim.max_tokens_per_microbatch", "in tokens"),
+    "ppo_micro_batch_size_per_gpu": Foreign("optim.max_tokens_per_microbatch", "in tokens"),
+    "ppo_max_token_len_per_gpu": Foreign("optim.max_tokens_per_microbatch"),
+    "seq_len": Foreign("optim.max_tokens_per_microbatch"),
     "num_iterations": Foreign("optim.epochs", "passes over a collected batch"),
     "ppo_epochs": Foreign("optim.epochs"),
     "max_steps": Foreign("steps"),
     "total_training_steps": Foreign("steps"),
-    "num_train_epochs": Foreign("steps", "count steps: prompts / collect.prompts of them are one pass over the data"),
-    "total_epochs": Foreign("steps", "count steps: prompts / collect.prompts of them are one pass over the data"),
+    "num_train_epochs": Foreign(
+        "steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"
+    ),
+    "total_epochs": Foreign(
+        "steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"
+    ),
     # optimizer
     "learning_rate": Foreign("optim.lr"),
     "lr": Foreign("optim.lr"),
@@ -141,11 +145,11 @@ FOREIGN: dict[str, Foreign] = {
     "adam_epsilon": Foreign("optim.eps"),
     "grad_clip": Foreign("optim.max_grad_norm"),
     "max_norm": Foreign("optim.max_grad_norm"),
-    "optimizer": Foreign("optim.state", "AdamW, with moments in float32 or 8 bits"),
+    "optimizer": Foreign("optim.moments", "AdamW, with moments in float32 or 8 bits"),
     # objective
-    "loss_type": Foreign("algorithm", "or objective.normalize, the denominator alone"),
-    "loss_agg_mode": Foreign("objective.normalize"),
-    "loss_mode": Foreign("algorithm", "or objective.surrogate alone"),
+    "loss_type": Foreign("algorithm", "or objective.loss_agg_mode, the denominator alone"),
+    "loss_agg_mode": Foreign("objective.loss_agg_mode"),
+    "loss_mode": Foreign("algorithm", "or objective.loss alone"),
     "adv_estimator": Foreign("algorithm"),
     "importance_sampling_level": Foreign("objective.ratio"),
     "epsilon": Foreign("objective.clip_low"),
@@ -155,14 +159,14 @@ FOREIGN: dict[str, Foreign] = {
     "clip_ratio_low": Foreign("objective.clip_low"),
     "clip_ratio_high": Foreign("objective.clip_high"),
     "clip_ratio_c": Foreign("objective.dual_clip"),
-    "delta": Foreign("objective.ratio_cap"),
-    "sapo_temperature_neg": Foreign("objective.soft_negative"),
-    "sapo_temperature_pos": Foreign("objective.soft_positive"),
+    "delta": Foreign("objective.delta"),
+    "sapo_temperature_neg": Foreign("objective.sapo_tau_neg"),
+    "sapo_temperature_pos": Foreign("objective.sapo_tau_pos"),
     "beta": Foreign("objective.kl_beta"),
     "kl_coef": Foreign("objective.kl_beta"),
     "kl_loss_coef": Foreign("objective.kl_beta"),
     "use_kl_loss": Foreign("objective.kl_beta", "above 0 switches the KL in the loss on"),
-    "use_kl_in_reward": Foreign("objective.kl_place", '"reward"'),
+    "use_kl_in_reward": Foreign("objective.kl_in", '"reward"'),
     "kl_loss_type": Foreign("objective.kl_estimator", "low_var_kl is k3"),
     "kl_penalty": Foreign("objective.kl_estimator", "kl is k1"),
     "use_bias_correction_kl": Foreign("objective.kl_estimator", '"k3_unbiased"'),
@@ -174,29 +178,31 @@ FOREIGN: dict[str, Foreign] = {
     "top_entropy_quantile": Foreign("objective.entropy_share"),
     "mask_truncated_completions": Foreign("objective.mask_truncated"),
     "off_policy_mask_threshold": Foreign("objective.off_policy_mask"),
-    "filter_groups": Foreign("collect.refill", "dynamic sampling; objective.drop_zero_variance changes the mean alone"),
+    "filter_groups": Foreign(
+        "collect.dynamic_sampling", "dynamic sampling; objective.drop_zero_variance changes the mean alone"
+    ),
     "scale_rewards": Foreign("advantage.scale", '"group" is group_std, "batch" is batch_std, none is none'),
     "scale_advantage": Foreign("advantage.scale"),
     "norm_adv_by_std_in_grpo": Foreign("advantage.scale", '"group_std" or "none"'),
-    "multi_objective_aggregation": Foreign("advantage.per_part", "true is normalize_then_sum (GDPO)"),
-    "vllm_importance_sampling_correction": Foreign("mismatch.correction"),
-    "vllm_importance_sampling_mode": Foreign("mismatch.correction"),
-    "vllm_importance_sampling_cap": Foreign("mismatch.high"),
-    "vllm_importance_sampling_clip_max": Foreign("mismatch.high"),
-    "vllm_importance_sampling_clip_min": Foreign("mismatch.low"),
-    "tis_imp_ratio_cap": Foreign("mismatch.high"),
-    "rollout_is": Foreign("mismatch.correction"),
-    "rollout_is_threshold": Foreign("mismatch.high"),
-    "sync_ref_model": Foreign("reference.every", "above 0 renews the reference"),
-    "ref_model_sync_steps": Foreign("reference.every"),
-    "ref_model_mixup_alpha": Foreign("reference.ema"),
+    "multi_objective_aggregation": Foreign("advantage.per_reward", "true is normalize_then_sum (GDPO)"),
+    "vllm_importance_sampling_correction": Foreign("rollout_correction.kind"),
+    "vllm_importance_sampling_mode": Foreign("rollout_correction.kind"),
+    "vllm_importance_sampling_cap": Foreign("rollout_correction.high"),
+    "vllm_importance_sampling_clip_max": Foreign("rollout_correction.high"),
+    "vllm_importance_sampling_clip_min": Foreign("rollout_correction.low"),
+    "tis_imp_ratio_cap": Foreign("rollout_correction.high"),
+    "rollout_is": Foreign("rollout_correction.kind"),
+    "rollout_is_threshold": Foreign("rollout_correction.high"),
+    "sync_ref_model": Foreign("reference.sync_every", "above 0 renews the reference"),
+    "ref_model_sync_steps": Foreign("reference.sync_every"),
+    "ref_model_mixup_alpha": Foreign("reference.sync_ema"),
     # rewards
-    "reward_funcs": Foreign("rewards.parts", _REWARD),
-    "reward_weights": Foreign("rewards.parts.0.weight", "each part has its own"),
-    "custom_reward_function": Foreign("rewards.parts", _REWARD),
-    "custom_reward_function.path": Foreign("rewards.parts.0.name", "`module:function`"),
-    "custom_reward_function.name": Foreign("rewards.parts.0.name", "`module:function`"),
-    "reward_manager": Foreign("rewards.parts", _REWARD),
+    "reward_funcs": Foreign("rewards.functions", _REWARD),
+    "reward_weights": Foreign("rewards.functions.0.weight", "each part has its own"),
+    "custom_reward_function": Foreign("rewards.functions", _REWARD),
+    "custom_reward_function.path": Foreign("rewards.functions.0.name", "`module:function`"),
+    "custom_reward_function.name": Foreign("rewards.functions.0.name", "`module:function`"),
+    "reward_manager": Foreign("rewards.functions", _REWARD),
     # critic
     "cliprange_value": Foreign("critic.clip"),
     "critic_warmup": Foreign("critic.warmup"),
@@ -319,11 +325,11 @@ _none(
 )
 _none("the last step's weights are the result; `[stop]` keeps the last good checkpoint", "load_best_model_at_end")
 _none(
-    "the last step's weights are the result; eval.part names the measured reward part",
+    "the last step's weights are the result; eval.reward names the measured reward part",
     *("metric_for_best_model", "greater_is_better"),
 )
 _none(
-    "evaluation samples like training, up to collect.slots sequences at once",
+    "evaluation samples like training, up to engine.max_num_seqs sequences at once",
     *("per_device_eval_batch_size", "val_batch_size", "eval_accumulation_steps", "bf16_full_eval", "fp16_full_eval"),
     *("eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics", "eval_delay"),
     *("prediction_loss_only",),

@@ -199,7 +199,7 @@ class Layers:
 
 
 def child_default(path: Sequence[str]) -> Any:
-    """The schema's default at a path as plain data, e.g. for `rewards.parts`; None below a list."""
+    """The schema's default at a path as plain data, e.g. for `rewards.functions`; None below a list."""
     data: Any = RunConfig().model_dump()
     for part in path:
         data = child(data, part)

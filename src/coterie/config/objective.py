@@ -32,11 +32,11 @@ class ObjectiveConfig(Section):
     """Upper bound, in the same units."""
     dual_clip: float | None = Field(default=None, gt=1)
     """For negative advantages, the ratio counts at most this much (dual-clip PPO); none = no bound."""
-    ratio_cap: float | None = Field(default=None, gt=1)
+    delta: float | None = Field(default=None, gt=1)
     """The ratio never counts more than this, for either sign (INTELLECT-2's delta); larger than 1 + clip_high."""
-    soft_positive: float = Field(default=1.0, gt=0)
+    sapo_tau_pos: float = Field(default=1.0, gt=0)
     """Temperature of the soft gate for positive advantages."""
-    soft_negative: float = Field(default=1.05, gt=0)
+    sapo_tau_neg: float = Field(default=1.05, gt=0)
     """Temperature of the soft gate for negative advantages."""
     off_policy_mask: float | None = Field(default=None, gt=0)
     """Leave out completions with a negative advantage whose tokens have become less likely than when sampled by more
@@ -50,7 +50,7 @@ class ObjectiveConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"] = "k3"
     """k3 is GRPO's; k3_unbiased (times the ratio) and k3_straight (k2's gradient) follow the reverse KL; k1 belongs in
     the reward: in the loss its gradient has mean zero."""
-    kl_place: Literal["loss", "reward"] = "loss"
+    kl_in: Literal["loss", "reward"] = "loss"
     """Where the KL counts: a term of the loss, or a penalty on each token's reward (k1), before the advantage."""
     kl_target: float | None = Field(default=None, gt=0)
     """Adapt kl_beta so that the KL to the reference, in nats a token, stays near this; none = constant."""
@@ -74,24 +74,24 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> ObjectiveConfig:
-        if self.ratio_cap is not None and self.ratio_cap <= 1 + self.clip_high:
+        if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ValueError(
-                f"ratio_cap = {self.ratio_cap} must be larger than 1 + clip_high = {1 + self.clip_high}, which "
+                f"delta = {self.delta} must be larger than 1 + clip_high = {1 + self.clip_high}, which "
                 "bounds the ratio already"
             )
-        if self.kl_place == "reward" and self.kl_estimator != "k1":
+        if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise ValueError(
-                f'kl_place = "reward" needs kl_estimator = "k1": as a reward, {self.kl_estimator} has a wrong gradient'
+                f'kl_in = "reward" needs kl_estimator = "k1": as a reward, {self.kl_estimator} has a wrong gradient'
             )
-        if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_beta > 0:
             raise ValueError(
                 'kl_estimator = "k1" in the loss has a gradient of mean zero: noise that does not pull towards the '
-                'reference; set kl_place = "reward", or use k3'
+                'reference; set kl_in = "reward", or use k3'
             )
-        if self.kl_target is not None and (self.kl_beta == 0 or self.kl_place == "reward"):
+        if self.kl_target is not None and (self.kl_beta == 0 or self.kl_in == "reward"):
             raise ValueError(
-                'kl_target adapts the KL in the loss: it needs kl_place = "loss" and a kl_beta to start from, e.g. '
-                f'0.01; they are "{self.kl_place}" and {self.kl_beta}'
+                'kl_target adapts the KL in the loss: it needs kl_in = "loss" and a kl_beta to start from, e.g. '
+                f'0.01; they are "{self.kl_in}" and {self.kl_beta}'
             )
         return self
 
@@ -100,7 +100,7 @@ class AdvantageConfig(Section):
     """Advantages: the baseline of a rollout's reward, and the scale."""
 
     baseline: (
-        Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "runner_up", "js2", "none"]
+        Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "second_best", "js2", "none"]
         | UserFunction
     ) = "group_mean"
     """Baseline subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the
@@ -111,7 +111,7 @@ class AdvantageConfig(Section):
     Beta density (BNPO), or nothing (Dr. GRPO)."""
     whiten: Literal["none", "samples", "tokens"] = "none"
     """Shift and scale the advantages of the whole batch to mean 0 and deviation 1, over rollouts or over tokens."""
-    per_part: bool = False
+    per_reward: bool = False
     """Estimate each part of the reward on its own, then add (GDPO)."""
     step_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantages of reasoning steps (process supervision), added to the outcome's."""
@@ -125,15 +125,15 @@ class AdvantageConfig(Section):
 
     @model_validator(mode="after")
     def _anchored(self) -> AdvantageConfig:
-        if self.anchors and self.scale not in ("group_std", "none"):
+        if self.gigpo_weight and self.scale not in ("group_std", "none"):
             raise ValueError(
-                f"anchors = {self.anchors} divides by the standard deviation of the returns from a state, or by "
+                f"anchors = {self.gigpo_weight} divides by the standard deviation of the returns from a state, or by "
                 f'nothing; set scale = "group_std" or "none", not "{self.scale}"'
             )
         return self
 
 
-class MismatchConfig(Section):
+class RolloutCorrectionConfig(Section):
     """Correction of the train-inference mismatch: sampler and learner give the same token different probabilities."""
 
     correction: Literal[
@@ -156,9 +156,11 @@ class MismatchConfig(Section):
     """Drop a completion when any of its tokens has a weight below this."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> MismatchConfig:
+    def _ordered(self) -> RolloutCorrectionConfig:
         if self.low >= self.high:
-            raise ValueError(f"mismatch.low = {self.low} must be smaller than mismatch.high = {self.high}")
+            raise ValueError(
+                f"rollout_correction.low = {self.low} must be smaller than rollout_correction.high = {self.high}"
+            )
         return self
 
 
@@ -174,8 +176,8 @@ class ReferenceConfig(Section):
 
     @model_validator(mode="after")
     def _renewed(self) -> ReferenceConfig:
-        if self.ema is not None and not self.every:
-            raise ValueError("reference.ema needs reference.every: how many steps lie between two renewals")
+        if self.sync_ema is not None and not self.sync_every:
+            raise ValueError("reference.sync_ema needs reference.sync_every: how many steps lie between two renewals")
         return self
 
 

@@ -36,7 +36,7 @@ class OptimConfig(Section):
     """Optimizer steps per collected batch; above 1 the old log-probs are scored first."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a collected batch (TRL's num_iterations, verl's ppo_epochs)."""
-    token_budget: int = Field(default=1024, ge=1)
+    max_tokens_per_microbatch: int = Field(default=1024, ge=1)
     """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
     (beyond rounding)."""
     roulette: float = Field(default=0.0, ge=0, le=2)

@@ -22,10 +22,10 @@ MODELS = ("model.name", "grouping.embedding", "data.train.*.name", "data.heldout
 FUNCTIONS = (
     "data.train.*.target",
     "data.heldout.*.target",
-    "rewards.parts.*.name",
+    "rewards.functions.*.name",
     "rewards.steps.*.name",
     "environment.name",
-    "objective.surrogate",
+    "objective.loss",
     "advantage.baseline",
     "grouping.preset",
     "grouping.key",

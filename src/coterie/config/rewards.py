@@ -56,7 +56,7 @@ class RewardsConfig(Section):
     """Reward functions; the reward is their weighted sum."""
     steps: list[StepRewardConfig] = Field(default_factory=list)
     """Process reward functions, which score single steps of a completion."""
-    deadline_s: float = Field(default=30.0, gt=0)
+    timeout_s: float = Field(default=30.0, gt=0)
     """Timeout of one call in seconds; the worker is killed then, and the rows end as reward errors. On Linux, time in
     which it only waits for a processor is not counted, up to ten times the limit."""
     workers: int = Field(default=1, ge=1)
@@ -64,10 +64,12 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> RewardsConfig:
-        if not self.parts:
-            raise ValueError("rewards.parts is empty: a run needs at least one reward part")
+        if not self.functions:
+            raise ValueError("rewards.functions is empty: a run needs at least one reward part")
         if len(self.environment) > 1:
-            raise ValueError(f"rewards.parts has the environment's reward {len(self.environment)} times; name it once")
+            raise ValueError(
+                f"rewards.functions has the environment's reward {len(self.environment)} times; name it once"
+            )
         for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
@@ -76,12 +78,12 @@ class RewardsConfig(Section):
 
     def labels(self) -> list[str]:
         """Names of the parts, in order."""
-        return [part.key for part in self.parts]
+        return [part.key for part in self.functions]
 
     @property
     def environment(self) -> dict[str, float]:
         """Weight of the part that is the environment's own reward, by its label; empty without one."""
-        return {part.key: part.weight for part in self.parts if part.name == "environment"}
+        return {part.key: part.weight for part in self.functions if part.name == "environment"}
 
     def step_weights(self) -> dict[str, float]:
         """Weight of each step function by its label."""

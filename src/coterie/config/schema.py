@@ -13,9 +13,9 @@ from coterie.config.data import DataConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
-    MismatchConfig,
     ObjectiveConfig,
     ReferenceConfig,
+    RolloutCorrectionConfig,
     UserFunction,
 )
 from coterie.config.optim import OptimConfig
@@ -134,7 +134,7 @@ class SamplingConfig(Section):
     skip_special_tokens: bool = False
     """Leave every special token out of that text. By default only those that end, begin or pad a text or write the chat
     template's turns are left out, so that a `<think>` that is one token stays."""
-    deadline_s: float = Field(default=600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
     """Timeout of one generation call in seconds of wall-clock time, all turns of the episodes together; unfinished
     completions are truncated. Hitting it makes a run irreproducible, and is reported."""
 
@@ -153,9 +153,9 @@ class CollectConfig(Section):
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
     refill: bool = False
-    """Replace groups whose attempts all have the same evaluated reward (eval.part) by other prompts (DAPO's dynamic
+    """Replace groups whose attempts all have the same evaluated reward (eval.reward) by other prompts (DAPO's dynamic
     sampling)."""
-    refill_limit: int = Field(default=10, ge=1)
+    dynamic_sampling_limit: int = Field(default=10, ge=1)
     """How many times a step may sample, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
     """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
@@ -226,7 +226,7 @@ class RunConfig(Section):
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
-    mismatch: MismatchConfig = Field(default_factory=MismatchConfig)
+    mismatch: RolloutCorrectionConfig = Field(default_factory=RolloutCorrectionConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     grouping: GroupingConfig = Field(default_factory=GroupingConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
@@ -241,19 +241,19 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         self._check_algorithm()
         labels = self.rewards.labels()
-        if self.eval.part and self.eval.part not in labels:
-            raise ValueError(f"eval.part = {self.eval.part!r} is not a reward part; expected one of {labels}")
+        if self.eval.reward and self.eval.reward not in labels:
+            raise ValueError(f"eval.reward = {self.eval.reward!r} is not a reward part; expected one of {labels}")
         self._check_environment()
         self._check_groups()
         self._check_replay()
-        if self.optim.minibatches > self.collect.prompts * self.collect.group_size:
+        if self.optim.minibatches > self.collect.prompts_per_step * self.collect.group_size:
             raise ValueError(
                 f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
-                f"{self.collect.prompts} prompts × {self.collect.group_size} rollouts"
+                f"{self.collect.prompts_per_step} prompts × {self.collect.group_size} rollouts"
             )
-        if self.optim.roulette and not self.advantages_alone:
+        if self.optim.subsample and not self.advantages_alone:
             raise ValueError(
-                f"optim.roulette = {self.optim.roulette} leaves rollouts out by their advantage, but here a rollout "
+                f"optim.subsample = {self.optim.subsample} leaves rollouts out by their advantage, but here a rollout "
                 "without any has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, "
                 "entropy_target, entropy_share < 1), no surrogate of your own and no critic"
             )
@@ -263,9 +263,9 @@ class RunConfig(Section):
     def advantages_alone(self) -> bool:
         """True if the gradient of a rollout is proportional to its advantage."""
         objective = self.objective
-        in_loss = objective.kl_beta > 0 and objective.kl_place == "loss"
+        in_loss = objective.kl_beta > 0 and objective.kl_in == "loss"
         entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
-        everywhere = objective.entropy_share < 1 or ":" in objective.surrogate  # these look at every token
+        everywhere = objective.entropy_share < 1 or ":" in objective.loss  # these look at every token
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
     def _check_environment(self) -> None:
@@ -305,27 +305,29 @@ class RunConfig(Section):
         """Check that a group baseline has a group, and that a renewed reference is used."""
         alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
         alone = (
-            alone or self.grouping.preset in ("global", "tracker", "heb", "heb-stack") or ":" in self.grouping.preset
+            alone
+            or self.grouping.preset in ("global", "tracker", "empirical_bayes", "mixture")
+            or ":" in self.grouping.preset
         )
         if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
             raise ValueError(
                 f"collect.group_size = {self.collect.group_size} is too small: "
                 f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts per prompt'
             )
-        if self.reference.every and self.objective.kl_beta == 0:
-            raise ValueError("reference.every needs objective.kl_beta > 0: without a KL there is no reference")
-        if self.reference.every and self.model.lora is not None:
+        if self.reference.sync_every and self.objective.kl_beta == 0:
+            raise ValueError("reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference")
+        if self.reference.sync_every and self.model.lora is not None:
             raise ValueError(
-                "reference.every needs all weights to be trained: the reference of an adapter is the model without "
-                "it; set reference.every = 0, or leave out model.lora"
+                "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without "
+                "it; set reference.sync_every = 0, or leave out model.lora"
             )
         if self.critic is not None:
             self._check_critic(self.critic)
         outside = self.critic is not None or self.grouping.preset not in ("prompt", "rloo")
-        if self.collect.refill and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
+        if self.collect.dynamic_sampling and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
             raise ValueError(
-                "collect.refill keeps groups by their outcome, which biases a baseline that is not the group's own; "
-                "set collect.refill = false"
+                "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
+                "set collect.dynamic_sampling = false"
             )
         if self.grouping.preset != "prompt":
             self._check_grouping()
@@ -339,9 +341,9 @@ class RunConfig(Section):
                 "replay.groups trains on advantages as they were credited, and a critic's are made of its values of "
                 "then; leave out critic, or set replay.groups = 0"
             )
-        if self.reference.every == 1:
+        if self.reference.sync_every == 1:
             raise ValueError(
-                "replay.groups finds nothing: a renewed reference empties the memory, and reference.every = 1 renews "
+                "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews "
                 "it after every step; renew it less often, or set replay.groups = 0"
             )
 
@@ -368,26 +370,28 @@ class RunConfig(Section):
                 f"grouping.least = {grouping.least} and most = {grouping.most} must have collect.group_size = {size}, "
                 "the mean, between them"
             )
-        if grouping.uniform and self.objective.normalize == "prompt":
-            raise ValueError('grouping.uniform weighs rollouts; objective.normalize = "prompt" would undo it')
+        if grouping.unbiased and self.objective.loss_agg_mode == "prompt-mean":
+            raise ValueError('grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it')
         self._check_bounds(grouping)
-        if grouping.allocate and (self.collect.refill or self.collect.oversample > 1):
-            raise ValueError("grouping.allocate chooses the prompts; leave out collect.refill and collect.oversample")
+        if grouping.allocate and (self.collect.dynamic_sampling or self.collect.oversample > 1):
+            raise ValueError(
+                "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample"
+            )
 
     def _check_bounds(self, grouping: GroupingConfig) -> None:
-        """Check `grouping.rewards` against the possible rewards: shipped parts lie within 0 and 1, `overlong` within -1
+        """Check `grouping.reward_range` against the possible rewards: shipped parts lie within 0 and 1, `overlong` within -1
         and 0, and a sum outside would end the run at the first such rollout."""
-        if grouping.rewards is None:
+        if grouping.reward_range is None:
             return
-        sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.parts]
-        weights = [1.0 if grouping.per_part else part.weight for part in self.rewards.parts]
+        sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.functions]
+        weights = [1.0 if grouping.per_reward else part.weight for part in self.rewards.functions]
         ends = [(weight * low, weight * high) for weight, (low, high) in zip(weights, sizes, strict=True)]
-        if grouping.per_part:
+        if grouping.per_reward:
             low, high = min(min(pair) for pair in ends), max(max(pair) for pair in ends)
         else:
             low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
-        if low < grouping.rewards[0] - 1e-9 or high > grouping.rewards[1] + 1e-9:
+        if low < grouping.reward_range[0] - 1e-9 or high > grouping.reward_range[1] + 1e-9:
             raise ValueError(
-                f"the reward may lie between {low:g} and {high:g}, beyond grouping.rewards = {grouping.rewards}; set "
-                f"grouping.rewards = [{low:g}, {high:g}], or none to measure it"
+                f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = {grouping.reward_range}; set "
+                f"grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )

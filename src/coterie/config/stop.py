@@ -98,7 +98,7 @@ KINDS: dict[str, StopKind] = {
         words="the gradient explodes: {metric} above {threshold:g} times the median of the 20 steps before",
     ),
     "non_finite": StopKind(
-        metric="updates/skipped",
+        metric="update/nonfinite",
         threshold=0.0,
         patience=1,
         judges_sampler=True,

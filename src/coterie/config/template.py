@@ -40,11 +40,11 @@ name = "leg_counting"
 size = 100
 seed = 1
 
-[[rewards.parts]]
+[[rewards.functions]]
 name = "task"              # the data's own scorer; or number, exact, math, or yours: "module:function"
 
 [collect]
-prompts = 8                # per step
+prompts_per_step = 8                # per step
 group_size = 8             # completions per prompt
 
 [sampling]

@@ -21,7 +21,7 @@ def _entropy_low(record: Record) -> Iterator[RuleHit]:
     low = now < ENTROPY_LOW
     if not (low or fell):
         return
-    solved = record.correctness("groups/solved")
+    solved = record.correctness("groups/all_correct")
     done = solved is not None and solved.now() > SOLVED
     text = f"entropy was {start:.3g} nats in the first 5 steps and is {now:.3g} in the last 5"
     proof = level(entropy, ENTROPY_LOW, now, text)
@@ -80,7 +80,7 @@ RULES = (
         name="entropy_low",
         asks="Does the policy still explore?",
         alarm=f"`entropy` of the last 5 steps below {ENTROPY_LOW:g} nats, or {ENTROPY_FALL:g} times smaller than in "
-        f"the first 5 (serious, unless `reward/mean` rose); a note only where `groups/solved` is above {SOLVED:g}",
+        f"the first 5 (serious, unless `reward/mean` rose); a note only where `groups/all_correct` is above {SOLVED:g}",
         source=f"Cui et al. 2025 (The entropy mechanism, arXiv 2505.22617); {HEURISTIC}",
         meaning="When all attempts are the same there is nothing to compare, and no way back.",
         action="Resume from before the fall with a lower optim.lr, a higher objective.clip_high, or some "

@@ -68,7 +68,7 @@ class Record:
         return None if first is None or last is None else (first, last)
 
     def correctness(self, name: str) -> Series | None:
-        """A metric that only a binary reward (or a threshold) has, such as `groups/solved`.
+        """A metric that only a binary reward (or a threshold) has, such as `groups/all_correct`.
 
         None where the run lacks it, or has it in some steps alone: a graded reward that happened to be 0 everywhere.
         """
@@ -83,9 +83,9 @@ class Record:
     @property
     def accuracy_part(self) -> str:
         """Label of the reward part that decides which completions are correct."""
-        parts = self.setting("rewards.parts", [{"name": "task"}])
+        parts = self.setting("rewards.functions", [{"name": "task"}])
         first = parts[0].get("label") or str(parts[0]["name"]).split(":")[-1]
-        return str(self.setting("eval.part", "") or first)
+        return str(self.setting("eval.reward", "") or first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ HEURISTIC = "a rule of thumb of practitioners"
 def _ends(record: Record) -> list[Evidence]:
     """Shares of the groups that are all right and all wrong."""
     evidence = []
-    for name, words in (("groups/solved", "all right"), ("groups/none", "all wrong")):
+    for name, words in (("groups/all_correct", "all right"), ("groups/all_wrong", "all wrong")):
         series = record.correctness(name)
         if series is not None:
             now = series.now()
@@ -31,7 +31,7 @@ def _ends(record: Record) -> list[Evidence]:
 
 
 def _easier_or_harder(record: Record) -> str:
-    solved, none = record.correctness("groups/solved"), record.correctness("groups/none")
+    solved, none = record.correctness("groups/all_correct"), record.correctness("groups/all_wrong")
     if (solved is None or none is None) and "groups/mixed" in record.series:
         return "Make the reward finer, so that better attempts earn more, or raise collect.group_size."
     if solved is None or none is None:
@@ -44,7 +44,7 @@ def _easier_or_harder(record: Record) -> str:
     )
 
 
-CAUSES = ("grad_norm", "reward/min", "reward/max", "refill/missing", "groups/effective")
+CAUSES = ("grad_norm", "reward/min", "reward/max", "dynamic_sampling/missing", "groups/effective")
 """Metrics that `zero_gradient` reads."""
 
 
@@ -62,13 +62,11 @@ def _cause(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
     def values(name: str) -> NDArray[np.float64]:
         return series[name].values[np.isin(series[name].steps, steps)] if name in series else np.empty(0)
 
-    low, high, missing = values("reward/min"), values("reward/max"), values("refill/missing")
+    low, high, missing = values("reward/min"), values("reward/max"), values("dynamic_sampling/missing")
     if len(low) == len(high) == len(steps) and low.min() == high.max():
         return f"the reward was {low.min():g} for every rollout"
     if len(missing) == len(steps) and missing.all():
-        return (
-            "dynamic sampling (collect.refill) found no group whose attempts differ in the evaluated reward (eval.part)"
-        )
+        return "dynamic sampling (collect.dynamic_sampling) found no group whose attempts differ in the evaluated reward (eval.reward)"
     effective = values("groups/effective")
     if len(effective) == len(steps) and not effective.any():
         return "in every group all attempts had the same reward"
@@ -90,7 +88,7 @@ def _no_gradient(record: Record) -> Iterator[RuleHit]:
 def _zero_variance(record: Record) -> Iterator[RuleHit]:
     if alarm := beyond(record.series["groups/zero_variance"], ZERO_VARIANCE, steps=WINDOW):
         now = record.series["groups/zero_variance"].now()
-        solved = record.correctness("groups/solved")
+        solved = record.correctness("groups/all_correct")
         if solved is not None and solved.now() > SOLVED:
             yield RuleHit(
                 severity=Severity.NOTE,
@@ -111,13 +109,13 @@ def _zero_variance(record: Record) -> Iterator[RuleHit]:
 
 def _effective(record: Record) -> Iterator[RuleHit]:
     effective = record.series["groups/effective"]
-    if effective.now() < EFFECTIVE <= record.setting("collect.prompts", EFFECTIVE):
+    if effective.now() < EFFECTIVE <= record.setting("collect.prompts_per_step", EFFECTIVE):
         text = f"{effective.now():.2g} groups a step had rewards that differ (mean of the last {WINDOW} steps)"
-        dropped = record.series.get("refill/dropped")
+        dropped = record.series.get("dynamic_sampling/dropped")
         if dropped is not None:
             text = (
                 f"{effective.now():.2g} groups a step were trained on (mean of the last {WINDOW} steps); "
-                f"collect.refill dropped {dropped.now():.2g}, in which all attempts had the same "
+                f"collect.dynamic_sampling dropped {dropped.now():.2g}, in which all attempts had the same "
                 f"{record.accuracy_part!r}"
             )
         yield RuleHit(
@@ -132,7 +130,7 @@ def _unmoved(record: Record) -> Iterator[RuleHit]:
     moved = change(reward.values)
     if moved.clear():
         return
-    solved = record.correctness("groups/solved")
+    solved = record.correctness("groups/all_correct")
     if solved is not None and solved.start() > DEAD:
         return  # there was nothing to gain
     flat = bool(reward.values.max() - reward.values.min() < 1e-8)
@@ -176,7 +174,7 @@ RULES = (
         name="zero_variance",
         asks="Do rewards differ within most groups?",
         alarm=f"`groups/zero_variance` above {ZERO_VARIANCE:g} for {WINDOW} steps in a row; serious when it is now "
-        f"{DEAD:g} or more, a note where `groups/solved` is now above {SOLVED:g}",
+        f"{DEAD:g} or more, a note where `groups/all_correct` is now above {SOLVED:g}",
         source=HEURISTIC,
         meaning="Attempts that all earn the same have no advantage over each other; their rollouts are paid for and "
         "teach nothing.",
@@ -191,7 +189,7 @@ RULES = (
         alarm=f"`groups/effective` below {EFFECTIVE:g} on average over the last {WINDOW} steps",
         source=HEURISTIC,
         meaning="Few prompts mean a noisy gradient.",
-        action="Raise collect.prompts, or choose prompts that the model solves sometimes.",
+        action="Raise collect.prompts_per_step, or choose prompts that the model solves sometimes.",
         needs=("groups/effective",),
         steps=WINDOW,
         check=_effective,

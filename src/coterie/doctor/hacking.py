@@ -70,7 +70,7 @@ def _format(record: Record) -> Iterator[RuleHit]:
     if accuracy is None or len(accuracy) < WINDOW:
         return
     moved = change(accuracy.values)
-    for part in record.setting("rewards.parts", []):
+    for part in record.setting("rewards.functions", []):
         label = part.get("label") or str(part.get("name", "")).split(":")[-1]
         layout = record.series.get(f"reward/part/{label}")
         if part.get("name") != "format" or layout is None or label == record.accuracy_part:
@@ -165,13 +165,13 @@ RULES = (
     Rule(
         name="copied_prompt",
         asks="Are completions free of copies of the prompt?",
-        alarm=f"`copied/mean` above {COPIED:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
+        alarm=f"`prompt_overlap/mean` above {COPIED:g} in the last quarter, {REPETITION_RISE:g} more than in the first",
         source=HEURISTIC,
         meaning="Completions consist of the prompt's own text; a reward that looks for words finds them there.",
         action="Find the reward part that rewards it, and take the prompt's text out of what it reads.",
-        needs=("copied/mean",),
+        needs=("prompt_overlap/mean",),
         steps=10,
-        check=_rises("copied/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
+        check=_rises("prompt_overlap/mean", COPIED, REPETITION_RISE, "Completions copy the prompt more and more."),
     ),
     Rule(
         name="no_reasoning",
@@ -191,7 +191,7 @@ RULES = (
         f"{REWARD_GAIN:g}",
         source=HEURISTIC,
         meaning="Drift without gain: noise moves the weights.",
-        action="Lower optim.lr, raise collect.prompts, or raise objective.kl_beta.",
+        action="Lower optim.lr, raise collect.prompts_per_step, or raise objective.kl_beta.",
         needs=("kl/ref", "reward/mean"),
         steps=20,
         check=_kl_without_gain,

@@ -106,7 +106,7 @@ def _spikes(record: Record) -> Iterator[RuleHit]:
 
 
 def _skipped(record: Record) -> Iterator[RuleHit]:
-    skipped = record.series["updates/skipped"]
+    skipped = record.series["update/nonfinite"]
     mask = skipped.values > 0
     if mask.any():
         serious = longest(mask) >= 3 or mask.mean() > 0.05
@@ -210,11 +210,11 @@ RULES = (
     Rule(
         name="skipped_updates",
         asks="Were all gradients finite?",
-        alarm="`updates/skipped` above 0; serious from 3 steps in a row or 5 % of all",
+        alarm="`update/nonfinite` above 0; serious from 3 steps in a row or 5 % of all",
         source="by definition",
         meaning="Such a step changes nothing; its rollouts are lost.",
         action="Lower optim.lr; with model.dtype = bfloat16 try float32; read the rollouts of those steps.",
-        needs=("updates/skipped",),
+        needs=("update/nonfinite",),
         steps=1,
         check=_skipped,
     ),

@@ -16,7 +16,7 @@ def _errors(record: Record) -> Iterator[RuleHit]:
     errors = record.series["errors"]
     mask = errors.values > 0
     if mask.any():
-        size = record.setting("collect.prompts", 0) * record.setting("collect.group_size", 0)
+        size = record.setting("collect.prompts_per_step", 0) * record.setting("collect.group_size", 0)
         share = float(errors.values.sum() / (size * len(errors))) if size else 0.0
         of = f" ({100 * share:.1f} % of all)" if size else ""
         yield RuleHit(
@@ -84,7 +84,7 @@ RULES = (
         alarm="`late` above 0",
         source="by definition",
         meaning="Which completions are cut then depends on the speed of the machine.",
-        action="Raise sampling.deadline_s.",
+        action="Raise sampling.timeout_s.",
         needs=("late",),
         steps=1,
         check=_late,

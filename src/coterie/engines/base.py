@@ -32,7 +32,7 @@ class Sampling:
     max_tokens: int
     stop: tuple[str, ...] = ()
     """Strings that end a turn; the token that completes one is kept."""
-    deadline_s: float = 600.0
+    timeout_s: float = 600.0
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
     """Told (finished, all) sequences of a call, often; what it raises ends the call."""
 

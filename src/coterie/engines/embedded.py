@@ -107,7 +107,7 @@ class EmbeddedEngine:
                 raise
             raise EngineError(
                 f"memory was refused while {rows} sequences of up to {self._capacity} tokens were sampled at once; "
-                "lower collect.slots or sampling.max_tokens, or use a smaller model"
+                "lower engine.max_num_seqs or sampling.max_tokens, or use a smaller model"
             ) from error
         finally:
             if self._decoder is None:
@@ -169,7 +169,7 @@ class _Session:
         self.prefilled: dict[tuple[int, ...], _Prefilled] = {}
         self.live: list[_Row] = []
         self.done: dict[int, Turn] = {}
-        self.deadline = time.monotonic() + sampling.deadline_s
+        self.deadline = time.monotonic() + sampling.timeout_s
 
     def run(self) -> list[Turn]:
         total = len(self.waiting)

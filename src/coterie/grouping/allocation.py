@@ -190,7 +190,7 @@ def allocation(
         solved=solved_regions(expected, _regions(model, features), bounds[0] + SOLVED * (bounds[1] - bounds[0])),
         counters=counters,
     )
-    return drawn if config.uniform else replace(drawn, weights=np.ones(prompts))
+    return drawn if config.unbiased else replace(drawn, weights=np.ones(prompts))
 
 
 def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:

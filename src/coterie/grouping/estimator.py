@@ -39,16 +39,16 @@ def settings_of(config: GroupingConfig) -> Settings:
         ValueError: they do not fit each other.
     """
     settings = Settings(
-        bounds=None if config.rewards is None else (config.rewards[0], config.rewards[1]),
-        memory=config.memory,
-        prompt_memory=config.prompt_memory,
+        bounds=None if config.reward_range is None else (config.reward_range[0], config.reward_range[1]),
+        memory=config.decay_steps,
+        prompt_decay_steps=config.prompt_decay_steps,
         max_leaves=config.max_leaves,
         min_weight=config.min_weight,
         refit_every=config.refit_every,
         scale=config.scale,
         weighted=config.weights != "none",
     )
-    for name in config.without:
+    for name in config.ablate:
         settings = settings.without(name)
     return settings
 
@@ -112,7 +112,7 @@ class GroupAwareEstimator:
     """Advantages from a baseline that knows more than the group.
 
     Args:
-        part_weights: weight of each reward part by its label; with `per_part` each has a model of its own.
+        part_weights: weight of each reward part by its label; with `per_reward` each has a model of its own.
         reward, reference: names of what the statistics belong to.
         baseline: the user's function, where the preset is one.
     """
@@ -130,7 +130,7 @@ class GroupAwareEstimator:
         baseline: CustomBaseline | None = None,
     ) -> None:
         self.config, self.terms, self.features, self.seed = config, terms, features, seed
-        self.weights = dict(part_weights) if config.per_part else dict(WHOLE)
+        self.weights = dict(part_weights) if config.per_reward else dict(WHOLE)
         self.baseline = baseline
         self.versions = {"reward": reward, "reference": reference}
         self.step = 0

@@ -75,7 +75,7 @@ class Hierarchy:
         self.linear = self.columns[~level] if "linear" in settings.scales else self.columns[:0]
         self.keys = self.columns[level] if "key" in settings.scales else self.columns[:0]
         self.tree, self.levels = Tree.stump(), np.zeros(1)
-        self.memory = PromptMemory(settings.prompt_memory, settings.keep_tau)
+        self.memory = PromptMemory(settings.prompt_decay_steps, settings.keep_tau)
         self.kappa = [RatioEstimate(1.0, 1.0, settings.keep_kappa, 0.2, 5.0) for _ in range(2)]
         # Reward variance over m(1 - m): 1 for right or wrong, less for graded rewards. One formula for both.
         self.noise = RatioEstimate(1.0, 5.0, settings.keep_tau, 0.02, 4.0)
@@ -263,7 +263,7 @@ class Hierarchy:
 
     def _replay(self) -> Gaussian:
         """The window through a fresh filter with a memory of its own, so that visits of one prompt count once."""
-        local = PromptMemory(self.settings.prompt_memory, self.settings.keep_tau)
+        local = PromptMemory(self.settings.prompt_decay_steps, self.settings.keep_tau)
         local.tau.load(self.memory.tau.state())
         local.reserve(len(self.prompt_table.index))
         belief, time = self._prior_belief(), None

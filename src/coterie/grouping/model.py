@@ -79,7 +79,7 @@ class GroupAwareBaseline:
         self,
         columns: tuple[Column, ...] = (),
         *,
-        preset: str = "heb-stack",
+        preset: str = "mixture",
         settings: Settings | None = None,
         seed: int = 0,
         reward: str = "",
@@ -93,7 +93,9 @@ class GroupAwareBaseline:
         self.preset, self.experts, self.columns, self.seed = preset, tuple(start), columns, seed
         self.versions = {"reward": reward, "reference": reference}
         self.prompt_table, self.window = PromptTable(), RecentSteps(self.settings.window)
-        self.hierarchies = {name: self._hierarchy(name, seed) for name in self.experts if name.startswith("heb")}
+        self.hierarchies = {
+            name: self._hierarchy(name, seed) for name in self.experts if name.startswith("empirical_bayes")
+        }
         forgets = "temporal" in self.settings.signals
         self.trackers = {
             name: PromptTracker(self.settings.tracker_half_life if forgets else None, 0.875 if forgets else 1.0)
@@ -111,7 +113,7 @@ class GroupAwareBaseline:
 
     def _without_weights(self) -> GroupAwareBaseline:
         settings = replace(self.requested, weighted=False)
-        preset = "heb" if self.hierarchies else "tracker"
+        preset = "empirical_bayes" if self.hierarchies else "tracker"
         return GroupAwareBaseline(self.columns, preset=preset, settings=settings, seed=self.seed)
 
     def _learners(self) -> dict[str, Hierarchy | PromptTracker | GroupAwareBaseline]:
@@ -120,7 +122,11 @@ class GroupAwareBaseline:
 
     def _hierarchy(self, name: str, seed: int) -> Hierarchy:
         settings = self.settings
-        for scale in {"heb": (), "heb-notree": ("tree",), "heb-nofeatures": ("tree", "linear", "key")}[name]:
+        for scale in {
+            "empirical_bayes": (),
+            "empirical_bayes_no_tree": ("tree",),
+            "empirical_bayes_no_features": ("tree", "linear", "key"),
+        }[name]:
             settings = settings.without(scale)
         return Hierarchy(self.columns, settings, self.prompt_table, self.window, seed)
 
@@ -163,7 +169,7 @@ class GroupAwareBaseline:
         def to_reward_units(values: Floats, origin: float) -> Floats:
             return groups.scatter(origin + (high - low) * values)
 
-        parts = predictions["heb"].parts if "heb" in predictions else {}
+        parts = predictions["empirical_bayes"].parts if "empirical_bayes" in predictions else {}
         return BaselineParts(
             to_reward_units(combined, low),
             {name: to_reward_units(values, low) for name, values in zip(self.experts, experts, strict=True)},
@@ -196,8 +202,8 @@ class GroupAwareBaseline:
         """Prior of each rollout's prompt from history and, with a hierarchy, from the step's other groups."""
         groups, _, predictions = self._predictions(rollouts)
         low, high = self.range or (0.0, 1.0)
-        if "heb" in predictions:
-            prediction, hierarchy = predictions["heb"], self.hierarchies["heb"]
+        if "empirical_bayes" in predictions:
+            prediction, hierarchy = predictions["empirical_bayes"], self.hierarchies["empirical_bayes"]
             mean, variance, noise = (
                 prediction.mean,
                 hierarchy.calibration(groups.rows) * prediction.variance,
@@ -216,7 +222,7 @@ class GroupAwareBaseline:
     @property
     def regions(self) -> Hierarchy | None:
         """The hierarchy that has a tree; None where the preset has none."""
-        return self.hierarchies.get("heb")
+        return self.hierarchies.get("empirical_bayes")
 
     def _groups(self, rollouts: Rollouts) -> Groups:
         low, high = self.range or (0.0, 1.0)
@@ -299,7 +305,7 @@ class GroupAwareBaseline:
             name: float(((baselines - groups.rewards) ** 2).mean())
             for name, baselines in zip(self.experts, experts, strict=True)
         }
-        parts = predictions["heb"].parts if "heb" in predictions else {}
+        parts = predictions["empirical_bayes"].parts if "empirical_bayes" in predictions else {}
         return UpdateStats(
             errors | {"combined": float((error**2).mean())},
             float((groups.weights * error**2).mean()),

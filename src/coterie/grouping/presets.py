@@ -19,7 +19,17 @@ SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "tempora
 """semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
 are cut at medians of features). temporal: forgetting (off: evidence never fades)."""
 
-Expert = Literal["group", "rloo", "global", "tracker", "js2", "heb", "heb-notree", "heb-nofeatures", "own"]
+Expert = Literal[
+    "group",
+    "rloo",
+    "global",
+    "tracker",
+    "js2",
+    "empirical_bayes",
+    "empirical_bayes_no_tree",
+    "empirical_bayes_no_features",
+    "own",
+]
 """own: a function of the user's, see custom.py."""
 
 
@@ -41,9 +51,9 @@ PRESETS: dict[str, Preset] = {
     "global": Preset(experts=("global",), exact=True, note="all other rollouts of the step"),
     "tracker": Preset(experts=("tracker",), exact=True, note="SPO: the prompt's own history"),
     "js2": Preset(experts=("js2",), exact=True, note="siblings and step, James-Stein"),
-    "heb": Preset(experts=("heb",), exact=True, note="every scale, one model"),
-    "heb-stack": Preset(
-        experts=("heb", "heb-notree", "heb-nofeatures", "tracker", "js2", "rloo"),
+    "empirical_bayes": Preset(experts=("empirical_bayes",), exact=True, note="every scale, one model"),
+    "mixture": Preset(
+        experts=("empirical_bayes", "empirical_bayes_no_tree", "empirical_bayes_no_features", "tracker", "js2", "rloo"),
         # The full model leads until errors say otherwise; equal weights would give the noisiest expert a sixth.
         start=(0.5, 0.15, 0.1, 0.1, 0.1, 0.05),
         exact=True,
@@ -99,7 +109,7 @@ class Settings:
     """Smallest and largest reward; None measures the range on the first step and does not clip."""
     memory: float = 40.0
     """e-folding time of regions and linear weights, steps."""
-    prompt_memory: float = 120.0
+    prompt_decay_steps: float = 120.0
     """e-folding time of what is special to a prompt, steps."""
     root_variance: float = 0.08
     root_walk: float = 5e-4
@@ -159,7 +169,7 @@ class Settings:
         return replace(
             settings,
             memory=inf,
-            prompt_memory=inf,
+            prompt_decay_steps=inf,
             root_walk=0.0,
             keep_gram=1.0,
             keep_kappa=1.0,

@@ -50,7 +50,7 @@ class PartwiseBaseline:
         columns: tuple[Column, ...],
         weights: Mapping[str, float] = WHOLE,
         *,
-        preset: str = "heb-stack",
+        preset: str = "mixture",
         settings: Settings | None = None,
         seed: int = 0,
         reward: str = "",

@@ -25,12 +25,12 @@ _SMALL = 1 << 16
 
 def arrange(model: nn.Module, device: torch.device, config: OptimConfig) -> None:
     """Switch on checkpointing where the settings ask for it, and check offload; called once for each model."""
-    if config.offload and device.type != "cuda":
+    if config.activation_offload and device.type != "cuda":
         raise ConfigError(
-            f"optim.offload = true moves activations from a GPU into main memory, but model.device is {device.type}; "
-            "use optim.checkpointing instead"
+            f"optim.activation_offload = true moves activations from a GPU into main memory, but model.device is {device.type}; "
+            "use optim.gradient_checkpointing instead"
         )
-    if config.checkpointing:
+    if config.gradient_checkpointing:
         _checkpoint_layers(model)
 
 
@@ -39,8 +39,8 @@ def _checkpoint_layers(model: nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} marks no layers for checkpointing; use optim.checkpointing = false and a smaller "
-            "optim.token_budget"
+            f"{type(model).__name__} marks no layers for checkpointing; use optim.gradient_checkpointing = false and a smaller "
+            "optim.max_tokens_per_microbatch"
         )
     for layer in layers:
         if not getattr(layer.forward, "recomputed", False):
@@ -61,7 +61,7 @@ def _recomputed(forward: Any) -> Any:
 
 def saving(parameters: Iterable[Tensor], config: OptimConfig) -> AbstractContextManager[Any]:
     """Context of a forward pass: offload of the tensors saved for the backward pass, or nothing."""
-    return Offload(parameters) if config.offload else nullcontext()
+    return Offload(parameters) if config.activation_offload else nullcontext()
 
 
 class Offload(torch.autograd.graph.saved_tensors_hooks):
@@ -184,7 +184,7 @@ class OomSplitter:
         if len(part.spans) < 2:
             raise DoesNotFitError(
                 f"the update of a single rollout of {len(part.tokens)} tokens does not fit into memory ({reason}); set "
-                "optim.checkpointing = true, lower sampling.max_tokens or data.max_prompt_tokens, use optim.state = "
+                "optim.gradient_checkpointing = true, lower sampling.max_tokens or data.max_prompt_tokens, use optim.moments = "
                 '"8bit", or train an adapter (model.lora)'
             )
         return halves(part)

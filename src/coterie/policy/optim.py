@@ -108,7 +108,7 @@ class BlockMoments:
 
     def __init__(self, specs: Mapping[str, tuple[int, torch.dtype, torch.device]], config: OptimConfig) -> None:
         if any(dtype != torch.float32 for _, dtype, _ in specs.values()):
-            raise ConfigError('optim.state = "8bit" needs model.dtype bfloat16 or float32; got float64')
+            raise ConfigError('optim.moments = "8bit" needs model.dtype bfloat16 or float32; got float64')
         functional = _bitsandbytes()
         self.config = config
         large = {name: spec for name, spec in specs.items() if spec[0] >= SMALL}
@@ -182,7 +182,7 @@ class BlockMoments:
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str:
-    """The `optim.state` that wrote these tensors."""
+    """The `optim.moments` that wrote these tensors."""
     return BlockMoments.kind if any(name.startswith("exp_avg_8bit/") for name in tensors) else FullMoments.kind
 
 
@@ -211,7 +211,7 @@ def _bitsandbytes() -> Any:
         functional: Any = importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
         raise ConfigError(
-            f'optim.state = "8bit" needs the package bitsandbytes: {install_command("8bit")}, or use "float32"'
+            f'optim.moments = "8bit" needs the package bitsandbytes: {install_command("8bit")}, or use "float32"'
         ) from error
     finally:
         logger.setLevel(level)
@@ -219,7 +219,7 @@ def _bitsandbytes() -> Any:
 
 
 STATES: dict[str, type[FullMoments] | type[BlockMoments]] = {"float32": FullMoments, "8bit": BlockMoments}
-"""Values of `optim.state`."""
+"""Values of `optim.moments`."""
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
@@ -235,7 +235,7 @@ class MasterAdamW:
     """AdamW over `parameters`, whose gradients it collects in `gradients`.
 
     Raises:
-        ConfigError: `optim.state` cannot be had for these parameters.
+        ConfigError: `optim.moments` cannot be had for these parameters.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
@@ -252,7 +252,7 @@ class MasterAdamW:
             for name, parameter in self.parameters.items()
         }
         specs = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
-        self.moments: Moments = STATES[config.state](specs, config)
+        self.moments: Moments = STATES[config.moments](specs, config)
 
     @property
     def master_weights(self) -> dict[str, Tensor]:
@@ -310,8 +310,8 @@ class MasterAdamW:
         """Restore `state()`."""
         if kind_of(tensors) != self.moments.kind:
             raise CheckpointError(
-                f'the checkpoint was made with optim.state = "{kind_of(tensors)}", the settings say '
-                f'"{self.moments.kind}"; put optim.state back, or start a new run'
+                f'the checkpoint was made with optim.moments = "{kind_of(tensors)}", the settings say '
+                f'"{self.moments.kind}"; put optim.moments back, or start a new run'
             )
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"weight/{name}")

@@ -29,7 +29,7 @@ class Reference:
         self.copy = copy
         self.config = config
         self.exact: dict[str, Tensor] = {}
-        if copy is not None and config.ema is not None:
+        if copy is not None and config.sync_ema is not None:
             # A bfloat16 weight would round small moves away.
             named = copy.model.named_parameters()
             self.exact = {
@@ -38,7 +38,7 @@ class Reference:
 
     def due(self, step: int) -> bool:
         """True if the reference is renewed after this training step."""
-        return bool(self.config.every) and step % self.config.every == 0
+        return bool(self.config.sync_every) and step % self.config.sync_every == 0
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -47,21 +47,21 @@ class Reference:
             return
         now = dict(self.policy.model.named_parameters())
         for name, parameter in self.copy.model.named_parameters():
-            if self.config.ema is None:
+            if self.config.sync_ema is None:
                 parameter.copy_(now[name])
             else:
-                parameter.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.ema))
+                parameter.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.sync_ema))
 
     def save(self, folder: Path) -> None:
         """Write the weights, where they are not simply those of the start."""
-        if self.copy is not None and self.config.every:
+        if self.copy is not None and self.config.sync_every:
             weights = self.exact or dict(self.copy.model.named_parameters())
             state_files.write(folder / FILE, weights)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Restore the weights that `save` wrote."""
-        if self.copy is None or not self.config.every:
+        if self.copy is None or not self.config.sync_every:
             return
         saved = state_files.read(folder / FILE)
         for name, parameter in self.copy.model.named_parameters():

@@ -317,7 +317,7 @@ def sources(rewards: RewardsConfig, environment: EnvironmentConfig | None = None
 
     Built-in functions are left out, and functions of a Python session, whose names have a hash of the code in them.
     """
-    names = {part.name for part in (*rewards.parts, *rewards.steps)} - {*BUILT_IN, *STEPS}
+    names = {part.name for part in (*rewards.functions, *rewards.steps)} - {*BUILT_IN, *STEPS}
     names = {name for name in names if not is_by_value(name)}
     if environment is not None and environment.talks and ":" in environment.name:
         names.add(environment.name)

@@ -27,7 +27,7 @@ def unscorable_prompts(rewards: RewardsConfig, prompts: PromptSet, max_error_sha
     Args:
         max_error_share: a larger share of them is fatal.
     """
-    parts = rewards.parts
+    parts = rewards.functions
     hopeless = {prompt.id for prompt in unjudged(parts, prompts.prompts)}
     fatal = len(hopeless) > max_error_share * len(prompts.prompts)
     names = ", ".join(part.key for part in parts if part.weight)

@@ -22,7 +22,7 @@ from coterie.rewards.registry import target
 from coterie.rewards.round import Job, Rollouts, ScoringBatch, column_names
 from coterie.types import Prompt
 
-LOAD_DEADLINE_S = 120.0
+LOAD_TIMEOUT_S = 120.0
 """Wall-clock limit of importing the reward functions, which may load a model; the deadline of a call begins after."""
 
 
@@ -34,15 +34,15 @@ class Scorer:
 
     Args:
         config: parts with weights, the deadline of one call, the number of workers.
-        load_deadline_s: limit of importing the functions in a new worker.
+        load_timeout_s: limit of importing the functions in a new worker.
         max_steps: steps of the run, for functions that ask for `trainer_state`; 0 where nothing is trained.
     """
 
-    def __init__(self, config: RewardsConfig, *, load_deadline_s: float = LOAD_DEADLINE_S, max_steps: int = 0) -> None:
+    def __init__(self, config: RewardsConfig, *, load_timeout_s: float = LOAD_TIMEOUT_S, max_steps: int = 0) -> None:
         self.config = config
-        self.load_deadline_s = load_deadline_s
+        self.load_timeout_s = load_timeout_s
         self.max_steps = max_steps
-        self._parts = (*config.parts, *config.steps)
+        self._parts = (*config.functions, *config.steps)
         for part in self._parts:
             target(part.name, steps=isinstance(part, StepRewardConfig))
             try:
@@ -86,7 +86,7 @@ class Scorer:
 
         The parts see the rows in `workers` pieces, or more where one would have over 256 rows. A piece that fails is
         scored again row by row, and after three rows that hang alone, all others like them are given up unasked: a
-        function that always hangs costs about `deadline_s` × (1 + 3) in all.
+        function that always hangs costs about `timeout_s` × (1 + 3) in all.
 
         Args:
             lengths: tokens of each completion, the column `completion_length`; None where they are not known.
@@ -218,14 +218,14 @@ class Scorer:
             ]
             request = {"load": parts, "names": list(names), "folders": self._folders}
             request |= {"path": [os.path.abspath(p) for p in sys.path if p]}
-            worker.send_request(json.dumps(request), seconds=self.load_deadline_s)
+            worker.send_request(json.dumps(request), seconds=self.load_timeout_s)
             self._jobs[worker] = None
 
     def _dispatch(self, scoring: ScoringBatch) -> None:
         for worker in self._workers:
             job = scoring.take() if worker.idle else None
             if job is not None:
-                worker.send_request(scoring.request(job), seconds=self.config.deadline_s)
+                worker.send_request(scoring.request(job), seconds=self.config.timeout_s)
                 self._jobs[worker] = job
 
     def _collect_replies(self, scoring: ScoringBatch | None, names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ BUILT_IN: dict[str, str] = {
     "language": "coterie.rewards.builtin:language",
     "environment": "coterie.rewards.builtin:environment",
 }
-"""Names of `rewards.parts.name`, beside `module:function`."""
+"""Names of `rewards.functions.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
 """Built-in rewards that are taken as binary until a value says otherwise, also while every value is 0."""
 
@@ -58,7 +58,7 @@ def target(name: str, *, steps: bool = False) -> str:
         return name
     near = get_close_matches(name, targets, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
-    where = "rewards.steps" if steps else "rewards.parts"
+    where = "rewards.steps" if steps else "rewards.functions"
     raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(targets)}: {hint}")
 
 

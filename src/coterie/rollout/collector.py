@@ -222,7 +222,7 @@ def _rollout(attempt: Attempt, facts: Mapping[str, Any], score: Score, steps: tu
     if score.error is not None:
         outcome = Outcome.REWARD_ERROR
     if last.stop_reason is StopReason.DEADLINE and not last.tokens:
-        outcome, error = Outcome.ENGINE_ERROR, "sampling.deadline_s passed before its first token"
+        outcome, error = Outcome.ENGINE_ERROR, "sampling.timeout_s passed before its first token"
     if attempt.error is not None:
         outcome, error = Outcome.ENV_ERROR, attempt.error
     difficulty = prompt.attributes.get("difficulty")

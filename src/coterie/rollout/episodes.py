@@ -141,7 +141,7 @@ class Episodes:
     def run(
         self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
     ) -> list[Attempt]:
-        """One finished attempt for each (prompt, sample). `sampling.deadline_s` is for all rounds together.
+        """One finished attempt for each (prompt, sample). `sampling.timeout_s` is for all rounds together.
 
         Raises:
             EngineError: sampling failed.
@@ -150,7 +150,7 @@ class Episodes:
         started = time.monotonic()
         attempts = self._opened(pairs, sampling)
         while pending := [attempt for attempt in attempts if attempt.open]:
-            left = sampling.deadline_s - (time.monotonic() - started)
+            left = sampling.timeout_s - (time.monotonic() - started)
             later = any(attempt.turns for attempt in pending)
             if later and quorum is not None:
                 raise ConfigError(
@@ -161,7 +161,7 @@ class Episodes:
                 for attempt in pending:
                     attempt.cut(StopReason.DEADLINE)
                 break
-            self._round(pending, replace(sampling, deadline_s=left) if later else sampling, quorum)
+            self._round(pending, replace(sampling, timeout_s=left) if later else sampling, quorum)
         if self.limits.turns > 1:  # else there are no states to come back to
             for attempt in attempts:
                 attempt.finished()

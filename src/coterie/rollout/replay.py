@@ -162,7 +162,7 @@ class ReplayBuffer:
         """
         if not self.config.groups:
             return Replayed()
-        self.kept = [group for group in self.kept if version - group.version <= self.config.staleness]
+        self.kept = [group for group in self.kept if version - group.version <= self.config.max_age]
         unscored = [self._past_group(group, {}) for group in self.kept]
         first_draw = self._select(unscored, self.config.groups * self.config.candidates, version, "look")
         candidates = [self.kept[k] for k in first_draw.chosen]
@@ -249,7 +249,7 @@ class ReplayBuffer:
         purpose. With `uniform`, count / (kept · chance) (Horvitz and Thompson 1952): the expected sum is `count` times
         the mean over all kept groups, where those outside the limits give 0.
         """
-        if not self.config.uniform:
+        if not self.config.unbiased:
             return np.ones(len(inclusion))
         kept = len(self.kept)
         return min(self.config.groups, kept) / (kept * inclusion)

@@ -105,7 +105,7 @@ class SequentialSampler(_OrderedPrompts):
     """Prompts in their order, `group_size` rollouts each, with dynamic sampling and oversampling where set.
 
     Args:
-        metric: the evaluated rewards of a group; with `config.refill` a group without variance in them is replaced.
+        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is replaced.
     """
 
     def __init__(
@@ -122,7 +122,9 @@ class SequentialSampler(_OrderedPrompts):
         groups: list[Group] = []
         drawn: set[str] = set()
         rounds = dropped = 0
-        while len(groups) < self.config.prompts and rounds < (self.config.refill_limit if self.config.refill else 1):
+        while len(groups) < self.config.prompts and rounds < (
+            self.config.dynamic_sampling_limit if self.config.dynamic_sampling else 1
+        ):
             missing = self.config.prompts - len(groups)
             due, later = first[:missing], first[missing:]
             prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
@@ -130,7 +132,7 @@ class SequentialSampler(_OrderedPrompts):
                 break
             experience = self._attempt(prompts, missing, due)
             whole = self._whole(experience, min(2, self.config.group_size))
-            kept = self._mixed(whole, experience) if self.config.refill else whole
+            kept = self._mixed(whole, experience) if self.config.dynamic_sampling else whole
             dropped += len(whole) - len(kept)
             groups += kept
             drawn |= {prompt.id for prompt in prompts}
@@ -159,9 +161,9 @@ class SequentialSampler(_OrderedPrompts):
 
     def _metrics(self, cursor: int, rounds: int, dropped: int, groups: int, experience: Experience) -> dict[str, float]:
         metrics = self._stage(cursor)
-        if self.config.refill:
-            metrics |= {"refill/rounds": float(rounds), "refill/dropped": float(dropped)}
-            metrics["refill/missing"] = float(self.config.prompts - groups)
+        if self.config.dynamic_sampling:
+            metrics |= {"dynamic_sampling/rounds": float(rounds), "dynamic_sampling/dropped": float(dropped)}
+            metrics["dynamic_sampling/missing"] = float(self.config.prompts - groups)
         if self.config.oversample > 1:
             metrics["oversample/abandoned"] = float(len(experience.abandoned))
             metrics["oversample/tokens"] = float(experience.abandoned_tokens)

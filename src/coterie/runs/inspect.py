@@ -370,14 +370,14 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any], metric: str) 
     keys = ["environment.name", "environment.params", "data.heldout", *(f"eval.{name}" for name in _EVALUATION)]
     names = [key for key in keys if _at(first, key) != _at(second, key)]
     rewards = [_judging(config, metric) for config in (first, second)]
-    return ([] if rewards[0] == rewards[1] else ["rewards.parts"]) + names
+    return ([] if rewards[0] == rewards[1] else ["rewards.functions"]) + names
 
 
 def _judging(config: Mapping[str, Any], metric: str) -> Any:
-    parts = _at(config, "rewards.parts") or []
+    parts = _at(config, "rewards.functions") or []
     if metric != PASS:
         return [(part.get("name"), part.get("params") or {}, part.get("weight", 1.0)) for part in parts]
-    label_of_eval = _at(config, "eval.part")
+    label_of_eval = _at(config, "eval.reward")
     labels = [part.get("label") or str(part.get("name", "")).split(":")[-1] for part in parts]
     judging = [part for part, label in zip(parts, labels, strict=True) if label == label_of_eval] or parts[:1]
     return [(part.get("name"), part.get("params") or {}) for part in judging]

@@ -27,11 +27,11 @@ _SETTINGS = (
     "model.lora.alpha",
     "optim.lr",
     "optim.schedule",
-    "collect.prompts",
+    "collect.prompts_per_step",
     "collect.group_size",
     "sampling.temperature",
     "sampling.max_tokens",
-    "objective.surrogate",
+    "objective.loss",
     "objective.kl_beta",
 )
 _LONGEST_CHAIN = 16

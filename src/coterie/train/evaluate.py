@@ -186,7 +186,7 @@ class Evaluator:
         if not any(item.samples for task in judged for item in items[task]):
             raise DataError(
                 f"the reward part {self.criterion.part!r} applies to none of the {len(self.prompts)} held-out prompts; "
-                "name another in eval.part"
+                "name another in eval.reward"
             )
         results = [self._result(step, task, items[task], rollouts) for task, rollouts in judged.items()]
         everything = [item for task in judged for item in items[task]]

@@ -119,7 +119,7 @@ class Trainer:
 
     def score(self, rollouts: Sequence[Rollout], *, with_reference: bool = True) -> dict[str, RolloutScores]:
         """Token scores of rollouts before the update; see `Learner.score`."""
-        batches = plan_scoring(rollouts, token_budget=self.settings.packing.token_budget)
+        batches = plan_scoring(rollouts, max_tokens_per_microbatch=self.settings.packing.max_tokens_per_microbatch)
         return self.learner.score(batches, with_reference=with_reference)
 
     def record(self, result: StepResult) -> None:

@@ -37,7 +37,7 @@ def text_measures(usable: Sequence[Rollout], groups: Sequence[Group]) -> dict[st
     metrics = {
         "repetition/mean": float(np.mean(repeated)),
         "repetition/p95": float(np.percentile(repeated, 95)),
-        "copied/mean": float(np.mean(copies)),
+        "prompt_overlap/mean": float(np.mean(copies)),
     }
     answers = {rollout.id: _answer(rollout) for rollout in usable}
     distinct = [len({answers[member] for member in group.members}) for group in groups]
@@ -94,7 +94,7 @@ def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
         **_turns(experience.rollouts),
         **text_measures(usable, groups),
         **update.metrics,
-        "updates/skipped": float(update.skipped),
+        "update/nonfinite": float(update.skipped),
         "rollouts": float(len(experience.rollouts)),
         "tokens/generated": float(experience.tokens),
         "errors": float(len(experience.errors)),
@@ -174,8 +174,8 @@ def _groups(groups: Sequence[Group], evaluated: Sequence[Sequence[float]], crite
     reached = np.array([criterion.reached(values[0]) for values in evaluated])
     solved, none = ~mixed & reached, ~mixed & ~reached
     return metrics | {
-        "groups/solved": float(np.mean(solved)),
-        "groups/none": float(np.mean(none)),
+        "groups/all_correct": float(np.mean(solved)),
+        "groups/all_wrong": float(np.mean(none)),
         "groups/zero_variance_solved": float(np.mean(same & solved)),
         "groups/zero_variance_none": float(np.mean(same & none)),
     }

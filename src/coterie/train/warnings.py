@@ -49,13 +49,13 @@ class _Step:
 def _too_few_groups(step: _Step) -> Iterator[str]:
     """Dynamic sampling ended with fewer groups than a step is to have."""
     metrics, groups = step.result.batch.metrics, len(step.result.batch.groups)
-    missing = int(metrics.get("refill/missing", 0))
+    missing = int(metrics.get("dynamic_sampling/missing", 0))
     if missing:
         trains = f"this step trains on {groups}" if groups else "this step trains on nothing"
         yield (
-            f"collect.refill found {groups} of {groups + missing} groups with variance after "
-            f"{counted(int(metrics['refill/rounds']), 'round')} and dropped {int(metrics['refill/dropped'])}, in each "
-            f"of which all attempts have the same {step.eval_part!r} (eval.part); {trains}"
+            f"collect.dynamic_sampling found {groups} of {groups + missing} groups with variance after "
+            f"{counted(int(metrics['dynamic_sampling/rounds']), 'round')} and dropped {int(metrics['dynamic_sampling/dropped'])}, in each "
+            f"of which all attempts have the same {step.eval_part!r} (eval.reward); {trains}"
         )
 
 
@@ -125,7 +125,7 @@ def step_events(
 def timeout_message(experience: Experience) -> str:
     """The warning about completions that the deadline cut."""
     return (
-        f"{counted(experience.timed_out, 'completion')} truncated by sampling.deadline_s, which depends on this "
+        f"{counted(experience.timed_out, 'completion')} truncated by sampling.timeout_s, which depends on this "
         "machine's speed and will not repeat; raise it"
     )
 
