@@ -269,7 +269,9 @@ def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -
 
     by_id = {rollout.id: rollout for rollout in rollouts}
     credits = credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
-    return plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=work.budget, skip_zero=skip_zero)
+    return plan(
+        rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=work.budget, skip_zero=skip_zero
+    )
 
 
 def update_flops(work: Work, batches: Sequence[Any]) -> float:
@@ -346,7 +348,7 @@ def bench_generate(report: Report, work: Work, policy: Any) -> list[Any]:
     from coterie.engines.base import Sampling
     from coterie.engines.embedded import EmbeddedEngine
 
-    engine = EmbeddedEngine(policy, Codec(), slots=work.prompts * work.group)
+    engine = EmbeddedEngine(policy, Codec(), max_num_seqs=work.prompts * work.group)
     sampling = Sampling(temperature=1.0, max_tokens=work.max_tokens, timeout_s=3600)
     requests = requests_of(work, 0)
     turns: list[Any] = []
@@ -440,7 +442,7 @@ def bench_step(report: Report, work: Work, learner: Any) -> float:
     from coterie.engines.base import Sampling
     from coterie.engines.embedded import EmbeddedEngine
 
-    engine = EmbeddedEngine(learner.policy, Codec(), slots=work.prompts * work.group)
+    engine = EmbeddedEngine(learner.policy, Codec(), max_num_seqs=work.prompts * work.group)
     sampling = Sampling(temperature=1.0, max_tokens=work.max_tokens, timeout_s=3600)
     version = 0
 

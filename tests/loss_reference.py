@@ -82,33 +82,33 @@ def _surrogate(
     a, low, high = one["advantages"][t], one["clip_low"][t], one["clip_high"][t]
     old = one["old_logprobs"]
     name = objective.loss
-    if name == "min":
+    if name == "clip":
         free = r if objective.delta is None else min(r, objective.delta)
         value = min(free * a, min(max(r, 1 - low), 1 + high) * a)
         return max(value, objective.dual_clip * a) if objective.dual_clip and a < 0 else value
-    if name == "none":
+    if name == "unclipped":
         return r * a
-    if name == "soft":
+    if name == "sapo":
         tau = objective.sapo_tau_pos if a > 0 else objective.sapo_tau_neg
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
-    if name == "geometric":
+    if name == "gmpo":
         signs = one["advantages"]
         logs = [
             min(x, h) if s > 0 else max(x, -d) if s < 0 else x
             for x, s, d, h in zip(now - old, signs, one["clip_low"], one["clip_high"], strict=True)
         ]
         return a * math.exp(sum(logs) / len(logs))
-    if name == "gamma":
+    if name == "vespo":
         k, rate = (2, 3) if a >= 0 else (3, 2)
         w = min(max(math.exp(sum(held - old)) * whole, 1e-8), math.exp(20))
         return math.exp(rate) * w**k * math.exp(-rate * w) * a * now[t]
     rho = math.exp(held[t] - old[t])
-    if name == "detached":
+    if name == "cispo":
         if objective.ratio != "token":
             rho = math.exp(sum(held - old) / len(held))
         return min(max(rho, 1 - low), 1 + high) * a * now[t]
     p, q = math.exp(held[t]), math.exp(old[t])
-    if name == "tv":
+    if name == "dppo_tv":
         out = (a > 0 and p - q > high) or (a <= 0 and p - q < -low)
     else:
         divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))

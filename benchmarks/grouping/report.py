@@ -134,7 +134,9 @@ def worlds_table(results: dict, kind: str) -> list[str]:
             best = min(means[arm] for arm in arms[:4])
             change = f"{100 * (means['mixture'] / best - 1):+.0f} %"
             cells = [f"{means[arm]:.4f}" for arm in arms]
-            lines.append(f"| {scenario} | {size} | {len(mse['empirical_bayes'][size])} | " + " | ".join(cells) + f" | {change} |")
+            lines.append(
+                f"| {scenario} | {size} | {len(mse['empirical_bayes'][size])} | " + " | ".join(cells) + f" | {change} |"
+            )
     return [*lines, ""]
 
 

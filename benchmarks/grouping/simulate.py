@@ -104,7 +104,9 @@ def run(name: str, seed: int, size: int, *, quick: bool, redraws: int, arms: lis
         if arm in EXTRA:
             estimators[arm] = None
             continue
-        preset, settings = ARMS[arm] if arm in ARMS else ("empirical_bayes", PLAIN.without(arm.removeprefix("empirical_bayes - ")))
+        preset, settings = (
+            ARMS[arm] if arm in ARMS else ("empirical_bayes", PLAIN.without(arm.removeprefix("empirical_bayes - ")))
+        )
         estimators[arm] = GroupAwareBaseline(world.columns, preset=preset, settings=settings, seed=seed)
     mse: dict[str, list[float]] = {arm: [] for arm in arms}
     power: dict[str, list[float]] = {arm: [] for arm in arms}

@@ -72,7 +72,7 @@ def load_policy(name: str = MODEL, dtype: str = "auto") -> Policy:
 
 
 def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:
-    return EmbeddedEngine(policy, Endless(), slots=slots, capacity=sizes.prompt + sizes.completion)
+    return EmbeddedEngine(policy, Endless(), max_num_seqs=slots, capacity=sizes.prompt + sizes.completion)
 
 
 def learner_for(policy: Policy) -> Learner:
@@ -98,7 +98,9 @@ def requests(sizes: Sizes, vocabulary: int) -> list[Request]:
 
 
 def packed(
-    asked: Sequence[Request], turns: Sequence[Turn], max_tokens_per_microbatch: int = OptimConfig().max_tokens_per_microbatch
+    asked: Sequence[Request],
+    turns: Sequence[Turn],
+    max_tokens_per_microbatch: int = OptimConfig().max_tokens_per_microbatch,
 ) -> list[Batch]:
     """The micro-batches of one update in which every rollout has a gradient."""
     keys = [request.key for request in asked]
@@ -109,7 +111,13 @@ def packed(
         Credit(rollout_id=one.id, advantage=1.0 if one.sample % 2 else -1.0, clip_low=0.2, clip_high=0.2)
         for one in rollouts
     ]
-    return plan(rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=max_tokens_per_microbatch, skip_zero=True)
+    return plan(
+        rollouts,
+        credits,
+        loss_agg_mode="seq-mean-token-mean",
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
+        skip_zero=True,
+    )
 
 
 def use_threads() -> int:

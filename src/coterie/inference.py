@@ -296,7 +296,7 @@ def chat(
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     observer.progressed("loading the model")
     policy = load_policy(config, source)
-    engine = EmbeddedEngine(policy, talk, slots=1)
+    engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
         engine,

@@ -207,7 +207,8 @@ def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
     rollouts = collect.prompts_per_step * collect.group_size
     updates = counted(optim.minibatches * optim.epochs, "optimizer step")
-    batch = f"{counted(collect.prompts_per_step, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
+    prompts, size = counted(collect.prompts_per_step, "prompt"), counted(collect.group_size, "rollout")
+    batch = f"{prompts} × {size} = {rollouts} rollouts"
     report.add(
         "ok",
         "batch",
@@ -317,4 +318,10 @@ def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:
     credits = [
         Credit(rollout_id=r.id, advantage=1.0 - 2 * (r.sample % 2), clip_low=0.2, clip_high=0.2) for r in rollouts
     ]
-    return plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch, skip_zero=False)
+    return plan(
+        rollouts,
+        credits,
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
+        skip_zero=False,
+    )

@@ -78,7 +78,7 @@ def test_js2_with_nothing_to_learn_from_does_not_shrink() -> None:
 
 def test_bnpo_on_the_worked_means() -> None:
     rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
-    got = advantages(rewards, scale="beta")
+    got = advantages(rewards, scale="bnpo")
     np.testing.assert_allclose(got[0], [0.6674, -0.2225, -0.2225, -0.2225], atol=1e-4)
     x = np.linspace(0, 1, 100_001)
     density = (0.5 * 0.5) ** 0.8333 / np.mean((x * (1 - x)) ** 0.8333)
@@ -86,10 +86,10 @@ def test_bnpo_on_the_worked_means() -> None:
 
 
 def test_bnpo_guards_its_ends() -> None:
-    assert advantages([R, R], scale="beta") == advantages([R, R], scale="none")
-    assert advantages([[1, 1], [0, 0], R], scale="beta")[:2] == [[0, 0], [0, 0]]
+    assert advantages([R, R], scale="bnpo") == advantages([R, R], scale="none")
+    assert advantages([[1, 1], [0, 0], R], scale="bnpo")[:2] == [[0, 0], [0, 0]]
     with pytest.raises(ValueError, match=r"needs rewards from 0 to 1; a group has the mean 1\.5"):
-        advantages([[1, 2]], scale="beta")
+        advantages([[1, 2]], scale="bnpo")
 
 
 def test_maxrl_gives_nothing_without_success_and_is_capped() -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.aggregation import NORMALIZERS, token_weights
+from coterie.algo.aggregation import LOSS_AGG_MODES, token_weights
 from coterie.algo.correction import CORRECTIONS
 from coterie.algo.kl import KL_ESTIMATORS
 from coterie.algo.losses import LossInputs, policy_loss
@@ -26,8 +26,8 @@ CHECK = settings(deadline=None, max_examples=60)
 @st.composite
 def objectives(draw: st.DrawFn) -> Objective:
     name = draw(st.sampled_from(sorted(SURROGATES)))
-    modes = [mode for mode in CORRECTIONS if name != "gamma" or mode == "none" or mode.startswith("token")]
-    bounds: dict[str, Any] = {"dual_clip": 1.5, "delta": 1.8} if name == "min" and draw(st.booleans()) else {}
+    modes = [mode for mode in CORRECTIONS if name != "vespo" or mode == "none" or mode.startswith("token")]
+    bounds: dict[str, Any] = {"dual_clip": 1.5, "delta": 1.8} if name == "clip" and draw(st.booleans()) else {}
     return uncorrected(
         loss=name,
         ratio=draw(st.sampled_from(SURROGATES[name].levels)),
@@ -47,7 +47,7 @@ def objectives(draw: st.DrawFn) -> Objective:
 def steps(draw: st.DrawFn) -> LossInputs:
     lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=9))
     inputs = step(draw(st.integers(0, 9999)), tuple(lengths), token_advantages=draw(st.booleans()))
-    how = draw(st.sampled_from(sorted(NORMALIZERS)))
+    how = draw(st.sampled_from(sorted(LOSS_AGG_MODES)))
     weights = token_weights(lengths, [k // 2 for k in range(len(lengths))], how, max_tokens=10)  # ty: ignore[invalid-argument-type]
     inputs = replace(inputs, weights=torch.from_numpy(np.repeat(weights, lengths)))
     return inputs if draw(st.booleans()) else replace(inputs, policy_mask=None)

@@ -89,17 +89,17 @@ def test_value_and_gradient_against_numpy(choices, token_advantages):
 
 
 @pytest.mark.parametrize(
-    ("surrogate", "ratio"),
-    [*itertools.product(("min", "none", "soft"), ("token", "sequence")), ("geometric", "token")],
+    ("loss", "ratio"),
+    [*itertools.product(("clip", "unclipped", "sapo"), ("token", "sequence")), ("gmpo", "token")],
 )
-def test_finite_differences_of_the_whole_loss(surrogate, ratio):
+def test_finite_differences_of_the_whole_loss(loss, ratio):
     fixed = step(2)
 
-    def loss(now: Tensor) -> Tensor:
-        objective = Objective(loss=surrogate, ratio=ratio, kl_beta=0.3, kl_estimator="k3_unbiased")
+    def total(now: Tensor) -> Tensor:
+        objective = Objective(loss=loss, ratio=ratio, kl_beta=0.3, kl_estimator="k3_unbiased")
         return policy_loss(replace(fixed, logprobs=now), objective).loss
 
-    assert torch.autograd.gradcheck(loss, (fixed.logprobs,))
+    assert torch.autograd.gradcheck(total, (fixed.logprobs,))
 
 
 def test_the_terms_add_up_to_the_loss():
@@ -159,7 +159,7 @@ def test_what_is_missing_is_told(choices, message):
         ({"sapo_tau_pos": 0}, "sapo_tau_pos = 0 must be above 0"),
         ({"kl_beta": -0.1}, r"kl_beta = -0\.1 must not be negative"),
         ({"veto": math.nan}, "veto = nan must not be negative"),
-        ({"loss": "sapo", "dual_clip": 3.0}, "dual_clip bounds the surrogate 'min' only"),
+        ({"loss": "sapo", "dual_clip": 3.0}, "dual_clip bounds the loss 'clip' only"),
     ],
 )
 def test_choices_outside_their_range_are_refused(choices, message):

@@ -38,7 +38,8 @@ HELDOUT = [{"prompt": f"how many legs {k}?", "answer": str(k)} for k in range(50
 SMALL: dict[str, Any] = {
     "threads": 1,
     "sampling": {"max_tokens": 8},
-    "collect": {"prompts_per_step": 3, "group_size": 4}, "engine": {"max_num_seqs": 5},
+    "collect": {"prompts_per_step": 3, "group_size": 4},
+    "engine": {"max_num_seqs": 5},
     "optim": {"lr": 1e-2},
     "eval": {"samples": 2, "k": 2},
     "quiet": True,

@@ -97,7 +97,7 @@ ROLLOUTS = st.lists(
 
 
 @settings(deadline=None)
-@given(shapes=ROLLOUTS, budget=st.integers(1, 80), loss_agg_mode=st.sampled_from(["sequence", "token"]))
+@given(shapes=ROLLOUTS, budget=st.integers(1, 80), loss_agg_mode=st.sampled_from(["seq-mean-token-mean", "token-mean"]))
 def test_every_token_is_trained_once_after_its_own_past(shapes: list, budget: int, loss_agg_mode: str) -> None:
     rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
     credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
@@ -163,26 +163,40 @@ def test_denominators_still_count_what_is_skipped() -> None:
     (batch,) = plan(rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=100, skip_zero=True)
     assert list(batch.spans) == ["a", "b"]
     assert batch.weights.tolist() == [1 / 10] * 5
-    (batch,) = plan(rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=100, skip_zero=True)
+    (batch,) = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=100, skip_zero=True
+    )
     assert batch.weights.tolist() == [1 / 6] * 2 + [1 / 9] * 3
 
 
 def test_a_rollout_that_said_nothing_counts_nowhere() -> None:
     rollouts = [make("a", [5], []), make("b", [5], [6, 7])]
     (batch,) = plan(
-        rollouts, [credit("a", 1.0), credit("b", -1.0)], loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=9, skip_zero=True
+        rollouts,
+        [credit("a", 1.0), credit("b", -1.0)],
+        loss_agg_mode="seq-mean-token-mean",
+        max_tokens_per_microbatch=9,
+        skip_zero=True,
     )
     assert list(batch.spans) == ["b"]
     assert batch.weights.tolist() == [0.5, 0.5]
 
 
 def test_rollouts_without_credit_take_no_part() -> None:
-    assert plan([make("a", [5], [6])], [], loss_agg_mode="token-mean", max_tokens_per_microbatch=9, skip_zero=True) == []
+    assert (
+        plan([make("a", [5], [6])], [], loss_agg_mode="token-mean", max_tokens_per_microbatch=9, skip_zero=True) == []
+    )
 
 
 def test_the_prompt_is_packed_once_for_its_group() -> None:
     rollouts = [make(name, [5, 6, 7], [8]) for name in "abc"]
-    (batch,) = plan(rollouts, [credit(n, 1.0) for n in "abc"], loss_agg_mode="token-mean", max_tokens_per_microbatch=99, skip_zero=True)
+    (batch,) = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abc"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=99,
+        skip_zero=True,
+    )
     assert Counter(batch.tokens.tolist()) == {5: 1, 6: 1, 7: 1, 8: 3}
 
 
@@ -206,7 +220,9 @@ def test_a_turn_that_rewrites_history_is_refused() -> None:
 def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
     rollouts = [make(f"r{k}", list(p), c, later) for k, (p, c, later) in enumerate(shapes)]
     credits = [credit(rollout.id, k - 1.5) for k, rollout in enumerate(rollouts)]
-    (whole,) = plan(rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    (whole,) = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
     parts = [whole]
     while any(len(part.spans) > 1 for part in parts):
         parts = [half for part in parts for half in (halves(part) if len(part.spans) > 1 else (part,))]
@@ -220,7 +236,13 @@ def test_a_row_cut_down_to_single_rollouts_says_the_same(shapes: list) -> None:
 
 def test_a_row_is_cut_near_its_middle() -> None:
     rollouts = [make("a", [5], [6] * 9), make("b", [5], [6] * 2), make("c", [9], [1] * 8), make("d", [9], [1] * 3)]
-    (whole,) = plan(rollouts, [credit(n, 1.0) for n in "abcd"], loss_agg_mode="token-mean", max_tokens_per_microbatch=99, skip_zero=False)
+    (whole,) = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abcd"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=99,
+        skip_zero=False,
+    )
     one, other = halves(whole)
     assert (list(one.spans), list(other.spans)) == (["a", "b"], ["c", "d"])
     first, second = halves(one)
@@ -233,7 +255,9 @@ def test_the_largest_row_is_as_large_as_any_that_plan_makes(
 ) -> None:
     rollouts = [make(f"{p}{k}", [p] * prompt, [1] * completion) for p in range(3) for k in range(group)]
     credits = [credit(rollout.id, 1.0) for rollout in rollouts]
-    made = plan(rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=budget, skip_zero=False)
+    made = plan(
+        rollouts, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=budget, skip_zero=False
+    )
     row = largest(prompt=prompt, completion=completion, prompts=3, group_size=group, max_tokens_per_microbatch=budget)
     assert len(row.tokens) == max(len(batch.tokens) for batch in made)
     assert sequences(row)
@@ -242,7 +266,13 @@ def test_the_largest_row_is_as_large_as_any_that_plan_makes(
 def test_a_long_prompt_is_not_repeated_for_every_rollout() -> None:
     prompt = list(range(1, 21))
     rollouts = [make(name, prompt, [7, 8, 9]) for name in "abcdefgh"]
-    batches = plan(rollouts, [credit(n, 1.0) for n in "abcdefgh"], loss_agg_mode="token-mean", max_tokens_per_microbatch=10, skip_zero=False)
+    batches = plan(
+        rollouts,
+        [credit(n, 1.0) for n in "abcdefgh"],
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=10,
+        skip_zero=False,
+    )
     assert [len(batch.tokens) for batch in batches] == [20 + 6 * 3, 20 + 2 * 3]
 
 

@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("documented")
     parts = [{"name": "tiny_rewards:likes_a"}, {"name": "format"}]
     changed = {"objective": {"kl_beta": 0.1}, "optim": {"minibatches": 2, "lr": 1e-3}, "eval": {"every": 0}}
-    changed["replay"] = {"groups": 1, "low": 0.01, "high": 100.0}
+    changed["replay"] = {"groups": 1, "min_ratio": 0.01, "max_ratio": 100.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", importable(root))
@@ -49,7 +49,9 @@ def test_every_metric_that_a_group_aware_run_records_is_explained(
 def test_every_metric_of_a_run_with_several_turns_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     changed = {"environment": {"name": "retry", "max_tokens": 200}, "rewards": {"functions": [{"name": "environment"}]}}
-    run = launch.train(make_config(tmp_path, steps=2, grouping={"preset": "empirical_bayes"}, eval={"every": 0}, **changed))
+    run = launch.train(
+        make_config(tmp_path, steps=2, grouping={"preset": "empirical_bayes"}, eval={"every": 0}, **changed)
+    )
     with MetricsDB.reader(run / "metrics.sqlite") as database:
         names = database.names()
     assert {"turns/mean", "grouping/scale/state", "grouping/state/shared"} <= set(names)

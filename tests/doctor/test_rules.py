@@ -96,7 +96,11 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("sharpened", Severity.WARNING, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.5)])),
     ("sharpened", Severity.NOTE, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.59)])),
     ("errors", Severity.WARNING, record({"errors": [0, 1]})),
-    ("errors", Severity.SERIOUS, record({"errors": [0, 1]}, config={"collect": {"prompts_per_step": 2, "group_size": 4}})),
+    (
+        "errors",
+        Severity.SERIOUS,
+        record({"errors": [0, 1]}, config={"collect": {"prompts_per_step": 2, "group_size": 4}}),
+    ),
     ("late", Severity.WARNING, record({"late": [0, 1]})),
     ("slower", Severity.NOTE, record({"speed/generate": [150.1] * 5 + [100] * 5})),
     ("stale", Severity.WARNING, record({"staleness/max": [0, 2]})),
@@ -274,8 +278,8 @@ def test_groups_that_were_thrown_away_are_told_as_such() -> None:
     made = {"groups/effective": [0.0] * 10, "dynamic_sampling/dropped": [40.0] * 10}
     (evidence,) = findings(record(made))["effective_groups"].evidence
     assert evidence.text == (
-        "0 groups a step were trained on (mean of the last 10 steps); collect.dynamic_sampling dropped 40, in which all attempts "
-        "had the same 'task'"
+        "0 groups a step were trained on (mean of the last 10 steps); collect.dynamic_sampling dropped 40, in which "
+        "all attempts had the same 'task'"
     )
 
 
@@ -284,7 +288,10 @@ def test_groups_that_were_thrown_away_are_told_as_such() -> None:
     [
         ({"reward/min": [0.5] * 2, "reward/max": [0.5] * 2}, "the reward was 0.5 for every rollout"),
         ({"reward/min": [0.1] * 2, "reward/max": [0.5] * 2, "groups/effective": [0, 0]}, "in every group all attempts"),
-        ({"dynamic_sampling/missing": [4, 4], "groups/effective": [0, 0]}, "dynamic sampling (collect.dynamic_sampling) found no group"),
+        (
+            {"dynamic_sampling/missing": [4, 4], "groups/effective": [0, 0]},
+            "collect.dynamic_sampling found no group",
+        ),
         ({}, "every advantage was zero"),
     ],
 )

@@ -37,7 +37,7 @@ def request(prompt: Sequence[int], sample: int = 0, *, name: str = "", version: 
 
 
 def engine(policy: Policy, *, slots: int = 64, stop_ids: Sequence[int] = (2,)) -> EmbeddedEngine:
-    return EmbeddedEngine(policy, Codec(stop_ids), slots=slots)
+    return EmbeddedEngine(policy, Codec(stop_ids), max_num_seqs=slots)
 
 
 def by_hand(

@@ -75,7 +75,7 @@ def test_tokens_are_those_of_the_engine(kind: str, top_k: int) -> None:
     sampling = Sampling(temperature=0.8, top_k=top_k, max_tokens=70)
     keys = [SampleKey(seed=7, version=0, prompt=str(prompt), sample=0) for prompt in PROMPTS]
     requests = [Request(key=key, prompt_tokens=tuple(p)) for key, p in zip(keys, PROMPTS, strict=True)]
-    turns = EmbeddedEngine(policy, Codec(), slots=4).generate(requests, sampling)
+    turns = EmbeddedEngine(policy, Codec(), max_num_seqs=4).generate(requests, sampling)
     decoder = decoder_for(policy, slots=5)
     draws = [uniforms(key, sampling.max_tokens) for key in keys]
     rows = [list(prompt) for prompt in PROMPTS]

@@ -51,7 +51,11 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         ["optim.minibatches"],
     ),
     ("no reward", {"rewards": {"functions": []}}, ["rewards.functions"]),
-    ("two parts of one name", {"rewards": {"functions": [{"name": "exact"}, {"name": "exact"}]}}, ["rewards.functions"]),
+    (
+        "two parts of one name",
+        {"rewards": {"functions": [{"name": "exact"}, {"name": "exact"}]}},
+        ["rewards.functions"],
+    ),
     ("a source of no type", {"data": {"train": [{"path": "x"}]}}, ["data.train.0.type"]),
     ("a source of another type", {"data": {"train": [{"type": "fiel", "path": "x"}]}}, ["data.train.0.type"]),
     ("an empty stop string", {"sampling": {"stop": [""]}}, ["sampling.stop"]),

@@ -66,7 +66,8 @@ def settings(world: Path, runs: Path, **changed: Any) -> RunConfig:
             for name in ("train", "heldout")
         },
         "sampling": {"max_tokens": 4},
-        "collect": {"prompts_per_step": 2, "group_size": 3}, "engine": {"max_num_seqs": 4},
+        "collect": {"prompts_per_step": 2, "group_size": 3},
+        "engine": {"max_num_seqs": 4},
         "rewards": {"functions": [{"name": "tiny_rewards:checksum"}]},
         "optim": {"lr": 1e-2},
         "eval": {"samples": 1, "k": 1, "every": 3},

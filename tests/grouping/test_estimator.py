@@ -155,7 +155,7 @@ def test_a_state_of_another_preset_is_refused():
     with pytest.raises(ValueError, match="another preset"):
         GroupAwareBaseline(COLUMNS, preset="mixture").load(state)
     with pytest.raises(ValueError, match="another settings"):
-        GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(memory=20.0)).load(state)
+        GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(decay_steps=20.0)).load(state)
 
 
 def test_a_new_reward_widens_and_the_same_does_not():

@@ -129,7 +129,7 @@ def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
 
 def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> None:
     rollouts = step()
-    whole = credits_of(rollouts, judge(without=["state"]))
+    whole = credits_of(rollouts, judge(ablate=["state"]))
     found = credits_of(rollouts, judge())
     for one in rollouts:
         values = turn_values(one, found[one.id])
@@ -147,7 +147,7 @@ def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit() -> None:
     rollouts = step(turns=1)
-    found, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(without=["state"]))
+    found, plain = credits_of(rollouts, judge()), credits_of(unnamed(rollouts), judge(ablate=["state"]))
     assert {name: credit.advantage for name, credit in found.items()} == {
         name: credit.advantage for name, credit in plain.items()
     }
@@ -156,7 +156,7 @@ def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit
 
 def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
     rollouts = unnamed(step(turns=1))
-    with_it, without = judge(), judge(without=["state"])
+    with_it, without = judge(), judge(ablate=["state"])
     assert credits_of(rollouts, with_it) == credits_of(rollouts, without)
     assert with_it.metrics() == without.metrics()
     plain, gigpo = gigpo_judge(anchors=0.0), gigpo_judge()

@@ -34,10 +34,14 @@ def ppo(kind: str, *, own: bool = False, **critic: Any) -> Learner:
 
 def judged(one: Learner, items: list[Rollout]) -> tuple[list[Credit], list[Batch]]:
     nothing = [Credit(rollout_id=item.id, advantage=0.0, clip_low=0.2, clip_high=0.3) for item in items]
-    scores = one.score(plan(items, nothing, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False))
+    scores = one.score(
+        plan(items, nothing, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    )
     values = {name: found.values for name, found in scores.items() if found.values is not None}
     credits = credit_with_critic(items, values, GaeRule(critic_lam=1.0), clip_low=0.2, clip_high=0.3)
-    return credits, plan(items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    return credits, plan(
+        items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
 
 
 def naive_values(model: Any, head: torch.nn.Linear, item: Rollout) -> torch.Tensor:
@@ -73,7 +77,7 @@ def policy_sum(model: Any, items: list[Rollout], credits: list[Credit], monkeypa
             self.advantage = credit.advantage
 
     monkeypatch.setattr(test_learner, "credits_of", lambda _: [PerToken(credit) for credit in credits])
-    return naive_loss(model, items, "sequence")
+    return naive_loss(model, items, "seq-mean-token-mean")
 
 
 @pytest.mark.parametrize("two_turns", [False, True])

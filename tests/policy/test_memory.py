@@ -28,7 +28,9 @@ REFUSED = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you trie
 
 def packed(seed: int = 1, **sizes: Any) -> list[Batch]:
     items = rollouts(seed=seed, **sizes)
-    return plan(items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
+    return plan(
+        items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
+    )
 
 
 class Refuse(TorchDispatchMode):

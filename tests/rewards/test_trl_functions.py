@@ -194,7 +194,10 @@ def test_what_is_printed_while_nobody_listens_is_kept() -> None:
 def test_modules_that_cannot_be_imported(text: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RewardError, match=said), Scorer(RewardsConfig(functions=[RewardConfig(name="broken:f")])) as scorer:
+    with (
+        pytest.raises(RewardError, match=said),
+        Scorer(RewardsConfig(functions=[RewardConfig(name="broken:f")])) as scorer,
+    ):
         scorer.start()
 
 

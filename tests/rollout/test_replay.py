@@ -200,7 +200,7 @@ def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
     groups = [made(name, 0, size=1.0 + k) for k, name in enumerate(names)]
     draws = 1500
     weights = np.zeros((draws, len(names)))
-    held = memory(*groups, uniform=True, candidates=2)
+    held = memory(*groups, unbiased=True, candidates=2)
     for seed in range(draws):
         held.seed = seed
         found = held.draw(1, Policy(prompts={"q5": 2.0}))
@@ -270,17 +270,22 @@ def test_the_name_of_a_reward_follows_its_source(tmp_path: Path, monkeypatch: py
     package.mkdir()
     (package / "by.py").write_text("def length(prompts, completions): ...", encoding="utf-8")
     (package / "__init__.py").write_text("raise RuntimeError('never imported')", encoding="utf-8")
-    rewards = RewardsConfig.model_validate({"functions": [{"name": "rated.by:length"}, {"name": "exact", "weight": 0.5}]})
+    rewards = RewardsConfig.model_validate(
+        {"functions": [{"name": "rated.by:length"}, {"name": "exact", "weight": 0.5}]}
+    )
     before = identity(rewards)
     assert identity(rewards.model_copy(update={"timeout_s": 1.0, "workers": 3})) == before
-    assert identity(RewardsConfig.model_validate({"functions": [{"name": "rated.by:length"}, {"name": "exact"}]})) != before
+    assert (
+        identity(RewardsConfig.model_validate({"functions": [{"name": "rated.by:length"}, {"name": "exact"}]}))
+        != before
+    )
     (package / "by.py").write_text("def length(prompts, completions): pass", encoding="utf-8")
     assert identity(rewards) != before
     gone = RewardsConfig.model_validate({"functions": [{"name": "nowhere.at.all:length"}]})
     assert identity(gone) == identity(gone)
 
 
-REPLAY = {"groups": 2, "capacity": 8, "staleness": 3, "low": 0.2, "high": 5.0}
+REPLAY = {"groups": 2, "capacity": 8, "max_age": 3, "min_ratio": 0.2, "max_ratio": 5.0}
 
 
 @pytest.fixture
@@ -305,7 +310,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minibatches, kl": {"optim": {"lr": 1e-3, "minibatches": 2, "epochs": 2}, "objective": {"kl_beta": 0.1}},
     "kl in the reward": {"objective": {"kl_beta": 0.1, "kl_in": "reward", "kl_estimator": "k1"}},
     "mixture": {"grouping": {"preset": "mixture", "refit_every": 2, "min_weight": 4.0, "weights": "score_norm"}},
-    "tracker, uniform": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "unbiased": True}},
+    "tracker, unbiased": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "unbiased": True}},
     "renewed reference": {"objective": {"kl_beta": 0.1}, "reference": {"sync_every": 4}},
 }
 
@@ -377,7 +382,7 @@ def test_a_run_says_what_it_replayed(root: Path) -> None:
     assert steps
     for step in steps:
         assert told[step].count("age") == found[step]["replay/groups"]
-        assert 1 <= found[step]["replay/age"] <= REPLAY["staleness"]
+        assert 1 <= found[step]["replay/age"] <= REPLAY["max_age"]
         assert 0.2 <= found[step]["replay/ratio_min"] <= found[step]["replay/ratio"] * 2
         assert 0 <= found[step]["replay/clipped"] <= 1
         assert found[step]["ratio/max"] == 1.0, "fresh rollouts are still on-policy"

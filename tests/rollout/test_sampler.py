@@ -68,7 +68,7 @@ def sampler(script: Any, *, count: int = 12, allocator: Any = None, **collect: A
     def says(request: Request) -> Sequence[int]:
         return script(int(request.key.prompt[1:]), request.key.sample)
 
-    held: dict[str, Any] = {"prompts": 4, "group_size": 2} | collect
+    held: dict[str, Any] = {"prompts_per_step": 4, "group_size": 2} | collect
     return PromptSampler(
         Collector(
             engine=ScriptedEngine(says),
@@ -122,7 +122,12 @@ def test_refill_draws_until_there_are_enough_mixed_groups() -> None:
 
 
 def test_refill_ends_at_its_limit_and_when_all_prompts_were_tried() -> None:
-    assert sampler(lambda prompt, sample: [0], dynamic_sampling=True, dynamic_sampling_limit=2).gather(0).metrics["dynamic_sampling/rounds"] == 2
+    assert (
+        sampler(lambda prompt, sample: [0], dynamic_sampling=True, dynamic_sampling_limit=2)
+        .gather(0)
+        .metrics["dynamic_sampling/rounds"]
+        == 2
+    )
     found = sampler(lambda prompt, sample: [0], count=6, dynamic_sampling=True, dynamic_sampling_limit=50).gather(0)
     assert found.groups == []
     assert len({rollout.context.prompt_id for rollout in found.experience.rollouts}) == 6
@@ -156,7 +161,11 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
     def script(prompt: int, sample: int) -> list[int]:
         return [(prompt * 7 + sample) % 2] * (prompt + 1)
 
-    kinds: list[dict[str, Any]] = [{"dynamic_sampling": True}, {"oversample": 1.5}, {"dynamic_sampling": True, "oversample": 1.5}]
+    kinds: list[dict[str, Any]] = [
+        {"dynamic_sampling": True},
+        {"oversample": 1.5},
+        {"dynamic_sampling": True, "oversample": 1.5},
+    ]
     for settings in kinds:
         one, two = sampler(script, **settings), sampler(script, **settings)
         first = one.gather(0)
@@ -188,7 +197,9 @@ def test_a_chooser_decides_which_prompts_and_how_often() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_small_data_never_runs_in_circles(limit: int) -> None:
-    found = sampler(lambda prompt, sample: [sample], count=4, oversample=3.0, dynamic_sampling=True, dynamic_sampling_limit=limit).gather(0)
+    found = sampler(
+        lambda prompt, sample: [sample], count=4, oversample=3.0, dynamic_sampling=True, dynamic_sampling_limit=limit
+    ).gather(0)
     assert len(found.groups) == 4
 
 

@@ -9,12 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs_for_tests import importable, make_config
 from test_turns_in_runs import ENVIRONMENT
 
 from coterie import launch
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.presets import Settings
+from runs_for_tests import importable, make_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping"
 
@@ -72,7 +72,9 @@ def test_a_recorded_run_is_replayed_under_every_variant(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = make_config(tmp_path, grouping={"preset": "empirical_bayes", "min_weight": 4.0}, steps=3, eval={"every": 0})
+    config = make_config(
+        tmp_path, grouping={"preset": "empirical_bayes", "min_weight": 4.0}, steps=3, eval={"every": 0}
+    )
     run = launch.train(config)
     monkeypatch.setattr(sys, "argv", ["ablate.py", str(run), "--out", "found.json"])
     study.main()

@@ -24,7 +24,7 @@ def odd(prompts, completions, **columns):
 def rare(prompts, completions, **columns):
     return [float(text.count("a") > 1) for text in completions]
 """
-ODD = {"parts": [{"name": "tiny_rewards:odd"}]}
+ODD = {"functions": [{"name": "tiny_rewards:odd"}]}
 SMALL: dict[str, dict[str, Any]] = {
     "r1": {"optim": {"minibatches": 2}, "reference": {"sync_every": 1}},
     "dapo": {"rewards": ODD},
@@ -91,7 +91,7 @@ def _stopping(step: int) -> Any:
 
 
 def test_refilled_groups_are_all_mixed_and_dropped_ones_are_counted(root: Path) -> None:
-    rewards = {"parts": [{"name": "tiny_rewards:rare"}]}
+    rewards = {"functions": [{"name": "tiny_rewards:rare"}]}
     run = launch.train(config_for(root, "dapo", steps=3, collect={"dynamic_sampling_limit": 4}, rewards=rewards))
     seen = [metrics(run, step) for step in (1, 2, 3)]
     assert all(one["dynamic_sampling/rounds"] <= 4 for one in seen)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs_for_tests import make_config, make_model
 from transformers import AutoModelForCausalLM
 
 from coterie import launch
@@ -18,6 +17,7 @@ from coterie.cli.main import main
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError, DataError
 from coterie.runs import rollouts
+from runs_for_tests import make_config, make_model
 
 
 @pytest.fixture

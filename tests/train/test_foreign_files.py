@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
 from coterie.config.schema import RunConfig
 from coterie.errors import RewardError
 from coterie.runs import rollouts
+from runs_for_tests import make_config
 
 COUNT = 6
 
@@ -176,7 +176,9 @@ def test_a_reward_that_needs_a_missing_column_is_refused_before_the_model_is_loa
         "def needy(completions, ground_truth):\n    return [1.0] * len(completions)\n"
     )
     config = of(root, trl(root)).model_copy(
-        update={"rewards": RunConfig.model_validate({"rewards": {"functions": [{"name": "needy_rewards:needy"}]}}).rewards}
+        update={
+            "rewards": RunConfig.model_validate({"rewards": {"functions": [{"name": "needy_rewards:needy"}]}}).rewards
+        }
     )
     monkeypatch.setattr(launch, "policy_for", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
+from runs_for_tests import make_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "grouping" / "gradients.py"
 
@@ -64,11 +64,13 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     results = {"one/4": study.study(run, 4, 8, 6)}
     arms = results["one/4"]["arms"]
     assert arms["empirical_bayes, length/1"]["noise"] > 0
-    assert [arms[name]["gain"] for name in ("rloo/4", "empirical_bayes, length/2", "prompt/4")] == pytest.approx([1.0, 1.0, 0.75])
+    assert [arms[name]["gain"] for name in ("rloo/4", "empirical_bayes, length/2", "prompt/4")] == pytest.approx(
+        [1.0, 1.0, 0.75]
+    )
     # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy (with
     # `weights = "length"` the mean of the others is not that any more).
     assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"])
-    assert arms["mixture, probability, roulette 1/2"]["silent"] > arms["mixture, probability/2"]["silent"]
+    assert arms["mixture, probability, subsample 1/2"]["silent"] > arms["mixture, probability/2"]["silent"]
     assert "| mixture, length | " in study.table(results)
 
 

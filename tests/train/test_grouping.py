@@ -50,7 +50,7 @@ def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
 
 
 def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
-    collect = {"group_size": 1, "prompts": 6}
+    collect = {"group_size": 1, "prompts_per_step": 6}
     run = launch.train(config_for(root, "mixture", steps=4, collect=collect, eval={"every": 0}))
     assert metrics(run, 4)["grad_norm"] > 0
 
@@ -85,7 +85,9 @@ def test_credit_says_which_scale_it_came_from(root: Path) -> None:
 def test_policy_time_is_what_earlier_updates_moved(root: Path) -> None:
     """Also with one optimizer step a batch, where the update's own ratio is exactly 1."""
     optim = {"lr": 1e-2, "warmup": 3}
-    run = launch.train(config_for(root, "empirical_bayes", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0}))
+    run = launch.train(
+        config_for(root, "empirical_bayes", steps=4, grouping={"clock": "policy"}, optim=optim, eval={"every": 0})
+    )
     found = [metrics(run, step) for step in range(1, 5)]
     moved = np.array([one["moved"] for one in found])
     assert (moved > 0).all()
@@ -188,7 +190,11 @@ def test_a_scale_of_ones_own_joins_the_features_and_the_levels(key: str, columns
     [
         ("own_groups:missing", {}, "no function 'missing'"),
         ("empirical_bayes", {"key": "nowhere:missing"}, "importing 'nowhere' found no module"),
-        ("empirical_bayes", {"key": "own_groups:nothing"}, "gave None for prompt .* expected a text or a finite number"),
+        (
+            "empirical_bayes",
+            {"key": "own_groups:nothing"},
+            "gave None for prompt .* expected a text or a finite number",
+        ),
     ],
 )
 def test_functions_that_cannot_be_had_or_give_nothing_are_named(
@@ -214,7 +220,9 @@ def test_clip_bounds_follow_the_evidence_and_are_recorded(root: Path) -> None:
     assert max(factors.values()) == pytest.approx(found["grouping/trust/max"])
     assert min(factors.values()) == pytest.approx(found["grouping/trust/min"])
     assert metrics(run, 1)["grouping/trust/mean"] == 1.0
-    assert "grouping/trust/mean" not in metrics(launch.train(config_for(root, "empirical_bayes", steps=1, name="off")), 1)
+    assert "grouping/trust/mean" not in metrics(
+        launch.train(config_for(root, "empirical_bayes", steps=1, name="off")), 1
+    )
 
 
 def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:

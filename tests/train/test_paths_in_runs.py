@@ -8,11 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from runs_for_tests import fingerprint, make_model
 
 from coterie import launch
 from coterie.cli.main import main
 from coterie.config.base import search_in
+from runs_for_tests import fingerprint, make_model
 
 SETTINGS = """
 steps = 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs_for_tests import fingerprint, importable, make_config
 from transformers import AutoModelForCausalLM, Lfm2Config
 
 from coterie import launch
 from coterie.policy.model import load
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import fingerprint, importable, make_config
 from tiny import tiny_tokenizer
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs_for_tests import make_config
 
 from coterie import launch
 from coterie.callbacks import NullObserver
@@ -16,6 +15,7 @@ from coterie.errors import CheckpointError
 from coterie.rewards.check import sources
 from coterie.runs import inspect
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import make_config
 
 
 class Notes(NullObserver):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from runs_for_tests import importable, make_config
 
 from coterie import launch
 from coterie.algo.subsample import chances, play
@@ -19,6 +18,7 @@ from coterie.batches.pack import plan
 from coterie.runs import rollouts as files
 from coterie.types import Credit
 from policy.test_learner import learner, rollouts
+from runs_for_tests import importable, make_config
 from tiny_models import tiny_policy
 
 

@@ -508,7 +508,7 @@ def test_a_run_through_a_curriculum_resumes_to_the_same_bits(tmp_path: Path, mon
         {"type": "file", "path": str(tmp_path / "train.jsonl"), "until": 10},
         {"type": "file", "path": str(tmp_path / "later.jsonl"), "after": 8},
     ]
-    data = {"train": train, "review": 0.25}
+    data = {"train": train, "rehearsal": 0.25}
     grouping = {"preset": "empirical_bayes", "allocate": True, "candidates": 1}
     whole = launch.train(make_config(tmp_path, data=data, grouping=grouping))
     half = launch.train(make_config(tmp_path, data=data, name="two", grouping=grouping), stop_at(3, signal.SIGTERM))

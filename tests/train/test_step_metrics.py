@@ -199,7 +199,7 @@ def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:
     )
     assert (found["groups/mixed"], found["groups/zero_variance"], found["groups/effective"]) == (0.5, 0.5, 2)
     assert (found["reward/min"], found["reward/max"]) == (0.0, 3.0)
-    absent = {f"groups/{name}" for name in ("solved", "none", "zero_variance_solved", "zero_variance_none")}
+    absent = {f"groups/{name}" for name in ("all_correct", "all_wrong", "zero_variance_solved", "zero_variance_none")}
     assert not (absent | {"length/correct", "length/wrong", "surprisal/wrong"}) & set(found)
 
 
@@ -210,7 +210,7 @@ def test_with_a_threshold_a_graded_reward_has_correct_completions() -> None:
         *(rollout("varies", k, reward=0.1 + 0.1 * k, tokens=range(5)) for k in range(2)),
     ]
     found = measured(rollouts, criterion=Criterion(part="number", threshold=0.8))
-    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == pytest.approx([1 / 3] * 3)
+    assert [found[f"groups/{name}"] for name in ("all_correct", "all_wrong", "mixed")] == pytest.approx([1 / 3] * 3)
     assert (found["length/correct"], found["length/wrong"]) == (3, 4)
 
 
@@ -219,4 +219,4 @@ def test_a_reward_of_minus_one_and_one_is_binary() -> None:
         rollout("b", k, reward=2.0 * k - 1) for k in range(2)
     ]
     found = measured(rollouts)
-    assert [found[f"groups/{name}"] for name in ("solved", "none", "mixed")] == [0, 0.5, 0.5]
+    assert [found[f"groups/{name}"] for name in ("all_correct", "all_wrong", "mixed")] == [0, 0.5, 0.5]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_tests import importable, make_config
 
 from coterie import launch
 from coterie.cli.main import main
@@ -17,6 +16,7 @@ from coterie.runs import checkpoint
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import summary
 from coterie.runs.metrics import MetricsDB
+from runs_for_tests import importable, make_config
 
 # A rate that breaks any model: after a few steps every completion is one letter over and over.
 WILD: dict[str, Any] = {"steps": 40, "optim": {"lr": 0.05}, "checkpoint": {"every": 1, "keep": 1}}

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs_for_tests import make_config
 
 from coterie.cli.main import main
 from coterie.errors import ConfigError
 from coterie.sweep import budget
 from coterie.sweep.grid import Cell, cells, parse_arms, parse_seeds, parse_vary
 from coterie.sweep.results import CellResult, EvalPoint, markdown
+from runs_for_tests import make_config
 
 
 def test_every_combination_has_a_name_of_its_own() -> None:

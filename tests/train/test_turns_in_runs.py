@@ -35,7 +35,7 @@ def letters(prompt, turns=3):
         said = yield Observation(messages=again, state=(turn, seen), reward=said.count("a") / 24)
     return said.count("a") / 24
 '''
-REPLAY = {"groups": 1, "low": 0.01, "high": 100.0}
+REPLAY = {"groups": 1, "min_ratio": 0.01, "max_ratio": 100.0}
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:
 
 
 def test_the_scale_can_be_left_out(root: Path) -> None:
-    grouping = {"preset": "rloo", "without": ["state"]}
+    grouping = {"preset": "rloo", "ablate": ["state"]}
     run = launch.train(config_for(root, steps=2, grouping=grouping, eval={"every": 0}))
     credits = [row.credit for row in read(run, 2) if row.credit is not None]
     assert not any(isinstance(one.advantage, tuple) or "state" in one.contributions for one in credits)

@@ -42,7 +42,7 @@ class AdvantageRule:
     """Weight of the step rewards' advantage beside the outcome's."""
     gamma: float = 1.0
     """Discount per trained token from the last one backwards; 1 in everything published for language models."""
-    anchors: float = 0.0
+    gigpo_weight: float = 0.0
     """Weight of each turn's advantage among those that other attempts took from the same state (GiGPO's ω)."""
     anchor_gamma: float = 0.95
     """Discount per turn of the returns compared there."""
@@ -76,7 +76,7 @@ def credit(
         step_weights: weight of each step function by its label; 1 for those not named.
         token_rewards: [C] per rollout id, rewards of single tokens beside the outcome's, such as `kl_in_reward`; a
             token's advantage then is the sum of what follows, as in REINFORCE++.
-        environment: weight of the reward part that was earned turn by turn, by label, for `anchors`.
+        environment: weight of the reward part that was earned turn by turn, by label, for `gigpo_weight`.
 
     Raises:
         ValueError: the rule is not defined for these groups, or token rewards do not fit the tokens.

@@ -64,7 +64,7 @@ class LossInputs:
     clip_high: Tensor
     """Offset above 1."""
     weights: Tensor
-    """Share of the global denominator (see `normalizers`). Exactly 0 takes a token out of *everything*, sums over its
+    """Share of the global denominator (see `aggregation`). Exactly 0 takes a token out of *everything*, sums over its
     rollout included, whatever its other numbers are."""
     rollout: Tensor
     """int64: index of the token's rollout inside this part, 0 … R-1; a rollout's tokens are side by side."""
@@ -160,17 +160,16 @@ def check_choices(objective: Objective) -> None:
     """Whether the choices fit each other.
 
     Raises:
-        ValueError: an unknown name, or a ratio that the surrogate does not take.
+        ValueError: an unknown name, or a ratio that the loss does not take.
     """
     row = surrogate_row(objective.loss)
     if objective.ratio not in row.levels:
         raise ValueError(
-            f"ratio = {objective.ratio!r} does not fit the surrogate {objective.loss!r}; expected one of "
-            f"{list(row.levels)}"
+            f"ratio = {objective.ratio!r} does not fit the loss {objective.loss!r}; expected one of {list(row.levels)}"
         )
     if objective.loss == "vespo" and not objective.correction.startswith(("none", "token")):
         raise ValueError(
-            f"correction = {objective.correction!r} does not fit the surrogate 'gamma', which weighs rollouts itself; "
+            f"correction = {objective.correction!r} does not fit the loss 'vespo', which weighs rollouts itself; "
             "expected none or a token mode"
         )
     if objective.kl_estimator not in KL_ESTIMATORS:

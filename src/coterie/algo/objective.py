@@ -30,16 +30,16 @@ class Objective:
 
     ratio: RatioLevel = "token"
     """See `ratio.RATIOS`."""
-    surrogate: str | Callable[..., Tensor] = "min"
+    loss: str | Callable[..., Tensor] = "clip"
     """A name of `surrogates.SURROGATES`, or a function of one `token_view.TokenView` that returns [N] to maximise."""
     dual_clip: float | None = None
-    """c > 1: with a negative advantage, "min" falls no lower than c·A (Ye et al. 1912.09729)."""
+    """c > 1: with a negative advantage, "clip" falls no lower than c·A (Ye et al. 1912.09729)."""
     delta: float | None = None
-    """δ > 1: "min" caps the unclipped ratio too (INTELLECT-2 2505.07291); meant to lie above 1 + clip_high."""
+    """δ > 1: "clip" caps the unclipped ratio too (INTELLECT-2 2505.07291); meant to lie above 1 + clip_high."""
     sapo_tau_pos: float = 1.0
-    """τ of "soft" where the advantage is positive."""
+    """τ of "sapo" where the advantage is positive."""
     sapo_tau_neg: float = 1.05
-    """τ of "soft" elsewhere."""
+    """τ of "sapo" elsewhere."""
     off_policy_mask: float | None = None
     """δ ≥ 0: drop rollouts with a negative advantage that the policy has moved this far from; see `opsm`."""
     kl_beta: float = 0.0
@@ -55,7 +55,7 @@ class Objective:
     veto: float | None = None
     """Drop a rollout in which any w_t lies below this."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """For a surrogate of the user's own."""
+    """For a loss of the user's own."""
 
     def __post_init__(self) -> None:
         for name in ("dual_clip", "delta"):
@@ -76,7 +76,7 @@ class Objective:
             )
         for name in ("dual_clip", "delta"):
             if getattr(self, name) is not None and self.loss != "clip":
-                raise ValueError(f"{name} bounds the surrogate 'min' only; leave it out with {self.loss!r}")
+                raise ValueError(f"{name} bounds the loss 'clip' only; leave it out with {self.loss!r}")
 
 
 RatioLevel = Literal["token", "sequence", "sequence_token"]

@@ -55,7 +55,7 @@ def _beta(groups: Sequence[Scored]) -> list[float]:
     means = np.array([group.rewards.mean() for group in groups])
     if means.min() < 0 or means.max() > 1:
         raise ValueError(
-            f"scale = beta needs rewards from 0 to 1; a group has the mean {means[np.argmax(abs(means - 0.5))]:g}: "
+            f"scale = bnpo needs rewards from 0 to 1; a group has the mean {means[np.argmax(abs(means - 0.5))]:g}: "
             "use another scale, or reward parts and weights that stay within"
         )
     mean, variance = float(means.mean()), float(means.var())
@@ -76,7 +76,7 @@ SCALES: dict[str, Scale] = {
     "group_std": _group_std,
     "batch_std": _batch_std,
     "group_mean": _group_mean,
-    "beta": _beta,
+    "bnpo": _beta,
     "none": _none,
 }
 """What `AdvantageRule.scale` may name."""

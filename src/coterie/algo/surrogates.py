@@ -1,7 +1,7 @@
 """What is maximised per token: how the ratio and the advantage meet. One table, one function a row.
 
-Where a row's gradient flows through the log-probability and not through the ratio ("detached", "tv", "kl", "gamma"),
-the value of the loss means nothing; only its gradient does.
+Where a row's gradient flows through the log-probability and not through the ratio ("cispo", "dppo_tv", "dppo_kl",
+"vespo"), the value of the loss means nothing; only its gradient does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from coterie.algo.tokens import LIMIT, Surrogate, TokenView, segment_mean, segment_sum
 
 DIVERGENCE_CAP = 20.0
-"""Largest ratio that "tv" and "kl" weigh a token with (verl)."""
+"""Largest ratio that "dppo_tv" and "dppo_kl" weigh a token with (verl)."""
 GAMMA_POSITIVE = (2.0, 3.0)
 GAMMA_NEGATIVE = (3.0, 2.0)
-"""(k, λ) of "gamma" where A >= 0 and where A < 0 (VESPO's published setting, TRL's default)."""
+"""(k, λ) of "vespo" where A >= 0 and where A < 0 (VESPO's published setting, TRL's default)."""
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
@@ -177,40 +177,39 @@ class SurrogateRow:
 
 
 SURROGATES: dict[str, SurrogateRow] = {
-    "min": SurrogateRow(
+    "clip": SurrogateRow(
         function=pessimistic,
-        formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); at least dual_clip·A where A < 0; ρ capped at "
-        "delta",
+        formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); at least dual_clip·A where A < 0; ρ capped at delta",
         source="PPO 1707.06347, eq. 7; DeepSeekMath 2402.03300, eq. 3; clip-higher: DAPO 2503.14476; dual clip: "
         "1912.09729; cap: INTELLECT-2 2505.07291",
     ),
-    "none": SurrogateRow(function=unclipped, formula="ρA", source="importance sampling without a bound"),
-    "detached": SurrogateRow(
+    "unclipped": SurrogateRow(function=unclipped, formula="ρA", source="importance sampling without a bound"),
+    "cispo": SurrogateRow(
         function=detached,
         formula="sg[clip(ρ, 1 - clip_low, 1 + clip_high)]·A·lp; clip_low >= 1: no lower bound",
         source="CISPO, MiniMax-M1 2506.13585, eq. 4",
         through_ratio=False,
     ),
-    "soft": SurrogateRow(
+    "sapo": SurrogateRow(
         function=soft,
         formula="(4/τ)·sigmoid(τ(ρ - 1))·A, τ = sapo_tau_pos where A > 0, else sapo_tau_neg",
         source="SAPO 2511.20347",
     ),
-    "geometric": SurrogateRow(
+    "gmpo": SurrogateRow(
         function=geometric,
         formula="exp(mean_t bounded log ρ_t)·A; log ρ_t at most clip_high where A > 0, at least -clip_low where A < 0",
         source="GMPO 2507.20673",
         levels=("token",),
         per_token=False,
     ),
-    "tv": SurrogateRow(
+    "dppo_tv": SurrogateRow(
         function=total_variation,
         formula="sg[min(ρ, 20)]·A·lp; 0 where π - π_old > clip_high and A > 0, or < -clip_low and A < 0",
         source="DPPO-TV 2602.04879",
         levels=("token",),
         through_ratio=False,
     ),
-    "kl": SurrogateRow(
+    "dppo_kl": SurrogateRow(
         function=binary_kl,
         formula="sg[min(ρ, 20)]·A·lp; 0 where KL({y, not y}: old‖new) > clip_high, π > π_old and A > 0, or > clip_low, "
         "π < π_old and A < 0",
@@ -218,7 +217,7 @@ SURROGATES: dict[str, SurrogateRow] = {
         levels=("token",),
         through_ratio=False,
     ),
-    "gamma": SurrogateRow(
+    "vespo": SurrogateRow(
         function=gamma,
         formula="sg[φ(W)]·A·lp, φ(W) = e^λ·W^k·e^(-λW), W = Π_t π_θ/π_sampler; (k, λ) = (2, 3) where A >= 0, else "
         "(3, 2)",
@@ -243,7 +242,7 @@ def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:
     if isinstance(chosen, str):
         if chosen not in SURROGATES:
             raise ValueError(
-                f"surrogate = {chosen!r} is unknown; expected one of {list(SURROGATES)}, or a function of your own"
+                f"loss = {chosen!r} is unknown; expected one of {list(SURROGATES)}, or a function of your own"
             )
         return SURROGATES[chosen]
     name = getattr(chosen, "__qualname__", repr(chosen))
@@ -252,7 +251,7 @@ def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:
         value = chosen(view)
         if not isinstance(value, Tensor) or value.shape != view.logprobs.shape:
             got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
-            raise ValueError(f"surrogate {name} returned {got}; expected one number per token, {[len(view.logprobs)]}")
+            raise ValueError(f"loss {name} returned {got}; expected one number per token, {[len(view.logprobs)]}")
         return Surrogate(value=value)
 
     return SurrogateRow(

@@ -53,9 +53,9 @@ def objective_for(config: RunConfig) -> Objective:
     """The loss's choices as the pure record that `coterie.algo.losses` takes.
 
     Raises:
-        ConfigError: your own surrogate cannot be had, or choices do not fit each other.
+        ConfigError: your own loss cannot be had, or choices do not fit each other.
     """
-    settings, mismatch = config.objective, config.mismatch
+    settings, correction = config.objective, config.rollout_correction
     own = ":" in settings.loss
     choices = dict[str, Any](
         ratio=settings.ratio,
@@ -68,10 +68,10 @@ def objective_for(config: RunConfig) -> Objective:
         kl_beta=settings.kl_beta if settings.kl_in == "loss" else 0.0,
         kl_estimator=settings.kl_estimator,
         entropy_bonus=settings.entropy_bonus,
-        correction=mismatch.kind,
-        correction_low=rollout_correction.low,
-        correction_high=rollout_correction.high,
-        veto=rollout_correction.veto,
+        correction=correction.kind,
+        correction_low=correction.low,
+        correction_high=correction.high,
+        veto=correction.veto,
         params=settings.params,
     )
     try:

@@ -48,7 +48,7 @@ from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, slots=config.engine.max_num_seqs, capacity=capacity
+        policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity
     ),
 }
 """What `engine.name` may name."""
@@ -152,7 +152,7 @@ def read_inputs(config: RunConfig, observer: Observer, *, need_train: bool = Tru
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
-    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.rehearsal)
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, rehearsal=config.data.rehearsal)
 
 
 def _check_enough(config: RunConfig, train: PromptSet) -> None:

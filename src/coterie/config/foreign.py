@@ -52,7 +52,6 @@ FOREIGN: dict[str, Foreign] = {
     "use_cpu": Foreign("model.device", '"cpu"'),
     "no_cuda": Foreign("model.device", '"cpu"'),
     "attn_implementation": Foreign("optim.attention", "of the update; the sampler has its own"),
-    "gradient_checkpointing": Foreign("optim.gradient_checkpointing"),
     "enable_gradient_checkpointing": Foreign("optim.gradient_checkpointing"),
     "enable_activation_offload": Foreign("optim.activation_offload"),
     "torch_compile": Foreign("optim.compile_layers"),
@@ -99,7 +98,6 @@ FOREIGN: dict[str, Foreign] = {
     "max_new_tokens": Foreign("sampling.max_tokens"),
     "max_response_length": Foreign("sampling.max_tokens"),
     "response_length": Foreign("sampling.max_tokens"),
-    "max_num_seqs": Foreign("engine.max_num_seqs"),
     "oversampling_factor": Foreign("collect.oversample"),
     "over_sample_rate": Foreign("collect.oversample", "1 + the rate"),
     "max_assistant_turns": Foreign("environment.max_turns"),
@@ -123,8 +121,12 @@ FOREIGN: dict[str, Foreign] = {
     "ppo_epochs": Foreign("optim.epochs"),
     "max_steps": Foreign("steps"),
     "total_training_steps": Foreign("steps"),
-    "num_train_epochs": Foreign("steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"),
-    "total_epochs": Foreign("steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"),
+    "num_train_epochs": Foreign(
+        "steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"
+    ),
+    "total_epochs": Foreign(
+        "steps", "count steps: prompts / collect.prompts_per_step of them are one pass over the data"
+    ),
     # optimizer
     "learning_rate": Foreign("optim.lr"),
     "lr": Foreign("optim.lr"),
@@ -143,8 +145,7 @@ FOREIGN: dict[str, Foreign] = {
     "max_norm": Foreign("optim.max_grad_norm"),
     "optimizer": Foreign("optim.moments", "AdamW, with moments in float32 or 8 bits"),
     # objective
-    "loss_type": Foreign("algorithm", "or objective.loss_agg_mode, the denominator alone"),
-    "loss_agg_mode": Foreign("objective.loss_agg_mode"),
+    "loss_type": Foreign("algorithm", "or objective.loss_agg_mode alone"),
     "loss_mode": Foreign("algorithm", "or objective.loss alone"),
     "adv_estimator": Foreign("algorithm"),
     "importance_sampling_level": Foreign("objective.ratio"),
@@ -155,7 +156,6 @@ FOREIGN: dict[str, Foreign] = {
     "clip_ratio_low": Foreign("objective.clip_low"),
     "clip_ratio_high": Foreign("objective.clip_high"),
     "clip_ratio_c": Foreign("objective.dual_clip"),
-    "delta": Foreign("objective.delta"),
     "sapo_temperature_neg": Foreign("objective.sapo_tau_neg"),
     "sapo_temperature_pos": Foreign("objective.sapo_tau_pos"),
     "beta": Foreign("objective.kl_beta"),
@@ -174,7 +174,9 @@ FOREIGN: dict[str, Foreign] = {
     "top_entropy_quantile": Foreign("objective.entropy_share"),
     "mask_truncated_completions": Foreign("objective.mask_truncated"),
     "off_policy_mask_threshold": Foreign("objective.off_policy_mask"),
-    "filter_groups": Foreign("collect.dynamic_sampling", "dynamic sampling; objective.drop_zero_variance changes the mean alone"),
+    "filter_groups": Foreign(
+        "collect.dynamic_sampling", "dynamic sampling; objective.drop_zero_variance changes the mean alone"
+    ),
     "scale_rewards": Foreign("advantage.scale", '"group" is group_std, "batch" is batch_std, none is none'),
     "scale_advantage": Foreign("advantage.scale"),
     "norm_adv_by_std_in_grpo": Foreign("advantage.scale", '"group_std" or "none"'),

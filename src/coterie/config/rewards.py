@@ -52,7 +52,7 @@ class StepRewardConfig(RewardConfig):
 class RewardsConfig(Section):
     """How rollouts are scored: by functions in worker processes that can be killed."""
 
-    parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
+    functions: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """Reward functions; the reward is their weighted sum."""
     steps: list[StepRewardConfig] = Field(default_factory=list)
     """Process reward functions, which score single steps of a completion."""
@@ -67,8 +67,10 @@ class RewardsConfig(Section):
         if not self.functions:
             raise ValueError("rewards.functions is empty: a run needs at least one reward part")
         if len(self.environment) > 1:
-            raise ValueError(f"rewards.functions has the environment's reward {len(self.environment)} times; name it once")
-        for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
+            raise ValueError(
+                f"rewards.functions has the environment's reward {len(self.environment)} times; name it once"
+            )
+        for section, labels in (("functions", self.labels()), ("steps", [step.key for step in self.steps])):
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ValueError(f"rewards.{section} has several parts called {twice[0]!r}; give each its own label")

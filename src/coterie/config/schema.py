@@ -13,9 +13,9 @@ from coterie.config.data import DataConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
-    RolloutCorrectionConfig,
     ObjectiveConfig,
     ReferenceConfig,
+    RolloutCorrectionConfig,
     UserFunction,
 )
 from coterie.config.optim import OptimConfig
@@ -96,15 +96,15 @@ class ReplayConfig(Section):
     """Most groups that are kept; those with the least priority go first."""
     candidates: int = Field(default=2, ge=1)
     """Groups whose present probabilities are computed (one forward pass each) for each one that may join."""
-    staleness: int = Field(default=4, ge=1)
+    max_age: int = Field(default=4, ge=1)
     """Greatest age of a group, in policy versions."""
-    low: float = Field(default=0.5, gt=0, lt=1)
+    min_ratio: float = Field(default=0.5, gt=0, lt=1)
     """A group is left out when the geometric mean of π_now / π_sampler over any of its rollouts is below this."""
-    high: float = Field(default=2.0, gt=1)
+    max_ratio: float = Field(default=2.0, gt=1)
     """Or above this."""
     half_life: float = Field(default=2.0, gt=0)
     """Versions in which a group's priority, its mean |advantage|, halves."""
-    uniform: bool = False
+    unbiased: bool = False
     """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
     surprising and fresh groups count more, as often as they are drawn."""
 
@@ -142,17 +142,14 @@ class SamplingConfig(Section):
 class CollectConfig(Section):
     """How much experience a step collects."""
 
-    prompts: int = Field(default=8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """Prompts drawn per step."""
     group_size: int = Field(default=8, ge=1)
-    """Rollouts per prompt. A batch is prompts × group_size rollouts. A group of one has no baseline of its own."""
-    engine: Literal["embedded"] = "embedded"
-    """What samples: `embedded` reads the learner's weights in place."""
-    slots: int = Field(default=64, ge=1)
-    """Decode batch size (vLLM's max_num_seqs): sequences decoded at once, with continuous batching."""
+    """Rollouts per prompt. A batch is prompts_per_step × group_size rollouts. A group of one has no baseline of its
+    own."""
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
-    refill: bool = False
+    dynamic_sampling: bool = False
     """Replace groups whose attempts all have the same evaluated reward (eval.reward) by other prompts (DAPO's dynamic
     sampling)."""
     dynamic_sampling_limit: int = Field(default=10, ge=1)
@@ -160,6 +157,15 @@ class CollectConfig(Section):
     oversample: float = Field(default=1.0, ge=1)
     """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
     in the next step, which waits for them. Faster, but it favours short completions."""
+
+
+class EngineConfig(Section):
+    """What samples completions."""
+
+    name: Literal["embedded"] = "embedded"
+    """`embedded` reads the learner's weights in place."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
 
 
 class EvalConfig(Section):
@@ -175,8 +181,8 @@ class EvalConfig(Section):
     """Sampling temperature of the evaluation."""
     limit: int | None = Field(default=None, ge=1)
     """Evaluate only the first held-out prompts of each source."""
-    part: str = ""
-    """Label of the reward part that says what is correct (when it reaches 1); the first part when empty."""
+    reward: str = ""
+    """Label of the reward that says what is correct (when it reaches 1); the first one when empty."""
     correct_threshold: float | None = None
     """A completion is correct, and counts in pass@k, when the evaluated part is at least this. none: when it reaches 1,
     if the part is binary (0 or 1); a graded part then has no pass@k, and the mean reward is reported alone."""
@@ -222,11 +228,12 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     collect: CollectConfig = Field(default_factory=CollectConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
-    mismatch: RolloutCorrectionConfig = Field(default_factory=RolloutCorrectionConfig)
+    rollout_correction: RolloutCorrectionConfig = Field(default_factory=RolloutCorrectionConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     grouping: GroupingConfig = Field(default_factory=GroupingConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
@@ -255,7 +262,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"optim.subsample = {self.optim.subsample} leaves rollouts out by their advantage, but here a rollout "
                 "without any has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, "
-                "entropy_target, entropy_share < 1), no surrogate of your own and no critic"
+                "entropy_target, entropy_share < 1), no loss of your own and no critic"
             )
         return self
 
@@ -305,7 +312,9 @@ class RunConfig(Section):
         """A baseline made of the group needs a group, a renewed reference one that is used."""
         alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
         alone = (
-            alone or self.grouping.preset in ("global", "tracker", "empirical_bayes", "mixture") or ":" in self.grouping.preset
+            alone
+            or self.grouping.preset in ("global", "tracker", "empirical_bayes", "mixture")
+            or ":" in self.grouping.preset
         )
         if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
             raise ValueError(
@@ -316,16 +325,16 @@ class RunConfig(Section):
             raise ValueError("reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference")
         if self.reference.sync_every and self.model.lora is not None:
             raise ValueError(
-                "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without "
-                "it; set reference.sync_every = 0, or leave out model.lora"
+                "reference.sync_every needs all weights to be trained: the reference of an adapter is the model "
+                "without it; set reference.sync_every = 0, or leave out model.lora"
             )
         if self.critic is not None:
             self._check_critic(self.critic)
         outside = self.critic is not None or self.grouping.preset not in ("prompt", "rloo")
         if self.collect.dynamic_sampling and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
             raise ValueError(
-                "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
-                "set collect.dynamic_sampling = false"
+                "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the "
+                "group's own; set collect.dynamic_sampling = false"
             )
         if self.grouping.preset != "prompt":
             self._check_grouping()
@@ -341,8 +350,8 @@ class RunConfig(Section):
             )
         if self.reference.sync_every == 1:
             raise ValueError(
-                "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews "
-                "it after every step; renew it less often, or set replay.groups = 0"
+                "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 "
+                "renews it after every step; renew it less often, or set replay.groups = 0"
             )
 
     def _check_critic(self, critic: CriticConfig) -> None:
@@ -372,7 +381,9 @@ class RunConfig(Section):
             raise ValueError('grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it')
         self._check_bounds(grouping)
         if grouping.allocate and (self.collect.dynamic_sampling or self.collect.oversample > 1):
-            raise ValueError("grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample")
+            raise ValueError(
+                "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample"
+            )
 
     def _check_bounds(self, grouping: GroupingConfig) -> None:
         """Rewards of the shipped parts lie within 0 and 1, and `overlong` within -1 and 0: a sum outside of what
@@ -388,6 +399,6 @@ class RunConfig(Section):
             low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
         if low < grouping.reward_range[0] - 1e-9 or high > grouping.reward_range[1] + 1e-9:
             raise ValueError(
-                f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = {grouping.reward_range}; set "
-                f"grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
+                f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
+                f"{grouping.reward_range}; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )

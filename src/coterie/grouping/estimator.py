@@ -40,7 +40,7 @@ def settings_of(config: GroupingConfig) -> Settings:
     """
     settings = Settings(
         bounds=None if config.reward_range is None else (config.reward_range[0], config.reward_range[1]),
-        memory=config.decay_steps,
+        decay_steps=config.decay_steps,
         prompt_decay_steps=config.prompt_decay_steps,
         max_leaves=config.max_leaves,
         min_weight=config.min_weight,

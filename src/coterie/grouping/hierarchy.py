@@ -92,7 +92,7 @@ class Hierarchy:
         root = "root" in settings.scales
         keys = np.full(self.keys.size, settings.key_variance)
         prior = np.concatenate([[settings.root_variance if root else _OFF], nodes, linear, keys])
-        memory = np.full(prior.size, settings.memory)
+        memory = np.full(prior.size, settings.decay_steps)
         memory[0] = inf
         walk = np.zeros(prior.size)
         walk[0] = settings.root_walk if root else 0.0
@@ -245,7 +245,7 @@ class Hierarchy:
     def refit(self) -> TreeChange:
         """Redraw the regions on the window, replay it through a fresh filter, and keep prompts' absolute values."""
         settings = self.settings
-        visits = self.window.visits(self.book.features, self.time, settings.memory)
+        visits = self.window.visits(self.book.features, self.time, settings.decay_steps)
         old_tree, old_belief = self.tree, self.belief
         self.tree, self.levels = grow(
             visits,

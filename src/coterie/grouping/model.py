@@ -95,7 +95,9 @@ class GroupAwareBaseline:
         self.preset, self.experts, self.columns, self.seed = preset, tuple(start), columns, seed
         self.versions = {"reward": reward, "reference": reference}
         self.book, self.window = PromptTable(), Window(self.settings.window)
-        self.hierarchies = {name: self._hierarchy(name, seed) for name in self.experts if name.startswith("empirical_bayes")}
+        self.hierarchies = {
+            name: self._hierarchy(name, seed) for name in self.experts if name.startswith("empirical_bayes")
+        }
         forgets = "temporal" in self.settings.signals
         self.trackers = {
             name: Tracker(self.settings.tracker_half_life if forgets else None, 0.875 if forgets else 1.0)
@@ -122,7 +124,11 @@ class GroupAwareBaseline:
 
     def _hierarchy(self, name: str, seed: int) -> Hierarchy:
         settings = self.settings
-        for scale in {"empirical_bayes": (), "empirical_bayes_no_tree": ("tree",), "empirical_bayes_no_features": ("tree", "linear", "key")}[name]:
+        for scale in {
+            "empirical_bayes": (),
+            "empirical_bayes_no_tree": ("tree",),
+            "empirical_bayes_no_features": ("tree", "linear", "key"),
+        }[name]:
             settings = settings.without(scale)
         return Hierarchy(self.columns, settings, self.book, self.window, seed)
 

@@ -19,7 +19,17 @@ SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "tempora
 """semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
 are cut at medians of features). temporal: forgetting (off: evidence never fades)."""
 
-Expert = Literal["group", "rloo", "global", "tracker", "js2", "empirical_bayes", "empirical_bayes_no_tree", "empirical_bayes_no_features", "own"]
+Expert = Literal[
+    "group",
+    "rloo",
+    "global",
+    "tracker",
+    "js2",
+    "empirical_bayes",
+    "empirical_bayes_no_tree",
+    "empirical_bayes_no_features",
+    "own",
+]
 """own: a function of the user's, see own.py."""
 
 
@@ -101,7 +111,7 @@ class Settings:
     """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
     bounds: tuple[float, float] | None = (0.0, 1.0)
     """Smallest and largest reward; None measures the range on the first step and does not clip."""
-    memory: float = 40.0
+    decay_steps: float = 40.0
     """e-folding time of regions and linear weights, steps."""
     prompt_decay_steps: float = 120.0
     """e-folding time of what is special to a prompt, steps."""
@@ -162,7 +172,7 @@ class Settings:
             return own
         return replace(
             own,
-            memory=inf,
+            decay_steps=inf,
             prompt_decay_steps=inf,
             root_walk=0.0,
             keep_gram=1.0,

@@ -128,7 +128,7 @@ class PartwiseBaseline:
             weights = dict(zip(estimator.experts, map(float, estimator.stack.overall()), strict=True))
             tables = {"error": update_stat.errors, "scale": update_stat.scales, "weight": weights}
             one = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
-            one |= {"power": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
+            one |= {"gradient_variance": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
             found |= {_named(name, key): value for key, value in one.items()}
         return found
 

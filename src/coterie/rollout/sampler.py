@@ -47,7 +47,8 @@ class PromptSampler:
     """Fills a step.
 
     Args:
-        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is replaced.
+        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is
+            replaced.
         chooser: None takes the prompts as they come, `group_size` rollouts each.
         candidates: prompts that the chooser is offered for each one that it may take.
     """
@@ -84,7 +85,9 @@ class PromptSampler:
         groups: list[Group] = []
         drawn: set[str] = set()
         rounds = dropped = 0
-        while len(groups) < self.config.prompts_per_step and rounds < (self.config.dynamic_sampling_limit if self.config.dynamic_sampling else 1):
+        while len(groups) < self.config.prompts_per_step and rounds < (
+            self.config.dynamic_sampling_limit if self.config.dynamic_sampling else 1
+        ):
             missing = self.config.prompts_per_step - len(groups)
             due, late = first[:missing], first[missing:]
             prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
