@@ -55,17 +55,17 @@ def _rollout(now: Array, held: Array, one: dict[str, Any], objective: Objective)
     for t in range(length):
         a = one["advantages"][t]
         rho = math.exp(now[t] - old[t])
-        if objective.ratio == "sequence":
+        if objective.settings.ratio == "sequence":
             r = mean_ratio
-        elif objective.ratio == "sequence_token":
+        elif objective.settings.ratio == "sequence_token":
             r = held_mean_ratio * math.exp(now[t] - held[t])
         else:
             r = rho
         value = _surrogate(t, r, now, held, one, objective, whole)
-        if objective.loss != "vespo":
+        if objective.settings.loss != "vespo":
             value *= factor[t]
         counts = kept[t] and (one["policy_mask"] is None or one["policy_mask"][t])
-        if objective.off_policy_mask is not None and a < 0 and far > objective.off_policy_mask:
+        if objective.settings.off_policy_mask is not None and a < 0 and far > objective.settings.off_policy_mask:
             counts = False
         per_token = -value if counts else 0.0
         if objective.kl_beta:
@@ -81,15 +81,15 @@ def _surrogate(
 ) -> float:
     a, low, high = one["advantages"][t], one["clip_low"][t], one["clip_high"][t]
     old = one["old_logprobs"]
-    name = objective.loss
+    name = objective.settings.loss
     if name == "clip":
-        free = r if objective.delta is None else min(r, objective.delta)
+        free = r if objective.settings.delta is None else min(r, objective.settings.delta)
         value = min(free * a, min(max(r, 1 - low), 1 + high) * a)
-        return max(value, objective.dual_clip * a) if objective.dual_clip and a < 0 else value
+        return max(value, objective.settings.dual_clip * a) if objective.settings.dual_clip and a < 0 else value
     if name == "unclipped":
         return r * a
     if name == "sapo":
-        tau = objective.sapo_tau_pos if a > 0 else objective.sapo_tau_neg
+        tau = objective.settings.sapo_tau_pos if a > 0 else objective.settings.sapo_tau_neg
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
     if name == "gmpo":
         signs = one["advantages"]
@@ -104,7 +104,7 @@ def _surrogate(
         return math.exp(rate) * w**k * math.exp(-rate * w) * a * now[t]
     rho = math.exp(held[t] - old[t])
     if name == "cispo":
-        if objective.ratio != "token":
+        if objective.settings.ratio != "token":
             rho = math.exp(sum(held - old) / len(held))
         return min(max(rho, 1 - low), 1 + high) * a * now[t]
     p, q = math.exp(held[t]), math.exp(old[t])
@@ -121,20 +121,20 @@ def _kl(now: float, held: float, ref: float, rho: float, objective: Objective) -
         return math.exp(-x) - 1 + x
 
     x = now - ref
-    if objective.kl_estimator == "k1":
+    if objective.settings.kl_estimator == "k1":
         return x
-    if objective.kl_estimator == "k2":
+    if objective.settings.kl_estimator == "k2":
         return x * x / 2
-    if objective.kl_estimator == "k3":
+    if objective.settings.kl_estimator == "k3":
         return third(x)
-    if objective.kl_estimator == "k3_unbiased":
+    if objective.settings.kl_estimator == "k3_unbiased":
         return rho * third(x)
     return x * x / 2 - (held - ref) ** 2 / 2 + third(held - ref)
 
 
 def _correction(logs: Array, objective: Objective) -> tuple[Array, Array, float]:
     """Factor and keep of each token, and the factor of the rollout as a whole."""
-    low, high, mode = objective.correction_low, objective.correction_high, objective.correction
+    low, high, mode = objective.correction.low, objective.correction.high, objective.correction.kind
     w, product, mean = np.exp(logs), math.exp(sum(logs)), math.exp(sum(logs) / len(logs))
     one, every = np.ones(len(logs)), np.ones(len(logs), dtype=bool)
     table = {
@@ -147,6 +147,6 @@ def _correction(logs: Array, objective: Objective) -> tuple[Array, Array, float]
         "geometric_mask": (one, every & (low <= mean <= high)),
     }
     factor, kept = table[mode]
-    if objective.veto is not None:
-        kept = kept & (w >= objective.veto).all()
+    if objective.correction.veto is not None:
+        kept = kept & (w >= objective.correction.veto).all()
     return factor, kept, float(np.prod(np.where(kept, factor, 1e-8)))

@@ -109,8 +109,8 @@ def test_choices_that_contradict_each_other_are_refused(words: list[str], messag
     ("words", "message"),
     [
         (["objective.dual_clip=3", "objective.loss=sapo"], "dual_clip"),
-        (["objective.loss=gmpo", "objective.ratio=sequence"], "does not fit the loss"),
-        (["objective.loss=vespo", "rollout_correction.kind=sequence_mask"], "does not fit the loss 'vespo'"),
+        (["objective.loss=gmpo", "objective.ratio=sequence"], "does not fit objective.loss"),
+        (["objective.loss=vespo", "rollout_correction.kind=sequence_mask"], "does not fit objective.loss = 'vespo'"),
         (["objective.loss=nowhere:here"], "importing 'nowhere'"),
     ],
 )

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.algo.advantages import AdvantageRule, by_prompt
+from coterie.algo.advantages import by_prompt
 from coterie.algo.estimators import GroupEstimator, Terms
 from coterie.config.advantage import GroupingConfig
+from coterie.config.objective import AdvantageConfig
 from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, RolloutScores, StopReason, Turn
@@ -165,7 +166,7 @@ def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
 
 def gigpo_judge(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
     return GroupEstimator(
-        rule=AdvantageRule(scale="none", gigpo_weight=anchors, anchor_gamma=gamma),
+        config=AdvantageConfig(scale="none", gigpo_weight=anchors, gamma=gamma),
         terms=TERMS,
         part_weights={},
         step_weights={},
@@ -257,7 +258,7 @@ def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> Non
     two = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
     one = replace(one, reward=0.8)  # 0.5 · 0.6 + 0.5
     who = GroupEstimator(
-        rule=AdvantageRule(baseline="leave_one_out", scale="none", gigpo_weight=1.0, anchor_gamma=1.0),
+        config=AdvantageConfig(baseline="leave_one_out", scale="none", gigpo_weight=1.0, gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},
         step_weights={},

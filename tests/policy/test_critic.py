@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_learner import TEMPERATURE, assert_same, naive_loss, rollouts
 
-from coterie.algo.gae import GaeRule, credit_with_critic
+from coterie.algo.gae import credit_with_critic
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.batches.pack import plan
-from coterie.config.objective import CriticConfig
+from coterie.config.objective import CriticConfig, RolloutCorrectionConfig
 from coterie.config.optim import OptimConfig
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner, UpdateContext
@@ -28,7 +28,7 @@ def ppo(kind: str, *, own: bool = False, **critic: Any) -> Learner:
         generator = torch.Generator().manual_seed(5)
         judge.head.weight.normal_(generator=generator)
         judge.head.bias.fill_(0.25)
-    objective = Objective(correction="none")
+    objective = Objective(correction=RolloutCorrectionConfig(kind="none"))
     return Learner(policy, optim=optim, objective=objective, temperature=TEMPERATURE, total_steps=10, critic=judge)
 
 
@@ -38,7 +38,7 @@ def judged(one: Learner, items: list[Rollout]) -> tuple[list[Credit], list[Batch
         plan(items, nothing, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
     )
     values = {name: found.values for name, found in scores.items() if found.values is not None}
-    credits = credit_with_critic(items, values, GaeRule(critic_lam=1.0), clip_low=0.2, clip_high=0.3)
+    credits = credit_with_critic(items, values, CriticConfig(), whiten=True, clip_low=0.2, clip_high=0.3)
     return credits, plan(
         items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
     )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.advantages import by_prompt, credit
 from coterie.algo.objective import Objective
 from coterie.batches.pack import plan
-from coterie.config.objective import ReferenceConfig
+from coterie.config.objective import AdvantageConfig, ObjectiveConfig, ReferenceConfig, RolloutCorrectionConfig
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import LoraConfig
 from coterie.errors import NonFiniteError
@@ -85,7 +85,7 @@ def rollout(prompt_id: str, sample: int, turns: tuple[Turn, ...], reward: float)
 
 def credits_of(items: list[Rollout]) -> list[Credit]:
     by_id = {item.id: item for item in items}
-    return credit(by_prompt(items), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.3)
+    return credit(by_prompt(items), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.3)
 
 
 def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = None, **optim: Any) -> Learner:
@@ -94,7 +94,7 @@ def learner(policy: Policy, *, beta: float = 0.0, reference: Policy | None = Non
     return Learner(
         policy,
         optim=settings,
-        objective=Objective(kl_beta=beta, correction="none"),
+        objective=Objective(settings=ObjectiveConfig(kl_beta=beta), correction=RolloutCorrectionConfig(kind="none")),
         temperature=TEMPERATURE,
         total_steps=10,
         reference=Reference(policy, reference, ReferenceConfig()) if beta else None,

@@ -97,7 +97,7 @@ def _key(one: Rollout) -> tuple[str, int]:
 
 def corrected() -> Any:
     one = learner(tiny_policy())
-    one.objective = Objective(correction="token_truncate", correction_high=2.0)
+    one.objective = Objective()
     return one
 
 

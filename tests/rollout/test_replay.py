@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from coterie import launch
-from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.advantages import by_prompt, credit
+from coterie.config.objective import AdvantageConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
@@ -351,7 +352,7 @@ def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
         rows = files.read_step(run / "rollouts", step)
         assert {row.rollout.context.version for row in rows} == {step - 1}, "a past rollout is recorded once"
         by_id = {row.rollout.id: row.rollout for row in rows}
-        alone = credit(by_prompt(by_id.values()), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
+        alone = credit(by_prompt(by_id.values()), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.2)
         assert [row.credit for row in rows if row.credit] == [one for one in alone if one.rollout_id in by_id]
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
 

@@ -126,7 +126,7 @@ def _length_weighted(group: Scored) -> np.ndarray:
     return np.divide(others(group.lengths * group.rewards), weight, out=plain, where=weight > 0)
 
 
-def _runner_up(group: Scored) -> np.ndarray:
+def _second_best(group: Scored) -> np.ndarray:
     """pass@k training of arXiv 2503.19595: only the best attempt gets r_max - r_second, all others 0; two attempts
     that tie get 0. The baseline of attempt i is what the best of G would have been without it, up to the constant
     that makes the others 0, so the gradient (summed over the group) is that of E[max of G]."""
@@ -163,9 +163,9 @@ BASELINES: dict[str, Baseline] = {
     "group_mean": _in_group(_group_mean),
     "leave_one_out": _in_group(_leave_one_out),
     "length_weighted": _in_group(_length_weighted),
-    "second_best": _in_group(_runner_up),
+    "second_best": _in_group(_second_best),
     "batch_mean": _batch_mean,
     "js2": _js2,
     "none": _none,
 }
-"""What `AdvantageRule.baseline` may name, beside a function of its own."""
+"""What `advantage.baseline` may name, beside a function of the user's own."""

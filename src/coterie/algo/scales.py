@@ -45,7 +45,7 @@ def _group_mean(groups: Sequence[Scored]) -> list[float]:
     ]
 
 
-def _beta(groups: Sequence[Scored]) -> list[float]:
+def _bnpo(groups: Sequence[Scored]) -> list[float]:
     """BNPO (arXiv 2506.02864): the density at the group's mean p of Beta(1 + a/3, 1 + b/3), where Beta(a, b) has the
     mean and variance of the batch's group means. Groups that all succeed or all fail give 0.
 
@@ -76,7 +76,7 @@ SCALES: dict[str, Scale] = {
     "group_std": _group_std,
     "batch_std": _batch_std,
     "group_mean": _group_mean,
-    "bnpo": _beta,
+    "bnpo": _bnpo,
     "none": _none,
 }
-"""What `AdvantageRule.scale` may name."""
+"""What `advantage.scale` may name."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coterie.algo.objective import Objective
 from coterie.algo.tokens import LIMIT, Surrogate, TokenView, segment_mean, segment_sum
 
 DIVERGENCE_CAP = 20.0
@@ -44,7 +45,7 @@ def pessimistic(view: TokenView) -> Surrogate:
     For A < 0 both act alike, by their smaller: the value falls no lower than min(c, δ)·A. For A > 0 neither does
     anything as long as δ > 1 + clip_high.
     """
-    ratio, advantages, settings = view.ratio, view.advantages, view.objective
+    ratio, advantages, settings = view.ratio, view.advantages, view.objective.settings
     value = clipped_surrogate(ratio, advantages, view.clip_low, view.clip_high)
     held = ratio.detach()
     low = (held < 1 - view.clip_low) & (advantages < 0)
@@ -78,7 +79,7 @@ def detached(view: TokenView) -> Surrogate:
 
 def soft(view: TokenView) -> Surrogate:
     """SAPO: a sigmoid gate of slope 1 at ρ = 1 instead of a bound; steeper where the advantage is not positive."""
-    settings = view.objective
+    settings = view.objective.settings
     tau = torch.full_like(view.ratio, settings.sapo_tau_neg)
     tau = tau.masked_fill(view.advantages > 0, settings.sapo_tau_pos)
     return Surrogate(value=4 / tau * torch.sigmoid(tau * (view.ratio - 1)) * view.advantages)
@@ -139,15 +140,9 @@ def gamma(view: TokenView) -> Surrogate:
     """VESPO: each rollout weighs φ(W) = e^λ·W^k·e^(-λW), a constant, with W its whole ratio to the *sampler*.
 
     W = Π_t (π_θ/π_old)_t · (the mismatch weight of the rollout), its log clamped to [log 1e-8, 20]. As in TRL the
-    mismatch weight enters W as corrected by `Objective.correction` instead of multiplying the term once more, and
+    mismatch weight enters W as corrected by `rollout_correction` instead of multiplying the term once more, and
     (k, λ) go by the sign of each token's advantage. φ(1) = 1.
-
-    Raises:
-        ValueError: another correction than "none" or one of the token modes, the only ones for which W is defined.
     """
-    mode = view.objective.correction
-    if mode != "none" and not mode.startswith("token"):
-        raise ValueError(f"correction = {mode!r} does not fit 'gamma', which weighs rollouts itself; use a token mode")
     with torch.no_grad():
         total = segment_sum(torch.where(view.counted, view.log_ratios, 0.0), view.rollout) + view.log_correction
         log_w = total.clamp(math.log(1e-8), LIMIT)
@@ -167,7 +162,7 @@ class SurrogateRow:
     """What is maximised per token; sg[] is a constant of the gradient."""
     source: str
     levels: tuple[str, ...] = ("token", "sequence", "sequence_token")
-    """Values of `Objective.ratio` that it is defined for."""
+    """Values of `objective.ratio` that it is defined for."""
     through_ratio: bool = True
     """The gradient flows through the ratio, so it ends where the log-ratio is clamped."""
     per_token: bool = True
@@ -228,27 +223,24 @@ SURROGATES: dict[str, SurrogateRow] = {
         corrects=True,
     ),
 }
-"""name → row. `Objective.loss` names one, or is a function of the user's own."""
+"""name → row, for `objective.loss`."""
 
 
-def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:
-    """The named row, or one around a user's function `(TokenView) -> [N] to maximise`.
+def surrogate_row(objective: Objective) -> SurrogateRow:
+    """The row that the settings name, or one around the user's function `(TokenView) -> [N] to maximise`.
 
     Nothing is known of a user's function, so no token counts as clipped by it.
 
     Raises:
-        ValueError: unknown name; when it runs, a function that does not return [N].
+        ValueError: when it runs, a function that does not return [N].
     """
-    if isinstance(chosen, str):
-        if chosen not in SURROGATES:
-            raise ValueError(
-                f"loss = {chosen!r} is unknown; expected one of {list(SURROGATES)}, or a function of your own"
-            )
-        return SURROGATES[chosen]
-    name = getattr(chosen, "__qualname__", repr(chosen))
+    function = objective.function
+    if function is None:
+        return SURROGATES[objective.settings.loss]
+    name = getattr(function, "__qualname__", repr(function))
 
     def call(view: TokenView) -> Surrogate:
-        value = chosen(view)
+        value = function(view)
         if not isinstance(value, Tensor) or value.shape != view.logprobs.shape:
             got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
             raise ValueError(f"loss {name} returned {got}; expected one number per token, {[len(view.logprobs)]}")

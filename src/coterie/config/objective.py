@@ -77,6 +77,9 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> ObjectiveConfig:
+        for name in ("dual_clip", "delta"):
+            if getattr(self, name) is not None and self.loss != "clip":
+                raise ValueError(f'{name} bounds loss = "clip" only; leave it out with "{self.loss}"')
         if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ValueError(
                 f"delta = {self.delta} must be larger than 1 + clip_high = {1 + self.clip_high}, which "

@@ -52,7 +52,7 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
         return []
     tree, book, steps = hierarchy.tree, baseline.book, baseline.window.steps
     low, high = baseline.range or (0.0, 1.0)
-    visits = baseline.window.visits(book.features, steps[-1].time, hierarchy.settings.decay_steps)
+    visits = baseline.window.visits(book.features, steps[-1].time, hierarchy.settings.config.decay_steps)
     inside = tree.membership[tree.locate(visits.features)] > 0
     when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
     names = list(book.rows)

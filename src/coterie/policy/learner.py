@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -316,7 +316,7 @@ class Learner:
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
         held = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
-        self.objective = replace(self.objective, **held)
+        self.objective = self.objective.weighted(**held)
 
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:
