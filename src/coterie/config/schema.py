@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -250,20 +251,11 @@ class RunConfig(Section):
         labels = self.rewards.labels()
         if self.eval.reward and self.eval.reward not in labels:
             raise ValueError(f"eval.reward = {self.eval.reward!r} is not a reward part; expected one of {labels}")
-        self._check_environment()
-        self._check_groups()
-        self._check_replay()
-        if self.optim.minibatches > self.collect.prompts_per_step * self.collect.group_size:
-            raise ValueError(
-                f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
-                f"{self.collect.prompts_per_step} prompts × {self.collect.group_size} rollouts"
-            )
-        if self.optim.subsample and not self.advantages_alone:
-            raise ValueError(
-                f"optim.subsample = {self.optim.subsample} leaves rollouts out by their advantage, but here a rollout "
-                "without any has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, "
-                "entropy_target, entropy_share < 1), no loss of your own and no critic"
-            )
+        for conflict, message in CONFLICTS:
+            if conflict(self):
+                raise ValueError(message.format(c=self))
+        if self.grouping.preset != "prompt" and self.grouping.reward_range is not None:
+            self._check_bounds(*self.grouping.reward_range)
         return self
 
     @property
@@ -275,26 +267,11 @@ class RunConfig(Section):
         everywhere = objective.entropy_share < 1 or ":" in objective.loss  # these look at every token
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
-    def _check_environment(self) -> None:
-        """Episodes of several turns, and what is made of them."""
-        environment = self.environment
-        if not environment.talks and self.rewards.environment:
-            raise ValueError(
-                'the reward part "environment" is what an environment gives, and environment.name = "single_turn" '
-                "gives nothing; name another environment, or leave the part out"
-            )
-        if not environment.talks:
-            return
-        if self.collect.oversample > 1:
-            raise ValueError(
-                f"collect.oversample = {self.collect.oversample} stops when enough prompts are whole, which is not "
-                f"known before the last turn of environment.name = {environment.name!r}; set collect.oversample = 1"
-            )
-        if environment.max_tokens <= self.sampling.max_tokens:
-            raise ValueError(
-                f"environment.max_tokens = {environment.max_tokens} leaves no room for a prompt beside a turn of "
-                f"sampling.max_tokens = {self.sampling.max_tokens}; raise it, or lower sampling.max_tokens"
-            )
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether a baseline is made of the other rollouts of the same prompt."""
+        apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
+        return self.critic is None and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
 
     def _check_algorithm(self) -> None:
         """Settings that were put together by hand must not carry a method's name without its row."""
@@ -308,97 +285,111 @@ class RunConfig(Section):
                     "coterie.config.algorithms.filled first"
                 )
 
-    def _check_groups(self) -> None:
-        """A baseline made of the group needs a group, a renewed reference one that is used."""
-        alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
-        alone = (
-            alone
-            or self.grouping.preset in ("global", "tracker", "empirical_bayes", "mixture")
-            or ":" in self.grouping.preset
-        )
-        if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
-            raise ValueError(
-                f"collect.group_size = {self.collect.group_size} is too small: "
-                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts per prompt'
-            )
-        if self.reference.sync_every and self.objective.kl_beta == 0:
-            raise ValueError("reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference")
-        if self.reference.sync_every and self.model.lora is not None:
-            raise ValueError(
-                "reference.sync_every needs all weights to be trained: the reference of an adapter is the model "
-                "without it; set reference.sync_every = 0, or leave out model.lora"
-            )
-        if self.critic is not None:
-            self._check_critic(self.critic)
-        outside = self.critic is not None or self.grouping.preset not in ("prompt", "rloo")
-        if self.collect.dynamic_sampling and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
-            raise ValueError(
-                "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the "
-                "group's own; set collect.dynamic_sampling = false"
-            )
-        if self.grouping.preset != "prompt":
-            self._check_grouping()
-
-    def _check_replay(self) -> None:
-        """What a past group was credited with must still mean something when it is trained on again."""
-        if not self.replay.groups:
-            return
-        if self.critic is not None:
-            raise ValueError(
-                "replay.groups trains on advantages as they were credited, and a critic's are made of its values of "
-                "then; leave out critic, or set replay.groups = 0"
-            )
-        if self.reference.sync_every == 1:
-            raise ValueError(
-                "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 "
-                "renews it after every step; renew it less often, or set replay.groups = 0"
-            )
-
-    def _check_critic(self, critic: CriticConfig) -> None:
-        """A critic is the baseline; nothing of another one is taken silently."""
-        own = self.advantage.model_copy(update={"whiten": "none"})
-        if own != AdvantageConfig() or self.advantage.whiten == "samples":
-            raise ValueError(
-                'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies'
-            )
-        if critic.bounded and critic.clip is not None:
-            raise ValueError("critic.clip bounds a squared error; with critic.bounded = true leave it out")
-
-    def _check_grouping(self) -> None:
-        """A baseline of its own leaves no room for another, and a count of rollouts has to work out."""
-        if self.critic is not None or self.advantage != AdvantageConfig():
-            raise ValueError(
-                f'grouping.preset = "{self.grouping.preset}" has a baseline and a scale of its own; leave out critic '
-                "and the settings of advantage"
-            )
-        grouping, size = self.grouping, self.collect.group_size
-        if grouping.allocate and not grouping.least <= size <= grouping.most:
-            raise ValueError(
-                f"grouping.least = {grouping.least} and most = {grouping.most} must have collect.group_size = {size}, "
-                "the mean, between them"
-            )
-        if grouping.unbiased and self.objective.loss_agg_mode == "prompt-mean":
-            raise ValueError('grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it')
-        self._check_bounds(grouping)
-        if grouping.allocate and (self.collect.dynamic_sampling or self.collect.oversample > 1):
-            raise ValueError(
-                "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample"
-            )
-
-    def _check_bounds(self, grouping: GroupingConfig) -> None:
-        """Rewards of the shipped parts lie within 0 and 1, and `overlong` within -1 and 0: a sum outside of what
+    def _check_bounds(self, smallest: float, largest: float) -> None:
+        """Rewards of the shipped functions lie within 0 and 1, and `overlong` within -1 and 0: a sum outside of what
         `grouping.reward_range` says would end the run at the first such rollout."""
-        if grouping.reward_range is None:
-            return
         sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.functions]
-        weights = [1.0 if grouping.per_reward else part.weight for part in self.rewards.functions]
+        weights = [1.0 if self.grouping.per_reward else part.weight for part in self.rewards.functions]
         ends = [(weight * low, weight * high) for weight, (low, high) in zip(weights, sizes, strict=True)]
-        if grouping.per_reward:
+        if self.grouping.per_reward:
             low, high = min(min(pair) for pair in ends), max(max(pair) for pair in ends)
         else:
             low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
-        if low < grouping.reward_range[0] - 1e-9 or high > grouping.reward_range[1] + 1e-9:
+        if low < smallest - 1e-9 or high > largest + 1e-9:
             raise ValueError(
                 f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
-                f"{grouping.reward_range}; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
+                f"[{smallest}, {largest}]; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )
+
+
+CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
+    (
+        lambda c: not c.environment.talks and c.rewards.environment,
+        'the reward part "environment" is what an environment gives, and environment.name = "single_turn" gives '
+        "nothing; name another environment, or leave the part out",
+    ),
+    (
+        lambda c: c.environment.talks and c.collect.oversample > 1,
+        "collect.oversample = {c.collect.oversample} stops when enough prompts are whole, which is not known before "
+        "the last turn of environment.name = {c.environment.name!r}; set collect.oversample = 1",
+    ),
+    (
+        lambda c: c.environment.talks and c.environment.max_tokens <= c.sampling.max_tokens,
+        "environment.max_tokens = {c.environment.max_tokens} leaves no room for a prompt beside a turn of "
+        "sampling.max_tokens = {c.sampling.max_tokens}; raise it, or lower sampling.max_tokens",
+    ),
+    (
+        lambda c: c.collect.group_size < 2 and c.needs_siblings,
+        "collect.group_size = {c.collect.group_size} is too small: advantage.baseline = "
+        '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',
+    ),
+    (
+        lambda c: c.reference.sync_every and c.objective.kl_beta == 0,
+        "reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference",
+    ),
+    (
+        lambda c: c.reference.sync_every and c.model.lora is not None,
+        "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without it; "
+        "set reference.sync_every = 0, or leave out model.lora",
+    ),
+    (
+        lambda c: c.critic and c.advantage not in (AdvantageConfig(), AdvantageConfig(whiten="tokens")),
+        'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
+    ),
+    (
+        lambda c: c.critic and c.critic.bounded and c.critic.clip is not None,
+        "critic.clip bounds a squared error; with critic.bounded = true leave it out",
+    ),
+    (
+        lambda c: (
+            c.collect.dynamic_sampling
+            and (
+                c.critic
+                or c.grouping.preset not in ("prompt", "rloo")
+                or c.advantage.baseline in ("none", "batch_mean", "js2")
+            )
+        ),
+        "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
+        "set collect.dynamic_sampling = false",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and (c.critic or c.advantage != AdvantageConfig()),
+        'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
+        "settings of advantage",
+    ),
+    (
+        lambda c: c.grouping.allocate and not c.grouping.least <= c.collect.group_size <= c.grouping.most,
+        "grouping.least = {c.grouping.least} and most = {c.grouping.most} must have collect.group_size = "
+        "{c.collect.group_size}, the mean, between them",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and c.grouping.unbiased and c.objective.loss_agg_mode == "prompt-mean",
+        'grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it',
+    ),
+    (
+        lambda c: c.grouping.allocate and (c.collect.dynamic_sampling or c.collect.oversample > 1),
+        "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample",
+    ),
+    (
+        lambda c: c.replay.groups and c.critic,
+        "replay.groups trains on advantages as they were credited, and a critic's are made of its values of then; "
+        "leave out critic, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.replay.groups and c.reference.sync_every == 1,
+        "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews it "
+        "after every step; renew it less often, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.optim.minibatches > c.collect.prompts_per_step * c.collect.group_size,
+        "optim.minibatches = {c.optim.minibatches} is more than the batch of {c.collect.prompts_per_step} prompts × "
+        "{c.collect.group_size} rollouts",
+    ),
+    (
+        lambda c: c.optim.subsample and not c.advantages_alone,
+        "optim.subsample = {c.optim.subsample} leaves rollouts out by their advantage, but here a rollout without any "
+        "has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, entropy_target, "
+        "entropy_share < 1), no loss of your own and no critic",
+    ),
+)
+"""Settings that exclude each other: (whether they are there, what to say)."""
