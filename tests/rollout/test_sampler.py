@@ -70,7 +70,7 @@ def sampler(script: Any, *, count: int = 12, allocator: Any = None, **collect: A
     def says(request: Request) -> Sequence[int]:
         return script(int(request.key.prompt[1:]), request.key.sample)
 
-    held: dict[str, Any] = {"prompts": 4, "group_size": 2} | collect
+    held: dict[str, Any] = {"prompts_per_step": 4, "group_size": 2} | collect
     return PromptSampler(
         Collector(
             engine=ScriptedEngine(says),

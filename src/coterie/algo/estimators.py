@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.algo.advantages import AdvantageRule, credit
-from coterie.algo.gae import GaeRule, credit_with_critic
+from coterie.algo.advantages import credit
+from coterie.algo.baselines import Baseline
+from coterie.algo.gae import credit_with_critic
 from coterie.algo.returns import kl_in_reward
+from coterie.config.objective import AdvantageConfig, CriticConfig
 from coterie.errors import ConfigError
 from coterie.types import Credit, Group, Prompt, Rollout, RolloutScores
 
@@ -121,10 +123,12 @@ class Terms:
 class GroupEstimator(Estimator):
     """Advantages relative to groups; see `coterie.algo.advantages`."""
 
-    rule: AdvantageRule
+    config: AdvantageConfig
     terms: Terms
     part_weights: Mapping[str, float]
     step_weights: Mapping[str, float]
+    baseline: Baseline | None = None
+    """The user's own."""
 
     @property
     def needs_scores(self) -> bool:
@@ -135,7 +139,8 @@ class GroupEstimator(Estimator):
             return credit(
                 groups,
                 rollouts,
-                self.rule,
+                self.config,
+                baseline=self.baseline,
                 clip_low=self.terms.clip_low,
                 clip_high=self.terms.clip_high,
                 part_weights=self.part_weights,
@@ -151,7 +156,8 @@ class GroupEstimator(Estimator):
 class GaeEstimator(Estimator):
     """Advantages by generalised advantage estimation over a critic's values: PPO."""
 
-    rule: GaeRule
+    config: CriticConfig
+    whiten: bool
     terms: Terms
 
     @property
@@ -164,7 +170,8 @@ class GaeEstimator(Estimator):
         return credit_with_critic(
             members,
             {name: one for name, one in values.items() if one is not None},
-            self.rule,
+            self.config,
+            whiten=self.whiten,
             clip_low=self.terms.clip_low,
             clip_high=self.terms.clip_high,
             token_rewards=self.terms.token_rewards(groups, scores),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -312,7 +312,7 @@ class Learner:
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
         coefficients = {name: counters[name] for name in ("kl_beta", "entropy_bonus") if name in counters}
-        self.objective = replace(self.objective, **coefficients)
+        self.objective = self.objective.weighted(**coefficients)
 
 
 def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:

@@ -47,7 +47,8 @@ class PromptSampler:
     """Fills a step.
 
     Args:
-        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is replaced.
+        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is
+            replaced.
         chooser: None takes the prompts as they come, `group_size` rollouts each.
         candidates: prompts that the chooser is offered for each one that it may take.
     """

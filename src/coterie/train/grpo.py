@@ -231,8 +231,8 @@ class Trainer:
         kept = len(gathered.groups)
         trains = f"this step trains on {kept}" if kept else "this step trains on nothing"
         return (
-            f"collect.dynamic_sampling found {kept} of {self.config.collect.prompts_per_step} groups with variance after "
-            f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same "
+            f"collect.dynamic_sampling found {kept} of {self.config.collect.prompts_per_step} groups with variance "
+            f"after {counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same "
             f"{self.evaluator.criterion.part!r} (eval.reward); {trains}"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
@@ -25,12 +25,12 @@ class Schedules:
         found: dict[str, float] = {}
         if self.beta is not None and "kl/ref" in metrics:
             beta = self.beta.update(learner.objective.kl_beta, metrics["kl/ref"], rollouts)
-            learner.objective = replace(learner.objective, kl_beta=beta)
+            learner.objective = learner.objective.weighted(kl_beta=beta)
             found["kl/beta"] = beta
         if self.entropy is not None and "entropy" in metrics:
             self.entropy_state = self.entropy.update(self.entropy_state, metrics["entropy"])
             bonus = self.entropy.bonus(self.entropy_state)
-            learner.objective = replace(learner.objective, entropy_bonus=bonus)
+            learner.objective = learner.objective.weighted(entropy_bonus=bonus)
             found["entropy/bonus"] = bonus
         if learner.reference is not None and learner.reference.due(step):
             learner.reference.renew()
