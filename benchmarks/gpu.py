@@ -264,11 +264,12 @@ def rollouts_of(requests: Sequence[Any], turns: Sequence[Any], zero_share: float
 
 
 def batches_of(work: Work, rollouts: Sequence[Any], *, skip_zero: bool = True) -> list[Any]:
-    from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+    from coterie.algo.advantages import by_prompt, credit
     from coterie.batches.pack import plan
+    from coterie.config.objective import AdvantageConfig
 
     by_id = {rollout.id: rollout for rollout in rollouts}
-    credits = credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
+    credits = credit(by_prompt(rollouts), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.2)
     return plan(
         rollouts, credits, loss_agg_mode="token-mean", max_tokens_per_microbatch=work.budget, skip_zero=skip_zero
     )

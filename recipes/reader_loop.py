@@ -15,10 +15,11 @@ from __future__ import annotations
 import torch
 
 from coterie.algo import advantages
-from coterie.algo.advantages import AdvantageRule, by_prompt
+from coterie.algo.advantages import by_prompt
 from coterie.algo.losses import LossInputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.algo.sampling import sample
+from coterie.config.objective import AdvantageConfig, RolloutCorrectionConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.rng import generator, uniforms
@@ -124,7 +125,7 @@ def credit(rollouts: list[Rollout]) -> list[Credit]:
     No critic: (reward - mean of the group) / standard deviation of the group. Where all are equal, nobody learns.
     """
     by_id = {rollout.id: rollout for rollout in rollouts}
-    return advantages.credit(by_prompt(rollouts), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
+    return advantages.credit(by_prompt(rollouts), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.2)
 
 
 def update(logits: torch.Tensor, rollouts: list[Rollout], credits: list[Credit]) -> float:
@@ -144,7 +145,7 @@ def update(logits: torch.Tensor, rollouts: list[Rollout], credits: list[Credit])
             weights=torch.full((count,), 1 / count),  # one global denominator
             rollout=torch.arange(count),  # one token each
         ),
-        Objective(correction="none"),
+        Objective(correction=RolloutCorrectionConfig(kind="none")),
     )
     (gradient,) = torch.autograd.grad(outputs.loss, logits)
     with torch.no_grad():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from coterie.config.advantage import GroupingConfig
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.features import Column
 from coterie.grouping.model import GroupAwareBaseline
@@ -17,6 +19,12 @@ COLUMNS = (
     Column("log digits", "complexity", mean=1.5, std=0.5),
     Column("task=sums", "task", mean=0.5, std=0.5),
 )
+
+
+def settings_of(**changed: Any) -> Settings:
+    """The estimator's numbers, those of `[grouping]` among them."""
+    section = {name: changed.pop(name) for name in GroupingConfig.model_fields if name in changed}
+    return Settings(config=GroupingConfig(**section), **changed)
 
 
 def features(prompts: int, seed: int = 0) -> np.ndarray:

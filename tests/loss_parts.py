@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coterie.algo.losses import LossInputs
 from coterie.algo.objective import Objective
+from coterie.config.objective import ObjectiveConfig, RolloutCorrectionConfig
 
 LENGTHS = (3, 1, 5, 2)
 
@@ -23,10 +24,21 @@ def number(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def objective_of(*, loss: Any = "clip", **choices: Any) -> Objective:
+    """An objective from settings of `[objective]` and, as `correction`, `low`, `high` and `veto`, of
+    `[rollout_correction]`; a function is a loss of the user's own."""
+    bounds = {name: choices.pop(name) for name in ("low", "high", "veto") if name in choices}
+    correction = RolloutCorrectionConfig(kind=choices.pop("correction", "token_truncate"), **bounds)
+    estimator = choices.pop("kl_estimator", "k3")
+    settings = ObjectiveConfig(loss="tests:own" if callable(loss) else loss, **choices)
+    # Not checked: in a loss, k1 is refused as a setting, but its arithmetic is tested like that of the others.
+    settings = settings.model_copy(update={"kl_estimator": estimator})
+    return Objective(settings=settings, correction=correction, function=loss if callable(loss) else None)
+
+
 def uncorrected(**choices: Any) -> Objective:
     """These choices, without a correction of the mismatch unless it is one of them."""
-    defaults: dict[str, Any] = {"correction": "none"}
-    return Objective(**defaults | choices)
+    return objective_of(**{"correction": "none"} | choices)
 
 
 def one_rollout(**changed: Any) -> LossInputs:

@@ -55,17 +55,17 @@ def _rollout(now: Array, fixed: Array, data: dict[str, Any], objective: Objectiv
     for t in range(length):
         a = data["advantages"][t]
         rho = math.exp(now[t] - old[t])
-        if objective.ratio == "sequence":
+        if objective.settings.ratio == "sequence":
             r = mean_ratio
-        elif objective.ratio == "sequence_token":
+        elif objective.settings.ratio == "sequence_token":
             r = fixed_mean_ratio * math.exp(now[t] - fixed[t])
         else:
             r = rho
         value = _surrogate(t, r, now, fixed, data, objective, whole)
-        if objective.loss != "vespo":
+        if objective.settings.loss != "vespo":
             value *= factor[t]
         counts = kept[t] and (data["policy_mask"] is None or data["policy_mask"][t])
-        if objective.off_policy_mask is not None and a < 0 and far > objective.off_policy_mask:
+        if objective.settings.off_policy_mask is not None and a < 0 and far > objective.settings.off_policy_mask:
             counts = False
         per_token = -value if counts else 0.0
         if objective.kl_beta:
@@ -81,34 +81,34 @@ def _surrogate(
 ) -> float:
     a, low, high = data["advantages"][t], data["clip_low"][t], data["clip_high"][t]
     old = data["old_logprobs"]
-    name = objective.loss
-    if name == "min":
-        free = r if objective.delta is None else min(r, objective.delta)
+    name = objective.settings.loss
+    if name == "clip":
+        free = r if objective.settings.delta is None else min(r, objective.settings.delta)
         value = min(free * a, min(max(r, 1 - low), 1 + high) * a)
-        return max(value, objective.dual_clip * a) if objective.dual_clip and a < 0 else value
-    if name == "none":
+        return max(value, objective.settings.dual_clip * a) if objective.settings.dual_clip and a < 0 else value
+    if name == "unclipped":
         return r * a
-    if name == "soft":
-        tau = objective.sapo_tau_pos if a > 0 else objective.sapo_tau_neg
+    if name == "sapo":
+        tau = objective.settings.sapo_tau_pos if a > 0 else objective.settings.sapo_tau_neg
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
-    if name == "geometric":
+    if name == "gmpo":
         signs = data["advantages"]
         logs = [
             min(x, h) if s > 0 else max(x, -d) if s < 0 else x
             for x, s, d, h in zip(now - old, signs, data["clip_low"], data["clip_high"], strict=True)
         ]
         return a * math.exp(sum(logs) / len(logs))
-    if name == "gamma":
+    if name == "vespo":
         k, rate = (2, 3) if a >= 0 else (3, 2)
         w = min(max(math.exp(sum(fixed - old)) * whole, 1e-8), math.exp(20))
         return math.exp(rate) * w**k * math.exp(-rate * w) * a * now[t]
     rho = math.exp(fixed[t] - old[t])
-    if name == "detached":
-        if objective.ratio != "token":
+    if name == "cispo":
+        if objective.settings.ratio != "token":
             rho = math.exp(sum(fixed - old) / len(fixed))
         return min(max(rho, 1 - low), 1 + high) * a * now[t]
     p, q = math.exp(fixed[t]), math.exp(old[t])
-    if name == "tv":
+    if name == "dppo_tv":
         out = (a > 0 and p - q > high) or (a <= 0 and p - q < -low)
     else:
         divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
@@ -121,20 +121,20 @@ def _kl(now: float, fixed: float, ref: float, rho: float, objective: Objective) 
         return math.exp(-x) - 1 + x
 
     x = now - ref
-    if objective.kl_estimator == "k1":
+    if objective.settings.kl_estimator == "k1":
         return x
-    if objective.kl_estimator == "k2":
+    if objective.settings.kl_estimator == "k2":
         return x * x / 2
-    if objective.kl_estimator == "k3":
+    if objective.settings.kl_estimator == "k3":
         return third(x)
-    if objective.kl_estimator == "k3_unbiased":
+    if objective.settings.kl_estimator == "k3_unbiased":
         return rho * third(x)
     return x * x / 2 - (fixed - ref) ** 2 / 2 + third(fixed - ref)
 
 
 def _correction(logs: Array, objective: Objective) -> tuple[Array, Array, float]:
     """Factor and keep of each token, and the factor of the rollout as a whole."""
-    low, high, mode = objective.correction_low, objective.correction_high, objective.correction
+    low, high, mode = objective.correction.low, objective.correction.high, objective.correction.kind
     w, product, mean = np.exp(logs), math.exp(sum(logs)), math.exp(sum(logs) / len(logs))
     ones, every = np.ones(len(logs)), np.ones(len(logs), dtype=bool)
     table = {
@@ -147,6 +147,6 @@ def _correction(logs: Array, objective: Objective) -> tuple[Array, Array, float]
         "geometric_mask": (ones, every & (low <= mean <= high)),
     }
     factor, kept = table[mode]
-    if objective.veto is not None:
-        kept = kept & (w >= objective.veto).all()
+    if objective.correction.veto is not None:
+        kept = kept & (w >= objective.correction.veto).all()
     return factor, kept, float(np.prod(np.where(kept, factor, 1e-8)))

@@ -91,8 +91,9 @@ def test_no_circular_imports():
 
 
 def test_algo_is_pure():
-    modules = {part(module) for file in FILES if part(module_name(file)) == "algo" for module in imported_modules(file)}
-    assert modules <= {"algo", "types", "errors", "stats", "rng"}
+    """It takes sections of the settings as records; it never sees the whole, or a file."""
+    modules = {module for file in FILES if part(module_name(file)) == "algo" for module in imported_modules(file)}
+    assert {part(module) for module in modules - {"config.objective"}} <= {"algo", "types", "errors", "stats", "rng"}
 
 
 @pytest.mark.parametrize("module", LIGHT)

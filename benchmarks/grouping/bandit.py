@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coterie.config.advantage import GroupingConfig
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.features import Column
 from coterie.grouping.model import GroupAwareBaseline
@@ -71,7 +72,7 @@ def run(arm: str, *, prompts: int, size: int, seed: int, lr: float) -> list[floa
     estimator = None
     if arm in ARMS:
         preset, weighted = ARMS[arm]
-        settings = Settings(weighted=weighted, scale="none")
+        settings = Settings(config=GroupingConfig(weights="length" if weighted else "none", scale="none"))
         estimator = GroupAwareBaseline(columns, preset=preset, settings=settings, seed=seed)
     curve, everyone = [], np.arange(prompts)
     for step in range(STEPS):

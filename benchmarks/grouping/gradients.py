@@ -68,14 +68,14 @@ class Arm:
     preset: str | None
     """None: plain GRPO with its std."""
     weights: str = "none"
-    roulette: float = 0.0
+    subsample: float = 0.0
 
 
 ARMS = {
     "grpo-std": Arm(preset=None),
     **{preset: Arm(preset=preset) for preset in ("prompt", "rloo", "global", "tracker")},
     **{f"{p}, {w}": Arm(preset=p, weights=w) for p in ("js2", "empirical_bayes", "mixture") for w in WEIGHTS},
-    "mixture, probability, roulette 1": Arm(preset="mixture", weights="probability", roulette=1.0),
+    "mixture, probability, subsample 1": Arm(preset="mixture", weights="probability", subsample=1.0),
 }
 
 
@@ -249,7 +249,7 @@ def measure(pool: Pool, size: int, arm: Arm, model: GroupAwareBaseline | None, t
     for seed in range(batches):
         rows, attempts = draw(pool, size, seed)
         credit = advantages(pool, rows, attempts, size, arm, model, time)
-        keep = keep_probabilities(np.abs(credit), arm.roulette)
+        keep = keep_probabilities(np.abs(credit), arm.subsample)
         uniforms = np.repeat(generator("roulette", size, seed).random(BUDGET // size), size)
         credit = np.where(uniforms < keep, credit / np.maximum(keep, 1e-12), 0.0)
         gradients.append(credit @ pool.scores[rows, attempts] / BUDGET)

@@ -16,6 +16,7 @@ import numpy as np
 import report
 from world import ANSWERS, SCENARIOS, Draw, World, smaller
 
+from coterie.config.advantage import GroupingConfig
 from coterie.grouping.arrays import Rollouts
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
@@ -24,7 +25,7 @@ from coterie.rng import generator
 BUDGET = 256
 """Rollouts a step, for every group size."""
 SIZES = (1, 2, 4, 8)
-PLAIN = Settings(weighted=False, scale="none")
+PLAIN = Settings(config=GroupingConfig(weights="none", scale="none"))
 ARMS: dict[str, tuple[str, Settings]] = {
     "grpo": ("prompt", PLAIN),
     "rloo": ("rloo", PLAIN),
@@ -33,7 +34,7 @@ ARMS: dict[str, tuple[str, Settings]] = {
     "js2": ("js2", PLAIN),
     "empirical_bayes": ("empirical_bayes", PLAIN),
     "mixture": ("mixture", PLAIN),
-    "mixture-weighted": ("mixture", Settings(scale="none")),
+    "mixture-weighted": ("mixture", Settings(config=GroupingConfig(scale="none"))),
 }
 ABLATIONS = (
     "tree",

@@ -21,8 +21,8 @@ from ablate import judges
 
 from coterie.algo.turns import episode_of, given_by_environment
 from coterie.grouping.arrays import Rollouts
-from coterie.grouping.estimator import GroupAwareEstimator, probability_weight, sampled_weights, settings_of
-from coterie.grouping.presets import STATE
+from coterie.grouping.estimator import GroupAwareEstimator, probability_weight, sampled_weights
+from coterie.grouping.presets import STATE, Settings
 from coterie.grouping.reward_models import PartwiseBaseline
 from coterie.runs import parquet
 from coterie.runs import rollouts as store
@@ -48,7 +48,7 @@ class Worth:
 def measure(run: Path, judge: GroupAwareEstimator, size: int) -> Worth:
     """Every step with the first `size` attempts at each prompt."""
     model = PartwiseBaseline(
-        judge.features.map.columns, preset=judge.config.preset, settings=settings_of(judge.config), seed=0
+        judge.features.map.columns, preset=judge.config.preset, settings=Settings(config=judge.config), seed=0
     )
     turns = np.concatenate([_later(model, judge, rows, float(n)) for n, rows in _steps(run, size)])
     met = turns[:, 2] > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from benchmarks.peers.rollouts import rollout
 from benchmarks.peers.wire import STOP, Wire, versions
 from coterie.algo.objective import Objective
 from coterie.batches.pack import plan
-from coterie.config.objective import ReferenceConfig
+from coterie.config.objective import ObjectiveConfig, ReferenceConfig, RolloutCorrectionConfig
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.data.chat import load_chat
@@ -54,7 +53,9 @@ class Side:
             reference = Reference(self.policy, frozen, ReferenceConfig())
         self.optim = OptimConfig()
         # Without the correction of rounding between sampler and learner, which the other side does not make either.
-        self.objective = Objective(kl_beta=self.case["kl_beta"], correction="none")
+        self.objective = Objective(
+            settings=ObjectiveConfig(kl_beta=self.case["kl_beta"]), correction=RolloutCorrectionConfig(kind="none")
+        )
         self.learner = Learner(
             self.policy,
             optim=self.optim,
@@ -68,7 +69,7 @@ class Side:
         self.engine = EmbeddedEngine(self.policy, self.chat, max_num_seqs=slots, capacity=longest)
 
     def facts(self) -> dict[str, Any]:
-        settings = {"optim": self.optim.model_dump(), "objective": asdict(self.objective)}
+        settings = {"optim": self.optim.model_dump(), "objective": self.objective.settings.model_dump()}
         return {
             "versions": versions("coterie", "torch", "transformers", "peft"),
             "settings": settings | {"dtype": str(self.policy.dtype), "threads": torch.get_num_threads()},

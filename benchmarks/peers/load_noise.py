@@ -64,7 +64,7 @@ def math(count: int) -> Generator[Callable[[], int]]:
 @contextmanager
 def workers(count: int) -> Generator[Callable[[], int]]:
     """`count` reward workers as a run has them, at the priority that a run gives them."""
-    config: dict[str, Any] = {"parts": [{"name": REWARD}], "workers": count, "timeout_s": 600}
+    config: dict[str, Any] = {"functions": [{"name": REWARD}], "workers": count, "timeout_s": 600}
     prompts = [
         Prompt(id=f"p/{index}", messages=({"role": "user", "content": "?"},), answer=None, task="noise")
         for index in range(4 * count)

@@ -74,7 +74,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _groups(metrics: Metrics) -> str:
-    parts = [metrics.get(f"groups/{name}") for name in ("solved", "mixed", "none")]
+    parts = [metrics.get(f"groups/{name}") for name in ("all_correct", "mixed", "all_wrong")]
     return "/".join(ABSENT if part is None else f"{100 * part:.0f}" for part in parts)
 
 

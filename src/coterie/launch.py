@@ -134,6 +134,7 @@ def resume(
     """
     callback = callback or Callback()
     with RunDirectory.open(run, runs) as directory:
+        directory.check_version()
         config = load_file(directory.config).config
         if steps is not None:
             config = _lengthened(directory, config, steps, callback)

@@ -211,7 +211,8 @@ def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
     rollouts = collect.prompts_per_step * collect.group_size
     updates = counted(optim.minibatches * optim.epochs, "optimizer step")
-    batch = f"{counted(collect.prompts_per_step, 'prompt')} × {counted(collect.group_size, 'rollout')} = {rollouts} rollouts"
+    prompts, size = counted(collect.prompts_per_step, "prompt"), counted(collect.group_size, "rollout")
+    batch = f"{prompts} × {size} = {rollouts} rollouts"
     report.add(
         "ok",
         "batch",

@@ -11,11 +11,12 @@ from attempts import attempt, batch, grouped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.algo.advantages import AdvantageRule, credit, outcome_advantages
+from coterie.algo.advantages import credit, outcome_advantages
 from coterie.algo.baselines import BASELINES, Scored
 from coterie.algo.returns import kl_in_reward, returns_to_go, whiten
 from coterie.algo.scales import SCALES
 from coterie.algo.shaping import soft_overlong
+from coterie.config.objective import AdvantageConfig
 
 R, R2 = [1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]
 REWARD = st.floats(-10, 10, width=16)
@@ -26,13 +27,16 @@ SHIFT_INVARIANT = [*GROUP_BASELINES, "batch_mean", "js2"]
 
 def advantages(rewards: list[list[float]], lengths: Any = None, **rule: Any) -> list[list[float]]:
     groups, rollouts = batch(rewards, lengths)
-    flat = outcome_advantages(groups, rollouts, AdvantageRule(**rule))
+    baseline = rule.pop("baseline") if callable(rule.get("baseline")) else None
+    flat = outcome_advantages(groups, rollouts, AdvantageConfig(**rule), baseline=baseline)
     return [part.tolist() for part in np.split(flat, np.cumsum([len(group) for group in rewards])[:-1])]
 
 
 def credited(rewards: list[list[float]], lengths: Any = None, **rule: Any) -> list[Any]:
     groups, rollouts = batch(rewards, lengths)
-    return [member.advantage for member in credit(groups, rollouts, AdvantageRule(**rule), clip_low=0.2, clip_high=0.2)]
+    return [
+        member.advantage for member in credit(groups, rollouts, AdvantageConfig(**rule), clip_low=0.2, clip_high=0.2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_js2_with_nothing_to_learn_from_does_not_shrink() -> None:
 
 def test_bnpo_on_the_worked_means() -> None:
     rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
-    got = advantages(rewards, scale="beta")
+    got = advantages(rewards, scale="bnpo")
     np.testing.assert_allclose(got[0], [0.6674, -0.2225, -0.2225, -0.2225], atol=1e-4)
     x = np.linspace(0, 1, 100_001)
     density = (0.5 * 0.5) ** 0.8333 / np.mean((x * (1 - x)) ** 0.8333)
@@ -86,10 +90,10 @@ def test_bnpo_on_the_worked_means() -> None:
 
 
 def test_bnpo_guards_its_ends() -> None:
-    assert advantages([R, R], scale="beta") == advantages([R, R], scale="none")
-    assert advantages([[1, 1], [0, 0], R], scale="beta")[:2] == [[0, 0], [0, 0]]
+    assert advantages([R, R], scale="bnpo") == advantages([R, R], scale="none")
+    assert advantages([[1, 1], [0, 0], R], scale="bnpo")[:2] == [[0, 0], [0, 0]]
     with pytest.raises(ValueError, match=r"needs rewards from 0 to 1; a group has the mean 1\.5"):
-        advantages([[1, 2]], scale="beta")
+        advantages([[1, 2]], scale="bnpo")
 
 
 def test_maxrl_gives_nothing_without_success_and_is_capped() -> None:
@@ -114,13 +118,13 @@ def parts_batch() -> tuple[Any, Any]:
 
 def test_gdpo_sees_that_two_rewards_at_once_are_rarer() -> None:
     groups, rollouts = parts_batch()
-    raw = outcome_advantages(groups, rollouts, AdvantageRule(per_reward=True), part_weights={"a": 1.0, "b": 1.0})
+    raw = outcome_advantages(groups, rollouts, AdvantageConfig(per_reward=True), part_weights={"a": 1.0, "b": 1.0})
     np.testing.assert_allclose(raw, [1.7320, 0, 0, -1.7320, 1.5, -0.5, -0.5, -0.5], atol=1e-3)
-    rule = AdvantageRule(per_reward=True, whiten="samples")
+    rule = AdvantageConfig(per_reward=True, whiten="samples")
     credits = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, part_weights={"a": 1.0, "b": 1.0})
     want = [1.527, 0, 0, -1.527, 1.323, -0.441, -0.441, -0.441]
     np.testing.assert_allclose([member.advantage for member in credits], want, atol=1e-3)
-    summed = outcome_advantages(groups, rollouts, AdvantageRule())
+    summed = outcome_advantages(groups, rollouts, AdvantageConfig())
     np.testing.assert_allclose(summed, [1.2247, 0, 0, -1.2247, 1.5, -0.5, -0.5, -0.5], atol=1e-3)
 
 
@@ -128,7 +132,7 @@ def test_gdpo_weights_its_parts_and_skips_what_does_not_apply() -> None:
     rows: list[tuple[float | None, float]] = [(1, 1), (0, 0), (None, 1), (0, 0)]
     rollouts = [attempt(f"p#{k}", 0.0, parts={"a": a, "b": b}) for k, (a, b) in enumerate(rows)]
     by_id = {rollout.id: rollout for rollout in rollouts}
-    rule = AdvantageRule(per_reward=True, scale="none")
+    rule = AdvantageConfig(per_reward=True, scale="none")
     got = outcome_advantages(grouped(rollouts), by_id, rule, part_weights={"a": 2.0, "b": 1.0, "off": 0.0})
     a = 2 * np.array([2 / 3, -1 / 3, 0, -1 / 3])
     np.testing.assert_allclose(got, a + np.array([0.5, -0.5, 0.5, -0.5]))
@@ -166,13 +170,6 @@ def test_the_batch_is_a_baseline_for_groups_of_one() -> None:
     assert advantages([[1], [0], [0.5]], baseline="batch_mean", scale="none") == [[0.75], [-0.75], [0]]
     with pytest.raises(ValueError, match="a batch of 1"):
         advantages([[1]], baseline="batch_mean")
-
-
-def test_names_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="baseline = 'mean'; expected one of group_mean, leave_one_out"):
-        AdvantageRule(baseline="mean")
-    with pytest.raises(ValueError, match="scale = 'std'; expected one of group_std"):
-        AdvantageRule(scale="std")
 
 
 def test_a_function_of_ones_own_is_a_baseline() -> None:
@@ -248,12 +245,12 @@ def test_reinforce_plus_plus_with_kl_in_the_reward_is_per_token() -> None:
         "p0#0": kl_in_reward(np.array([-1.0, -2.0, -1.0]), np.array([-1.5, -1.0, -1.0]), 0.1),
         "p0#1": kl_in_reward(np.array([-1.0, -1.0]), np.array([-2.0, -1.0]), 0.1),
     }
-    rule = AdvantageRule(baseline="none", scale="none")
+    rule = AdvantageConfig(baseline="none", scale="none")
     first, second = credit(groups, rollouts, rule, clip_low=0.1, clip_high=0.3, token_rewards=extra)
     np.testing.assert_allclose(first.advantage, [1 - 0.05 + 0.1, 1.1, 1.0])
     np.testing.assert_allclose(second.advantage, [-0.1, 0.0])
     assert (first.clip_low, first.clip_high) == (0.1, 0.3)
-    rule = AdvantageRule(baseline="none", scale="none", whiten="tokens")
+    rule = AdvantageConfig(baseline="none", scale="none", whiten="tokens")
     credits = credit(groups, rollouts, rule, clip_low=0.2, clip_high=0.2, token_rewards=extra)
     raw = np.array([1.05, 1.1, 1.0, -0.1, 0.0])
     whitened = np.concatenate([member.advantage for member in credits])
@@ -264,9 +261,6 @@ def test_reinforce_plus_plus_with_kl_in_the_reward_is_per_token() -> None:
 
 def test_returns_discount_from_the_end() -> None:
     np.testing.assert_allclose(returns_to_go(np.array([1.0, 2.0, 4.0]), 0.5), [3.0, 4.0, 4.0])
-    groups, rollouts = batch([[1.0, 0.0]], [[3, 3]])
-    (first, _) = credit(groups, rollouts, AdvantageRule(scale="none", gamma=0.5), clip_low=0.2, clip_high=0.2)
-    np.testing.assert_allclose(first.advantage, [0.125, 0.25, 0.5])
 
 
 @given(st.lists(st.tuples(REWARD, st.integers(1, 5)), min_size=2, max_size=8))
@@ -283,25 +277,27 @@ def test_steps_are_added_to_the_outcome_token_by_token() -> None:
     second = attempt("p#1", 0.0, length=4, steps=[(0, 0.6), (1, 0.4), (3, 1.0)])
     rollouts = {"p#0": first, "p#1": second}
     credits = credit(
-        grouped([first, second]), rollouts, AdvantageRule(scale="none", step_weight=0.5), clip_low=0.2, clip_high=0.2
+        grouped([first, second]), rollouts, AdvantageConfig(scale="none", step_weight=0.5), clip_low=0.2, clip_high=0.2
     )
     np.testing.assert_allclose(credits[0].advantage, 0.5 + 0.5 * np.array([-0.7071, -0.7071, 0.7071, 0]), atol=1e-4)
     np.testing.assert_allclose(credits[1].advantage, -0.5 + 0.5 * np.array([0.7071, 0.7071, 1.4142, 1.4142]), atol=1e-4)
     assert credits[0].contributions["prompt"] == 0.5
     assert credits[1].contributions["steps"] == pytest.approx(0.5 * (2 * 0.7071 + 2 * 1.4142) / 4, abs=1e-4)
-    without_steps = credit(grouped([first, second]), rollouts, AdvantageRule(scale="none"), clip_low=0.2, clip_high=0.2)
+    without_steps = credit(
+        grouped([first, second]), rollouts, AdvantageConfig(scale="none"), clip_low=0.2, clip_high=0.2
+    )
     assert [member.advantage for member in without_steps] == [0.5, -0.5]
 
 
 def test_clip_bounds_travel_with_the_credit() -> None:
     groups, rollouts = batch([[1.0, 0.0]])
-    first, second = credit(groups, rollouts, AdvantageRule(), clip_low=0.1, clip_high=0.3)
+    first, second = credit(groups, rollouts, AdvantageConfig(), clip_low=0.1, clip_high=0.3)
     assert (first.rollout_id, first.clip_low, first.clip_high) == ("p0#0", 0.1, 0.3)
     assert first.advantage == first.contributions["prompt"] == -second.contributions["prompt"]
 
 
 def test_no_groups_no_credit() -> None:
-    assert credit([], {}, AdvantageRule(), clip_low=0.2, clip_high=0.2) == []
+    assert credit([], {}, AdvantageConfig(), clip_low=0.2, clip_high=0.2) == []
 
 
 def test_overlong_at_the_published_lengths() -> None:

@@ -10,8 +10,8 @@ import torch
 
 from coterie.algo.correction import CORRECTIONS, Correction, MismatchSums, correct, mismatch_metrics
 from coterie.algo.losses import policy_loss
-from coterie.algo.objective import Objective
-from loss_parts import gradient, leaf, number, one_rollout, step, take
+from coterie.config.objective import RolloutCorrectionConfig
+from loss_parts import gradient, leaf, number, objective_of, one_rollout, step, take
 
 W = (3.0, 0.4, 1.1, 1.0, 0.9)
 OWNER = torch.tensor([0, 0, 0, 1, 1])
@@ -19,7 +19,13 @@ EVERY = torch.ones(5, dtype=torch.bool)
 
 
 def corrected(mode: Any, **bounds: Any) -> Correction:
-    return correct(number(*W).log() - 1, torch.full((5,), -1.0, dtype=torch.float64), OWNER, EVERY, mode=mode, **bounds)
+    return correct(
+        number(*W).log() - 1,
+        torch.full((5,), -1.0, dtype=torch.float64),
+        OWNER,
+        EVERY,
+        RolloutCorrectionConfig(kind=mode, **bounds),
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,9 +55,9 @@ def test_the_length_trap(length, product):
     """A tenth too likely per token: the product grows with the length, the geometric mean does not."""
     old, sampler = torch.full((length,), math.log(1.1), dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
     owner, every = torch.zeros(length, dtype=torch.int64), torch.ones(length, dtype=torch.bool)
-    whole = correct(old, sampler, owner, every, mode="sequence_truncate", high=1e9)
+    whole = correct(old, sampler, owner, every, RolloutCorrectionConfig(kind="sequence_truncate", high=1e9))
     assert whole.weight.tolist() == pytest.approx([product] * length, rel=5e-3)
-    mean = correct(old, sampler, owner, every, mode="geometric_mask", low=0.999, high=1.11)
+    mean = correct(old, sampler, owner, every, RolloutCorrectionConfig(kind="geometric_mask", low=0.999, high=1.11))
     assert mean.weight.tolist() == [1] * length
 
 
@@ -59,8 +65,8 @@ def test_the_length_trap(length, product):
 def test_equal_log_probs_leave_the_loss_bitwise_as_it_is(mode):
     inputs = step()
     inputs = replace(inputs, sampler_logprobs=inputs.old_logprobs)
-    plain = policy_loss(inputs, Objective(correction="none"))
-    out = policy_loss(inputs, Objective(correction=mode, correction_low=0.5, veto=1e-4))
+    plain = policy_loss(inputs, objective_of(correction="none"))
+    out = policy_loss(inputs, objective_of(correction=mode, low=0.5, veto=1e-4))
     assert torch.equal(out.loss, plain.loss)
     assert torch.equal(gradient(out.loss, inputs.logprobs), gradient(plain.loss, inputs.logprobs))
 
@@ -69,7 +75,7 @@ def test_equal_log_probs_leave_the_loss_bitwise_as_it_is(mode):
 def test_nothing_is_differentiated_through_the_weights(mode):
     now = leaf(-1.0, -0.5)
     inputs = one_rollout(logprobs=now, old_logprobs=now, sampler_logprobs=number(-1.2, -0.3))
-    out = policy_loss(inputs, Objective(loss="unclipped", correction=mode))
+    out = policy_loss(inputs, objective_of(loss="unclipped", correction=mode))
     assert not out.correction.weight.requires_grad
     assert gradient(out.loss, now).tolist() == [0, 0]  # ρ = 1 whatever now is, and w is a constant
 
@@ -78,7 +84,7 @@ def test_a_mask_leaves_the_kl_of_a_token():
     inputs = one_rollout(
         logprobs=leaf(-1.0, -1.0), sampler_logprobs=number(-9.0, -1.0), reference_logprobs=number(-2.0, -2.0)
     )
-    out = policy_loss(inputs, Objective(correction="token_mask", kl_beta=0.1))
+    out = policy_loss(inputs, objective_of(correction="token_mask", kl_beta=0.1))
     assert out.active.tolist() == [False, True]
     assert out.terms["policy"].item() == -0.5
     assert out.terms["kl"].item() == pytest.approx(0.1 * (math.exp(-1) - 1 + 1))
@@ -88,14 +94,20 @@ def test_a_mask_leaves_the_kl_of_a_token():
 def test_a_sampler_that_reports_infinity_gives_no_nan(mode):
     now = leaf(-1.0, -1.0)
     inputs = one_rollout(logprobs=now, sampler_logprobs=number(-math.inf, math.inf))
-    out = policy_loss(inputs, Objective(correction=mode))
+    out = policy_loss(inputs, objective_of(correction=mode))
     assert torch.isfinite(out.loss)
     assert torch.isfinite(gradient(out.loss, now)).all()
 
 
 def sums_of(inputs: Any, mode: Any = "token_truncate") -> MismatchSums:
     every = torch.ones(len(inputs.logprobs), dtype=torch.bool)
-    correction = correct(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, mode=mode, high=1.2)
+    correction = correct(
+        inputs.old_logprobs,
+        inputs.sampler_logprobs,
+        inputs.rollout,
+        every,
+        RolloutCorrectionConfig(kind=mode, high=1.2),
+    )
     return mismatch_metrics(inputs.old_logprobs, inputs.sampler_logprobs, inputs.rollout, every, correction)
 
 
@@ -135,7 +147,13 @@ def test_tokens_that_do_not_count_are_in_no_sum():
     inputs = step(7)
     counted = inputs.rollout != 2
     old = torch.where(counted, inputs.old_logprobs, math.inf)
-    correction = correct(old, inputs.sampler_logprobs, inputs.rollout, counted, mode="sequence_truncate", high=1.2)
+    correction = correct(
+        old,
+        inputs.sampler_logprobs,
+        inputs.rollout,
+        counted,
+        RolloutCorrectionConfig(kind="sequence_truncate", high=1.2),
+    )
     sums = mismatch_metrics(old, inputs.sampler_logprobs, inputs.rollout, counted, correction)
     kept = take(inputs, torch.nonzero(counted)[:, 0])
     assert sums.summary()["kl_k3"] == pytest.approx(sums_of(kept).summary()["kl_k3"])
@@ -146,4 +164,4 @@ def test_wrong_names_and_bounds_are_told():
     with pytest.raises(ValueError, match="correction = 'median' is unknown"):
         corrected("median")
     with pytest.raises(ValueError, match="0 <= low < high"):
-        Objective(correction_low=3.0)
+        objective_of(low=3.0)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState, entropy_term, top_entropy_mask, top_entropy_threshold
 from coterie.algo.losses import policy_loss
-from coterie.algo.objective import Objective
-from loss_parts import gradient, leaf, number, one_rollout
+from loss_parts import gradient, leaf, number, objective_of, one_rollout
 
 
 @settings(deadline=None)
@@ -52,13 +51,13 @@ def test_the_bonus_pays_for_the_mean_entropy_of_the_tokens_that_count():
         entropy=entropy,
         entropy_weights=shares,
     )
-    out = policy_loss(inputs, Objective(entropy_bonus=0.1, correction="none"))
+    out = policy_loss(inputs, objective_of(entropy_bonus=0.1, correction="none"))
     assert out.loss.item() == pytest.approx(-0.1 * 2.5)
     assert out.terms["entropy"].item() == pytest.approx(-0.25)
     assert gradient(out.loss, entropy).tolist() == pytest.approx([-0.05, 0, -0.05])
     assert entropy_term(entropy, shares, mask).item() == 2.5
     with pytest.raises(ValueError, match=r"entropy_bonus = 0\.1 needs entropies"):
-        policy_loss(one_rollout(logprobs=now), Objective(entropy_bonus=0.1))
+        policy_loss(one_rollout(logprobs=now), objective_of(entropy_bonus=0.1))
 
 
 def test_the_controller_pays_only_while_entropy_is_at_or_below_its_target():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from attempts import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.gae import GaeRule, binary_value_loss, credit_with_critic, explained_variance, gae, squared_value_loss
+from coterie.algo.gae import (
+    binary_value_loss,
+    credit_with_critic,
+    explained_variance,
+    gae,
+    policy_lam,
+    squared_value_loss,
+)
+from coterie.config.objective import CriticConfig
 
 SERIES = st.lists(
     st.tuples(st.booleans(), st.floats(-2, 2, width=16), st.floats(-2, 2, width=16)), min_size=1, max_size=12
@@ -62,45 +71,45 @@ def test_lambda_one_is_the_return_less_the_value(series: list[tuple[bool, float,
 def test_targets_are_raw_and_only_then_are_advantages_whitened() -> None:
     rollouts = [attempt("p#0", 1.0, length=3), attempt("p#1", 0.0, length=2)]
     values = {"p#0": np.array([0.5, 0.6, 0.8]), "p#1": np.array([0.5, 0.25])}
-    credits = credit_with_critic(rollouts, values, GaeRule(), clip_low=0.2, clip_high=0.3)
+    credits = credit_with_critic(
+        rollouts, values, CriticConfig(value_lam=0.95), whiten=True, clip_low=0.2, clip_high=0.3
+    )
     np.testing.assert_allclose(np.array(credits[0].returns), [0.9705, 0.99, 1])
     assert credits[0].values == (0.5, 0.6, 0.8)
     raw = np.array([0.4705, 0.39, 0.2, -0.25 + 0.95 * -0.25, -0.25])
     whitened = np.concatenate([member.advantage for member in credits])
     np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1), rtol=1e-5)
-    plain = credit_with_critic(rollouts, values, GaeRule(whiten=False), clip_low=0.2, clip_high=0.3)
+    config = CriticConfig(value_lam=0.95)
+    plain = credit_with_critic(rollouts, values, config, whiten=False, clip_low=0.2, clip_high=0.3)
     np.testing.assert_allclose(np.concatenate([member.advantage for member in plain]), raw)
     assert plain[0].clip_high == 0.3
 
 
 def test_lambdas_are_decoupled_and_grow_with_the_length() -> None:
     rollout, values = attempt("p#0", 1.0, length=3), {"p#0": np.array([0.5, 0.6, 0.8])}
-    rule = GaeRule(critic_lam=1.0, lam=0.95, whiten=False)
-    (member,) = credit_with_critic([rollout], values, rule, clip_low=0.2, clip_high=0.2)
+    (member,) = credit_with_critic([rollout], values, CriticConfig(), whiten=False, clip_low=0.2, clip_high=0.2)
     np.testing.assert_allclose(np.array(member.returns), [1, 1, 1])
     np.testing.assert_allclose(member.advantage, [0.4705, 0.39, 0.2])
-    adaptive = GaeRule(length_alpha=0.05)
-    assert adaptive.policy_lam(1000) == pytest.approx(0.98)
-    assert adaptive.policy_lam(10) == adaptive.policy_lam(0) == 0
+    adaptive = CriticConfig(length_alpha=0.05)
+    assert policy_lam(adaptive, 1000) == pytest.approx(0.98)
+    assert policy_lam(adaptive, 10) == policy_lam(adaptive, 0) == 0
 
 
 def test_kl_in_the_reward_is_added_token_by_token() -> None:
     rollout, values = attempt("p#0", 1.0, length=2), {"p#0": np.zeros(2)}
-    rule = GaeRule(lam=1.0, whiten=False)
+    config, rewards = CriticConfig(lam=1.0), {"p#0": np.array([-0.1, 0.2])}
     (member,) = credit_with_critic(
-        [rollout], values, rule, clip_low=0.2, clip_high=0.2, token_rewards={"p#0": np.array([-0.1, 0.2])}
+        [rollout], values, config, whiten=False, clip_low=0.2, clip_high=0.2, token_rewards=rewards
     )
     np.testing.assert_allclose(member.advantage, [1.1, 1.2])
 
 
 def test_what_has_no_tokens_gets_no_credit_and_what_has_no_reward_is_refused() -> None:
-    rule = GaeRule()
-    assert credit_with_critic([attempt("p#0", 1.0, length=0)], {}, rule, clip_low=0.2, clip_high=0.2) == []
+    bounds: dict[str, Any] = {"whiten": True, "clip_low": 0.2, "clip_high": 0.2}
+    assert credit_with_critic([attempt("p#0", 1.0, length=0)], {}, CriticConfig(), **bounds) == []
     lost = replace(attempt("p#0", 1.0, length=1), reward=None)
     with pytest.raises(ValueError, match="has no reward"):
-        credit_with_critic([lost], {"p#0": np.zeros(1)}, rule, clip_low=0.2, clip_high=0.2)
-    with pytest.raises(ValueError, match=r"lam = 1\.5; expected 0 … 1"):
-        GaeRule(lam=1.5)
+        credit_with_critic([lost], {"p#0": np.zeros(1)}, CriticConfig(), **bounds)
 
 
 def test_explained_variance() -> None:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from coterie.algo.kl import KL_ESTIMATORS, AdaptiveBeta, k1, k2, k3, k3_straight
 from coterie.algo.losses import policy_loss
-from coterie.algo.objective import Objective
-from loss_parts import gradient, leaf, number, one_rollout, step
+from loss_parts import gradient, leaf, number, objective_of, one_rollout, step
 
 PI = number(0.4123, 0.2501, 0.3376)
 REF = number(0.2, 0.5, 0.3)
@@ -81,7 +80,7 @@ def test_finite_differences_of_each_estimator(name):
 def test_infinite_log_ratios_stay_finite(name):
     now = leaf(-900.0, 0.0)
     inputs = one_rollout(logprobs=now, reference_logprobs=number(0.0, -900.0))
-    out = policy_loss(inputs, Objective(kl_beta=0.1, kl_estimator=name, correction="none"))
+    out = policy_loss(inputs, objective_of(kl_beta=0.1, kl_estimator=name, correction="none"))
     assert torch.isfinite(out.loss)
     assert torch.isfinite(gradient(out.loss, now)).all()
 
@@ -90,10 +89,10 @@ def test_all_three_values_are_reported_whichever_is_in_the_loss():
     inputs = step()
     assert inputs.reference_logprobs is not None
     for beta in (0.0, 0.1):
-        out = policy_loss(inputs, Objective(kl_beta=beta, kl_estimator="k3_unbiased"))
+        out = policy_loss(inputs, objective_of(kl_beta=beta, kl_estimator="k3_unbiased"))
         for f in (k1, k2, k3):
             torch.testing.assert_close(out.kl[f.__name__], f(inputs.logprobs, inputs.reference_logprobs).detach())
-    assert policy_loss(replace(inputs, reference_logprobs=None), Objective()).kl == {}
+    assert policy_loss(replace(inputs, reference_logprobs=None), objective_of()).kl == {}
 
 
 def test_the_adaptive_weight_is_pulled_towards_its_target():

@@ -26,14 +26,14 @@ CHECK = settings(deadline=None, max_examples=60)
 @st.composite
 def objectives(draw: st.DrawFn) -> Objective:
     name = draw(st.sampled_from(sorted(SURROGATES)))
-    modes = [mode for mode in CORRECTIONS if name != "gamma" or mode == "none" or mode.startswith("token")]
-    bounds: dict[str, Any] = {"dual_clip": 1.5, "delta": 1.8} if name == "min" and draw(st.booleans()) else {}
+    modes = [mode for mode in CORRECTIONS if name != "vespo" or mode == "none" or mode.startswith("token")]
+    bounds: dict[str, Any] = {"dual_clip": 1.5, "delta": 1.8} if name == "clip" and draw(st.booleans()) else {}
     return uncorrected(
         loss=name,
         ratio=draw(st.sampled_from(SURROGATES[name].levels)),
         correction=draw(st.sampled_from(modes)),
-        correction_low=0.7,
-        correction_high=1.5,
+        low=0.7,
+        high=1.5,
         veto=draw(st.sampled_from([None, 0.6])),
         off_policy_mask=draw(st.sampled_from([None, 0.1])),
         kl_beta=draw(st.sampled_from([0.0, 0.2])),
@@ -128,11 +128,11 @@ def test_tokens_of_weight_zero_never_matter_bitwise(inputs, objective, data):
 def test_tokens_under_the_policy_mask_never_matter_bitwise_where_no_rollout_is_weighed_as_a_whole(
     inputs, objective, data
 ):
-    row = SURROGATES[str(objective.loss)]
+    row = SURROGATES[objective.settings.loss]
     if not row.per_token:
         return
     objective = replace(objective, ratio="token", kl_beta=0.0, off_policy_mask=None, veto=None)
-    if not objective.correction.startswith("token"):
+    if not objective.correction.kind.startswith("token"):
         objective = replace(objective, correction="token_truncate")
     size = len(inputs.weights)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))

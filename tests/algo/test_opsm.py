@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from coterie.algo.losses import off_policy_keep, policy_loss
-from coterie.algo.objective import Objective
-from loss_parts import gradient, leaf, number, one_rollout
+from loss_parts import gradient, leaf, number, objective_of, one_rollout
 
 OWNER = torch.tensor([0, 0, 1, 1])
 EVERY = torch.ones(4, dtype=torch.bool)
@@ -28,14 +27,14 @@ def test_a_dropped_rollout_keeps_its_kl():
         reference_logprobs=number(-2.0, -2.0),
         advantages=number(-1.0, -1.0),
     )
-    out = policy_loss(inputs, Objective(off_policy_mask=0.5, correction="none"))
+    out = policy_loss(inputs, objective_of(off_policy_mask=0.5, correction="none"))
     assert out.active.tolist() == [False, False]
     assert out.loss.item() == 0
     assert gradient(out.loss, now).tolist() == [0, 0]
-    with_kl = policy_loss(inputs, Objective(off_policy_mask=0.5, correction="none", kl_beta=0.1))
+    with_kl = policy_loss(inputs, objective_of(off_policy_mask=0.5, correction="none", kl_beta=0.1))
     assert with_kl.loss.item() == with_kl.terms["kl"].item() > 0
 
 
 def test_a_negative_distance_is_refused():
     with pytest.raises(ValueError, match="off_policy_mask = -1 must not be negative"):
-        Objective(off_policy_mask=-1)
+        objective_of(off_policy_mask=-1)

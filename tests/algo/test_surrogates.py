@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coterie.algo.losses import LossInputs, policy_loss
-from coterie.algo.objective import Objective
 from coterie.algo.surrogates import SURROGATES, clipped_surrogate
 from coterie.algo.tokens import TokenView
-from loss_parts import gradient, leaf, number, one_rollout, step, uncorrected
+from loss_parts import gradient, leaf, number, objective_of, one_rollout, step, uncorrected
 
 
 def of(ratio: float, advantage: float, *, high: float = 0.2, low: float = 0.2, **choices: Any) -> tuple[float, float]:
@@ -65,7 +64,7 @@ def test_which_bound_holds_a_token_is_said():
         old_logprobs=torch.full((6,), -1.0, dtype=torch.float64),
         advantages=number(1, -1, -1, -1, 1, 1),
     )
-    out = policy_loss(inputs, Objective(dual_clip=3.0, correction="none"))
+    out = policy_loss(inputs, objective_of(dual_clip=3.0, correction="none"))
     assert out.clipped_high.tolist() == [True, False, False, False, False, False]
     assert out.clipped_low.tolist() == [False, True, False, False, False, False]
     assert out.clipped_dual.tolist() == [False, False, True, False, False, False]
@@ -78,28 +77,28 @@ LEVELS = [(name, level) for name, row in SURROGATES.items() for level in row.lev
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000), per_token=st.booleans())
 def test_flags_mark_exactly_the_tokens_whose_gradient_is_zero(name, level, seed, per_token):
-    bounds: dict[str, Any] = {"dual_clip": 1.6, "delta": 1.7} if name == "min" else {}
+    bounds: dict[str, Any] = {"dual_clip": 1.6, "delta": 1.7} if name == "clip" else {}
     inputs = step(seed, token_advantages=per_token, spread=0.6)
-    out = policy_loss(inputs, Objective(loss=name, ratio=level, correction="none", **bounds))
+    out = policy_loss(inputs, objective_of(loss=name, ratio=level, correction="none", **bounds))
     flagged = out.clipped_low | out.clipped_high | out.clipped_dual
     zero = gradient(out.loss, inputs.logprobs) == 0
     if level == "sequence":  # a masked token still moves with its rollout's ratio
         whole = replace(inputs, policy_mask=None)
-        out = policy_loss(whole, Objective(loss=name, ratio=level, correction="none", **bounds))
+        out = policy_loss(whole, objective_of(loss=name, ratio=level, correction="none", **bounds))
         flagged = out.clipped_low | out.clipped_high | out.clipped_dual
         zero = gradient(out.loss, inputs.logprobs) == 0
-    if name == "geometric":  # so here
+    if name == "gmpo":  # so here
         assert not (flagged & ~zero).any()
         assert (zero == flagged)[out.active].all()
         return
     assert (zero == flagged)[out.active].all()
 
 
-@pytest.mark.parametrize("name", ["min", "none", "soft"])
+@pytest.mark.parametrize("name", ["clip", "unclipped", "sapo"])
 def test_a_log_ratio_beyond_the_clamp_is_flagged_too(name):
     now = leaf(-0.5, -900.0, -0.5)
     inputs = one_rollout(logprobs=now, old_logprobs=number(-900, -0.5, -900), advantages=number(-1, 1, 1))
-    out = policy_loss(inputs, Objective(loss=name, correction="none"))
+    out = policy_loss(inputs, objective_of(loss=name, correction="none"))
     assert gradient(out.loss, now).tolist() == [0, 0, 0]
     assert out.clipped_dual.tolist() == [True, False, False]
     assert out.clipped_low.tolist() == [False, True, False]
@@ -110,11 +109,11 @@ def test_gspo_clips_a_rollout_as_a_whole():
     logs = number(0.3, -0.1, 0.2)
     now = (logs - 1).requires_grad_()
     inputs = one_rollout(logprobs=now, old_logprobs=now.detach() - logs)
-    inside = policy_loss(inputs, Objective(ratio="sequence", correction="none"))
+    inside = policy_loss(inputs, objective_of(ratio="sequence", correction="none"))
     assert -inside.loss.item() == pytest.approx(1.1426, abs=5e-5)
     assert gradient(inside.loss, now).tolist() == pytest.approx([-1.1426 / 3] * 3, abs=5e-5)
     tight = replace(inputs, clip_high=torch.full((3,), 4e-4, dtype=torch.float64))
-    outside = policy_loss(tight, Objective(ratio="sequence", correction="none"))
+    outside = policy_loss(tight, objective_of(ratio="sequence", correction="none"))
     assert -outside.loss.item() == pytest.approx(1.0004)
     assert outside.clipped_high.all()
     assert (gradient(outside.loss, now) == 0).all()
@@ -155,11 +154,11 @@ def test_vespo_weighs_a_rollout_by_its_whole_ratio_to_the_sampler():
     old = now.detach() - logs
     inputs = one_rollout(logprobs=now, old_logprobs=old, sampler_logprobs=old - mismatch, weights=number(1, 1))
     for correction, w in (("none", math.exp(0.3)), ("token_truncate", math.exp(0.35) * 2)):
-        out = policy_loss(inputs, Objective(loss="vespo", correction=correction))
+        out = policy_loss(inputs, objective_of(loss="vespo", correction=correction))
         want = math.exp(3) * w**2 * math.exp(-3 * w)
         assert gradient(out.loss, now).tolist() == pytest.approx([-want, -want])
-    with pytest.raises(ValueError, match="correction = 'sequence_mask' does not fit the surrogate 'gamma'"):
-        policy_loss(inputs, Objective(loss="vespo", correction="sequence_mask"))
+    with pytest.raises(ValueError, match=r"kind = 'sequence_mask' does not fit objective\.loss = 'vespo'"):
+        policy_loss(inputs, objective_of(loss="vespo", correction="sequence_mask"))
 
 
 def test_gmpo_bounds_each_token_on_one_side_before_the_mean():
@@ -172,10 +171,10 @@ def test_gmpo_bounds_each_token_on_one_side_before_the_mean():
         clip_high=number(0.4, 0.4, 0.4),
         advantages=number(1, 1, 1),
     )
-    up = policy_loss(inputs, Objective(loss="gmpo", correction="none"))
+    up = policy_loss(inputs, objective_of(loss="gmpo", correction="none"))
     assert -up.loss.item() == pytest.approx(math.exp((0.4 - 0.9 + 0.1) / 3))
     assert (gradient(up.loss, now) == 0).tolist() == up.clipped_high.tolist() == [True, False, False]
-    down = policy_loss(replace(inputs, advantages=number(-1, -1, -1)), Objective(loss="gmpo", correction="none"))
+    down = policy_loss(replace(inputs, advantages=number(-1, -1, -1)), objective_of(loss="gmpo", correction="none"))
     assert -down.loss.item() == pytest.approx(-math.exp((0.9 - 0.4 + 0.1) / 3))
     assert down.clipped_low.tolist() == [False, True, False]
 
@@ -189,11 +188,11 @@ def of_probabilities(new: float, old: float, advantage: float, name: str, bound:
         clip_low=number(bound),
         clip_high=number(bound),
     )
-    out = policy_loss(inputs, Objective(loss=name, correction="none"))
+    out = policy_loss(inputs, objective_of(loss=name, correction="none"))
     return -gradient(out.loss, now).item(), out.clipped_low.item() - out.clipped_high.item()
 
 
-@pytest.mark.parametrize(("name", "bound"), [("tv", 0.15), ("kl", 0.05)])
+@pytest.mark.parametrize(("name", "bound"), [("dppo_tv", 0.15), ("dppo_kl", 0.05)])
 def test_dppo_masks_by_the_change_of_probability_not_by_the_ratio(name, bound):
     # a rare token may change its ratio a lot
     assert of_probabilities(0.02, 0.01, 1, name, bound) == (pytest.approx(2), 0)
@@ -206,14 +205,14 @@ def test_dppo_masks_by_the_change_of_probability_not_by_the_ratio(name, bound):
 
 
 def test_dppo_caps_the_weight_of_a_token_at_twenty():
-    assert of_probabilities(0.1, 0.001, 1, "tv", 0.2) == (20, 0)
+    assert of_probabilities(0.1, 0.001, 1, "dppo_tv", 0.2) == (20, 0)
 
 
-@pytest.mark.parametrize("name", ["tv", "kl"])
+@pytest.mark.parametrize("name", ["dppo_tv", "dppo_kl"])
 def test_dppo_survives_certain_tokens(name):
     now = leaf(0.0, 0.0, -50.0, -1e-9)
     inputs = one_rollout(logprobs=now, old_logprobs=number(0.0, -50.0, 0.0, 0.0), advantages=number(1, 1, -1, 1))
-    out = policy_loss(inputs, Objective(loss=name, correction="none"))
+    out = policy_loss(inputs, objective_of(loss=name, correction="none"))
     assert torch.isfinite(out.loss)
     assert torch.isfinite(gradient(out.loss, now)).all()
     assert (out.clipped_low | out.clipped_high).tolist() == [False, True, True, False]
@@ -227,7 +226,7 @@ def test_a_users_own_function_sees_the_tokens_and_is_maximised():
         return view.ratio**3 * view.advantages * view.params["scale"]
 
     inputs = step()
-    out = policy_loss(inputs, Objective(loss=cubed, params={"scale": 2.0}, correction="none"))
+    out = policy_loss(inputs, objective_of(loss=cubed, params={"scale": 2.0}, correction="none"))
     mask = inputs.policy_mask
     assert mask is not None
     ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
@@ -248,20 +247,20 @@ def bad_type(view: TokenView) -> Any:
 
 @pytest.mark.parametrize(("function", "got"), [(bad_shape, r"a tensor of shape \[\]"), (bad_type, "float")])
 def test_a_users_function_that_answers_wrongly_is_told(function, got):
-    with pytest.raises(ValueError, match=rf"surrogate bad_\w+ returned {got}; expected one number per token, \[11\]"):
-        policy_loss(step(), Objective(loss=function))
+    with pytest.raises(ValueError, match=rf"loss bad_\w+ returned {got}; expected one number per token, \[11\]"):
+        policy_loss(step(), objective_of(loss=function))
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"loss": "max"}, "loss = 'max' is unknown; expected one of"),
-        ({"loss": "dppo_tv", "ratio": "sequence"}, "ratio = 'sequence' does not fit the surrogate 'tv'"),
+        ({"loss": "dppo_tv", "ratio": "sequence"}, "ratio = 'sequence' does not fit objective.loss = 'dppo_tv'"),
     ],
 )
 def test_names_that_do_not_fit_are_told(choices, message):
     with pytest.raises(ValueError, match=message):
-        policy_loss(step(), Objective(**choices))
+        policy_loss(step(), objective_of(**choices))
 
 
 def test_every_row_says_what_it_is():
@@ -275,7 +274,7 @@ def test_inputs_of_a_row_are_not_changed():
     inputs: LossInputs = step()
     before = [inputs.logprobs.clone(), inputs.advantages.clone(), inputs.clip_low.clone()]
     for name in SURROGATES:
-        policy_loss(inputs, Objective(loss=name))
+        policy_loss(inputs, objective_of(loss=name))
     assert all(
         torch.equal(a, b) for a, b in zip(before, (inputs.logprobs, inputs.advantages, inputs.clip_low), strict=True)
     )

@@ -32,46 +32,54 @@ SEED = 4
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no environment with TRL")
 
-# name → (TRL's settings, our normalisation, our choices)
+# name → (TRL's settings, our aggregation, our choices)
 CASES: dict[str, tuple[dict[str, Any], LossAggMode, dict[str, Any]]] = {
-    "grpo": ({"loss_type": "grpo"}, "sequence", {}),
-    "grpo with kl": ({"loss_type": "grpo", "beta": 0.1}, "sequence", {"kl_beta": 0.1}),
+    "grpo": ({"loss_type": "grpo"}, "seq-mean-token-mean", {}),
+    "grpo with kl": ({"loss_type": "grpo", "beta": 0.1}, "seq-mean-token-mean", {"kl_beta": 0.1}),
     "unbiased kl": (
         {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": True},
-        "sequence",
+        "seq-mean-token-mean",
         {"kl_beta": 0.1, "kl_estimator": "k3_unbiased"},
     ),
-    "bnpo": ({"loss_type": "bnpo"}, "token", {}),
-    "dr_grpo": ({"loss_type": "dr_grpo"}, "constant", {}),
-    "dapo": ({"loss_type": "dapo"}, "token", {}),
-    "two-sided": ({"loss_type": "dapo", "delta": 1.5}, "token", {"delta": 1.5}),
-    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.3}, "token", {"loss": "cispo"}),
-    "sapo": ({"loss_type": "sapo"}, "sequence", {"loss": "sapo"}),
+    "bnpo": ({"loss_type": "bnpo"}, "token-mean", {}),
+    "dr_grpo": ({"loss_type": "dr_grpo"}, "seq-mean-token-sum-norm", {}),
+    "dapo": ({"loss_type": "dapo"}, "token-mean", {}),
+    "two-sided": ({"loss_type": "dapo", "delta": 1.5}, "token-mean", {"delta": 1.5}),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 1.3}, "token-mean", {"loss": "cispo"}),
+    "sapo": ({"loss_type": "sapo"}, "seq-mean-token-mean", {"loss": "sapo"}),
     "gspo": (
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.06},
-        "sequence",
+        "seq-mean-token-mean",
         {"ratio": "sequence"},
     ),
     "luspo": (
         {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.06},
-        "sequence_sum",
+        "seq-mean-token-sum",
         {"ratio": "sequence"},
     ),
-    "vespo": ({"loss_type": "vespo"}, "token", {"loss": "vespo"}),
+    "vespo": ({"loss_type": "vespo"}, "token-mean", {"loss": "vespo"}),
     "vespo corrected": (
         {"loss_type": "vespo"},
-        "token",
+        "token-mean",
         {"loss": "vespo", "correction": "token_truncate", "correction_high": 1.2},
     ),
-    "token_truncate": ({"loss_type": "grpo"}, "sequence", {"correction": "token_truncate", "correction_high": 1.2}),
-    "sequence_mask": ({"loss_type": "grpo"}, "sequence", {"correction": "sequence_mask", "correction_high": 1.2}),
+    "token_truncate": (
+        {"loss_type": "grpo"},
+        "seq-mean-token-mean",
+        {"correction": "token_truncate", "correction_high": 1.2},
+    ),
+    "sequence_mask": (
+        {"loss_type": "grpo"},
+        "seq-mean-token-mean",
+        {"correction": "sequence_mask", "correction_high": 1.2},
+    ),
     "off-policy mask": (
         {"loss_type": "grpo", "off_policy_mask_threshold": 0.05},
-        "sequence",
+        "seq-mean-token-mean",
         {"off_policy_mask": 0.05},
     ),
-    "top entropy": ({"loss_type": "dapo", "top_entropy_quantile": 0.3}, "token", {}),
-    "entropy bonus": ({"loss_type": "grpo", "entropy_coef": 0.1}, "sequence", {"entropy_bonus": 0.1}),
+    "top entropy": ({"loss_type": "dapo", "top_entropy_quantile": 0.3}, "token-mean", {}),
+    "entropy bonus": ({"loss_type": "grpo", "entropy_coef": 0.1}, "seq-mean-token-mean", {"entropy_bonus": 0.1}),
 }
 
 

@@ -30,7 +30,7 @@ def test_it_knows_when_sources_change() -> None:
         ({"train": [source(until=5)]}, "no source of data.train is there after 5 drawn prompts"),
         ({"train": [source(after=5, until=5), source()]}, "until = 5 must be above after = 5"),
         ({"heldout": [source(after=5)]}, "data.heldout has a source with after or until"),
-        ({"train": [source()], "review": 0.1}, "data.rehearsal = 0.1 draws from sources that have left"),
+        ({"train": [source()], "rehearsal": 0.1}, "data.rehearsal = 0.1 draws from sources that have left"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(data: dict[str, Any], says: str) -> None:

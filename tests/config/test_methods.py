@@ -49,7 +49,7 @@ def test_ones_own_settings_lie_over_the_row(tmp_path: Path) -> None:
     objective = loaded.config.objective
     assert (objective.clip_high, objective.loss_agg_mode, loaded.config.collect.dynamic_sampling) == (
         0.3,
-        "sequence",
+        "seq-mean-token-mean",
         True,
     )
     assert load(["@", str(file), "algorithm=grpo"], env={}).config.collect.dynamic_sampling is False
@@ -109,8 +109,8 @@ def test_choices_that_contradict_each_other_are_refused(words: list[str], messag
     ("words", "message"),
     [
         (["objective.dual_clip=3", "objective.loss=sapo"], "dual_clip"),
-        (["objective.loss=gmpo", "objective.ratio=sequence"], "does not fit the surrogate"),
-        (["objective.loss=vespo", "rollout_correction.kind=sequence_mask"], "does not fit the surrogate 'gamma'"),
+        (["objective.loss=gmpo", "objective.ratio=sequence"], "does not fit objective.loss"),
+        (["objective.loss=vespo", "rollout_correction.kind=sequence_mask"], "does not fit objective.loss = 'vespo'"),
         (["objective.loss=nowhere:here"], "importing 'nowhere'"),
     ],
 )

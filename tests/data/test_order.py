@@ -34,7 +34,7 @@ PRESENCE: dict[str, tuple[int, int | None]] = {str(k): (0, 12) for k in range(4)
 
 
 def staged(review: float) -> PromptOrder:
-    return PromptOrder(prompts(10), seed=1, presence=PRESENCE, review=review)
+    return PromptOrder(prompts(10), seed=1, presence=PRESENCE, rehearsal=review)
 
 
 def ids(order: PromptOrder, cursor: int, count: int) -> list[str]:

@@ -277,8 +277,8 @@ def test_groups_that_were_thrown_away_are_told_as_such() -> None:
     made = {"groups/effective": [0.0] * 10, "dynamic_sampling/dropped": [40.0] * 10}
     (evidence,) = findings(record(made))["effective_groups"].evidence
     assert evidence.text == (
-        "0 groups a step were trained on (mean of the last 10 steps); collect.dynamic_sampling dropped 40, in which all attempts "
-        "had the same 'task'"
+        "0 groups a step were trained on (mean of the last 10 steps); collect.dynamic_sampling dropped 40, in which "
+        "all attempts had the same 'task'"
     )
 
 
@@ -289,7 +289,7 @@ def test_groups_that_were_thrown_away_are_told_as_such() -> None:
         ({"reward/min": [0.1] * 2, "reward/max": [0.5] * 2, "groups/effective": [0, 0]}, "in every group all attempts"),
         (
             {"dynamic_sampling/missing": [4, 4], "groups/effective": [0, 0]},
-            "dynamic sampling (collect.dynamic_sampling) found no group",
+            "collect.dynamic_sampling found no group",
         ),
         ({}, "every advantage was zero"),
     ],

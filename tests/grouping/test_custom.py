@@ -15,14 +15,13 @@ from coterie.grouping.estimator import self_influence
 from coterie.grouping.features import MOST_KEYS, Column, FeatureMap
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import Settings
-from grouping_worlds import COLUMNS, features, rollouts, step
+from grouping_worlds import COLUMNS, features, rollouts, settings_of, step
 
 TEXTS = ["1 + 1?", "2 + 2?", "3 + 3?", "4 + 4?"]
 
 
 def with_custom(function: Callable[[View], Any], **settings: Any) -> GroupAwareBaseline:
-    given = replace(Settings(), **settings)
-    return GroupAwareBaseline(COLUMNS, preset="mine:baseline", settings=given, custom=function)
+    return GroupAwareBaseline(COLUMNS, preset="mine:baseline", settings=settings_of(**settings), custom=function)
 
 
 def batch(rewards: list[float], prompts: str, time: float = 0.0) -> Rollouts:
@@ -54,7 +53,7 @@ def own_mean(view: View) -> np.ndarray:
 
 def test_a_baseline_of_ones_own_works_like_a_shipped_one():
     rng, table = np.random.default_rng(0), features(20)
-    mine, rloo = with_custom(others), GroupAwareBaseline(COLUMNS, preset="rloo", settings=Settings(weighted=False))
+    mine, rloo = with_custom(others), GroupAwareBaseline(COLUMNS, preset="rloo", settings=settings_of(weights="none"))
     mine.settings = rloo.settings
     for time in range(4):
         step_rollouts = step(rng, table, prompts=6, size=3, time=float(time))
@@ -108,7 +107,9 @@ def test_the_flip_test_finds_a_mean_that_holds_the_own_reward_and_passes_one_tha
     assert self_influence(with_custom(own_mean), five_rollouts) == pytest.approx(1.0)  # the lone rollout's
     assert self_influence(with_custom(own_mean), batch([1, 0, 0, 1], "aabb")) == pytest.approx(0.5)
     # Without bounds on the first step, 7 becomes 4 and 5 becomes 8, of a range taken as 4 to 8.
-    assert self_influence(with_custom(own_mean, bounds=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(1.5 / 4)
+    assert self_influence(with_custom(own_mean, reward_range=None), batch([7, 5, 5, 7], "aabb")) == pytest.approx(
+        1.5 / 4
+    )
 
 
 def keyed(kind: str) -> tuple[tuple[Column, ...], np.ndarray]:

@@ -10,7 +10,7 @@ from coterie.grouping.arrays import Rollouts
 from coterie.grouping.model import LEAST_SCALE, LEAST_SPREAD, GroupAwareBaseline
 from coterie.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
 from coterie.grouping.reward_models import PartwiseBaseline
-from grouping_worlds import COLUMNS, features, rollouts, step, trained
+from grouping_worlds import COLUMNS, features, rollouts, settings_of, step, trained
 
 
 def batch(rewards, prompts="abc", time=0.0) -> Rollouts:
@@ -41,7 +41,7 @@ def test_groups_without_variance_get_the_surprise(preset, reward):
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_prompts_without_features_still_have_scales(preset):
-    baseline = GroupAwareBaseline(preset=preset, settings=Settings(bounds=(1.0, 5.0)))
+    baseline = GroupAwareBaseline(preset=preset, settings=settings_of(reward_range=[1.0, 5.0]))
     for time in range(12):
         names = (*(f"p{time}{i // 2}" for i in range(8)), "old", "old")
         rewards = np.array([5.0, 1, 1, 1, 5, 5, 1, 5, 5, 5])
@@ -155,7 +155,7 @@ def test_a_state_of_another_preset_is_refused():
     with pytest.raises(ValueError, match="another preset"):
         GroupAwareBaseline(COLUMNS, preset="mixture").load(state)
     with pytest.raises(ValueError, match="another settings"):
-        GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(memory=20.0)).load(state)
+        GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=settings_of(decay_steps=20.0)).load(state)
 
 
 def test_a_new_reward_widens_and_the_same_does_not():
@@ -222,7 +222,7 @@ def test_a_scale_that_is_off_contributes_nothing():
 
 
 def test_an_expert_leaves_with_the_scale_it_lives_on():
-    assert "js2" not in GroupAwareBaseline(COLUMNS, settings=Settings(use_batch=False)).experts
+    assert "js2" not in GroupAwareBaseline(COLUMNS, settings=settings_of(use_batch=False)).experts
     assert GroupAwareBaseline(COLUMNS, settings=Settings().without("siblings")).experts == (
         "empirical_bayes",
         "empirical_bayes_no_tree",
@@ -230,11 +230,11 @@ def test_an_expert_leaves_with_the_scale_it_lives_on():
         "tracker",
     )
     with pytest.raises(ValueError, match="preset 'global' lives on"):
-        GroupAwareBaseline(COLUMNS, preset="global", settings=Settings(use_batch=False))
+        GroupAwareBaseline(COLUMNS, preset="global", settings=settings_of(use_batch=False))
 
 
 def test_the_contributions_of_the_scales_add_up():
-    baseline, rng, table = trained("empirical_bayes", Settings(bounds=(-1.0, 3.0)))
+    baseline, rng, table = trained("empirical_bayes", settings_of(reward_range=[-1.0, 3.0]))
     explained = baseline.explain(step(rng, table, prompts=12, size=2, time=12.0))
     assert set(explained.scales) == SCALES - {"key"}
     total = np.sum(list(explained.scales.values()), axis=0)
@@ -243,7 +243,7 @@ def test_the_contributions_of_the_scales_add_up():
 
 def test_rewards_in_other_units_give_the_same_advantages():
     plain, rng, table = trained("mixture", steps=0)
-    shifted = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=(-2.0, 8.0)))
+    shifted = GroupAwareBaseline(COLUMNS, settings=settings_of(reward_range=[-2.0, 8.0]))
     for time in range(8):
         batch = step(rng, table, prompts=12, size=2, time=float(time))
         other = replace(batch, rewards=-2.0 + 10.0 * batch.rewards)
@@ -254,7 +254,7 @@ def test_rewards_in_other_units_give_the_same_advantages():
 
 def test_rewards_without_bounds_find_their_own_scale():
     rng, table = np.random.default_rng(0), features(40)
-    baseline = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=None))
+    baseline = GroupAwareBaseline(COLUMNS, settings=settings_of(reward_range=None))
     errors = []
     for time in range(25):
         batch = step(rng, table, prompts=20, size=2, time=float(time))
@@ -274,12 +274,12 @@ def test_the_scale_comes_from_history_and_has_a_floor():
     for time in range(40):
         baseline.observe(batch([1, 1, 1], "abc", float(time)))
     assert LEAST_SCALE <= baseline.scale < 0.15
-    assert GroupAwareBaseline(COLUMNS, settings=Settings(scale="none")).scale == 1.0
+    assert GroupAwareBaseline(COLUMNS, settings=settings_of(scale="none")).scale == 1.0
 
 
 def test_the_expected_spread_comes_from_history_alone():
     """p of .5 is expected before anything is known: √(.5 · .5); then of one kind of prompt less, down to a quarter."""
-    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(scale="expected"))
+    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=settings_of(scale="expected"))
     first = batch([1, 0, 0, 0], "aabb", 0.0)
     assert baseline.divisors(first).tolist() == [0.5] * 4
     np.testing.assert_allclose(baseline.advantages(first), (first.rewards - baseline.predict(first)) / 0.5)
@@ -293,10 +293,10 @@ def test_the_expected_spread_comes_from_history_alone():
 
 
 def test_the_expected_spread_follows_the_range_of_rewards():
-    bounds = GroupAwareBaseline(COLUMNS, settings=Settings(bounds=(-2.0, 8.0), scale="expected"))
+    bounds = GroupAwareBaseline(COLUMNS, settings=settings_of(reward_range=[-2.0, 8.0], scale="expected"))
     assert bounds.divisors(batch([8, -2], "ab", 0.0)).tolist() == [5.0, 5.0]
     with pytest.raises(ValueError, match="needs bounds"):
-        Settings(bounds=None, scale="expected")
+        settings_of(reward_range=None, scale="expected")
 
 
 def test_evidence_fades_with_time():
@@ -330,7 +330,7 @@ def test_wrong_input_is_refused_in_words():
 def stress(steps: int) -> None:
     """Group sizes vary, a phase is all wrong and another all right, weights sink to the floor, rollouts fail."""
     rng, table = np.random.default_rng(0), features(40)
-    baseline = GroupAwareBaseline(COLUMNS, settings=Settings(window=12, max_leaves=6))
+    baseline = GroupAwareBaseline(COLUMNS, settings=settings_of(window=12, max_leaves=6))
     for time in range(steps):
         batch = step(rng, table, prompts=6, size=1 + time % 4, time=0.7 * time)
         third = 3 * time // steps

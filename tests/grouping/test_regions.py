@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from coterie.grouping.model import GroupAwareBaseline
-from coterie.grouping.presets import Settings
 from coterie.grouping.regions import leaf_labels, regions
 from coterie.grouping.tree import Tree
 from coterie.grouping.tree_fit import TAU_HIGH, TAU_LOW, Observations, fit_tree
-from grouping_worlds import COLUMNS, features, step, trained
+from grouping_worlds import COLUMNS, features, settings_of, step, trained
 
 ALL = np.arange(4)
 
@@ -111,7 +110,7 @@ def test_rules_are_words_in_plain_units():
 def test_the_summary_tells_what_each_region_is():
     rng, table = np.random.default_rng(0), features(200)
     table[:, 1:3] = 0.0
-    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=Settings(weighted=False))
+    baseline = GroupAwareBaseline(COLUMNS, preset="empirical_bayes", settings=settings_of(weights="none"))
     update_stats = [baseline.observe(step(rng, table, prompts=100, size=4, time=float(t))) for t in range(11)]
     assert any(update_stat.redrawn and update_stat.redrawn.split for update_stat in update_stats)
     rows = regions(baseline)

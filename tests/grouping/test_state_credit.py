@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coterie.algo.advantages import AdvantageRule, by_prompt
+from coterie.algo.advantages import by_prompt
 from coterie.algo.estimators import Advantages, Estimator, GroupEstimator, Score, Terms
 from coterie.config.advantage import GroupingConfig
+from coterie.config.objective import AdvantageConfig
 from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.grouping.features import PromptFeatures
 from coterie.types import Context, Credit, Group, Message, Outcome, Prompt, Rollout, StopReason, Turn
@@ -135,7 +136,7 @@ def test_no_baseline_of_a_turn_moves_with_its_own_future(preset: str) -> None:
 
 def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> None:
     rollouts = step()
-    whole = credits_of(rollouts, group_aware(without=["state"]))
+    whole = credits_of(rollouts, group_aware(ablate=["state"]))
     credits = credits_of(rollouts, group_aware())
     for rollout in rollouts:
         values = turn_values(rollout, credits[rollout.id])
@@ -153,7 +154,7 @@ def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit() -> None:
     rollouts = step(turns=1)
-    credits, plain = credits_of(rollouts, group_aware()), credits_of(unnamed(rollouts), group_aware(without=["state"]))
+    credits, plain = credits_of(rollouts, group_aware()), credits_of(unnamed(rollouts), group_aware(ablate=["state"]))
     assert {name: credit.advantage for name, credit in credits.items()} == {
         name: credit.advantage for name, credit in plain.items()
     }
@@ -162,7 +163,7 @@ def test_a_batch_of_episodes_that_ended_after_one_turn_is_judged_to_the_same_bit
 
 def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
     rollouts = unnamed(step(turns=1))
-    with_it, without = group_aware(), group_aware(without=["state"])
+    with_it, without = group_aware(), group_aware(ablate=["state"])
     with_state, plain = advantages_of(rollouts, with_it), advantages_of(rollouts, without)
     assert (with_state.credits, with_state.metrics) == (plain.credits, plain.metrics)
     assert credits_of(rollouts, gigpo(anchors=0.0)) == credits_of(rollouts, gigpo())
@@ -170,7 +171,7 @@ def test_an_environment_of_one_turn_has_no_scale_of_states() -> None:
 
 def gigpo(*, anchors: float = 1.0, gamma: float = 0.95) -> GroupEstimator:
     return GroupEstimator(
-        rule=AdvantageRule(scale="none", gigpo_weight=anchors, anchor_gamma=gamma),
+        config=AdvantageConfig(scale="none", gigpo_weight=anchors, gamma=gamma),
         terms=TERMS,
         part_weights={},
         step_weights={},
@@ -257,7 +258,7 @@ def test_a_reward_that_is_not_the_environments_comes_with_the_last_turn() -> Non
     second = rollout("p0", 1, [("a", 1, 0.0), ("b", 1, 0.0)])
     first = replace(first, reward=0.8)  # 0.5 · 0.6 + 0.5
     estimator = GroupEstimator(
-        rule=AdvantageRule(baseline="leave_one_out", scale="none", gigpo_weight=1.0, anchor_gamma=1.0),
+        config=AdvantageConfig(baseline="leave_one_out", scale="none", gigpo_weight=1.0, gamma=1.0),
         terms=Terms(clip_low=0.2, clip_high=0.2, environment={"environment": 0.5}),
         part_weights={},
         step_weights={},

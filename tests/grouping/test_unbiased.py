@@ -12,7 +12,7 @@ from coterie.grouping.arrays import Rollouts
 from coterie.grouping.model import GroupAwareBaseline
 from coterie.grouping.presets import PRESETS, SCALES, SIGNALS, Settings
 from coterie.grouping.reward_models import PartwiseBaseline
-from grouping_worlds import COLUMNS, features, rollouts, step, trained
+from grouping_worlds import COLUMNS, features, rollouts, settings_of, step, trained
 
 EXACT = [name for name, row in PRESETS.items() if row.exact]
 
@@ -54,7 +54,7 @@ def test_nor_without_one_scale_or_signal(name):
 
 @pytest.mark.parametrize("preset", ["empirical_bayes", "mixture"])
 def test_without_the_batch_only_siblings_move_a_baseline(preset):
-    baseline, rng, table = trained(preset, Settings(use_batch=False), size=1)
+    baseline, rng, table = trained(preset, settings_of(use_batch=False), size=1)
     assert largest_move(baseline, step(rng, table, prompts=8, size=1, time=12.0)) == (0.0, 0.0)
 
 

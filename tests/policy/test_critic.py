@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_learner import TEMPERATURE, assert_same, naive_loss, rollouts
 
-from coterie.algo.gae import GaeRule, credit_with_critic
+from coterie.algo.gae import credit_with_critic
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.batches.pack import plan
-from coterie.config.objective import CriticConfig
+from coterie.config.objective import CriticConfig, RolloutCorrectionConfig
 from coterie.config.optim import OptimConfig
 from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner, UpdateContext
@@ -28,7 +28,7 @@ def ppo(kind: str, *, own_trunk: bool = False, **critic: Any) -> Learner:
         generator = torch.Generator().manual_seed(5)
         judge.head.weight.normal_(generator=generator)
         judge.head.bias.fill_(0.25)
-    objective = Objective(correction="none")
+    objective = Objective(correction=RolloutCorrectionConfig(kind="none"))
     return Learner(policy, optim=optim, objective=objective, temperature=TEMPERATURE, total_steps=10, critic=judge)
 
 
@@ -38,7 +38,7 @@ def judged(learner: Learner, items: list[Rollout]) -> tuple[list[Credit], list[B
         plan(items, nothing, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False)
     )
     values = {name: score.values for name, score in scores.items() if score.values is not None}
-    credits = credit_with_critic(items, values, GaeRule(critic_lam=1.0), clip_low=0.2, clip_high=0.3)
+    credits = credit_with_critic(items, values, CriticConfig(), whiten=True, clip_low=0.2, clip_high=0.3)
     return credits, plan(
         items, credits, loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=False
     )
@@ -77,7 +77,7 @@ def policy_sum(model: Any, items: list[Rollout], credits: list[Credit], monkeypa
             self.advantage = credit.advantage
 
     monkeypatch.setattr(test_learner, "credits_of", lambda _: [PerToken(credit) for credit in credits])
-    return naive_loss(model, items, "sequence")
+    return naive_loss(model, items, "seq-mean-token-mean")
 
 
 @pytest.mark.parametrize("two_turns", [False, True])

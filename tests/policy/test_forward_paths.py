@@ -226,7 +226,7 @@ def test_the_gradient_of_the_update_is_the_naive_one(kind: str) -> None:
     model.zero_grad()
     items = rollouts(prompts=2, size=3)
     computed = gradient(learner(policy), items)
-    naive_loss(model, items, "sequence").backward()
+    naive_loss(model, items, "seq-mean-token-mean").backward()
     expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert max(float(grad.abs().max()) for grad in expected.values()) > 1e-4
     error = sum(float((computed[name] - grad).square().sum()) for name, grad in expected.items() if name in computed)

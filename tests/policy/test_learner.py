@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.advantages import by_prompt, credit
 from coterie.algo.objective import Objective
 from coterie.batches.pack import plan
-from coterie.config.objective import ReferenceConfig
+from coterie.config.objective import AdvantageConfig, ObjectiveConfig, ReferenceConfig, RolloutCorrectionConfig
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import LoraConfig
 from coterie.errors import NonFiniteError
@@ -85,7 +85,7 @@ def rollout(prompt_id: str, sample: int, turns: tuple[Turn, ...], reward: float)
 
 def credits_of(items: list[Rollout]) -> list[Credit]:
     by_id = {item.id: item for item in items}
-    return credit(by_prompt(items), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.3)
+    return credit(by_prompt(items), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.3)
 
 
 def learner(
@@ -100,7 +100,8 @@ def learner(
     return Learner(
         policy,
         optim=OptimConfig(**settings),
-        objective=objective or Objective(kl_beta=beta, correction="none"),
+        objective=objective
+        or Objective(settings=ObjectiveConfig(kl_beta=beta), correction=RolloutCorrectionConfig(kind="none")),
         temperature=TEMPERATURE,
         total_steps=10,
         reference=Reference(policy, reference, ReferenceConfig()) if beta else None,
@@ -136,7 +137,9 @@ def naive_loss(
             with torch.no_grad():
                 ref = logp(reference)
             per_token = per_token + beta * (torch.exp(ref - now) - (ref - now) - 1)
-        loss = loss + (per_token.sum() / total_tokens if normalize == "token-mean" else per_token.mean() / len(items))
+        loss = loss + (
+            per_token.sum() / total_tokens if loss_agg_mode == "token-mean" else per_token.mean() / len(items)
+        )
     return loss
 
 
@@ -144,7 +147,7 @@ def gradient(
     trained: Learner,
     items: list[Rollout],
     *,
-    loss_agg_mode: Any = "sequence",
+    loss_agg_mode: Any = "seq-mean-token-mean",
     budget: int = 10_000,
     skip: bool = True,
 ) -> dict[str, torch.Tensor]:
@@ -169,7 +172,7 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalize", ["sequence", "token"])
+@pytest.mark.parametrize("loss_agg_mode", ["seq-mean-token-mean", "token-mean"])
 def test_packed_gradient_equals_the_naive_one(kind: str, loss_agg_mode: Any) -> None:
     items = rollouts()
     assert_same(
@@ -181,7 +184,7 @@ def test_packed_gradient_equals_the_naive_one(kind: str, loss_agg_mode: Any) -> 
 @pytest.mark.parametrize("kind", ["llama", "mistral-window", "gemma3"])
 def test_long_prompts_take_the_causal_kernel_and_give_the_same_gradient(kind: str) -> None:
     items = rollouts(seed=1, prompts=2, size=2, shortest=130)
-    assert_same(gradient(learner(tiny_policy(kind)), items), naive_gradient(kind, items, "sequence"))
+    assert_same(gradient(learner(tiny_policy(kind)), items), naive_gradient(kind, items, "seq-mean-token-mean"))
 
 
 @pytest.mark.parametrize("budget", [70, 10_000])
@@ -195,13 +198,17 @@ def test_a_head_that_prompts_share_is_run_once_and_gives_the_same_gradient(
         items, credits_of(items), loss_agg_mode="seq-mean-token-mean", max_tokens_per_microbatch=10_000, skip_zero=True
     )
     assert [row.segments[0].head for row in rows] == [30]
-    assert_same(gradient(learner(tiny_policy(kind)), items, budget=budget), naive_gradient(kind, items, "sequence"))
+    assert_same(
+        gradient(learner(tiny_policy(kind)), items, budget=budget), naive_gradient(kind, items, "seq-mean-token-mean")
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 25, 60, 10_000])
 def test_micro_batch_cuts_do_not_change_the_gradient(budget: int) -> None:
     items = rollouts(seed=3)
-    assert_same(gradient(learner(tiny_policy()), items, budget=budget), naive_gradient("llama", items, "sequence"))
+    assert_same(
+        gradient(learner(tiny_policy()), items, budget=budget), naive_gradient("llama", items, "seq-mean-token-mean")
+    )
 
 
 def test_skipping_zero_variance_groups_is_exact() -> None:
@@ -218,13 +225,13 @@ def test_order_of_rollouts_does_not_matter() -> None:
 
 def test_turns_of_tools_are_not_trained() -> None:
     items = rollouts(seed=6, two_turns=True)
-    assert_same(gradient(learner(tiny_policy()), items), naive_gradient("llama", items, "sequence"))
+    assert_same(gradient(learner(tiny_policy()), items), naive_gradient("llama", items, "seq-mean-token-mean"))
 
 
 def test_kl_to_a_reference_model() -> None:
     items = rollouts(seed=7)
     trained = learner(tiny_policy(), beta=0.3, reference=tiny_policy(seed=9))
-    want = naive_gradient("llama", items, "sequence", beta=0.3, reference=tiny_model(seed=9))
+    want = naive_gradient("llama", items, "seq-mean-token-mean", beta=0.3, reference=tiny_model(seed=9))
     assert_same(gradient(trained, items, skip=False), want)
 
 

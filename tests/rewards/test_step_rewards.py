@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from coterie import console
-from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.advantages import by_prompt, credit
+from coterie.config.objective import AdvantageConfig
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.data.chat import Chat
 from coterie.engines.base import Sampling
@@ -134,7 +135,7 @@ def test_from_text_to_tokens_to_advantages_to_the_record_and_the_screen(tmp_path
     assert short.step_rewards == (StepReward(end=len(short.turns[0].tokens) - 2, value=1.0, label="arithmetic"),)
 
     by_id = {rollout.id: rollout for rollout in (long, short)}
-    rule = AdvantageRule(step_weight=0.1)
+    rule = AdvantageConfig(step_weight=0.1)
     credits = credit(
         by_prompt([long, short]), by_id, rule, clip_low=0.2, clip_high=0.2, step_weights={"arithmetic": 1.0}
     )

@@ -149,8 +149,8 @@ def test_solved_means_correct_and_not_just_equal() -> None:
     source.engine = ScriptedEngine(script)
     experience = source.collect([prompt("p"), prompt("q"), prompt("r")], samples=2, sampling=SAMPLING)
     metrics = step_metrics(step_result(experience), Criterion(part="marks"))
-    shares = {name: metrics[f"groups/{name}"] for name in ("solved", "none", "mixed", "zero_variance")}
-    assert shares == pytest.approx({"solved": 1 / 3, "none": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
+    shares = {name: metrics[f"groups/{name}"] for name in ("all_correct", "all_wrong", "mixed", "zero_variance")}
+    assert shares == pytest.approx({"all_correct": 1 / 3, "all_wrong": 1 / 3, "mixed": 1 / 3, "zero_variance": 2 / 3})
     assert metrics["reward/mean"] == metrics["reward/part/marks"] == 0.5
 
 

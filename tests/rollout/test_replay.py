@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from coterie import launch
-from coterie.algo.advantages import AdvantageRule, by_prompt, credit
+from coterie.algo.advantages import by_prompt, credit
 from coterie.algo.estimators import Advantages
+from coterie.config.objective import AdvantageConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import ReplayConfig, RunConfig
 from coterie.errors import CheckpointError
@@ -203,7 +204,7 @@ def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
     groups = [made(name, 0, size=1.0 + k) for k, name in enumerate(names)]
     draws = 1500
     weights = np.zeros((draws, len(names)))
-    buffer = memory(*groups, uniform=True, candidates=2)
+    buffer = memory(*groups, unbiased=True, candidates=2)
     for seed in range(draws):
         buffer.seed = seed
         replayed = buffer.draw(1, Policy(prompts={"q5": 2.0}))
@@ -313,7 +314,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minibatches, kl": {"optim": {"lr": 1e-3, "minibatches": 2, "epochs": 2}, "objective": {"kl_beta": 0.1}},
     "kl in the reward": {"objective": {"kl_beta": 0.1, "kl_in": "reward", "kl_estimator": "k1"}},
     "mixture": {"grouping": {"preset": "mixture", "refit_every": 2, "min_weight": 4.0, "weights": "probability"}},
-    "tracker, uniform": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "unbiased": True}},
+    "tracker, unbiased": {"grouping": {"preset": "tracker"}, "replay": {**REPLAY, "unbiased": True}},
     "renewed reference": {"objective": {"kl_beta": 0.1}, "reference": {"sync_every": 4}},
 }
 
@@ -345,7 +346,7 @@ def test_replay_changes_no_credit_of_a_fresh_group(root: Path) -> None:
         rows = files.read_step(run / "rollouts", step)
         assert {row.rollout.context.version for row in rows} == {step - 1}, "a past rollout is recorded once"
         by_id = {row.rollout.id: row.rollout for row in rows}
-        alone = credit(by_prompt(by_id.values()), by_id, AdvantageRule(), clip_low=0.2, clip_high=0.2)
+        alone = credit(by_prompt(by_id.values()), by_id, AdvantageConfig(), clip_low=0.2, clip_high=0.2)
         assert [row.credit for row in rows if row.credit] == [credit for credit in alone if credit.rollout_id in by_id]
     assert any(metrics(run, step)["replay/groups"] for step in range(2, 7))
 
@@ -376,7 +377,7 @@ def test_a_run_says_what_it_replayed(root: Path) -> None:
     assert steps
     for step in steps:
         assert told[step].count("age") == step_metrics[step]["replay/groups"]
-        assert 1 <= step_metrics[step]["replay/age"] <= REPLAY["staleness"]
+        assert 1 <= step_metrics[step]["replay/age"] <= REPLAY["max_age"]
         assert 0.2 <= step_metrics[step]["replay/ratio_min"] <= step_metrics[step]["replay/ratio"] * 2
         assert 0 <= step_metrics[step]["replay/clipped"] <= 1
         assert step_metrics[step]["ratio/max"] == 1.0, "fresh rollouts are still on-policy"

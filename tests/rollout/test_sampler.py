@@ -80,7 +80,7 @@ def parts(script: Any, *, count: int = 12, **collect: Any) -> tuple[Collector, P
         seed=0,
         max_error_share=1.0,
     )
-    settings: dict[str, Any] = {"prompts": 4, "group_size": 2} | collect
+    settings: dict[str, Any] = {"prompts_per_step": 4, "group_size": 2} | collect
     return (
         collector,
         PromptOrder(prompts(count), seed=0),

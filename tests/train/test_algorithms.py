@@ -24,7 +24,7 @@ def odd(prompts, completions, **columns):
 def rare(prompts, completions, **columns):
     return [float(text.count("a") > 1) for text in completions]
 """
-ODD = {"parts": [{"name": "tiny_rewards:odd"}]}
+ODD = {"functions": [{"name": "tiny_rewards:odd"}]}
 SMALL: dict[str, dict[str, Any]] = {
     "r1": {"optim": {"minibatches": 2}, "reference": {"sync_every": 1}},
     "dapo": {"rewards": ODD},

@@ -169,7 +169,7 @@ def test_dynamic_sampling_trains_on_a_graded_reward(root: Path) -> None:
 def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
     (root / "constant.py").write_text("def half(completions, **columns):\n    return [0.5 for _ in completions]\n")
     told = Told()
-    parts = {"parts": [{"name": "constant:half"}]}
+    parts = {"functions": [{"name": "constant:half"}]}
     collect = {"dynamic_sampling": True, "dynamic_sampling_limit": 2}
     ways = {"constant": {}, "dropped": {"collect": collect}}
     for name, changed in ways.items():
@@ -183,8 +183,8 @@ def test_a_constant_reward_says_that_nothing_was_trained(root: Path) -> None:
         assert "- Gradient: zero in 2 of 2 steps: the reward was 0.5 for every rollout." in readme
     short = [note for note in told.notes if "collect.dynamic_sampling" in note]
     assert short[0] == (
-        "warning: collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 6, in each of which all "
-        "attempts have the same 'half' (eval.reward); this step trains on nothing"
+        "warning: collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 6, in each of "
+        "which all attempts have the same 'half' (eval.reward); this step trains on nothing"
     )
 
 
@@ -254,7 +254,7 @@ def test_a_sparse_graded_run_stays_graded(root: Path) -> None:
         "    return [0.5 if 'a' in text and len(text) % 7 == 0 else 0.0 for text in completions]\n"
     )
     told = Told()
-    parts = {"parts": [{"name": "sparse:sparse"}]}
+    parts = {"functions": [{"name": "sparse:sparse"}]}
     run = launch.train(make_config(root, name="sparse", steps=4, rewards=parts, eval={"every": 2, "samples": 2}), told)
     assert [evaluation.pass_at_1 for evaluation in told.results] == [None] * len(told.results)
     with MetricsDB.reader(run / "metrics.sqlite") as database:

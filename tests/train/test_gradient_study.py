@@ -70,7 +70,7 @@ def test_a_checkpoint_is_studied_and_no_reward_is_in_its_own_baseline(
     # The group's mean is the mean of the others but for a factor, so as an estimate it is as noisy (with
     # `weights = "length"` the mean of the others is not that any more).
     assert arms["prompt/4"]["noise"] == pytest.approx(arms["rloo/4"]["noise"])
-    assert arms["mixture, probability, roulette 1/2"]["silent"] > arms["mixture, probability/2"]["silent"]
+    assert arms["mixture, probability, subsample 1/2"]["silent"] > arms["mixture, probability/2"]["silent"]
     assert "| mixture, length | " in study.table(results)
 
 

@@ -14,6 +14,7 @@ from coterie.algo.estimators import Advantages
 from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.objective import Objective
 from coterie.batches.pack import Packing
+from coterie.config.objective import ObjectiveConfig
 from coterie.rollout.collector import Experience
 from coterie.rollout.replay import Replayed
 from coterie.rollout.sampler import StepBatch
@@ -52,7 +53,7 @@ def test_evaluations_and_checkpoints_are_due_at_both_ends_and_in_between() -> No
 def test_schedules_adapt_the_objective_and_resume() -> None:
     def schedules() -> Schedules:
         return Schedules(
-            objective=Objective(kl_beta=0.1),
+            objective=Objective(settings=ObjectiveConfig(kl_beta=0.1)),
             beta=AdaptiveBeta(target=0.1, horizon=10),
             entropy=AdaptiveEntropy(target=1.0, delta=0.25),
         )
@@ -96,8 +97,8 @@ def test_the_events_of_a_step_come_in_the_order_of_the_table() -> None:
         ("skipped_update", False, False),
     ]
     assert events[0].message == (
-        "collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 4, in each of which all attempts "
-        "have the same 'exact' (eval.reward); this step trains on nothing"
+        "collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 4, in each of which all "
+        "attempts have the same 'exact' (eval.reward); this step trains on nothing"
     )
     assert step_events(step_result(NOTHING), {}, dtype=torch.float32, eval_part="exact") == []
 

@@ -191,7 +191,7 @@ def test_groups_of_a_graded_reward_are_counted_by_their_variance() -> None:
     )
     assert (metrics["groups/mixed"], metrics["groups/zero_variance"], metrics["groups/effective"]) == (0.5, 0.5, 2)
     assert (metrics["reward/min"], metrics["reward/max"]) == (0.0, 3.0)
-    absent = {f"groups/{name}" for name in ("solved", "none", "zero_variance_solved", "zero_variance_none")}
+    absent = {f"groups/{name}" for name in ("all_correct", "all_wrong", "zero_variance_solved", "zero_variance_none")}
     assert not (absent | {"length/correct", "length/wrong", "surprisal/wrong"}) & set(metrics)
 
 
@@ -202,7 +202,7 @@ def test_with_a_threshold_a_graded_reward_has_correct_completions() -> None:
         *(rollout("varies", k, reward=0.1 + 0.1 * k, tokens=range(5)) for k in range(2)),
     ]
     metrics = measured(rollouts, criterion=Criterion(part="number", threshold=0.8))
-    assert [metrics[f"groups/{name}"] for name in ("solved", "none", "mixed")] == pytest.approx([1 / 3] * 3)
+    assert [metrics[f"groups/{name}"] for name in ("all_correct", "all_wrong", "mixed")] == pytest.approx([1 / 3] * 3)
     assert (metrics["length/correct"], metrics["length/wrong"]) == (3, 4)
 
 
@@ -211,4 +211,4 @@ def test_a_reward_of_minus_one_and_one_is_binary() -> None:
         rollout("b", k, reward=2.0 * k - 1) for k in range(2)
     ]
     metrics = measured(rollouts)
-    assert [metrics[f"groups/{name}"] for name in ("solved", "none", "mixed")] == [0, 0.5, 0.5]
+    assert [metrics[f"groups/{name}"] for name in ("all_correct", "all_wrong", "mixed")] == [0, 0.5, 0.5]

@@ -6,8 +6,7 @@ rewards - baseline  →  / scale  →  (to every token, with token rewards)  →
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 
@@ -15,49 +14,21 @@ from coterie.algo.baselines import BASELINES, Baseline, Scored
 from coterie.algo.returns import returns_to_go, step_advantages, whiten
 from coterie.algo.scales import SCALES
 from coterie.algo.turns import anchor_advantages, broadcast_to_tokens, episode_of, given_by_environment, has_states
+from coterie.config.objective import AdvantageConfig
 from coterie.types import Context, Credit, Group, Rollout
 
 BATCH_BASELINES = ("batch_mean", "none")
 """Baselines that are defined for a single member of a group."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdvantageRule:
-    """Choices of an advantage estimator."""
-
-    baseline: str | Baseline = "group_mean"
-    """Baseline that is subtracted: a name in `BASELINES`, or a function of that type."""
-    scale: str = "group_std"
-    """Divisor: a name in `SCALES`."""
-    whiten: Literal["none", "samples", "tokens"] = "none"
-    """Subtract the batch's mean and divide by its standard deviation, over rollouts or over trained tokens."""
-    per_reward: bool = False
-    """Estimate each reward part by itself and add up with the parts' weights (GDPO, arXiv 2601.05242; published with
-    whiten = samples); otherwise the weighted sum of the parts is estimated."""
-    step_weight: float = 0.0
-    """Weight of the step rewards' advantage beside the outcome's."""
-    gamma: float = 1.0
-    """Discount per trained token from the last one backwards; 1 in everything published for language models."""
-    anchors: float = 0.0
-    """Weight of each turn's advantage among those that other attempts took from the same state (GiGPO's ω)."""
-    anchor_gamma: float = 0.95
-    """Discount per turn of the returns compared there."""
-
-    def __post_init__(self) -> None:
-        choices = (("baseline", BASELINES), ("scale", SCALES), ("whiten", ("none", "samples", "tokens")))
-        for name, names in choices:
-            value = getattr(self, name)
-            if not callable(value) and value not in names:
-                raise ValueError(f"{name} = {value!r}; expected one of {', '.join(names)}")
-
-
 def credit(
     groups: Sequence[Group],
     rollouts: Mapping[str, Rollout],
-    rule: AdvantageRule,
+    config: AdvantageConfig,
     *,
     clip_low: float,
     clip_high: float,
+    baseline: Baseline | None = None,
     part_weights: Mapping[str, float] | None = None,
     step_weights: Mapping[str, float] | None = None,
     token_rewards: Mapping[str, np.ndarray] | None = None,
@@ -68,29 +39,30 @@ def credit(
     Args:
         groups: of the whole collected batch: baselines, scales and whitening over the batch mean all of it.
         rollouts: by id; parts, steps and token counts are read from here.
+        baseline: the user's own, where `config.baseline` names one.
         part_weights: weight of each reward part by its label, for `per_reward`.
         step_weights: weight of each step function by its label; 1 for those not named.
         token_rewards: [C] per rollout id, rewards of single tokens beside the outcome's, such as `kl_in_reward`; a
             token's advantage then is the sum of what follows, as in REINFORCE++.
-        environment: weight of the reward part that was earned turn by turn, by label, for `anchors`.
+        environment: weight of the reward part that was earned turn by turn, by label, for `gigpo_weight`.
 
     Raises:
-        ValueError: the rule is not defined for these groups, or token rewards do not fit the tokens.
+        ValueError: the baseline or scale is not defined for these groups, or token rewards do not fit the tokens.
     """
     members = [rollouts[name] for group in groups for name in group.members]
     if not members:
         return []
     lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
-    outcome = outcome_advantages(groups, rollouts, rule, part_weights=part_weights)
+    outcome = outcome_advantages(groups, rollouts, config, baseline=baseline, part_weights=part_weights)
     scales = [group.scale for group in groups for _ in group.members]
-    steps = _step_advantages(groups, rollouts, rule, step_weights)
-    states = _state_advantages(groups, rollouts, rule, environment or {})
-    if token_rewards is None and rule.gamma == 1:
-        if rule.whiten != "none":
-            outcome = whiten(outcome, lengths if rule.whiten == "tokens" else np.ones_like(lengths))
+    steps = _step_advantages(groups, rollouts, config, step_weights)
+    states = _state_advantages(groups, rollouts, config, environment or {})
+    if token_rewards is None:
+        if config.whiten != "none":
+            outcome = whiten(outcome, lengths if config.whiten == "tokens" else np.ones_like(lengths))
         pieces = [np.full(max(int(length), 1), value) for length, value in zip(lengths, outcome, strict=True)]
     else:
-        pieces = _per_token(members, outcome, rule, token_rewards or {})
+        pieces = _per_token(members, outcome, config, token_rewards)
     return [
         _credit(rollout, piece, {"steps": step, "state": state}, scale, clip_low, clip_high)
         for rollout, piece, step, state, scale in zip(members, pieces, steps, states, scales, strict=True)
@@ -100,8 +72,9 @@ def credit(
 def outcome_advantages(
     groups: Sequence[Group],
     rollouts: Mapping[str, Rollout],
-    rule: AdvantageRule,
+    config: AdvantageConfig,
     *,
+    baseline: Baseline | None = None,
     part_weights: Mapping[str, float] | None = None,
 ) -> np.ndarray:
     """(reward - baseline) / scale of every member of every group, before whitening: [B], never NaN.
@@ -112,11 +85,12 @@ def outcome_advantages(
     >>> from types import SimpleNamespace as Attempt  # all that is read of a rollout
     >>> four = {name: Attempt(trained_tokens=3, context=None) for name in "abcd"}
     >>> group = Group(scale="prompt", key="q", members=tuple("abcd"), rewards=(1, 0, 0, 1))
-    >>> outcome_advantages([group], four, AdvantageRule()).round(3).tolist()
+    >>> outcome_advantages([group], four, AdvantageConfig()).round(3).tolist()
     [0.866, -0.866, -0.866, 0.866]
     """
-    if not rule.per_reward:
-        return _estimate([np.array(group.rewards, dtype=np.float64) for group in groups], groups, rollouts, rule)
+    estimate = partial(_estimate, groups=groups, rollouts=rollouts, config=config, baseline=baseline)
+    if not config.per_reward:
+        return estimate([np.array(group.rewards, dtype=np.float64) for group in groups])
     if not part_weights:
         raise ValueError("per_reward needs part_weights: the weight of each reward part by its label")
     total = np.zeros(sum(len(group.members) for group in groups))
@@ -125,19 +99,23 @@ def outcome_advantages(
             continue
         parts = [[rollouts[name].reward_parts.get(label) for name in group.members] for group in groups]
         values = [np.array([np.nan if v is None else v for v in row], dtype=np.float64) for row in parts]
-        total += weight * _estimate(values, groups, rollouts, rule)
+        total += weight * estimate(values)
     return total
 
 
 def _estimate(
-    rewards: Sequence[np.ndarray], groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule
+    rewards: Sequence[np.ndarray],
+    groups: Sequence[Group],
+    rollouts: Mapping[str, Rollout],
+    config: AdvantageConfig,
+    baseline: Baseline | None,
 ) -> np.ndarray:
     """[B] centred and scaled; 0 where the reward is NaN (not applicable)."""
     scored: list[Scored] = []
     masks: list[np.ndarray] = []
     for group, values in zip(groups, rewards, strict=True):
         mask = np.isfinite(values)
-        if mask.sum() == 1 < len(values) and rule.baseline in BASELINES and rule.baseline not in BATCH_BASELINES:
+        if mask.sum() == 1 < len(values) and baseline is None and config.baseline not in BATCH_BASELINES:
             mask[:] = False  # a part that applies to one member alone has no baseline
         masks.append(mask)
         members = [rollouts[name] for name, there in zip(group.members, mask, strict=True) if there]
@@ -147,14 +125,14 @@ def _estimate(
             scored.append(Scored(rewards=values[mask], lengths=lengths, contexts=contexts))
     out = np.zeros(sum(len(mask) for mask in masks))
     if scored:
-        function = BASELINES[rule.baseline] if isinstance(rule.baseline, str) else rule.baseline
-        terms = zip(scored, function(scored), SCALES[rule.scale](scored), strict=True)
+        function = BASELINES[config.baseline] if baseline is None else baseline
+        terms = zip(scored, function(scored), SCALES[config.scale](scored), strict=True)
         out[np.concatenate(masks)] = np.concatenate([(group.rewards - base) / size for group, base, size in terms])
     return out
 
 
 def _per_token(
-    members: Sequence[Rollout], outcome: np.ndarray, rule: AdvantageRule, token_rewards: Mapping[str, np.ndarray]
+    members: Sequence[Rollout], outcome: np.ndarray, config: AdvantageConfig, token_rewards: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
     """The outcome as reward of the last token, the token rewards added, summed up from the end, whitened: [C] each."""
     pieces = []
@@ -168,11 +146,11 @@ def _per_token(
         token_values = np.zeros(length)
         token_values[: 0 if extra is None else len(extra)] = 0.0 if extra is None else extra
         token_values[-1] += value
-        pieces.append(returns_to_go(token_values, rule.gamma))
-    if rule.whiten == "none":
+        pieces.append(returns_to_go(token_values))
+    if config.whiten == "none":
         return pieces
     weights = [
-        np.full(len(piece), (1.0 if rule.whiten == "tokens" else 1 / len(piece)) if rollout.trained_tokens else 0.0)
+        np.full(len(piece), (1.0 if config.whiten == "tokens" else 1 / len(piece)) if rollout.trained_tokens else 0.0)
         for rollout, piece in zip(members, pieces, strict=True)
     ]
     flat = whiten(np.concatenate(pieces), np.concatenate(weights))
@@ -182,36 +160,36 @@ def _per_token(
 def _step_advantages(
     groups: Sequence[Group],
     rollouts: Mapping[str, Rollout],
-    rule: AdvantageRule,
+    config: AdvantageConfig,
     weights: Mapping[str, float] | None,
 ) -> list[np.ndarray | None]:
     """[C] weighted step advantages of every member; None where there are none."""
     out: list[np.ndarray | None] = []
     for group in groups:
         members = [rollouts[name] for name in group.members]
-        if rule.step_weight == 0:
+        if config.step_weight == 0:
             out += [None] * len(members)
             continue
         lengths = [rollout.trained_tokens for rollout in members]
         advantages = step_advantages([rollout.step_rewards for rollout in members], lengths, weights=weights)
-        out += [rule.step_weight * advantage if advantage.any() else None for advantage in advantages]
+        out += [config.step_weight * advantage if advantage.any() else None for advantage in advantages]
     return out
 
 
 def _state_advantages(
-    groups: Sequence[Group], rollouts: Mapping[str, Rollout], rule: AdvantageRule, environment: Mapping[str, float]
+    groups: Sequence[Group], rollouts: Mapping[str, Rollout], config: AdvantageConfig, environment: Mapping[str, float]
 ) -> list[np.ndarray | None]:
     """[C] weighted state advantages of every member; None where no other attempt came to any of its states, and in a
     single-turn environment. An episode that ended after its first turn has one like any other."""
     members = [rollouts[name] for group in groups for name in group.members]
-    if rule.gigpo_weight == 0 or not any(map(has_states, members)):
+    if config.gigpo_weight == 0 or not any(map(has_states, members)):
         return [None] * len(members)
     totals = [reward for group in groups for reward in group.rewards]
     environment_weight = given_by_environment(environment, "")
     episodes = [episode_of(rollout, total, environment_weight) for rollout, total in zip(members, totals, strict=True)]
-    advantages = anchor_advantages(episodes, rule.anchor_gamma, normalise=rule.scale == "group_std")
+    advantages = anchor_advantages(episodes, config.gamma, normalise=config.scale == "group_std")
     return [
-        rule.gigpo_weight * broadcast_to_tokens(values, rollout) if values.any() else None
+        config.gigpo_weight * broadcast_to_tokens(values, rollout) if values.any() else None
         for rollout, values in zip(members, advantages, strict=True)
     ]
 

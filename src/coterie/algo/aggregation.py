@@ -7,14 +7,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LossAggMode = Literal["sequence", "token", "constant", "sequence_sum", "prompt"]
+LossAggMode = Literal[
+    "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm", "seq-mean-token-sum", "prompt-mean"
+]
 
 LOSS_AGG_MODES: dict[str, tuple[str, str]] = {
-    "sequence": ("1 / (R·L_i)", "GRPO, DeepSeekMath 2402.03300, eq. 3: mean over tokens, then over rollouts"),
-    "token": ("1 / Σ_j L_j", "DAPO 2503.14476, §3.3: mean over all tokens of the step"),
-    "constant": ("1 / (R·L_max)", "Dr. GRPO 2503.20783: no length in it, so the gradient is unbiased"),
-    "sequence_sum": ("1 / R", "REINFORCE and RLOO; with the sequence ratio, LUSPO's loss"),
-    "prompt": ("1 / (P·Σ_{j of the same prompt} L_j)", "ScaleRL 2510.13786: token mean in a prompt, mean of prompts"),
+    "seq-mean-token-mean": (
+        "1 / (R·L_i)",
+        "GRPO, DeepSeekMath 2402.03300, eq. 3: mean over tokens, then over rollouts",
+    ),
+    "token-mean": ("1 / Σ_j L_j", "DAPO 2503.14476, §3.3: mean over all tokens of the step"),
+    "seq-mean-token-sum-norm": ("1 / (R·L_max)", "Dr. GRPO 2503.20783: no length in it, so the gradient is unbiased"),
+    "seq-mean-token-sum": ("1 / R", "REINFORCE and RLOO; with the sequence ratio, LUSPO's loss"),
+    "prompt-mean": (
+        "1 / (P·Σ_{j of the same prompt} L_j)",
+        "ScaleRL 2510.13786: token mean in a prompt, mean of prompts",
+    ),
 }
 """how → (weight of each token of rollout i, source). R rollouts and P prompts that have a trained token at all."""
 
@@ -27,16 +35,16 @@ def token_weights(
     Args:
         lengths: [R] trained tokens of each rollout of the whole optimizer step. A rollout without any is left out of
             every denominator and gets weight 0.
-        prompts: [R] int: which prompt each rollout answers; read by "prompt" only.
+        prompts: [R] int: which prompt each rollout answers; read by "prompt-mean" only.
         how: see `LOSS_AGG_MODES`.
-        max_tokens: L_max of "constant".
+        max_tokens: L_max of "seq-mean-token-sum-norm".
 
     Returns:
         [R] float64.
 
-    >>> token_weights([2, 8], [0, 0], "sequence").tolist()
+    >>> token_weights([2, 8], [0, 0], "seq-mean-token-mean").tolist()
     [0.25, 0.0625]
-    >>> token_weights([2, 8], [0, 0], "constant", max_tokens=10).tolist()
+    >>> token_weights([2, 8], [0, 0], "seq-mean-token-sum-norm", max_tokens=10).tolist()
     [0.05, 0.05]
     """
     count = np.asarray(lengths, dtype=np.int64)
@@ -47,17 +55,19 @@ def token_weights(
         raise ValueError(f"lengths[{int(np.argmin(count))}] = {count.min()} is negative")
     used = count > 0
     rollouts = int(used.sum())
-    if how == "sequence":
+    if how == "seq-mean-token-mean":
         per_token = rollouts * count
-    elif how == "token":
+    elif how == "token-mean":
         per_token = np.full_like(count, count.sum())
-    elif how == "constant":
+    elif how == "seq-mean-token-sum-norm":
         if max_tokens < 1:
-            raise ValueError(f"max_tokens = {max_tokens}; 'constant' needs the most tokens a rollout may have")
+            raise ValueError(
+                f"max_tokens = {max_tokens}; 'seq-mean-token-sum-norm' needs the most tokens a rollout may have"
+            )
         per_token = np.full_like(count, rollouts * max_tokens)
-    elif how == "sequence_sum":
+    elif how == "seq-mean-token-sum":
         per_token = np.full_like(count, rollouts)
-    elif how == "prompt":
+    elif how == "prompt-mean":
         _, index = np.unique(owner, return_inverse=True)
         totals = np.bincount(index, weights=count, minlength=1).astype(np.int64)
         per_token = int((totals > 0).sum()) * totals[index]

@@ -120,7 +120,7 @@ def _length_weighted(group: Scored) -> np.ndarray:
     return np.divide(sum_of_others(group.lengths * group.rewards), weight, out=plain, where=weight > 0)
 
 
-def _runner_up(group: Scored) -> np.ndarray:
+def _second_best(group: Scored) -> np.ndarray:
     """pass@k training of arXiv 2503.19595: only the best attempt gets r_max - r_second, all others 0; two attempts
     that tie get 0. The baseline of attempt i is what the best of G would have been without it, up to the constant
     that makes the others 0, so the gradient (summed over the group) is that of E[max of G]."""
@@ -157,9 +157,9 @@ BASELINES: dict[str, Baseline] = {
     "group_mean": _in_group(_group_mean),
     "leave_one_out": _in_group(_leave_one_out),
     "length_weighted": _in_group(_length_weighted),
-    "second_best": _in_group(_runner_up),
+    "second_best": _in_group(_second_best),
     "batch_mean": _batch_mean,
     "js2": _js2,
     "none": _none,
 }
-"""Names of `AdvantageRule.baseline`, which also takes a function."""
+"""Names of `advantage.baseline`, beside a user's function."""

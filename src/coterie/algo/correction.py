@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coterie.algo.objective import CorrectionMode
 from coterie.algo.sampling import widened
 from coterie.algo.tokens import LIMIT, log_ratio, segment_any, segment_mean, segment_sum
+from coterie.config.objective import RolloutCorrectionConfig
 
 CORRECTIONS: dict[str, tuple[str, str]] = {
     "none": ("1", "nothing is corrected, all is recorded"),
@@ -26,7 +26,7 @@ CORRECTIONS: dict[str, tuple[str, str]] = {
     "sequence_mask": ("Π_t w_t · 1[low <= Π_t w_t <= high]", "verl, TRL's default with high = 3"),
     "geometric_mask": ("1[low <= exp(mean_t log w_t) <= high]", "verl; does not grow with the length, only masks"),
 }
-"""mode → (factor on the policy term of token t, source)."""
+"""kind → (factor on the policy term of token t, source)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,7 @@ def correct(
     sampler_logprobs: Tensor,
     rollout: Tensor,
     counted: Tensor,
-    *,
-    mode: CorrectionMode,
-    low: float = 0.0,
-    high: float = 2.0,
-    veto: float | None = None,
+    settings: RolloutCorrectionConfig,
 ) -> Correction:
     """Correction weights of all tokens.
 
@@ -63,15 +59,11 @@ def correct(
         sampler_logprobs: [N] as the sampler reported them.
         rollout: [N] int64 index of each token's rollout.
         counted: [N] bool: tokens that take part; elsewhere the weight is 1 and nothing counts.
-        mode: see `CORRECTIONS`.
-        low: lower bound; 0 = none. "token_truncate" and "sequence_truncate" have none either way.
-        high: upper bound.
-        veto: also drop whole rollouts in which any w_t is below this.
+        settings: see `CORRECTIONS`. "token_truncate" and "sequence_truncate" have no lower bound.
     """
+    mode, low, high, veto = settings.kind, settings.low, settings.high, settings.veto
     with torch.no_grad():
         log_w = torch.where(counted, log_ratio(old_logprobs, sampler_logprobs), 0.0)
-        if mode not in CORRECTIONS:
-            raise ValueError(f"correction = {mode!r} is unknown; expected one of {list(CORRECTIONS)}")
         if mode == "none":
             raw = torch.ones_like(log_w)
         elif mode.startswith("token"):

@@ -9,9 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from coterie.algo.advantages import AdvantageRule, credit
-from coterie.algo.gae import GaeRule, credit_with_critic
+from coterie.algo.advantages import credit
+from coterie.algo.baselines import Baseline
+from coterie.algo.gae import credit_with_critic
 from coterie.algo.returns import kl_in_reward
+from coterie.config.objective import AdvantageConfig, CriticConfig
 from coterie.errors import ConfigError
 from coterie.types import Credit, Group, Prompt, Rollout, RolloutScores
 
@@ -132,10 +134,12 @@ def members_of(groups: Sequence[Group], rollouts: Rollouts) -> list[Rollout]:
 class GroupEstimator(_Stateless):
     """Advantages relative to the attempts at the same prompt (GRPO); see `coterie.algo.advantages`."""
 
-    rule: AdvantageRule
+    config: AdvantageConfig
     terms: Terms
     part_weights: Mapping[str, float]
     step_weights: Mapping[str, float]
+    baseline: Baseline | None = None
+    """The user's own."""
 
     def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
         members = members_of(groups, rollouts)
@@ -144,7 +148,8 @@ class GroupEstimator(_Stateless):
             credits = credit(
                 groups,
                 rollouts,
-                self.rule,
+                self.config,
+                baseline=self.baseline,
                 clip_low=self.terms.clip_low,
                 clip_high=self.terms.clip_high,
                 part_weights=self.part_weights,
@@ -161,7 +166,8 @@ class GroupEstimator(_Stateless):
 class GaeEstimator(_Stateless):
     """Generalised advantage estimation over a critic's values (PPO)."""
 
-    rule: GaeRule
+    config: CriticConfig
+    whiten: bool
     terms: Terms
 
     def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
@@ -171,7 +177,8 @@ class GaeEstimator(_Stateless):
         credits = credit_with_critic(
             members,
             {name: tokens for name, tokens in values.items() if tokens is not None},
-            self.rule,
+            self.config,
+            whiten=self.whiten,
             clip_low=self.terms.clip_low,
             clip_high=self.terms.clip_high,
             token_rewards=self.terms.token_rewards(members, scores),

@@ -15,38 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coterie.algo.returns import whiten as whitened
+from coterie.config.objective import CriticConfig
 from coterie.types import Credit, Rollout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GaeRule:
-    """Choices of generalised advantage estimation."""
-
-    gamma: float = 1.0
-    """Discount per token."""
-    lam: float = 0.95
-    """Lambda of the policy's advantages: 1 trusts only rewards, 0 only the critic."""
-    critic_lam: float | None = None
-    """Lambda of the critic's targets; None takes `lam`. VC-PPO (arXiv 2503.01491) decouples them with 1."""
-    length_alpha: float | None = None
-    """Set to let the policy's lambda grow with the length, 1 - 1 / (alpha C), as VAPO does (arXiv 2504.05118, alpha =
-    0.05); `lam` is not used then."""
-    whiten: bool = True
-    """Whiten advantages over all trained tokens of the batch; the targets never are."""
-
-    def __post_init__(self) -> None:
-        for name in ("gamma", "lam", "critic_lam"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value}; expected 0 … 1")
-        if self.length_alpha is not None and not self.length_alpha > 0:
-            raise ValueError(f"length_alpha = {self.length_alpha}; expected more than 0")
-
-    def policy_lam(self, length: int) -> float:
-        """Lambda for a rollout of `length` trained tokens."""
-        if self.length_alpha is None:
-            return self.lam
-        return max(0.0, 1 - 1 / (self.length_alpha * length)) if length else 0.0
+def policy_lam(config: CriticConfig, length: int) -> float:
+    """Lambda of the policy's advantages for a rollout of `length` trained tokens; it grows with them where
+    `length_alpha` is set (VAPO, arXiv 2504.05118)."""
+    if config.length_alpha is None:
+        return config.lam
+    return max(0.0, 1 - 1 / (config.length_alpha * length)) if length else 0.0
 
 
 def gae(rewards: np.ndarray, values: np.ndarray, *, gamma: float = 1.0, lam: float = 0.95) -> np.ndarray:
@@ -69,8 +47,9 @@ def gae(rewards: np.ndarray, values: np.ndarray, *, gamma: float = 1.0, lam: flo
 def credit_with_critic(
     rollouts: Sequence[Rollout],
     values: Mapping[str, np.ndarray],
-    rule: GaeRule,
+    config: CriticConfig,
     *,
+    whiten: bool,
     clip_low: float,
     clip_high: float,
     token_rewards: Mapping[str, np.ndarray] | None = None,
@@ -83,6 +62,7 @@ def credit_with_critic(
     Args:
         rollouts: of the batch, each with a reward; those without trained tokens get no credit.
         values: [C] per rollout id, the critic's at the start of the update.
+        whiten: shift and scale the advantages over all trained tokens of the batch; the targets never are.
         token_rewards: [C] per rollout id, beside the outcome's; see `kl_in_reward`.
     """
     trained = [rollout for rollout in rollouts if rollout.trained_tokens]
@@ -95,12 +75,15 @@ def credit_with_critic(
             raise ValueError(f"rollout {rollout.id} is {rollout.outcome} and has no reward; leave it out")
         rewards[-1] += rollout.reward
         critic_values = np.asarray(values[rollout.id], dtype=np.float64)
-        lam = rule.policy_lam(len(rewards))
-        advantages.append(gae(rewards, critic_values, gamma=rule.gamma, lam=lam))
-        critic_lam = rule.lam if rule.critic_lam is None else rule.critic_lam
-        raw = advantages[-1] if critic_lam == lam else gae(rewards, critic_values, gamma=rule.gamma, lam=critic_lam)
+        lam = policy_lam(config, len(rewards))
+        advantages.append(gae(rewards, critic_values, gamma=config.gamma, lam=lam))
+        raw = (
+            gae(rewards, critic_values, gamma=config.gamma, lam=config.value_lam)
+            if config.value_lam != lam
+            else advantages[-1]
+        )
         targets.append(raw + critic_values)
-    if rule.whiten and trained:
+    if whiten and trained:
         flat = np.concatenate(advantages)
         cuts = np.cumsum([len(advantage) for advantage in advantages])[:-1]
         advantages = np.split(whitened(flat, np.ones_like(flat)), cuts)

@@ -109,19 +109,19 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
 
     Args:
         inputs: see `LossInputs`.
-        objective: see `Objective`; the defaults, with correction "none", are DeepSeekMath's eq. 3.
+        objective: see `Objective`; the defaults, without a correction, are DeepSeekMath's eq. 3.
 
     Raises:
-        ValueError: an unknown name, choices that do not fit each other, or a term without its inputs.
+        ValueError: choices that do not fit each other, or a term without its inputs.
     """
     _check(inputs, objective)
-    row = surrogate_row(objective.loss)
+    row = surrogate_row(objective)
     valid = inputs.weights != 0
     chosen = valid if inputs.policy_mask is None else valid & inputs.policy_mask
     inputs = _zero_invalid(inputs, valid)
     correction, active = _corrected(inputs, objective, valid, chosen)
     # What is summed over a rollout needs all its tokens; else a masked one is left out from the start.
-    alone = row.per_token and objective.ratio == "token"
+    alone = row.per_token and objective.settings.ratio == "token"
     view = _token_view(inputs, objective, correction, chosen if alone else valid)
     surrogate = row.function(view)
     value = surrogate.value if row.corrects else surrogate.value * correction.weight
@@ -156,19 +156,18 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
 
 def check_choices(objective: Objective) -> None:
     """Refuse choices that do not fit each other."""
-    row = surrogate_row(objective.loss)
-    if objective.ratio not in row.levels:
+    settings, correction = objective.settings, objective.correction.kind
+    levels = surrogate_row(objective).levels
+    if settings.ratio not in levels:
         raise ValueError(
-            f"ratio = {objective.ratio!r} does not fit the surrogate {objective.loss!r}; expected one of "
-            f"{list(row.levels)}"
+            f"objective.ratio = {settings.ratio!r} does not fit objective.loss = {settings.loss!r}; expected one of "
+            f"{list(levels)}"
         )
-    if objective.loss == "vespo" and not objective.correction.startswith(("none", "token")):
+    if settings.loss == "vespo" and not correction.startswith(("none", "token")):
         raise ValueError(
-            f"correction = {objective.correction!r} does not fit the surrogate 'gamma', which weighs rollouts itself; "
-            "expected none or a token mode"
+            f"rollout_correction.kind = {correction!r} does not fit objective.loss = 'vespo', which weighs rollouts "
+            "itself; expected none or a token mode"
         )
-    if objective.kl_estimator not in KL_ESTIMATORS:
-        raise ValueError(f"kl_estimator = {objective.kl_estimator!r} is unknown; expected one of {list(KL_ESTIMATORS)}")
 
 
 def _check(inputs: LossInputs, objective: Objective) -> None:
@@ -199,20 +198,17 @@ def _corrected(inputs: LossInputs, objective: Objective, valid: Tensor, chosen: 
         inputs.sampler_logprobs,
         inputs.rollout,
         valid,
-        mode=objective.correction,
-        low=objective.correction_low,
-        high=objective.correction_high,
-        veto=objective.veto,
+        objective.correction,
     )
     active = chosen & correction.kept
-    if objective.off_policy_mask is not None:
+    if objective.settings.off_policy_mask is not None:
         active = active & off_policy_keep(
             inputs.logprobs,
             inputs.sampler_logprobs,
             inputs.advantages,
             inputs.rollout,
             valid,
-            objective.off_policy_mask,
+            objective.settings.off_policy_mask,
         )
     return correction, active
 
@@ -225,7 +221,7 @@ def _token_view(inputs: LossInputs, objective: Objective, correction: Correction
         logprobs=logprobs,
         old_logprobs=old,
         log_ratios=logs,
-        ratio=importance_ratio(objective.ratio, logs, logprobs, inputs.rollout, counted),
+        ratio=importance_ratio(objective.settings.ratio, logs, logprobs, inputs.rollout, counted),
         advantages=torch.where(counted, inputs.advantages, 0.0),
         clip_low=inputs.clip_low,
         clip_high=inputs.clip_high,
@@ -242,7 +238,7 @@ def _divergences(logprobs: Tensor, reference: Tensor) -> dict[str, Tensor]:
 
 def _kl_penalty(inputs: LossInputs, reference: Tensor, objective: Objective) -> Tensor:
     ratio = torch.exp(log_ratio(inputs.logprobs, inputs.old_logprobs))
-    return KL_ESTIMATORS[objective.kl_estimator].function(inputs.logprobs, reference, ratio)
+    return KL_ESTIMATORS[objective.settings.kl_estimator].function(inputs.logprobs, reference, ratio)
 
 
 def _clipped(surrogate: Surrogate, view: TokenView, active: Tensor, row: SurrogateRow) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,12 +248,12 @@ def _clipped(surrogate: Surrogate, view: TokenView, active: Tensor, row: Surroga
         none if flag is None else flag & active
         for flag in (surrogate.clipped_low, surrogate.clipped_high, surrogate.clipped_dual)
     )
-    if view.objective.ratio == "sequence":
+    if view.objective.settings.ratio == "sequence":
         # One ratio for all: a token stands still only where no token of its rollout moves it.
         moves = active & (view.advantages != 0) & ~(low | high | dual)
         still = ~segment_any(moves, view.rollout)
         low, high, dual = low & still, high & still, dual & still
-    if row.through_ratio and view.objective.ratio != "sequence_token":
+    if row.through_ratio and view.objective.settings.ratio != "sequence_token":
         raw = (view.logprobs - view.old_logprobs).detach()
         low = low | (active & (raw < -LIMIT) & (view.advantages != 0))
         beyond = active & (raw > LIMIT)

@@ -1,78 +1,34 @@
-"""Settings of the policy loss: independent choices, as data."""
+"""The objective of an update: the sections `[objective]` and `[rollout_correction]`, and the user's own loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-KlName = Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"]
-CorrectionMode = Literal[
-    "none",
-    "token_truncate",
-    "token_clip",
-    "token_mask",
-    "sequence_truncate",
-    "sequence_mask",
-    "geometric_mask",
-]
+from coterie.config.objective import ObjectiveConfig, RolloutCorrectionConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The choices of `policy_loss`; each is independent of the others unless its own line says otherwise."""
+    """Objective that `policy_loss` maximises."""
 
-    ratio: RatioLevel = "token"
-    """See `tokens.RATIOS`."""
-    surrogate: str | Callable[..., Tensor] = "min"
-    """A name of `surrogates.SURROGATES`, or a function of one `tokens.TokenView` that returns [N] to maximise."""
-    dual_clip: float | None = None
-    """c > 1: with a negative advantage, "min" falls no lower than c·A (Ye et al. 1912.09729)."""
-    delta: float | None = None
-    """δ > 1: "min" caps the unclipped ratio too (INTELLECT-2 2505.07291); meant to lie above 1 + clip_high."""
-    sapo_tau_pos: float = 1.0
-    """τ of "soft" where the advantage is positive."""
-    sapo_tau_neg: float = 1.05
-    """τ of "soft" elsewhere."""
-    off_policy_mask: float | None = None
-    """δ ≥ 0: drop rollouts with A < 0 that the policy has moved this far from; see `losses.off_policy_keep`."""
-    kl_beta: float = 0.0
-    """Weight of the KL in the loss; 0 where the KL is in the reward or absent."""
-    kl_estimator: KlName = "k3"
-    """See `kl.KL_ESTIMATORS`."""
-    entropy_bonus: float = 0.0
-    """c: the loss falls by c times the mean entropy."""
-    correction: CorrectionMode = "token_truncate"
-    """Correction of the mismatch between sampler and learner; see `correction.CORRECTIONS`."""
-    correction_low: float = 0.0
-    correction_high: float = 2.0
-    veto: float | None = None
-    """Drop a rollout in which any w_t lies below this."""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """For a surrogate of the user's own."""
+    settings: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
+    function: Callable[..., Tensor] | None = None
+    """The user's own loss, where `settings.loss` names one: from a `TokenView` to [N], which is maximised."""
 
-    def __post_init__(self) -> None:
-        for name in ("dual_clip", "delta"):
-            value = getattr(self, name)
-            if value is not None and not value > 1:
-                raise ValueError(f"{name} = {value} must be above 1; leave it out to have no such bound")
-        for name in ("sapo_tau_pos", "sapo_tau_neg"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)} must be above 0")
-        for name in ("off_policy_mask", "veto", "kl_beta"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} = {value} must not be negative")
-        if not 0 <= self.correction_low < self.correction_high:
-            raise ValueError(
-                f"correction_low = {self.correction_low} and correction_high = {self.correction_high} must satisfy "
-                "0 <= low < high"
-            )
-        for name in ("dual_clip", "delta"):
-            if getattr(self, name) is not None and self.loss != "clip":
-                raise ValueError(f"{name} bounds the surrogate 'min' only; leave it out with {self.loss!r}")
+    @property
+    def kl_beta(self) -> float:
+        """Weight of the KL in the loss; 0 where the KL is in the reward or absent."""
+        return self.settings.kl_beta if self.settings.kl_in == "loss" else 0.0
 
+    @property
+    def entropy_bonus(self) -> float:
+        """c: the loss falls by c times the mean entropy."""
+        return self.settings.entropy_bonus
 
-RatioLevel = Literal["token", "sequence", "sequence_token"]
+    def weighted(self, **weights: float) -> Objective:
+        """Copy with other weights, `kl_beta` or `entropy_bonus`: they adapt during a run."""
+        return replace(self, settings=self.settings.model_copy(update=weights))

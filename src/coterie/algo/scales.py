@@ -45,13 +45,13 @@ def _group_mean(groups: Sequence[Scored]) -> list[float]:
     ]
 
 
-def _beta(groups: Sequence[Scored]) -> list[float]:
+def _bnpo(groups: Sequence[Scored]) -> list[float]:
     """BNPO (arXiv 2506.02864): the density at the group's mean p of Beta(1 + a/3, 1 + b/3), where Beta(a, b) has the
     mean and variance of the batch's group means. Groups that all succeed or all fail give 0."""
     means = np.array([group.rewards.mean() for group in groups])
     if means.min() < 0 or means.max() > 1:
         raise ValueError(
-            f"scale = beta needs rewards from 0 to 1; a group has the mean {means[np.argmax(abs(means - 0.5))]:g}: "
+            f"scale = bnpo needs rewards from 0 to 1; a group has the mean {means[np.argmax(abs(means - 0.5))]:g}: "
             "use another scale, or reward parts and weights that stay within"
         )
     mean, variance = float(means.mean()), float(means.var())
@@ -72,7 +72,7 @@ SCALES: dict[str, Scale] = {
     "group_std": _group_std,
     "batch_std": _batch_std,
     "group_mean": _group_mean,
-    "beta": _beta,
+    "bnpo": _bnpo,
     "none": _none,
 }
-"""Names of `AdvantageRule.scale`."""
+"""Names of `advantage.scale`."""

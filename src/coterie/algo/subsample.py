@@ -1,12 +1,12 @@
 """Importance-weighted subsampling of rollouts: Russian roulette (Kahn 1955; Arvo and Kirk 1990).
 
 A baseline that knows more than the group leaves most rollouts a small advantage instead of none. Each costs a forward
-and a backward pass and hardly moves the policy. Kept with probability q_i = min(1, |A_i| / τ), τ = roulette · RMS(A),
+and a backward pass and hardly moves the policy. Kept with probability q_i = min(1, |A_i| / τ), τ = subsample · RMS(A),
 and scaled by 1 / q_i, a rollout counts on average for what it counted, whatever q_i is made of:
 
     E[1{u < q_i} A_i / q_i] = A_i        E[(1{u < q_i} A_i / q_i)²] = A_i² / q_i = max(A_i², |A_i| τ)
 
-so the second moment of the advantages grows by |A_i| (τ - |A_i|) ≤ τ² / 4 for each of them, by roulette² / 4 of itself
+so the second moment of the advantages grows by |A_i| (τ - |A_i|) ≤ τ² / 4 for each of them, by subsample² / 4 of itself
 at most in total.
 """
 
@@ -35,22 +35,22 @@ class Subsampled:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def keep_probabilities(sizes: np.ndarray, roulette: float) -> np.ndarray:
-    """[N] probabilities of keeping rollouts by the size of their advantages [N]; 1 where `roulette` is 0."""
-    threshold = roulette * float(np.sqrt(np.mean(np.square(sizes)))) if len(sizes) else 0.0
+def keep_probabilities(sizes: np.ndarray, subsample: float) -> np.ndarray:
+    """[N] probabilities of keeping rollouts by the size of their advantages [N]; 1 where `subsample` is 0."""
+    threshold = subsample * float(np.sqrt(np.mean(np.square(sizes)))) if len(sizes) else 0.0
     return np.minimum(1.0, sizes / threshold) if threshold > 0 else np.ones(len(sizes))
 
 
-def subsample(credits: Sequence[Credit], uniforms: Mapping[str, float], roulette: float) -> Subsampled:
+def subsample(credits: Sequence[Credit], uniforms: Mapping[str, float], threshold: float) -> Subsampled:
     """Drop rollouts at random, those with small advantages most often, and scale up the rest.
 
     Args:
         uniforms: number in [0, 1) by rollout id. Rollouts that share one stay or go together as far as their
             advantages allow, which is cheapest where they share a prompt.
-        roulette: threshold, in root mean squares of the advantages.
+        threshold: in root mean squares of the advantages; 0 keeps every rollout.
     """
     sizes = np.array([_rms(credit) for credit in credits])
-    keep = keep_probabilities(sizes, roulette)
+    keep = keep_probabilities(sizes, threshold)
     kept = [
         credit.scaled(1 / chance) if uniforms[credit.rollout_id] < chance else replace(credit, advantage=0.0)
         for credit, chance in zip(credits, keep.tolist(), strict=True)

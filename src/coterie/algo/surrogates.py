@@ -1,7 +1,7 @@
 """Policy-gradient surrogates: what is maximised per token. One table, one function a row.
 
-Where a row's gradient flows through the log-probability and not through the ratio ("detached", "tv", "kl", "gamma"),
-the value of the loss means nothing; only its gradient does.
+Where a row's gradient flows through the log-probability and not through the ratio ("cispo", "dppo_tv", "dppo_kl",
+"vespo"), the value of the loss means nothing; only its gradient does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coterie.algo.objective import Objective
 from coterie.algo.tokens import LIMIT, Surrogate, TokenView, segment_mean, segment_sum
 
 DIVERGENCE_CAP = 20.0
-"""Largest ratio that "tv" and "kl" weigh a token with (verl)."""
+"""Largest ratio that "dppo_tv" and "dppo_kl" weigh a token with (verl)."""
 GAMMA_POSITIVE = (2.0, 3.0)
 GAMMA_NEGATIVE = (3.0, 2.0)
-"""(k, λ) of "gamma" where A >= 0 and where A < 0 (VESPO's published setting, TRL's default)."""
+"""(k, λ) of "vespo" where A >= 0 and where A < 0 (VESPO's published setting, TRL's default)."""
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
@@ -44,7 +45,7 @@ def pessimistic(view: TokenView) -> Surrogate:
     For A < 0 both act alike, by their smaller: the value falls no lower than min(c, δ)·A. For A > 0 neither does
     anything as long as δ > 1 + clip_high.
     """
-    ratio, advantages, settings = view.ratio, view.advantages, view.objective
+    ratio, advantages, settings = view.ratio, view.advantages, view.objective.settings
     value = clipped_surrogate(ratio, advantages, view.clip_low, view.clip_high)
     detached_ratio = ratio.detach()
     low = (detached_ratio < 1 - view.clip_low) & (advantages < 0)
@@ -78,7 +79,7 @@ def detached(view: TokenView) -> Surrogate:
 
 def soft(view: TokenView) -> Surrogate:
     """SAPO: a sigmoid gate of slope 1 at ρ = 1 instead of a bound; steeper where the advantage is not positive."""
-    settings = view.objective
+    settings = view.objective.settings
     tau = torch.full_like(view.ratio, settings.sapo_tau_neg)
     tau = tau.masked_fill(view.advantages > 0, settings.sapo_tau_pos)
     return Surrogate(value=4 / tau * torch.sigmoid(tau * (view.ratio - 1)) * view.advantages)
@@ -139,12 +140,9 @@ def gamma(view: TokenView) -> Surrogate:
     """VESPO: each rollout weighs φ(W) = e^λ·W^k·e^(-λW), a constant, with W its whole ratio to the *sampler*.
 
     W = Π_t (π_θ/π_old)_t · (the mismatch weight of the rollout), its log clamped to [log 1e-8, 20]. As in TRL the
-    mismatch weight enters W as corrected by `Objective.correction` instead of multiplying the term once more, and
+    mismatch weight enters W as corrected by `rollout_correction` instead of multiplying the term once more, and
     (k, λ) go by the sign of each token's advantage. φ(1) = 1.
     """
-    mode = view.objective.correction
-    if mode != "none" and not mode.startswith("token"):
-        raise ValueError(f"correction = {mode!r} does not fit 'gamma', which weighs rollouts itself; use a token mode")
     with torch.no_grad():
         total = segment_sum(torch.where(view.counted, view.log_ratios, 0.0), view.rollout) + view.log_correction
         log_w = total.clamp(math.log(1e-8), LIMIT)
@@ -164,7 +162,7 @@ class SurrogateRow:
     """Maximised quantity per token; sg[] is a constant of the gradient."""
     source: str
     levels: tuple[str, ...] = ("token", "sequence", "sequence_token")
-    """Values of `Objective.ratio` that it is defined for."""
+    """Values of `objective.ratio` that it is defined for."""
     through_ratio: bool = True
     """The gradient flows through the ratio, so it ends where the log-ratio is clamped."""
     per_token: bool = True
@@ -174,39 +172,39 @@ class SurrogateRow:
 
 
 SURROGATES: dict[str, SurrogateRow] = {
-    "min": SurrogateRow(
+    "clip": SurrogateRow(
         function=pessimistic,
         formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); at least dual_clip·A where A < 0; ρ capped at delta",
         source="PPO 1707.06347, eq. 7; DeepSeekMath 2402.03300, eq. 3; clip-higher: DAPO 2503.14476; dual clip: "
         "1912.09729; cap: INTELLECT-2 2505.07291",
     ),
-    "none": SurrogateRow(function=unclipped, formula="ρA", source="importance sampling without a bound"),
-    "detached": SurrogateRow(
+    "unclipped": SurrogateRow(function=unclipped, formula="ρA", source="importance sampling without a bound"),
+    "cispo": SurrogateRow(
         function=detached,
         formula="sg[clip(ρ, 1 - clip_low, 1 + clip_high)]·A·lp; clip_low >= 1: no lower bound",
         source="CISPO, MiniMax-M1 2506.13585, eq. 4",
         through_ratio=False,
     ),
-    "soft": SurrogateRow(
+    "sapo": SurrogateRow(
         function=soft,
         formula="(4/τ)·sigmoid(τ(ρ - 1))·A, τ = sapo_tau_pos where A > 0, else sapo_tau_neg",
         source="SAPO 2511.20347",
     ),
-    "geometric": SurrogateRow(
+    "gmpo": SurrogateRow(
         function=geometric,
         formula="exp(mean_t bounded log ρ_t)·A; log ρ_t at most clip_high where A > 0, at least -clip_low where A < 0",
         source="GMPO 2507.20673",
         levels=("token",),
         per_token=False,
     ),
-    "tv": SurrogateRow(
+    "dppo_tv": SurrogateRow(
         function=total_variation,
         formula="sg[min(ρ, 20)]·A·lp; 0 where π - π_old > clip_high and A > 0, or < -clip_low and A < 0",
         source="DPPO-TV 2602.04879",
         levels=("token",),
         through_ratio=False,
     ),
-    "kl": SurrogateRow(
+    "dppo_kl": SurrogateRow(
         function=binary_kl,
         formula="sg[min(ρ, 20)]·A·lp; 0 where KL({y, not y}: old‖new) > clip_high, π > π_old and A > 0, or > clip_low, "
         "π < π_old and A < 0",
@@ -214,7 +212,7 @@ SURROGATES: dict[str, SurrogateRow] = {
         levels=("token",),
         through_ratio=False,
     ),
-    "gamma": SurrogateRow(
+    "vespo": SurrogateRow(
         function=gamma,
         formula="sg[φ(W)]·A·lp, φ(W) = e^λ·W^k·e^(-λW), W = Π_t π_θ/π_sampler; (k, λ) = (2, 3) where A >= 0, else "
         "(3, 2)",
@@ -225,27 +223,24 @@ SURROGATES: dict[str, SurrogateRow] = {
         corrects=True,
     ),
 }
-"""name → row. `Objective.loss` names one, or is a function of the user's own."""
+"""name → row, for `objective.loss`."""
 
 
-def surrogate_row(chosen: str | Callable[[TokenView], Tensor]) -> SurrogateRow:
-    """Row of a named surrogate, or of a user's function `(TokenView) -> [N] to maximise`.
+def surrogate_row(objective: Objective) -> SurrogateRow:
+    """Row of the surrogate that the settings name, or of a user's function `(TokenView) -> [N] to maximise`.
 
     Nothing is known of a user's function, so no token counts as clipped by it.
     """
-    if isinstance(chosen, str):
-        if chosen not in SURROGATES:
-            raise ValueError(
-                f"surrogate = {chosen!r} is unknown; expected one of {list(SURROGATES)}, or a function of your own"
-            )
-        return SURROGATES[chosen]
-    name = getattr(chosen, "__qualname__", repr(chosen))
+    function = objective.function
+    if function is None:
+        return SURROGATES[objective.settings.loss]
+    name = getattr(function, "__qualname__", repr(function))
 
     def call(view: TokenView) -> Surrogate:
-        value = chosen(view)
+        value = function(view)
         if not isinstance(value, Tensor) or value.shape != view.logprobs.shape:
             got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
-            raise ValueError(f"surrogate {name} returned {got}; expected one number per token, {[len(view.logprobs)]}")
+            raise ValueError(f"loss {name} returned {got}; expected one number per token, {[len(view.logprobs)]}")
         return Surrogate(value=value)
 
     return SurrogateRow(

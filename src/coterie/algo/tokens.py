@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.algo.objective import Objective, RatioLevel
+from coterie.algo.objective import Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class TokenView:
     log_ratios: Tensor
     """logprobs - old_logprobs, clamped to ±20, with gradient; always the token's own."""
     ratio: Tensor
-    """The ratio of `Objective.ratio`, with gradient."""
+    """The ratio of `objective.ratio`, with gradient."""
     advantages: Tensor
     clip_low: Tensor
     """Offset below 1."""
@@ -39,7 +39,7 @@ class TokenView:
     @property
     def params(self) -> Mapping[str, Any]:
         """Settings of a custom surrogate."""
-        return self.objective.params
+        return self.objective.settings.params
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +104,7 @@ def log_ratio(logprobs: Tensor, others: Tensor) -> Tensor:
     return (logprobs - others).clamp(-LIMIT, LIMIT)
 
 
-def importance_ratio(
-    level: RatioLevel, log_ratios: Tensor, logprobs: Tensor, rollout: Tensor, counted: Tensor
-) -> Tensor:
+def importance_ratio(level: str, log_ratios: Tensor, logprobs: Tensor, rollout: Tensor, counted: Tensor) -> Tensor:
     """The ratio that the surrogate bounds; exactly 1 wherever the two policies agree.
 
     Args:

@@ -15,7 +15,8 @@ from coterie.errors import ConfigError, RunError
 from coterie.rewards import by_value
 
 Spec = str | Callable[..., Any] | Mapping[str, Any]
-"""A built-in reward's name, `module:function`, a function, or a table as in `rewards.functions` whose name may be one."""
+"""A built-in reward's name, `module:function`, a function, or a table as in `rewards.functions` whose name may be
+one."""
 
 
 def parts_of(

@@ -50,7 +50,7 @@ def pack(rollouts: Mapping[str, Rollout], credits: Sequence[Credit], packing: Pa
             plan(
                 part,
                 credits,
-                loss_agg_mode=packing.normalize,
+                loss_agg_mode=packing.loss_agg_mode,
                 max_tokens_per_microbatch=packing.max_tokens_per_microbatch,
                 skip_zero=packing.skip_zero,
                 max_tokens=packing.max_tokens,
@@ -111,14 +111,14 @@ def plan(
     few digits it matters that the sampler and every pass of the learner cut a prompt at the same place.
 
     Rollouts of earlier steps (`Credit.replayed`) count in the denominator like any other: with R fresh and K replayed
-    ones under "sequence", each weighs 1 / (R + K). So replay does not lengthen the step, it shares it.
+    ones under "seq-mean-token-mean", each weighs 1 / (R + K). So replay does not lengthen the step, it shares it.
 
     Args:
         rollouts: the step's rollouts; those without credit or without trained tokens take no part.
         credits: one per usable rollout.
-        normalize: which global denominator; see `ObjectiveConfig`.
-        max_tokens_per_microbatch: most tokens in one packed row; a single rollout longer than this gets a row of its own, and a
-            group is not cut below twice its prompt.
+        loss_agg_mode: which global denominator; see `ObjectiveConfig`.
+        max_tokens_per_microbatch: most tokens in one packed row; a single rollout longer than this gets a row of its
+            own, and a group is not cut below twice its prompt.
         skip_zero: leave out rollouts whose advantage is exactly zero. Exact when nothing but the advantage has a
             gradient (no KL, entropy or value term in the loss), because the denominator still counts them.
         max_tokens: the constant that `loss_agg_mode = "seq-mean-token-sum-norm"` divides by.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from coterie.algo.advantages import AdvantageRule
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
 from coterie.algo.estimators import Estimator, GaeEstimator, GroupEstimator, Terms
-from coterie.algo.gae import GaeRule
 from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.losses import check_choices
 from coterie.algo.objective import Objective
@@ -52,35 +49,18 @@ def _critic(config: RunConfig, policy: Policy, load: Load, total_steps: int) -> 
 
 
 def objective_for(config: RunConfig) -> Objective:
-    """The loss's choices as the pure record that `coterie.algo.losses` takes.
+    """The loss with the user's own function, where the settings name one.
 
     Raises:
-        ConfigError: your own surrogate cannot be had, or choices do not fit each other.
+        ConfigError: it cannot be had, or choices do not fit each other.
     """
-    settings, mismatch = config.objective, config.mismatch
-    custom = ":" in settings.loss
-    choices = dict[str, Any](
-        ratio=settings.ratio,
-        loss=user_function(settings.loss) if custom else settings.loss,
-        dual_clip=settings.dual_clip,
-        delta=settings.delta,
-        sapo_tau_pos=settings.sapo_tau_pos,
-        sapo_tau_neg=settings.sapo_tau_neg,
-        off_policy_mask=settings.off_policy_mask,
-        kl_beta=settings.kl_beta if settings.kl_in == "loss" else 0.0,
-        kl_estimator=settings.kl_estimator,
-        entropy_bonus=settings.entropy_bonus,
-        correction=mismatch.kind,
-        correction_low=rollout_correction.low,
-        correction_high=rollout_correction.high,
-        veto=rollout_correction.veto,
-        params=settings.params,
-    )
+    settings = config.objective
+    function = user_function(settings.loss) if ":" in settings.loss else None
+    objective = Objective(settings=settings, correction=config.rollout_correction, function=function)
     try:
-        objective = Objective(**choices)
         check_choices(objective)
     except ValueError as error:
-        raise ConfigError(f"[objective] or [rollout_correction]: {error}") from None
+        raise ConfigError(str(error)) from None
     return objective
 
 
@@ -114,19 +94,12 @@ def _part_weights(config: RunConfig) -> dict[str, float]:
 def group_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> GroupEstimator:
     """Advantages relative to the attempts at the same prompt."""
     advantage = config.advantage
-    baseline: Any = advantage.baseline
+    baseline = None
     if ":" in advantage.baseline:
-        baseline = functools.partial(user_function(baseline), **advantage.params)
+        baseline = functools.partial(user_function(advantage.baseline), **advantage.params)
     return GroupEstimator(
-        rule=AdvantageRule(
-            baseline=baseline,
-            scale=advantage.scale,
-            whiten=advantage.whiten,
-            per_reward=advantage.per_reward,
-            step_weight=advantage.step_weight,
-            gigpo_weight=advantage.gigpo_weight,
-            anchor_gamma=advantage.gamma,
-        ),
+        config=advantage,
+        baseline=baseline,
         terms=terms_for(config),
         part_weights=_part_weights(config),
         step_weights=config.rewards.step_weights(),
@@ -135,15 +108,9 @@ def group_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Em
 
 def gae_estimator(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> GaeEstimator:
     """Advantages by generalised advantage estimation over the critic's values."""
-    critic = config.critic or CriticConfig()
-    rule = GaeRule(
-        gamma=critic.gamma,
-        lam=critic.lam,
-        critic_lam=critic.value_lam,
-        length_alpha=critic.length_alpha,
-        whiten=config.advantage.whiten != "none",
+    return GaeEstimator(
+        config=config.critic or CriticConfig(), whiten=config.advantage.whiten != "none", terms=terms_for(config)
     )
-    return GaeEstimator(rule=rule, terms=terms_for(config))
 
 
 def group_aware_estimator(

@@ -159,7 +159,7 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
 
 
 def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
-    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, review=config.data.rehearsal)
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, rehearsal=config.data.rehearsal)
 
 
 def _check_enough(config: RunConfig, train: PromptSet) -> None:

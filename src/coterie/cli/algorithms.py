@@ -52,7 +52,7 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], json_: bool = JSO
         typer.echo(textwrap.fill(method.note, 108, initial_indent="note       ", subsequent_indent=" " * 11))
     if method.off_policy:
         typer.echo(
-            "off-policy ratio, surrogate and bounds act once the policy has moved within a batch: with\n"
+            "off-policy ratio, loss and bounds act once the policy has moved within a batch: with\n"
             "           optim.minibatches = 1 and optim.epochs = 1 every ratio is exactly 1"
         )
     typer.echo("\nsettings" + ("" if method.settings else ": all defaults"))

@@ -27,7 +27,7 @@ SHOW = {
 """Headings of `show` that differ from their keys."""
 FAMILIES = (
     *("reward", "groups", "answers", "advantage", "step", "loss", "ratio", "clip", "kl", "surprisal", "critic"),
-    *("length", "repetition", "copied", "think", "turns", "mismatch", "staleness"),
+    *("length", "repetition", "prompt_overlap", "think", "turns", "mismatch", "staleness"),
 )
 """Order in which `show` prints families of metrics; others follow by name. `step` has those without a family."""
 

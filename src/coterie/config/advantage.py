@@ -33,10 +33,10 @@ class GroupingConfig(Section):
         "prompt"
     )
     """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
-    empirical_bayes, every scale in one model; mixture, several of these, weighted by what their errors cost; or your own baseline
-    as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns one number for
-    each rollout."""
-    without: list[Part] = Field(default_factory=list)
+    empirical_bayes, every scale in one model; mixture, several of these, weighted by what their errors cost; or your
+    own baseline as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns one
+    number for each rollout."""
+    ablate: list[Part] = Field(default_factory=list)
     """Scales (siblings, batch, prompt, tree, key, linear, root; state, of turns that other attempts took from the same
     state) and signals (semantic, complexity, task, key, reward, temporal) to leave out: an ablation."""
     weights: Literal["probability", "length", "none"] = "length"
@@ -51,7 +51,7 @@ class GroupingConfig(Section):
     number; regions may be drawn by either."""
     dimensions: int = Field(default=16, ge=1)
     """Principal directions kept of the embedding."""
-    memory: float = Field(default=40.0, gt=0)
+    decay_steps: float = Field(default=40.0, gt=0)
     """Steps in which what is known of a region fades to 1/e."""
     prompt_decay_steps: float = Field(default=120.0, gt=0)
     """Steps in which what is special to a prompt fades to 1/e."""
@@ -61,7 +61,7 @@ class GroupingConfig(Section):
     """Rollouts that a region needs."""
     refit_every: int = Field(default=10, ge=1)
     """Steps between two drawings of the regions' boundaries (more often at the start)."""
-    rewards: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+    reward_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default_factory=lambda: [0.0, 1.0]
     )
     """Smallest and largest reward; none measures the range on the first step."""
@@ -70,7 +70,7 @@ class GroupingConfig(Section):
     the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
     nothing."""
     per_reward: bool = False
-    """One model for each part of the reward; their advantages are added with the parts' weights."""
+    """One model for each reward; their advantages are added with the rewards' weights."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
@@ -81,27 +81,29 @@ class GroupingConfig(Section):
     """Most rollouts of a drawn prompt."""
     review: float = Field(default=0.1, ge=0, lt=1)
     """Share of the drawn prompts from regions that are solved, so that they stay so."""
-    uniform: bool = False
+    unbiased: bool = False
     """Weigh advantages so that the objective stays the mean over all prompts."""
 
     @model_validator(mode="after")
     def _fits(self) -> GroupingConfig:
         if self.reward_range is not None and self.reward_range[0] >= self.reward_range[1]:
-            raise ValueError(f"rewards = {self.reward_range} must be the smallest reward, then the largest")
+            raise ValueError(f"reward_range = {self.reward_range} must be the smallest reward, then the largest")
         if self.scale == "expected" and self.reward_range is None:
             raise ValueError(
-                'scale = "expected" needs rewards, the smallest and the largest: between them a mean says '
+                'scale = "expected" needs reward_range, the smallest and the largest: between them a mean says '
                 "how far rewards can spread"
             )
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")
         if self.key and self.preset not in ("empirical_bayes", "mixture") and ":" not in self.preset:
             raise ValueError(
-                f'key = "{self.key}" is read by empirical_bayes, mixture and your own baseline only, not "{self.preset}"'
+                f'key = "{self.key}" is read by empirical_bayes, mixture and your own baseline only, not '
+                f'"{self.preset}"'
             )
         if self.allocate and (self.preset in ("prompt", "rloo", "global", "js2") or ":" in self.preset):
             raise ValueError(
-                f"allocate = true needs a preset that expects something of a prompt, tracker, empirical_bayes or mixture; it is "
+                "allocate = true needs a preset that expects something of a prompt, tracker, empirical_bayes or "
+                "mixture; it is "
                 f'"{self.preset}"'
             )
         return self

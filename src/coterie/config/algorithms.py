@@ -29,9 +29,9 @@ class Algorithm:
 
     @property
     def off_policy(self) -> bool:
-        """True if its ratio, surrogate or bounds need several optimizer steps a batch: with one, every ratio is exactly
+        """True if its ratio, loss or bounds need several optimizer steps a batch: with one, every ratio is exactly
         1."""
-        bounds = ("ratio", "surrogate", "clip_low", "clip_high", "delta", "dual_clip")
+        bounds = ("ratio", "loss", "clip_low", "clip_high", "delta", "dual_clip")
         return any(key == f"objective.{name}" for key in self.settings for name in bounds)
 
 
@@ -81,8 +81,9 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.loss_agg_mode": "token-mean",
             "collect.dynamic_sampling": True,
         },
-        note="Missing groups are drawn again one for one, at most collect.dynamic_sampling_limit times; the paper draws whole "
-        "batches and stops with an error. Variance is that of the evaluated reward part, as in verl. Its punishment of "
+        note="Missing groups are drawn again one for one, at most collect.dynamic_sampling_limit times; the paper "
+        "draws whole batches and stops with an error. Variance is that of the evaluated reward part, as in verl. Its "
+        "punishment of "
         'long completions is a part of the reward: [[rewards.functions]] name = "overlong".',
     ),
     "rloo": Algorithm(
@@ -190,7 +191,8 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.clip_high": 0.15,
         },
         note='The bounds are differences of probabilities; loss = "dppo_kl" bounds the divergence instead, there by '
-        '0.05. The scripts also take the mean of Dr. GRPO (loss_agg_mode = "seq-mean-token-sum-norm", advantage.scale = "none"), and '
+        '0.05. The scripts also take the mean of Dr. GRPO (loss_agg_mode = "seq-mean-token-sum-norm", advantage.scale '
+        '= "none"), and '
         "their trust region is around the sampler's own probabilities; here it is around the policy at the start of "
         "the update.",
     ),
@@ -328,7 +330,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings completed by the preset of their `algorithm`, for `BaseModel.model_validate`.
 
     >>> filled({"algorithm": "lite_ppo", "objective": {"clip_low": 0.1}})["objective"]
-    {'clip_low': 0.1, 'normalize': 'token-mean'}
+    {'clip_low': 0.1, 'loss_agg_mode': 'token-mean'}
     """
     settings = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
     for key, value in find(settings.get("algorithm", "grpo")).settings.items():

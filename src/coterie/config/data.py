@@ -162,8 +162,8 @@ class DataConfig(Section):
     """Sources of training prompts; rows of all sources are mixed."""
     heldout: list[Source] = Field(default_factory=list)
     """Sources of held-out prompts, never trained on. Rows that also occur in training are removed."""
-    review: float = Field(default=0.0, ge=0, lt=1)
-    """Rehearsal: fraction of the drawn prompts that come from finished curriculum stages, i.e. sources past their
+    rehearsal: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the drawn prompts that come from finished curriculum stages, i.e. sources past their
     `until`."""
     system: str | None = None
     """System message put before every prompt; None leaves it to the template."""
@@ -188,6 +188,7 @@ class DataConfig(Section):
                 )
         if self.rehearsal and not any(source.until for source in self.train):
             raise ValueError(
-                f"data.rehearsal = {self.rehearsal} draws from sources that have left, and none ever does; give one an until"
+                f"data.rehearsal = {self.rehearsal} draws from sources that have left, and none ever does; give one an "
+                "until"
             )
         return self

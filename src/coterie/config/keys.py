@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from coterie.config.foreign import foreign
+from coterie.config.renamed import present_key, present_value
 from coterie.config.schema import RunConfig
 
 MISSING: Any = object()
@@ -205,9 +206,17 @@ def _words(kind: Any) -> str:
     return " | ".join(_words(member) for member in union_members(kind) if member is not type(None))
 
 
-def nearest(path: Sequence[str]) -> str:
-    """Hint for an unknown key: `; did you mean optim.lr?`, the setting here for another trainer's name, or why there is
-    none; an empty string where nothing is near."""
+def nearest(path: Sequence[str], value: Any = None) -> str:
+    """Hint for an unknown key: `; did you mean optim.lr?`, the present name of a former setting, the setting here for
+    another trainer's name, or why there is none; an empty string where nothing is near.
+
+    Args:
+        value: value of the unknown key; a former value is named by its present one too.
+    """
+    present = present_key(path)
+    if present is not None:
+        other = present_value(present, value)
+        return f"; did you mean {present}{'' if other == value else f' = {json.dumps(other)}'}?"
     asked = ".".join("*" if part.isdecimal() else part for part in path)
     keys = [
         *settings(),
@@ -317,7 +326,7 @@ def _line(path: tuple[str, ...], problems: list[ErrorDetails], data: Mapping[str
     if kind == "extra_forbidden":
         source = (_look_up(data, path[:-1]) or {}).get("type")
         within = f" in a source of type {source!r}" if isinstance(source, str) else ""
-        return f"unknown setting {key}{within} (from {origin}){nearest(path)}"
+        return f"unknown setting {key}{within} (from {origin}){nearest(path, _look_up(data, path))}"
     if kind == "value_error":
         return _cross_field(problem["msg"].removeprefix("Value error, "), sources)
     if kind == "union_tag_not_found":
@@ -340,7 +349,8 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
         return BOUNDS[kind].format(**problem.get("ctx", {}))
     if kind == "literal_error":
         members = [member for member in union_members(bare(kind_at(path, data))) if get_origin(member) is Literal]
-        return _one_of(_look_up(data, path), [str(choice) for member in members for choice in get_args(member)])
+        value, choices = _look_up(data, path), [str(choice) for member in members for choice in get_args(member)]
+        return _one_of(value, choices, near=present_value(".".join(path), value))
     stem = next((stem for stem in KINDS if kind.startswith(stem)), None)
     if stem is None:
         return problem["msg"]
@@ -357,9 +367,9 @@ def _numeric(problem: ErrorDetails, stem: str) -> bool:
         return False
 
 
-def _one_of(value: Any, choices: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+def _one_of(value: Any, choices: list[str], near: Any = None) -> str:
+    closest = [near] if near in choices else difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {closest[0]!r}?" if closest else ""
     return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}{hint}"
 
 

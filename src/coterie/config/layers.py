@@ -98,7 +98,7 @@ class Layers:
         path, source = assignment.path, assignment.source
         kind = kind_at(path, self.data)
         if kind is MISSING:
-            raise ConfigError(f"unknown setting {'.'.join(path)} (from {source}){nearest(path)}")
+            raise ConfigError(f"unknown setting {'.'.join(path)} (from {source}){nearest(path, assignment.value)}")
         parent: Any = self.data
         for depth, part in enumerate(path[:-1], start=1):
             parent = self._open(parent, part, path[:depth], source)

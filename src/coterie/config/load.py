@@ -19,6 +19,7 @@ from coterie.config.algorithms import stored
 from coterie.config.keys import MISSING, bare, kind_at, nearest
 from coterie.config.layers import Assignment, Layers, Loaded
 from coterie.config.paths import is_stored_run, located, relocate
+from coterie.config.renamed import translated
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 
@@ -167,11 +168,12 @@ def _merge_file(layers: Layers, path: Path) -> None:
     """Merge a file into the layers; its relative paths start at its folder.
 
     Those of a stored run start at the current directory: they are absolute, unless an older version stored them as
-    they were given.
+    they were given. Its former names of settings are read as the present ones.
     """
     table, file = read_toml(path), file_of(path)
     source = str(path)
     if is_stored_run(file):
+        table = translated(table)
         relocate(table, file)
     else:
         layers.folders[source] = Path(located(str(file.parent), Path.cwd()))

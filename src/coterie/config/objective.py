@@ -16,35 +16,39 @@ UserFunction = Annotated[str, Field(pattern=FUNCTION)]
 
 
 class ObjectiveConfig(Section):
-    """The surrogate that is maximised, its trust region, its denominator, and the KL and entropy terms."""
+    """The policy loss, its trust region, its denominator, and the KL and entropy terms."""
 
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
     """Importance-sampling level: token (PPO, GRPO), sequence, the geometric mean over the completion (GSPO), or
     sequence_token, that mean with each token's own gradient (GSPO-token)."""
-    surrogate: Literal["min", "none", "detached", "soft", "geometric", "tv", "kl", "gamma"] | UserFunction = "min"
-    """Policy loss: min, PPO's min(ρA, clip(ρ)A); none, ρA; detached, the clipped ratio as a constant weight (CISPO);
-    soft, a sigmoid gate (SAPO); geometric, the clipped geometric mean (GMPO); tv or kl, a mask by the change of the
-    token's probability (DPPO); gamma, a smooth weight of the whole completion's ratio (VESPO); or `module:function`."""
+    loss: Literal["clip", "unclipped", "cispo", "sapo", "gmpo", "dppo_tv", "dppo_kl", "vespo"] | UserFunction = "clip"
+    """Policy loss: clip, PPO's min(ρA, clip(ρ)A); unclipped, ρA; cispo, the clipped ratio as a constant weight; sapo, a
+    sigmoid gate; gmpo, the clipped geometric mean; dppo_tv or dppo_kl, a mask by the change of the token's probability;
+    vespo, a smooth weight of the whole completion's ratio; or `module:function`."""
     clip_low: float = Field(default=0.2, gt=0)
-    """Lower bound: 1 - clip_low of the ratio (min, detached; 1 or more is no bound), e^-clip_low (geometric), or the
-    allowed fall of a probability (tv) and the allowed divergence (kl)."""
+    """Lower bound: 1 - clip_low of the ratio (clip, cispo; 1 or more is no bound), e^-clip_low (gmpo), or the allowed
+    fall of a probability (dppo_tv) and the allowed divergence (dppo_kl)."""
     clip_high: float = Field(default=0.2, gt=0)
     """Upper bound, in the same units."""
     dual_clip: float | None = Field(default=None, gt=1)
     """For negative advantages, the ratio counts at most this much (dual-clip PPO); none = no bound."""
     delta: float | None = Field(default=None, gt=1)
-    """The ratio never counts more than this, for either sign (INTELLECT-2's delta); larger than 1 + clip_high."""
+    """Two-sided clipping: the ratio never counts more than this, for either sign (INTELLECT-2, TRL's delta); larger
+    than 1 + clip_high."""
     sapo_tau_pos: float = Field(default=1.0, gt=0)
-    """Temperature of the soft gate for positive advantages."""
+    """Temperature of SAPO's gate for positive advantages."""
     sapo_tau_neg: float = Field(default=1.05, gt=0)
-    """Temperature of the soft gate for negative advantages."""
+    """Temperature of SAPO's gate for negative advantages."""
     off_policy_mask: float | None = Field(default=None, gt=0)
     """Leave out completions with a negative advantage whose tokens have become less likely than when sampled by more
     than this, in nats a token (DeepSeek-V3.2)."""
-    normalize: Literal["sequence", "token", "constant", "sequence_sum", "prompt"] = "sequence"
-    """Loss aggregation: sequence, mean over a rollout's tokens, then over rollouts (GRPO); token, mean over all tokens
-    (DAPO); constant, sum over tokens / sampling.max_tokens (Dr. GRPO); sequence_sum, sum over tokens, mean over
-    rollouts (REINFORCE, RLOO); prompt, mean over the tokens of a prompt, then over prompts (ScaleRL)."""
+    loss_agg_mode: Literal[
+        "seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm", "seq-mean-token-sum", "prompt-mean"
+    ] = "seq-mean-token-mean"
+    """Loss aggregation, in verl's names: seq-mean-token-mean, mean over a rollout's tokens, then over rollouts (GRPO);
+    token-mean, mean over all tokens (DAPO); seq-mean-token-sum-norm, sum over tokens / sampling.max_tokens (Dr. GRPO);
+    seq-mean-token-sum, sum over tokens, mean over rollouts (REINFORCE, RLOO); prompt-mean, mean over the tokens of a
+    prompt, then over prompts (ScaleRL)."""
     kl_beta: float = Field(default=0.0, ge=0)
     """Coefficient of the KL to the reference model; 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3", "k3_unbiased", "k3_straight"] = "k3"
@@ -70,10 +74,13 @@ class ObjectiveConfig(Section):
     """Leave groups in which no rollout has an advantage (all rewards equal) out of the denominator, the KL and the
     entropy, as ScaleRL does; by default they count there, so a step with few mixed groups is a smaller step."""
     params: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of your own surrogate."""
+    """Keyword arguments of your own loss."""
 
     @model_validator(mode="after")
     def _bounds(self) -> ObjectiveConfig:
+        for name in ("dual_clip", "delta"):
+            if getattr(self, name) is not None and self.loss != "clip":
+                raise ValueError(f'{name} bounds loss = "clip" only; leave it out with "{self.loss}"')
         if self.delta is not None and self.delta <= 1 + self.clip_high:
             raise ValueError(
                 f"delta = {self.delta} must be larger than 1 + clip_high = {1 + self.clip_high}, which "
@@ -106,20 +113,20 @@ class AdvantageConfig(Section):
     """Baseline subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the
     others' mean weighted by length (OPO), the second best for the best and nothing for the rest (pass@k), the group's
     mean shrunk towards the other groups' (js2), nothing, or `module:function`."""
-    scale: Literal["group_std", "batch_std", "group_mean", "beta", "none"] = "group_std"
+    scale: Literal["group_std", "batch_std", "group_mean", "bnpo", "none"] = "group_std"
     """What advantages are divided by: the group's standard deviation (GRPO), the batch's, the group's mean (MaxRL), a
-    Beta density (BNPO), or nothing (Dr. GRPO)."""
+    Beta density (bnpo), or nothing (Dr. GRPO)."""
     whiten: Literal["none", "samples", "tokens"] = "none"
     """Shift and scale the advantages of the whole batch to mean 0 and deviation 1, over rollouts or over tokens."""
     per_reward: bool = False
-    """Estimate each part of the reward on its own, then add (GDPO)."""
+    """Estimate each reward on its own, then add (GDPO)."""
     step_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantages of reasoning steps (process supervision), added to the outcome's."""
-    anchors: float = Field(default=0.0, ge=0)
+    gigpo_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), added to
     the episode's advantage; an environment of one turn has no states."""
     gamma: float = Field(default=0.95, ge=0, le=1)
-    """Discount a turn of the returns that `anchors` compares."""
+    """Discount a turn of the returns that `gigpo_weight` compares."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of your own baseline."""
 
@@ -127,7 +134,8 @@ class AdvantageConfig(Section):
     def _anchored(self) -> AdvantageConfig:
         if self.gigpo_weight and self.scale not in ("group_std", "none"):
             raise ValueError(
-                f"anchors = {self.gigpo_weight} divides by the standard deviation of the returns from a state, or by "
+                f"gigpo_weight = {self.gigpo_weight} divides by the standard deviation of the returns from a state, or "
+                "by "
                 f'nothing; set scale = "group_std" or "none", not "{self.scale}"'
             )
         return self
@@ -136,7 +144,7 @@ class AdvantageConfig(Section):
 class RolloutCorrectionConfig(Section):
     """Correction of the train-inference mismatch: sampler and learner give the same token different probabilities."""
 
-    correction: Literal[
+    kind: Literal[
         "none",
         "token_truncate",
         "token_clip",
@@ -167,10 +175,10 @@ class RolloutCorrectionConfig(Section):
 class ReferenceConfig(Section):
     """The reference model of the KL: the initial policy, unless it is synced with the current one."""
 
-    every: int = Field(default=0, ge=0)
+    sync_every: int = Field(default=0, ge=0)
     """Steps between syncs of the reference model with the policy (TRL's ref_model_sync_steps; DeepSeek-R1: 400);
     0 = never."""
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    sync_ema: float | None = Field(default=None, gt=0, lt=1)
     """Mix this share of the policy into the old reference at each sync (TRL's ref_model_mixup_alpha; TR-DPO: 0.6);
     none = copy the policy."""
 

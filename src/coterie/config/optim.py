@@ -39,17 +39,17 @@ class OptimConfig(Section):
     max_tokens_per_microbatch: int = Field(default=1024, ge=1)
     """Tokens per micro-batch; a group is not cut below twice its prompt's length. Changes memory, never the gradient
     (beyond rounding)."""
-    roulette: float = Field(default=0.0, ge=0, le=2)
+    subsample: float = Field(default=0.0, ge=0, le=2)
     """Stochastic down-sampling (Russian roulette) of rollouts with small advantages: each is kept with probability
-    |advantage| / (roulette · RMS of the advantages), at most 1, and weighted by its inverse. Same expected gradient
-    from fewer tokens; the advantages' second moment grows by roulette² / 4 at most. 0 = off."""
-    state: Literal["float32", "8bit"] = "float32"
-    """Precision of the optimizer state: float32 (float64 under float64), or 8 bits in blocks of 256 (needs the `8bit`
+    |advantage| / (subsample · RMS of the advantages), at most 1, and weighted by its inverse. Same expected gradient
+    from fewer tokens; the advantages' second moment grows by subsample² / 4 at most. 0 = off."""
+    moments: Literal["float32", "8bit"] = "float32"
+    """Precision of Adam's moments: float32 (float64 under float64), or 8 bits in blocks of 256 (needs the `8bit`
     extra)."""
-    checkpointing: bool = False
-    """Gradient checkpointing: keep one activation per layer and recompute the rest in the backward pass. Less memory,
+    gradient_checkpointing: bool = False
+    """Keep one activation per layer and recompute the rest in the backward pass. Less memory,
     about a third more compute, the same gradient."""
-    offload: bool = False
+    activation_offload: bool = False
     """Offload activations to main memory between forward and backward pass; GPU only."""
     attention: Literal["auto", "flex", "sdpa"] = "auto"
     """Kernel of the update: flex is one block-sparse FlexAttention call a layer, sdpa one plain call a prompt and a

@@ -52,7 +52,7 @@ class StepRewardConfig(RewardConfig):
 class RewardsConfig(Section):
     """Scoring of rollouts, by functions in worker processes with a timeout."""
 
-    parts: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
+    functions: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
     """Reward functions; the reward is their weighted sum."""
     steps: list[StepRewardConfig] = Field(default_factory=list)
     """Process reward functions, which score single steps of a completion."""
@@ -70,7 +70,7 @@ class RewardsConfig(Section):
             raise ValueError(
                 f"rewards.functions has the environment's reward {len(self.environment)} times; name it once"
             )
-        for section, labels in (("parts", self.labels()), ("steps", [step.key for step in self.steps])):
+        for section, labels in (("functions", self.labels()), ("steps", [step.key for step in self.steps])):
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise ValueError(f"rewards.{section} has several parts called {twice[0]!r}; give each its own label")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -96,15 +97,15 @@ class ReplayConfig(Section):
     """Most groups that are kept; those with the least priority go first."""
     candidates: int = Field(default=2, ge=1)
     """Groups whose present probabilities are computed (one forward pass each) for each one that may join."""
-    staleness: int = Field(default=4, ge=1)
+    max_age: int = Field(default=4, ge=1)
     """Greatest age of a group, in policy versions."""
-    low: float = Field(default=0.5, gt=0, lt=1)
+    min_ratio: float = Field(default=0.5, gt=0, lt=1)
     """A group is left out when the geometric mean of π_now / π_sampler over any of its rollouts is below this."""
-    high: float = Field(default=2.0, gt=1)
+    max_ratio: float = Field(default=2.0, gt=1)
     """Or above this."""
     half_life: float = Field(default=2.0, gt=0)
     """Versions in which a group's priority, its mean |advantage|, halves."""
-    uniform: bool = False
+    unbiased: bool = False
     """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
     surprising and fresh groups count more, as often as they are drawn."""
 
@@ -142,17 +143,14 @@ class SamplingConfig(Section):
 class CollectConfig(Section):
     """Collection of the rollouts of a step."""
 
-    prompts: int = Field(default=8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """Prompts drawn per step."""
     group_size: int = Field(default=8, ge=1)
-    """Rollouts per prompt. A batch is prompts × group_size rollouts. A group of one has no baseline of its own."""
-    engine: Literal["embedded"] = "embedded"
-    """What samples: `embedded` reads the learner's weights in place."""
-    slots: int = Field(default=64, ge=1)
-    """Decode batch size (vLLM's max_num_seqs): sequences decoded at once, with continuous batching."""
+    """Rollouts per prompt. A batch is prompts_per_step × group_size rollouts. A group of one has no baseline of its
+    own."""
     max_error_share: float = Field(default=0.1, ge=0, le=1)
     """Stop the run when a larger share of a step's rollouts ends in an error."""
-    refill: bool = False
+    dynamic_sampling: bool = False
     """Replace groups whose attempts all have the same evaluated reward (eval.reward) by other prompts (DAPO's dynamic
     sampling)."""
     dynamic_sampling_limit: int = Field(default=10, ge=1)
@@ -160,6 +158,15 @@ class CollectConfig(Section):
     oversample: float = Field(default=1.0, ge=1)
     """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
     in the next step, which waits for them. Faster, but it favours short completions."""
+
+
+class EngineConfig(Section):
+    """Sampling engine."""
+
+    name: Literal["embedded"] = "embedded"
+    """`embedded` reads the learner's weights in place."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
 
 
 class EvalConfig(Section):
@@ -175,8 +182,8 @@ class EvalConfig(Section):
     """Sampling temperature of the evaluation."""
     limit: int | None = Field(default=None, ge=1)
     """Evaluate only the first held-out prompts of each source."""
-    part: str = ""
-    """Label of the reward part that says what is correct (when it reaches 1); the first part when empty."""
+    reward: str = ""
+    """Label of the reward that says what is correct (when it reaches 1); the first one when empty."""
     correct_threshold: float | None = None
     """A completion is correct, and counts in pass@k, when the evaluated part is at least this. none: when it reaches 1,
     if the part is binary (0 or 1); a graded part then has no pass@k, and the mean reward is reported alone."""
@@ -222,11 +229,12 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     collect: CollectConfig = Field(default_factory=CollectConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig)
-    mismatch: RolloutCorrectionConfig = Field(default_factory=RolloutCorrectionConfig)
+    rollout_correction: RolloutCorrectionConfig = Field(default_factory=RolloutCorrectionConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     grouping: GroupingConfig = Field(default_factory=GroupingConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
@@ -243,20 +251,11 @@ class RunConfig(Section):
         labels = self.rewards.labels()
         if self.eval.reward and self.eval.reward not in labels:
             raise ValueError(f"eval.reward = {self.eval.reward!r} is not a reward part; expected one of {labels}")
-        self._check_environment()
-        self._check_groups()
-        self._check_replay()
-        if self.optim.minibatches > self.collect.prompts_per_step * self.collect.group_size:
-            raise ValueError(
-                f"optim.minibatches = {self.optim.minibatches} is more than the batch of "
-                f"{self.collect.prompts_per_step} prompts × {self.collect.group_size} rollouts"
-            )
-        if self.optim.subsample and not self.advantages_alone:
-            raise ValueError(
-                f"optim.subsample = {self.optim.subsample} leaves rollouts out by their advantage, but here a rollout "
-                "without any has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, "
-                "entropy_target, entropy_share < 1), no surrogate of your own and no critic"
-            )
+        for conflict, message in CONFLICTS:
+            if conflict(self):
+                raise ValueError(message.format(c=self))
+        if self.grouping.preset != "prompt" and self.grouping.reward_range is not None:
+            self._check_bounds(*self.grouping.reward_range)
         return self
 
     @property
@@ -268,26 +267,11 @@ class RunConfig(Section):
         everywhere = objective.entropy_share < 1 or ":" in objective.loss  # these look at every token
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
-    def _check_environment(self) -> None:
-        """Check the settings of episodes with several turns."""
-        environment = self.environment
-        if not environment.talks and self.rewards.environment:
-            raise ValueError(
-                'the reward part "environment" is what an environment gives, and environment.name = "single_turn" '
-                "gives nothing; name another environment, or leave the part out"
-            )
-        if not environment.talks:
-            return
-        if self.collect.oversample > 1:
-            raise ValueError(
-                f"collect.oversample = {self.collect.oversample} stops when enough prompts are whole, which is not "
-                f"known before the last turn of environment.name = {environment.name!r}; set collect.oversample = 1"
-            )
-        if environment.max_tokens <= self.sampling.max_tokens:
-            raise ValueError(
-                f"environment.max_tokens = {environment.max_tokens} leaves no room for a prompt beside a turn of "
-                f"sampling.max_tokens = {self.sampling.max_tokens}; raise it, or lower sampling.max_tokens"
-            )
+    @property
+    def needs_siblings(self) -> bool:
+        """True if the baseline is made of the other rollouts of the same prompt."""
+        apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
+        return self.critic is None and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
 
     def _check_algorithm(self) -> None:
         """Refuse settings made in Python that name a preset without containing it."""
@@ -301,97 +285,111 @@ class RunConfig(Section):
                     "coterie.config.algorithms.filled first"
                 )
 
-    def _check_groups(self) -> None:
-        """Check that a group baseline has a group, and that a renewed reference is used."""
-        alone = self.critic is not None or self.advantage.baseline in ("none", "batch_mean")
-        alone = (
-            alone
-            or self.grouping.preset in ("global", "tracker", "empirical_bayes", "mixture")
-            or ":" in self.grouping.preset
-        )
-        if self.collect.group_size < 2 and not alone and ":" not in self.advantage.baseline:
-            raise ValueError(
-                f"collect.group_size = {self.collect.group_size} is too small: "
-                f'advantage.baseline = "{self.advantage.baseline}" needs at least 2 rollouts per prompt'
-            )
-        if self.reference.sync_every and self.objective.kl_beta == 0:
-            raise ValueError("reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference")
-        if self.reference.sync_every and self.model.lora is not None:
-            raise ValueError(
-                "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without "
-                "it; set reference.sync_every = 0, or leave out model.lora"
-            )
-        if self.critic is not None:
-            self._check_critic(self.critic)
-        outside = self.critic is not None or self.grouping.preset not in ("prompt", "rloo")
-        if self.collect.dynamic_sampling and (outside or self.advantage.baseline in ("none", "batch_mean", "js2")):
-            raise ValueError(
-                "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
-                "set collect.dynamic_sampling = false"
-            )
-        if self.grouping.preset != "prompt":
-            self._check_grouping()
-
-    def _check_replay(self) -> None:
-        """Refuse settings under which the advantages of a replayed group are no longer valid."""
-        if not self.replay.groups:
-            return
-        if self.critic is not None:
-            raise ValueError(
-                "replay.groups trains on advantages as they were credited, and a critic's are made of its values of "
-                "then; leave out critic, or set replay.groups = 0"
-            )
-        if self.reference.sync_every == 1:
-            raise ValueError(
-                "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews "
-                "it after every step; renew it less often, or set replay.groups = 0"
-            )
-
-    def _check_critic(self, critic: CriticConfig) -> None:
-        """Refuse settings of another baseline beside a critic."""
-        advantage = self.advantage.model_copy(update={"whiten": "none"})
-        if advantage != AdvantageConfig() or self.advantage.whiten == "samples":
-            raise ValueError(
-                'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies'
-            )
-        if critic.bounded and critic.clip is not None:
-            raise ValueError("critic.clip bounds a squared error; with critic.bounded = true leave it out")
-
-    def _check_grouping(self) -> None:
-        """Refuse settings of another baseline beside the group-aware one, and check its counts of rollouts."""
-        if self.critic is not None or self.advantage != AdvantageConfig():
-            raise ValueError(
-                f'grouping.preset = "{self.grouping.preset}" has a baseline and a scale of its own; leave out critic '
-                "and the settings of advantage"
-            )
-        grouping, size = self.grouping, self.collect.group_size
-        if grouping.allocate and not grouping.least <= size <= grouping.most:
-            raise ValueError(
-                f"grouping.least = {grouping.least} and most = {grouping.most} must have collect.group_size = {size}, "
-                "the mean, between them"
-            )
-        if grouping.unbiased and self.objective.loss_agg_mode == "prompt-mean":
-            raise ValueError('grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it')
-        self._check_bounds(grouping)
-        if grouping.allocate and (self.collect.dynamic_sampling or self.collect.oversample > 1):
-            raise ValueError(
-                "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample"
-            )
-
-    def _check_bounds(self, grouping: GroupingConfig) -> None:
-        """Check `grouping.reward_range` against the possible rewards: shipped parts lie within 0 and 1, `overlong` within -1
-        and 0, and a sum outside would end the run at the first such rollout."""
-        if grouping.reward_range is None:
-            return
+    def _check_bounds(self, smallest: float, largest: float) -> None:
+        """Check `grouping.reward_range` against the possible rewards: shipped functions lie within 0 and 1, `overlong`
+        within -1 and 0, and a sum outside would end the run at the first such rollout."""
         sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.functions]
-        weights = [1.0 if grouping.per_reward else part.weight for part in self.rewards.functions]
+        weights = [1.0 if self.grouping.per_reward else part.weight for part in self.rewards.functions]
         ends = [(weight * low, weight * high) for weight, (low, high) in zip(weights, sizes, strict=True)]
-        if grouping.per_reward:
+        if self.grouping.per_reward:
             low, high = min(min(pair) for pair in ends), max(max(pair) for pair in ends)
         else:
             low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
-        if low < grouping.reward_range[0] - 1e-9 or high > grouping.reward_range[1] + 1e-9:
+        if low < smallest - 1e-9 or high > largest + 1e-9:
             raise ValueError(
-                f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = {grouping.reward_range}; set "
-                f"grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
+                f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
+                f"[{smallest}, {largest}]; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )
+
+
+CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
+    (
+        lambda c: not c.environment.talks and c.rewards.environment,
+        'the reward part "environment" is what an environment gives, and environment.name = "single_turn" gives '
+        "nothing; name another environment, or leave the part out",
+    ),
+    (
+        lambda c: c.environment.talks and c.collect.oversample > 1,
+        "collect.oversample = {c.collect.oversample} stops when enough prompts are whole, which is not known before "
+        "the last turn of environment.name = {c.environment.name!r}; set collect.oversample = 1",
+    ),
+    (
+        lambda c: c.environment.talks and c.environment.max_tokens <= c.sampling.max_tokens,
+        "environment.max_tokens = {c.environment.max_tokens} leaves no room for a prompt beside a turn of "
+        "sampling.max_tokens = {c.sampling.max_tokens}; raise it, or lower sampling.max_tokens",
+    ),
+    (
+        lambda c: c.collect.group_size < 2 and c.needs_siblings,
+        "collect.group_size = {c.collect.group_size} is too small: advantage.baseline = "
+        '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',
+    ),
+    (
+        lambda c: c.reference.sync_every and c.objective.kl_beta == 0,
+        "reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference",
+    ),
+    (
+        lambda c: c.reference.sync_every and c.model.lora is not None,
+        "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without it; "
+        "set reference.sync_every = 0, or leave out model.lora",
+    ),
+    (
+        lambda c: c.critic and c.advantage not in (AdvantageConfig(), AdvantageConfig(whiten="tokens")),
+        'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
+    ),
+    (
+        lambda c: c.critic and c.critic.bounded and c.critic.clip is not None,
+        "critic.clip bounds a squared error; with critic.bounded = true leave it out",
+    ),
+    (
+        lambda c: (
+            c.collect.dynamic_sampling
+            and (
+                c.critic
+                or c.grouping.preset not in ("prompt", "rloo")
+                or c.advantage.baseline in ("none", "batch_mean", "js2")
+            )
+        ),
+        "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
+        "set collect.dynamic_sampling = false",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and (c.critic or c.advantage != AdvantageConfig()),
+        'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
+        "settings of advantage",
+    ),
+    (
+        lambda c: c.grouping.allocate and not c.grouping.least <= c.collect.group_size <= c.grouping.most,
+        "grouping.least = {c.grouping.least} and most = {c.grouping.most} must have collect.group_size = "
+        "{c.collect.group_size}, the mean, between them",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and c.grouping.unbiased and c.objective.loss_agg_mode == "prompt-mean",
+        'grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it',
+    ),
+    (
+        lambda c: c.grouping.allocate and (c.collect.dynamic_sampling or c.collect.oversample > 1),
+        "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample",
+    ),
+    (
+        lambda c: c.replay.groups and c.critic,
+        "replay.groups trains on advantages as they were credited, and a critic's are made of its values of then; "
+        "leave out critic, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.replay.groups and c.reference.sync_every == 1,
+        "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews it "
+        "after every step; renew it less often, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.optim.minibatches > c.collect.prompts_per_step * c.collect.group_size,
+        "optim.minibatches = {c.optim.minibatches} is more than the batch of {c.collect.prompts_per_step} prompts × "
+        "{c.collect.group_size} rollouts",
+    ),
+    (
+        lambda c: c.optim.subsample and not c.advantages_alone,
+        "optim.subsample = {c.optim.subsample} leaves rollouts out by their advantage, but here a rollout without any "
+        "has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, entropy_target, "
+        "entropy_share < 1), no loss of your own and no critic",
+    ),
+)
+"""Settings that exclude each other: (predicate of the conflict, message)."""

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from coterie.config.base import Section
+from coterie.config.renamed import metric_name
 
 AVERAGED = 5
 """Steps of the running mean that `reward_drop` compares: single steps are noise."""
@@ -129,6 +130,8 @@ class StopRule:
     ) -> StopRule:
         """A rule with its defaults filled in."""
         kind = KINDS.get(name)
+        if metric_name(metric) != metric:
+            raise ValueError(f"stop rule {name!r}: metric = {metric!r} is now {metric_name(metric)!r}")
         if kind is None:
             raise ValueError(f"stop rule {name!r} does not exist; expected one of {', '.join(KINDS)}")
         if bool(kind.metric) == bool(metric):

@@ -44,7 +44,7 @@ seed = 1
 name = "task"              # the data's own scorer; or number, exact, math, or yours: "module:function"
 
 [collect]
-prompts_per_step = 8                # per step
+prompts_per_step = 8
 group_size = 8             # completions per prompt
 
 [sampling]

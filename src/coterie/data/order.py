@@ -17,7 +17,7 @@ class PromptOrder:
 
     Args:
         presence: see `CurriculumSpan`, by prompt id; who is not named is always there.
-        review: share of a stage's draws that come from the prompts that have left.
+        rehearsal: share of a stage's draws that come from the prompts that have left.
 
     Raises:
         ValueError: at some cursor there is no prompt.
@@ -29,19 +29,19 @@ class PromptOrder:
         *,
         seed: int,
         presence: Mapping[str, tuple[int, int | None]] | None = None,
-        review: float = 0.0,
+        rehearsal: float = 0.0,
     ) -> None:
         self.prompts = list(prompts)
         times = [CurriculumSpan(*(presence or {}).get(prompt.id, ())) for prompt in self.prompts]
         starts = enumerate(changes(times))
-        self.stages = [_Stage(number, start, self.prompts, times, seed, review) for number, start in starts]
+        self.stages = [_Stage(number, start, self.prompts, times, seed, rehearsal) for number, start in starts]
 
     def draw(self, cursor: int, count: int) -> list[Prompt]:
         """The prompts number `cursor` … `cursor + count - 1` of the endless stream."""
         return [self._stage(at).prompt(at) for at in range(cursor, cursor + count)]
 
     def available(self, cursor: int) -> int:
-        """Number of different prompts of the stage, without those under review."""
+        """Number of different prompts of the stage, without those under rehearsal."""
         return len(self._stage(cursor).current.prompts)
 
     def stage(self, cursor: int) -> int:
@@ -62,7 +62,7 @@ class _Stage:
         prompts: Sequence[Prompt],
         times: Sequence[CurriculumSpan],
         seed: int,
-        review: float,
+        rehearsal: float,
     ) -> None:
         self.number, self.start = number, start
         together = list(zip(prompts, times, strict=True))
@@ -73,10 +73,10 @@ class _Stage:
         counters = (number,) if number else ()
         self.current = _Epochs(current, "order", seed, *counters)
         self.left = _Epochs(left, "review", seed, *counters)
-        self.share = Fraction(review).limit_denominator(1_000_000) if left else Fraction(0)
+        self.share = Fraction(rehearsal).limit_denominator(1_000_000) if left else Fraction(0)
 
     def prompt(self, cursor: int) -> Prompt:
-        """Prompt of a place in the stage; one in 1 / share is for review, evenly spread."""
+        """Prompt of a place in the stage; one in 1 / share is for rehearsal, evenly spread."""
         at = cursor - self.start
         reviewed = int(at * self.share)
         if int((at + 1) * self.share) > reviewed:

@@ -66,7 +66,7 @@ def _cause(series: Mapping[str, Series], steps: NDArray[np.int64]) -> str:
     if len(low) == len(high) == len(steps) and low.min() == high.max():
         return f"the reward was {low.min():g} for every rollout"
     if len(missing) == len(steps) and missing.all():
-        return "dynamic sampling (collect.dynamic_sampling) found no group whose attempts differ in the evaluated reward (eval.reward)"
+        return "collect.dynamic_sampling found no group whose attempts differ in the evaluated reward (eval.reward)"
     effective = values("groups/effective")
     if len(effective) == len(steps) and not effective.any():
         return "in every group all attempts had the same reward"

@@ -87,7 +87,8 @@ RULES = (
         asks="Do wrong completions stay as short as correct ones?",
         alarm=f"`length/wrong` grew {WRONG_GROWTH:g} times as much as `length/correct`, by more than 2 standard errors",
         source="Liu et al. 2025 (Dr. GRPO, arXiv 2503.20783, section 3.1)",
-        meaning='The length bias of objective.loss_agg_mode = "seq-mean-token-mean": a wrong token of a long completion weighs less, '
+        meaning='The length bias of objective.loss_agg_mode = "seq-mean-token-mean": a wrong token of a long '
+        "completion weighs less, "
         "so wrong completions grow.",
         action='Set objective.loss_agg_mode = "token-mean".',
         needs=("length/wrong", "length/correct"),

@@ -60,18 +60,18 @@ class EmbeddedEngine:
     """Engine that samples from `policy` in place.
 
     Args:
-        slots: how many sequences are decoded at once.
+        max_num_seqs: how many sequences are decoded at once.
         capacity: longest prompt + completion to reserve memory for; grown when a call needs more. Naming it from the
             start keeps the memory's layout, and so every last bit, the same in a resumed run.
         version: policy version served at the start.
     """
 
     def __init__(
-        self, policy: Policy, codec: TextCodec, *, slots: int = 64, capacity: int = 0, version: int = 0
+        self, policy: Policy, codec: TextCodec, *, max_num_seqs: int = 64, capacity: int = 0, version: int = 0
     ) -> None:
         self._policy = policy
         self._codec = codec
-        self._slots = slots
+        self._max_num_seqs = max_num_seqs
         self._capacity = capacity
         self._version = version
         self._pool: KVPool | None = None
@@ -94,7 +94,7 @@ class EmbeddedEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
         self._check(requests, sampling)
-        rows = min(self._slots, len(requests))
+        rows = min(self._max_num_seqs, len(requests))
         try:
             session = self._session(requests, sampling, quorum)
             with (
@@ -130,7 +130,7 @@ class EmbeddedEngine:
 
     def _session(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None) -> _Session:
         if self._policy.path.kind == "plain":
-            return PlainSession(self._policy, self._codec, self._slots, requests, sampling, quorum)
+            return PlainSession(self._policy, self._codec, self._max_num_seqs, requests, sampling, quorum)
         pool = self._reserve(requests, sampling)
         return _Session(self._policy, self._codec, pool, requests, sampling, self._decoder, quorum)
 
@@ -139,7 +139,7 @@ class EmbeddedEngine:
         if self._pool is None or self._pool.capacity < longest:
             self.close()  # free the old memory first
             self._capacity = max(longest, self._capacity)
-            self._pool = KVPool(self._slots, reserved(self._capacity))
+            self._pool = KVPool(self._max_num_seqs, reserved(self._capacity))
             if self._policy.device.type == "cuda":
                 self._decoder = StaticDecoder(self._policy, self._pool)
         return self._pool

@@ -29,29 +29,6 @@ from coterie.grouping.reward_models import WHOLE, PartwiseAdvantages, PartwiseBa
 from coterie.runs.state_files import StateFiles
 from coterie.types import Credit, Group, Prompt, Rollout
 
-# The section `[grouping]` as settings of the model.
-
-
-def settings_of(config: GroupingConfig) -> Settings:
-    """The settings of the model.
-
-    Raises:
-        ValueError: they do not fit each other.
-    """
-    settings = Settings(
-        bounds=None if config.reward_range is None else (config.reward_range[0], config.reward_range[1]),
-        memory=config.decay_steps,
-        prompt_decay_steps=config.prompt_decay_steps,
-        max_leaves=config.max_leaves,
-        min_weight=config.min_weight,
-        refit_every=config.refit_every,
-        scale=config.scale,
-        weighted=config.weights != "none",
-    )
-    for name in config.ablate:
-        settings = settings.without(name)
-    return settings
-
 
 def custom_baseline(config: GroupingConfig) -> Callable[..., Any] | None:
     """The user's function, where the preset is one.
@@ -80,7 +57,7 @@ def check(config: GroupingConfig) -> None:
     custom_baseline(config)
     custom_key(config)
     try:
-        GroupAwareBaseline((), preset=config.preset, settings=settings_of(config))
+        GroupAwareBaseline((), preset=config.preset, settings=Settings(config=config))
     except ValueError as error:
         raise ConfigError(f"[grouping]: {error}") from None
 
@@ -145,7 +122,7 @@ class GroupAwareEstimator:
                 self.features.map.columns,
                 self.weights,
                 preset=self.config.preset,
-                settings=settings_of(self.config),
+                settings=Settings(config=self.config),
                 seed=self.seed,
                 custom=self.baseline,
                 **self.versions,

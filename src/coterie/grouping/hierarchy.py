@@ -75,7 +75,7 @@ class Hierarchy:
         self.linear = self.columns[~level] if "linear" in settings.scales else self.columns[:0]
         self.keys = self.columns[level] if "key" in settings.scales else self.columns[:0]
         self.tree, self.levels = Tree.stump(), np.zeros(1)
-        self.memory = PromptMemory(settings.prompt_decay_steps, settings.keep_tau)
+        self.memory = PromptMemory(settings.config.prompt_decay_steps, settings.keep_tau)
         self.kappa = [RatioEstimate(1.0, 1.0, settings.keep_kappa, 0.2, 5.0) for _ in range(2)]
         # Reward variance over m(1 - m): 1 for right or wrong, less for graded rewards. One formula for both.
         self.noise = RatioEstimate(1.0, 5.0, settings.keep_tau, 0.02, 4.0)
@@ -92,7 +92,7 @@ class Hierarchy:
         root = "root" in settings.scales
         keys = np.full(self.keys.size, settings.key_variance)
         prior = np.concatenate([[settings.root_variance if root else _OFF], nodes, linear, keys])
-        memory = np.full(prior.size, settings.memory)
+        memory = np.full(prior.size, settings.config.decay_steps)
         memory[0] = inf
         walk = np.zeros(prior.size)
         walk[0] = settings.root_walk if root else 0.0
@@ -236,19 +236,19 @@ class Hierarchy:
         settings = self.settings
         if "tree" not in settings.scales or not self.columns.size:
             return False
-        return self.steps in settings.refit_first or (self.steps > 0 and self.steps % settings.refit_every == 0)
+        return self.steps in settings.refit_first or (self.steps > 0 and self.steps % settings.config.refit_every == 0)
 
     def refit(self) -> TreeChange:
         """Refit the tree on the window, replay it through a fresh filter, and keep prompts' absolute values."""
         settings = self.settings
-        visits = self.window.visits(self.prompt_table.features, self.time, settings.memory)
+        visits = self.window.visits(self.prompt_table.features, self.time, settings.config.decay_steps)
         old_tree, old_belief = self.tree, self.belief
         self.tree, self.levels = fit_tree(
             visits,
             self.columns,
             generator("honest", self.seed, self.refits),
-            max_leaves=settings.max_leaves,
-            min_weight=settings.min_weight,
+            max_leaves=settings.config.max_leaves,
+            min_weight=settings.config.min_weight,
             boundaries="reward" if "reward" in settings.signals else "spread",
             previous=old_tree,
         )
@@ -263,7 +263,7 @@ class Hierarchy:
 
     def _replay(self) -> Gaussian:
         """The window through a fresh filter with a memory of its own, so that visits of one prompt count once."""
-        local = PromptMemory(self.settings.prompt_decay_steps, self.settings.keep_tau)
+        local = PromptMemory(self.settings.config.prompt_decay_steps, self.settings.keep_tau)
         local.tau.load(self.memory.tau.state())
         local.reserve(len(self.prompt_table.index))
         belief, time = self._prior_belief(), None

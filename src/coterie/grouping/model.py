@@ -112,7 +112,7 @@ class GroupAwareBaseline:
         self._last: tuple[Rollouts, Groups, Floats, dict[str, Prediction]] | None = None
 
     def _without_weights(self) -> GroupAwareBaseline:
-        settings = replace(self.requested, weighted=False)
+        settings = self.requested.changed(weights="none")
         preset = "empirical_bayes" if self.hierarchies else "tracker"
         return GroupAwareBaseline(self.columns, preset=preset, settings=settings, seed=self.seed)
 
@@ -135,7 +135,7 @@ class GroupAwareBaseline:
     @property
     def scale(self) -> float:
         """Advantage scale c: root mean squared error of past baselines, in reward units; at first half the range."""
-        if self.settings.scale == "none":
+        if self.settings.config.scale == "none":
             return 1.0
         low, high = self.range or (0.0, 1.0)
         return (high - low) * max(float(np.sqrt(self.sums.spread)), LEAST_SCALE)
@@ -154,7 +154,7 @@ class GroupAwareBaseline:
         With `scale = "expected"` the objective is Σ_x J_x / σ_x, which counts a step up from 1 in 10 like one from 1 in
         2, as the group's own standard deviation does in GRPO, but no rollout's reward enters its own σ.
         """
-        if self.settings.scale != "expected":
+        if self.settings.config.scale != "expected":
             return np.full(rollouts.rewards.size, self.scale)
         low, high = self.range or (0.0, 1.0)
         mean, _ = self.expect(rollouts.prompts, rollouts.features, rollouts.time)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any, Literal
+
+from coterie.config.advantage import GroupingConfig
 
 Scale = Literal["siblings", "batch", "prompt", "tree", "key", "linear", "root"]
 SCALES: frozenset[Scale] = frozenset({"siblings", "batch", "prompt", "tree", "key", "linear", "root"})
@@ -13,7 +15,7 @@ prompt. tree: its region. key: prompts of the same text by the user's own key. l
 root: all prompts."""
 
 STATE = "state"
-"""Scale within multi-turn episodes: other attempts that came to the same state. See algo/turns.py."""
+"""Scale within multi-turn episodes: other attempts that came to the same state. See `algo/turns.py`."""
 
 SIGNALS = frozenset({"semantic", "complexity", "task", "key", "reward", "temporal"})
 """semantic, complexity, task, key: columns of the features. reward: boundaries drawn where rewards differ (off: regions
@@ -95,22 +97,14 @@ def experts_of(preset: str, scales: frozenset[Scale]) -> dict[Expert, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Numeric settings, in units of a reward range of 1 and of steps; the defaults were chosen in simulation."""
+    """Settings of the section `[grouping]`, and the numbers beside it: in units of a reward range of 1 and of steps,
+    chosen in simulation."""
 
-    scales: frozenset[Scale] = SCALES
-    signals: frozenset[str] = SIGNALS
-    states: bool = True
-    """The scale `state`: turns of an episode are also compared with those that other attempts took from there."""
+    config: GroupingConfig = field(default_factory=GroupingConfig)
     state_spread: float = 0.2
     """Prior variance of a state's value around its prompt's, in variances of one reward."""
     use_batch: bool = True
     """False: baselines from history and siblings only, so that they can be frozen when a prompt is dispatched."""
-    bounds: tuple[float, float] | None = (0.0, 1.0)
-    """Smallest and largest reward; None measures the range on the first step and does not clip."""
-    memory: float = 40.0
-    """e-folding time of regions and linear weights, steps."""
-    prompt_decay_steps: float = 120.0
-    """e-folding time of what is special to a prompt, steps."""
     root_variance: float = 0.08
     root_walk: float = 5e-4
     """Variance that the overall mean gains per step."""
@@ -118,32 +112,45 @@ class Settings:
     """Prior variance of the linear scale's contribution."""
     key_variance: float = 0.02
     """Prior variance of the common offset of prompts of one key."""
-    max_leaves: int = 48
-    min_weight: float = 40.0
     window: int = 60
     """Steps that the tree looks back."""
-    refit_every: int = 10
     refit_first: tuple[int, ...] = (1, 3, 6)
     keep_gram: float = 0.98
     keep_kappa: float = 0.97
     keep_tau: float = 0.99
     keep_scale: float = 0.98
-    scale: Literal["history", "expected", "none"] = "history"
-    """Divisor of advantages: c, the root mean squared error of the past; the standard deviation √(p (1 - p))
-    that is expected of the prompt; or nothing."""
     tracker_half_life: float | None = None
     """Half-life of SPO's tracker in units of the clock; None decays by .875 a visit."""
-    weighted: bool = True
-    """Use the rollouts' weights (score norms); False minimises squared error instead of gradient variance."""
 
-    def __post_init__(self) -> None:
-        if self.scales - SCALES or self.signals - SIGNALS:
-            wrong = sorted((self.scales - SCALES) | (self.signals - SIGNALS))
-            raise ValueError(f"unknown scale or signal {wrong}; expected of {sorted(SCALES)} and {sorted(SIGNALS)}")
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds are {self.bounds}; expected the smallest reward before the largest")
-        if self.scale == "expected" and self.bounds is None:
-            raise ValueError('scale "expected" needs bounds: between them a mean says how far rewards can spread')
+    @property
+    def scales(self) -> frozenset[Scale]:
+        """Scales that are not ablated."""
+        return SCALES - {*self.config.ablate, *(() if self.use_batch else ("batch",))}
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Signals that are not ablated."""
+        return SIGNALS - set(self.config.ablate)
+
+    @property
+    def states(self) -> bool:
+        """The scale `state`: turns of an episode are also compared with those that other attempts took from there."""
+        return STATE not in self.config.ablate
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Smallest and largest reward; None measures the range on the first step and does not clip."""
+        limits = self.config.reward_range
+        return None if limits is None else (limits[0], limits[1])
+
+    @property
+    def weighted(self) -> bool:
+        """Use the rollouts' weights; False minimises squared error instead of gradient variance."""
+        return self.config.weights != "none"
+
+    def changed(self, **settings: Any) -> Settings:
+        """The same with other settings of `[grouping]`, unchecked."""
+        return replace(self, config=self.config.model_copy(update=settings))
 
     def without(self, name: str) -> Settings:
         """Settings without one scale or signal, for an ablation.
@@ -151,35 +158,23 @@ class Settings:
         >>> sorted(Settings().without("tree").scales)
         ['batch', 'key', 'linear', 'prompt', 'root', 'siblings']
         """
-        if name == STATE:
-            return replace(self, states=False)
-        if name not in SCALES | SIGNALS:
+        if name not in SCALES | SIGNALS | {STATE}:
             raise ValueError(f"nothing is called {name!r}; expected one of {sorted(SCALES | SIGNALS | {STATE})}")
-        return replace(
-            self,
-            scales=frozenset(scale for scale in self.scales if scale != name),
-            signals=frozenset(signal for signal in self.signals if signal != name),
-        )
+        return self.changed(ablate=[*self.config.ablate, name])
 
     def in_effect(self) -> Settings:
-        """Settings with the switches resolved: without the temporal signal nothing decays, `use_batch` is a scale."""
-        settings = self if self.use_batch else replace(self, scales=self.scales - {"batch"})
+        """Settings with the ablation resolved: without the temporal signal nothing decays."""
         if "temporal" in self.signals:
-            return settings
-        return replace(
-            settings,
-            memory=inf,
-            prompt_decay_steps=inf,
-            root_walk=0.0,
-            keep_gram=1.0,
-            keep_kappa=1.0,
-            keep_tau=1.0,
-            keep_scale=1.0,
-        )
+            return self
+        settings = self.changed(decay_steps=inf, prompt_decay_steps=inf)
+        return replace(settings, root_walk=0.0, keep_gram=1.0, keep_kappa=1.0, keep_tau=1.0, keep_scale=1.0)
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON by which a saved state is matched with the settings; without those that no saved state depends on."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("states", "state_spread")}
+        names = ("decay_steps", "prompt_decay_steps", "max_leaves", "min_weight", "refit_every", "scale")
+        beside = [item.name for item in fields(self) if item.name not in ("config", "state_spread")]
+        plain = {name: getattr(self.config, name) for name in names} | {name: getattr(self, name) for name in beside}
+        plain |= {"scales": self.scales, "signals": self.signals, "bounds": self.bounds, "weighted": self.weighted}
         return {
             key: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
             for key, value in plain.items()

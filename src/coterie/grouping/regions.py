@@ -52,7 +52,7 @@ def regions(baseline: GroupAwareBaseline, *, examples: int = 3) -> list[Region]:
         return []
     tree, table, steps = hierarchy.tree, baseline.prompt_table, baseline.window.steps
     low, high = baseline.range or (0.0, 1.0)
-    visits = baseline.window.visits(table.features, steps[-1].time, hierarchy.settings.memory)
+    visits = baseline.window.visits(table.features, steps[-1].time, hierarchy.settings.config.decay_steps)
     inside = tree.membership[tree.locate(visits.features)] > 0
     when = np.concatenate([np.full(step.rows.size, i) for i, step in enumerate(steps)])
     names = list(table.index)

@@ -125,7 +125,7 @@ class PartwiseBaseline:
             weights = dict(zip(estimator.experts, map(float, estimator.mixture.overall()), strict=True))
             tables = {"error": update_stat.errors, "scale": update_stat.scales, "weight": weights}
             part_metrics = {f"{kind}/{key}": value for kind, table in tables.items() for key, value in table.items()}
-            part_metrics |= {"power": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
+            part_metrics |= {"gradient_variance": update_stat.power, "bias": update_stat.bias, "unit": estimator.scale}
             metrics |= {_metric_name(name, key): value for key, value in part_metrics.items()}
         return metrics
 

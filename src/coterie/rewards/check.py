@@ -162,7 +162,7 @@ def self_test(
     """
     sample = spread(prompts, limit)
     sound = [prompt for prompt in sample if prompt.answer is not None]
-    hopeless = {prompt.id for prompt in unjudged(scorer.config.parts, sample)}
+    hopeless = {prompt.id for prompt in unjudged(scorer.config.functions, sample)}
     open_ended = [prompt for prompt in sample if prompt.answer is None and prompt.id not in hopeless]
     golds = [layout.format(prompt.answer) for layout in LAYOUTS for prompt in sound]
     junk = [text for text in GARBAGE for _ in (*sound, *open_ended)]
@@ -171,7 +171,7 @@ def self_test(
     scores = scorer.score(asked, golds + junk, tokens=tokens)
     good = _rows(scores[: len(golds)], len(sound))
     bad = _rows(scores[len(golds) :], len(sound) + len(open_ended))
-    outside = [part for part in scorer.config.parts if part.name != ENVIRONMENT]
+    outside = [part for part in scorer.config.functions if part.name != ENVIRONMENT]
     parts: list[PartCheck] = []
     failures: list[RowFailure] = []
     silent = 0
@@ -208,7 +208,7 @@ def _rows(scores: Sequence[Score], width: int) -> list[Sequence[Score]]:
 def require_sound(scorer: Scorer, prompts: Sequence[Prompt], *, limit: int = 16) -> None:
     """Refuse to train with a built-in reward that refuses gold answers, or accepts garbage: hours would teach the
     wrong thing. Functions of the user's own may mean anything; they are refused when they fail on every prompt."""
-    if any(part.name in JUDGES for part in scorer.config.parts):
+    if any(part.name in JUDGES for part in scorer.config.functions):
         test = self_test(scorer, prompts, limit=limit)
         misjudged = {failure.prompt_id: failure for failure in test.failures}
         if not test.ok:
@@ -235,7 +235,7 @@ def _require_scores(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
         raise RewardError(
             f"the reward fails on every prompt looked at ({len(scores)}); the first: {errors[0]}. `coterie validate` "
             "shows more",
-            function=scorer.config.parts[0].name,
+            function=scorer.config.functions[0].name,
         )
 
 
@@ -301,8 +301,8 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
     A module is found where a worker looks for it, and read without being imported. What it imports in turn is not
     looked at, and one that is no Python file counts by its name.
     """
-    settings = rewards.model_dump(mode="json", include={"parts", "steps"})
-    for part in (*settings["parts"], *settings["steps"]):
+    settings = rewards.model_dump(mode="json", include={"functions", "steps"})
+    for part in (*settings["functions"], *settings["steps"]):
         for form in ("completions", "prompts"):
             if part[form] == "auto":  # follows from the function, whose source is part of the name
                 del part[form]

@@ -51,19 +51,19 @@ class Selection:
 
 
 def replayable(
-    group: PastGroup, *, version: int, reward: str, staleness: int = 4, low: float = 0.5, high: float = 2.0
+    group: PastGroup, *, version: int, reward: str, max_age: int = 4, min_ratio: float = 0.5, max_ratio: float = 2.0
 ) -> bool:
     """True for a past group that is not stale, was scored by the reward in force, and has the geometric ratio of every
-    rollout within [low, high].
+    rollout within [min_ratio, max_ratio].
 
     Every rollout, because a group without one of its members is another group with other statistics.
     """
     ratios = np.exp(np.clip(group.log_ratios, -20.0, 20.0))
     return bool(
-        0 < version - group.version <= staleness
+        0 < version - group.version <= max_age
         and group.reward == reward
         and np.isfinite(group.log_ratios).all()
-        and ((ratios >= low) & (ratios <= high)).all()
+        and ((ratios >= min_ratio) & (ratios <= max_ratio)).all()
     )
 
 
@@ -73,9 +73,9 @@ def select_replay(
     *,
     version: int,
     reward: str,
-    staleness: int = 4,
-    low: float = 0.5,
-    high: float = 2.0,
+    max_age: int = 4,
+    min_ratio: float = 0.5,
+    max_ratio: float = 2.0,
     half_life: float = 2.0,
     counters: tuple[str | int, ...],
 ) -> Selection:
@@ -85,15 +85,17 @@ def select_replay(
 
     Args:
         version, reward: those in force now.
-        staleness: greatest age, in policy versions.
-        low, high: limits of the geometric ratio.
+        max_age: greatest age, in policy versions.
+        min_ratio, max_ratio: limits of the geometric ratio.
         counters: name the draw; equal counters, equal draw.
     """
     ages = np.array([version - group.version for group in groups], dtype=np.float64)
     surprise = np.array(
         [np.abs(np.nan_to_num(group.advantages)).mean() if group.advantages.size else 0 for group in groups]
     )
-    able = partial(replayable, version=version, reward=reward, staleness=staleness, low=low, high=high)
+    able = partial(
+        replayable, version=version, reward=reward, max_age=max_age, min_ratio=min_ratio, max_ratio=max_ratio
+    )
     fit = np.array([able(group) for group in groups], dtype=bool)
     open_to = np.flatnonzero(fit & (surprise > 1e-12)) if len(groups) else np.zeros(0, dtype=np.int64)
     count = min(count, open_to.size)
@@ -224,9 +226,9 @@ class ReplayBuffer:
         return {
             "version": version,
             "reward": self.names["reward"],
-            "staleness": config.staleness,
-            "low": config.low,
-            "high": config.high,
+            "max_age": config.max_age,
+            "min_ratio": config.min_ratio,
+            "max_ratio": config.max_ratio,
         }
 
     def _past_group(self, group: ReplayGroup, scores: Scores) -> PastGroup:
@@ -246,7 +248,7 @@ class ReplayBuffer:
         """[K] factor on the advantages of each chosen group.
 
         1 by default: a group counts as often as it is drawn, so replay tilts the objective towards what surprised, on
-        purpose. With `uniform`, count / (kept · chance) (Horvitz and Thompson 1952): the expected sum is `count` times
+        purpose. With `unbiased`, count / (kept · chance) (Horvitz and Thompson 1952): the expected sum is `count` times
         the mean over all kept groups, where those outside the limits give 0.
         """
         if not self.config.unbiased:

@@ -105,7 +105,8 @@ class SequentialSampler(_OrderedPrompts):
     """Prompts in their order, `group_size` rollouts each, with dynamic sampling and oversampling where set.
 
     Args:
-        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is replaced.
+        metric: the evaluated rewards of a group; with `config.dynamic_sampling` a group without variance in them is
+            replaced.
     """
 
     def __init__(
@@ -122,10 +123,10 @@ class SequentialSampler(_OrderedPrompts):
         groups: list[Group] = []
         drawn: set[str] = set()
         rounds = dropped = 0
-        while len(groups) < self.config.prompts and rounds < (
+        while len(groups) < self.config.prompts_per_step and rounds < (
             self.config.dynamic_sampling_limit if self.config.dynamic_sampling else 1
         ):
-            missing = self.config.prompts - len(groups)
+            missing = self.config.prompts_per_step - len(groups)
             due, later = first[:missing], first[missing:]
             prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
             if not prompts:
@@ -163,7 +164,7 @@ class SequentialSampler(_OrderedPrompts):
         metrics = self._stage(cursor)
         if self.config.dynamic_sampling:
             metrics |= {"dynamic_sampling/rounds": float(rounds), "dynamic_sampling/dropped": float(dropped)}
-            metrics["dynamic_sampling/missing"] = float(self.config.prompts - groups)
+            metrics["dynamic_sampling/missing"] = float(self.config.prompts_per_step - groups)
         if self.config.oversample > 1:
             metrics["oversample/abandoned"] = float(len(experience.abandoned))
             metrics["oversample/tokens"] = float(experience.abandoned_tokens)
@@ -194,7 +195,7 @@ class AllocatedSampler(_OrderedPrompts):
 
     def collect(self, cursor: int, pending: Sequence[str] = ()) -> StepBatch:
         """One step from this cursor on; nothing is ever pending. See `PromptSampler.collect`."""
-        count, size = self.config.prompts, self.config.group_size
+        count, size = self.config.prompts_per_step, self.config.group_size
         candidates, cursor = self._draw(cursor, min(count * self.candidates, self.order.available(cursor)))
         allocation = self.allocate(candidates, prompts=min(count, len(candidates)), rollouts=count * size)
         chosen = [candidates[index] for index in allocation.chosen]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from coterie.config.paths import anchor
+from coterie.config.renamed import KEYS, former_keys, translated
 from coterie.config.toml import dumps
 from coterie.errors import RunError
 from coterie.runs import models
@@ -172,11 +173,28 @@ class RunDirectory:
         write_file(self.config, dumps(self.read_config() | {"steps": steps}).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """The settings as plain data, as they were stored."""
+        """The settings as plain data, under their present names, for `RunConfig.model_validate`."""
         try:
-            return tomllib.loads(self.config.read_text(encoding="utf-8"))
+            return translated(self._stored())
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config} cannot be read: {error}") from error
+
+    def check_version(self) -> None:
+        """Refuse a run whose settings have the names of a former version.
+
+        Raises:
+            RunError: they do; the run can be looked at and its models used, but not be continued.
+        """
+        former = former_keys(self._stored())
+        if former:
+            raise RunError(
+                f"{self.path} was made by an older version of coterie, which called {KEYS[former[0]]} {former[0]}, and "
+                f"cannot be resumed; start a new run from its model: coterie train @ {self.config} --name NEW "
+                f"--model.name {self.path}"
+            )
+
+    def _stored(self) -> dict[str, Any]:
+        return tomllib.loads(self.config.read_text(encoding="utf-8"))
 
     def write_quarantine(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Record the refused data rows, one JSON object a line; no file when there are none."""

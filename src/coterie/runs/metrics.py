@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from coterie.config.renamed import former_metric_name, metric_name
 from coterie.errors import NonFiniteError, RunError
 from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
 from coterie.types import PASS, EvalResult, Interval
@@ -268,15 +269,18 @@ class MetricsDB:
 
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
-        return [name for (name,) in self._rows("SELECT DISTINCT name FROM metrics ORDER BY name")]
+        return sorted({metric_name(name) for (name,) in self._rows("SELECT DISTINCT name FROM metrics")})
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of one metric in the order of steps; empty when it was never recorded."""
-        return self._rows("SELECT step, value FROM metrics WHERE name = ? ORDER BY step", name)
+        return self._rows(
+            "SELECT step, value FROM metrics WHERE name IN (?, ?) ORDER BY step", name, former_metric_name(name)
+        )
 
     def step_metrics(self, step: int) -> dict[str, float]:
         """All metrics of one step."""
-        return dict(self._rows("SELECT name, value FROM metrics WHERE step = ? ORDER BY name", step))
+        rows = self._rows("SELECT name, value FROM metrics WHERE step = ? ORDER BY name", step)
+        return {metric_name(name): value for name, value in rows}
 
     def steps(self) -> list[int]:
         """Steps that have metrics, ascending."""

@@ -147,7 +147,7 @@ def _result(run: Path, step: int | None) -> str:
 def _training(config: Mapping[str, Any]) -> str:
     values = {".".join(key): value for key, value in flatten(dict(config))}
     rows = [f"| {key} | {_plain(str(values[key]))} |" for key in _SETTINGS if values.get(key) not in (None, "")]
-    names = [str(part.get("name", "")) for part in config.get("rewards", {}).get("parts", ())]
+    names = [str(part.get("name", "")) for part in config.get("rewards", {}).get("functions", ())]
     rows.append(f"| rewards | {_plain(', '.join(names))} |")
     data = [_source_name(source) for source in config.get("data", {}).get("train", ())]
     rows.append(f"| training data | {_plain(', '.join(data))} |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
@@ -39,12 +39,12 @@ class Schedules:
         weights: dict[str, float] = {}
         if self.beta is not None and "kl/ref" in metrics:
             beta = self.beta.update(self.objective.kl_beta, metrics["kl/ref"], rollouts)
-            self.objective = replace(self.objective, kl_beta=beta)
+            self.objective = self.objective.weighted(kl_beta=beta)
             weights["kl/beta"] = beta
         if self.entropy is not None and "entropy" in metrics:
             self.entropy_state = self.entropy.update(self.entropy_state, metrics["entropy"])
             bonus = self.entropy.bonus(self.entropy_state)
-            self.objective = replace(self.objective, entropy_bonus=bonus)
+            self.objective = self.objective.weighted(entropy_bonus=bonus)
             weights["entropy/bonus"] = bonus
         if self.reference is not None and self.reference.due(step):
             self.reference.renew()
@@ -64,4 +64,4 @@ class Schedules:
         """Continue from a checkpoint's state."""
         entropy = math.inf if state["entropy"] is None else state["entropy"]
         self.entropy_state = EntropyState(coefficient=state["entropy_coefficient"], entropy=entropy)
-        self.objective = replace(self.objective, kl_beta=state["kl_beta"], entropy_bonus=state["entropy_bonus"])
+        self.objective = self.objective.weighted(kl_beta=state["kl_beta"], entropy_bonus=state["entropy_bonus"])

@@ -52,10 +52,10 @@ def _too_few_groups(step: _Step) -> Iterator[str]:
     missing = int(metrics.get("dynamic_sampling/missing", 0))
     if missing:
         trains = f"this step trains on {groups}" if groups else "this step trains on nothing"
+        rounds, dropped = int(metrics["dynamic_sampling/rounds"]), int(metrics["dynamic_sampling/dropped"])
         yield (
             f"collect.dynamic_sampling found {groups} of {groups + missing} groups with variance after "
-            f"{counted(int(metrics['dynamic_sampling/rounds']), 'round')} and dropped {int(metrics['dynamic_sampling/dropped'])}, in each "
-            f"of which all attempts have the same {step.eval_part!r} (eval.reward); {trains}"
+            f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same {step.eval_part!r} (eval.reward); {trains}"
         )
 
 
