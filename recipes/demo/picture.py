@@ -19,13 +19,13 @@ from coterie.types import Rollout
 
 ROWS = 6
 """Held-out prompts shown."""
-WIDTH = 34
+WIDTH = 30
 """Characters of a completion shown."""
 
 
 def main(picture: Path, folders: list[str]) -> int:
     """Draw and write the picture; the exit code."""
-    figure = canvas(10, 3.9)
+    figure = canvas(11, 3.9)
     if figure is None:
         print("matplotlib is not installed: pip install matplotlib", file=sys.stderr)
         return 1
@@ -64,7 +64,7 @@ def _draw_completions(axis: Any, run: coterie.Run) -> None:
     table = axis.table(
         cellText=cells,
         colLabels=["held-out prompt", "before", "after"],
-        colWidths=[0.2, 0.45, 0.35],
+        colWidths=[0.24, 0.48, 0.28],
         cellLoc="left",
         loc="center",
     )
