@@ -413,3 +413,7 @@ def test_the_table_of_the_page_is_that_of_the_rows() -> None:
     section = page[page.index("## Porting a TRL script") :]
     rows = re.findall(r"^\| `.*\|$", section.partition("\n## ")[0] or section, re.MULTILINE)
     assert [row for row in table() if row not in rows] == []
+
+
+if __name__ == "__main__":  # the rows of the page
+    print("\n".join(table()))

@@ -6,17 +6,13 @@ Everything is read from the run's folder, so a run that goes on shows where it i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from coterie.runs import parquet
 from coterie.runs.inspect import REWARD_MEAN
 from coterie.text import metric_text, safe_text
 from coterie.types import POOLED, EvalResult, metric_of
-
-if TYPE_CHECKING:
-    from coterie.api.run import Run
 
 SHOWN = 3
 """Rollouts of the first and of the last step, and evaluations at the end, in the tables."""
@@ -26,33 +22,39 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 52, 12, 26, 30
 """Of the picture and its margins, in pixels."""
 TRAINING, HELDOUT = "#0072B2", "#D55E00"
 
-Points = Sequence[tuple[int, float]]
 
+def html_of(
+    summary: str,
+    metrics: Mapping[str, Sequence[Any]],
+    evaluations: Sequence[EvalResult],
+    steps: Iterable[Sequence[Mapping[str, Any]]],
+) -> str:
+    """The whole view.
 
-def html_of(run: Run) -> str:
-    """The whole view."""
-    evaluations = run.evaluations
-    parts = [f"<p><code>{escape(safe_text(repr(run)))}</code></p>", curve_of(run)]
+    Args:
+        summary: of the run, one line.
+        metrics: columns by name, `step` among them.
+        steps: rollouts as rows, of each step to show.
+    """
+    parts = [f"<p><code>{escape(safe_text(summary))}</code></p>", curve_of(metrics, evaluations)]
     shown = sorted({result.step for result in evaluations})
     shown = [*shown[:1], *shown[1:][-SHOWN:]]
     results = [_evaluation(result) for result in evaluations if result.step in shown]
     parts.append(_table(["step", "task", "held-out"], results))
-    steps = parquet.steps(run.path / "rollouts")
-    rows = [_rollout(row) for step in dict.fromkeys([*steps[:1], *steps[-1:]]) for row in _rollouts(run, step)]
+    rows = [_rollout(row) for rollouts in steps for row in _first_of_prompts(rollouts)]
     parts.append(_table(["step", "prompt", "completion", "reward"], rows))
     return "\n".join(parts)
 
 
-def curve_of(run: Run) -> str:
+def curve_of(metrics: Mapping[str, Sequence[Any]], evaluations: Sequence[EvalResult]) -> str:
     """The mean reward of every step, and the held-out results with their intervals, as SVG; empty without any.
 
     The held-out result is pass@1, or the mean reward where the evaluated reward is graded.
     """
-    metrics = run.metrics
-    rewards = list(zip(metrics["step"], metrics.get(REWARD_MEAN, []), strict=False))
+    rewards = zip(metrics["step"], metrics.get(REWARD_MEAN, []), strict=False)
     training = [(step, value) for step, value in rewards if value is not None]
-    tasks = {result.task for result in run.evaluations}
-    results = [result for result in run.evaluations if result.task == POOLED or len(tasks) == 1]
+    tasks = {result.task for result in evaluations}
+    results = [result for result in evaluations if result.task == POOLED or len(tasks) == 1]
     name = metric_of(results)
     heldout = [(result.step, interval) for result in results if (interval := result.metric(name)) is not None]
     if not training and not heldout:
@@ -101,10 +103,12 @@ def _text(x: float, y: float, text: str, color: str = "currentColor", anchor: st
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _rollouts(run: Run, step: int) -> list[dict[str, Any]]:
-    """The first rollout of each of some prompts."""
-    rows = {row["prompt_id"]: row for row in reversed(run.rollouts(step).to_pylist())}
-    return list(rows.values())[::-1][:SHOWN]
+def _first_of_prompts(rollouts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One rollout of each of some prompts."""
+    prompts: dict[str, Mapping[str, Any]] = {}
+    for row in rollouts:
+        prompts.setdefault(row["prompt_id"], row)
+    return list(prompts.values())[:SHOWN]
 
 
 def _evaluation(result: EvalResult) -> list[str]:
@@ -112,7 +116,7 @@ def _evaluation(result: EvalResult) -> list[str]:
     return [str(result.step), result.task, f"{name} {metric_text(name, result.metric(name))}"]
 
 
-def _rollout(row: dict[str, Any]) -> list[str]:
+def _rollout(row: Mapping[str, Any]) -> list[str]:
     reward = row["reward"]
     prompt = json.loads(row["prompt"])[-1]["content"]
     return [str(row["step"]), prompt, row["completion"], row["outcome"] if reward is None else f"{reward:.3g}"]

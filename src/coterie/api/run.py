@@ -129,8 +129,11 @@ class Run:
     def _repr_html_(self) -> str:
         """The learning curve, the held-out results and a few rollouts, for notebooks."""
         from coterie.api.notebook import html_of
+        from coterie.runs import parquet
 
-        return html_of(self)
+        steps = parquet.steps(self._files.rollouts)
+        ends = dict.fromkeys([*steps[:1], *steps[-1:]])
+        return html_of(repr(self), self.metrics, self.evaluations, [self.rollouts(step).to_pylist() for step in ends])
 
 
 def load_run(run: str | Path, runs: str | Path = "runs") -> Run:
