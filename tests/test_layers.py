@@ -36,13 +36,13 @@ LAYERS = [
     {"launch"},
     {"demo"},
     {"api"},
-    {"cli"},
+    {"cli", "compat"},
     {"__main__"},
 ]
 """From the ground up; parts of one layer do not import each other."""
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ["cli.main", "config.load", "config.show", "machine", "console", "types", "batches.pack", "callbacks"]
-LIGHT += ["api.verbs", "api.functions", "api.inputs", "api.run"]
+LIGHT += ["api.verbs", "api.functions", "api.inputs", "api.run", "compat.trl"]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -142,12 +143,19 @@ def check_run(run: coterie.Run) -> None:
     source = run.config.data.train[0]
     assert source.type == "file"
     assert Path(source.path).parent == run.path.parent / FOLDER
-    page = run._repr_html_()
-    assert "<table>" in page
-    assert "how many legs" in page
-    assert "<|im_end|>" not in page  # escaped
+    check_notebook(run)
     assert coterie.load_run(run.path.name).path == run.path
     assert "finished, step 2 of 2" in repr(run)
+
+
+def check_notebook(run: coterie.Run) -> None:
+    page = run._repr_html_()
+    ElementTree.fromstring(f"<div>{page}</div>")
+    assert page.count("<polyline") == 1
+    assert page.count("<circle") == len(run.evaluations)
+    assert "held-out reward" in page
+    assert page.count("how many legs") == 6  # of three prompts in the first and the last step
+    assert "<|im_end|>" not in page  # escaped
 
 
 def check_the_command_line_refuses(run: coterie.Run) -> None:

@@ -96,7 +96,7 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    code = compile(block.text, str(block), "exec")
+    code = compile(block.text, str(block), "exec", dont_inherit=True)
     if block.note == "session":  # tests/docs/test_python_page.py trains with these
         return
     if block.note == "sketch":

@@ -42,13 +42,13 @@ def source_of(data: Any, runs: Path, task: str) -> dict[str, Any]:
         return {"type": "file", "path": str(Path(data).expanduser().absolute())}
     if isinstance(data, Mapping) and data.get("type") in _TYPES:
         return dict(data)
-    text = "".join(_line(number, row, task) for number, row in enumerate(_rows(data, task)))
+    text = "".join(_line(number, row, task) for number, row in enumerate(rows_of(data, task)))
     if not text:
         raise DataError(f"{task} = {type(data).__name__} without rows; expected at least one")
     return {"type": "file", "path": str(_keep(text.encode(), runs, "rows", ".jsonl")), "task": task}
 
 
-def _rows(data: Any, task: str) -> Iterable[Any]:
+def rows_of(data: Any, task: str) -> Iterable[Any]:
     """Rows of a table, recognised by its methods, or the items of another iterable."""
     if isinstance(data, Mapping):
         hint = f"; name one of its splits, e.g. data[{next(iter(data))!r}]" if hasattr(data, "num_rows") else ""

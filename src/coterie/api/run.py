@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import RunError
-from coterie.text import metric_text, safe_text
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
@@ -17,11 +14,6 @@ if TYPE_CHECKING:
 
     from coterie.config.schema import RunConfig
     from coterie.inference import ChatSession
-
-SHOWN = 4
-"""Rollouts in a notebook's table."""
-LONGEST = 300
-"""Characters of a text in it."""
 
 
 class Metrics(dict[str, list[Any]]):
@@ -135,46 +127,13 @@ class Run:
         return f"Run({str(self.path)!r}, {facts.state}, step {facts.step or 0} of {facts.steps})"
 
     def _repr_html_(self) -> str:
-        """The learning curve, the held-out results and a few rollouts of the last step; text of a model is escaped."""
+        """The learning curve, the held-out results and a few rollouts, for notebooks."""
+        from coterie.api.notebook import html_of
         from coterie.runs import parquet
 
-        parts = [f"<p><code>{escape(safe_text(repr(self)))}</code></p>"]
-        if self._files.curve.is_file():
-            picture = base64.b64encode(self._files.curve.read_bytes()).decode()
-            parts.append(f'<img src="data:image/png;base64,{picture}" alt="learning curve" style="max-width: 640px">')
-        parts.append(_table(["step", "task", "held-out"], [_evaluation(result) for result in self.evaluations]))
         steps = parquet.steps(self._files.rollouts)
-        rollouts = self.rollouts(steps[-1]).slice(0, SHOWN).to_pylist() if steps else []
-        parts.append(_table(["prompt", "completion", "reward"], [_rollout(row) for row in rollouts]))
-        return "\n".join(parts)
-
-
-def _evaluation(result: EvalResult) -> list[str]:
-    name = "pass@1" if result.pass_at_1 is not None else "reward"
-    return [str(result.step), result.task, f"{name} {metric_text(name, result.metric(name))}"]
-
-
-def _rollout(row: dict[str, Any]) -> list[str]:
-    import json
-
-    reward = row["reward"]
-    prompt = json.loads(row["prompt"])[-1]["content"]
-    return [prompt, row["completion"], row["outcome"] if reward is None else f"{reward:.3g}"]
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    style = 'style="text-align: left; white-space: pre-wrap"'
-    cells = ["".join(f"<td {style}>{escape(_short(text))}</td>" for text in row) for row in rows]
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _short(text: str) -> str:
-    text = safe_text(text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        ends = dict.fromkeys([*steps[:1], *steps[-1:]])
+        return html_of(repr(self), self.metrics, self.evaluations, [self.rollouts(step).to_pylist() for step in ends])
 
 
 def load_run(run: str | Path, runs: str | Path = "runs") -> Run:

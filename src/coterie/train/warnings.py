@@ -55,7 +55,8 @@ def _too_few_groups(step: _Step) -> Iterator[str]:
         rounds, dropped = int(metrics["dynamic_sampling/rounds"]), int(metrics["dynamic_sampling/dropped"])
         yield (
             f"collect.dynamic_sampling found {groups} of {groups + missing} groups with variance after "
-            f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same {step.eval_part!r} (eval.reward); {trains}"
+            f"{counted(rounds, 'round')} and dropped {dropped}, in each of which all attempts have the same "
+            f"{step.eval_part!r} (eval.reward); {trains}"
         )
 
 

@@ -1,0 +1,1 @@
+"""Interfaces of other trainers over coterie's own."""
