@@ -173,8 +173,8 @@ def test_an_adapter_conversations_and_callbacks(folder: Path) -> None:
     config = run.config
     assert config.model.lora is not None
     assert (config.model.lora.rank, config.model.lora.targets) == (4, ["q_proj", "v_proj"])
-    assert [part.weight for part in config.rewards.parts] == [2.0, 1.0]
-    assert {part.completions for part in config.rewards.parts} == {"messages"}
+    assert [part.weight for part in config.rewards.functions] == [2.0, 1.0]
+    assert {part.completions for part in config.rewards.functions} == {"messages"}
     first = run.evaluations[0].reward
     assert first is not None
     assert before["eval_reward"] == pytest.approx(first.value)
@@ -301,7 +301,7 @@ def test_the_defaults_are_those_of_trl() -> None:
         >= {
             "steps": 300,
             "seed": 42,
-            "collect.prompts": 1,
+            "collect.prompts_per_step": 1,
             "collect.group_size": 8,
             "sampling.max_tokens": 512,
             "optim.lr": 1e-6,
@@ -309,14 +309,14 @@ def test_the_defaults_are_those_of_trl() -> None:
             "optim.schedule": "linear",
             "optim.warmup": 0,
             "optim.minibatches": 1,
-            "optim.checkpointing": True,
-            "objective.normalize": "token",
-            "objective.surrogate": "min",
+            "optim.gradient_checkpointing": True,
+            "objective.loss_agg_mode": "token-mean",
+            "objective.loss": "clip",
             "objective.clip_low": 0.2,
             "objective.clip_high": 0.2,
             "objective.kl_beta": 0.0,
             "advantage.scale": "group_std",
-            "mismatch.correction": "none",
+            "rollout_correction.kind": "none",
             "checkpoint.every": 500,
             "checkpoint.keep": 300,
         }.items()
@@ -326,11 +326,11 @@ def test_the_defaults_are_those_of_trl() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"num_train_epochs": 1, "gradient_accumulation_steps": 4}, {"steps": 25, "collect.prompts": 4}),
+        ({"num_train_epochs": 1, "gradient_accumulation_steps": 4}, {"steps": 25, "collect.prompts_per_step": 4}),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "steps_per_generation": 2},
-         {"collect.prompts": 2, "optim.minibatches": 1, "steps": 150}),
+         {"collect.prompts_per_step": 2, "optim.minibatches": 1, "steps": 150}),
         ({"steps_per_generation": 4, "num_iterations": 2, "max_steps": 16, "save_steps": 4},
-         {"collect.prompts": 4, "optim.minibatches": 4, "optim.epochs": 2, "steps": 2, "checkpoint.every": 1}),
+         {"collect.prompts_per_step": 4, "optim.minibatches": 4, "optim.epochs": 2, "steps": 2, "checkpoint.every": 1}),
         ({"max_steps": 50, "warmup_steps": 0.1, "save_strategy": "no", "save_total_limit": 2},
          {"optim.warmup": 5, "checkpoint.every": 0, "checkpoint.keep": 2}),
         ({"max_steps": 50, "warmup_ratio": 0.2, "lr_scheduler_type": "constant_with_warmup"},
@@ -340,18 +340,18 @@ def test_the_defaults_are_those_of_trl() -> None:
         ({"eval_strategy": "steps"}, {"eval.every": 10, "eval.samples": 8}),
         ({"loss_type": "cispo", "epsilon_high": 5.0}, {"objective.clip_low": 1.0, "objective.clip_high": 4.0}),
         ({"loss_type": "dr_grpo", "scale_rewards": False},
-         {"objective.normalize": "constant", "advantage.scale": "none"}),
-        ({"loss_type": "sapo"}, {"objective.normalize": "sequence", "objective.surrogate": "soft"}),
+         {"objective.loss_agg_mode": "seq-mean-token-sum-norm", "advantage.scale": "none"}),
+        ({"loss_type": "sapo"}, {"objective.loss_agg_mode": "seq-mean-token-mean", "objective.loss": "sapo"}),
         ({"beta": 0.04}, {"objective.kl_beta": 0.04, "objective.kl_estimator": "k3_unbiased"}),
         ({"beta": 0.04, "use_bias_correction_kl": False}, {"objective.kl_estimator": "k3"}),
         ({"multi_objective_aggregation": "normalize_then_sum"},
-         {"advantage.per_part": True, "advantage.whiten": "samples"}),
+         {"advantage.per_reward": True, "advantage.whiten": "samples"}),
         ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 64},
-         {"reference.every": 64, "reference.ema": 0.6}),
+         {"reference.sync_every": 64, "reference.sync_ema": 0.6}),
         ({"use_adaptive_entropy": True, "entropy_target": 0.5}, {"objective.entropy_target": 0.5}),
         ({"bf16": True, "use_cpu": True}, {"model.dtype": "bfloat16", "model.device": "cpu"}),
         ({"bf16": False, "model_init_kwargs": {"revision": "v1"}}, {"model.dtype": "float32", "model.revision": "v1"}),
-        ({"optim": "adamw_8bit", "max_grad_norm": 0.0}, {"optim.state": "8bit", "optim.max_grad_norm": 1e9}),
+        ({"optim": "adamw_8bit", "max_grad_norm": 0.0}, {"optim.moments": "8bit", "optim.max_grad_norm": 1e9}),
     ],
 )  # fmt: skip
 def test_what_arguments_are_translated_to(arguments: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def _same(value: Any, other: Any) -> bool:
 _SETTINGS = {
     "entropy_target": "objective.entropy_target",
     "max_grad_norm": "optim.max_grad_norm",
-    "optim": "optim.state",
+    "optim": "optim.moments",
     "scale_rewards": "advantage.scale",
     "seed": "seed",
     "temperature": "sampling.temperature",
@@ -56,16 +56,16 @@ _SETTINGS = {
 """Settings of the names that `FOREIGN` does not list, since a setting here ends in the same name."""
 
 EXTRA = {
-    "mismatch.correction": "none",
-    "rewards.deadline_s": 600.0,
-    "sampling.deadline_s": 86_400.0,
+    "rollout_correction.kind": "none",
+    "rewards.timeout_s": 600.0,
+    "sampling.timeout_s": 86_400.0,
     "data.max_prompt_tokens": 1 << 20,
 }
 """Settings without an argument in TRL, where TRL behaves otherwise than the defaults here: without vLLM it corrects no
 mismatch, it waits for rewards and completions, and takes prompts of any length."""
 
 KL_ESTIMATOR = "objective.kl_estimator"
-SURROGATE = "objective.surrogate"
+SURROGATE = "objective.loss"
 DEVICE = "model.device"
 WHITEN = "advantage.whiten"
 EVAL_TEMPERATURE = "eval.temperature"
@@ -86,8 +86,8 @@ LOSSES: dict[str, tuple[str, str]] = {
     "cispo": ("token", "detached"),
     "vespo": ("token", "gamma"),
 }
-"""`loss_type` → objective.normalize and objective.surrogate."""
-LOSS_SETTINGS = ("objective.normalize", SURROGATE)
+"""`loss_type` → objective.loss_agg_mode and objective.loss."""
+LOSS_SETTINGS = ("objective.loss_agg_mode", SURROGATE)
 
 OPTIMIZERS = {
     "adamw_torch": "float32",
@@ -96,7 +96,7 @@ OPTIMIZERS = {
     "adamw_bnb_8bit": "8bit",
     "paged_adamw_8bit": "8bit",
 }
-"""`optim` → optim.state."""
+"""`optim` → optim.moments."""
 
 
 def _row(name: str, default: Any, note: str | None = None, setting: str | None = None) -> Argument:
@@ -249,7 +249,7 @@ ARGUMENTS: dict[str, Argument] = {
         ds3_gather_for_generation=True,
     ),
     **_fixed(
-        "it acts with vLLM alone, and sampling runs inside the trainer; `settings` takes mismatch.correction",
+        "it acts with vLLM alone, and sampling runs inside the trainer; `settings` takes rollout_correction.kind",
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="sequence_mask",
         vllm_importance_sampling_clip_max=3.0,
@@ -289,7 +289,7 @@ ARGUMENTS: dict[str, Argument] = {
             "dapo",
             "; ".join(f"`{name}` is {', '.join(map(repr, LOSSES[name]))}" for name in LOSSES).replace("'", '"')
             + ". The denominator of dapo is that of each optimizer step. `bnpo` with gradient_accumulation_steps = 1",
-            "objective.normalize",
+            "objective.loss_agg_mode",
         ),
         importance_sampling_level="token",
         sapo_temperature_neg=1.05,
@@ -326,7 +326,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
     **_satisfied("step 0 is evaluated whenever eval_strategy is not `no`", eval_on_start=False),
     **_fixed(
-        "evaluation samples like training, up to collect.slots sequences at once",
+        "evaluation samples like training, up to engine.max_num_seqs sequences at once",
         per_device_eval_batch_size=8,
         eval_accumulation_steps=None,
         eval_delay=0,

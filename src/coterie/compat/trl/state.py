@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from coterie.api.callback import Callback
+from coterie.callbacks import Callback
 from coterie.compat.trl.config import GRPOConfig, Length, batch_of
 from coterie.errors import ConfigError, RunError
 from coterie.types import POOLED, EvalResult

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coterie.api import verbs
-from coterie.api.callback import Callback
+from coterie.callbacks import Callback
 from coterie.api.inputs import rows_of, source_of
 from coterie.api.run import Run
 from coterie.compat.trl.arguments import HELDOUT, TRAINER
