@@ -173,7 +173,7 @@ class RunDirectory:
         write_file(self.config, dumps(self.read_config() | {"steps": steps}).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """The settings as plain data, under their present names, for `RunConfig.model_validate`."""
+        """Settings as plain data, under their present names, ready for validation."""
         try:
             return translated(self._stored())
         except (OSError, ValueError) as error:
