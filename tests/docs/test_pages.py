@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import source_tree
 from pages import PAGES, ROOT, Block, blocks, blocks_of, load_module, prose, section, write_files
 
 from coterie.data.assets import ASSETS
@@ -52,43 +53,16 @@ def test_files_named_in_prose_exist(page: Path) -> None:
         assert (ROOT / name).is_file() or (PACKAGE / name).is_file(), f"{page.name}: {name}"
 
 
-def tree() -> list[str]:
-    """Paths of the README's file tree, in order."""
+def test_the_readme_describes_files_by_their_docstrings() -> None:
     (block,) = [block for block in blocks_of(ROOT / "README.md") if block.note == "tree"]
-    paths: list[str] = []
-    parent = ""
     for line in block.text.splitlines():
-        name, _, meaning = line.strip().partition(" ")
-        indented = line.startswith(" ")
-        paths.append(parent + name if indented else name)
-        if not indented:
-            parent = name if name.endswith("/") else ""
-        assert meaning.strip() or name == "src/coterie/", f"{name} is not explained"
-    return paths
+        name, _, description = line.partition(" ")
+        assert description.strip() == source_tree.first_sentence(PACKAGE / name), name
 
 
-def test_the_file_tree_is_true() -> None:
-    paths = tree()
-    assert len(set(paths)) == len(paths)
-    for path in paths:
-        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
-    modules = [path for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
-    there = {f"src/coterie/{path.name}{'/' if path.is_dir() else ''}" for path in modules}
-    assert there == {path for path in paths if path.startswith("src/coterie/") and path != "src/coterie/"}
-
-
-def test_imports_point_up_the_tree() -> None:
-    order = [path.removeprefix("src/coterie/").rstrip("/").removesuffix(".py") for path in tree()]
-    for file in PACKAGE.rglob("*.py"):
-        part = file.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:  # imports inside functions may go anywhere
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("coterie"):
-                continue
-            module = node.module or ""
-            names = [alias.name for alias in node.names] if module == "coterie" else [module.split(".")[1]]
-            for name in names:
-                if name in order and part in order:
-                    assert order.index(name) <= order.index(part), f"{part} imports {name}, which stands below it"
+def test_the_page_of_source_files_is_that_of_the_docstrings() -> None:
+    """`python tests/docs/source_tree.py` writes it."""
+    assert source_tree.PAGE.read_text(encoding="utf-8") == source_tree.page()
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coterie.api import verbs
-from coterie.callbacks import Callback
 from coterie.api.inputs import rows_of, source_of
 from coterie.api.run import Run
+from coterie.callbacks import Callback
 from coterie.compat.trl.arguments import HELDOUT, TRAINER
 from coterie.compat.trl.config import FOLDER, GRPOConfig, batch_of, length_of, lora_of, schedule_of, settings_of
 from coterie.compat.trl.state import TrainerEvents, TrainerState, callbacks_of, control, eval_logs
