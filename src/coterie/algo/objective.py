@@ -1,9 +1,10 @@
-"""The objective of an update: the sections `[objective]` and `[rollout_correction]`, and the user's own loss."""
+"""The objective of an update, the tokens that its loss sees, and the value that the loss gives each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from coterie.config.objective import ObjectiveConfig, RolloutCorrectionConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What `policy_loss` maximises."""
+    """The sections `[objective]` and `[rollout_correction]`, and the user's own loss."""
 
     settings: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
@@ -32,3 +33,47 @@ class Objective:
     def weighted(self, **weights: float) -> Objective:
         """The same objective with other weights, `kl_beta` or `entropy_bonus`: they adapt during a run."""
         return replace(self, settings=self.settings.model_copy(update=weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """What a loss sees of the tokens, built in or the user's own. All [N]; a rollout's tokens are all here, side by
+    side."""
+
+    logprobs: Tensor
+    """log π_θ, with gradient."""
+    old_logprobs: Tensor
+    log_ratios: Tensor
+    """logprobs - old_logprobs, clamped to ±20, with gradient; always the token's own."""
+    ratio: Tensor
+    """The ratio of `objective.ratio`, with gradient."""
+    advantages: Tensor
+    clip_low: Tensor
+    """Offset below 1."""
+    clip_high: Tensor
+    """Offset above 1."""
+    rollout: Tensor
+    """int64: index of the token's rollout."""
+    counted: Tensor
+    """bool: tokens that take part in sums over their rollout."""
+    log_correction: Tensor
+    """Log of the mismatch weight of the token's whole rollout, detached."""
+    objective: Objective
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Keyword arguments of the user's own loss."""
+        return self.objective.settings.params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    """What each token is worth, and which tokens a bound holds still."""
+
+    value: Tensor
+    """[N] with gradient, to be maximised."""
+    clipped_low: Tensor | None = None
+    """[N] bool: gradient zero, held by the lower bound; None when there is no such bound. So the next two."""
+    clipped_high: Tensor | None = None
+    clipped_dual: Tensor | None = None
+    """Held by a bound above that acts on a negative advantage."""
