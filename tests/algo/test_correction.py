@@ -158,10 +158,3 @@ def test_tokens_that_do_not_count_are_in_no_sum():
     kept = take(inputs, torch.nonzero(counted)[:, 0])
     assert sums.summary()["kl_k3"] == pytest.approx(sums_of(kept).summary()["kl_k3"])
     assert sums.rollouts == 3
-
-
-def test_wrong_names_and_bounds_are_told():
-    with pytest.raises(ValueError, match=r"kind\n *Input should be 'none', 'token_truncate'"):
-        corrected("median")
-    with pytest.raises(ValueError, match=r"low = 3\.0 must be smaller than rollout_correction\.high"):
-        objective_of(low=3.0)

@@ -16,9 +16,9 @@ from torch import Tensor
 from coterie.algo.correction import Correction, correct
 from coterie.algo.entropy import entropy_term
 from coterie.algo.kl import KL_ESTIMATORS, k1, k2, k3
-from coterie.algo.objective import Objective
+from coterie.algo.objective import Objective, Surrogate, TokenView
 from coterie.algo.surrogates import SurrogateRow, surrogate_row
-from coterie.algo.tokens import LIMIT, Surrogate, TokenView, importance_ratio, log_ratio, segment_any, segment_mean
+from coterie.algo.tokens import LIMIT, importance_ratio, log_ratio, segment_any, segment_mean
 
 
 def off_policy_keep(

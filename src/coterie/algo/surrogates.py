@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coterie.algo.objective import Objective
-from coterie.algo.tokens import LIMIT, Surrogate, TokenView, segment_mean, segment_sum
+from coterie.algo.objective import Objective, Surrogate, TokenView
+from coterie.algo.tokens import LIMIT, segment_mean, segment_sum
 
 DIVERGENCE_CAP = 20.0
 """Largest ratio that "dppo_tv" and "dppo_kl" weigh a token with (verl)."""

@@ -1,59 +1,9 @@
-"""Per-token inputs and outputs of surrogates, sums by rollout, and importance ratios."""
+"""Sums over the tokens of a rollout, and importance ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from coterie.algo.objective import Objective
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenView:
-    """Input of a surrogate, built in or custom. All [N]; a rollout's tokens are all here, side by side."""
-
-    logprobs: Tensor
-    """log π_θ, with gradient."""
-    old_logprobs: Tensor
-    log_ratios: Tensor
-    """logprobs - old_logprobs, clamped to ±20, with gradient; always the token's own."""
-    ratio: Tensor
-    """The ratio of `objective.ratio`, with gradient."""
-    advantages: Tensor
-    clip_low: Tensor
-    """Offset below 1."""
-    clip_high: Tensor
-    """Offset above 1."""
-    rollout: Tensor
-    """int64: index of the token's rollout."""
-    counted: Tensor
-    """bool: tokens that take part in sums over their rollout."""
-    log_correction: Tensor
-    """Log of the mismatch weight of the token's whole rollout, detached."""
-    objective: Objective
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """Settings of a custom surrogate."""
-        return self.objective.settings.params
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surrogate:
-    """Output of a surrogate: the value of each token, and which tokens are clipped."""
-
-    value: Tensor
-    """[N] with gradient, to be maximised."""
-    clipped_low: Tensor | None = None
-    """[N] bool: gradient zero, held by the lower bound; None when there is no such bound. So the next two."""
-    clipped_high: Tensor | None = None
-    clipped_dual: Tensor | None = None
-    """Held by a bound above that acts on a negative advantage."""
-
 
 # Sums over the tokens of each rollout, handed back to the tokens: [N] in, [N] out, no loop over rollouts.
 #
