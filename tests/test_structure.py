@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,30 @@ def test_the_public_names_are_sorted_and_documented() -> None:
     for name in coterie.__all__:
         assert getattr(coterie, name).__doc__, f"{name} has no docstring"
         assert re.search(rf"`(?:coterie\.)?{name}\b", page) or f"coterie.{name}" in page, f"docs/python.md: {name}"
+
+
+PRONOUNS = {"found", "one", "own", "held", "known", "said", "seen", "wanted"}
+"""Words that are no names of variables: a variable is a noun of the domain."""
+REPOSITORY = ROOT.parents[1]
+
+
+def bound_names(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of variables, parameters, attributes and functions that a file binds."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
+            isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name
+        ):
+            yield node.lineno, node.name
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "recipes", "benchmarks"])
+def test_variables_are_nouns(folder: str) -> None:
+    for file in sorted((REPOSITORY / folder).rglob("*.py")):
+        for line, name in bound_names(file):
+            assert name.strip("_") not in PRONOUNS, (
+                f"{file.relative_to(REPOSITORY)}:{line}: name {name!r} by its content"
+            )
