@@ -59,6 +59,7 @@ def test_the_public_names_are_sorted_and_documented() -> None:
 PRONOUNS = {"found", "one", "own", "held", "known", "said", "seen", "wanted"}
 """Words that are no names of variables: a variable is a noun of the domain."""
 REPOSITORY = ROOT.parents[1]
+NAMED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar
 
 
 def bound_names(file: Path) -> Iterator[tuple[int, str]]:
@@ -68,9 +69,7 @@ def bound_names(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or (
-            isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name
-        ):
+        elif isinstance(node, NAMED) and node.name:
             yield node.lineno, node.name
 
 
@@ -78,6 +77,4 @@ def bound_names(file: Path) -> Iterator[tuple[int, str]]:
 def test_variables_are_nouns(folder: str) -> None:
     for file in sorted((REPOSITORY / folder).rglob("*.py")):
         for line, name in bound_names(file):
-            assert name.strip("_") not in PRONOUNS, (
-                f"{file.relative_to(REPOSITORY)}:{line}: name {name!r} by its content"
-            )
+            assert name.strip("_") not in PRONOUNS, f"{file}:{line}: name {name!r} by its content"
