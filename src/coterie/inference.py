@@ -342,11 +342,11 @@ class Drift:
     model: Interval | None
     """The model's."""
     forward: Interval
-    """KL(model‖base), on what the model says."""
+    """KL(model‖base), on rollouts of the model."""
     reverse: Interval
-    """KL(base‖model), on what the base says."""
+    """KL(base‖model), on rollouts of the base."""
     metric: str = PASS
-    """What `base` and `model` are: `pass@1`, or `reward` where the evaluated reward is graded."""
+    """Metric of `base` and `model`: `pass@1`, or `reward` where the evaluated reward is graded."""
 
 
 def measure(

@@ -148,7 +148,7 @@ def test_the_first_turn_has_the_episodes_own_advantage_and_later_ones_meet() -> 
 
 
 def unnamed(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """As an environment of one turn leaves them."""
+    """The rollouts without names of states, as an environment of one turn leaves them."""
     return [replace(rollout, turns=tuple(replace(turn, state=None) for turn in rollout.turns)) for rollout in rollouts]
 
 

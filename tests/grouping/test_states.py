@@ -65,7 +65,7 @@ def beliefs(count: int, *, mean: float = 0.5, variance: float = 0.1, noise: floa
 
 
 def by_state(episodes: Sequence[Episode]) -> list[np.ndarray]:
-    """As group-aware credit does it."""
+    """[K] advantages of each episode's turns, as group-aware credit computes them."""
     baselines = siblings(episodes)
     corrections = anchor_corrections(episodes, baselines, beliefs(len(episodes)), 0.25)
     return [

@@ -1,4 +1,4 @@
-"""How far a model has moved: nothing from a copy of itself, and exactly what the two models' log-probs say."""
+"""Divergence of a model from its base: zero from a copy of itself, and exactly what the two models' log-probs say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said when sampler and learner disagree in one step."""
+"""Warnings when sampler and learner disagree in one step."""
 
 from __future__ import annotations
 

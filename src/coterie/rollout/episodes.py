@@ -50,15 +50,15 @@ class Attempt:
     texts: list[str] = field(default_factory=list)
     """Of each turn."""
     messages: list[Message] = field(default_factory=list)
-    """All that was said so far."""
+    """The conversation so far."""
     tokens: tuple[int, ...] = ()
-    """What the next turn is shown."""
+    """Prompt tokens of the next turn."""
     states: list[str | None] = field(default_factory=list)
     """Before each turn, as the environment named it."""
     shown: list[int] = field(default_factory=list)
     """Number of messages before each turn."""
     error: str | None = None
-    """Why the environment failed; None where it did not."""
+    """The environment's failure; None without one."""
     open: bool = True
 
     def show(self, yielded: object) -> tuple[Message, ...]:
@@ -136,7 +136,7 @@ class Episodes:
         self.engine, self.environment, self.chat = engine, environment, chat
         self.seed, self.limits = seed, limits
         self.opening = getattr(chat, "opening", "")
-        """What the chat template writes of each turn, which the environment sees in front of it."""
+        """Text that the chat template puts in front of each turn, which the environment sees too."""
 
     def run(
         self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None = None
