@@ -282,6 +282,7 @@ def test_values_that_are_refused(arguments: dict[str, Any], message: str) -> Non
         ({"peft_config": lora(target_modules=None)}, "the default of PEFT depends on the model"),
         ({"peft_config": lora(peft_type="PREFIX_TUNING")}, "LoRA is the only adapter"),
         ({"callbacks": [SimpleNamespace()]}, "has no method on_"),
+        ({"args": SimpleNamespace()}, r"args is a types\.SimpleNamespace; expected coterie\.compat\.trl\.GRPOConfig"),
     ],
 )
 def test_what_a_trainer_is_refused_for(given: dict[str, Any], message: str) -> None:

@@ -82,6 +82,11 @@ class GRPOTrainer:
         for name, value in options.items():
             TRAINER[name].check(name, value)
         self.args = GRPOConfig(f"{_name(model)}-GRPO") if args is None else args
+        if not isinstance(self.args, GRPOConfig):
+            raise ConfigError(
+                f"args is a {type(args).__module__}.{type(args).__name__}; expected coterie.compat.trl.GRPOConfig, "
+                "which takes the same arguments"
+            )
         self.state = TrainerState()
         self.run: Run | None = None
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -129,7 +134,7 @@ class GRPOTrainer:
                 )
         self.args.check()
         length = length_of(self.args, len(self._rows))
-        self.state.__init__()
+        self.state = TrainerState()
         events = TrainerEvents(self.args, length, self.state, self._events, {"processing_class": self._tokenizer})
         started = time.perf_counter()
         self.run = verbs.train(
