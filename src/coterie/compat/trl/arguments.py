@@ -45,7 +45,9 @@ def _same(value: Any, other: Any) -> bool:
 
 
 _SETTINGS = {
+    "delta": "objective.delta",
     "entropy_target": "objective.entropy_target",
+    "gradient_checkpointing": "optim.gradient_checkpointing",
     "max_grad_norm": "optim.max_grad_norm",
     "optim": "optim.moments",
     "scale_rewards": "advantage.scale",
@@ -65,7 +67,7 @@ EXTRA = {
 mismatch, it waits for rewards and completions, and takes prompts of any length."""
 
 KL_ESTIMATOR = "objective.kl_estimator"
-SURROGATE = "objective.loss"
+LOSS = "objective.loss"
 DEVICE = "model.device"
 WHITEN = "advantage.whiten"
 EVAL_TEMPERATURE = "eval.temperature"
@@ -77,17 +79,17 @@ SCALES = {"group": "group_std", "batch": "batch_std", "none": "none", True: "gro
 """`scale_rewards` → advantage.scale."""
 
 LOSSES: dict[str, tuple[str, str]] = {
-    "grpo": ("sequence", "min"),
-    "dapo": ("token", "min"),
-    "bnpo": ("token", "min"),
-    "dr_grpo": ("constant", "min"),
-    "luspo": ("sequence_sum", "min"),
-    "sapo": ("sequence", "soft"),
-    "cispo": ("token", "detached"),
-    "vespo": ("token", "gamma"),
+    "grpo": ("seq-mean-token-mean", "clip"),
+    "dapo": ("token-mean", "clip"),
+    "bnpo": ("token-mean", "clip"),
+    "dr_grpo": ("seq-mean-token-sum-norm", "clip"),
+    "luspo": ("seq-mean-token-sum", "clip"),
+    "sapo": ("seq-mean-token-mean", "sapo"),
+    "cispo": ("token-mean", "cispo"),
+    "vespo": ("token-mean", "vespo"),
 }
 """`loss_type` → objective.loss_agg_mode and objective.loss."""
-LOSS_SETTINGS = ("objective.loss_agg_mode", SURROGATE)
+LOSS_SETTINGS = ("objective.loss_agg_mode", LOSS)
 
 OPTIMIZERS = {
     "adamw_torch": "float32",
