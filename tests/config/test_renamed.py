@@ -42,6 +42,7 @@ def test_a_former_value_is_refused_and_its_present_one_accepted(key: str) -> Non
         (["mismatch.correction=none"], "did you mean rollout_correction.kind?"),
         (["mismatch.low=0.1"], "did you mean rollout_correction.low?"),
         (["rewards.parts.0.name=exact"], "did you mean rewards.functions.0.name?"),
+        (["grouping.trust=0.5"], "clip bounds by evidence were removed"),
         (["grouping.preset=heb-stack"], "did you mean 'mixture'?"),
     ],
 )

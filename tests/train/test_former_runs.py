@@ -95,5 +95,5 @@ def test_its_model_is_evaluated_and_trained_further(run: Path) -> None:
 
 
 def test_it_is_not_resumed(run: Path) -> None:
-    with pytest.raises(RunError, match=r"was made by an older version of coterie, which called objective.loss obj"):
+    with pytest.raises(RunError, match=r"was made by an older version of coterie, with the setting obj"):
         launch.resume(run)

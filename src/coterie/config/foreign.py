@@ -41,6 +41,9 @@ _EVAL = "eval.every says how often; step 0 and the last step are always evaluate
 _REWARD = "[[rewards.functions]] names functions, with name, weight and params"
 
 FOREIGN: dict[str, Foreign] = {
+    # settings of coterie that were removed
+    "grouping.trust": Foreign(note="clip bounds by evidence were removed: no measurement or recipe used them"),
+    "grouping.clock": Foreign(note="evidence fades by steps: time by the policy's movement was removed, as unmeasured"),
     # model and data
     "model_name_or_path": Foreign("model.name"),
     "model.path": Foreign("model.name"),

@@ -70,8 +70,12 @@ VALUES: dict[str, dict[str, str]] = {
     "advantage.baseline": {"runner_up": "second_best"},
     "advantage.scale": {"beta": "bnpo"},
     "grouping.preset": {"heb": "empirical_bayes", "heb-stack": "mixture"},
+    "grouping.weights": {"score_norm": "probability"},
 }
 """Present key → former value → present value."""
+
+REMOVED = ("grouping.trust", "grouping.clock")
+"""Former keys without a present one: they are left out of the settings of a stored run."""
 
 METRICS: dict[str, str] = {
     "groups/solved": "groups/all_correct",
@@ -129,7 +133,7 @@ def former_metric_name(name: str) -> str:
 
 def former_keys(table: Mapping[str, Any]) -> list[str]:
     """Former keys in a table of settings."""
-    return [key for key in KEYS if _present(table, key.split("."))]
+    return [key for key in (*KEYS, *REMOVED) if _present(table, key.split("."))]
 
 
 def translated(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +144,8 @@ def translated(table: Mapping[str, Any]) -> dict[str, Any]:
             settings.setdefault(KEYS.get(section, section), fields)
             continue
         for field, value in fields.items():
+            if f"{section}.{field}" in REMOVED:
+                continue
             key = present_key((section, field)) or f"{section}.{field}"
             name, _, below = key.partition(".")
             settings.setdefault(name, {})[below] = present_value(key, value)

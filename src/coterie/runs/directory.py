@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from coterie.config.paths import anchor
-from coterie.config.renamed import KEYS, former_keys, translated
+from coterie.config.renamed import former_keys, translated
 from coterie.config.toml import dumps
 from coterie.errors import RunError
 from coterie.runs import models
@@ -188,8 +188,8 @@ class RunDirectory:
         former = former_keys(self._stored())
         if former:
             raise RunError(
-                f"{self.path} was made by an older version of coterie, which called {KEYS[former[0]]} {former[0]}, and "
-                f"cannot be resumed; start a new run from its model: coterie train @ {self.config} --name NEW "
+                f"{self.path} was made by an older version of coterie, with the setting {former[0]}, "
+                f"and cannot be resumed; start a new run from its model: coterie train @ {self.config} --name NEW "
                 f"--model.name {self.path}"
             )
 
