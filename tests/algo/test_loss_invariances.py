@@ -131,9 +131,12 @@ def test_tokens_under_the_policy_mask_never_matter_bitwise_where_no_rollout_is_w
     row = SURROGATES[objective.settings.loss]
     if not row.per_token:
         return
-    objective = replace(objective, ratio="token", kl_beta=0.0, off_policy_mask=None, veto=None)
-    if not objective.correction.kind.startswith("token"):
-        objective = replace(objective, correction="token_truncate")
+    kind = objective.correction.kind if objective.correction.kind.startswith("token") else "token_truncate"
+    objective = replace(
+        objective,
+        settings=objective.settings.model_copy(update={"ratio": "token", "kl_beta": 0.0, "off_policy_mask": None}),
+        correction=objective.correction.model_copy(update={"kind": kind, "veto": None}),
+    )
     size = len(inputs.weights)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     inputs = replace(inputs, policy_mask=mask)

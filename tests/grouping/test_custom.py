@@ -64,7 +64,7 @@ def test_a_baseline_of_ones_own_works_like_a_shipped_one():
 def test_it_sees_the_step_and_the_past_in_reward_units_and_changes_nothing():
     views: list[View] = []
     baseline = with_custom(
-        lambda view: [views.append(view) or view.history_mean] * view.rewards.size, bounds=(-1.0, 3.0)
+        lambda view: [views.append(view) or view.history_mean] * view.rewards.size, reward_range=[-1.0, 3.0]
     )
     baseline.observe(batch([3.0, -1.0, 1.0, 3.0], "aabb"))
     baseline.observe(batch([2.0, np.nan, 0.0], "bca", time=1.0))
