@@ -59,9 +59,9 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     "grouping",
     [
         {},
-        {"weights": "score_norm", "embedding": "none", "without": ["tree"]},
+        {"weights": "score_norm", "embedding": "none", "ablate": ["tree"]},
         {"weights": "probability", "per_reward": True, "rewards": None},
-        {"allocate": True, "candidates": 2, "most": 6, "uniform": True, "clock": "policy", "trust": 0.5},
+        {"allocate": True, "candidates": 2, "most": 6, "unbiased": True, "clock": "policy", "trust": 0.5},
     ],
     ids=["plain", "score norms", "per part", "allocation, policy time, trust"],
 )
