@@ -60,7 +60,7 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     [
         {},
         {"weights": "score_norm", "embedding": "none", "ablate": ["tree"]},
-        {"weights": "probability", "per_reward": True, "rewards": None},
+        {"weights": "probability", "per_reward": True, "reward_range": None},
         {"allocate": True, "candidates": 2, "most": 6, "unbiased": True, "clock": "policy", "trust": 0.5},
     ],
     ids=["plain", "score norms", "per part", "allocation, policy time, trust"],
