@@ -131,12 +131,11 @@ def test_tokens_under_the_policy_mask_never_matter_bitwise_where_no_rollout_is_w
     row = SURROGATES[objective.settings.loss]
     if not row.per_token:
         return
-    kind = objective.correction.kind
-    correction = {"veto": None, "kind": kind if kind.startswith("token") else "token_truncate"}
+    kind = objective.correction.kind if objective.correction.kind.startswith("token") else "token_truncate"
     objective = replace(
         objective,
         settings=objective.settings.model_copy(update={"ratio": "token", "kl_beta": 0.0, "off_policy_mask": None}),
-        correction=objective.correction.model_copy(update=correction),
+        correction=objective.correction.model_copy(update={"kind": kind, "veto": None}),
     )
     size = len(inputs.weights)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))

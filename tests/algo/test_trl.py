@@ -61,17 +61,17 @@ CASES: dict[str, tuple[dict[str, Any], LossAggMode, dict[str, Any]]] = {
     "vespo corrected": (
         {"loss_type": "vespo"},
         "token-mean",
-        {"loss": "vespo", "correction": "token_truncate", "correction_high": 1.2},
+        {"loss": "vespo", "correction": "token_truncate", "high": 1.2},
     ),
     "token_truncate": (
         {"loss_type": "grpo"},
         "seq-mean-token-mean",
-        {"correction": "token_truncate", "correction_high": 1.2},
+        {"correction": "token_truncate", "high": 1.2},
     ),
     "sequence_mask": (
         {"loss_type": "grpo"},
         "seq-mean-token-mean",
-        {"correction": "sequence_mask", "correction_high": 1.2},
+        {"correction": "sequence_mask", "high": 1.2},
     ),
     "off-policy mask": (
         {"loss_type": "grpo", "off_policy_mask_threshold": 0.05},
@@ -131,7 +131,7 @@ def case(name: str) -> dict[str, Any]:
     }
     if "correction" in choices:
         # As its data side makes them; it pads token ratios with exp(0).
-        high = choices["correction_high"]
+        high = choices["high"]
         logs = [row.numpy() for row in (inputs.old_logprobs - inputs.sampler_logprobs).split(LENGTHS)]
         if choices["correction"] == "token_truncate":
             tensors["importance_sampling_ratio"] = [

@@ -222,7 +222,9 @@ def test_refused_memory_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
     sampler = engine(_shared_policy())
     monkeypatch.setattr(KVPool, "admit", refuse)
-    with pytest.raises(EngineError, match=r"memory was refused while 1 sequences of up to 6 .* lower collect\.slots"):
+    with pytest.raises(
+        EngineError, match=r"memory was refused while 1 sequences of up to 6 .* lower engine\.max_num_seqs"
+    ):
         sampler.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))
     monkeypatch.undo()
     assert sampler.generate([request([5])], Sampling(temperature=1.0, max_tokens=5))

@@ -293,8 +293,8 @@ def test_the_expected_spread_comes_from_history_alone():
 
 
 def test_the_expected_spread_follows_the_range_of_rewards():
-    bounds = GroupAwareBaseline(COLUMNS, settings=settings_of(reward_range=[-2.0, 8.0], scale="expected"))
-    assert bounds.divisors(batch([8, -2], "ab", 0.0)).tolist() == [5.0, 5.0]
+    baseline = GroupAwareBaseline(COLUMNS, settings=settings_of(reward_range=[-2.0, 8.0], scale="expected"))
+    assert baseline.divisors(batch([8, -2], "ab", 0.0)).tolist() == [5.0, 5.0]
     with pytest.raises(ValueError, match="needs reward_range"):
         settings_of(reward_range=None, scale="expected")
 

@@ -182,7 +182,9 @@ def test_a_rollout_that_does_not_fit_is_named_with_the_remedy() -> None:
     def attempt(part: Batch, done: set[str]) -> None:
         raise RuntimeError(REFUSED)
 
-    with pytest.raises(DoesNotFitError, match=r"a single rollout of \d+ tokens .*can't allocate.*optim\.checkpointing"):
+    with pytest.raises(
+        DoesNotFitError, match=r"a single rollout of \d+ tokens .*can't allocate.*optim\.gradient_checkpointing"
+    ):
         OomSplitter().run(batch, attempt)
 
 
@@ -215,7 +217,7 @@ def test_halves_train_the_same_rollouts() -> None:
 def test_checkpointing_gives_the_same_gradient_to_the_bit(kind: str, lora: LoraConfig | None) -> None:
     (batch,) = packed()
     calls = 0
-    trained = learner(tiny_policy(kind, lora=lora), checkpointing=True)
+    trained = learner(tiny_policy(kind, lora=lora), gradient_checkpointing=True)
     layer = trained.policy.model.get_decoder().layers[0].mlp
     layer.register_forward_pre_hook(lambda *_: count())
 
@@ -246,21 +248,21 @@ def test_checkpointing_keeps_less() -> None:
             trained.passes.forward(trained.policy, batch, OutputFlags(entropy=True))
         return total
 
-    assert kept(checkpointing=True) < kept() / 3
+    assert kept(gradient_checkpointing=True) < kept() / 3
 
 
 def test_memory_refused_while_recomputing() -> None:
     (batch,) = packed()
     want = small().gradient([batch])
     for moment in range(5, 500, 23):
-        trained = learner(tiny_policy(num_hidden_layers=1), checkpointing=True)
+        trained = learner(tiny_policy(num_hidden_layers=1), gradient_checkpointing=True)
         refusing(trained, moment)
         assert_same(trained.gradient([batch]), want)
 
 
 def test_offload_is_for_gpus() -> None:
-    with pytest.raises(ConfigError, match=r"model\.device is cpu; use optim\.checkpointing"):
-        learner(tiny_policy(), offload=True)
+    with pytest.raises(ConfigError, match=r"model\.device is cpu; use optim\.gradient_checkpointing"):
+        learner(tiny_policy(), activation_offload=True)
 
 
 def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +286,7 @@ def test_offloaded_activations_come_back_and_weights_stay(monkeypatch: pytest.Mo
 
 
 def test_models_without_marked_layers_are_refused() -> None:
-    with pytest.raises(Exception, match=r"use optim\.checkpointing = false"):
+    with pytest.raises(Exception, match=r"use optim\.gradient_checkpointing = false"):
         arrange(torch.nn.Linear(2, 2), torch.device("cpu"), OptimConfig(gradient_checkpointing=True))
 
 

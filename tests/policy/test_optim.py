@@ -156,13 +156,13 @@ def test_the_state_continues_bit_for_bit(state: str, dtype: torch.dtype) -> None
     shapes = SHAPES | {"large": (70, 101)}
     generator = torch.Generator().manual_seed(3)
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for n, s in shapes.items()}
-    adamw = optimizer(parameters, state=state)
+    adamw = optimizer(parameters, moments=state)
     for step in range(3):
         backward(parameters, step)
         adamw.step(1e-2)
     saved = {name: tensor.clone() for name, tensor in adamw.state().items()}
     fresh = {name: nn.Parameter(torch.zeros_like(p)) for name, p in parameters.items()}
-    other = optimizer(fresh, state=state)
+    other = optimizer(fresh, moments=state)
     other.load(saved)
     for weights in (parameters, fresh):
         backward(weights, 7)
@@ -178,7 +178,7 @@ def test_the_state_continues_bit_for_bit(state: str, dtype: torch.dtype) -> None
 def test_8bit_moments_step_nearly_as_full_ones_in_a_quarter_of_the_memory(dtype: torch.dtype) -> None:
     def run(state: str) -> tuple[Tensor, MasterAdamW]:
         weights = nn.Parameter(torch.zeros(300, 70, dtype=dtype))
-        adamw = optimizer({"weights": weights}, state=state, weight_decay=0.0, max_grad_norm=1e9)
+        adamw = optimizer({"weights": weights}, moments=state, weight_decay=0.0, max_grad_norm=1e9)
         goal = torch.randn(300, 70, generator=torch.Generator().manual_seed(1))
         for _ in range(60):
             ((weights.float() - goal) ** 2).sum().backward()
@@ -196,11 +196,11 @@ def test_another_kind_of_state_is_refused() -> None:
     def large() -> dict[str, nn.Parameter]:
         return {"large": nn.Parameter(torch.ones(70, 101, dtype=torch.bfloat16))}
 
-    saved = optimizer(large(), state="8bit").state()
-    with pytest.raises(CheckpointError, match=r'made with optim\.state = "8bit", the settings say "float32"'):
+    saved = optimizer(large(), moments="8bit").state()
+    with pytest.raises(CheckpointError, match=r'made with optim\.moments = "8bit", the settings say "float32"'):
         optimizer(large()).load(saved)
-    with pytest.raises(CheckpointError, match=r'made with optim\.state = "float32", the settings say "8bit"'):
-        optimizer(large(), state="8bit").load(optimizer(large()).state())
+    with pytest.raises(CheckpointError, match=r'made with optim\.moments = "float32", the settings say "8bit"'):
+        optimizer(large(), moments="8bit").load(optimizer(large()).state())
 
 
 def test_another_models_state_is_refused() -> None:
@@ -217,10 +217,10 @@ def test_another_models_state_is_refused() -> None:
 
 def test_8bit_needs_the_extra_and_float32_masters() -> None:
     with pytest.raises(ConfigError, match=r"needs model\.dtype bfloat16 or float32; got float64"):
-        optimizer(made(torch.float64), state="8bit")
+        optimizer(made(torch.float64), moments="8bit")
     if find_spec("bitsandbytes") is None:
         with pytest.raises(ConfigError, match="needs the package bitsandbytes: "):
-            optimizer(made(), state="8bit")
+            optimizer(made(), moments="8bit")
 
 
 def test_the_schedule_warms_up_and_decays() -> None:

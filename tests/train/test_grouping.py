@@ -58,9 +58,9 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     "grouping",
     [
         {},
-        {"weights": "none", "embedding": "none", "without": ["tree"]},
-        {"weights": "probability", "per_reward": True, "rewards": None},
-        {"allocate": True, "candidates": 2, "most": 6, "uniform": True},
+        {"weights": "none", "embedding": "none", "ablate": ["tree"]},
+        {"weights": "probability", "per_reward": True, "reward_range": None},
+        {"allocate": True, "candidates": 2, "most": 6, "unbiased": True},
     ],
     ids=["plain", "no tree", "per part", "allocation"],
 )
