@@ -180,6 +180,12 @@ def test_what_a_step_draws_depends_on_the_cursor_alone() -> None:
         assert (again.cursor, again.pending) == (straight.cursor, straight.pending)
 
 
+def test_a_step_with_more_groups_than_asked_for_lacks_none() -> None:
+    settings = {"dynamic_sampling": True, "oversample": 2.0}
+    batch = sampler(lambda prompt, sample: [sample], **settings).collect(0)
+    assert batch.metrics["dynamic_sampling/missing"] == max(0, 4 - len(batch.groups)) == 0
+
+
 def test_an_allocation_decides_which_prompts_and_how_often() -> None:
     """The last of the candidates, with all the rollouts that are left over."""
     offered: list[str] = []

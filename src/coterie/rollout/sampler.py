@@ -164,7 +164,7 @@ class SequentialSampler(_OrderedPrompts):
         metrics = self._stage(cursor)
         if self.config.dynamic_sampling:
             metrics |= {"dynamic_sampling/rounds": float(rounds), "dynamic_sampling/dropped": float(dropped)}
-            metrics["dynamic_sampling/missing"] = float(self.config.prompts_per_step - groups)
+            metrics["dynamic_sampling/missing"] = float(max(0, self.config.prompts_per_step - groups))
         if self.config.oversample > 1:
             metrics["oversample/abandoned"] = float(len(experience.abandoned))
             metrics["oversample/tokens"] = float(experience.abandoned_tokens)
