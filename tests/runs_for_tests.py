@@ -204,7 +204,7 @@ POINTS = {
     "evaluation": (MetricsDB, "record_evals", False),
     "fsync": (durable, "fsync", False),
     "publish": (checkpoint, "publish_directory", True),
-    "prune": (checkpoint, "_prune", False),
+    "prune": (checkpoint, "prune", False),
 }
 armed(*POINTS[point])
 if sys.argv[3] == "train":

@@ -57,7 +57,8 @@ data.train = [{ type = "file", path = "train.jsonl", task = "train" }]
 data.heldout = [{ type = "file", path = "heldout.jsonl", task = "heldout" }]
 rewards.functions = [{ name = "likes_a:likes" }]
 sampling = { max_tokens = 8 }
-collect = { prompts = 3, group_size = 4, slots = 5 }
+collect = { prompts_per_step = 3, group_size = 4 }
+engine = { max_num_seqs = 5 }
 optim = { lr = 1e-2 }
 eval = { samples = 2, k = 2 }
 """

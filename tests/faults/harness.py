@@ -41,7 +41,7 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "store": [(Recorder, "step"), (Recorder, "evaluation")],
     "evaluation": [(Evaluator, "evaluate")],
     "checkpoint": [(Recorder, "checkpoint")],
-    "clean-up": [(checkpoint, "_prune"), (directory, "remove_leftovers")],
+    "clean-up": [(checkpoint, "prune"), (directory, "remove_leftovers")],
     "resume": [(launch, "_restore")],
     "report": [(launch, "report_run")],
 }

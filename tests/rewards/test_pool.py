@@ -350,7 +350,7 @@ import os, sys
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
-scorer = Scorer(RewardsConfig(parts=[RewardConfig(name="unruly:act")]))
+scorer = Scorer(RewardsConfig(functions=[RewardConfig(name="unruly:act")]))
 scorer.start()
 print(scorer.pids[0], flush=True)
 prompt = Prompt(id="p", messages=(), answer=None, task="t")
