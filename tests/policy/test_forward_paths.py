@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from logging import StreamHandler
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3NextConfig,
 )
+from transformers.utils import logging
 
 from coterie.batches.batch import Segment, unpack
 from coterie.config.optim import OptimConfig
@@ -38,12 +40,14 @@ from coterie.config.schema import LoraConfig, ModelConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import EngineError, ModelError
+from coterie.policy import fidelity
 from coterie.policy.attention import PackedLayout
 from coterie.policy.fidelity import choose_path, rope_switch
 from coterie.policy.kernels import FlexLayout, choose_kernel, compile_layers
 from coterie.policy.model import Policy, load
+from coterie.policy.path import Path
 from coterie.types import SampleKey, Turn
-from tiny_models import SIZES
+from tiny_models import SIZES, tiny_model
 
 CPU = torch.device("cpu")
 EXACT = 1e-4
@@ -354,3 +358,27 @@ def test_caps_and_sinks_in_flex_are_those_of_the_plain_calls(kind: str) -> None:
     for expected, computed in zip(*results, strict=True):
         if expected is not None:
             assert distance(computed, expected) < 1e-3 * float(expected.abs().max())
+
+
+def test_the_probe_of_a_model_leaves_no_warning_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hybrid models warn of kernels that are missing, once for each copy that is tried."""
+    logger = logging.get_logger("transformers.models.lfm2")
+    handler = StreamHandler()  # on the standard error that is captured here
+    monkeypatch.setattr(fidelity, "_CHOSEN", {})
+    model = tiny_model("llama")
+
+    def choose(*_: Any) -> Path:
+        logger.warning("The fast path is not available")
+        return Path(kind="packed")
+
+    monkeypatch.setattr(fidelity, "_choose", choose)
+    logger.addHandler(handler)
+    try:
+        assert fidelity.choose_path(model.eval()).kind == "packed"
+        assert "fast path" not in capfd.readouterr().err
+        logger.warning("The fast path is not available")
+        assert "fast path" in capfd.readouterr().err
+    finally:
+        logger.removeHandler(handler)

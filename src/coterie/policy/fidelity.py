@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from coterie.algo.sampling import widened
 from coterie.batches.batch import Segment
@@ -53,13 +54,25 @@ def choose_path(model: Any, *, longest: int | None = None) -> Path:
     key = (type(model), json.dumps(config_fields, sort_keys=True, default=str), longest is not None)
     if key not in _CHOSEN:
         try:
-            _CHOSEN[key] = _choose(model, longest)
+            with _quiet_transformers():
+                _CHOSEN[key] = _choose(model, longest)
         except ModelError as error:
             _CHOSEN[key] = str(error)
     chosen = _CHOSEN[key]
     if isinstance(chosen, str):
         raise ModelError(chosen)
     return chosen
+
+
+@contextmanager
+def _quiet_transformers() -> Generator[None]:
+    """Only errors in the log of transformers: its warnings are about the small copies that are tried."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def rope_switch(config: Any) -> int | None:
