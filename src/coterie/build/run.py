@@ -1,4 +1,4 @@
-"""Settings → objects: one visible dict per seam, and one function per part of a run."""
+"""Settings → objects: one table per replaceable part, and one function per part of a run."""
 
 from __future__ import annotations
 

@@ -193,6 +193,7 @@ HINTS: Mapping[str, str] = {
     "export": "a checkpoint's `model` folder (runs/NAME/checkpoints/step_N/model) opens in transformers",
     "push": "a checkpoint's `model` folder opens in transformers; coterie uploads nothing",
     "serve": "a checkpoint's `model` folder (runs/NAME/checkpoints/step_N/model) can be served by vLLM",
+    "bench": "`python3 bootstrap.py bench` in a checkout compares speed and memory with TRL and vLLM",
     "settings": "`coterie train --help-all` explains every setting, `coterie config print` shows their values",
     "config show": "`coterie config print @ FILE.toml` prints every setting and where its value comes from",
     "config ls": "`coterie config print @ FILE.toml` prints every setting and where its value comes from",

@@ -1,4 +1,4 @@
-"""The engine interface, its contract, and the quorum: tokens in, tokens out, with log-probs and policy version."""
+"""Engine interface: tokens in, tokens out, with log-probs and policy version. Its contract and the quorum, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Group-aware advantages: each rollout against its siblings, the step, its prompt's past, its region and all prompts.
+"""Group-aware advantages: baselines from siblings, the step, the prompt's history and similar prompts.
 
 The model is pure (`coterie.grouping.model`); here it meets rollouts and checkpoints.
 """
