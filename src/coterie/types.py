@@ -6,7 +6,7 @@ Axis letters in comments: P prompt tokens, C completion tokens, G members of a g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -344,3 +344,10 @@ def metric_of(results: Iterable[EvalResult]) -> str:
     lacking = [result for result in results if result.pass_at_1 is None]
     graded = any(not result.is_zero for result in lacking)
     return REWARD if graded or len(lacking) == len(results) > 0 else PASS
+
+
+def overall(results: Sequence[EvalResult]) -> list[EvalResult]:
+    """The pooled evaluations, or those of the only task; empty where several tasks were not pooled."""
+    pooled = [result for result in results if result.task == POOLED]
+    tasks = {result.task for result in results}
+    return pooled or (list(results) if len(tasks) == 1 else [])

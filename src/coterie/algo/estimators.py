@@ -115,8 +115,10 @@ class Terms:
         if not self.kl_beta or scores is None:
             return None
         rewards: dict[str, np.ndarray] = {}
-        for rollout in (rollout for rollout in members if rollout.id in scores):
-            scored = scores[rollout.id]
+        for rollout in members:
+            scored = scores.get(rollout.id)
+            if scored is None:
+                continue
             if scored.reference is None:
                 raise ValueError(
                     f"the KL in the reward of rollout {rollout.id} needs reference log-probs; there are none"
@@ -171,8 +173,9 @@ class GaeEstimator(_Stateless):
     terms: Terms
 
     def __call__(self, groups: Sequence[Group], rollouts: Rollouts, score: Score) -> Advantages:
-        scores = score(members_of(groups, rollouts))
-        members = [rollout for rollout in members_of(groups, rollouts) if rollout.id in scores]
+        members = members_of(groups, rollouts)
+        scores = score(members)
+        members = [rollout for rollout in members if rollout.id in scores]
         values = {rollout.id: scores[rollout.id].values for rollout in members}
         credits = credit_with_critic(
             members,

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from coterie.board.figure import COLORS
 from coterie.runs.inspect import REWARD_MEAN
 from coterie.text import metric_text, safe_text
-from coterie.types import POOLED, EvalResult, metric_of
+from coterie.types import EvalResult, metric_of, overall
 
 SHOWN = 3
 """Rollouts of the first and of the last step, and evaluations at the end, in the tables."""
@@ -20,7 +21,7 @@ LONGEST = 300
 """Characters of a text in them."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 220, 52, 12, 26, 30
 """Of the picture and its margins, in pixels."""
-TRAINING, HELDOUT = "#0072B2", "#D55E00"
+TRAINING, HELDOUT, *_ = COLORS
 
 
 def html_of(
@@ -53,8 +54,7 @@ def curve_of(metrics: Mapping[str, Sequence[Any]], evaluations: Sequence[EvalRes
     """
     rewards = zip(metrics["step"], metrics.get(REWARD_MEAN, []), strict=False)
     training = [(step, value) for step, value in rewards if value is not None]
-    tasks = {result.task for result in evaluations}
-    results = [result for result in evaluations if result.task == POOLED or len(tasks) == 1]
+    results = overall(evaluations)
     name = metric_of(results)
     heldout = [(result.step, interval) for result in results if (interval := result.metric(name)) is not None]
     if not training and not heldout:

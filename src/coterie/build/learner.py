@@ -118,12 +118,13 @@ def group_aware_estimator(
 ) -> GroupAwareEstimator:
     """Advantages from groups at several scales."""
     grouping = config.grouping
+    baseline, key = custom_baseline(grouping), custom_key(grouping)
     check_grouping(grouping)
     return GroupAwareEstimator(
         grouping,
         terms=terms_for(config),
-        features=PromptFeatures(prompts, embed, key=custom_key(grouping), dimensions=grouping.dimensions),
-        baseline=custom_baseline(grouping),
+        features=PromptFeatures(prompts, embed, key=key, dimensions=grouping.dimensions),
+        baseline=baseline,
         part_weights=_part_weights(config),
         seed=config.seed,
         reward=identity(config.rewards, config.environment),
@@ -159,8 +160,8 @@ def estimator_for(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embe
     return ESTIMATORS[estimator_kind(config)](config, prompts, embed)
 
 
-def schedules_for(config: RunConfig, reference: Reference | None) -> Schedules:
-    """The objective of the first update, and what changes it between steps."""
+def schedules_for(config: RunConfig, learner: Learner) -> Schedules:
+    """The learner's objective and reference, and what changes them between steps."""
     objective = config.objective
     beta = entropy = None
     if objective.kl_target is not None:
@@ -168,11 +169,11 @@ def schedules_for(config: RunConfig, reference: Reference | None) -> Schedules:
     if objective.entropy_target is not None:
         entropy = AdaptiveEntropy(target=objective.entropy_target)
     return Schedules(
-        objective=objective_for(config),
+        objective=learner.objective,
         beta=beta,
         entropy=entropy,
         entropy_state=EntropyState(coefficient=objective.entropy_bonus),
-        reference=reference,
+        reference=learner.reference,
     )
 
 

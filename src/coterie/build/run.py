@@ -421,7 +421,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         replay=replay_for(config),
         learner=learner,
         engine=engine,
-        schedules=schedules_for(config, learner.reference),
+        schedules=schedules_for(config, learner),
         evaluator=evaluator,
         recorder=recorder,
         settings=loop_settings_for(config),

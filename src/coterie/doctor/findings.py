@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coterie.doctor.series import PERSISTENT, Series, longest, streak
 from coterie.stats import PairedTest
-from coterie.types import POOLED, EvalResult, Interval, metric_of
+from coterie.types import EvalResult, Interval, metric_of, overall
 
 
 class Severity(StrEnum):
@@ -47,9 +47,7 @@ class Record:
 
     def evaluations(self) -> list[EvalResult]:
         """The pooled evaluations, or those of the only task; by step."""
-        pooled = [result for result in self.evals if result.task == POOLED]
-        tasks = {result.task for result in self.evals}
-        return pooled or (list(self.evals) if len(tasks) == 1 else [])
+        return overall(self.evals)
 
     def metric(self, task: str) -> str:
         """Metric of a held-out task: `pass@1`, or `reward` where the evaluated reward is graded."""

@@ -49,13 +49,11 @@ def custom_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
 
 
 def check(config: GroupingConfig) -> None:
-    """Refuse a preset that cannot do without what is left out, and functions of the user's that cannot be loaded.
+    """Refuse a preset that cannot do without what is left out.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: it cannot.
     """
-    custom_baseline(config)
-    custom_key(config)
     try:
         GroupAwareBaseline((), preset=config.preset, settings=Settings(config=config))
     except ValueError as error:

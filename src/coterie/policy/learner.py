@@ -105,10 +105,8 @@ class Learner:
             compile_layers(policy)
         self.passes = ForwardPass(policy, kernel, temperature=temperature, reference=reference, critic=critic)
         self.optimizer = MasterAdamW(parameters, optim)
-        self.fitting, self.scoring = (
-            OomSplitter(),
-            OomSplitter(),
-        )  # a pass without gradient fits where one with does not
+        # A pass without gradient fits where one with does not.
+        self.fitting, self.scoring = OomSplitter(), OomSplitter()
 
     def update(
         self,

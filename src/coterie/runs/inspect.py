@@ -14,7 +14,7 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
 from coterie.runs.metrics import Event, MetricsDB
 from coterie.stats import PairedTest, paired_test
-from coterie.types import PASS, POOLED, REWARD, EvalResult, metric_of
+from coterie.types import PASS, POOLED, REWARD, EvalResult, metric_of, overall
 
 REWARD_MEAN = "reward/mean"
 REWARD_STD = "reward/std"
@@ -310,7 +310,7 @@ def compare_runs(baseline: Path, candidate: Path) -> dict[str, PairedTest]:
 
 
 def _pooled(results: tuple[EvalResult, ...], metric: str) -> float | None:
-    pooled = [result for result in results if result.task == POOLED] or list(results)
+    pooled = overall(results)
     estimate = pooled[0].metric(metric) if len(pooled) == 1 else None
     return None if estimate is None else estimate.value
 

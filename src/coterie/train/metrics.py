@@ -77,7 +77,7 @@ def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
     """
     experience, groups, update = result.batch.experience, result.batch.groups, result.update
     usable = [rollout for rollout in experience.rollouts if rollout.outcome.usable]
-    by_id = {rollout.id: rollout for rollout in experience.rollouts}
+    by_id = result.batch.rollouts
     evaluated = [criterion.of_group([by_id[name] for name in group.members]) for group in groups]
     criterion.observe(usable)
     # A group that the evaluated part does not apply to counts by the whole reward, which may be graded in this step.

@@ -153,8 +153,10 @@ class TrainerEvents(Callback):
             asked = asked if answer is None else answer
         for wish in ("should_epoch_stop", "should_save", "should_evaluate"):
             if getattr(asked, wish, False):
-                raise RunError(f"a callback set control.{wish} in {method}, which cannot be honoured: it is set by the "
-                               "arguments of GRPOConfig; only should_training_stop is obeyed")  # fmt: skip
+                raise RunError(
+                    f"a callback set control.{wish} in {method}, which cannot be honoured: it is set by the arguments "
+                    "of GRPOConfig; only should_training_stop is obeyed"
+                )
         if getattr(asked, "should_training_stop", False):
             self._stop()
 
@@ -169,12 +171,13 @@ class TrainerEvents(Callback):
         self.call("on_step_begin")
 
     def on_step(self, step: int, metrics: Mapping[str, float], sample: Any) -> None:
-        state, every, before = self.state, self.args.logging_steps, self.state.global_step
+        state, before = self.state, self.state.global_step
         state.global_step = min(step * self.updates, self.length.updates)
         state.epoch = state.global_step / self.length.updates_per_epoch
         self.window.append(metrics)
         self.losses += [metrics["loss"]] if "loss" in metrics else []
         self.call("on_step_end")
+        every = self.args.logging_steps
         every = max(1, round(every if every >= 1 else every * self.length.updates))
         if state.global_step // every > before // every or (self.args.logging_first_step and before == 0):
             self._log(logs_of(self.window))

@@ -147,7 +147,7 @@ class GRPOTrainer:
             runs=self._folder,
             callback=[events, *(callback for callback in self.callbacks if isinstance(callback, Callback))],
             quiet=bool(self.args.disable_tqdm),
-            settings={**self._all_settings(), **schedule_of(self.args, length), **self._heldout(), **self._settings},
+            settings={**settings_of(self.args), **schedule_of(self.args, length), **self._heldout(), **self._settings},
         )
         metrics = events.finish(time.perf_counter() - started)
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
@@ -173,7 +173,7 @@ class GRPOTrainer:
                 reward_weights=self.args.reward_weights,
                 tokenizer=self._tokenizer_of_model() if self.run is None else None,
                 quiet=bool(self.args.disable_tqdm),
-                settings={**self._all_settings(), **self._settings},
+                settings={**settings_of(self.args), **self._settings},
             )
             logs |= eval_logs(results, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
         self.state.log_history.append({**logs, "epoch": self.state.epoch, "step": self.state.global_step})
@@ -221,9 +221,6 @@ class GRPOTrainer:
         if self.run is None:
             raise RunError("nothing is trained yet; call train() first")
         return self.run
-
-    def _all_settings(self) -> dict[str, Any]:
-        return settings_of(self.args)
 
     def _rewards(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """Functions get messages where the data is conversational, else text, as TRL decides by its first row."""
