@@ -64,7 +64,7 @@ def _draw_completions(axis: Any, run: coterie.Run) -> None:
     table = axis.table(
         cellText=cells,
         colLabels=["held-out prompt", "before", "after"],
-        colWidths=[0.24, 0.48, 0.28],
+        colWidths=[0.22, 0.42, 0.36],
         cellLoc="left",
         loc="center",
     )

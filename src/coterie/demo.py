@@ -63,7 +63,7 @@ def summary(run: Path) -> Iterator[str]:
     yield f"chat     coterie chat {run}"
     yield "next     train longer:      coterie demo --steps 90"
     yield f"         several tasks:     coterie train @ {_nearby(recipe('group-aware'))}"
-    yield "         your own data:     coterie config init my.toml, or README.md, Train on your own data"
+    yield "         your own data:     coterie config init my.toml, or README.md, Your own data and reward"
 
 
 def _nearby(path: Path) -> Path:

@@ -60,6 +60,11 @@ def test_the_readme_describes_files_by_their_docstrings() -> None:
         assert description.strip() == source_tree.first_sentence(PACKAGE / name), name
 
 
+def test_the_demo_names_a_part_of_the_readme() -> None:
+    (part,) = re.findall(r"README\.md, ([^\"]+)", (PACKAGE / "demo.py").read_text(encoding="utf-8"))
+    assert f"**2. {part}**" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_page_of_source_files_is_that_of_the_docstrings() -> None:
     """`python tests/docs/source_tree.py` writes it."""
     assert source_tree.PAGE.read_text(encoding="utf-8") == source_tree.page()
