@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False
     return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
 
-def train(config: RunConfig, callback: Callback | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
+def train(config: RunConfig, callback: Callback | None = None) -> Path:
     """Train from the start in a new run folder; returns the folder.
 
     Raises:

@@ -65,7 +65,7 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     fake: Any = types.ModuleType("coterie.launch")
 
-    def train(config, callback, *, provenance):
+    def train(config, callback):
         calls.append(("train", (config, dict(provenance))))
         callback.on_event("warning", "slow")
         callback.on_end(Path("runs/x"), "done")
