@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from coterie.config.foreign import foreign
+from coterie.config.parts import Named
 from coterie.config.renamed import present_key, present_value
 from coterie.config.schema import RunConfig
 
@@ -181,7 +182,8 @@ def _leaves(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
 
 def describe(field: FieldInfo) -> str:
     """Type and bounds: `int >= 1`, `constant | linear`."""
-    words = _words(field.annotation)
+    choices = [choice for item in field.metadata if isinstance(item, Named) for choice in item.choices]
+    words = " | ".join(choices) or _words(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(item, name):g}"
@@ -347,6 +349,8 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
     kind = problem["type"]
     if kind in BOUNDS:
         return BOUNDS[kind].format(**problem.get("ctx", {}))
+    if kind == "unknown_name":
+        return _one_of(_look_up(data, path), problem["ctx"]["names"].split(", "))
     if kind == "literal_error":
         members = [member for member in union_members(bare(kind_at(path, data))) if get_origin(member) is Literal]
         value, choices = _look_up(data, path), [str(choice) for member in members for choice in get_args(member)]

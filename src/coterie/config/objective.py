@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from coterie.config.base import Section
+from coterie.config.parts import ESTIMATORS, Named
 from coterie.config.user_functions import FUNCTION
 
 UserFunction = Annotated[str, Field(pattern=FUNCTION)]
@@ -106,6 +107,9 @@ class ObjectiveConfig(Section):
 class AdvantageConfig(Section):
     """Advantages: the baseline of a rollout's reward, and the scale."""
 
+    estimator: Annotated[str, Named(ESTIMATORS, others=("auto",))] = "auto"
+    """Estimator of advantages: auto is gae with a `[critic]`, group_aware with a `grouping.preset`, else group, to
+    which the settings below belong; or your own as `module:function` (docs/extending.md)."""
     baseline: (
         Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "second_best", "js2", "none"]
         | UserFunction

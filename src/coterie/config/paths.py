@@ -25,6 +25,8 @@ FUNCTIONS = (
     "rewards.functions.*.name",
     "rewards.steps.*.name",
     "environment.name",
+    "engine.name",
+    "advantage.estimator",
     "objective.loss",
     "advantage.baseline",
     "grouping.preset",

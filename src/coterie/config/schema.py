@@ -17,9 +17,9 @@ from coterie.config.objective import (
     ObjectiveConfig,
     ReferenceConfig,
     RolloutCorrectionConfig,
-    UserFunction,
 )
 from coterie.config.optim import OptimConfig
+from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
 from coterie.config.rewards import RewardsConfig
 from coterie.config.stop import StopConfig
 
@@ -59,9 +59,9 @@ class ModelConfig(Section):
 class EnvironmentConfig(Section):
     """The environment of an episode: one completion, or several turns."""
 
-    name: Literal["single_turn", "retry", "running_sum"] | UserFunction = "single_turn"
+    name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
     """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
-    step at a time; or your own as `module:function`, a generator function of a prompt (docs/environments.md)."""
+    step at a time; or your own as `module:object`, a generator function or a class (docs/environments.md)."""
     max_turns: int = Field(default=8, ge=1)
     """Most turns of an episode; one whose environment would go on is truncated."""
     max_tokens: int = Field(default=1024, ge=2)
@@ -163,8 +163,8 @@ class CollectConfig(Section):
 class EngineConfig(Section):
     """Sampling engine."""
 
-    name: Literal["embedded"] = "embedded"
-    """`embedded` reads the learner's weights in place."""
+    name: Annotated[str, Named(ENGINES)] = "embedded"
+    """`embedded` reads the learner's weights in place; or your own as `module:function` (docs/extending.md)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
 
@@ -268,10 +268,22 @@ class RunConfig(Section):
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
     @property
+    def estimator(self) -> str:
+        """Name of the estimator of advantages."""
+        return self._estimator_of_sections if self.advantage.estimator == "auto" else self.advantage.estimator
+
+    @property
+    def _estimator_of_sections(self) -> str:
+        if self.critic is not None:
+            return "gae"
+        return "group" if self.grouping.preset == "prompt" else "group_aware"
+
+    @property
     def needs_siblings(self) -> bool:
         """True if the baseline is made of the other rollouts of the same prompt."""
         apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
-        return self.critic is None and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
+        shipped = ":" not in self.estimator and self.estimator != "gae"
+        return shipped and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
 
     def _check_algorithm(self) -> None:
         """Refuse settings made in Python that name a preset without containing it."""
@@ -300,6 +312,15 @@ class RunConfig(Section):
                 f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
                 f"[{smallest}, {largest}]; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )
+
+
+SHIPPED = ("group", "gae", "group_aware")
+"""Estimators that sections of the settings choose."""
+
+
+def _baselined(advantage: AdvantageConfig) -> dict[str, Any]:
+    """What is set of a group's baseline and scale."""
+    return advantage.model_dump(exclude_defaults=True, exclude={"estimator"})
 
 
 CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
@@ -333,7 +354,18 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
         "set reference.sync_every = 0, or leave out model.lora",
     ),
     (
-        lambda c: c.critic and c.advantage not in (AdvantageConfig(), AdvantageConfig(whiten="tokens")),
+        lambda c: c.advantage.estimator in SHIPPED and c.estimator != c._estimator_of_sections,
+        'advantage.estimator = "{c.advantage.estimator}" does not fit the other settings, which make it '
+        '"{c._estimator_of_sections}": gae needs critic, group_aware a grouping.preset other than "prompt", and group '
+        "neither",
+    ),
+    (
+        lambda c: c.grouping.allocate and c.estimator != "group_aware",
+        "grouping.allocate is of the group-aware estimator; leave it out with advantage.estimator = "
+        '"{c.advantage.estimator}"',
+    ),
+    (
+        lambda c: c.estimator == "gae" and _baselined(c.advantage) not in ({}, {"whiten": "tokens"}),
         'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
     ),
     (
@@ -353,7 +385,7 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
         "set collect.dynamic_sampling = false",
     ),
     (
-        lambda c: c.grouping.preset != "prompt" and (c.critic or c.advantage != AdvantageConfig()),
+        lambda c: c.grouping.preset != "prompt" and (c.critic or _baselined(c.advantage)),
         'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
         "settings of advantage",
     ),

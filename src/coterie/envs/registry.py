@@ -1,4 +1,4 @@
-"""Registry of built-in environments, and custom ones by name."""
+"""Environments by name: the class of a row or of the user's, or a generator function."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from io import StringIO
 from typing import Any
 
 from coterie.callbacks import printed, prints_are_logged
+from coterie.config.parts import ENVIRONMENTS, part
 from coterie.config.schema import EnvironmentConfig
-from coterie.config.user_functions import user_function
 from coterie.envs.base import Environment, Episode, Limits, Shown
-from coterie.envs.retry import Retry
-from coterie.envs.running_sum import RunningSum
 from coterie.errors import ConfigError
 from coterie.types import Prompt
 
@@ -97,23 +95,15 @@ class SingleTurn:
         yield prompt.messages
 
 
-ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
-    "single_turn": SingleTurn,
-    "retry": Retry,
-    "running_sum": RunningSum,
-}
-"""Names of `environment.name`, beside `module:function`; `environment.params` are the fields."""
-
-
 def environment_for(config: EnvironmentConfig) -> Environment:
     """Environment of the settings.
 
     Raises:
         ConfigError: it cannot be had, or does not take these params.
     """
-    if ":" in config.name:
-        return FunctionEnvironment(name=config.name, function=user_function(config.name), params=config.params)
-    kind = ENVIRONMENTS[config.name]
+    kind = part(ENVIRONMENTS, config.name)
+    if not isinstance(kind, type):
+        return FunctionEnvironment(name=config.name, function=kind, params=config.params)
     check_params(config.params, list(inspect.signature(kind).parameters))
     return kind(**config.params)
 
