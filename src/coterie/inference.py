@@ -117,9 +117,6 @@ class ChatSession:
 def model_of(target: str, runs: Path = Path("runs")) -> str:
     """The model folder behind a run (its newest verified checkpoint), a checkpoint folder, a model folder; an asset's
     name or a hub id as it is.
-
-    Raises:
-        ModelError, RunError: as `runs.models.resolve`.
     """
     return resolve(target, runs).name
 
@@ -172,11 +169,7 @@ def with_model(config: RunConfig, target: str | None) -> RunConfig:
 
 
 def require_heldout(config: RunConfig) -> None:
-    """Refuse settings without held-out prompts.
-
-    Raises:
-        DataError: no held-out prompts are configured.
-    """
+    """Refuse settings without held-out prompts."""
     if not config.data.heldout:
         raise DataError(
             "data.heldout is empty: add a [[data.heldout]] source (@ FILE.toml), or name a run that has one"
@@ -184,11 +177,7 @@ def require_heldout(config: RunConfig) -> None:
 
 
 def evaluate(target: str | None, config: RunConfig, callback: Callback | None = None) -> list[EvalResult]:
-    """Held-out accuracy of a run, checkpoint or model on `data.heldout`.
-
-    Raises:
-        DataError: no held-out prompts are configured.
-    """
+    """Held-out accuracy of a run, checkpoint or model on `data.heldout`."""
     callback = callback or Callback()
     config = with_model(config, target)
     require_heldout(config)

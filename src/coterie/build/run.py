@@ -69,11 +69,7 @@ def use_threads(config: RunConfig) -> int:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """Device of the model; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        ConfigError: torch cannot compute on it here.
-    """
+    """Device of the model; `auto` is the first CUDA device, else the CPU."""
     return device_named(config.model.device)
 
 
@@ -85,11 +81,7 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
 def locate_model(
     name: str, callback: Callback, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
 ) -> str:
-    """Folder or hub id behind a model's name; an asset is fetched if need be.
-
-    Raises:
-        AssetError, ModelError, RunError: nothing is called so, or it cannot be had.
-    """
+    """Folder or hub id behind a model's name; an asset is fetched if need be."""
     return models.locate(
         models.resolve(name, runs, kind),
         revision,
@@ -170,11 +162,7 @@ def _check_enough(config: RunConfig, train: PromptSet) -> None:
 
 
 def encoder_for(config: RunConfig, callback: Callback) -> Encoder | None:
-    """The sentence encoder that the settings ask for.
-
-    Raises:
-        AssetError, ModelError: it cannot be had.
-    """
+    """The sentence encoder that the settings ask for."""
     if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
         return None
     source = locate_model(config.grouping.embedding, callback, kind="encoder")

@@ -151,9 +151,6 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
 
     Returns:
         The model's or encoder's folder, or the questions' `.jsonl` file.
-
-    Raises:
-        AssetError: no such asset.
     """
     asset = _named(name)
     return _entry(asset) if cache.intact(_folder(asset), _identity(asset), verify=verify) else None

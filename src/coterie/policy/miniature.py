@@ -110,9 +110,6 @@ def miniature(model: Any, *, switch: int = SWITCH, spread: float = 1.6) -> Any:
     Args:
         switch: tokens after which its rotary embedding changes, where it does.
         spread: of the weights; see `build`.
-
-    Raises:
-        Exception: whatever the architecture's own code raises at sizes that it does not allow.
     """
     return build(type(model), small(model.config, switch=switch), spread)
 
