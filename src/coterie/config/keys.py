@@ -20,6 +20,7 @@ from coterie.config.foreign import foreign
 from coterie.config.parts import Named
 from coterie.config.renamed import present_key, present_value
 from coterie.config.schema import RunConfig
+from coterie.text import did_you_mean
 
 MISSING: Any = object()
 """Result of `kind_at` where the schema has no such key."""
@@ -372,8 +373,7 @@ def _numeric(problem: ErrorDetails, stem: str) -> bool:
 
 
 def _one_of(value: Any, choices: list[str], near: Any = None) -> str:
-    closest = [near] if near in choices else difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {closest[0]!r}?" if closest else ""
+    hint = f"; did you mean {near!r}?" if near in choices else did_you_mean(str(value), choices, cutoff=0.5)
     return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}{hint}"
 
 

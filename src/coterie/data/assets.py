@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from coterie.data import cache, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
+from coterie.text import did_you_mean
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
 
@@ -248,9 +248,7 @@ def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arr
 def _named(name: str) -> Asset:
     if name in ASSETS:
         return ASSETS[name]
-    near = get_close_matches(name, ASSETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise AssetError(f"there is no asset {name!r}; {hint}expected one of {', '.join(ASSETS)}")
+    raise AssetError(f"there is no asset {name!r}; expected one of {', '.join(ASSETS)}{did_you_mean(name, ASSETS)}")
 
 
 def _identity(asset: Asset) -> dict[str, object]:

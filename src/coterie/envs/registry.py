@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from io import StringIO
 from typing import Any
 
@@ -15,6 +14,7 @@ from coterie.config.parts import ENVIRONMENTS, part
 from coterie.config.schema import EnvironmentConfig
 from coterie.envs.base import Environment, Episode, Limits, Shown
 from coterie.errors import ConfigError
+from coterie.text import did_you_mean
 from coterie.types import Prompt
 
 
@@ -81,10 +81,9 @@ def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
     """Refuse a param that an environment does not take."""
     for name in params:
         if name not in accepted:
-            near = get_close_matches(name, accepted, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"environment.params holds {name!r}; expected of {', '.join(accepted) or 'none at all'}{hint}"
+                f"environment.params holds {name!r}; expected of {', '.join(accepted) or 'none at all'}"
+                f"{did_you_mean(name, accepted)}"
             )
 
 
