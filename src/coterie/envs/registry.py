@@ -31,7 +31,7 @@ class FunctionEnvironment:
         if not inspect.isgeneratorfunction(self.function):
             raise ConfigError(
                 f"environment.name = {self.name!r} is no generator function: an episode yields messages and receives "
-                "completions, `said = yield messages`; see docs/environments.md"
+                "completions, `answer = yield messages`; see docs/environments.md"
             )
         signature = inspect.signature(self.function)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
