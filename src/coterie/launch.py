@@ -32,8 +32,9 @@ from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.doctor.health import untrained
 from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
-from coterie.inference import chat, evaluate, model_of, sample
-from coterie.inference import measure as drift
+from coterie.inference.conversation import chat
+from coterie.inference.drift import drift
+from coterie.inference.heldout import evaluate, model_of, sample
 from coterie.policy.model import Policy
 from coterie.preflight import dry_run, preflight, require_scorable, validate
 from coterie.rewards.check import require_sound, sources
