@@ -23,8 +23,6 @@ from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
 from coterie.config.rewards import RewardsConfig
 from coterie.config.stop import StopConfig
 
-# Settings of the model that is trained.
-
 
 class LoraConfig(Section):
     """Train a low-rank adapter (PEFT layout) instead of all weights."""
@@ -53,9 +51,6 @@ class ModelConfig(Section):
     """Set to train an adapter; leave out to train all weights."""
 
 
-# The settings of an episode: who answers the model, and how long that may go on.
-
-
 class EnvironmentConfig(Section):
     """The environment of an episode: one completion, or several turns."""
 
@@ -80,12 +75,6 @@ class EnvironmentConfig(Section):
     def talks(self) -> bool:
         """True if there may be more than one turn."""
         return self.name != "single_turn"
-
-
-# Settings of when to end a run that goes wrong.
-
-
-# The settings of replay: which past groups are trained on once more, and how far the policy may have moved.
 
 
 class ReplayConfig(Section):
