@@ -70,7 +70,7 @@ class GroupingConfig(Section):
     the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
     nothing."""
     per_reward: bool = False
-    """One model for each reward; their advantages are added with the rewards' weights."""
+    """One model for each reward; their advantages are added with the rewards' weights. Experimental."""
     allocate: bool = False
     """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
@@ -82,7 +82,7 @@ class GroupingConfig(Section):
     review: float = Field(default=0.1, ge=0, lt=1)
     """Share of the drawn prompts from regions that are solved, so that they stay so."""
     unbiased: bool = False
-    """Weigh advantages so that the objective stays the mean over all prompts."""
+    """Weigh advantages so that the objective stays the mean over all prompts. Experimental."""
 
     @model_validator(mode="after")
     def _fits(self) -> GroupingConfig:

@@ -96,7 +96,7 @@ class ReplayConfig(Section):
     """Versions in which a group's priority, its mean |advantage|, halves."""
     unbiased: bool = False
     """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
-    surprising and fresh groups count more, as often as they are drawn."""
+    surprising and fresh groups count more, as often as they are drawn. Experimental."""
 
     @model_validator(mode="after")
     def _fits(self) -> ReplayConfig:
@@ -145,8 +145,8 @@ class CollectConfig(Section):
     dynamic_sampling_limit: int = Field(default=10, ge=1)
     """How many times a step may sample, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
-    """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
-    in the next step, which waits for them. Faster, but it favours short completions."""
+    """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled in
+    the next step, which waits for them. Faster, but it favours short completions. Experimental."""
 
 
 class EngineConfig(Section):
