@@ -17,9 +17,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from coterie.config.foreign import foreign
+from coterie.config.objective import UserFunction
 from coterie.config.parts import Named
 from coterie.config.renamed import present_key, present_value
 from coterie.config.schema import RunConfig
+from coterie.config.user_functions import FUNCTION
 from coterie.text import did_you_mean
 
 MISSING: Any = object()
@@ -196,6 +198,8 @@ def describe(field: FieldInfo) -> str:
 
 
 def _words(kind: Any) -> str:
+    if kind == UserFunction:
+        return "module:function"
     kind = bare(kind)
     plain = {int: "int", float: "float", bool: "bool", str: "str", Any: "any JSON value"}
     if kind in plain:
@@ -356,6 +360,8 @@ def _expected(problem: ErrorDetails, data: Mapping[str, Any], path: tuple[str, .
         members = [member for member in union_members(bare(kind_at(path, data))) if get_origin(member) is Literal]
         value, choices = _look_up(data, path), [str(choice) for member in members for choice in get_args(member)]
         return _one_of(value, choices, near=present_value(".".join(path), value))
+    if kind == "string_pattern_mismatch" and problem["ctx"]["pattern"] == FUNCTION:
+        return "module:function"
     stem = next((stem for stem in KINDS if kind.startswith(stem)), None)
     if stem is None:
         return problem["msg"]

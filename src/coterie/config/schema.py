@@ -55,10 +55,10 @@ class EnvironmentConfig(Section):
     """The environment of an episode: one completion, or several turns."""
 
     name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
-    """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
+    """single_turn, the prompt and one answer; retry, another attempt after a wrong answer; running_sum, a sum asked one
     step at a time; or your own as `module:object`, a generator function or a class (docs/environments.md)."""
     max_turns: int = Field(default=8, ge=1)
-    """Most turns of an episode; one whose environment would go on is truncated."""
+    """Maximum number of turns of an episode; a longer one is truncated."""
     max_tokens: int = Field(default=1024, ge=2)
     """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
     limit of each turn, still fits."""
@@ -83,20 +83,21 @@ class ReplayConfig(Section):
     groups: int = Field(default=0, ge=0)
     """Past groups that join each step's update; 0 = off."""
     capacity: int = Field(default=64, ge=1)
-    """Most groups that are kept; those with the least priority go first."""
+    """Maximum number of kept groups; those with the least priority are removed first."""
     candidates: int = Field(default=2, ge=1)
-    """Groups whose present probabilities are computed (one forward pass each) for each one that may join."""
+    """Groups that are scored with the current policy (one forward pass each) for each one that may join."""
     max_age: int = Field(default=4, ge=1)
     """Greatest age of a group, in policy versions."""
     min_ratio: float = Field(default=0.5, gt=0, lt=1)
-    """A group is left out when the geometric mean of π_now / π_sampler over any of its rollouts is below this."""
+    """Lower limit of the geometric mean of π_now / π_sampler of each rollout; groups outside the limits are left
+    out."""
     max_ratio: float = Field(default=2.0, gt=1)
-    """Or above this."""
+    """Upper limit of the same mean."""
     half_life: float = Field(default=2.0, gt=0)
     """Versions in which a group's priority, its mean |advantage|, halves."""
     unbiased: bool = False
-    """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
-    surprising and fresh groups count more, as often as they are drawn. Experimental."""
+    """Weigh replayed advantages by the inverse of the probability to be drawn, so that all kept groups have the same
+    expected weight; else groups with large advantages and fresh groups have more. Experimental."""
 
     @model_validator(mode="after")
     def _fits(self) -> ReplayConfig:
@@ -143,7 +144,7 @@ class CollectConfig(Section):
     """Replace groups whose attempts all have the same evaluated reward (eval.reward) by other prompts (DAPO's dynamic
     sampling)."""
     dynamic_sampling_limit: int = Field(default=10, ge=1)
-    """How many times a step may sample, the first time included."""
+    """Maximum number of times that a step samples, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
     """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled in
     the next step, which waits for them. Faster, but it favours short completions. Experimental."""
