@@ -10,8 +10,9 @@ from coterie.build.learner import estimator_for
 from coterie.config import parts
 from coterie.config.keys import settings
 from coterie.config.load import load
-from coterie.config.schema import RunConfig
+from coterie.config.schema import EnvironmentConfig, RunConfig
 from coterie.config.show import help_for_settings, json_schema
+from coterie.envs.registry import environment_for
 from coterie.errors import ConfigError
 
 DATA = ["--data.train", '[{"type": "reasoning_gym", "name": "leg_counting"}]']
@@ -48,6 +49,19 @@ def test_every_row_can_be_imported(key: str) -> None:
 def test_the_nearest_name_is_told() -> None:
     with pytest.raises(ConfigError, match=r"expected one of single_turn, .*, module:function; did you mean 'retry'\?"):
         load([*DATA, "--environment.name", "retri"], env={})
+
+
+def test_a_class_of_the_users_is_an_environment(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_class.py").write_text(
+        "class Echo:\n    def __init__(self, *, word):\n        self.word = word\n\n"
+        "    def episode(self, prompt):\n        yield prompt.messages\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = EnvironmentConfig(name="mine_class:Echo", params={"word": "a"})
+    assert environment_for(config).word == "a"  # ty: ignore[missing-attribute]
+    for params, message in (({}, "does not take environment.params = {}"), ({"wrod": 1}, "did you mean 'word'")):
+        with pytest.raises(ConfigError, match=message):
+            environment_for(EnvironmentConfig(name="mine_class:Echo", params=params))
 
 
 def test_an_estimator_of_the_users(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,9 @@ class FunctionEnvironment:
     def __post_init__(self) -> None:
         if not inspect.isgeneratorfunction(self.function):
             raise ConfigError(
-                f"environment.name = {self.name!r} is no generator function: an episode yields messages and receives "
-                "completions, `answer = yield messages`; see docs/environments.md"
+                f"environment.name = {self.name!r} is no generator function, nor a class with a method `episode` that "
+                "is one: an episode yields messages and receives completions, `answer = yield messages`; see "
+                "docs/environments.md"
             )
         signature = inspect.signature(self.function)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -101,9 +102,16 @@ def environment_for(config: EnvironmentConfig) -> Environment:
         ConfigError: it cannot be had, or does not take these params.
     """
     kind = part(ENVIRONMENTS, config.name)
-    if not isinstance(kind, type):
+    if not hasattr(kind, "episode"):
         return FunctionEnvironment(name=config.name, function=kind, params=config.params)
-    check_params(config.params, list(inspect.signature(kind).parameters))
+    signature = inspect.signature(kind)
+    check_params(config.params, list(signature.parameters))
+    try:
+        signature.bind(**config.params)
+    except TypeError as error:
+        raise ConfigError(
+            f"environment.name = {config.name!r} does not take environment.params = {dict(config.params)}: {error}"
+        ) from error
     return kind(**config.params)
 
 
