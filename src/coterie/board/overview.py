@@ -21,7 +21,7 @@ from coterie.types import PASS, POOLED, EvalResult, overall
 
 SPARK = 48
 """Points of a small curve."""
-DRAWN = 1500
+DRAWN = 800
 """Points of a curve, at most: of a longer one the lowest and the highest of each stretch, so that no spike is lost."""
 LAST_EVENTS = 500
 

@@ -87,6 +87,8 @@ def tree(run: Path, step: int | None) -> dict[str, Any]:
     Raises:
         RunError: the run has no regions, or no such checkpoint.
     """
+    if not trees(run):
+        raise RunError(f"no checkpoint of {run.name} holds a tree of regions")
     from coterie.board.regions import read
 
     return read(run, run.parent, step).plain()

@@ -190,7 +190,11 @@ def respond(answers: Answers, question: str, words: Mapping[str, str]) -> Respon
 
 def _json(value: Any, status: int = 200) -> Response:
     """JSON in ASCII, so that nothing in it depends on an encoding."""
-    return Response(json.dumps(jsonable(value), allow_nan=False), status, media_type="application/json")
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError):  # a number that is not finite, a type that JSON lacks
+        text = json.dumps(jsonable(value), allow_nan=False)
+    return Response(text, status, media_type="application/json")
 
 
 async def events(catalogue: Catalogue) -> AsyncIterator[str]:
