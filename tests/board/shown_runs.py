@@ -80,13 +80,13 @@ def record(
         stop_reason=StopReason.STOP if sample else StopReason.LENGTH,
         dispatch=snapshot,
     )
-    said = [Message(role="user", content="And then?"), Message(role="assistant", content=text)] * (turns - 1)
+    later = [Message(role="user", content="And then?"), Message(role="assistant", content=text)] * (turns - 1)
     rollout = Rollout(
         id=f"{name}#{sample}@{step - 1}",
         sample=sample,
         turns=tuple(played),
         completion=text,
-        messages=(*prompt.messages, Message(role="assistant", content=text), *said) if turns > 1 else (),
+        messages=(*prompt.messages, Message(role="assistant", content=text), *later) if turns > 1 else (),
         reward=reward,
         reward_parts={"number": reward, "length": 0.5},
         outcome=Outcome.OK,

@@ -64,8 +64,8 @@ def test_a_page_of_another_origin_is_refused(board: Board) -> None:
         assert ask(board, "/api/runs", headers=with_token(board, origin=origin))[0] == 403
     for site in ("cross-site", "same-site"):
         assert ask(board, "/api/runs", headers=with_token(board, sec_fetch_site=site))[0] == 403
-    own = with_token(board, origin=f"http://127.0.0.1:{board.port}", sec_fetch_site="same-origin")
-    status, headers, _ = ask(board, "/api/runs", headers=own)
+    same = with_token(board, origin=f"http://127.0.0.1:{board.port}", sec_fetch_site="same-origin")
+    status, headers, _ = ask(board, "/api/runs", headers=same)
     assert status == 200
     assert "access-control-allow-origin" not in headers
 
@@ -132,10 +132,10 @@ def test_a_hostile_text_stays_text(board: Board) -> None:
     assert status == 200
     assert headers["content-type"] == "application/json"
     assert text.isascii()
-    said = answer(board, "group", run="shown", step=1, prompt="sums/1")["members"][0]["text"]
-    assert said.startswith("<img src=x")
-    assert "\\u202e" in said
-    assert "\u202e" not in said
+    text = answer(board, "group", run="shown", step=1, prompt="sums/1")["members"][0]["text"]
+    assert text.startswith("<img src=x")
+    assert "\\u202e" in text
+    assert "\u202e" not in text
 
 
 def test_a_long_address_is_refused(board: Board) -> None:

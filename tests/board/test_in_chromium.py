@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,20 +57,22 @@ def board(root: Path) -> Iterator[Board]:
 
 
 @contextmanager
-def opened(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+def opened(browser: Any, address: str, **options: Any) -> Generator[Any]:
     """A page whose console stays silent, that runs no script but the board's, and asks nobody else for anything."""
     context = browser.new_context(**options)
     page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
-    page.on("request", lambda request: said.append(request.url) if not request.url.startswith(place(address)) else None)
+    logged: list[str] = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("requestfailed", lambda request: logged.append(f"failed: {request.url}"))
+    page.on(
+        "request", lambda request: logged.append(request.url) if not request.url.startswith(place(address)) else None
+    )
     try:
         page.goto(address)
         yield page
         assert page.evaluate("window.hacked") is None
-        assert [line for line in said if "/api/changes" not in line] == []
+        assert [line for line in logged if "/api/changes" not in line] == []
     finally:
         context.close()
 
