@@ -86,7 +86,7 @@ def server_for(searcher: Searcher, host: str, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *arguments: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             """Write no line a request."""
 
     class Server(ThreadingHTTPServer):

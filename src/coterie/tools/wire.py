@@ -53,12 +53,13 @@ class Tags:
         calls: list[Call] = []
         opening: re.Match[str] | None = None
         text = before_answer(text)
+        closed = {tag[2] for tag in _TAG.finditer(text) if tag[1]}
         for tag in _TAG.finditer(text):
             closes, name = tag[1] == "/", tag[2]
             if opening is None:
                 if name in tools and not closes:
                     opening = tag
-                elif not closes and f"</{name}>" in text[tag.end() :]:
+                elif not closes and name in closed:
                     calls += self._stranger(text, tag, tools)
             elif closes and name == opening[2]:
                 calls.append(self._call(text[opening.start() : tag.end()], text[opening.end() : tag.start()], tools))
@@ -102,8 +103,8 @@ class Tags:
 
     def _stranger(self, text: str, tag: re.Match[str], tools: Mapping[str, Tool]) -> Iterator[Call]:
         """A tag that is nearly a tool's name is a call of an unknown tool; others are the model's own layout."""
-        if get_close_matches(tag[2].lower(), tools, n=1, cutoff=0.75):
-            end = text.index(f"</{tag[2]}>", tag.end()) + len(tag[2]) + 3
+        end = text.find(f"</{tag[2]}>", tag.end()) + len(tag[2]) + 3
+        if end > tag.end() and get_close_matches(tag[2].lower(), tools, n=1, cutoff=0.75):
             yield Call(text=text[tag.start() : end], name=tag[2], problem=unknown_tool(tag[2], tools))
 
 
