@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from coterie.types import Message
 from tool_samples import convert, undocumented
 
 from coterie.errors import ConfigError
@@ -14,6 +13,7 @@ from coterie.tools.calculator import calculator
 from coterie.tools.registry import BUILT_IN, tools_for
 from coterie.tools.signatures import tool_of
 from coterie.tools.wire import LONGEST, Hermes, Tags
+from coterie.types import Message
 
 
 def look(query: str, year: int = 2000) -> str:
