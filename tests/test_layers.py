@@ -25,7 +25,7 @@ LAYERS = [
     {"config"},
     {"algo", "data"},
     {"runs"},
-    {"batches", "rewards", "doctor"},
+    {"batches", "rewards", "doctor", "trackers"},
     {"envs", "grouping"},
     {"policy"},
     {"engines"},
