@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import sys
 import threading
 import time
 import uuid
@@ -148,8 +149,9 @@ class Trackio:
 
     def __init__(self, start: Start) -> None:
         trackio: Any = import_module("trackio")
-        for module in (trackio, import_module("trackio.run")):  # it has no switch for what it prints between our lines
-            vars(module)["print"] = lambda *words, **options: None
+        for name, module in list(sys.modules.items()):  # it has no switch for what it prints between our lines
+            if name.partition(".")[0] == "trackio":
+                vars(module)["print"] = lambda *words, **options: None
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         self.run = trackio.init(
             project=project, name=start.name, config=dict(start.settings), resume="allow", embed=False
