@@ -1,6 +1,6 @@
 """Picture of demo runs: training reward, held-out accuracy, and held-out completions before and after training.
 
-    coterie demo --seed 0 && coterie demo --seed 1 && coterie demo --seed 2
+    for seed in 0 1 2; do coterie demo --seed $seed; done
     python recipes/demo/picture.py docs/demo.png runs/smollm2-135m-chain_sum-001 …-002 …-003
 
 The completions are the first attempts at the first held-out prompts of the first run, not chosen ones.

@@ -17,6 +17,9 @@ from coterie.errors import ConfigError
 
 def demo(
     ctx: typer.Context,
+    task: Annotated[
+        str, typer.Option(help="search: look facts up with a search tool; sums: add and subtract two numbers.")
+    ] = "search",
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     help_: bool = HELP,
 ) -> None:
@@ -31,7 +34,7 @@ def demo(
 
         from coterie.demo import run_demo
 
-        run_demo(callback, seed=seed, overrides=ctx.args)
+        run_demo(callback, task=task, seed=seed, overrides=ctx.args)
     _exit_by_signal(callback.stopped)
 
 
