@@ -17,7 +17,6 @@ from coterie.stats import PairedTest
 from coterie.text import difference_text, metric_text
 from coterie.types import POOLED, EvalResult, Rollout
 
-
 TASKS = {"search": "search", "sums": "demo"}
 """Task of the demo → its recipe; the first is the default."""
 
