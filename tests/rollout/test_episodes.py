@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -234,9 +235,13 @@ def test_a_quorum_and_a_second_turn_exclude_each_other() -> None:
 
 
 def test_the_deadline_is_for_all_turns_together() -> None:
-    (rollout,), _ = play(
-        counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, timeout_s=0.0)
-    )
+    def slow(prompt: Prompt):
+        yield prompt.messages
+        time.sleep(1.1)
+        yield user("1")
+
+    sampling = Sampling(temperature=1.0, max_tokens=4, timeout_s=1.0)
+    (rollout,), _ = play(slow, lambda request: [4, END], sampling=sampling)
     assert (len(rollout.turns), rollout.outcome, rollout.stop_reason) == (1, Outcome.TRUNCATED, StopReason.DEADLINE)
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from coterie.engines.base import Engine, Quorum, Request, Sampling, check_turns
+from coterie.engines.base import Engine, Quorum, Request, Sampling
 from coterie.envs.base import (
     Environment,
     Episode,
@@ -218,7 +218,6 @@ class Episodes:
             for attempt in pending
         ]
         turns = self.engine.generate(requests, sampling, quorum)
-        check_turns(requests, turns, vocabulary=self.engine.vocabulary, sampling=sampling, quorum=quorum)
         for attempt, turn in zip(pending, turns, strict=True):
             if turn.stop_reason is StopReason.ABANDONED:
                 attempt.hear(turn, "")
