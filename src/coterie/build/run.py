@@ -54,7 +54,11 @@ from coterie.types import Prompt
 
 ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
     "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity
+        policy,
+        chat,
+        max_num_seqs=config.engine.max_num_seqs,
+        capacity=capacity,
+        max_kept_tokens=config.engine.max_kept_tokens,
     ),
 }
 """Engines that `engine.name` may name; each is made from policy, chat, settings and the tokens of its longest

@@ -245,7 +245,8 @@ class Call:
         self.finished = 0
         """Requests that have."""
         self._tracker = QuorumTracker(quorum)
-        self._deadline = time.monotonic() + sampling.timeout_s
+        self.deadline = time.monotonic() + sampling.timeout_s
+        """By `time.monotonic()`."""
 
     def __enter__(self) -> Self:
         return self
@@ -257,7 +258,7 @@ class Call:
     @property
     def seconds_left(self) -> float:
         """Until the deadline."""
-        return self._deadline - time.monotonic()
+        return self.deadline - time.monotonic()
 
     def submit(self, request: Request) -> int:
         """Hand a request to the engine; returns its id."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -31,14 +31,17 @@ class Observation:
 
 Shown = Observation | tuple[Message, ...]
 """An episode may yield the messages alone."""
-Episode = Generator[Shown, str, float | None]
+Episode = Generator[Shown, str, float | None] | AsyncGenerator[Shown | float, str]
 """Generator that yields observations, receives the completion's text, and returns at the end of the episode: the reward
-of the last turn, or None for 0."""
+of the last turn, or None for 0. An async generator, which cannot return a value, yields that reward last."""
 
 
 class Environment(Protocol):
     """Turns a prompt into an episode. An instance holds no state of an episode: each one is its own generator, and a
-    function of its prompt and the completions alone, so that a resumed run sees the same."""
+    function of its prompt and the completions alone, so that a resumed run sees the same.
+
+    Episodes answer in threads, several at once, or, as async generators, in an event loop; those of a class with
+    `instant = True` answer where they are asked, between two tokens."""
 
     def episode(self, prompt: Prompt) -> Episode: ...
 
@@ -127,3 +130,9 @@ class Limits:
     """Most turns of the model."""
     tokens: int = UNLIMITED
     """Longest sequence, first prompt included; a turn that might outgrow it is not begun."""
+    delay: int = 1
+    """Passes of the engine from the one in which a turn ends to the one for which the next turn is submitted."""
+    timeout_s: float = 120.0
+    """Deadline of the environment's answer to a turn."""
+    workers: int = 16
+    """Most episodes that answer at once in threads."""

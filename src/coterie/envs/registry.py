@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from io import StringIO
 from typing import Any
 
-from coterie.callbacks import printed, prints_are_logged
+from coterie.callbacks import printed, prints_are_logged, thread_output_to
 from coterie.config.schema import EnvironmentConfig
 from coterie.config.user_functions import user_function
 from coterie.envs.base import Environment, Episode, Limits, Shown
@@ -22,7 +22,7 @@ from coterie.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionEnvironment:
-    """Environment of a generator function, called with the prompt and the `params` of the settings."""
+    """Environment of a generator function, async or not, called with the prompt and the `params` of the settings."""
 
     name: str
     """As the settings name it."""
@@ -30,7 +30,7 @@ class FunctionEnvironment:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not inspect.isgeneratorfunction(self.function):
+        if not (inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)):
             raise ConfigError(
                 f"environment.name = {self.name!r} is no generator function: an episode yields messages and receives "
                 "completions, `said = yield messages`; see docs/environments.md"
@@ -47,36 +47,56 @@ class FunctionEnvironment:
             ) from error
 
     def episode(self, prompt: Prompt) -> Episode:
-        return _LoggedEpisode(self.name, self.function(prompt, **self.params))
+        episode = self.function(prompt, **self.params)
+        if isinstance(episode, Generator):
+            return _LoggedEpisode(self.name, episode)
+        return _LoggedAsyncEpisode(self.name, episode)
 
 
 class _LoggedEpisode(Generator[Shown, str, float | None]):
     """Episode whose prints go to the run's log, as long as there is one."""
 
-    def __init__(self, name: str, episode: Episode) -> None:
+    def __init__(self, name: str, episode: Generator[Shown, str, float | None]) -> None:
         self._name, self._episode = name, episode
 
     def send(self, value: Any, /) -> Shown:
-        with self._captured():
+        with _captured(self._name):
             return self._episode.send(value)
 
     def throw(self, *error: Any) -> Shown:
-        with self._captured():
+        with _captured(self._name):
             return self._episode.throw(*error)
 
-    @contextmanager
-    def _captured(self) -> Generator[None]:
-        if not prints_are_logged():
-            yield  # to the console, where a debugger works too
-            return
-        copy = StringIO()
-        try:
-            with redirect_stdout(copy), redirect_stderr(copy):
-                yield
-        finally:
-            text = copy.getvalue().strip("\n")
-            if text:
-                printed(f"environment {self._name}", text)
+
+class _LoggedAsyncEpisode(AsyncGenerator[Shown | float, str]):
+    """The same for an async generator."""
+
+    def __init__(self, name: str, episode: AsyncGenerator[Shown | float, str]) -> None:
+        self._name, self._episode = name, episode
+
+    async def asend(self, value: Any, /) -> Shown | float:
+        with _captured(self._name):
+            return await self._episode.asend(value)
+
+    async def athrow(self, *error: Any) -> Shown | float:
+        with _captured(self._name):
+            return await self._episode.athrow(*error)
+
+
+@contextmanager
+def _captured(name: str) -> Generator[None]:
+    """Context in which what an environment prints goes to the log, where there is one."""
+    if not prints_are_logged():
+        yield  # to the console, where a debugger works too
+        return
+    copy = StringIO()
+    try:
+        with thread_output_to(copy):
+            yield
+    finally:
+        text = copy.getvalue().strip("\n")
+        if text:
+            printed(f"environment {name}", text)
 
 
 def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
@@ -92,6 +112,8 @@ def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
 
 class SingleTurn:
     """Single-turn environment: shows the prompt and ends with the first completion."""
+
+    instant = True
 
     def episode(self, prompt: Prompt) -> Episode:
         yield prompt.messages
@@ -120,4 +142,12 @@ def environment_for(config: EnvironmentConfig) -> Environment:
 
 def limits_of(config: EnvironmentConfig) -> Limits | None:
     """Limits of an episode; None where it has one turn."""
-    return Limits(turns=config.max_turns, tokens=config.max_tokens) if config.talks else None
+    if not config.talks:
+        return None
+    return Limits(
+        turns=config.max_turns,
+        tokens=config.max_tokens,
+        delay=config.delay,
+        timeout_s=config.timeout_s,
+        workers=config.workers,
+    )
