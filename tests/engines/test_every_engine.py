@@ -76,7 +76,7 @@ ENGINES = {
 }
 
 
-@pytest.fixture(params=ENGINES.values(), ids=ENGINES.keys())
+@pytest.fixture(params=ENGINES.values(), ids=list(ENGINES))
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -87,7 +87,7 @@ def engine(row: Row) -> Engine:
 
 
 def asked(prompt: Sequence[int] = PROMPTS[0], sample: int = 0, **key: Any) -> Request:
-    facts = {"seed": 7, "version": 0, "prompt": str(list(prompt)), "sample": sample} | key
+    facts: dict[str, Any] = {"seed": 7, "version": 0, "prompt": str(list(prompt)), "sample": sample} | key
     return Request(key=SampleKey(**facts), prompt_tokens=tuple(prompt))
 
 

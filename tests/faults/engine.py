@@ -199,7 +199,7 @@ def _around_step(deed: Callable[[EmbeddedEngine, Callable[[], Pairs]], Any]) -> 
             sample = lambda: inner(self)  # noqa: E731
             return deed(self, sample) if self.version == VERSION else sample()
 
-        EmbeddedEngine.step = step  # ty: ignore[invalid-assignment]
+        EmbeddedEngine.step = step
 
     return arm
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -297,8 +297,9 @@ def test_a_function_must_be_a_generator_and_take_its_params() -> None:
         FunctionEnvironment(name="a:b", function=mine, params={"lest": 1})
     with pytest.raises(ConfigError, match="missing a required argument: 'most'"):
         FunctionEnvironment(name="a:b", function=mine)
-    opening = next(FunctionEnvironment(name="a:b", function=mine, params={"most": 1}).episode(prompt()))
-    assert opening == user("7")
+    episode = FunctionEnvironment(name="a:b", function=mine, params={"most": 1}).episode(prompt())
+    assert isinstance(episode, Generator)
+    assert next(episode) == user("7")
 
 
 def test_states_are_text_that_is_the_same_tomorrow() -> None:

@@ -153,7 +153,7 @@ class PackedRunner:
         """
         device, pool = self.policy.device, self.cache.reserve(0)
         longest = max(map(len, tokens))
-        padded = torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in tokens], device=device)
+        padded = torch.tensor([[*row, *([row[-1]] * (longest - len(row)))] for row in tokens], device=device)
         steps = torch.arange(longest, device=device)
         lengths = torch.tensor([len(row) for row in tokens], device=device)[:, None]
         # Padding stands where the last token does: rotary embeddings may change with the greatest position.

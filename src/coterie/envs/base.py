@@ -31,9 +31,11 @@ class Observation:
 
 Shown = Observation | tuple[Message, ...]
 """An episode may yield the messages alone."""
-Episode = Generator[Shown, str, float | None] | AsyncGenerator[Shown | float, str]
+Episode = Generator[Shown, str, float | None]
 """Generator that yields observations, receives the completion's text, and returns at the end of the episode: the reward
-of the last turn, or None for 0. An async generator, which cannot return a value, yields that reward last."""
+of the last turn, or None for 0."""
+AsyncEpisode = AsyncGenerator[Shown | float, str]
+"""The same as an async generator, which cannot return a value: it yields that reward last."""
 
 
 class Environment(Protocol):
@@ -43,7 +45,7 @@ class Environment(Protocol):
     Episodes answer in threads, several at once, or, as async generators, in an event loop; those of a class with
     `instant = True` answer where they are asked, between two tokens."""
 
-    def episode(self, prompt: Prompt) -> Episode: ...
+    def episode(self, prompt: Prompt) -> Episode | AsyncEpisode: ...
 
 
 class EpisodeError(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 from coterie.callbacks import printed, prints_are_logged, thread_output_to
 from coterie.config.schema import EnvironmentConfig
 from coterie.config.user_functions import user_function
-from coterie.envs.base import Environment, Episode, Limits, Shown
+from coterie.envs.base import AsyncEpisode, Environment, Episode, Limits, Shown
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum
 from coterie.errors import ConfigError
@@ -26,7 +26,7 @@ class FunctionEnvironment:
 
     name: str
     """As the settings name it."""
-    function: Callable[..., Episode]
+    function: Callable[..., Episode | AsyncEpisode]
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class FunctionEnvironment:
                 f"{dict(self.params)}: {error}"
             ) from error
 
-    def episode(self, prompt: Prompt) -> Episode:
+    def episode(self, prompt: Prompt) -> Episode | AsyncEpisode:
         episode = self.function(prompt, **self.params)
         if isinstance(episode, Generator):
             return _LoggedEpisode(self.name, episode)
@@ -56,7 +56,7 @@ class FunctionEnvironment:
 class _LoggedEpisode(Generator[Shown, str, float | None]):
     """Episode whose prints go to the run's log, as long as there is one."""
 
-    def __init__(self, name: str, episode: Generator[Shown, str, float | None]) -> None:
+    def __init__(self, name: str, episode: Episode) -> None:
         self._name, self._episode = name, episode
 
     def send(self, value: Any, /) -> Shown:
@@ -71,7 +71,7 @@ class _LoggedEpisode(Generator[Shown, str, float | None]):
 class _LoggedAsyncEpisode(AsyncGenerator[Shown | float, str]):
     """The same for an async generator."""
 
-    def __init__(self, name: str, episode: AsyncGenerator[Shown | float, str]) -> None:
+    def __init__(self, name: str, episode: AsyncEpisode) -> None:
         self._name, self._episode = name, episode
 
     async def asend(self, value: Any, /) -> Shown | float:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Self
 
-from coterie.envs.base import Episode, EpisodeError
+from coterie.envs.base import AsyncEpisode, Episode, EpisodeError
 
 _TICK_S = 0.1  # between two looks at the deadline and at what may end the wait
 
@@ -37,7 +37,7 @@ class Reply:
 class Answer:
     """A reply that may still be computed."""
 
-    episode: Episode
+    episode: Episode | AsyncEpisode
     text: str | None
     """What the model said; None asks for the opening."""
     future: Future[Reply] = field(default_factory=Future)
@@ -63,7 +63,7 @@ class Answer:
         return not self.future.done() and self.started is not None and time.monotonic() - self.started > timeout_s
 
 
-def advance(episode: Any, text: str | None) -> Reply:
+def advance(episode: Episode, text: str | None) -> Reply:
     """Advance a generator by one turn."""
     try:
         return Reply(yielded=next(episode) if text is None else episode.send(text))
@@ -71,7 +71,7 @@ def advance(episode: Any, text: str | None) -> Reply:
         return Reply(ended=True, reward=ending.value)
 
 
-async def advance_async(episode: AsyncGenerator[Any, str], text: str | None) -> Reply:
+async def advance_async(episode: AsyncEpisode, text: str | None) -> Reply:
     """Advance an async generator by one turn; it cannot return a value, so a number that it yields ends the episode."""
     try:
         yielded = await (anext(episode) if text is None else episode.asend(text))
@@ -110,12 +110,12 @@ class EpisodeWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in range(self._alive):
+        for _number in range(self._alive):
             self._queue.put(None)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def ask(self, episode: Episode, text: str | None, *, instant: bool = False) -> Answer:
+    def ask(self, episode: Episode | AsyncEpisode, text: str | None, *, instant: bool = False) -> Answer:
         """Have an environment answer what the model said; an `instant` one answers before this returns."""
         answer = Answer(episode=episode, text=text)
         if isinstance(episode, AsyncGenerator):
@@ -154,7 +154,7 @@ class EpisodeWorkers:
         self._count(answer)
         return answer.future.result()
 
-    def close(self, episode: Episode) -> None:
+    def close(self, episode: Episode | AsyncEpisode) -> None:
         """Close an episode whose environment would have gone on: nobody asks it anything any more."""
         if isinstance(episode, AsyncGenerator):
             asyncio.run_coroutine_threadsafe(_close_async(episode), self._running_loop())
@@ -205,6 +205,7 @@ class EpisodeWorkers:
 
 def _answer(answer: Answer) -> None:
     answer.started = time.monotonic()
+    assert isinstance(answer.episode, Generator)
     try:
         answer.settle(advance(answer.episode, answer.text))
     except BaseException as error:
@@ -227,17 +228,18 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _answer_async(answer: Answer) -> None:
     answer.started = time.monotonic()
+    assert isinstance(answer.episode, AsyncGenerator)
     try:
         answer.settle(await advance_async(answer.episode, answer.text))
     except Exception as error:
         answer.settle(error)
 
 
-def _close(episode: Any) -> None:
+def _close(episode: Episode) -> None:
     with suppress(Exception):
         episode.close()
 
 
-async def _close_async(episode: AsyncGenerator[Any, str]) -> None:
+async def _close_async(episode: AsyncEpisode) -> None:
     with suppress(Exception):
         await episode.aclose()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
 from coterie.envs.base import (
+    AsyncEpisode,
     Environment,
     Episode,
     EpisodeError,
@@ -49,7 +50,7 @@ class Attempt:
 
     prompt: Prompt
     sample: int
-    episode: Episode
+    episode: Episode | AsyncEpisode
     """Of its environment."""
     turns: list[Turn] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
