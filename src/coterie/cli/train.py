@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,9 @@ def train(
         bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
+    board: Annotated[
+        bool, typer.Option("--board", help="Show the runs in a browser while this one trains: `coterie board`.")
+    ] = False,
     help_: bool = HELP,
 ) -> None:
     """Train a model with GRPO.
@@ -61,7 +65,11 @@ def train(
     check_files(loaded.config)
     if not dry_run:
         check_name(Path(loaded.config.runs), loaded.config.name)
-    with console.console_callback(sys.stderr if dry_run else None) as callback:
+    with ExitStack() as stack:
+        address = stack.enter_context(_board(Path(loaded.config.runs))) if board and not dry_run else ""
+        callback = stack.enter_context(console.console_callback(sys.stderr if dry_run else None))
+        if address:
+            callback.on_event("board", address)
         callback.on_progress(LOADING)
         from coterie import launch
 
@@ -71,6 +79,12 @@ def train(
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
+
+
+def _board(runs: Path) -> AbstractContextManager[str]:
+    from coterie.board.server import beside
+
+    return beside(runs.expanduser())
 
 
 def resume(

@@ -22,6 +22,7 @@ from coterie.batches.pack import pack, plan_scoring, without_truncated
 from coterie.engines.base import Engine, check_version
 from coterie.policy.learner import Learner
 from coterie.policy.memory import peak
+from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
 from coterie.rollout.replay import ReplayBuffer
 from coterie.rollout.sampler import PromptSampler
 from coterie.train.evaluate import EVALUATING, Evaluator
@@ -79,7 +80,8 @@ class Trainer:
         Raises:
             EngineError: the engine serves another policy version than the learner has, or sampling failed.
         """
-        version, started = self.progress.step, time.perf_counter()
+        version, started, waited = self.progress.step, time.perf_counter(), processor_wait()
+        switches, slept = WAIT_POLICY.switches, WAIT_POLICY.sleeps
         check_version(self.engine.version, version)
         batch = self.sampler.collect(self.progress.cursor, self.progress.pending)  # 1 collect, 2 group
         rollouts, collected = batch.rollouts, time.perf_counter()
@@ -110,7 +112,13 @@ class Trainer:
             advantages=advantages,
             credits=tuple(fresh),
             update=update,
-            seconds={"step": updated - started, "collect": collected - started, "update": updated - collected},
+            seconds={
+                "step": updated - started,
+                "collect": collected - started,
+                "update": updated - collected,
+                "processor_wait": waited_since(waited),
+            },
+            threads_slept=slept or WAIT_POLICY.switches > switches,
             replayed=past,
             subsampled=subsampled,
             weights=self.schedules.advance(self.progress.step, update.metrics, len(fresh)),
