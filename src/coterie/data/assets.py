@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from coterie.data import cache, facts, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
+from coterie.text import did_you_mean
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
 
@@ -184,9 +184,6 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
 
     Returns:
         The model's or encoder's folder, or the `.jsonl` file of questions or of a corpus.
-
-    Raises:
-        AssetError: no such asset.
     """
     asset = _named(name)
     return _entry(asset) if cache.intact(_folder(asset), _identity(asset), verify=verify) else None
@@ -284,9 +281,7 @@ def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arr
 def _named(name: str) -> Asset:
     if name in ASSETS:
         return ASSETS[name]
-    near = get_close_matches(name, ASSETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise AssetError(f"there is no asset {name!r}; {hint}expected one of {', '.join(ASSETS)}")
+    raise AssetError(f"there is no asset {name!r}; expected one of {', '.join(ASSETS)}{did_you_mean(name, ASSETS)}")
 
 
 def _identity(asset: Asset) -> dict[str, object]:
