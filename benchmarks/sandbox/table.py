@@ -1,4 +1,4 @@
-"""Table of the sandboxes: probes contained, benign programs run, time of a start: python -m benchmarks.sandbox.table."""
+"""Table of the sandboxes: probes contained, benign programs, time of a start: python -m benchmarks.sandbox.table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ RUNS = 60
 
 
 @contextmanager
-def outside() -> Iterator[dict[str, object]]:
+def outside() -> Generator[dict[str, object]]:
     """What probes try to reach: a file, a listener, a socket file and a canary in the environment of this machine."""
     os.environ["TOKEN_CANARY"] = "CANARY"
     with tempfile.TemporaryDirectory(prefix="host-") as folder, socket.create_server(("127.0.0.1", 0)) as listener:

@@ -179,8 +179,9 @@ class Rlimits(_Native):
         def limit() -> None:
             seconds = max(1, round(limits.seconds))
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-            resource.setrlimit(resource.RLIMIT_AS, (limits.memory_mb << 20,) * 2)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_MB << 20,) * 2)
+            memory, file = limits.memory_mb << 20, FILE_MB << 20
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file, file))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
 

@@ -6,6 +6,7 @@ instructions that is the same on every machine. Whoever started this process kil
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -23,10 +24,14 @@ START = 1_000_000_000
 """Fuel of the interpreter's own start, and of what the standard library's modules need to be imported."""
 
 
+def _wasmtime() -> Any:
+    """The package, which belongs to an extra."""
+    return importlib.import_module("wasmtime")
+
+
 def engine() -> Any:
     """The engine for which the module is compiled."""
-    import wasmtime  # ty: ignore[unresolved-import]
-
+    wasmtime = _wasmtime()
     config = wasmtime.Config()
     config.consume_fuel = True
     return wasmtime.Engine(config)
@@ -34,21 +39,17 @@ def engine() -> Any:
 
 def compile_module(source: Path, target: Path) -> None:
     """Compile WASI CPython to native code, which takes half a minute."""
-    import wasmtime  # ty: ignore[unresolved-import]
-
-    target.write_bytes(wasmtime.Module.from_file(engine(), str(source)).serialize())
+    target.write_bytes(_wasmtime().Module.from_file(engine(), str(source)).serialize())
 
 
 class Host:
     """The module, loaded once, of which each program gets a new instance."""
 
     def __init__(self, module: str, folder: str) -> None:
-        import wasmtime  # ty: ignore[unresolved-import]
-
-        self.wasmtime, self.folder = wasmtime, folder
+        self.wasmtime, self.folder = _wasmtime(), folder
         self.engine = engine()
-        self.module = wasmtime.Module.deserialize_file(self.engine, module)
-        self.linker = wasmtime.Linker(self.engine)
+        self.module = self.wasmtime.Module.deserialize_file(self.engine, module)
+        self.linker = self.wasmtime.Linker(self.engine)
         self.linker.define_wasi()
 
     def run(self, request: dict[str, Any]) -> dict[str, str]:

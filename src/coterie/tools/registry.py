@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from coterie.config.user_functions import FUNCTION
 from coterie.data import assets
 from coterie.errors import ConfigError, DataError
 from coterie.sandbox.base import Limits, SandboxError
@@ -187,9 +185,3 @@ def _tools(entry: str | Mapping[str, Any]) -> list[Tool]:
         return BUILT_IN[name](**settings)
     except TypeError as error:
         raise ConfigError(f"the tool {name} does not take these settings, {settings}: {error}") from error
-
-
-def user_targets(entries: Any) -> list[str]:
-    """`module:function` of the settings' entries, whose source is part of a reward's identity."""
-    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries or ()]
-    return [name for name in names if isinstance(name, str) and re.match(FUNCTION, name)]
