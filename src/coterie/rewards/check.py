@@ -315,7 +315,7 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
 
 
 def sources(rewards: RewardsConfig, environment: EnvironmentConfig | None = None) -> dict[str, str]:
-    """For each `module:function` that scores or is a tool, the sha256 of its module's file; empty text where there is no such file.
+    """For each `module:function` that scores or is a tool, the sha256 of its module's file; empty text without one.
 
     Built-in functions are left out, and functions of a Python session, whose names have a hash of the code in them.
     """
