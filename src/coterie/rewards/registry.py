@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "call_valid": "coterie.rewards.calls:call_valid",
     "call_useful": "coterie.rewards.calls:call_useful",
     "call_cost": "coterie.rewards.calls:call_cost",
+    "code": "coterie.rewards.programs:code",
 }
 """Names of `rewards.functions.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
