@@ -316,7 +316,7 @@ def _row(reference: _Reference) -> tuple[Tensor, Tensor, PackedLayout]:
 
 
 def _require_packing(runner: ModelRunner, reference: _Reference) -> bool:
-    """Check the packed logits; True if a layer applied a `ScoreRule`."""
+    """Check the packed logits; True if a layer had capped scores or sinks."""
     tokens, positions, layout = _row(reference)
     logits = runner.head(runner.hidden(tokens, positions, layout))[0]
     first, second, third = (sequence.logits for sequence in reference.sequences)
@@ -395,8 +395,8 @@ def _pool_distance(runner: ModelRunner, reference: _Reference) -> float:
     difference = 0.0
     for step in range(_DECODED):
         tokens = torch.tensor([sequence.rest[step] for sequence in sequences], device=device)
-        where = torch.tensor([len(sequence.prompt) + step for sequence in sequences], device=device)
-        states = runner.hidden(tokens[:, None], where[:, None], DecodeLayout(pool, where, int(where.max()) + 1))
+        where = torch.tensor([[len(sequence.prompt) + step] for sequence in sequences], device=device)
+        states = runner.hidden(tokens[:, None], where, DecodeLayout(pool, where, int(where.max()) + 1))
         expected = torch.stack([sequence.logits[len(sequence.prompt) + step] for sequence in sequences])
         difference = max(difference, distance(runner.head(states[:, 0]), expected))
     return difference
