@@ -43,9 +43,8 @@ def a_model(folder: Path, kind: str, **sizes: Any) -> Path:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(alphabet[:3])
     rope = {"rope_type": "default", "rope_theta": 500.0}
-    model = tiny_model(
-        kind, dtype=torch.bfloat16, **{"vocab_size": len(vocabulary) + 3, "rope_parameters": rope, **sizes}
-    )
+    sizes |= {"vocab_size": len(vocabulary) + 3, "rope_parameters": rope}
+    model = tiny_model(kind, dtype=torch.bfloat16, **sizes)
     model.save_pretrained(folder)
     facts = json.loads(core.to_str())
     if kind.startswith("qwen"):
@@ -188,7 +187,7 @@ def test_words_that_do_not_belong_together(tmp_path: Path, capsys: pytest.Captur
     source = a_model(tmp_path / "model", "llama")
     for form, dtype in (("merged", "q8_0"), ("gguf", "float64")):
         with pytest.raises(ConfigError, match=f"--to {form} --dtype {dtype}"):
-            export(str(source), tmp_path / "out", form=form, dtype=dtype)  # ty: ignore[invalid-argument-type]
+            export(str(source), tmp_path / "out", form=form, dtype=dtype)
     assert main(["export", str(source), str(tmp_path / "new"), "--to", "gguf", "--dtype", "q8_0"]) == 0
     assert written(tmp_path / "new").name == "new-q8_0.gguf"
     assert str(tmp_path / "new") in capsys.readouterr().out
