@@ -148,15 +148,11 @@ class EpisodeCalls:
         return as_text(value, self.toolbox.limits.result)
 
     def _request(self, tool: Tool, arguments: dict[str, Any]) -> Request:
-        past = self.past.setdefault(tool.target, []) if tool.method else []
-        request = Request(
+        return Request(
             target=tool.target,
             method=tool.method,
             arguments=arguments,
             episode=self.key,
             row=self.row,
-            before=tuple(past),
+            before=self.past.setdefault(tool.target, []) if tool.method else [],
         )
-        if tool.method:
-            past.append((tool.method, arguments))
-        return request
