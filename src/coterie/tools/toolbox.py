@@ -71,7 +71,7 @@ class EpisodeCalls:
     """Calls that ran."""
     instances: dict[type, Any] = field(default_factory=dict)
     """Of built-in tools with state."""
-    past: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
+    past: dict[str, list[tuple[str, Mapping[str, Any]]]] = field(default_factory=dict)
     """Calls of users' classes, by target, with which a killed worker's state is made again."""
 
     @property
