@@ -30,7 +30,7 @@ from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.load import load_file
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
-from coterie.data.chat import load_chat
+from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
@@ -226,6 +226,30 @@ def sample(
         yield experience.prompt_of(rollout), rollout
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model whose tokenizer is read; `policy` loads its weights."""
+
+    config: RunConfig
+    source: str
+    talk: Chat
+    callback: Callback
+
+    def policy(self) -> Policy:
+        self.callback.on_progress("loading the model")
+        return load_policy(self.config, self.source)
+
+
+def opened(target: str, callback: Callback | None = None) -> Opened:
+    """The tokenizer of a run's or a model's policy, ready to load the rest."""
+    callback = callback or Callback()
+    config = with_model(RunConfig(), target)
+    use_threads(config)
+    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
+    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    return Opened(config=config, source=source, talk=talk, callback=callback)
+
+
 def complete(
     target: str,
     prompts: Sequence[str | Sequence[Mapping[str, str]]],
@@ -247,15 +271,11 @@ def complete(
         DataError: a prompt is neither text nor messages.
         EngineError: a prompt does not fit the model's context.
     """
-    config = with_model(RunConfig(), target)
-    use_threads(config)
-    callback = callback or Callback()
-    source = locate_model(config.model.name, callback)
-    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    model = opened(target, callback)
+    talk = model.talk
     system = _system_of(target) if system is None else system
     conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
-    callback.on_progress("loading the model")
-    engine = EmbeddedEngine(load_policy(config, source), talk)
+    engine = EmbeddedEngine(model.policy(), talk)
     requests = [
         Request(
             key=SampleKey(seed=seed, version=engine.version, prompt=str(number), sample=attempt, turn=0),
@@ -267,7 +287,7 @@ def complete(
     sampling = Sampling(
         temperature=temperature,
         max_tokens=max_tokens,
-        progress=lambda done, total: callback.on_progress("sampling", done, total, "completions"),
+        progress=lambda done, total: model.callback.on_progress("sampling", done, total, "completions"),
     )
     texts = [talk.decode(turn.tokens) for turn in engine.generate(requests, sampling)]
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
@@ -300,18 +320,12 @@ def chat(
         system: system message; None takes the one the run was trained with, if any.
         seed: None takes a fresh one.
     """
-    config = with_model(RunConfig(), target)
-    use_threads(config)
-    callback = callback or Callback()
-    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
-    talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    callback.on_progress("loading the model")
-    policy = load_policy(config, source)
-    engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
+    model = opened(target, callback)
+    policy = model.policy()
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
-        engine,
-        talk,
+        EmbeddedEngine(policy, model.talk, max_num_seqs=1),
+        model.talk,
         sampling,
         context=policy.context,
         seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,

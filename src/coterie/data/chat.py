@@ -89,14 +89,24 @@ class Chat:
         filler = (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(self.stop_ids), 0)
         self.pad_id: int = next(token for token in filler if token is not None)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         """Token ids of a chat, ready for the assistant's turn.
+
+        Args:
+            tools: as OpenAI describes them, for templates that write them.
 
         Raises:
             DataError: the template refuses these messages, or their text cannot be encoded.
         """
         escaped, spellings = self._escape_special_tokens(messages)
-        return self._ids(self._text(escaped, add_generation_prompt=add_generation_prompt), spellings)
+        text = self._text(escaped, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._ids(text, spellings)
 
     def render_continuation(
         self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
@@ -220,11 +230,14 @@ class Chat:
         first = self.tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         return "{{ bos_token }}" if bos is not None and first == [bos] else ""
 
-    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _text(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 chat_template=self.template,
+                tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=_TODAY.strftime,
