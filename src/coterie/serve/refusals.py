@@ -53,7 +53,7 @@ class RefusalError(Exception):
 
 
 def of_validation(error: ValidationError) -> RefusalError:
-    """What is wrong in a request's body: the first of the errors that reach deepest, which is that of the right type."""
+    """What is wrong in a request's body: the error that reaches deepest, which is that of the right type."""
     first = max(error.errors(include_url=False, include_context=False), key=lambda fault: len(fault["loc"]))
     # Members of unions and their validators stand in pydantic's path too; the body's own names come first.
     path = [
