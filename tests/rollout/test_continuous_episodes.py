@@ -75,12 +75,12 @@ PAIRS = [(prompt, sample) for prompt in PROMPTS for sample in range(3)]
 
 
 def talk(prompt: Prompt, pause: Callable[[], float] = lambda: 0.0):
-    """Repeats half of what was said, after a pause."""
-    said = yield prompt.messages
+    """Repeats half of the reply, after a pause."""
+    reply = yield prompt.messages
     for _ in range(2):
         time.sleep(pause())
-        words = said.split()
-        said = yield Observation(messages=user(" ".join(words[::2])), reward=0.5)
+        words = reply.split()
+        reply = yield Observation(messages=user(" ".join(words[::2])), reward=0.5)
     return 1.0
 
 
@@ -167,7 +167,7 @@ def scripted() -> ScriptedEngine:
     return ScriptedEngine(lambda request: [request.key.turn + 4, END], vocabulary=100)
 
 
-def one(function: Any, limits: Limits | None = None, samples: int = 1, **params: Any) -> list[Attempt]:
+def played(function: Any, limits: Limits | None = None, samples: int = 1, **params: Any) -> list[Attempt]:
     question = Prompt(id="p", messages=user("7"), answer="7", task="t")
     pairs = [(question, sample) for sample in range(samples)]
     return play(scripted(), function, limits or Limits(turns=4, tokens=60), pairs, Digits(), **params)[0]
@@ -183,7 +183,7 @@ async def counts_async(prompt: Prompt):
 
 
 def test_an_async_environment_is_one_like_any_other() -> None:
-    assert facts(one(counts_async)) == facts(one(counts))
+    assert facts(played(counts_async)) == facts(played(counts))
 
 
 def test_async_environments_answer_side_by_side() -> None:
@@ -197,7 +197,7 @@ def test_async_environments_answer_side_by_side() -> None:
         await asyncio.sleep(0.05)
         at_once -= 1
 
-    one(slow, samples=20)
+    played(slow, samples=20)
     assert most == 20
 
 
@@ -214,7 +214,7 @@ def test_threads_are_as_many_as_set() -> None:
         with lock:
             at_once -= 1
 
-    one(slow, Limits(turns=2, tokens=60, workers=3), samples=9)
+    played(slow, Limits(turns=2, tokens=60, workers=3), samples=9)
     assert most == 3
 
 
@@ -244,7 +244,7 @@ def test_an_environment_that_hangs_misses_its_deadline_alone() -> None:
             released.wait(20)
         return 1.0
 
-    attempts = one(some_hang, Limits(turns=2, tokens=60, timeout_s=0.2, workers=2), samples=6)
+    attempts = played(some_hang, Limits(turns=2, tokens=60, timeout_s=0.2, workers=2), samples=6)
     errors = [attempt.error for attempt in attempts if attempt.error]
     assert errors == ["the environment has not answered within environment.timeout_s = 0.2 s"] * 3
     assert sum(turn.reward for attempt in attempts for turn in attempt.turns) == 3.0
@@ -254,7 +254,7 @@ def test_an_environment_that_hangs_misses_its_deadline_alone() -> None:
 
 def test_an_async_environment_that_hangs_is_cancelled() -> None:
     cancelled: list[str] = []
-    (attempt,) = one(hangs_async, Limits(turns=2, tokens=60, timeout_s=0.1), cancelled=cancelled)
+    (attempt,) = played(hangs_async, Limits(turns=2, tokens=60, timeout_s=0.1), cancelled=cancelled)
     assert attempt.error == "the environment has not answered within environment.timeout_s = 0.1 s"
     for _ in range(100):
         time.sleep(0.01 if not cancelled else 0)
@@ -297,7 +297,7 @@ async def ends_at_once(prompt: Prompt):
     ],
 )
 def test_faults_are_named_and_nothing_is_scored(function: Any, cause: str) -> None:
-    (attempt,) = one(function)
+    (attempt,) = played(function)
     assert attempt.error is not None
     assert attempt.error.startswith(cause)
     assert not attempt.open
@@ -313,7 +313,7 @@ def test_an_episode_that_is_cut_closes_its_environment() -> None:
         finally:
             closed.set()
 
-    (attempt,) = one(endless, Limits(turns=2, tokens=60))
+    (attempt,) = played(endless, Limits(turns=2, tokens=60))
     assert attempt.turns[-1].stop_reason is StopReason.EPISODE
     assert closed.wait(5)
 

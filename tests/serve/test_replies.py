@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 from served_models import Client, client, embedded, script, tiny_chat, together
 
-from coterie.data.chat import Chat
 from coterie.engines.base import Request, Sampling
 from coterie.serve.text_stream import TextStream
 from coterie.types import SampleKey
-from tiny import CHATML, tiny_tokenizer
 
 QUESTION = [{"role": "user", "content": "how many legs 7?"}]
 
@@ -170,11 +168,39 @@ def test_models_and_health(tiny: Client) -> None:
     assert tiny.send("GET", "/health")[:2] == (200, {"status": "ok", "model": "tiny", "waiting": 0})
 
 
-def test_tools_go_through_the_template() -> None:
-    template = "{% if tools %}{{ tools[0]['function']['name'] }}\n{% endif %}" + CHATML
-    chat = Chat(tiny_tokenizer(template=template))
-    tools = [{"type": "function", "function": {"name": "legs", "parameters": {}}}]
-    with client(script(chat, "legs()"), chat) as served:
-        answer = served.post("chat/completions", messages=QUESTION, tools=tools, return_token_ids=True, max_tokens=20)
-        assert chat.decode(answer["prompt_token_ids"]).startswith("legs\n")
-        assert answer["choices"][0]["message"]["content"] == "legs()"
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = 'So: <tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def test_tools_are_shown_to_the_model_and_its_calls_are_read() -> None:
+    """By coterie's Hermes template, since the model's own knows no tools."""
+    chat = tiny_chat()
+    asked: dict[str, Any] = {"messages": QUESTION, "tools": [ADD], "max_tokens": 90}
+    with client(script(chat, CALL), chat, max_model_len=600) as served:
+        answer = served.post("chat/completions", return_token_ids=True, **asked)
+        assert '"name": "add"' in chat.decode(answer["prompt_token_ids"])
+        (choice,) = answer["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "So:")
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
+        deltas = [chunk["choices"][0] for chunk in served.events("chat/completions", **asked)]
+        assert "".join(part["delta"]["content"] for part in deltas).strip() == "So:"
+        assert deltas[-1]["delta"]["tool_calls"][0]["function"] == call["function"]
+        assert deltas[-1]["finish_reason"] == "tool_calls"
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "it is 2"}
+        again = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+        answer = served.post("chat/completions", return_token_ids=True, **asked | {"messages": again})
+        prompt = chat.decode(answer["prompt_token_ids"])
+        assert '{"name": "add", "arguments": {"a": 1}}' in prompt
+        assert "<tool_response>\nit is 2" in prompt
+        unasked = served.post("chat/completions", **asked | {"tools": [], "tool_choice": "none"})["choices"][0]
+        assert unasked["message"] == {"role": "assistant", "content": CALL}
+
+
+def test_a_call_that_cannot_be_read_stays_text() -> None:
+    chat, text = tiny_chat(), CALL.replace('"add"', '"subtract"')
+    with client(script(chat, text), chat, max_model_len=600) as served:
+        asked: dict[str, Any] = {"messages": QUESTION, "tools": [ADD], "max_tokens": 90}
+        assert served.post("chat/completions", **asked)["choices"][0]["message"]["content"] == text
+        parts = [chunk["choices"][0]["delta"]["content"] for chunk in served.events("chat/completions", **asked)]
+        assert "".join(parts) == text

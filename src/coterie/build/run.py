@@ -28,9 +28,11 @@ from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
+from coterie.data.tool_templates import equip
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.registry import environment_for, limits_of
+from coterie.envs.tool_use import ToolUse
 from coterie.errors import ConfigError, DataError
 from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
@@ -153,7 +155,9 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     callback.on_progress("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("reading and tokenizing the prompts")
-    environment_for(config.environment)
+    environment = environment_for(config.environment)
+    if isinstance(environment, ToolUse):
+        chat = equip(chat, environment.schemas, environment.preamble, environment.role)
     if config.environment.talks:
         chat.check_turns()
     train = _load(config.data.train, config, chat)

@@ -68,6 +68,8 @@ class Chat:
             DataError: the template does not compile, or loses the user's words.
         """
         self.tokenizer = tokenizer
+        self.tools: list[dict[str, Any]] = []  # schemas for the template, set with the preamble of the system message
+        self.preamble = ""  # by data/tool_templates.py
         self.notes: list[str] = []
         self.template = self._own_template()
         self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
@@ -89,24 +91,14 @@ class Chat:
         filler = (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(self.stop_ids), 0)
         self.pad_id: int = next(token for token in filler if token is not None)
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> list[int]:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a chat, ready for the assistant's turn.
-
-        Args:
-            tools: as OpenAI describes them, for templates that write them.
 
         Raises:
             DataError: the template refuses these messages, or their text cannot be encoded.
         """
         escaped, spellings = self._escape_special_tokens(messages)
-        text = self._text(escaped, add_generation_prompt=add_generation_prompt, tools=tools)
-        return self._ids(text, spellings)
+        return self._ids(self._text(escaped, add_generation_prompt=add_generation_prompt), spellings)
 
     def render_continuation(
         self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
@@ -165,7 +157,7 @@ class Chat:
         chat += [Message(role="user", content=asked), Message(role="assistant", content=words), *messages]
         text = self._text(chat, add_generation_prompt=True)
         tail = text.rpartition(words)[2]
-        spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system")]
+        spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system", "tool")]
         missing = [text_part for text_part in (words, *spoken) if text_part not in text]
         if missing or text.count(words) != 1:
             what = "the assistant's earlier words" if words in missing or not missing else f"{missing[0][:60]!r}"
@@ -230,20 +222,30 @@ class Chat:
         first = self.tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         return "{{ bos_token }}" if bos is not None and first == [bos] else ""
 
-    def _text(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> str:
+    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                self._shown(messages),
+                tools=self.tools or None,
                 chat_template=self.template,
-                tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=_TODAY.strftime,
             )
         except Exception as error:  # a template is somebody's program: it can raise anything
             raise DataError(self._refusal(messages, error)) from error
+
+    def _shown(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as the template gets them: with the preamble, and without calls that stand in the content."""
+        shown: list[dict[str, Any]] = [{key: value for key, value in m.items() if key != "error"} for m in messages]
+        for message in shown:
+            if any("text" in call for call in message.get("tool_calls", ())):
+                del message["tool_calls"]
+        if self.preamble and (not shown or shown[0]["role"] != "system"):
+            return [{"role": "system", "content": self.preamble}, *shown]
+        if self.preamble:
+            shown[0]["content"] = f"{self.preamble}\n\n{shown[0]['content']}"
+        return shown
 
     def _refusal(self, messages: Sequence[Message], error: Exception) -> str:
         roles = " → ".join(message["role"] for message in messages) or "no messages"
@@ -290,7 +292,7 @@ class Chat:
                     raise DataError(
                         f"the text spells a special token in a way that cannot be told apart: {part[:60]!r}; reword it"
                     )
-            out.append({"role": message["role"], "content": content})
+            out.append({**message, "content": content})
         return out, spellings
 
     def _unused_characters(self, messages: Sequence[Message]) -> Iterator[str]:

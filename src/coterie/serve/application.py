@@ -163,6 +163,7 @@ class Completions:
             version=served.version,
             logprobs=wants_logprobs(call),
             token_ids=call.return_token_ids,
+            tools=[tool.name for tool in call.tools] if isinstance(call, ChatParameters) else (),
             usage=call.stream_options is not None and call.stream_options.include_usage,
         )
         pieces = _pieces(served.engine, served.engine.submit(requests, sampling), request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "tool_choice": ("none", "auto"),
 }
 """Parameters that the engine cannot follow, and the values that ask nothing of it."""
 
@@ -114,28 +114,90 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    """A function and its arguments, a JSON object as text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    arguments: str
+
+    @model_validator(mode="after")
+    def _is_an_object(self) -> CalledFunction:
+        if not isinstance(json.loads(self.arguments or "{}"), dict):
+            raise ValueError("arguments are no JSON object")
+        return self
+
+
+class ToolCall(BaseModel):
+    """A call that an assistant made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+    """Accepted; of a stream."""
+
+
 class ChatMessage(BaseModel):
     """A message of a chat."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    """None where an assistant only calls."""
     name: str | None = None
     """Accepted; templates do not write it."""
     tool_call_id: str | None = None
-    """Accepted; templates go by the order of the messages."""
+    """Of a result: the call that it answers."""
     refusal: None = None
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[Any] | None = Field(default=None, max_length=0)
-    """Of an assistant: the server gives calls as text, so that they come back as text."""
+    tool_calls: list[ToolCall] = []
+    """Of an assistant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        return {key: value for key, value in message.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _has_content(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("it has no content")
+        return self
 
     @property
     def text(self) -> str:
         """The content; parts stand one after the other."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class FunctionTool(BaseModel):
+    """A tool; the chat template writes its `function` as it is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> FunctionTool:
+        if not isinstance(self.function.get("name"), str):
+            raise ValueError("a function has a name, a text")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.function["name"]
 
 
 class ChatParameters(Parameters):
@@ -148,8 +210,9 @@ class ChatParameters(Parameters):
     top_logprobs: int = Field(default=0, ge=0, le=20)
     add_generation_prompt: bool = True
     """vLLM's: end the prompt with the start of the assistant's turn."""
-    tools: list[dict[str, Any]] = []
-    """Rendered by the chat template; a call comes as the text that the model wrote."""
+    tools: list[FunctionTool] = []
+    """Written into the prompt by the chat template."""
+    tool_choice: Literal["none", "auto"] = "auto"
 
 
 class CompletionParameters(Parameters):

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
+from coterie.data import tool_templates
 from coterie.data.chat import Chat
 from coterie.engines.base import Request, Sampling
 from coterie.errors import DataError
 from coterie.serve.parameters import ChatParameters, CompletionParameters, Parameters, refuse_top_logprobs
 from coterie.serve.refusals import RefusalError
-from coterie.types import Message, SampleKey
+from coterie.serve.tool_calls import conversation_message
+from coterie.types import SampleKey
 
 MOST_STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -33,6 +35,7 @@ class Renderer:
         self.chat = copy.deepcopy(chat)
         self.vocabulary, self.max_model_len = vocabulary, max_model_len
         self._lock = threading.Lock()
+        self._with_tools: Chat | None = None
 
     def prompts(self, call: ChatParameters | CompletionParameters) -> list[tuple[int, ...]]:
         """The prompts of a call, [P] each, checked.
@@ -53,14 +56,25 @@ class Renderer:
         return [tuple(prompt) for prompt in prompts]
 
     def _rendered(self, call: ChatParameters) -> list[int]:
-        messages = [Message(role=message.role, content=message.text) for message in call.messages]
-        if call.tools and "tools" not in self.chat.template:
-            raise RefusalError(
-                400,
-                "tools: the model's chat template has no place for tools; describe them in a message",
-                param="tools",
-            )
-        return self.chat.render(messages, add_generation_prompt=call.add_generation_prompt, tools=call.tools)
+        messages = [conversation_message(message) for message in call.messages]
+        tools = [tool.model_dump() for tool in call.tools] if call.tool_choice != "none" else []
+        chat = self._equipped() if tools else self.chat
+        chat.tools = tools
+        return chat.render(messages, add_generation_prompt=call.add_generation_prompt)
+
+    def _equipped(self) -> Chat:
+        """A chat whose template has a place for tools: the model's own, or Hermes' for ChatML."""
+        if self._with_tools is None:
+            try:
+                self._with_tools = tool_templates.equip(copy.deepcopy(self.chat), [tool_templates.PROBE])
+            except DataError as error:
+                raise RefusalError(
+                    400,
+                    "tools: the model's chat template has no place for tools, and it is not ChatML, for which there is "
+                    "another; describe them in a message",
+                    param="tools",
+                ) from error
+        return self._with_tools
 
     def _encoded(self, prompt: str | Sequence[int], special: bool) -> list[int]:
         if not isinstance(prompt, str):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from coterie.serve.engine_thread import Piece
 from coterie.serve.text_stream import Decoder, TextStream, matched_stop, whole_text
+from coterie.serve.tool_calls import OPENING, Reading, read_calls
 from coterie.types import StopReason, Turn
 
 
@@ -35,6 +36,8 @@ class Form:
     token_ids: bool
     usage: bool
     """At the end of a stream."""
+    tools: Collection[str] = ()
+    """Names that a call may have."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -68,8 +71,9 @@ def whole(form: Form, talk: Tokenizer, turns: Sequence[Turn]) -> dict[str, Any]:
     choices = []
     for index, turn in enumerate(turns):
         text = whole_text(talk, turn.tokens, form.stop)
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if form.chat else {"text": text}
-        end = ending(form, talk, turn)
+        reading = read_calls(text, form.tools)
+        content: dict[str, Any] = {"message": _message(reading)} if form.chat else {"text": text}
+        end = ending(form, talk, turn, reading)
         choice = {
             "index": index,
             **content,
@@ -83,11 +87,19 @@ def whole(form: Form, talk: Tokenizer, turns: Sequence[Turn]) -> dict[str, Any]:
     return answer | form.prompt_ids(0) if form.chat else answer
 
 
-def ending(form: Form, talk: Tokenizer, turn: Turn) -> dict[str, Any]:
+def _message(reading: Reading) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": reading.content}
+    if reading.calls:
+        message |= {"content": reading.content or None, "tool_calls": list(reading.calls)}
+    return message
+
+
+def ending(form: Form, talk: Tokenizer, turn: Turn, reading: Reading) -> dict[str, Any]:
     """Why a completion ended: OpenAI's `finish_reason`, and vLLM's `stop_reason`, the stop string."""
     stopped = turn.stop_reason is StopReason.STOP
     reason = matched_stop(talk, turn.tokens, form.stop) if stopped else None
-    return {"finish_reason": "stop" if stopped else "length", "stop_reason": reason}
+    finish = "tool_calls" if reading.calls else "stop" if stopped else "length"
+    return {"finish_reason": finish, "stop_reason": reason}
 
 
 class Chunks:
@@ -95,7 +107,9 @@ class Chunks:
 
     def __init__(self, form: Form, talk: Tokenizer) -> None:
         self.form, self.talk = form, talk
-        self.streams = [TextStream(talk, form.stop) for _ in range(len(form.prompts) * form.n)]
+        # What may be a call is not shown before it is whole.
+        held_back = (*form.stop, OPENING) if form.tools else form.stop
+        self.streams = [TextStream(talk, held_back) for _ in range(len(form.prompts) * form.n)]
         self.begun: set[int] = set()
         self.tokens = 0
         self._offsets = [0] * len(self.streams)
@@ -104,17 +118,20 @@ class Chunks:
         """The chunk of new tokens; None where there is nothing to show yet."""
         form, index = self.form, piece.index
         stream, turn = self.streams[index], piece.turn
-        text = stream.add(piece.tokens)
+        text, reading = stream.add(piece.tokens), Reading(content="")
         if turn is not None:
-            text += stream.end(turn.tokens)
+            reading = read_calls(whole_text(self.talk, turn.tokens, form.stop), form.tools)
+            text += stream.end(turn.tokens) if reading.calls or not form.tools else reading.content[stream.sent :]
         self.tokens += len(piece.tokens)
         first = index not in self.begun
         if not text and turn is None and not first and not form.logprobs and not form.token_ids:
             return None
         self.begun.add(index)
-        opening = {"role": "assistant"} if first else {}
+        opening: dict[str, Any] = {"role": "assistant"} if first else {}
+        if reading.calls:
+            opening["tool_calls"] = [call | {"index": number} for number, call in enumerate(reading.calls)]
         content: dict[str, Any] = {"delta": opening | {"content": text}} if form.chat else {"text": text}
-        end = {"finish_reason": None} if turn is None else ending(form, self.talk, turn)
+        end = {"finish_reason": None} if turn is None else ending(form, self.talk, turn, reading)
         scores = _logprobs(form, self.talk, piece.tokens, piece.logprobs, self._offsets[index])
         self._offsets[index] += len(text)
         choice = {"index": index, **content, "logprobs": scores, **end}
