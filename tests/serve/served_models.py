@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.serve.application import Served, application
 from coterie.serve.engine_thread import EngineThread
 from coterie.serve.prompt_tokens import Renderer
+from coterie.types import StopReason, Turn
 from coterie.web.local_server import LocalServer, listen
 from tiny import tiny_tokenizer
 from tiny_models import tiny_policy
@@ -47,9 +48,9 @@ class Slow(ScriptedEngine):
         time.sleep(0.01)
         return super().step()
 
-    def abort(self, request: int, *reason: Any) -> Any:
+    def abort(self, request: int, reason: StopReason = StopReason.ABANDONED) -> Turn | None:
         self.aborted.append(request)
-        return super().abort(request, *reason)
+        return super().abort(request, reason)
 
 
 class Client:
@@ -87,7 +88,7 @@ class Client:
         is_json = response.headers.get("content-type", "").startswith("application/json")
         return response.status, json.loads(text) if is_json else text, dict(response.headers)
 
-    def post(self, path: str, status: int = 200, **body: Any) -> Any:
+    def post(self, path: str, status: Any = 200, **body: Any) -> Any:
         """The answer of an endpoint, e.g. `completions`."""
         answer = self.send("POST", f"/v1/{path}", body)
         assert answer[0] == status, answer
@@ -105,7 +106,7 @@ class Client:
 
 
 @contextmanager
-def client(engine: Engine, chat: Chat, **options: Any) -> Iterator[Client]:
+def client(engine: Engine, chat: Chat, **options: Any) -> Generator[Client]:
     served = Client(engine, chat, **options)
     try:
         yield served

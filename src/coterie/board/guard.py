@@ -6,7 +6,6 @@ SameSite=Strict, and its name carries the port, since cookies of one host are sh
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode
@@ -35,11 +34,6 @@ HEADERS: Mapping[str, str] = {
 READING = ("GET", "HEAD")
 LONGEST = 4096
 """Bytes of an address with its query."""
-
-
-def new_token() -> str:
-    """A token of 192 random bits."""
-    return secrets.token_urlsafe(24)
 
 
 class Guard:

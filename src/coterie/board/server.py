@@ -16,6 +16,7 @@ from subprocess import PIPE
 from coterie.board.catalog import Catalogue
 from coterie.errors import RunError
 from coterie.web.local_server import LocalServer, listen, require
+from coterie.web.origin import new_secret
 
 HOST = "127.0.0.1"
 PORT = 8642
@@ -46,11 +47,10 @@ class Board:
 
     def __post_init__(self) -> None:
         require("board", "the board")
-        from coterie.board.guard import new_token
         from coterie.board.routes import application
 
         self.catalogue = Catalogue(Path(self.runs))
-        self.token = self.token or new_token()
+        self.token = self.token or new_secret()
         listener = listen(HOST, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         self.port = listener.getsockname()[1]
         page = application(self.catalogue, port=self.port, token=self.token)

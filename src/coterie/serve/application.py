@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -176,7 +176,7 @@ class Completions:
         return JSONResponse(whole(form, served.talk, [turns[index] for index in range(len(requests))]))
 
 
-async def _pieces(engine: EngineThread, call: EngineCall, request: Request) -> AsyncIterator[Piece]:
+async def _pieces(engine: EngineThread, call: EngineCall, request: Request) -> AsyncGenerator[Piece]:
     """The pieces of a call until it is whole. Its client is watched: who hangs up ends it.
 
     Raises:
@@ -203,7 +203,7 @@ async def _pieces(engine: EngineThread, call: EngineCall, request: Request) -> A
         engine.cancel(call)
 
 
-async def _stream(pieces: AsyncIterator[Piece], chunks: Chunks) -> Response:
+async def _stream(pieces: AsyncGenerator[Piece], chunks: Chunks) -> Response:
     """A stream of chunks; what fails before the first is an answer of its own.
 
     Raises:
@@ -222,7 +222,7 @@ async def _stream(pieces: AsyncIterator[Piece], chunks: Chunks) -> Response:
         except ClientDisconnect:
             return
         finally:
-            await pieces.aclose()  # ty: ignore[unresolved-attribute]  # a generator
+            await pieces.aclose()
         yield "data: [DONE]\n\n"
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -7,17 +7,14 @@ rebinding, Origin and Sec-Fetch-Site against pages of other origins (another por
 from __future__ import annotations
 
 import hmac
-from typing import Protocol
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
 
 NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Of loopback, as a request may write them."""
-
-
-class RequestHeaders(Protocol):
-    """Headers of a request, as Starlette has them."""
-
-    def get(self, key: str, default: str = "") -> str: ...
-    def getlist(self, key: str) -> list[str]: ...
 
 
 def hosts(port: int) -> set[str]:
@@ -29,20 +26,25 @@ def hosts(port: int) -> set[str]:
     return {f"{name}:{port}" for name in NAMES}
 
 
-def is_rebound(headers: RequestHeaders, port: int) -> bool:
+def is_rebound(headers: Headers, port: int) -> bool:
     """True for a request that asks by another name than those of loopback, or by several."""
     return headers.getlist("host") not in [[host] for host in hosts(port)]
 
 
-def is_foreign(headers: RequestHeaders, port: int) -> bool:
+def is_foreign(headers: Headers, port: int) -> bool:
     """True for a request from a page of another origin. Programs send no Origin and are none."""
     origin = headers.get("origin", "http://" + headers.get("host", ""))
     return origin not in {f"http://{host}" for host in hosts(port)}
 
 
-def is_from_another_site(headers: RequestHeaders) -> bool:
+def is_from_another_site(headers: Headers) -> bool:
     """True where the browser says that a page of another origin asks or links."""
     return headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
+
+
+def new_secret() -> str:
+    """A secret of 192 random bits."""
+    return secrets.token_urlsafe(24)
 
 
 def equal_secrets(given: str, expected: str) -> bool:
@@ -50,7 +52,7 @@ def equal_secrets(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
-def bearer(headers: RequestHeaders) -> str:
+def bearer(headers: Headers) -> str:
     """The secret of an Authorization header; empty without one."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else ""
