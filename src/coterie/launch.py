@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,16 @@ from coterie.build.run import (
 )
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
+from coterie.config.layers import flatten
 from coterie.config.load import load_file
 from coterie.config.paths import hashed
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.doctor.health import untrained
 from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
-from coterie.inference import chat, evaluate, model_of, sample
-from coterie.inference import measure as drift
+from coterie.inference.conversation import chat
+from coterie.inference.drift import drift
+from coterie.inference.heldout import evaluate, model_of, sample
 from coterie.policy.model import Policy
 from coterie.preflight import dry_run, preflight, require_scorable, validate
 from coterie.rewards.check import require_sound, sources
@@ -46,6 +48,8 @@ from coterie.runs.inspect import last_step
 from coterie.runs.missing import gaps
 from coterie.runs.models import resolve
 from coterie.text import counted
+from coterie.trackers import Trackers
+from coterie.trackers import require as require_trackers
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Prints, Recorder
 from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
@@ -67,23 +71,24 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
     """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
-    then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
+    then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it.
 
     Args:
         verbatim: with paths as they are written, which is what older versions named.
     """
-    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop"})
+    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop", "trackers"})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
     return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
 
-def train(config: RunConfig, callback: Callback | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
+def train(config: RunConfig, callback: Callback | None = None) -> Path:
     """Train from the start in a new run folder; returns the folder.
 
     Raises:
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
     callback = callback or Callback()
+    require_trackers(config.trackers)
     check_name(Path(config.runs), config.name)
     check_trainable(config)
     device_of(config)
@@ -138,6 +143,7 @@ def resume(
         config = load_file(directory.config).config
         if steps is not None:
             config = _lengthened(directory, config, steps, callback)
+        require_trackers(config.trackers)
         check_resumable(directory, stop_rules(config.stop))
         device_of(config)
         use_threads(config)
@@ -179,7 +185,9 @@ def _run(
     begin: Callable[[Trainer, Recorder], None],
 ) -> Path:
     """Train from the state that `begin` sets up to the end, and record how the run ended; returns its folder."""
-    recorder = _recorder_for(config, callback, run, inputs, policy)
+    settings = {".".join(key): value for key, value in flatten(run.read_config())}
+    tracked = Trackers(callback, config.trackers, settings)
+    recorder = _recorder_for(config, tracked, run, inputs, policy)
     trainer: Trainer | None = None
     try:
         trainer = trainer_for(config, inputs, scorer, recorder, policy)
@@ -213,6 +221,7 @@ def _run(
         raise
     finally:
         recorder.close()
+        tracked.close()
     callback.on_end(run.path, _closing_line(run, step, config.steps, finished))
     return run.path
 

@@ -1,9 +1,9 @@
-"""Settings → objects: one table per replaceable part, and one function per part of a run."""
+"""Settings → objects: one function per part of a run."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from coterie.build.learner import (
 )
 from coterie.callbacks import Callback
 from coterie.config.data import Source
+from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
@@ -55,18 +56,6 @@ from coterie.train.recorder import Recorder
 from coterie.train.step import LoopSettings
 from coterie.types import Prompt
 
-ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
-    "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy,
-        chat,
-        max_num_seqs=config.engine.max_num_seqs,
-        capacity=capacity,
-        max_kept_tokens=config.engine.max_kept_tokens,
-    ),
-}
-"""Engines that `engine.name` may name; each is made from policy, chat, settings and the tokens of its longest
-sequence."""
-
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
 
@@ -84,11 +73,7 @@ def use_threads(config: RunConfig) -> int:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """Device of the model; `auto` is the first CUDA device, else the CPU.
-
-    Raises:
-        ConfigError: torch cannot compute on it here.
-    """
+    """Device of the model; `auto` is the first CUDA device, else the CPU."""
     return device_named(config.model.device)
 
 
@@ -100,11 +85,7 @@ def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
 def locate_model(
     name: str, callback: Callback, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
 ) -> str:
-    """Folder or hub id behind a model's name; an asset is fetched if need be.
-
-    Raises:
-        AssetError, ModelError, RunError: nothing is called so, or it cannot be had.
-    """
+    """Folder or hub id behind a model's name; an asset is fetched if need be."""
     return models.locate(
         models.resolve(name, runs, kind),
         revision,
@@ -187,11 +168,7 @@ def _check_enough(config: RunConfig, train: PromptSet) -> None:
 
 
 def encoder_for(config: RunConfig, callback: Callback) -> Encoder | None:
-    """The sentence encoder that the settings ask for.
-
-    Raises:
-        AssetError, ModelError: it cannot be had.
-    """
+    """The sentence encoder that the settings ask for."""
     if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
         return None
     source = locate_model(config.grouping.embedding, callback, kind="encoder")
@@ -280,8 +257,25 @@ def check_trainable(config: RunConfig) -> None:
         )
 
 
-def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    return ENGINES[config.engine.name](policy, inputs.chat, config, longest_episode(config, inputs))
+def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) -> EmbeddedEngine:
+    """The engine that samples from the learner's own weights."""
+    return EmbeddedEngine(
+        policy,
+        chat,
+        max_num_seqs=config.engine.max_num_seqs,
+        capacity=capacity,
+        max_kept_tokens=config.engine.max_kept_tokens,
+    )
+
+
+def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int | None = None) -> Engine:
+    """The engine that the settings name.
+
+    Args:
+        capacity: tokens of the longest sequence, 0 where it is not known; None: of these settings and prompts.
+    """
+    longest = longest_episode(config, inputs) if capacity is None else capacity
+    return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:

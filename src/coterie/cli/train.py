@@ -74,7 +74,7 @@ def train(
         from coterie import launch
 
         if not dry_run:
-            launch.train(loaded.config, callback, provenance=loaded.provenance)
+            launch.train(loaded.config, callback)
             _exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)

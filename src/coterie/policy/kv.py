@@ -10,7 +10,6 @@ from torch import Tensor
 
 from coterie.batches.batch import Segment
 from coterie.policy.attention import (
-    PLAIN_SCORES,
     PackedLayout,
     ScoreRule,
     additive,
@@ -84,16 +83,7 @@ class PrefillLayout:
         self.segments = segments
         self._packed = PackedLayout(segments, device)
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         for segment, kept in zip(self.segments, self.kept, strict=True):
             rest = slice(segment.start, segment.start + segment.prompt)
             kept.keys[layer], kept.values[layer] = (
@@ -102,7 +92,7 @@ class PrefillLayout:
                 else tensor[0, :, rest]
                 for tensor in (key, value)
             )
-        return self._packed.attend(layer, query, key, value, scale, window, rule)
+        return self._packed.attend(layer, query, key, value, rule)
 
 
 class DecodeLayout:
@@ -128,20 +118,11 @@ class DecodeLayout:
         self._slots = torch.arange(self.count, device=positions.device) if rows is None else rows
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         keys, values = (
             self._written(tensors[layer], new) for tensors, new in ((self.pool.keys, key), (self.pool.values, value))
         )
-        return masked_attention(query, keys, values, self._mask(window, query, key), scale, rule)
+        return masked_attention(query, keys, values, self._mask(rule.window, query, key), rule)
 
     def _written(self, resident: Tensor, new: Tensor) -> Tensor:
         """Write the new keys or values [n, K, L, D]; returns all that the rows hold, [n, K, S, D]."""

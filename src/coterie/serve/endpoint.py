@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coterie.callbacks import Callback
+from coterie.data.chat import Chat
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.errors import ConfigError
-from coterie.inference import Opened, opened
+from coterie.inference.conversation import loaded
+from coterie.policy.model import Policy
 from coterie.serve.engine_thread import EngineThread
 from coterie.serve.prompt_tokens import Renderer
 from coterie.web import origin
@@ -90,8 +92,8 @@ class Endpoint:
         listener = listen(self.host, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         try:
             self.port = listener.getsockname()[1]
-            model = opened(self.target, self.callback)
-            self._load(model)
+            policy, talk = loaded(self.target, self.callback)
+            self._load(policy, talk)
         except BaseException:
             listener.close()
             raise
@@ -99,8 +101,8 @@ class Endpoint:
 
         served = Served(
             name=self.name,
-            talk=model.talk,
-            renderer=Renderer(model.talk, vocabulary=self._engine.engine.vocabulary, max_model_len=self.max_model_len),
+            talk=talk,
+            renderer=Renderer(talk, vocabulary=self._engine.engine.vocabulary, max_model_len=self.max_model_len),
             engine=self._engine,
             max_body=self.limits.max_body,
             stopping=lambda: self._server.stopping,
@@ -109,13 +111,12 @@ class Endpoint:
         settings = {"timeout_graceful_shutdown": max(1, round(self.limits.grace_s)), "backlog": 512}
         self._server = LocalServer(app, listener, "coterie-serve", settings)
 
-    def _load(self, model: Opened) -> None:
-        policy = model.policy()
+    def _load(self, policy: Policy, talk: Chat) -> None:
         asked = self.limits.max_model_len
         if asked is not None and asked > policy.context:
             raise ConfigError(f"max_model_len = {asked}, but the model's context is {policy.context}; lower it")
         self.max_model_len = asked or min(policy.context, CONTEXT)
-        engine = EmbeddedEngine(policy, model.talk, max_num_seqs=self.limits.max_num_seqs, capacity=self.max_model_len)
+        engine = EmbeddedEngine(policy, talk, max_num_seqs=self.limits.max_num_seqs, capacity=self.max_model_len)
         self._engine = EngineThread(engine, timeout_s=self.limits.timeout_s, max_queue=self.limits.max_queue)
 
     @property
