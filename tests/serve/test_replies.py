@@ -79,8 +79,8 @@ def test_completions_take_texts_and_tokens(tiny: Client) -> None:
     scores = by_text["choices"][0]["logprobs"]
     assert len(scores["tokens"]) == len(scores["token_logprobs"]) == len(tokens[0])
     assert by_text["usage"]["prompt_tokens"] == sum(map(len, ids))
-    one = tiny.post("completions", prompt=ids[0], max_tokens=6, seed=5)
-    assert one["choices"][0]["text"] == by_text["choices"][0]["text"]
+    single = tiny.post("completions", prompt=ids[0], max_tokens=6, seed=5)
+    assert single["choices"][0]["text"] == by_text["choices"][0]["text"]
     assert tiny.post("completions", prompt="the legs", temperature=0)["choices"][0]["finish_reason"]
 
 
