@@ -259,12 +259,13 @@ def check_trainable(config: RunConfig) -> None:
 
 def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) -> EmbeddedEngine:
     """The engine that samples from the learner's own weights."""
+    settings = config.engine
     return EmbeddedEngine(
         policy,
         chat,
-        max_num_seqs=config.engine.max_num_seqs,
+        max_num_seqs=settings.max_num_seqs,
         capacity=capacity,
-        max_kept_tokens=config.engine.max_kept_tokens,
+        max_kept_tokens=settings.max_kept_tokens,
     )
 
 
