@@ -21,6 +21,12 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKED = {"messages": [{"role": "user", "content": "legs"}], "max_tokens": 4}
 
 
+def called(arguments: str) -> dict[str, Any]:
+    """An assistant's message with a call."""
+    function = {"name": "add", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Client]:
     chat = tiny_chat()
@@ -47,6 +53,7 @@ def tiny() -> Iterator[Client]:
         (CHAT, ASKED | {"temperature": "hot"}, 400, "temperature", "valid number"),
         (CHAT, ASKED | {"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         (CHAT, '{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}', 400, "temperature", "finite"),
+        (CHAT, ASKED | {"temperature": 1e-320}, 400, "temperature", "expected 0, or at least 0.001"),
         (CHAT, ASKED | {"top_p": 0}, 400, "top_p", "greater than 0"),
         (CHAT, ASKED | {"n": 0}, 400, "n", "greater than or equal to 1"),
         (CHAT, ASKED | {"n": True}, 400, "n", "valid integer"),
@@ -56,6 +63,10 @@ def tiny() -> Iterator[Client]:
         (CHAT, ASKED | {"seed": 1 << 70}, 400, "seed", "less than"),
         (CHAT, ASKED | {"stop": ""}, 400, "stop", "at least 1 character"),
         (CHAT, ASKED | {"stop": "<|im_end|>"}, 400, "stop", "can never match"),
+        (CHAT, ASKED | {"stop": "a\ud800"}, 400, "stop", "unicode"),
+        (TEXT, {"prompt": "a\ud800"}, 400, "prompt", "surrogate"),
+        (CHAT, {"messages": [called("[" * 5000)]}, 400, None, "nests too deep"),
+        (CHAT, {"messages": [called("[]")]}, 400, "messages", "no JSON object"),
         (CHAT, ASKED | {"stop": ["a"] * 17}, 400, "stop", "at most 16 items"),
         (CHAT, ASKED | {"top_logprobs": 3, "logprobs": True}, 400, "top_logprobs", "each sampled token alone"),
         (CHAT, ASKED | {"frequency_penalty": 0.5}, 400, "frequency_penalty", "not supported"),

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coterie.serve.refusals import RefusalError, of_validation
 
+COLDEST = 1e-3
+"""Lowest temperature above 0."""
 MOST_STOPS = 16
 """Stop strings of a request."""
 
@@ -97,6 +99,15 @@ class Parameters(BaseModel):
         if isinstance(given.get("stop"), str):
             given["stop"] = [given["stop"]]
         return given
+
+    @model_validator(mode="after")
+    def _warm_enough(self) -> Parameters:
+        """Logits divided by nearly nothing are infinite, and would fail what is decoded beside them too."""
+        if 0 < self.temperature < COLDEST:
+            raise RefusalError(
+                400, f"temperature = {self.temperature}; expected 0, or at least {COLDEST}", param="temperature"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Parameters:
@@ -246,6 +257,8 @@ def parsed(kind: type[Parameters], body: Any) -> Any:
         return kind.model_validate(body)
     except ValidationError as error:
         raise of_validation(error) from None
+    except RecursionError:
+        raise RefusalError(400, "the body nests too deep") from None
 
 
 def refuse_top_logprobs(count: int, param: str) -> None:

@@ -77,14 +77,14 @@ class Renderer:
         return self._with_tools
 
     def _encoded(self, prompt: str | Sequence[int], special: bool) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
+        return self._ids(prompt, special, "prompt") if isinstance(prompt, str) else list(prompt)
+
+    def _ids(self, text: str, special: bool, param: str) -> list[int]:
         try:
-            return list(self.chat.tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"])
+            return list(self.chat.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
         except (UnicodeEncodeError, TypeError) as error:
-            raise RefusalError(
-                400, "prompt holds a lone surrogate, which no tokenizer can encode", param="prompt"
-            ) from error
+            message = f"{param} holds a lone surrogate, which no tokenizer can encode"
+            raise RefusalError(400, message, param=param) from error
 
     def _check(self, prompts: Sequence[Sequence[int]], param: str) -> None:
         if not 0 < len(prompts) <= MOST_PROMPTS:
@@ -108,7 +108,7 @@ class Renderer:
 
     def _check_stops(self, stops: Sequence[str]) -> None:
         for stop in stops:
-            ids = self.chat.tokenizer(stop, add_special_tokens=False)["input_ids"]
+            ids = self._ids(stop, False, "stop")
             if len(ids) > MOST_STOP_TOKENS or stop not in self.chat.decode(ids):
                 raise RefusalError(
                     400,
