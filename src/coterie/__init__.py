@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
-    from coterie.api.verbs import board, evaluate, resume, sample, train
+    from coterie.api.verbs import board, evaluate, resume, sample, serve, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -30,6 +30,7 @@ __all__ = [
     "load_run",
     "resume",
     "sample",
+    "serve",
     "train",
 ]
 _HOMES = {
@@ -48,7 +49,8 @@ _HOMES = {
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 
 
-# The packages `coterie.train`, the training loop, and `coterie.board` are also the functions of these names.
+# The packages `coterie.train`, the training loop, `coterie.board` and `coterie.serve` are also the functions of these
+# names.
 class _Verb(ModuleType):
     @property
     def __wrapped__(self) -> Any:
@@ -63,7 +65,7 @@ class _Verb(ModuleType):
         return self.__wrapped__(*args, **settings)
 
 
-for _package in ("board", "train"):  # at once, so that a name stands for one object, whatever is imported when
+for _package in ("board", "serve", "train"):  # at once, so that a name stands for one object, whatever is imported when
     import_module(f"coterie.{_package}").__class__ = _Verb
 
 
