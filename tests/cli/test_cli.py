@@ -439,7 +439,6 @@ def test_doctor_asks_for_nothing_that_is_of_no_use(tmp_path, monkeypatch, capsys
     out = capsys.readouterr().out
     assert "gpu        none" in out
     assert "[gpu]" not in out
-    assert "sandbox" not in out
 
 
 def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):
