@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
-    from coterie.api.verbs import evaluate, resume, sample, train
+    from coterie.api.verbs import evaluate, resume, sample, sft, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -29,6 +29,7 @@ __all__ = [
     "load_run",
     "resume",
     "sample",
+    "sft",
     "train",
 ]
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "load_run": "coterie.api.run",
     "resume": "coterie.api.verbs",
     "sample": "coterie.api.verbs",
+    "sft": "coterie.api.verbs",
 }
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 

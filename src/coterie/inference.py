@@ -13,16 +13,13 @@ import torch
 
 from coterie.algo.kl import k3
 from coterie.batches.pack import plan_scoring
+from coterie.build.reading import Inputs, device_of, locate_model, read_inputs
 from coterie.build.run import (
-    Inputs,
     collector_for,
-    device_of,
     engine_for,
     evaluator_for,
     load_policy,
-    locate_model,
     policy_for,
-    read_inputs,
     sampling_for,
     use_threads,
 )

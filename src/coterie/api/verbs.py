@@ -85,6 +85,48 @@ def train(
         return Run(launch.train(loaded, callbacks))
 
 
+def sft(
+    model: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    heldout: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Run:
+    """Fine-tune a model on conversations in a new run folder: only the assistant's tokens are trained.
+
+    Args:
+        model: as for `train`.
+        data: rows of `messages`, of `prompt` and `completion`, or of `prompt`, `steps` and `answer`, given as for
+            `train`.
+        reward: measures the held-out accuracy; as for `train`.
+        heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
+
+    The other arguments are those of `train`.
+
+    Raises:
+        DataError: a row has no assistant's turn, is too long, or answers a held-out prompt.
+        CollapseError: the loss exploded.
+    """
+    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    with _callbacks(callback, quiet) as callbacks:
+        place = _runs_folder(config, tables, settings)
+        loaded = _settings(
+            "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
+            reward=reward,
+        )  # fmt: skip
+        from coterie import launch
+
+        return Run(launch.train(loaded.imitating(), callbacks))
+
+
 def resume(
     run: Run | str | Path,
     reward: Any = None,

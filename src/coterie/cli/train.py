@@ -1,17 +1,20 @@
-"""Commands `demo`, `train`, `resume` and `sweep`."""
+"""Commands `demo`, `train`, `sft`, `resume` and `sweep`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli.options import HELP, LOADING, SETTINGS, USAGE, check_files, print_json, print_report
 from coterie.cli.runs import Root, Run
 from coterie.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coterie.config.layers import Loaded  # brings pydantic along
 
 
 def demo(
@@ -34,21 +37,36 @@ def demo(
     _exit_by_signal(callback.stopped)
 
 
-def train(
-    ctx: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
-    help_: bool = HELP,
-) -> None:
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")]
+Checks = Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")]
+
+
+def train(ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, help_: bool = HELP) -> None:
     """Train a model with GRPO.
 
     For example: coterie train @ recipes/NAME/config.toml --steps 50 --optim.lr 1e-5
     """
     from coterie.config.load import load
 
+    _train(load(ctx.args), dry_run, json_)
+
+
+def sft(ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, help_: bool = HELP) -> None:
+    """Fine-tune a model on conversations (supervised fine-tuning).
+
+    The rows of data.train are messages, a prompt and its completion, or a prompt with annotated steps and an answer.
+    For example: coterie sft @ FILE.toml --sft.epochs 2
+    """
+    from dataclasses import replace
+
+    from coterie.config.load import load
+
     loaded = load(ctx.args)
+    _train(replace(loaded, config=loaded.config.imitating()), dry_run, json_)
+
+
+def _train(loaded: Loaded, dry_run: bool, json_: bool) -> None:
+    """Train in a new run, or check with `dry_run` whether that would go well."""
     from coterie import console
     from coterie.runs.directory import check_name
     from coterie.runs.models import resolve
@@ -162,5 +180,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command(**SETTINGS, options_metavar=USAGE)(demo)
     app.command(**SETTINGS, options_metavar=USAGE)(train)
+    app.command(**SETTINGS, options_metavar=USAGE)(sft)
     app.command()(resume)
     app.command(**SETTINGS, options_metavar=USAGE)(sweep)

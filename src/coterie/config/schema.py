@@ -21,6 +21,7 @@ from coterie.config.objective import (
 )
 from coterie.config.optim import OptimConfig
 from coterie.config.rewards import RewardsConfig
+from coterie.config.sft import SftConfig
 from coterie.config.stop import StopConfig
 
 # Settings of the model that is trained.
@@ -240,6 +241,8 @@ class RunConfig(Section):
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     critic: CriticConfig | None = None
     """Set to learn a value of each token (PPO); leave out for GRPO."""
+    sft: SftConfig | None = None
+    """Set to imitate the rows of data.train instead of sampling: supervised fine-tuning, which `coterie sft` sets."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -257,6 +260,10 @@ class RunConfig(Section):
         if self.grouping.preset != "prompt" and self.grouping.reward_range is not None:
             self._check_bounds(*self.grouping.reward_range)
         return self
+
+    def imitating(self) -> RunConfig:
+        """The settings with the table `sft`, where they had none: those of a fine-tuning."""
+        return self if self.sft is not None else self.model_copy(update={"sft": SftConfig()})
 
     @property
     def advantages_alone(self) -> bool:
