@@ -34,6 +34,7 @@ LAYERS = [
     {"board", "build"},
     {"inference", "preflight", "sweep"},
     {"launch"},
+    {"stages"},
     {"demo"},
     {"api"},
     {"cli", "compat"},

@@ -129,7 +129,7 @@ def test_a_tag_that_is_a_token_stays_one(tmp_path: Path) -> None:
 
 def test_annotated_steps_are_kept_as_boundaries(tmp_path: Path) -> None:
     chat = Chat(tiny_tokenizer())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "how many", "steps": ["2 and 2 is 4", "the answer is é"], "answer": 4},
         {"prompt": "how many?", "steps": ["2 and 2", "is 4"], "completion": "the:  2 and 2\n\nis 4. 4"},
         {"prompt": "how many legs", "completion": "4"},

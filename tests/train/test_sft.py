@@ -29,7 +29,7 @@ from coterie.train.demonstrations import Demonstration, read_demonstrations
 from coterie.train.sft import IMITATION, imitation
 from coterie.types import Rollout
 from runs_for_tests import Watch, fingerprint, importable, killed, make_config
-from tiny import tiny_tokenizer
+from tiny import CHATML, tiny_tokenizer
 from tiny_models import tiny_model
 
 FAST = {"steps": 6, "optim": {"lr": 1e-2, "schedule": "cosine", "warmup": 1}, "sft": {"batch_size": 5}}
@@ -99,23 +99,62 @@ def naive_gradient(model: Any, rollouts: list[Rollout]) -> tuple[float, dict[str
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+def packed_gradient(
+    rollouts: list[Rollout], budget: int, sizes: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], float]:
+    """The learner's gradient over packed rows of at most `budget` tokens, and the loss that it reports."""
+    policy = Policy(tiny_model("llama", **sizes), name="tiny")
+    learner = Learner(policy, optim=OptimConfig(), objective=IMITATION, temperature=1.0, total_steps=1)
+    packing = Packing(loss_agg_mode="token-mean", max_tokens_per_microbatch=budget, skip_zero=False)
+    (batches,) = pack({rollout.id: rollout for rollout in rollouts}, imitation(rollouts), packing, 0)
+    assert (len(batches) > 3) is (budget < 100)
+    gradient = learner.gradient(batches)
+    return gradient, learner.update([batches], IMITATION).metrics["loss"]
+
+
 @pytest.mark.parametrize("budget", [40, 100_000])
 def test_the_gradient_is_that_of_the_mean_over_all_tokens(tmp_path: Path, budget: int) -> None:
     chat = Chat(tiny_tokenizer())
     rollouts = [demo.rollout for demo in demonstrations(tmp_path, chat)]
     sizes: dict[str, Any] = {"vocab_size": len(chat.tokenizer)}
     loss, expected = naive_gradient(tiny_model("llama", **sizes), rollouts)
-    policy = Policy(tiny_model("llama", **sizes), name="tiny")
-    optim = OptimConfig(max_tokens_per_microbatch=budget)
-    learner = Learner(policy, optim=optim, objective=IMITATION, temperature=1.0, total_steps=1)
-    packing = Packing(loss_agg_mode="token-mean", max_tokens_per_microbatch=budget, skip_zero=False)
-    (batches,) = pack({rollout.id: rollout for rollout in rollouts}, imitation(rollouts), packing, 0)
-    assert (len(batches) > 3) is (budget == 40)
-    gradient = learner.gradient(batches)
+    gradient, measured = packed_gradient(rollouts, budget, sizes)
     for name, value in expected.items():
         torch.testing.assert_close(gradient[name], value, rtol=1e-6, atol=1e-7)  # Llama's norms round to float32
-    report = learner.update([batches], IMITATION)
-    assert report.metrics["loss"] == pytest.approx(loss, rel=1e-7)
+    assert measured == pytest.approx(loss, rel=1e-7)
+
+
+def test_the_gradient_is_that_of_trl(tmp_path: Path) -> None:
+    """On a template without a newline behind the end of a turn, which TRL would train too."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    tokenizer = tiny_tokenizer(template=CHATML.replace("<|im_end|>\n", "<|im_end|>"))
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer)}
+    table = [
+        {
+            "prompt": [{"role": "user", "content": f"how many legs {k // 2}"}],
+            "completion": [{"role": "assistant", "content": f"the answer is {k} " * (k % 4 + 1)}],
+        }
+        for k in range(12)
+    ]
+    data = DataConfig.model_validate({"train": [{"type": "file", "path": write(tmp_path, table)}]})
+    settings = SftConfig(heldout_share=0)
+    rows = read_demonstrations(data, settings, Chat(tokenizer), heldout=(), seed=0).train
+    gradient, loss = packed_gradient([row.rollout for row in rows], 60, sizes)
+    args = trl.SFTConfig(
+        output_dir=str(tmp_path / "trl"), per_device_train_batch_size=12, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False, completion_only_loss=True, max_length=None,
+    )  # fmt: skip
+    model = tiny_model("llama", **sizes)
+    trainer = trl.SFTTrainer(
+        model=model, args=args, train_dataset=datasets.Dataset.from_list(table), processing_class=tokenizer
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-6)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 # Runs
@@ -210,7 +249,20 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         os.environ["PYTHONPATH"] = before[1]
 
 
-@pytest.mark.parametrize(("point", "nth"), [("optimizer", 5), ("metrics", 1), ("evaluation", 2), ("publish", 1)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("optimizer", 5),
+        pytest.param("metrics", 1, marks=SLOW),
+        pytest.param("metrics", 4, marks=SLOW),
+        pytest.param("evaluation", 2, marks=SLOW),
+        pytest.param("publish", 1, marks=SLOW),
+        pytest.param("prune", 2, marks=SLOW),
+    ],
+)
 def test_killed_anywhere_it_resumes_to_the_same_bits(root: Path, golden: dict[str, Any], point: str, nth: int) -> None:
     changed = json.dumps(settings(root))
     assert killed(root, point, nth, changed=changed) == -signal.SIGKILL

@@ -163,9 +163,9 @@ def resume(
 
         register_again(reward, [part.name for part in opened.config.rewards.functions])
     with _callbacks(callback, quiet) as callbacks:
-        from coterie import launch
+        from coterie.stages import rejection
 
-        resumed = launch.resume(
+        resumed = rejection.resume(
             opened.path, callbacks, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
         return Run(resumed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from coterie.cli.options import HELP, LOADING, SETTINGS, USAGE, check_files, print_json, print_report
 from coterie.cli.runs import Root, Run
+from coterie.cli.stages import exit_by_signal
 from coterie.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def demo(
         from coterie.demo import run_demo
 
         run_demo(callback, seed=seed, overrides=ctx.args)
-    _exit_by_signal(callback.stopped)
+    exit_by_signal(callback.stopped)
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")]
@@ -85,7 +85,7 @@ def _train(loaded: Loaded, dry_run: bool, json_: bool) -> None:
 
         if not dry_run:
             launch.train(loaded.config, callback, provenance=loaded.provenance)
-            _exit_by_signal(callback.stopped)
+            exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
@@ -118,18 +118,12 @@ def resume(
     find(run, root)
     with console.console_callback() as callback:
         callback.on_progress(LOADING)
-        from coterie import launch
+        from coterie.stages import rejection
 
-        launch.resume(
+        rejection.resume(
             Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
-    _exit_by_signal(callback.stopped)
-
-
-def _exit_by_signal(stopped: str) -> None:
-    """Exit with the shell's code for the signal that stopped the run (130, 143); do nothing where none did."""
-    if stopped:
-        raise typer.Exit(128 + signal.Signals[stopped])
+    exit_by_signal(callback.stopped)
 
 
 def sweep(

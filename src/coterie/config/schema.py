@@ -20,6 +20,7 @@ from coterie.config.objective import (
     UserFunction,
 )
 from coterie.config.optim import OptimConfig
+from coterie.config.rejection import RejectionConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.config.sft import SftConfig
 from coterie.config.stop import StopConfig
@@ -243,6 +244,9 @@ class RunConfig(Section):
     """Set to learn a value of each token (PPO); leave out for GRPO."""
     sft: SftConfig | None = None
     """Set to imitate the rows of data.train instead of sampling: supervised fine-tuning, which `coterie sft` sets."""
+    rejection: RejectionConfig | None = None
+    """Set to keep the best rollouts as a data set instead of training: rejection sampling, which `coterie rejection`
+    sets."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -264,6 +268,10 @@ class RunConfig(Section):
     def imitating(self) -> RunConfig:
         """The settings with the table `sft`, where they had none: those of a fine-tuning."""
         return self if self.sft is not None else self.model_copy(update={"sft": SftConfig()})
+
+    def rejecting(self) -> RunConfig:
+        """The settings with the table `rejection`, where they had none: those of rejection sampling."""
+        return self if self.rejection is not None else self.model_copy(update={"rejection": RejectionConfig()})
 
     @property
     def advantages_alone(self) -> bool:
