@@ -1,4 +1,4 @@
-"""A program that disturbs: python -m benchmarks.peers.load_noise KIND COUNT NICE POLICY, until its input ends.
+"""A program that disturbs: python -m benchmarks.peers.load_noise KIND COUNT NICE, until its input ends.
 
 It says `ready` once it is at work, and at the end how much it got done, so that starving it does not look like a gain.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -35,15 +36,46 @@ def score(completions: Sequence[str], loops: int = UNIT_LOOPS) -> list[float]:
     return [float(unit(loops) % 2) for _ in completions]
 
 
+LOOP = f"""
+while True:
+    sum(number * number for number in range({UNIT_LOOPS}))
+"""
+SHORT = f"""
+import subprocess, sys
+while True:
+    subprocess.run([sys.executable, "-c", "sum(number * number for number in range({UNIT_LOOPS}))"])
+"""
+
+
+@contextmanager
+def programs(code: str, count: int) -> Generator[None]:
+    """`count` Python programs of the same priority as this process."""
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in started:
+            program.kill()
+            program.wait()
+
+
 @contextmanager
 def busy(count: int) -> Generator[Callable[[], int]]:
-    """Python on one core."""
+    """`count` programs that never wait, this one among them, of which alone the work is counted."""
 
     def work() -> int:
         unit()
         return 1
 
-    yield work
+    with programs(LOOP, count - 1):
+        yield work
+
+
+@contextmanager
+def mixed(count: int) -> Generator[Callable[[], int]]:
+    """Half of the programs start one short process after the other, as package installs do; the others never wait."""
+    with programs(SHORT, count // 2), busy(count - count // 2) as work:
+        yield work
 
 
 @contextmanager
@@ -74,22 +106,21 @@ def workers(count: int) -> Generator[Callable[[], int]]:
         yield lambda: len(scorer.score(prompts, [""] * len(prompts)))
 
 
-KINDS = {"busy": busy, "math": math, "workers": workers}
+KINDS = {"busy": busy, "mixed": mixed, "math": math, "workers": workers}
 
 
-def main(kind: str, count: int, nice: int, policy: str) -> None:
+def main(kind: str, count: int, nice: int) -> None:
     """Work in units until standard input ends."""
     if nice:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
-    if policy == "idle":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with KINDS[kind](count) as work:
         done, started = 0, time.monotonic()
         print("ready", flush=True)
         while not select.select([sys.stdin], [], [], 0)[0]:
             done += work()
-        print(json.dumps({"units": done, "seconds": time.monotonic() - started}), flush=True)
+        seconds = time.monotonic() - started
+    print(json.dumps({"units": done, "seconds": seconds}), flush=True)  # when the programs that it started are gone
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -19,7 +19,8 @@ def main(words: dict[str, Any]) -> None:
     """Serve until standard input ends.
 
     Args:
-        words: `threads`; optional: `layers`, `vocabulary`, `hidden`, and the fields of `growth_step.Sizes`.
+        words: `threads`; optional: `adapt` (the wait policy follows the load, as in a run), `layers`, `vocabulary`,
+            `hidden`, and the fields of `growth_step.Sizes`.
     """
     measure = prepare(words)
     print("ready", flush=True)
@@ -37,6 +38,10 @@ def prepare(words: dict[str, Any]) -> Callable[[], dict[str, float]]:
     from benchmarks.peers import growth_step as step
 
     torch.set_num_threads(words["threads"])
+    if words.get("adapt"):
+        from coterie.policy.waiting import WAIT_POLICY
+
+        WAIT_POLICY.start()
     defaults = {"prompts": 8, "group_size": 8, "prompt": 32, "completion": 24}
     sizes = step.Sizes(**{name: words.get(name, value) for name, value in defaults.items()})
     policy = _policy(words.get("layers", LAYERS), words.get("vocabulary", 49152), words.get("hidden", 576))

@@ -20,6 +20,10 @@ QUIET = "quiet"
 WORKERS = "reward workers"
 AIM = 0.10
 """Most that reward workers may slow decoding."""
+FAIR = 0.6
+"""Aim: the least share of its fair share of the processors that decoding keeps beside busy programs of its priority."""
+ADAPTIVE = "adaptive"
+"""The wait policy of a run: `default`, and sleeping while others want the processors (`coterie/policy/waiting.py`)."""
 MARGIN = 0.03
 """A policy this close to the fastest when quiet is as good; what it does beside others then decides."""
 _OPENMP = (*threads.VARIABLES, threads.COUNT)
@@ -34,8 +38,6 @@ class Load:
     count: int
     """Workers, or threads of the other maths."""
     nice: int = 0
-    policy: str = ""
-    """`idle` for SCHED_IDLE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +57,29 @@ class Cell:
 
 def loads(cores: int) -> dict[str, Load | None]:
     """The situations, by name."""
-    situations: dict[str, Load | None] = {
-        QUIET: None,
-        "one busy program": Load(kind="busy", count=1),
-        "one busy program, nice 19": Load(kind="busy", count=1, nice=19),
+    situations: dict[str, Load | None] = {QUIET: None}
+    for nice in (0, 10):
+        for count in (1, 2, 4):
+            situations[_busy_name(count, nice)] = Load(kind="busy", count=count, nice=nice)
+    return situations | {
+        "4 programs, 2 of short processes": Load(kind="mixed", count=4),
         f"{cores} {WORKERS}": Load(kind="workers", count=cores),
         f"maths on {cores} threads": Load(kind="math", count=cores),
     }
-    if sys.platform == "linux":
-        situations["one busy program, SCHED_IDLE"] = Load(kind="busy", count=1, policy="idle")
-    return situations
+
+
+def _busy_name(count: int, nice: int) -> str:
+    return f"{count} busy" + (f", nice {nice}" if nice else "")
+
+
+def fair_share(threads: int, cores: int, busy: int) -> float:
+    """Share of the processor time of `threads` threads alone that they would get beside `busy` programs of the same
+    priority, if all were treated alike.
+
+    >>> fair_share(2, 2, 1), fair_share(2, 2, 2), fair_share(1, 2, 1)
+    (0.6666666666666666, 0.5, 1.0)
+    """
+    return min(1.0, cores / (threads + busy))
 
 
 def counts(cores: int) -> list[int]:
@@ -75,7 +90,7 @@ def counts(cores: int) -> list[int]:
 
 def policies(quick: bool) -> list[str]:
     """Wait policies to try."""
-    return ["default", "passive", "spin-1000"] if quick else list(threads.WAITING)
+    return [ADAPTIVE, "default", "passive"] if quick else [ADAPTIVE, *threads.WAITING]
 
 
 def measure(
@@ -95,8 +110,8 @@ def measure(
     """
     env = {name: value for name, value in threads.clean_environment().items() if name not in _OPENMP}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in situations}
-    words = json.dumps({"threads": number, **(probe or {})})
-    with _program(["benchmarks.peers.load_probe", words], env | threads.WAITING[waiting]) as probed:
+    words = json.dumps({"threads": number, "adapt": waiting == ADAPTIVE, **(probe or {})})
+    with _program(["benchmarks.peers.load_probe", words], env | threads.WAITING.get(waiting, {})) as probed:
         for _ in range(rounds):
             for name, load in situations.items():
                 results[name].append(_beside(probed, load, env))
@@ -116,7 +131,7 @@ def measure(
 def _beside(probed: subprocess.Popen[str], load: Load | None, env: Mapping[str, str]) -> dict[str, float]:
     if load is None:
         return _ask(probed)
-    words = ["benchmarks.peers.load_noise", load.kind, str(load.count), str(load.nice), load.policy]
+    words = ["benchmarks.peers.load_noise", load.kind, str(load.count), str(load.nice)]
     with _program(words, env) as noise:
         speeds = _ask(probed)
         assert noise.stdin is not None
@@ -207,19 +222,31 @@ def verdicts(cells: Sequence[Cell], cores: int) -> list[str]:
     number, waiting = recommend(cells)
     chosen = [cell for cell in cells if (cell.threads, cell.waiting) == (number, waiting)]
     lines = [
-        f"- Best here: {number} of {cores} threads, wait policy {waiting} {threads.WAITING[waiting] or ''}".rstrip()
+        f"- Best here: {number} of {cores} threads, wait policy {waiting} {threads.WAITING.get(waiting) or ''}".rstrip()
     ]
+    quiet = next(cell for cell in chosen if cell.load == QUIET)
+    for count in (1, 2, 4):
+        for cell in chosen:
+            if cell.load == _busy_name(count, 0):
+                fair = fair_share(number, cores, count)
+                decode, update = cell.decode / quiet.decode / fair, quiet.update / cell.update / fair
+                word = "kept" if min(decode, update) >= FAIR else "missed"
+                lines.append(
+                    f"- {cell.load}: decoding keeps {decode:.2f} and the update {update:.2f} of the fair share "
+                    f"({fair:.0%} of quiet); aim at least {FAIR}: {word}."
+                )
     for cell in chosen:
         if cell.load.endswith(WORKERS):
             share = slowed(cell, cells)
             word = "kept" if share <= AIM else "missed"
             lines.append(f"- {cell.load}, all busy, slow decoding by {share:.0%}; aim at most {AIM:.0%}: {word}.")
-    lines.append(f"- For `DEFAULTS` in coterie/machine.py: cores={cores}, spare={cores - number}, waiting={waiting!r}.")
+    policy = "default" if waiting == ADAPTIVE else waiting
+    lines.append(f"- For `DEFAULTS` in coterie/machine.py: cores={cores}, spare={cores - number}, waiting={policy!r}.")
     return lines
 
 
 def run(out: Path, quick: bool) -> None:
-    """Measure; print Markdown, and write it with `threads.json` into `out`. On two cores about 8 minutes, 2 if quick.
+    """Measure; print Markdown, and write it with `threads.json` into `out`. On two cores about 25 minutes, 5 if quick.
 
     Raises:
         CoterieError: a program of the benchmark ended early.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
-    from coterie.api.verbs import evaluate, resume, sample, sft, train
+    from coterie.api.verbs import board, evaluate, resume, sample, sft, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -25,6 +25,7 @@ __all__ = [
     "Reward",
     "Run",
     "RunConfig",
+    "board",
     "evaluate",
     "load_run",
     "resume",
@@ -49,23 +50,23 @@ _HOMES = {
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 
 
-# The package `coterie.train`, the training loop, is also the function of that name.
-class _Training(ModuleType):
-    @property
-    def __doc__(self) -> str | None:  # ty: ignore[incompatible-property-override]
-        return import_module("coterie.api.verbs").train.__doc__
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        return import_module("coterie.api.verbs").train(*args, **settings)
-
+# The packages `coterie.train`, the training loop, and `coterie.board` are also the functions of these names.
+class _Verb(ModuleType):
     @property
     def __wrapped__(self) -> Any:
         """The function, for `help` and `inspect.signature`."""
-        return import_module("coterie.api.verbs").train
+        return getattr(import_module("coterie.api.verbs"), self.__name__.rpartition(".")[2])
+
+    @property
+    def __doc__(self) -> str | None:  # ty: ignore[incompatible-property-override]
+        return self.__wrapped__.__doc__
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return self.__wrapped__(*args, **settings)
 
 
-# At once, so that the name stands for one object, whatever is imported when.
-import_module("coterie.train").__class__ = _Training
+for _package in ("board", "train"):  # at once, so that a name stands for one object, whatever is imported when
+    import_module(f"coterie.{_package}").__class__ = _Verb
 
 
 def __getattr__(name: str) -> Any:

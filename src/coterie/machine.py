@@ -277,8 +277,7 @@ DEFAULTS: tuple[Default, ...] = (
         cores=2,
         spare=0,
         waiting="default",
-        because="on two quiet cores it decoded 1,333 tokens a second, sleeping at once 925, spinning briefly 1,181, "
-        "and reward workers did not slow it",
+        because="on two quiet cores it is the fastest; beside busy programs idle threads sleep, as long as those run",
     ),
     Default(
         cores=1 << 16, spare=0, waiting="default", because="no other policy has been measured to be better in general"
@@ -375,6 +374,12 @@ def choice(configured: int = 0, environ: Mapping[str, str] | None = None) -> Cho
     elif _users_count(environ):
         because += f"; {COUNT} gives the number"
     return Choice(count=number, cores=physical, waiting=waiting, source=source, because=because)
+
+
+def adapts(environ: Mapping[str, str] | None = None) -> bool:
+    """True if the wait policy may be switched while the process runs: GNU OpenMP, and no variable of the user's."""
+    environ = os.environ if environ is None else environ
+    return _gnu_openmp() and not _users(environ) and not WAITING[_default(cores()).waiting]
 
 
 def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -156,7 +156,8 @@ def test_numbers_of_threads_to_try():
 def test_a_measurement_beside_each_kind_of_program():
     situations = {
         QUIET: None,
-        "busy": Load(kind="busy", count=1, nice=19),
+        "busy": Load(kind="busy", count=2, nice=19),
+        "mixed": Load(kind="mixed", count=2),
         "workers": Load(kind="workers", count=1),
     }
     cells = bench.measure(1, "passive", situations, 1, PROBE)
@@ -183,9 +184,9 @@ def test_run_writes_table_and_record(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "measure", measured)
     bench.run(tmp_path / "out", True)
     printed = capsys.readouterr().out
-    assert "| 2 | spin-1000 |" in printed
-    assert "Best here: 2 of 2 threads, wait policy default" in printed
-    assert "2 reward workers, all busy, slow decoding by 15%; aim at most 10%: missed." in printed
+    assert "| 2 | adaptive |" in printed
+    assert "Best here: 2 of 2 threads, wait policy adaptive" in printed
+    assert "2 reward workers, all busy, slow decoding by 40%; aim at most 10%: missed." in printed
     assert (tmp_path / "out" / "threads.md").read_text() in printed
     record = json.loads((tmp_path / "out" / "threads.json").read_text())
     assert record["cores"] == 2

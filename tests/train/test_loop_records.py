@@ -81,6 +81,8 @@ def eventful() -> StepResult:
         advantages=Advantages(events=("split: digits > 2",), warnings=("the baseline is biased",)),
         replayed=Replayed(event="q@0 of 3"),
         update=replace(result.update, splits=2),
+        seconds=result.seconds | {"step": 4.0, "processor_wait": 2.5},
+        threads_slept=True,
     )
 
 
@@ -94,8 +96,13 @@ def test_the_events_of_a_step_come_in_the_order_of_the_table() -> None:
         ("replay", True, False),
         ("warning", False, True),
         ("memory", False, False),
+        ("machine", False, True),
         ("skipped_update", False, False),
     ]
+    assert events[6].message == (
+        "other programs keep the processors busy: in this step of 4.0 s the threads of this process waited 2.5 s for "
+        "one; idle compute threads sleep instead of spinning meanwhile. The results do not change"
+    )
     assert events[0].message == (
         "collect.dynamic_sampling found 0 of 3 groups with variance after 2 rounds and dropped 4, in each of which all "
         "attempts have the same 'exact' (eval.reward); this step trains on nothing"

@@ -1,4 +1,4 @@
-"""train, resume, evaluate and sample for scripts and notebooks.
+"""train, resume, evaluate, sample and board for scripts and notebooks.
 
 Objects become settings and files, then the same functions run as for the command line. Nothing here imports torch
 before one of them is called.
@@ -18,6 +18,7 @@ from coterie.callbacks import Callback, CallbackList
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
+    from coterie.board.server import Board
     from coterie.config.schema import RunConfig
 
 _OF_TRL = {
@@ -260,6 +261,30 @@ def sample(
             seed=seed,
             callback=callbacks,
         )
+
+
+def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False) -> Board:
+    """Show runs in a browser, also while they train: a page on loopback, served from a thread of this process.
+
+    Args:
+        runs: folder of runs, or one run.
+        port: None takes the first free one from 8642 on.
+        open_browser: open the page.
+
+    Returns:
+        The board; `address` is what to open, `stop()` ends it, and it ends with the process. In a `with` statement it
+        ends with the block.
+
+    Raises:
+        ConfigError: the packages of the extra `board` are not installed.
+        RunError: there is no such folder, or the port is taken.
+    """
+    from coterie.board.server import Board
+
+    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port).start()
+    if open_browser:
+        served.open()
+    return served
 
 
 @contextmanager

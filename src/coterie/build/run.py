@@ -32,6 +32,7 @@ from coterie.policy.activations import keep_freed
 from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.model import Policy, load
+from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
 from coterie.rewards.pool import Scorer
 from coterie.rewards.registry import BINARY
@@ -59,9 +60,10 @@ EVAL_STREAM = 1 << 40
 
 
 def use_threads(config: RunConfig) -> int:
-    """Set the number of compute threads, and how freed memory is kept; returns the number."""
+    """Set the number of compute threads, how idle ones wait, and how freed memory is kept; returns the number."""
     count = machine.count(config.threads)
     torch.set_num_threads(count)
+    WAIT_POLICY.start()
     keep_freed()
     return count
 

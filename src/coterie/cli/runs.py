@@ -108,7 +108,7 @@ def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON)
     paths = find(first, root), find(second, root)
     sections = inspect.diff(*paths)
     paired = inspect.compare_runs(*paths) if sections else {}
-    obstacles = _obstacles(paths, paired)
+    obstacles = inspect.obstacles(*paths, paired)
     paired = {task: test for task, test in paired.items() if task not in obstacles}
     if json_:
         beside = {"paired": paired, "not_comparable": obstacles}
@@ -124,18 +124,6 @@ def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON)
     for task, names in () if json_ else obstacles.items():
         verb = "differs" if len(names) == 1 and names[0] != "rewards.functions" else "differ"
         typer.echo(f"held-out {task} not comparable: {', '.join(names)} {verb}")
-
-
-def _obstacles(paths: Sequence[Path], tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
-    """Settings that keep the two runs' results from being compared, by task."""
-    from coterie.runs.directory import RunDirectory
-    from coterie.runs.inspect import differing
-
-    if not tests:
-        return {}
-    first, second = (RunDirectory.at(path).read_config() for path in paths)
-    obstacles = {task: differing(first, second, test.metric) for task, test in tests.items()}
-    return {task: names for task, names in obstacles.items() if names}
 
 
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,19 +40,26 @@ def demo(
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")]
 Checks = Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")]
+Board = Annotated[
+    bool, typer.Option("--board", help="Show the runs in a browser while this one trains: `coterie board`.")
+]
 
 
-def train(ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, help_: bool = HELP) -> None:
+def train(
+    ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, board: Board = False, help_: bool = HELP
+) -> None:
     """Train a model with GRPO.
 
     For example: coterie train @ recipes/NAME/config.toml --steps 50 --optim.lr 1e-5
     """
     from coterie.config.load import load
 
-    _train(load(ctx.args), dry_run, json_)
+    _train(load(ctx.args), dry_run, json_, board)
 
 
-def sft(ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, help_: bool = HELP) -> None:
+def sft(
+    ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, board: Board = False, help_: bool = HELP
+) -> None:
     """Fine-tune a model on conversations (supervised fine-tuning).
 
     The rows of data.train are messages, a prompt and its completion, or a prompt with annotated steps and an answer.
@@ -62,10 +70,10 @@ def sft(ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, help
     from coterie.config.load import load
 
     loaded = load(ctx.args)
-    _train(replace(loaded, config=loaded.config.imitating()), dry_run, json_)
+    _train(replace(loaded, config=loaded.config.imitating()), dry_run, json_, board)
 
 
-def _train(loaded: Loaded, dry_run: bool, json_: bool) -> None:
+def _train(loaded: Loaded, dry_run: bool, json_: bool, board: bool) -> None:
     """Train in a new run, or check with `dry_run` whether that would go well."""
     from coterie import console
     from coterie.runs.directory import check_name
@@ -79,7 +87,11 @@ def _train(loaded: Loaded, dry_run: bool, json_: bool) -> None:
     check_files(loaded.config)
     if not dry_run:
         check_name(Path(loaded.config.runs), loaded.config.name)
-    with console.console_callback(sys.stderr if dry_run else None) as callback:
+    with ExitStack() as stack:
+        address = stack.enter_context(_board(Path(loaded.config.runs))) if board and not dry_run else ""
+        callback = stack.enter_context(console.console_callback(sys.stderr if dry_run else None))
+        if address:
+            callback.on_event("board", address)
         callback.on_progress(LOADING)
         from coterie import launch
 
@@ -89,6 +101,12 @@ def _train(loaded: Loaded, dry_run: bool, json_: bool) -> None:
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
+
+
+def _board(runs: Path) -> AbstractContextManager[str]:
+    from coterie.board.server import beside
+
+    return beside(runs.expanduser())
 
 
 def resume(

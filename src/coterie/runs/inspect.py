@@ -380,6 +380,19 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any], metric: str) 
     return ([] if rewards[0] == rewards[1] else ["rewards.functions"]) + names
 
 
+def obstacles(baseline: Path, candidate: Path, tests: Mapping[str, PairedTest]) -> dict[str, list[str]]:
+    """Settings that keep two runs' results from being compared, by task; tasks without any are left out.
+
+    Args:
+        tests: of `compare_runs`.
+    """
+    if not tests:
+        return {}
+    first, second = (RunDirectory.at(path).read_config() for path in (baseline, candidate))
+    names = {task: differing(first, second, test.metric) for task, test in tests.items()}
+    return {task: settings for task, settings in names.items() if settings}
+
+
 def _judging(config: Mapping[str, Any], metric: str) -> Any:
     parts = _at(config, "rewards.functions") or []
     if metric != PASS:

@@ -21,6 +21,7 @@ from coterie.algo.subsample import subsample_prompts
 from coterie.batches.pack import pack, plan_scoring, without_truncated
 from coterie.engines.base import check_version
 from coterie.policy.memory import peak
+from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
 from coterie.rollout.replay import ReplayBuffer
 from coterie.rollout.sampler import PromptSampler
 from coterie.train.loop import Loop
@@ -54,7 +55,8 @@ class Trainer(Loop):
         Raises:
             EngineError: the engine serves another policy version than the learner has, or sampling failed.
         """
-        version, started = self.progress.step, time.perf_counter()
+        version, started, waited = self.progress.step, time.perf_counter(), processor_wait()
+        switches, slept = WAIT_POLICY.switches, WAIT_POLICY.sleeps
         check_version(self.engine.version, version)
         batch = self.sampler.collect(self.progress.cursor, self.progress.pending)  # 1 collect, 2 group
         rollouts, collected = batch.rollouts, time.perf_counter()
@@ -85,7 +87,13 @@ class Trainer(Loop):
             advantages=advantages,
             credits=tuple(fresh),
             update=update,
-            seconds={"step": updated - started, "collect": collected - started, "update": updated - collected},
+            seconds={
+                "step": updated - started,
+                "collect": collected - started,
+                "update": updated - collected,
+                "processor_wait": waited_since(waited),
+            },
+            threads_slept=slept or WAIT_POLICY.switches > switches,
             replayed=past,
             subsampled=subsampled,
             weights=self.schedules.advance(self.progress.step, update.metrics, len(fresh)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from coterie.algo.estimators import BIASED_BASELINE, GROUPS_CHANGED
+from coterie.policy.waiting import BUSY
 from coterie.rollout.collector import Experience
 from coterie.rollout.replay import REPLAYED
 from coterie.text import counted
@@ -84,6 +85,18 @@ def _skipped_updates(step: _Step) -> Iterator[str]:
         yield f"{counted(skipped, 'optimizer step')} skipped: the gradient is not finite"
 
 
+def _busy_machine(step: _Step) -> Iterator[str]:
+    """Other programs had the processors for a good part of the step."""
+    seconds = step.result.seconds
+    waited = seconds.get("processor_wait", 0.0)
+    if waited > BUSY * seconds["step"]:
+        slept = "; idle compute threads sleep instead of spinning meanwhile" if step.result.threads_slept else ""
+        yield (
+            f"other programs keep the processors busy: in this step of {seconds['step']:.1f} s the threads of this "
+            f"process waited {waited:.1f} s for one{slept}. The results do not change"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Condition:
     kind: str
@@ -100,6 +113,7 @@ CONDITIONS = (
     _Condition("warning", _timed_out),
     _Condition("warning", _mismatch, lasting=True),
     _Condition("memory", _split_rows),
+    _Condition("machine", _busy_machine, lasting=True),
     _Condition("skipped_update", _skipped_updates),
 )
 """In the order in which they are told."""

@@ -1,0 +1,152 @@
+"""Time of the board's pages on a run of a million rollouts, made for the purpose: python -m benchmarks.board_pages."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coterie import machine
+from coterie.board.server import Board
+from coterie.config.schema import RunConfig
+from coterie.runs import parquet, rollouts
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
+from coterie.runs.rows import REPEATED, schema
+
+GROUP, TOKENS = 8, 64
+"""Rollouts of a group, tokens of a completion."""
+METRICS = 80
+
+
+def make(root: Path, steps: int, size: int) -> Path:
+    """A run of so many steps of so many rollouts, as training would have stored it."""
+    with RunDirectory.create(root, "large", "x") as run:
+        run.write_config(RunConfig(name="large", steps=steps).model_dump(mode="json"))
+        generator = np.random.default_rng(0)
+        with MetricsDB(run.metrics) as database:
+            for step in range(1, steps + 1):
+                values = generator.random(METRICS)
+                extra = {f"reward/task/t{k}": float(value) for k, value in enumerate(values)}
+                spent = {"time/step": 1.0, "rollouts": float(size)}
+                database.record(step, {"reward/mean": float(values[0]), **extra, **spent})
+        for step in range(1, steps + 1):
+            metadata = {"coterie": rollouts.FORMAT, "step": str(step), "sha256": ""}
+            table = pa.table(columns(step, size, generator), schema=schema()).replace_schema_metadata(metadata)
+            pq.write_table(
+                table,
+                parquet.path_of(run.rollouts, step),
+                compression="zstd",
+                write_page_checksum=True,
+                write_statistics=False,
+                use_dictionary=list(REPEATED),
+            )
+    return run.path
+
+
+def columns(step: int, size: int, generator: np.random.Generator) -> dict[str, list]:
+    """The columns of one step."""
+    prompts = [f"sums/{generator.integers(20_000)}" for _ in range(size // GROUP)]
+    names = [prompt for prompt in prompts for _ in range(GROUP)]
+    samples = [k % GROUP for k in range(size)]
+    given = {
+        "step": [step] * size,
+        "prompt_id": names,
+        "task": [f"task {k % 5}" for k in range(size)],
+        "rollout_id": [f"{name}#{k}@{step - 1}" for name, k in zip(names, samples, strict=True)],
+        "sample": samples,
+        "prompt": ['[{"role": "user", "content": "1 + 1?"}]'] * size,
+        "completion": [f"The answer of attempt {k} is {generator.integers(1000)}." * 4 for k in range(size)],
+        "tokens": generator.integers(0, 49_000, (size, TOKENS), dtype=np.int32).tolist(),
+        "prompt_tokens": [[1, 2, 3]] * size,
+        "loss_mask": [[True] * TOKENS] * size,
+        "sampler_logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
+        "logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
+        "turns": ["[]"] * size,
+        "reward": generator.random(size).round(3).tolist(),
+        "reward_parts": ['{"number": 1.0}'] * size,
+        "advantage": generator.normal(size=size).tolist(),
+        "outcome": ["ok"] * size,
+        "stop_reason": ["stop" if k % 7 else "length" for k in range(size)],
+        "version": [step - 1] * size,
+        "prompt_length": [3] * size,
+        "completion_length": generator.integers(4, TOKENS, size).tolist(),
+        "expected": generator.random(size).tolist(),
+        "region": [f"digits > {k % 9}" for k in range(size)],
+    }
+    return {name: given.get(name, [None] * size) for name in schema().names}
+
+
+def measure(board: Board, question: str, **words: object) -> tuple[list[float], int, dict]:
+    """Seconds of five equal requests, the first of them cold; bytes of the answer, and the answer."""
+    seconds, size, answer = [], 0, {}
+    for _ in range(5):
+        connection = http.client.HTTPConnection("127.0.0.1", board.port or 0)
+        started = time.perf_counter()
+        address = f"/api/{question}?{urlencode(words)}"
+        connection.request("GET", address, headers={"authorization": f"Bearer {board.token}"})
+        data = connection.getresponse().read()
+        seconds.append(time.perf_counter() - started)
+        size, answer = len(data), json.loads(data)
+        connection.close()
+    return seconds, size, answer
+
+
+def main() -> None:
+    """Make the run, ask the board as its pages do, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rollouts", type=int, default=504, help="of a step")
+    parser.add_argument("--folder", type=Path, help="keep the run here, and use it where it is there already")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = arguments.folder or Path(scratch)
+        run = root / "large"
+        if not run.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            make(root, arguments.steps, arguments.rollouts)
+        count = len(parquet.steps(run / "rollouts")) * arguments.rollouts
+        print(f"{count:,} rollouts on {machine.facts(run).line()}; load {os.getloadavg()[0]:.1f}\n")
+        with Board(root, 0) as board:
+            report(board)
+
+
+def report(board: Board) -> None:
+    """Print the first request and the median of the next four, in milliseconds."""
+    print("| page | first | later | bytes |\n| --- | --- | --- | --- |")
+    _, _, first = measure(board, "runs")
+    large = {"run": "large"}
+    middle = first["runs"][0]["step"] // 2
+    some = measure(board, "rollouts", **large, last=middle)[2]["rows"][0]
+    questions = {
+        "rollouts, newest": ("rollouts", large),
+        "rollouts, highest reward of a step": (
+            "rollouts",
+            large | {"first": middle, "last": middle, "order": "-reward"},
+        ),
+        "rollouts of a task that are cut": ("rollouts", large | {"task": "task 3", "stop": "length"}),
+        "rollouts that hardly exist (reward from 0.9995)": ("rollouts", large | {"min_reward": 0.9995}),
+        "a group": ("group", large | {"step": middle, "prompt": some["prompt_id"]}),
+        "a rollout with its tokens": ("rollout", large | {"step": middle, "id": some["rollout_id"]}),
+        "a run": ("run", large),
+        "its curves": ("curves", large),
+        "its regions": ("regions", large),
+        "its findings": ("doctor", large),
+    }
+    for page, (question, words) in questions.items():
+        seconds, size, _ = measure(board, question, **words)
+        print(f"| {page} | {1e3 * seconds[0]:.0f} | {1e3 * statistics.median(seconds[1:]):.0f} | {size:,} |")
+
+
+if __name__ == "__main__":
+    main()

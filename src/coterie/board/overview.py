@@ -1,0 +1,266 @@
+"""Records of runs as the board's pages show them: the list, one run, its curves, and runs side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coterie.board.catalog import Catalogue
+from coterie.board.meanings import meaning_of, meanings
+from coterie.config.layers import flatten
+from coterie.doctor.health import diagnose
+from coterie.errors import CoterieError, RunError
+from coterie.runs import inspect, parquet
+from coterie.runs.directory import RunDirectory
+from coterie.runs.metrics import MetricsDB
+from coterie.text import difference_text, metric_text, p_text
+from coterie.types import PASS, POOLED, EvalResult, overall
+
+SPARK = 48
+"""Points of a small curve."""
+DRAWN = 800
+"""Points of a curve, at most: of a longer one the lowest and the highest of each stretch, so that no spike is lost."""
+LAST_EVENTS = 500
+
+
+def run_list(catalogue: Catalogue) -> dict[str, Any]:
+    """Every run as a row, and the settings in which they differ."""
+    rows, configs = [], {}
+    for name in catalogue.runs():
+        row, config = catalogue.kept(name, "row", _row)
+        rows.append(row)
+        configs[name] = config
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    differing = [key for key in keys if len({repr(config.get(key)) for config in configs.values()}) > 1]
+    for row in rows:
+        row["settings"] = {key: configs[row["name"]].get(key) for key in differing}
+    return {"root": str(catalogue.root), "runs": rows, "differing": differing}
+
+
+def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run of the list with its flat settings."""
+    summary = inspect.summary(path, tests=False)
+    metric = summary.heldout.get(POOLED) or next(iter(summary.heldout.values()), PASS)
+    rewards: list[tuple[int, float]] = []
+    results: list[EvalResult] = []
+    seconds, started = 0.0, None
+    if summary.step is not None:
+        with MetricsDB.reader(path / "metrics.sqlite") as database:
+            rewards = database.series(inspect.REWARD_MEAN)
+            results = overall(inspect.comparable(database))
+            seconds = sum(value for _, value in database.series("time/step"))
+            started = next((event.time for event in database.events()), None)
+    row = {
+        "name": path.name,
+        "state": summary.state,
+        "problem": summary.problem,
+        "model": Path(str(summary.model)).name,
+        "tasks": list(summary.tasks),
+        "step": summary.step or 0,
+        "steps": summary.steps,
+        "metric": metric,
+        "before": _estimate(summary.before, metric),
+        "after": _estimate(summary.after, metric),
+        "heldout": [[result.step, estimate.value] for result in results if (estimate := result.metric(metric))],
+        "reward": rewards[-1][1] if rewards else None,
+        "spark": thinned(rewards, SPARK),
+        "seconds": seconds,
+        "started": started,
+    }
+    return row, flat_config(path)
+
+
+def _estimate(results: Sequence[EvalResult], metric: str) -> dict[str, Any] | None:
+    pooled = overall(results)
+    estimate = pooled[0].metric(metric) if len(pooled) == 1 else None
+    return None if estimate is None else {**asdict(estimate), "text": metric_text(metric, estimate)}
+
+
+def flat_config(path: Path) -> dict[str, Any]:
+    """Settings by dotted key; none where they cannot be read."""
+    try:
+        return {".".join(key): value for key, value in flatten(RunDirectory.at(path).read_config())}
+    except RunError:
+        return {}
+
+
+def run_page(path: Path) -> dict[str, Any]:
+    """All of one run but its curves: progress, held-out results, events, machine, settings, what is stored."""
+    summary = inspect.summary(path)
+    page: dict[str, Any] = {
+        "name": path.name,
+        "path": str(path.absolute()),
+        "state": summary.state,
+        "pid": summary.pid,
+        "problem": summary.problem,
+        "model": summary.model,
+        "tasks": list(summary.tasks),
+        "step": summary.step or 0,
+        "steps": summary.steps,
+        "size_mb": summary.size_mb,
+        "checkpoints": list(summary.checkpoints),
+        "rollout_steps": parquet.steps(path / "rollouts"),
+        "last": dict(summary.metrics),
+        "settings": flat_config(path),
+        "evals": [],
+        "events": [],
+        "machine": {},
+        "paired": [
+            {"task": task, "text": difference_text(test.metric, test), "p": p_text(test, label="p = ")}
+            for task, test in summary.paired.items()
+        ],
+    }
+    if not (path / "metrics.sqlite").is_file():
+        return page
+    try:
+        with MetricsDB.reader(path / "metrics.sqlite") as database:
+            metrics = inspect.metrics_by_task(database)
+            page["evals"] = [_evaluation(result, metrics.get(result.task, PASS)) for result in database.evals()]
+            events = database.events()
+    except RunError as error:
+        return page | {"problem": page["problem"] or str(error)}
+    page["events"] = [
+        {"step": event.step, "kind": event.kind, "message": event.message, "time": event.time}
+        for event in events[-LAST_EVENTS:]
+    ]
+    versions = [event.data for event in events if event.kind == "versions"]
+    page["machine"] = dict(versions[-1]) if versions else {}
+    return page
+
+
+def _evaluation(result: EvalResult, metric: str) -> dict[str, Any]:
+    estimate = result.metric(metric)
+    return {
+        "step": result.step,
+        "task": result.task,
+        "metric": metric,
+        "value": None if estimate is None else estimate.value,
+        "low": None if estimate is None else estimate.low,
+        "high": None if estimate is None else estimate.high,
+        "text": metric_text(metric, estimate),
+        "prompts": result.prompts,
+        "samples": result.samples,
+        "length": result.mean_length,
+        "truncated": result.truncated,
+    }
+
+
+def curves(path: Path) -> dict[str, Any]:
+    """Every metric as [steps, values] with its meaning, in the order of the page that explains them."""
+    if not (path / "metrics.sqlite").is_file():
+        return {"metrics": [], "clock": {}}
+    with MetricsDB.reader(path / "metrics.sqlite") as database:
+        series = {name: database.series(name) for name in database.names()}
+    order = {id(row): place for place, row in enumerate(meanings())}
+    metrics = []
+    for name, points in series.items():
+        row = meaning_of(name)
+        steps, values = zip(*thinned(points, DRAWN), strict=True) if points else ((), ())
+        metrics.append(
+            {
+                "name": name,
+                "section": "Other" if row is None else row.section,
+                "means": "" if row is None else row.means,
+                "worry": "" if row is None else row.worry,
+                "do": "" if row is None else row.do,
+                "place": [len(order) if row is None else order[id(row)], name],
+                "steps": steps,
+                "values": values,
+            }
+        )
+    metrics.sort(key=lambda metric: metric["place"])
+    return {"metrics": metrics, "clock": _clock(series)}
+
+
+def _clock(series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
+    """Seconds and rollouts spent until the end of each step."""
+    seconds, rollouts = dict(series.get("time/step", ())), dict(series.get("rollouts", ()))
+    steps = sorted({*seconds, *rollouts})
+    spent, sampled, clock = 0.0, 0.0, []
+    for step in steps:
+        spent += seconds.get(step, 0.0)
+        sampled += rollouts.get(step, 0.0)
+        clock.append((step, spent, sampled))
+    return {"steps": [row[0] for row in clock], "seconds": [r[1] for r in clock], "rollouts": [r[2] for r in clock]}
+
+
+def findings(path: Path) -> dict[str, Any]:
+    """The doctor's findings in words, the most severe first."""
+    try:
+        diagnosis = diagnose(path)
+    except RunError as error:
+        return {"verdict": str(error), "findings": [], "passed": [], "skipped": [], "ended": ""}
+    return {
+        "verdict": diagnosis.verdict,
+        "ended": diagnosis.ended,
+        "findings": [asdict(finding) for finding in diagnosis.findings],
+        "passed": list(diagnosis.quiet),
+        "skipped": [asdict(rule) for rule in diagnosis.unjudged],
+    }
+
+
+def comparison(catalogue: Catalogue, names: Sequence[str]) -> dict[str, Any]:
+    """Runs side by side: reward and held-out curves, settings that differ, and each run's paired difference to the
+    first."""
+    paths = [catalogue.path(name) for name in dict.fromkeys(names)]
+    if len(paths) < 2:
+        raise RunError(f"{', '.join(names) or 'nothing'} was chosen; choose two runs or more to compare them")
+    configs = {path.name: flat_config(path) for path in paths}
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    return {
+        "runs": [catalogue.kept(path.name, "curve", _curve) for path in paths],
+        "settings": [
+            {"key": key, "values": [configs[path.name].get(key) for path in paths]}
+            for key in keys
+            if len({repr(config.get(key)) for config in configs.values()}) > 1
+        ],
+        "paired": [_paired(paths[0], path) for path in paths[1:]],
+    }
+
+
+def _curve(path: Path) -> dict[str, Any]:
+    curve: dict[str, Any] = {"name": path.name, "steps": [], "reward": [], "clock": _clock({}), "evals": []}
+    if (path / "metrics.sqlite").is_file():
+        try:
+            with MetricsDB.reader(path / "metrics.sqlite") as database:
+                series = {name: database.series(name) for name in ("time/step", "rollouts", inspect.REWARD_MEAN)}
+                metrics = inspect.metrics_by_task(database)
+                results = overall(inspect.comparable(database))
+        except RunError as error:
+            return curve | {"problem": str(error)}
+        points = thinned(series[inspect.REWARD_MEAN], DRAWN)
+        curve |= {"steps": [step for step, _ in points], "reward": [value for _, value in points]}
+        curve |= {"clock": _clock(series)}
+        curve |= {"evals": [_evaluation(result, metrics.get(result.task, PASS)) for result in results]}
+    return curve
+
+
+def _paired(baseline: Path, candidate: Path) -> dict[str, Any]:
+    """Differences of the last evaluations by task, and what keeps them from being compared."""
+    pair = {"first": baseline.name, "second": candidate.name, "tasks": [], "problem": None}
+    try:
+        tests = inspect.compare_runs(baseline, candidate)
+        obstacles = inspect.obstacles(baseline, candidate, tests)
+    except CoterieError as error:
+        return pair | {"problem": str(error)}
+    for task, test in tests.items():
+        blocked = obstacles.get(task, [])
+        shown = {"text": difference_text(test.metric, test), "p": p_text(test, label="p = ")}
+        pair["tasks"].append({"task": task, "metric": test.metric, "blocked": blocked, **({} if blocked else shown)})
+    return pair
+
+
+def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most so many points: of each stretch the lowest and the highest, in the order of steps."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(len(points) / (most // 2))
+    chosen: list[tuple[int, float]] = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        ends = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
+        chosen += sorted(ends)
+    return chosen

@@ -1,0 +1,215 @@
+"""Addresses of the board: the page, its files, and the records of runs as JSON and as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from coterie import __version__
+from coterie.board import overview, region_pages, rollout_pages
+from coterie.board.catalog import Catalogue
+from coterie.board.guard import Guard
+from coterie.board.token_text import TokenTexts, token_texts
+from coterie.errors import CoterieError, RunError
+from coterie.runs.export import jsonable
+
+WEB = Path(__file__).parent / "web"
+SCRIPTS = (
+    *("vendor/preact.js", "vendor/hooks.js", "vendor/signals-core.js", "vendor/signals.js", "vendor/htm.js"),
+    *("vendor/uplot.js", "base.js", "charts.js", "runs.js", "run.js", "rollouts.js", "groups.js", "app.js"),
+)
+"""In the order in which the page loads them."""
+STYLES = ("vendor/uplot.css", "board.css")
+FILES = {
+    **dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8"),
+    **dict.fromkeys(STYLES, "text/css; charset=utf-8"),
+    "vendor/LICENSES.txt": "text/plain; charset=utf-8",
+}
+"""The files that are served, and no other: no address becomes a path."""
+EVERY = 1.0
+"""Seconds between two looks for changes."""
+ALIVE = 15.0
+"""Seconds after which a line is sent to a client that there was nothing to tell, so that a lost one is noticed."""
+
+
+class Answers:
+    """Answers to the board's questions about the runs of a catalogue, as plain data."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.files = rollout_pages.StepFiles()
+
+    def runs(self, words: Mapping[str, str]) -> Any:
+        return overview.run_list(self.catalogue) | {"version": __version__, "single": self.catalogue.single}
+
+    def compare(self, words: Mapping[str, str]) -> Any:
+        return overview.comparison(self.catalogue, [name for name in words.get("runs", "").split(",") if name])
+
+    def run(self, words: Mapping[str, str]) -> Any:
+        return self.catalogue.kept(words["run"], "page", overview.run_page)
+
+    def curves(self, words: Mapping[str, str]) -> Any:
+        return self.catalogue.kept(words["run"], "curves", overview.curves)
+
+    def doctor(self, words: Mapping[str, str]) -> Any:
+        return self.catalogue.kept(words["run"], "doctor", overview.findings)
+
+    def rollouts(self, words: Mapping[str, str]) -> Any:
+        query = rollout_pages.Query.of(words)
+        return rollout_pages.page(self.files, self.catalogue.path(words["run"]), query, words.get("cursor", ""))
+
+    def group(self, words: Mapping[str, str]) -> Any:
+        run = self.catalogue.path(words["run"])
+        return rollout_pages.group(run, _number(words, "step"), words.get("prompt", ""))
+
+    def rollout(self, words: Mapping[str, str]) -> Any:
+        name, whole = words["run"], words.get("whole") == "1"
+        step, first = _number(words, "step"), _number(words, "from", 0)
+        run = self.catalogue.path(name)
+        return rollout_pages.rollout(run, step, words.get("id", ""), self.texts(name), first, whole)
+
+    def regions(self, words: Mapping[str, str]) -> Any:
+        def read(run: Path) -> Any:
+            return region_pages.through_the_run(self.files, run)
+
+        return self.catalogue.kept(words["run"], "regions", read)
+
+    def tree(self, words: Mapping[str, str]) -> Any:
+        step = _number(words, "step") if words.get("step") else None
+        return self.catalogue.kept(words["run"], ("tree", step), lambda run: region_pages.tree(run, step))
+
+    def prompts(self, words: Mapping[str, str]) -> Any:
+        def read(run: Path) -> Any:
+            return region_pages.prompts_through_the_run(self.files, run)
+
+        return self.catalogue.kept(words["run"], "prompts", read)
+
+    def texts(self, name: str) -> TokenTexts:
+        """The decoder of a run's tokens."""
+        return self.catalogue.kept(name, "texts", token_texts)
+
+
+QUESTIONS: dict[str, Callable[[Answers, Mapping[str, str]], Any]] = {
+    "runs": Answers.runs,
+    "compare": Answers.compare,
+    "run": Answers.run,
+    "curves": Answers.curves,
+    "doctor": Answers.doctor,
+    "rollouts": Answers.rollouts,
+    "group": Answers.group,
+    "rollout": Answers.rollout,
+    "regions": Answers.regions,
+    "tree": Answers.tree,
+    "prompts": Answers.prompts,
+}
+"""`/api/NAME?…` → answer; all but `runs` and `compare` take `run=NAME`."""
+
+
+def _number(words: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
+    text = words.get(name, "")
+    if not text and otherwise is not None:
+        return otherwise
+    if not text.isdecimal() or len(text) > 12:
+        raise RunError(f"{name} = {text[:40]!r} is no number of a step or token")
+    return int(text)
+
+
+def application(catalogue: Catalogue, *, port: int, token: str) -> Starlette:
+    """The board as an ASGI application.
+
+    Args:
+        port: that it is served at, which requests must name.
+        token: that opens it.
+    """
+    answers = Answers(catalogue)
+
+    async def page(request: Request) -> Response:
+        return Response(html(), media_type="text/html")
+
+    async def file(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in FILES:
+            return PlainTextResponse("there is no such file", 404)
+        return Response((WEB / name).read_bytes(), media_type=FILES[name])
+
+    async def answer(request: Request) -> Response:
+        question = request.path_params["question"]
+        if question not in QUESTIONS:
+            return _json({"error": f"there is no {question[:40]!r}"}, 404)
+        return await run_in_threadpool(respond, answers, question, dict(request.query_params))
+
+    async def changes(request: Request) -> Response:
+        return StreamingResponse(events(catalogue), media_type="text/event-stream")
+
+    return Starlette(
+        routes=[
+            Route("/", page, methods=["GET"]),
+            Route("/web/{name:path}", file, methods=["GET"]),
+            Route("/api/changes", changes, methods=["GET"]),
+            Route("/api/{question}", answer, methods=["GET"]),
+        ],
+        middleware=[Middleware(Guard, port=port, token=token), Middleware(GZipMiddleware, minimum_size=2000)],
+    )
+
+
+def html(head: str = "", body: str = "") -> str:
+    """The page, with its files as links.
+
+    Args:
+        head: in place of the links to files.
+        body: in place of the links to scripts.
+    """
+    head = head or "".join(f'<link rel="stylesheet" href="/web/{name}">' for name in STYLES)
+    body = body or "".join(f'<script src="/web/{name}" defer></script>' for name in SCRIPTS)
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    return page.replace("<!-- styles -->", head).replace("<!-- scripts -->", body)
+
+
+def respond(answers: Answers, question: str, words: Mapping[str, str]) -> Response:
+    """The JSON answer to a question; an error of a run's files is told in it, and never ends the board."""
+    if question not in ("runs", "compare") and "run" not in words:
+        return _json({"error": f"{question} takes run=NAME"}, 400)
+    try:
+        return _json(QUESTIONS[question](answers, words))
+    except CoterieError as error:
+        return _json({"error": str(error)}, 404)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a foreign or half-written file
+        return _json({"error": f"the records cannot be read: {type(error).__name__}: {error}"}, 500)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    """JSON in ASCII, so that nothing in it depends on an encoding."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError):  # a number that is not finite, a type that JSON lacks
+        text = json.dumps(jsonable(value), allow_nan=False)
+    return Response(text, status, media_type="application/json")
+
+
+async def events(catalogue: Catalogue) -> AsyncIterator[str]:
+    """Server-sent events: at first `hello`, then `change` with the names of the runs that changed."""
+    yield "event: hello\ndata: {}\n\n"
+    before = await run_in_threadpool(catalogue.signatures)
+    idle = 0.0
+    while True:
+        await asyncio.sleep(EVERY)
+        now = await run_in_threadpool(catalogue.signatures)
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        idle = 0.0 if changed else idle + EVERY
+        if changed:
+            yield f"event: change\ndata: {json.dumps(changed)}\n\n"
+        elif idle >= ALIVE:
+            idle = 0.0
+            yield ": still here\n\n"
+        before = now

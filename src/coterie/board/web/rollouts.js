@@ -1,0 +1,258 @@
+"use strict";
+// Stored rollouts: the list with filters, a group side by side, one rollout with its tokens, a prompt through the run.
+
+const FIELDS = [
+  ["task", "Task", "search"], ["region", "Region contains", "search"], ["prompt", "Prompt id", "search"],
+  ["min_reward", "Reward from", "number"], ["max_reward", "to", "number"],
+  ["min_length", "Tokens from", "number"], ["max_length", "to", "number"],
+  ["first", "Step from", "number"], ["last", "to", "number"],
+];
+const STOPS = ["stop", "length", "deadline", "episode"];
+const OUTCOMES = ["ok", "truncated", "env_error", "reward_error", "engine_error"];
+const ORDER = { "": "as sampled", "-reward": "highest reward", reward: "lowest reward", "-advantage": "highest advantage", advantage: "lowest advantage", "-completion_length": "longest", completion_length: "shortest" };
+
+/** Of the rollouts in an exported page those that a link asks for. */
+function embeddedPage(page, words) {
+  const fits = (row) =>
+    (!words.first || row.step >= Number(words.first)) && (!words.last || row.step <= Number(words.last)) &&
+    (!words.prompt || row.prompt_id === words.prompt) && (!words.task || row.task === words.task) &&
+    (!words.region || (row.region || "").includes(words.region));
+  const rows = page.rows.filter(fits);
+  return { ...page, rows: words.oldest ? rows.sort((a, b) => a.step - b.step) : rows };
+}
+
+/** Pages of rollouts one after the other; more() asks for the next. */
+function usePages(name, words) {
+  const key = JSON.stringify([name, words]);
+  const [state, setState] = useState({ key: null });
+  const current = useRef(null);
+  current.current = key;
+  const load = async (cursor, rows) => {
+    try {
+      const page = records ? embeddedPage(await get("rollouts", { run: name }), words) : await get("rollouts", { ...words, run: name, cursor });
+      if (current.current === key) setState({ key, page, rows: [...rows, ...page.rows] });
+    } catch (error) {
+      if (current.current === key) setState({ key, error: error.message, rows, page: {} });
+    }
+  };
+  useEffect(() => {
+    const timer = setTimeout(() => load("", []), 150);
+    return () => clearTimeout(timer);
+  }, [key]);
+  return state.key === key ? { ...state, more: () => load(state.page.next, state.rows) } : { loading: true };
+}
+
+function Rollouts({ name, words }) {
+  const [filters, setFilters] = useState(words);
+  useEffect(() => setFilters(words), [JSON.stringify(words)]);
+  const timer = useRef(0);
+  const set = (key, value) => {
+    const next = { ...filters, [key]: value };
+    setFilters(next);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => history.replaceState(null, "", link(["run", name, "rollouts"], next)), 300);
+  };
+  const pages = usePages(name, filters);
+  return html`<${RunHead} name=${name} tab="rollouts" /><h1>Rollouts</h1>
+    ${records && html`<p class="quiet">An exported page holds the rollouts of some steps, without filters; links here show those of them that it holds.</p>`}
+    ${!records && html`<form class="tools filters" aria-label="Filters" onSubmit=${(event) => event.preventDefault()}>
+      ${FIELDS.map(([key, label, type], place) => html`<label class=${type}>${label} <input id=${place ? undefined : "filter"} type=${type} step="any" value=${filters[key] || ""} onInput=${(event) => set(key, event.target.value)} /></label>`)}
+      <label>Stopped by <select value=${filters.stop || ""} onChange=${(event) => set("stop", event.target.value)}><option value="">anything</option>${STOPS.map((item) => html`<option value=${item}>${item}</option>`)}</select></label>
+      <label>Outcome <select value=${filters.outcome || ""} onChange=${(event) => set("outcome", event.target.value)}><option value="">any</option>${OUTCOMES.map((item) => html`<option value=${item}>${item}</option>`)}</select></label>
+      <label>Order in a step <select value=${filters.order || ""} onChange=${(event) => set("order", event.target.value)}>${Object.entries(ORDER).map(([key, label]) => html`<option value=${key}>${label}</option>`)}</select></label>
+      <label><input type="checkbox" checked=${filters.oldest === "1"} onChange=${(event) => set("oldest", event.target.checked ? "1" : "")} /> first steps first</label>
+      <button type="button" onClick=${() => { setFilters({}); history.replaceState(null, "", link(["run", name, "rollouts"])); }}>Clear</button>
+    </form>`}
+    <${RolloutList} name=${name} pages=${pages} />`;
+}
+
+function RolloutList({ name, pages }) {
+  if (pages.loading) return html`<p class="quiet" role="status">Reading …</p>`;
+  const { rows, page } = pages;
+  return html`${pages.error && html`<p class="problem" role="alert">${pages.error}</p>`}
+    ${(page.problems || []).map((problem) => html`<p class="problem">${problem}</p>`)}
+    <p class="quiet small" role="status">${number(rows.length)} rollouts${page.steps && page.steps.length ? `; steps ${page.steps[0]} to ${page.steps[1]} are selected` : ""}${page.next ? `, read on from step ${page.next.split(":")[0]}` : ""}</p>
+    ${!!rows.length && html`<div class="wide" tabindex="0" role="region" aria-label="Table of rollouts"><table class="rollouts"><thead><tr><th scope="col">Rollout</th><th scope="col">Step</th><th scope="col">Group</th><th scope="col">Reward</th><th scope="col">Advantage</th><th scope="col">Tokens</th><th scope="col">Stop</th><th scope="col">Completion</th></tr></thead>
+    <tbody>${rows.map((row) => html`<${RolloutRow} key=${`${row.step} ${row.rollout_id}`} name=${name} row=${row} />`)}</tbody></table></div>`}
+    ${page.next && html`<p><button type="button" class="more" onClick=${pages.more}>${rows.length ? "Show more" : "Search on in earlier steps"}</button></p>`}`;
+}
+
+const Tone = ({ value, digits }) => html`<span class=${value > 0 ? "up" : value < 0 ? "down" : ""}>${signed(value, digits)}</span>`;
+
+function RolloutRow({ name, row }) {
+  return html`<tr><td data-label="rollout"><a href=${link(["run", name, "rollout"], { step: row.step, id: row.rollout_id })}>#${row.sample}</a></td>
+    <td data-label="step">${row.step}</td>
+    <td data-label="group"><a href=${link(["run", name, "group"], { step: row.step, prompt: row.prompt_id })}>${row.prompt_id}</a><div class="quiet small">${row.task}</div></td>
+    <td data-label="reward">${number(row.reward)}</td><td data-label="advantage"><${Tone} value=${row.advantage} /></td><td data-label="tokens">${number(row.completion_length)}</td>
+    <td class="small" data-label="stop">${row.stop_reason}${row.outcome !== "ok" && html` <span class="state warning">${row.outcome}</span>`}</td>
+    <td class="said"><div class="snippet">${row.text}</div></td></tr>`;
+}
+
+// ---- a group
+
+function Message({ message, more }) {
+  const left = message.characters - message.content.length;
+  return html`<div class="message ${message.role}"><div class="role">${message.role}</div><div class="content">${message.content}</div>
+    ${message.characters > 0 && left > 0 && html`<p class="quiet small">${number(message.characters)} characters; ${more ? html`<button type="button" onClick=${more}>show all</button>` : "its own page shows all"}</p>`}</div>`;
+}
+
+function Group({ name, words }) {
+  const state = useAnswer("group", { run: name, step: words.step, prompt: words.prompt });
+  return html`<${RunHead} name=${name} tab="rollouts" /><h1>Group of step ${words.step}</h1>
+    <${Answer} state=${state}>${(group) => html`
+      <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a></p>
+      <section aria-label="Prompt">${group.messages.map((message) => html`<${Message} message=${message} />`)}
+        ${group.answer && html`<p><b>Answer in the data:</b> ${group.answer}</p>`}</section>
+      <h2>${group.count} attempts${group.count > group.members.length ? `, ${group.members.length} are shown` : ""}</h2>
+      <${GroupTable} name=${name} group=${group} />
+      <div class="siblings">${group.members.map((member) => html`<article class="card"><h3><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a>
+        <span class="value">reward ${number(member.reward)}, advantage <${Tone} value=${member.advantage} /></span></h3>
+        ${member.error && html`<p class="problem small">${member.error}</p>`}
+        ${member.turns > 1 && html`<p class="quiet small">the last of ${member.turns} turns</p>`}
+        <div class="content completion" tabindex="0" role="region" aria-label=${`Completion ${member.sample}`}>${member.text || html`<span class="quiet">(empty)</span>`}</div>
+        ${member.characters > member.text.length && html`<p class="quiet small">cut: ${number(member.characters)} characters; its own page shows all</p>`}</article>`)}</div>`}<//>`;
+}
+
+/** Rewards by part, baseline by scale and advantage of the siblings, one column each. */
+function GroupTable({ name, group }) {
+  const parts = [...new Set(group.members.flatMap((member) => Object.keys(member.reward_parts)))];
+  const scales = [...new Set(group.members.flatMap((member) => Object.keys(member.contributions)))];
+  const row = (label, value, tone) => html`<tr><th scope="row">${label}</th>${group.members.map((member) => html`<td>${tone ? html`<${Tone} value=${value(member)} />` : value(member)}</td>`)}</tr>`;
+  return html`<div class="wide" tabindex="0" role="region" aria-label="Siblings"><table><thead><tr><th scope="col">Attempt</th>${group.members.map((member) => html`<th scope="col"><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a></th>`)}</tr></thead><tbody>
+    ${row("reward", (member) => number(member.reward))}
+    ${parts.map((part) => row(html`<span class="inset">part ${part}</span>`, (member) => number(member.reward_parts[part])))}
+    ${group.members.some((member) => member.expected !== null) && row("expected before", (member) => number(member.expected))}
+    ${scales.map((scale) => row(html`<span class="inset">baseline from ${scale}</span>`, (member) => signed(member.contributions[scale])))}
+    ${row("advantage", (member) => member.advantage, true)}
+    ${row("tokens", (member) => number(member.completion_length))}
+    ${row("stopped by", (member) => member.stop_reason)}
+    ${row("outcome", (member) => member.outcome)}
+    </tbody></table></div>`;
+}
+
+// ---- one rollout
+
+const MODES = {
+  logprob: { label: "log-prob", help: "the darker, the less likely the sampler thought the token", needs: (t) => t.sampler_logprobs || t.logprobs },
+  mismatch: { label: "sampler against learner", help: "log-prob of the learner less that of the sampler: blue where the learner finds the token likelier, orange where less likely", needs: (t) => t.sampler_logprobs && t.logprobs },
+  advantage: { label: "advantage", help: "blue is reinforced, orange is discouraged", needs: (t) => t.token_advantages },
+  value: { label: "critic's value", help: "the critic's estimate at the token", needs: (t) => t.values },
+};
+
+/** Strength from 0 to 1 and side of a token's colour. */
+function tint(mode, tokens, place, largest) {
+  const at = (name) => (tokens[name] ? tokens[name][place] : null);
+  if (mode === "logprob") {
+    const value = at("sampler_logprobs") ?? at("logprobs");
+    return value === null ? null : [Math.min(1, -value / 6), "low"];
+  }
+  const value = mode === "mismatch" ? difference(tokens, place) : at(mode === "advantage" ? "token_advantages" : "values");
+  return value === null || !largest ? null : [Math.min(1, Math.abs(value) / largest), value < 0 ? "low" : "high"];
+}
+
+function difference(tokens, place) {
+  const [sampler, learner] = [tokens.sampler_logprobs && tokens.sampler_logprobs[place], tokens.logprobs && tokens.logprobs[place]];
+  return typeof sampler === "number" && typeof learner === "number" ? learner - sampler : null;
+}
+
+function Tokens({ name, words, rollout }) {
+  const [tokens, setTokens] = useState(rollout.tokens);
+  const [mode, setMode] = useState(() => Object.keys(MODES).find((key) => MODES[key].needs(rollout.tokens)));
+  const [place, setPlace] = useState(0);
+  const [problem, setProblem] = useState("");
+  useEffect(() => setTokens(rollout.tokens), [rollout]);
+  const values = { mismatch: tokens.mask.map((_, at) => difference(tokens, at)), advantage: tokens.token_advantages, value: tokens.values }[mode] || [];
+  const largest = values.reduce((most, value) => (value === null ? most : Math.max(most, Math.abs(value))), mode === "mismatch" ? 0.01 : 1e-9);
+  const move = (event) => {
+    const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -place, End: tokens.ids.length - 1 - place };
+    if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    setPlace(Math.max(0, Math.min(tokens.ids.length - 1, place + steps[event.key])));
+  };
+  const turnTo = async (first) => {
+    try {
+      setTokens((await get("rollout", { run: name, step: words.step, id: words.id, from: first })).tokens);
+      setPlace(0);
+    } catch (error) {
+      setProblem(error.message);
+    }
+  };
+  if (!tokens.count) return html`<section><h2>Tokens</h2><p class="quiet">None were sampled.</p></section>`;
+  const text = (at) => tokens.texts[at] ?? `[${tokens.ids[at]}] `;
+  const fact = (key) => (tokens[key] && typeof tokens[key][place] === "number" ? tokens[key][place] : null);
+  const log = fact("sampler_logprobs");
+  return html`<section><h2>Tokens</h2>
+    <fieldset class="tools"><legend>Colour</legend>${Object.entries(MODES).filter(([, item]) => item.needs(tokens)).map(([key, item]) => html`<label><input type="radio" name="mode" checked=${mode === key} onChange=${() => setMode(key)} /> ${item.label}</label>`)}</fieldset>
+    ${mode && html`<p class="quiet small">${MODES[mode].help}; tokens that the model did not sample are grey. ← and → step through the tokens.</p>`}
+    ${problem && html`<p class="problem" role="alert">${problem}</p>`}
+    <div class="tokens" tabindex="0" role="group" aria-label="Tokens; arrow keys step through them" onKeyDown=${move} onClick=${(event) => { const at = event.target.dataset.at; if (at !== undefined) setPlace(Number(at)); }}>
+      ${tokens.ids.map((id, at) => {
+        const shadeOf = tokens.mask[at] && mode ? tint(mode, tokens, at, largest) : null;
+        return html`<span data-at=${at} class="token ${tokens.mask[at] ? "" : "masked"} ${shadeOf ? shadeOf[1] : ""} ${at === place ? "here" : ""}" style=${shadeOf ? { "--strength": `${Math.round(shadeOf[0] * 100)}%` } : undefined}>${text(at)}</span>`;
+      })}</div>
+    <div aria-live="polite"><${Facts} rows=${[
+      ["token", html`<code>${JSON.stringify(text(place))}</code> (id ${tokens.ids[place]}, ${tokens.first + place + 1} of ${tokens.count})`],
+      ["log-prob when sampled", log === null ? "" : `${number(log)} (p = ${number(Math.exp(log))})`],
+      ["by the learner", fact("logprobs") === null ? "" : number(fact("logprobs"), 4)],
+      ["ratio learner / sampler", difference(tokens, place) === null ? "" : number(Math.exp(difference(tokens, place)), 5)],
+      ["advantage", tokens.mask[place] ? signed(fact("token_advantages")) : "not trained on"],
+      ["return", fact("returns") === null ? "" : number(fact("returns"))],
+      ["critic's value", fact("values") === null ? "" : number(fact("values"))],
+    ]} /></div>
+    ${tokens.count > tokens.ids.length && html`<p>Tokens ${number(tokens.first + 1)} to ${number(tokens.first + tokens.ids.length)} of ${number(tokens.count)}
+      ${tokens.first > 0 && html` <button type="button" onClick=${() => turnTo(Math.max(0, tokens.first - tokens.ids.length))}>earlier</button>`}
+      ${tokens.first + tokens.ids.length < tokens.count && html` <button type="button" onClick=${() => turnTo(tokens.first + tokens.ids.length)}>later</button>`}</p>`}
+  </section>`;
+}
+
+function Rollout({ name, words }) {
+  const [whole, setWhole] = useState(false);
+  useEffect(() => setWhole(false), [words.id, words.step]);
+  const state = useAnswer("rollout", { run: name, step: words.step, id: words.id, whole: whole ? "1" : "" });
+  const group = useAnswer(state.value && "group", { run: name, step: words.step, prompt: state.value && state.value.prompt_id });
+  return html`<${RunHead} name=${name} tab="rollouts" /><h1>Rollout</h1>
+    <${Answer} state=${state}>${(rollout) => {
+      const siblings = group.value && group.value.prompt_id === rollout.prompt_id ? group.value.members.map((member) => member.rollout_id) : [];
+      const at = siblings.indexOf(rollout.rollout_id);
+      const near = (by) => siblings[at + by] && link(["run", name, "rollout"], { step: words.step, id: siblings[at + by] });
+      return html`
+      <p><a href=${link(["run", name, "group"], { step: rollout.step, prompt: rollout.prompt_id })}>its group</a> · <a href=${link(["run", name, "prompt"], { prompt: rollout.prompt_id })}>the same prompt through the run</a>
+        ${at > 0 && html` · <a data-key="p" href=${near(-1)}>previous attempt <kbd>p</kbd></a>`}${at >= 0 && at < siblings.length - 1 && html` · <a data-key="n" href=${near(1)}>next attempt <kbd>n</kbd></a>`}</p>
+      <${Facts} rows=${[
+        ["rollout", html`<code>${rollout.rollout_id}</code>`], ["step", rollout.step], ["task", rollout.task],
+        ["reward", number(rollout.reward)],
+        ...Object.entries(rollout.reward_parts).map(([part, value]) => [`part ${part}`, number(value)]),
+        ["expected before", rollout.expected === null ? "" : `${number(rollout.expected)} ± ${number(rollout.expected_std)}`],
+        ...Object.entries(rollout.contributions).map(([scale, value]) => [`baseline from ${scale}`, signed(value)]),
+        ["advantage", rollout.advantage === null ? "none: it was in no group that teaches" : html`<${Tone} value=${rollout.advantage} digits=${4} />`],
+        ["region", rollout.region], ["outcome", rollout.outcome], ["stopped by", rollout.stop_reason],
+        ["tokens", `${number(rollout.prompt_length)} + ${number(rollout.completion_length)}`],
+        ["answer in the data", rollout.answer], ["policy version", rollout.version],
+        ["attempts before", rollout.past_tries === null ? "" : `${number(rollout.past_tries)}${rollout.past_reward === null ? "" : `, mean reward ${number(rollout.past_reward)}`}`],
+      ]} />
+      ${rollout.error && html`<p class="problem">${rollout.error}</p>`}
+      <section><h2>Conversation</h2>${rollout.messages.map((message) => html`<${Message} message=${message} more=${() => setWhole(true)} />`)}</section>
+      ${!!rollout.step_rewards.length && html`<section><h2>Step rewards</h2><div class="wide"><table><thead><tr><th scope="col">Function</th><th scope="col">Ends at token</th><th scope="col">Value</th></tr></thead><tbody>${rollout.step_rewards.map((item) => html`<tr><th scope="row">${item.label}</th><td>${item.end + 1}</td><td>${number(item.value)}</td></tr>`)}</tbody></table></div></section>`}
+      <${Tokens} name=${name} words=${words} rollout=${rollout} />`;
+    }}<//>`;
+}
+
+// ---- a prompt through the run
+
+function PromptPage({ name, words }) {
+  const pages = usePages(name, { prompt: words.prompt, oldest: "1" });
+  const rows = pages.rows || [];
+  const series = useMemo(() => {
+    const steps = [...new Set(rows.map((row) => row.step))];
+    const mean = (step, key) => {
+      const values = rows.filter((row) => row.step === step && typeof row[key] === "number").map((row) => row[key]);
+      return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+    };
+    const lines = [{ name: "mean reward", x: steps, y: steps.map((step) => mean(step, "reward")) }];
+    const expected = steps.map((step) => mean(step, "expected"));
+    return expected.some((value) => value !== null) ? [...lines, { name: "expected", x: steps, y: expected, dash: [5, 4] }] : lines;
+  }, [pages.rows]);
+  return html`<${RunHead} name=${name} tab="rollouts" /><h1>One prompt through the run</h1><p><code>${words.prompt}</code></p>
+    ${series[0].x.length > 1 && html`<article class="card wide-card"><h3>Reward of its attempts</h3><${Chart} series=${series} height=${160} label="Reward of the prompt" legend=${true} onPick=${(step) => go(["run", name, "group"], { step, prompt: words.prompt })} /></article>`}
+    <${RolloutList} name=${name} pages=${pages} />`;
+}

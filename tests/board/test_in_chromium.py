@@ -1,0 +1,219 @@
+"""The board in a real browser; skipped where Debian's chromium or Playwright (the extra `browser`) is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shown_runs import HOSTILE, add_step, make_run
+
+from coterie.board import catalog, routes
+from coterie.board.server import Board
+from coterie.board.static_export import export
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `browser`")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("there is no chromium here: apt-get install chromium", allow_module_level=True)
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS += ("--disable-component-update", "--disable-sync")
+PAGES = {
+    "runs": "#/",
+    "compare": "#/compare?runs=shown,other",
+    "run": "#/run/shown",
+    "rollouts": "#/run/shown/rollouts?task=sums",
+    "group": "#/run/shown/group?step=4&prompt=sums%2F1",
+    "rollout": "#/run/shown/rollout?step=4&id=sums%2F1%231%403",
+    "prompt": "#/run/shown/prompt?prompt=sums%2F1",
+    "groups": "#/run/shown/groups",
+    "nothing": "#/elsewhere",
+}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("browsed") / "runs"
+    make_run(root, text=HOSTILE, turns=2)
+    make_run(root, "other", lr=2e-6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def board(root: Path) -> Iterator[Board]:
+    with Board(root, 0) as served:
+        yield served
+
+
+@contextmanager
+def opened(browser: Any, address: str, **options: Any) -> Generator[Any]:
+    """A page whose console stays silent, that runs no script but the board's, and asks nobody else for anything."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    logged: list[str] = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("requestfailed", lambda request: logged.append(f"failed: {request.url}"))
+    page.on(
+        "request", lambda request: logged.append(request.url) if not request.url.startswith(place(address)) else None
+    )
+    try:
+        page.goto(address)
+        yield page
+        assert page.evaluate("window.hacked") is None
+        assert [line for line in logged if "/api/changes" not in line] == []
+    finally:
+        context.close()
+
+
+def place(address: str) -> str:
+    return address.split("?")[0].split("#")[0]
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait until a condition holds. Playwright's own wait_for_function evaluates text, which the policy forbids."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{condition} does not come true; the page says {page.inner_text('main')[:2000]}")
+
+
+def show(page: Any, address: str, fragment: str) -> str:
+    """Go to a page of the board, wait until it is read, and return its text."""
+    page.goto(place(address) + fragment)
+    page.wait_for_selector("h1")
+    until(page, "!document.body.innerText.includes('Reading …')")
+    return page.inner_text("main")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_every_page_is_drawn(chromium: Any, board: Board, width: int, scheme: str) -> None:
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    with opened(chromium, board.address, **options) as page:
+        assert board.token not in page.url
+        for name, fragment in PAGES.items():
+            text = show(page, board.address, fragment)
+            assert len(text) > 20, name
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                f"{name} is wider than the screen"
+            )
+            assert page.locator("h1").count() == 1
+            assert page.locator(".problem[role=alert]").count() == 0, name
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+
+
+def test_a_hostile_completion_is_text(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        for name in ("rollouts", "group", "rollout", "prompt"):
+            assert "<img src=x onerror=" in show(page, board.address, PAGES[name]), name
+            assert page.locator("main img, main script").count() == 0
+
+
+def test_runs_are_chosen_and_compared(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, "#/")
+        page.get_by_label("Compare shown").check()
+        page.get_by_label("Compare other").check()
+        page.get_by_text("Compare 2 runs").click()
+        page.wait_for_selector("text=Paired difference to shown")
+        assert "optim.lr" in page.inner_text("main")
+        page.get_by_label("seconds").check()
+        assert page.locator("canvas").count() >= 1
+
+
+def test_a_finding_leads_to_its_curve_and_its_rollouts(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, PAGES["run"])
+        page.locator(".finding a", has_text="curve").first.click()
+        page.wait_for_selector("details[open] article.marked")
+        page.locator(".finding a", has_text="rollouts of").first.click()
+        page.wait_for_selector("h1:has-text('Rollouts')")
+        assert page.get_by_label("Step from").input_value() == "1"
+
+
+def test_filters_narrow_the_list(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, "#/run/shown/rollouts")
+        assert page.locator("tbody tr").count() == 16
+        page.get_by_label("Task").fill("words")
+        until(page, "document.querySelectorAll('tbody tr').length === 4")
+        until(page, "location.hash.includes('task=words')")
+        page.get_by_text("Clear").click()
+        until(page, "document.querySelectorAll('tbody tr').length === 16")
+
+
+def test_the_keyboard_suffices(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, PAGES["run"])
+        for key, heading in (("2", "Rollouts"), ("3", "Groups"), ("1", "shown"), ("r", "Runs")):
+            page.keyboard.press(key)
+            page.wait_for_selector(f"h1:has-text('{heading}')")
+        page.keyboard.press("/")
+        page.keyboard.type("oth")
+        until(page, "document.querySelectorAll('tbody tr').length === 1")
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        page.wait_for_selector("aside:has-text('list of runs')")
+        show(page, board.address, "#/run/shown/rollout?step=4&id=sums%2F1%230%403")
+        page.wait_for_selector("text=next attempt")
+        page.keyboard.press("n")
+        page.wait_for_selector("text=previous attempt")
+        page.locator(".tokens").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("End")
+        page.wait_for_selector("text=9 of 9")
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        page.keyboard.press("t")
+        assert page.evaluate("document.documentElement.dataset.theme") != theme
+
+
+def test_tokens_take_the_colour_that_is_chosen(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, PAGES["rollout"])
+        assert page.locator(".token.masked").count() == 1
+        assert page.locator(".token.low").count() == 8
+        page.get_by_label("advantage").check()
+        page.wait_for_selector(".token.high")
+        strength = page.locator(".token.high").first.evaluate("element => getComputedStyle(element).backgroundColor")
+        assert strength not in ("transparent", "rgba(0, 0, 0, 0)")
+
+
+def test_a_training_is_followed(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "EVERY", 0.1)
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
+    run = make_run(tmp_path / "runs", steps=2)
+    with Board(tmp_path / "runs", 0) as board, opened(chromium, board.address) as page:
+        show(page, board.address, "#/")
+        page.wait_for_selector(".live.live")
+        make_run(tmp_path / "runs", "newer")
+        page.wait_for_selector("text=newer")
+        show(page, board.address, "#/run/shown/groups")
+        add_step(run, 3)
+        page.wait_for_selector("text=from 1 to 3")
+
+
+def test_an_export_needs_no_server(chromium: Any, root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "shown.html"
+    size = export("shown", root, file)
+    assert size == file.stat().st_size < 1_000_000
+    assert str(root) not in file.read_text(encoding="utf-8")
+    address = file.as_uri()
+    with opened(chromium, address) as page:
+        for name in ("runs", "run", "rollouts", "group", "rollout", "prompt", "groups"):
+            text = show(page, address, PAGES[name])
+            assert "not part of the exported page" not in text, name
+            assert page.locator(".problem[role=alert]").count() == 0, name
+        assert page.locator(".live").inner_text() == "exported"
+        assert "not part of" in show(page, address, "#/run/shown/group?step=99&prompt=x")
