@@ -19,7 +19,7 @@ SHORT = {"config/base.py", "rng.py", "data/complexity.py"}
 """One noun each, of fewer lines."""
 REPEATED = {"base.py", "registry.py", "metrics.py", "model.py", "memory.py", "objective.py", "optim.py", "learner.py"}
 REPEATED |= {"prompts.py", "rows.py", "regions.py", "report.py", "assets.py", "algorithms.py", "export.py", "run.py"}
-REPEATED |= {"missing.py", "pipeline.py", "rejection.py", "sft.py"}
+REPEATED |= {"missing.py", "pipeline.py", "sft.py"}
 """File names that several folders have, where the folder says which."""
 
 

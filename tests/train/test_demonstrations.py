@@ -10,7 +10,7 @@ import pytest
 
 from coterie.batches.pack import continuation
 from coterie.config.data import DataConfig
-from coterie.config.sft import SftConfig
+from coterie.config.imitation import SftConfig
 from coterie.data.chat import PLAIN, Chat
 from coterie.errors import DataError
 from coterie.train.demonstrations import DemonstrationSet, read_demonstrations
@@ -89,7 +89,7 @@ def test_the_last_turn_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "eos", "reply", "said"),
+    ("template", "eos", "reply", "expected"),
     [
         (CHATML, "<|im_end|>", "4 legs", "4 legs<|im_end|>"),
         (CHATML, "<|endoftext|>", "4 legs\n", "4 legs\n<|im_end|>"),
@@ -102,18 +102,19 @@ def test_the_last_turn_alone(tmp_path: Path) -> None:
         (CHATML, "<|im_end|>", "say <|im_end|>", "say <|im_end|><|im_end|>"),
     ],
 )
-def test_awkward_templates(tmp_path: Path, template: str, eos: str, reply: str, said: str) -> None:
+def test_awkward_templates(tmp_path: Path, template: str, eos: str, reply: str, expected: str) -> None:
     chat = Chat(tiny_tokenizer(template=template, eos=eos))
     rows = [{"prompt": "how many", "completion": reply}]
     demonstrations = read(tmp_path, rows, chat)
-    assert parts(demonstrations, chat)[1] == (said, True)
+    assert parts(demonstrations, chat)[1] == (expected, True)
     (turn,) = demonstrations.train[0].rollout.turns
     assert list(turn.prompt_tokens) == chat.render([{"role": "user", "content": "how many"}])
     ends = [token for token in turn.tokens if token in chat.stop_ids]
     assert ends == [turn.tokens[-1]]  # nothing in the words ends the turn
     spoken = chat.decode(turn.tokens)
     assert (
-        spoken.strip() == said.replace("<|im_end|>", "").replace("<|endoftext|>", "").strip() or "<|im_end|>" in reply
+        spoken.strip() == expected.replace("<|im_end|>", "").replace("<|endoftext|>", "").strip()
+        or "<|im_end|>" in reply
     )
 
 

@@ -16,9 +16,9 @@ import coterie
 from coterie import launch
 from coterie.batches.pack import Packing, continuation, pack
 from coterie.config.data import DataConfig
+from coterie.config.imitation import SftConfig
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import RunConfig
-from coterie.config.sft import SftConfig
 from coterie.data.chat import Chat
 from coterie.errors import CollapseError, DataError, RunError
 from coterie.policy.learner import Learner

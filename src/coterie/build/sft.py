@@ -8,9 +8,9 @@ from typing import Any
 from coterie.batches.pack import Packing
 from coterie.build.reading import Inputs
 from coterie.build.run import engine_for, evaluator_for
+from coterie.config.imitation import SftConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import RunConfig
-from coterie.config.sft import SftConfig
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
 from coterie.errors import DataError

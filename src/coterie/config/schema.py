@@ -11,6 +11,7 @@ from coterie.config.advantage import GroupingConfig
 from coterie.config.algorithms import find
 from coterie.config.base import Section
 from coterie.config.data import DataConfig
+from coterie.config.imitation import RejectionConfig, SftConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
@@ -20,9 +21,7 @@ from coterie.config.objective import (
     UserFunction,
 )
 from coterie.config.optim import OptimConfig
-from coterie.config.rejection import RejectionConfig
 from coterie.config.rewards import RewardsConfig
-from coterie.config.sft import SftConfig
 from coterie.config.stop import StopConfig
 
 # Settings of the model that is trained.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.config.data import ColumnNames
-from coterie.config.sft import SftConfig
+from coterie.config.imitation import SftConfig
 from coterie.data.columns import (
     BadRowError,
     plain_value,

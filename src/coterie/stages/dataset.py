@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coterie.config.rejection import RejectionConfig
+from coterie.config.imitation import RejectionConfig
 from coterie.runs.durable import json_dumps, replacing, write_file
 from coterie.runs.inspect import DATA
 from coterie.stages.selection import GROUPS, Candidate, Selected

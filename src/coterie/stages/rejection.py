@@ -13,8 +13,8 @@ from coterie.build.reading import locate_model
 from coterie.build.run import collector_for, criterion_for, sampling_for
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
+from coterie.config.imitation import RejectionConfig
 from coterie.config.load import load_file
-from coterie.config.rejection import RejectionConfig
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat, load_chat
 from coterie.errors import CheckpointError, DataError, RunError

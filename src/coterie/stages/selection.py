@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from coterie.config.rejection import RejectionConfig
+from coterie.config.imitation import RejectionConfig
 from coterie.runs.rollouts import RolloutRecord
 from coterie.text import conversation
 from coterie.types import Outcome

@@ -39,8 +39,8 @@ def examples(experience: Experience | None) -> list[dict[str, Any]]:
     shown = []
     for rollout in firsts:
         prompt = experience.prompt_of(rollout)
-        said = conversation(rollout.messages) if rollout.messages else rollout.completion
-        text = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        spoken = conversation(rollout.messages) if rollout.messages else rollout.completion
+        text = spoken if len(spoken) <= _LONGEST else f"{spoken[:_LONGEST]} …"
         asked = prompt.messages[-1]["content"]
         shown.append({"question": asked, "answer": prompt.answer, "said": text, "reward": rollout.reward})
     return shown

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from coterie.config.data import CurriculumSpan, DataConfig, FileSource, ReasoningGymSource, Source
-from coterie.config.sft import SftConfig
+from coterie.config.imitation import SftConfig
 from coterie.data.assistant_turns import turn_tokens
 from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError
