@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
+    from coterie.api.stage_verbs import pipeline, rejection
     from coterie.api.verbs import board, evaluate, resume, sample, sft, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
@@ -28,6 +29,8 @@ __all__ = [
     "board",
     "evaluate",
     "load_run",
+    "pipeline",
+    "rejection",
     "resume",
     "sample",
     "sft",
@@ -43,6 +46,8 @@ _HOMES = {
     "RunConfig": "coterie.config.schema",
     "evaluate": "coterie.api.verbs",
     "load_run": "coterie.api.run",
+    "pipeline": "coterie.api.stage_verbs",
+    "rejection": "coterie.api.stage_verbs",
     "resume": "coterie.api.verbs",
     "sample": "coterie.api.verbs",
     "sft": "coterie.api.verbs",

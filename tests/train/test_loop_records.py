@@ -81,7 +81,7 @@ def eventful() -> StepResult:
         advantages=Advantages(events=("split: digits > 2",), warnings=("the baseline is biased",)),
         replayed=Replayed(event="q@0 of 3"),
         update=replace(result.update, splits=2),
-        seconds=result.seconds | {"step": 4.0, "processor_wait": 2.5},
+        seconds={**result.seconds, "step": 4.0, "processor_wait": 2.5},
         threads_slept=True,
     )
 

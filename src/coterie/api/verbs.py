@@ -75,9 +75,9 @@ def train(
     """
     tables = dict(sections)
     tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
-    with _callbacks(callback, quiet) as callbacks:
-        place = _runs_folder(config, tables, settings)
-        loaded = _settings(
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        loaded = settings_of(
             "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
@@ -117,9 +117,9 @@ def sft(
         CollapseError: the loss exploded.
     """
     tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
-    with _callbacks(callback, quiet) as callbacks:
-        place = _runs_folder(config, tables, settings)
-        loaded = _settings(
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        loaded = settings_of(
             "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
             reward=reward,
         )  # fmt: skip
@@ -163,7 +163,7 @@ def resume(
         from coterie.api.functions import register_again
 
         register_again(reward, [part.name for part in opened.config.rewards.functions])
-    with _callbacks(callback, quiet) as callbacks:
+    with callbacks_of(callback, quiet) as callbacks:
         from coterie.stages import rejection
 
         resumed = rejection.resume(
@@ -202,10 +202,10 @@ def evaluate(
         DataError: there are no held-out prompts.
     """
     target, base = _target(model, config)
-    with _scratch() as place, _callbacks(callback, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
             settings = {"data.train": [], "data.rehearsal": 0.0, **(settings or {})}
-        loaded = _settings(
+        loaded = settings_of(
             "evaluate", base, sections, settings, place, model=target, tokenizer=tokenizer, heldout=data,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
@@ -245,7 +245,7 @@ def sample(
         EngineError: a prompt does not fit the model's context.
     """
     target, _ = _target(model, None)
-    with _scratch() as place, _callbacks(None, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
 
         name = model_of(target, tokenizer, place)
@@ -288,7 +288,7 @@ def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_brow
 
 
 @contextmanager
-def _callbacks(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
+def callbacks_of(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
     """The callbacks of one call, after the console's unless `quiet`."""
     callbacks = [callback] if isinstance(callback, Callback) else list(callback or ())
     for given in callbacks:
@@ -323,7 +323,7 @@ def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str
     return model, config
 
 
-def _runs_folder(
+def runs_folder(
     config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Path:
     """Folder of the runs, for the files that the settings name."""
@@ -343,7 +343,7 @@ def _runs_folder(
     return Path(given or "runs").expanduser().absolute()
 
 
-def _settings(
+def settings_of(
     verb: str,
     config: str | Path | RunConfig | None,
     sections: Mapping[str, Any],

@@ -92,9 +92,11 @@ class RejectionConfig(Section):
     balance: Literal["none", "task", "difficulty", "region"] = "none"
     """With `rows`: take rows in turn from the groups of the same task, difficulty, or region of the group-aware
     baseline, so that rare ones are not lost among easy ones."""
+    prompt: Literal["whole", "question"] = "whole"
+    """Prompt of the written conversations: whole, or the system message and the last question alone, without the worked
+    examples before it, which fine-tuning then teaches the model to do without."""
     system: str | None = None
-    """System message of the written conversations: none keeps it, empty removes it, a text replaces it. Removing a
-    worked example here is what lets fine-tuning teach the model to do without it."""
+    """System message of the written conversations: none keeps it, empty removes it, a text replaces it."""
 
     @model_validator(mode="after")
     def _check_balance(self) -> RejectionConfig:

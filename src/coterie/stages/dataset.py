@@ -51,12 +51,8 @@ class Decoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-def spoken(candidate: Candidate, chat: Decoder, system: str | None) -> tuple[list[Message], list[Message]]:
-    """Prompt and completion of a rollout: whole, with each turn's text as it was sampled, stop strings included.
-
-    Args:
-        system: see `RejectionConfig.system`.
-    """
+def spoken(candidate: Candidate, chat: Decoder, settings: RejectionConfig) -> tuple[list[Message], list[Message]]:
+    """Prompt and completion of a rollout: whole, with each turn's text as it was sampled, stop strings included."""
     rollout, prompt = candidate.record.rollout, candidate.record.prompt
     texts = [chat.opening + chat.decode(turn.tokens) for turn in rollout.turns]
     messages = list(rollout.messages) or [*prompt.messages, Message(role="assistant", content=texts[-1])]
@@ -64,9 +60,11 @@ def spoken(candidate: Candidate, chat: Decoder, system: str | None) -> tuple[lis
     for index, text in zip(places, texts, strict=True):
         messages[index] = Message(role="assistant", content=text)
     asked = messages[: places[0]]
-    if system is not None:
-        asked = [message for message in asked if message["role"] != "system"]
-        asked = [*([Message(role="system", content=system)] if system else []), *asked]
+    first = [message for message in asked[:1] if message["role"] == "system"]
+    asked = asked[-1:] if settings.prompt == "question" else asked[len(first) :]
+    if settings.system is not None:
+        first = [Message(role="system", content=settings.system)] if settings.system else []
+    asked = [*first, *asked]
     return asked, messages[places[0] : places[-1] + 1]
 
 
@@ -75,7 +73,7 @@ def write_data(folder: Path, kept: Sequence[Candidate], chat: Decoder, settings:
     rows = []
     for candidate in kept:
         rollout, context = candidate.record.rollout, candidate.record.rollout.context
-        asked, replies = spoken(candidate, chat, settings.system)
+        asked, replies = spoken(candidate, chat, settings)
         rows.append(
             {
                 "id": f"{candidate.run}/{rollout.id}",
