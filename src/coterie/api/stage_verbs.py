@@ -65,7 +65,7 @@ class PipelineResult:
     runs: Mapping[str, Run]
     """Each stage's run, by name."""
     report: Sequence[Mapping[str, Any]]
-    """`{"stage", "evaluations": {name: {"value": [mean, low, high], …}}}` of each model, the first before all stages."""
+    """`{"stage", "evaluations": {name: {"value": [mean, low, high], …}}}` of each model, the first before any."""
 
 
 def pipeline(
