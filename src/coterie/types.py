@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,14 @@ class Message(TypedDict):
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Of an assistant, as transformers, TRL and vLLM have them; one with `text` stands in the content too."""
+    tool_call_id: NotRequired[str]
+    """Of a result: the call that it answers."""
+    name: NotRequired[str]
+    """Of a result: the tool."""
+    error: NotRequired[str]
+    """Of a result: kind of the failure, for records and rewards; no template is shown it."""
 
 
 class StopReason(StrEnum):

@@ -48,6 +48,7 @@ class Marks:
         *,
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
+        messages: Sequence[Sequence[Message]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
         tokens: Sequence[Sequence[int]] | None = None,

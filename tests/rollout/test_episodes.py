@@ -112,6 +112,7 @@ def test_each_turn_goes_on_from_the_exact_tokens_of_the_one_before() -> None:
     assert (rollout.context.prompt_length, rollout.context.completion_length) == (2, 6)
     (told,) = scorer.told
     assert (told.pop("tokens"), told.pop("version")) == ([[4, 0, 5, 0, 6, 0]], 0)
+    assert [message["content"] for message in told.pop("messages")[0]] == ["3", "13", "4", "2", "5"]
     assert told == {"completions": ["5"], "lengths": [6], "turns": [["3", "4", "5"]], "earned": [[0.25, 0.5, 0.125]]}
 
 

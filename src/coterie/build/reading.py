@@ -17,7 +17,9 @@ from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import BadRow, PromptSet
+from coterie.data.tool_templates import equip
 from coterie.envs.registry import environment_for
+from coterie.envs.tool_use import ToolUse
 from coterie.errors import DataError
 from coterie.policy.device import device_named
 from coterie.policy.embedding import Encoder, load_encoder
@@ -112,7 +114,9 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     callback.on_progress("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("reading and tokenizing the prompts")
-    environment_for(config.environment)
+    environment = environment_for(config.environment)
+    if isinstance(environment, ToolUse):
+        chat = equip(chat, environment.schemas, environment.preamble, environment.role)
     if config.environment.talks:
         chat.check_turns()
     if config.sft is not None:

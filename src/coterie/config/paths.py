@@ -19,12 +19,16 @@ PATHS = ("runs", "data.train.*.path", "data.heldout.*.path")
 """Settings that name a file or folder."""
 MODELS = ("model.name", "grouping.embedding", "data.train.*.name", "data.heldout.*.name")
 """Settings that may name a folder; of data sources, only those of type `hub`."""
+INDEXES = ("environment.params.tools.*.index",)
+"""Settings that name the file of a search index, an asset or a server."""
 FUNCTIONS = (
     "data.train.*.target",
     "data.heldout.*.target",
     "rewards.functions.*.name",
     "rewards.steps.*.name",
     "environment.name",
+    "environment.params.tools.*",
+    "environment.params.tools.*.name",
     "objective.loss",
     "advantage.baseline",
     "grouping.preset",
@@ -58,6 +62,9 @@ def anchor(data: dict[str, Any], base: Base) -> tuple[str, ...] | None:
         for table, key, place in _sites(data, pattern):
             if table[key] not in _RESERVED.get(pattern, ()) and (key != "name" or table.get("type", "hub") == "hub"):
                 table[key] = located_model(table[key], base(place))
+    for pattern in INDEXES:
+        for table, key, place in _sites(data, pattern):
+            table[key] = located_index(table[key], base(place))
     return _anchor_functions(data, base)
 
 
@@ -85,6 +92,12 @@ def located_model(text: str, base: Path) -> str:
         if os.path.isdir(path):
             return path
     return text
+
+
+def located_index(text: str, base: Path) -> str:
+    """Absolute path of the file of an index; the name of an asset and a URL are unchanged."""
+    is_path = os.path.isabs(os.path.expanduser(text)) or "/" in text or "\\" in text or Path(text).suffix
+    return located(text, base) if is_path else text
 
 
 def portable(text: str) -> str:
@@ -122,7 +135,7 @@ def relocate(data: dict[str, Any], file: Path) -> None:
         new = after / path.relative_to(before) if path.is_relative_to(before) else path
         return str(new) if new.exists() else text
 
-    for pattern in (*PATHS, *MODELS):
+    for pattern in (*PATHS, *MODELS, *INDEXES):
         for table, key, _ in _sites(data, pattern):
             table[key] = moved(table[key])
     if isinstance(data.get(SEARCH), list):
@@ -144,7 +157,7 @@ def hashed(dump: Mapping[str, Any], written: Mapping[str, Any], *, verbatim: boo
         verbatim: paths as they are written; else as `portable` gives them, so that a project may move.
     """
     settings: dict[str, Any] = _written_part(dump, written)
-    for pattern in (*PATHS, *MODELS):
+    for pattern in (*PATHS, *MODELS, *INDEXES):
         for table, key, place in _sites(settings, pattern):
             table[key] = _at(written, place) if verbatim else portable(table[key])
     return settings
@@ -205,14 +218,17 @@ def _in_order(homes: Mapping[tuple[str, str], tuple[str, ...]]) -> list[str]:
     )
 
 
-def _sites(data: Any, pattern: str) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
+def _sites(data: Any, pattern: str) -> Iterator[tuple[Any, Any, tuple[str, ...]]]:
     """(table, key, place) of each text that stands where the pattern points; `*` is any item of a list."""
 
-    def below(value: Any, parts: list[str], place: tuple[str, ...]) -> Iterator[tuple[dict, str, tuple[str, ...]]]:
+    def below(value: Any, parts: list[str], place: tuple[str, ...]) -> Iterator[tuple[Any, Any, tuple[str, ...]]]:
         part, *rest = parts
         if part == "*":
             for index, item in enumerate(value) if isinstance(value, list) else ():
-                yield from below(item, rest, (*place, str(index)))
+                if rest:
+                    yield from below(item, rest, (*place, str(index)))
+                elif isinstance(item, str):
+                    yield value, index, (*place, str(index))
         elif isinstance(value, dict) and part in value:
             if rest:
                 yield from below(value[part], rest, (*place, part))

@@ -14,10 +14,14 @@ class RewardConfig(Section):
 
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
-    `environment` (what the environment gave, over all turns), or `module:function`. A run that Python started with a
+    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_cost` (of calls of
+    tools), or `module:function`. A run that Python started with a
     function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""
+    gate: bool = False
+    """Multiply what the other parts earn by this one, a number from 0 to 1, instead of adding it; penalties of other
+    parts are not multiplied. A gate that does not apply to a row leaves its reward as it is."""
     label: str | None = None
     """Name of the part in records and metrics; the function's name when left out."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -53,7 +57,7 @@ class RewardsConfig(Section):
     """Scoring of rollouts, by functions in worker processes with a timeout."""
 
     functions: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="task")])
-    """Reward functions; the reward is their weighted sum."""
+    """Reward functions; the reward is their weighted sum, times the gates."""
     steps: list[StepRewardConfig] = Field(default_factory=list)
     """Process reward functions, which score single steps of a completion."""
     timeout_s: float = Field(default=30.0, gt=0)
@@ -66,6 +70,11 @@ class RewardsConfig(Section):
     def _distinct(self) -> RewardsConfig:
         if not self.functions:
             raise ValueError("rewards.functions is empty: a run needs at least one reward part")
+        if all(part.gate for part in self.functions):
+            raise ValueError("every part of rewards.functions is a gate; at least one must earn what gates multiply")
+        for part in (*self.functions, *self.steps):
+            if part.gate and ("weight" in part.model_fields_set or isinstance(part, StepRewardConfig)):
+                raise ValueError(f"{part.key!r} is a gate, which has no weight and is no step reward; leave one out")
         if len(self.environment) > 1:
             raise ValueError(
                 f"rewards.functions has the environment's reward {len(self.environment)} times; name it once"

@@ -60,9 +60,10 @@ class ModelConfig(Section):
 class EnvironmentConfig(Section):
     """The environment of an episode: one completion, or several turns."""
 
-    name: Literal["single_turn", "retry", "running_sum"] | UserFunction = "single_turn"
+    name: Literal["single_turn", "retry", "running_sum", "tools"] | UserFunction = "single_turn"
     """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
-    step at a time; or your own as `module:function`, a generator function of a prompt (docs/environments.md)."""
+    step at a time; tools, which the model may call before it answers (docs/tools.md); or your own as
+    `module:function`, a generator function of a prompt (docs/environments.md)."""
     max_turns: int = Field(default=8, ge=1)
     """Most turns of an episode; one whose environment would go on is truncated."""
     max_tokens: int = Field(default=1024, ge=2)
@@ -300,15 +301,17 @@ class RunConfig(Section):
                 )
 
     def _check_bounds(self, smallest: float, largest: float) -> None:
-        """Check `grouping.reward_range` against the possible rewards: shipped functions lie within 0 and 1, `overlong`
+        """Check `grouping.reward_range` against the possible rewards: shipped functions lie within 0 and 1, penalties
         within -1 and 0, and a sum outside would end the run at the first such rollout."""
-        sizes = [(-1.0, 0.0) if part.name == "overlong" else (0.0, 1.0) for part in self.rewards.functions]
-        weights = [1.0 if self.grouping.per_reward else part.weight for part in self.rewards.functions]
+        parts = [part for part in self.rewards.functions if not part.gate]
+        sizes = [(-1.0, 0.0) if part.name in ("overlong", "call_cost") else (0.0, 1.0) for part in parts]
+        weights = [1.0 if self.grouping.per_reward else part.weight for part in parts]
         ends = [(weight * low, weight * high) for weight, (low, high) in zip(weights, sizes, strict=True)]
         if self.grouping.per_reward:
             low, high = min(min(pair) for pair in ends), max(max(pair) for pair in ends)
         else:
             low, high = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
+        low = min(low, 0.0) if len(parts) < len(self.rewards.functions) else low  # a closed gate
         if low < smallest - 1e-9 or high > largest + 1e-9:
             raise ValueError(
                 f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
@@ -331,6 +334,11 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
         lambda c: c.environment.talks and c.environment.max_tokens <= c.sampling.max_tokens,
         "environment.max_tokens = {c.environment.max_tokens} leaves no room for a prompt beside a turn of "
         "sampling.max_tokens = {c.sampling.max_tokens}; raise it, or lower sampling.max_tokens",
+    ),
+    (
+        lambda c: any(part.gate for part in c.rewards.functions) and (c.advantage.per_reward or c.grouping.per_reward),
+        "a gate multiplies the sum of the parts, and per_reward judges each part on its own; leave out gate or "
+        "per_reward",
     ),
     (
         lambda c: c.collect.group_size < 2 and c.needs_siblings,

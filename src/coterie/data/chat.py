@@ -48,8 +48,7 @@ class Chat:
         pad_id: a valid id to fill rectangles with. Masks never come from ids, so it may equal an end token.
         opening: start of the model's turn that the template writes at the end of every prompt, such as `<think>\n`;
             empty for most. Rewards and environments see it in front of the completion.
-        silent_ids: tokens that `decode` leaves out.
-        special: pattern of the texts of all special tokens.
+        silent_ids: tokens that `decode` leaves out; `special` is the pattern of all special tokens' texts.
         notes: remarks on this tokenizer for the user, one line each.
         files: files that the tokenizer was loaded from, by name; empty when it was made in memory.
     """
@@ -61,14 +60,15 @@ class Chat:
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
             stop_ids: the end tokens of the model's own generation settings.
-            skip_special_tokens: leave every special token out of decoded text. Otherwise only those that end, begin or
-                pad a text or write the template's turns are left out, so that tags such as `<think>` stay where they
-                are tokens of their own.
+            skip_special_tokens: leave every special token out of decoded text, not only those that end, begin or pad a
+                text or write the template's turns: tags such as `<think>` may be tokens of their own.
 
         Raises:
             DataError: the template does not compile, or loses the user's words.
         """
         self.tokenizer = tokenizer
+        self.tools: list[dict[str, Any]] = []  # schemas for the template, set with the preamble of the system message
+        self.preamble = ""  # by data/tool_templates.py
         self.notes: list[str] = []
         self.template = self._own_template()
         self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
@@ -156,7 +156,7 @@ class Chat:
         chat += [Message(role="user", content=asked), Message(role="assistant", content=words), *messages]
         text = self.text(chat, add_generation_prompt=True)
         tail = text.rpartition(words)[2]
-        spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system")]
+        spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system", "tool")]
         missing = [text_part for text_part in (words, *spoken) if text_part not in text]
         if missing or text.count(words) != 1:
             what = "the assistant's earlier words" if words in missing or not missing else f"{missing[0][:60]!r}"
@@ -222,10 +222,11 @@ class Chat:
         return "{{ bos_token }}" if bos is not None and first == [bos] else ""
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Text that the template writes for these messages, as it stands."""
+        """What the template writes for these messages."""
         try:
             return self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                self._shown(messages),
+                tools=self.tools or None,
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -233,6 +234,18 @@ class Chat:
             )
         except Exception as error:  # a template is somebody's program: it can raise anything
             raise DataError(self._refusal(messages, error)) from error
+
+    def _shown(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as the template gets them: with the preamble, and without calls that stand in the content."""
+        shown: list[dict[str, Any]] = [{key: value for key, value in m.items() if key != "error"} for m in messages]
+        for message in shown:
+            if any("text" in call for call in message.get("tool_calls", ())):
+                del message["tool_calls"]
+        if self.preamble and (not shown or shown[0]["role"] != "system"):
+            return [{"role": "system", "content": self.preamble}, *shown]
+        if self.preamble:
+            shown[0]["content"] = f"{self.preamble}\n\n{shown[0]['content']}"
+        return shown
 
     def _refusal(self, messages: Sequence[Message], error: Exception) -> str:
         roles = " → ".join(message["role"] for message in messages) or "no messages"
@@ -279,7 +292,7 @@ class Chat:
                     raise DataError(
                         f"the text spells a special token in a way that cannot be told apart: {part[:60]!r}; reword it"
                     )
-            out.append({"role": message["role"], "content": content})
+            out.append({**message, "content": content})
         return out, spellings
 
     def _unused_characters(self, messages: Sequence[Message]) -> Iterator[str]:

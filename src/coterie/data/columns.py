@@ -33,6 +33,7 @@ _ROLES = {
     "system": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
     "developer": "system",
     "human": "user",
     "gpt": "assistant",

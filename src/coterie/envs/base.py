@@ -27,6 +27,8 @@ class Observation:
     states are compared there. None stands for all messages so far."""
     reward: float = 0.0
     """Reward of the model's last turn; 0 of the first observation."""
+    calls: tuple[dict[str, Any], ...] = ()
+    """Calls that the environment read in the last turn, for the record: `tool_calls` of its message."""
 
 
 Shown = Observation | tuple[Message, ...]

@@ -16,6 +16,7 @@ from coterie.config.user_functions import user_function
 from coterie.envs.base import Environment, Episode, Limits, Shown
 from coterie.envs.retry import Retry
 from coterie.envs.running_sum import RunningSum
+from coterie.envs.tool_use import ToolUse
 from coterie.errors import ConfigError
 from coterie.types import Prompt
 
@@ -97,10 +98,11 @@ class SingleTurn:
         yield prompt.messages
 
 
-ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum]] = {
+ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum] | type[ToolUse]] = {
     "single_turn": SingleTurn,
     "retry": Retry,
     "running_sum": RunningSum,
+    "tools": ToolUse,
 }
 """Names of `environment.name`, beside `module:function`; `environment.params` are the fields."""
 

@@ -18,6 +18,9 @@ LENGTH = "completion_length"
 TURNS = "completion_turns"
 """Column of what the model said in each turn."""
 
+MESSAGES = "completion_messages"
+"""Column of the messages after the prompt: the model's turns with their `tool_calls`, and what it was shown between."""
+
 EARNED = "environment_rewards"
 """Column of what the environment gave for each turn."""
 
@@ -27,7 +30,7 @@ OPENING = "completion_opening"
 IDS = "completion_ids"
 """Column of the completions' token ids."""
 
-OF_ROLLOUT = (LENGTH, TURNS, EARNED, OPENING, IDS)
+OF_ROLLOUT = (LENGTH, TURNS, MESSAGES, EARNED, OPENING, IDS)
 """Columns that come from the rollout; a column of the data cannot have these names."""
 
 STATE, EXTRA, METRIC = "trainer_state", "log_extra", "log_metric"
@@ -62,6 +65,8 @@ class Reward(Protocol):
       a new line, with which `completions` begin; empty where it opens nothing.
     - `completion_turns`, `environment_rewards`: lists of n lists, one item a turn: what the model said, and what the
       environment gave for it; None where there is no environment of several turns.
+    - `completion_messages`: list of n lists of messages, the episode after its prompt, the model's with `tool_calls`
+      where it called tools and the results with the role `tool`; None where there is no environment of several turns.
     - every column of the data: a list of n values, None where a row lacks it.
     - `answer`, `task`, where the data has no such column: lists of n gold answers (None where there is none) and task
       names.

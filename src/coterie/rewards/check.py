@@ -306,6 +306,8 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
         for form in ("completions", "prompts"):
             if part[form] == "auto":  # follows from the function, whose source is part of the name
                 del part[form]
+        if not part["gate"]:
+            del part["gate"]  # as before there were gates
     if environment is not None and environment.talks:
         settings["environment"] = environment.model_dump(mode="json")
     named = [settings, sources(rewards, environment)]

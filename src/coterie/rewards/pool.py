@@ -20,7 +20,7 @@ from coterie.rewards.forms import Forms
 from coterie.rewards.process import Worker, WorkerDiedError, wait_for_any
 from coterie.rewards.registry import target
 from coterie.rewards.round import Job, Rollouts, ScoringBatch, column_names
-from coterie.types import Prompt
+from coterie.types import Message, Prompt
 
 LOAD_TIMEOUT_S = 120.0
 """Wall-clock limit of importing the reward functions, which may load a model; the deadline of a call begins after."""
@@ -77,6 +77,7 @@ class Scorer:
         *,
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
+        messages: Sequence[Sequence[Message]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
         tokens: Sequence[Sequence[int]] | None = None,
@@ -91,6 +92,7 @@ class Scorer:
         Args:
             lengths: tokens of each completion, the column `completion_length`; None where they are not known.
             turns: text of the model's turns, the column `completion_turns`.
+            messages: of each episode after its prompt, the column `completion_messages`.
             earned: the environment's reward of each turn, the column `environment_rewards`.
             openings: text of each completion that the chat template wrote, the column `completion_opening`; empty
                 when left out.
@@ -111,6 +113,7 @@ class Scorer:
             lengths=lengths,
             tokens=tokens,
             turns=turns,
+            messages=messages,
             earned=earned,
             openings=openings,
             state=self._state(version),

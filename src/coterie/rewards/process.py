@@ -1,4 +1,4 @@
-"""Handle of a reward worker process: start, request, reply, deadline and kill."""
+"""Handle of a worker process of rewards or tools: start, request, reply, deadline and kill."""
 
 from __future__ import annotations
 
@@ -57,13 +57,14 @@ class _ProcessorUsage:
 
 
 class Worker:
-    """A process that runs reward functions, with one request at a time and a deadline for each.
+    """A process that runs users' functions, with one request at a time and a deadline for each.
 
     Args:
         folder: working folder, where `module:function` is looked for first.
+        module: the program of the process.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, module: str = "coterie.rewards.worker") -> None:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -73,7 +74,7 @@ class Worker:
         main = threading.current_thread() is threading.main_thread()
         # A group of its own, to be killed as one, but no session: Linux shares the processors out between sessions
         # first (man 7 sched, "The autogroup feature"), and a low priority means nothing to another session's threads.
-        command = [sys.executable, "-P", "-m", "coterie.rewards.worker", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 [*command, str(os.getpid() if main else 0)],

@@ -28,6 +28,9 @@ BUILT_IN: dict[str, str] = {
     "overlong": "coterie.rewards.builtin:overlong",
     "language": "coterie.rewards.builtin:language",
     "environment": "coterie.rewards.builtin:environment",
+    "call_valid": "coterie.rewards.calls:call_valid",
+    "call_useful": "coterie.rewards.calls:call_useful",
+    "call_cost": "coterie.rewards.calls:call_cost",
 }
 """Names of `rewards.functions.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.config.rewards import RewardConfig, StepRewardConfig
-from coterie.rewards.base import EARNED, LENGTH, OPENING, RESERVED, TURNS, Form, Score
-from coterie.types import Prompt
+from coterie.rewards.base import EARNED, LENGTH, MESSAGES, OPENING, RESERVED, TURNS, Form, Score
+from coterie.types import Message, Prompt
 
 MAX_LOST = 3
 """Rows of one part that may hang or crash alone in one call of the scorer; the rest is given up unasked."""
@@ -47,6 +47,8 @@ class Rollouts:
     """Token ids."""
     turns: Sequence[Sequence[str]] | None = None
     """Text of the model's turns."""
+    messages: Sequence[Sequence[Message]] | None = None
+    """Messages of each episode after its prompt."""
     earned: Sequence[Sequence[float]] | None = None
     """The environment's reward of each turn."""
     openings: Sequence[str] | None = None
@@ -82,7 +84,11 @@ class ScoringBatch:
         self.rollouts = rollouts or Rollouts()
         size = len(completions)
         lengths, tokens = self.rollouts.lengths, self.rollouts.tokens
-        turn_columns = ((TURNS, self.rollouts.turns), (EARNED, self.rollouts.earned))
+        turn_columns = (
+            (TURNS, self.rollouts.turns),
+            (MESSAGES, self.rollouts.messages),
+            (EARNED, self.rollouts.earned),
+        )
         self.rollout_columns: dict[str, Sequence[Any]] = {LENGTH: [None] * size if lengths is None else lengths}
         self.rollout_columns[OPENING] = [""] * size if self.rollouts.openings is None else self.rollouts.openings
         self.rollout_columns |= {name: values for name, values in turn_columns if values is not None}
@@ -172,10 +178,15 @@ class ScoringBatch:
         errors = list(dict.fromkeys(part_errors[row] for part_errors in self._errors if row in part_errors))
         if errors:
             return Score(reward=None, parts=parts, error="; ".join(errors))
-        applicable = [part.weight * value for part, value in judged if value is not None and part.weight != 0]
+        outside = [f"{part.key} = {value:g}" for part, value in judged if part.gate and not 0 <= (value or 0) <= 1]
+        if outside:
+            error = f"row {row}{self._prompt(row)}: the gate {outside[0]} lies outside 0 to 1; scale it"
+            return Score(reward=None, parts=parts, error=error)
+        terms = [(part, value) for part, value in judged if value is not None and not part.gate]
+        applicable = [part.weight * value for part, value in terms if part.weight != 0]
         if not applicable:
             return Score(reward=None, parts=parts, error=self._nothing_applies(row))
-        reward = math.fsum(applicable)
+        reward = math.fsum(gated(applicable, [value for part, value in judged if part.gate and value is not None]))
         if not math.isfinite(reward):
             error = f"row {row}{self._prompt(row)}: the weighted sum of {parts} is {reward}; lower the weights"
             return Score(reward=None, parts=parts, error=error)
@@ -225,6 +236,16 @@ class ScoringBatch:
             for part, errors in enumerate(self._errors):
                 errors[row] = f"reward {self.parts[part].name!r}, {where}: {_not_json(prompt)}"
         return encoded
+
+
+def gated(terms: Sequence[float], gates: Sequence[float]) -> list[float]:
+    """Weighted parts, of which gates multiply what is earned, and no penalty: else a closed gate would be a way out.
+
+    >>> gated([1.0, 0.5, -0.2], [0.5, 1.0])
+    [0.5, 0.25, -0.2]
+    """
+    factor = math.prod(gates)
+    return [term * factor if term > 0 else term for term in terms]
 
 
 def column_names(prompts: Sequence[Prompt]) -> list[str]:

@@ -37,17 +37,27 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(channel: int, parent: int) -> None:
-    """Serve requests until the other end closes; then end the whole process group."""
+    """Serve the requests of a scorer."""
+    parts: list[Part] = []
+
+    def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+        nonlocal parts
+        if "load" not in request:
+            return run(parts[request["part"]], request)
+        parts, reply = _load(request)
+        lower_priority()  # not before: beside a busy program the imports alone would take a minute
+        return reply
+
+    serve(channel, parent, answer)
+
+
+def serve(channel: int, parent: int, answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Answer requests until the other end closes; then end the whole process group."""
     _isolate(channel, parent)
-    pid, home, parts = os.getpid(), os.getcwd(), []
+    pid, home = os.getpid(), os.getcwd()
     with open(channel, "rb", closefd=False) as requests:
         for line in requests:
-            request = json.loads(line)
-            if "load" in request:
-                parts, reply = _load(request)
-                lower_priority()  # not before: beside a busy program the imports alone would take a minute
-            else:
-                reply = run(parts[request["part"]], request)
+            reply = answer(json.loads(line))
             _flush()  # what was printed is in the pipe before the reply is
             if os.getpid() != pid:  # a function forked, and its child came back instead of exiting
                 os._exit(1)

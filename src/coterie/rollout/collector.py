@@ -13,7 +13,7 @@ from coterie.envs.base import Environment, Limits
 from coterie.errors import RewardError
 from coterie.rewards.steps import token_ends
 from coterie.rollout.episodes import Attempt, ChatTemplate, Episodes
-from coterie.types import Context, Outcome, Prompt, Rollout, StepReward, StopReason
+from coterie.types import Context, Message, Outcome, Prompt, Rollout, StepReward, StopReason
 
 LOGGED, LOGGED_METRICS = "logged", "logged_metrics"
 """Attributes of a rollout's context: what reward functions gave to `log_extra` for it, and to `log_metric` in the call
@@ -38,8 +38,8 @@ class Score(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores of completions; `turns` and `earned` come where the environment may have several turns, `openings` where
-    the chat template opens the model's turn."""
+    """Scores of completions; `turns`, `messages` and `earned` come where the environment may have several turns,
+    `openings` where the chat template opens the model's turn."""
 
     def score(
         self,
@@ -48,6 +48,7 @@ class Scorer(Protocol):
         *,
         lengths: Sequence[int] | None = None,
         turns: Sequence[Sequence[str]] | None = None,
+        messages: Sequence[Sequence[Message]] | None = None,
         earned: Sequence[Sequence[float]] | None = None,
         openings: Sequence[str] | None = None,
         tokens: Sequence[Sequence[int]] | None = None,
@@ -180,6 +181,7 @@ class Collector:
         if self.limits is not None:
             facts["earned"] = [[turn.reward for turn in attempt.turns] for attempt in attempts]
             facts["turns"] = [[opening + text for text in attempt.texts] for attempt in attempts]
+            facts["messages"] = [attempt.messages[attempt.shown[0] :] if attempt.shown else [] for attempt in attempts]
         return self.scorer.score(prompts, completions, **facts)
 
     def _steps(self, attempt: Attempt, score: Score) -> tuple[StepReward, ...]:

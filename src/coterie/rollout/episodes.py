@@ -70,6 +70,8 @@ class Attempt:
         observation = check_observation(yielded)
         if self.turns:
             self._earn(observation.reward)
+            if observation.calls:
+                self.messages[-1]["tool_calls"] = list(observation.calls)
         elif observation.reward:
             raise EpisodeError(
                 f"the environment gave the reward {observation.reward} with its opening; expected 0: nothing was said "

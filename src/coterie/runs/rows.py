@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -285,7 +285,7 @@ def from_row(row: dict[str, Any]) -> RolloutRecord:
 
 def _messages(text: str | None) -> tuple[Message, ...]:
     messages = [] if text is None else json_loads(text)
-    return tuple(Message(role=m["role"], content=m["content"]) for m in messages)
+    return tuple(cast("Message", {key: m[key] for key in Message.__annotations__ if key in m}) for m in messages)
 
 
 def _turn(row: dict[str, Any], fields: dict[str, Any]) -> Turn:

@@ -1,0 +1,1 @@
+"""Full-text search over passages: index, retrieval server and corpora."""

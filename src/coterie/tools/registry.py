@@ -1,0 +1,160 @@
+"""Registry of built-in tools: calculator, notes, python and search; and tools of the user's own by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from coterie.config.user_functions import FUNCTION
+from coterie.data import assets
+from coterie.errors import ConfigError, DataError
+from coterie.search.corpora import index_of
+from coterie.search.index import Index, Searcher
+from coterie.search.retrieval import RemoteSearcher
+from coterie.tools.base import Tool, ToolUnavailableError
+from coterie.tools.calculator import calculator
+from coterie.tools.signatures import public_methods, tool_of, user_tools
+
+
+class Notes:
+    """Scratch memory of an episode."""
+
+    MOST, LONGEST = 50, 500
+    """Notes, and characters of a note."""
+
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+
+    def note(self, text: str) -> str:
+        """Write down a note for later in this conversation.
+
+        Args:
+            text: the note, in a line
+        """
+        if len(self._notes) >= self.MOST or len(text) > self.LONGEST:
+            raise ValueError(f"there is room for {self.MOST} notes of {self.LONGEST} characters")
+        self._notes.append(" ".join(text.split()))
+        return f"noted as {len(self._notes)}"
+
+    def notes(self) -> str:
+        """Read all notes that were written down."""
+        return "\n".join(f"{number}. {text}" for number, text in enumerate(self._notes, 1)) or "no notes yet"
+
+
+def _calculator() -> list[Tool]:
+    return [tool_of(calculator)]
+
+
+def _notes() -> list[Tool]:
+    tools = [tool_of(function, method=name, target="notes") for name, function in public_methods(Notes)]
+    return [
+        Tool(name=tool.name, schema=tool.schema, arguments=tool.arguments, method=tool.method, owner=Notes)
+        for tool in tools
+    ]
+
+
+def _search(*, index: str, results: int = 2, titles: bool = False) -> list[Tool]:
+    """
+    Args:
+        index: file of an index, asset with a corpus, or URL of a retrieval server.
+        results: passages a call.
+        titles: show each passage's title.
+    """
+    if not 1 <= results <= 20:
+        raise ConfigError(f"the tool search has results = {results}; expected 1 to 20")
+    searcher = searcher_for(index)
+
+    def search(query: str) -> str:
+        """Search the corpus for passages that tell about something.
+
+        Args:
+            query: what to look for, in a few words
+        """
+        try:
+            passages = searcher.search(query, results)
+        except DataError as error:
+            raise ToolUnavailableError(str(error)) from error
+        shown = [
+            f"{passage.title}: {passage.text}" if titles and passage.title else passage.text for passage in passages
+        ]
+        return "\n".join(shown) or "nothing was found"
+
+    return [tool_of(search)]
+
+
+def searcher_for(index: str) -> Searcher:
+    """The index behind a setting: an URL, the file of an index, or an asset with a corpus.
+
+    Raises:
+        DataError, AssetError: it cannot be opened, or fetched.
+    """
+    if "://" in index:
+        return RemoteSearcher(index)
+    path = index_of(index) if index in assets.ASSETS else Path(index)
+    return _opened(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, changed: int) -> Index:
+    """The index, opened and verified once for training, evaluation and checks."""
+    return Index(path)
+
+
+BUILT_IN: dict[str, Callable[..., list[Tool]]] = {"calculator": _calculator, "notes": _notes, "search": _search}
+"""Names of `environment.params.tools`, beside `module:function` and `module:Class`."""
+
+
+def tools_for(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Tool]:
+    """Tools of the settings by name.
+
+    Args:
+        entries: names, or tables with `name` and the tool's own settings.
+
+    Raises:
+        ConfigError: there is no such tool, two have the same name, or one does not take its settings.
+    """
+    tools: dict[str, Tool] = {}
+    for entry in entries:
+        for tool in _tools(entry):
+            if tool.name in tools:
+                raise ConfigError(f"environment.params.tools has several tools called {tool.name!r}; rename one")
+            tools[tool.name] = tool
+    if not tools:
+        raise ConfigError(
+            f'environment.params.tools is empty; name some of {", ".join(BUILT_IN)}, or your own as "module:function"'
+        )
+    return tools
+
+
+def _tools(entry: str | Mapping[str, Any]) -> list[Tool]:
+    settings = {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(
+            f'environment.params.tools holds {entry!r:.80}; expected a name, or a table such as {{ name = "search", '
+            'index = "facts.sqlite" }'
+        )
+    if ":" in name:
+        if settings:
+            raise ConfigError(
+                f"the tool {name!r} has the settings {', '.join(settings)}; a tool of your own takes none"
+            )
+        return user_tools(name)
+    if name not in BUILT_IN:
+        near = get_close_matches(name, BUILT_IN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else 'your own tool is written "module:function"'
+        raise ConfigError(f"environment.params.tools names {name!r}; expected one of {', '.join(BUILT_IN)}: {hint}")
+    try:
+        return BUILT_IN[name](**settings)
+    except TypeError as error:
+        raise ConfigError(f"the tool {name} does not take these settings, {settings}: {error}") from error
+
+
+def user_targets(entries: Any) -> list[str]:
+    """`module:function` of the settings' entries, whose source is part of a reward's identity."""
+    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries or ()]
+    return [name for name in names if isinstance(name, str) and re.match(FUNCTION, name)]
