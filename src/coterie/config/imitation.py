@@ -14,13 +14,13 @@ LR, LORA_LR = 2e-5, 2e-4
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning: the rows of data.train are conversations to imitate (`coterie sft`). Where optim.lr is
-    not set, it is 2e-5, with model.lora 2e-4."""
+    """Supervised fine-tuning (`coterie sft`): the rows of data.train are conversations to imitate."""
 
     batch_size: int = Field(default=16, ge=1)
     """Conversations per step."""
     epochs: float = Field(default=3.0, gt=0)
-    """Passes over the conversations; used where `steps` is not set."""
+    """Passes over the conversations; used where `steps` is not set. Where optim.lr is not set, it is 2e-5, with
+    model.lora 2e-4."""
     turns: Literal["all", "last"] = "all"
     """The assistant's turns that are trained: all of a conversation, or the last one."""
     max_tokens: int = Field(default=1024, ge=2)
@@ -63,8 +63,7 @@ class SftConfig(Section):
 
 
 class RejectionConfig(Section):
-    """Rejection sampling (`coterie rejection`): collect.group_size rollouts of each prompt of data.train are sampled,
-    or stored ones are read, and the best are kept as conversations that `coterie sft` imitates."""
+    """Rejection sampling (`coterie rejection`): the best rollouts, sampled or stored, become rows for `coterie sft`."""
 
     rollouts: list[str] = Field(default_factory=list)
     """Runs whose stored rollouts are read instead of sampling: names or folders."""

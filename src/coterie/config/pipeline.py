@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from coterie.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
 BASE = "base"
 """Name of the model before any stage, in reports."""
-_TABLES = {"sft": RunConfig.imitating, "rejection": RunConfig.rejecting}
 
 
 class StageConfig(Section):
@@ -30,8 +30,8 @@ class StageConfig(Section):
     model: str | None = None
     """Earlier stage whose model this one takes, `STAGE` (its last checkpoint) or `STAGE@best`; none: model.name of the
     settings."""
-    data: str | None = None
-    """Earlier rejection stage whose rows an sft stage imitates, in place of data.train."""
+    data: list[str] = Field(default_factory=list)
+    """Earlier rejection stages whose rows an sft stage imitates, in place of data.train."""
     rollouts: list[str] = Field(default_factory=list)
     """Earlier grpo stages whose stored rollouts a rejection stage reads instead of sampling."""
     files: list[str] = Field(default_factory=list)
@@ -41,9 +41,10 @@ class StageConfig(Section):
 
     def takes(self) -> dict[str, str]:
         """Earlier stages that it takes something from, by what it takes."""
-        named = {"model": (self.model or "").removesuffix("@best"), "data": self.data or ""}
-        named |= {f"rollouts.{index}": name for index, name in enumerate(self.rollouts)}
-        return {what: name for what, name in named.items() if name}
+        named = {"model": self.model.removesuffix("@best")} if self.model else {}
+        for what, names in (("data", self.data), ("rollouts", self.rollouts)):
+            named |= {f"{what}.{index}": name for index, name in enumerate(names)}
+        return named
 
 
 class EvaluationConfig(Section):
@@ -124,9 +125,9 @@ class PipelineConfig(Section):
             taken: settings by section for what it takes from earlier stages.
         """
         tables = [*self._common(place), *_tables(stage.name, stage.files, stage.settings, place)]
+        kind = {} if stage.kind == "grpo" else {stage.kind: {}}
         identity = {"runs": str(self.folder(place)), "name": stage.name}
-        config = load_tables([*tables, (f"stage {stage.name}", {**identity, **taken})], place)
-        return _TABLES.get(stage.kind, lambda loaded: loaded)(config)
+        return load_tables([*tables, (f"stage {stage.name}", {**kind, **identity, **taken})], place)
 
     def evaluation_config(self, evaluation: EvaluationConfig, place: Path) -> RunConfig:
         """Settings of an evaluation, whose model is the caller's to set."""
@@ -136,7 +137,7 @@ class PipelineConfig(Section):
 
     def folder(self, place: Path) -> Path:
         """The pipeline's folder."""
-        return (place / Path(self.runs).expanduser() / self.name).absolute()
+        return Path(os.path.normpath(place / Path(self.runs).expanduser() / self.name)).absolute()
 
     def _common(self, place: Path) -> list[tuple[str, dict[str, Any]]]:
         return _tables("pipeline", self.files, self.settings, place)

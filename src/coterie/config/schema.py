@@ -285,6 +285,8 @@ class RunConfig(Section):
     @property
     def needs_siblings(self) -> bool:
         """True if the baseline is made of the other rollouts of the same prompt."""
+        if self.sft is not None or self.rejection is not None:
+            return False
         apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
         return self.critic is None and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
 

@@ -59,7 +59,8 @@ class Pipeline:
         if stage.model:
             taken["model"] = {"name": self.model_of(stage.model)}
         if stage.data:
-            taken["data"] = {"train": [{"type": "file", "path": str(self.run_of(stage.data) / DATA)}]}
+            files = [{"type": "file", "path": str(self.run_of(name) / DATA)} for name in stage.data]
+            taken["data"] = {"train": files}
         if stage.rollouts:
             taken["rejection"] = {"rollouts": [str(self.run_of(name)) for name in stage.rollouts]}
         return self.config.run_config(stage, self.place, taken)
@@ -241,8 +242,8 @@ def plan_report(source: Path | dict[str, Any], *, until: str | None = None, sinc
 
 def _check_stage(report: Report, pipeline: Pipeline, stage: StageConfig) -> None:
     config = pipeline.config_of(stage)
-    if stage.rollouts or (stage.data and not (pipeline.run_of(stage.data) / DATA).exists()):
-        report.add("ok", stage.name, f"its rows come from {stage.data or ', '.join(stage.rollouts)}: not estimated")
+    if stage.rollouts or not all((pipeline.run_of(name) / DATA).exists() for name in stage.data):
+        report.add("ok", stage.name, f"its rows come from {', '.join(stage.data or stage.rollouts)}: not estimated")
         return
     if stage.model and not is_finished(pipeline.run_of(stage.model.partition("@")[0])):
         base = pipeline.config.run_config(stage, pipeline.place, {})

@@ -77,9 +77,10 @@ def key_of(kind: str, config: RunConfig, taken: dict[str, str]) -> str:
     dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "threads"})
     dump["model"]["name"] = taken.get("model") or model_hash(config.model.name, Path(config.runs))
     for part in ("train", "heldout"):
-        for source in dump["data"][part]:
+        for index, source in enumerate(dump["data"][part]):
             if source["type"] == "file":
-                source["path"] = taken.get("data") if part == "train" and "data" in taken else tree_hash(source["path"])
+                rows = taken.get(f"data.{index}") if part == "train" else None
+                source["path"] = rows or tree_hash(source["path"])
     if dump["rejection"] is not None:
         dump["rejection"]["rollouts"] = sorted(value for what, value in taken.items() if what.startswith("rollouts"))
     facts = [kind, dump, sources(config.rewards, config.environment)]

@@ -143,7 +143,7 @@ def _set_aside(
     by_key: dict[ConversationKey, list[Demonstration]] = {}
     for row in rows:
         by_key.setdefault(_key(row.prompt.messages), []).append(row)
-    count = int(share * len(by_key))
+    count = max(1, round(share * len(by_key))) if share and len(by_key) > 4 else 0
     order = generator("heldout loss", seed).permutation(len(by_key))[:count]
     keys = list(by_key)
     chosen = {keys[index] for index in order}
