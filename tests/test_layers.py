@@ -26,7 +26,7 @@ LAYERS = [
     {"algo", "data"},
     {"runs"},
     {"search", "sandbox"},
-    {"batches", "rewards", "doctor"},
+    {"batches", "rewards", "doctor", "trackers"},
     {"tools"},
     {"envs", "grouping"},
     {"policy"},

@@ -19,6 +19,7 @@ from coterie.build.run import check_trainable, criterion_for, policy_for, traine
 from coterie.build.sft import complete, scorable, sft_trainer_for
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
+from coterie.config.layers import flatten
 from coterie.config.load import load_file
 from coterie.config.paths import hashed
 from coterie.config.schema import RunConfig
@@ -39,6 +40,8 @@ from coterie.runs.inspect import last_step
 from coterie.runs.missing import gaps
 from coterie.runs.models import resolve
 from coterie.text import counted
+from coterie.trackers import Trackers
+from coterie.trackers import require as require_trackers
 from coterie.train.loop import Loop
 from coterie.train.recorder import Prints, Recorder
 from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
@@ -60,12 +63,12 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
     """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
-    then follows the new length); nor when a stop rule would end it, so that one can be relaxed.
+    then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it.
 
     Args:
         verbatim: with paths as they are written, which is what older versions named.
     """
-    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop"})
+    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop", "trackers"})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
     return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
@@ -77,6 +80,7 @@ def train(config: RunConfig, callback: Callback | None = None, *, provenance: Ma
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
     callback = callback or Callback()
+    require_trackers(config.trackers)
     check_name(Path(config.runs), config.name)
     check_trainable(config)
     device_of(config)
@@ -141,6 +145,7 @@ def resume(
         config = load_file(directory.config).config
         if steps is not None:
             config = _lengthened(directory, config, steps, callback)
+        require_trackers(config.trackers)
         check_resumable(directory, stop_rules(config.stop, imitates=config.sft is not None))
         device_of(config)
         use_threads(config)
@@ -182,7 +187,9 @@ def _run(
     begin: Callable[[Loop, Recorder], None],
 ) -> Path:
     """Train from the state that `begin` sets up to the end, and record how the run ended; returns its folder."""
-    recorder = _recorder_for(config, callback, run, inputs, policy)
+    settings = {".".join(key): value for key, value in flatten(run.read_config())}
+    tracked = Trackers(callback, config.trackers, settings)
+    recorder = _recorder_for(config, tracked, run, inputs, policy)
     trainer: Loop | None = None
     try:
         build = trainer_for if config.sft is None else sft_trainer_for
@@ -217,6 +224,7 @@ def _run(
         raise
     finally:
         recorder.close()
+        tracked.close()
     callback.on_end(run.path, _closing_line(run, step, config.steps, finished))
     return run.path
 

@@ -225,6 +225,8 @@ class RunConfig(Section):
     """Algorithm preset, e.g. dapo (`coterie algo ls`); your own settings override what it sets."""
     steps: int = Field(default=50, ge=1)
     """Training steps: collect, group, credit, update."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default_factory=list)
+    """Trackers that are told every metric, beside the run's own records; each is an extra of its own."""
     threads: int = Field(default=0, ge=0)
     """Number of compute threads; 0 = OMP_NUM_THREADS, else the fastest measured (`coterie doctor` says why)."""
     model: ModelConfig = Field(default_factory=ModelConfig)

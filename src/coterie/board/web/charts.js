@@ -49,6 +49,7 @@ function bands(steps) {
 /** A chart of series {name, x, y, dots?, dash?, color?}; drawn when it comes into view. `marks` are [first, last] steps. */
 function Chart({ series, height = 130, label, xLabel = "step", marks = [], legend = false, onPick }) {
   const box = useRef(null);
+  const drawn = useRef(null);
   const [visible, setVisible] = useState(false);
   const now = shade();
   useEffect(() => {
@@ -89,6 +90,7 @@ function Chart({ series, height = 130, label, xLabel = "step", marks = [], legen
       plugins: [bands(marks)],
     };
     const plot = new uPlot(options, columns(series), box.current);
+    drawn.current = { plot, series };
     const resize = new ResizeObserver(() => plot.setSize({ width: Math.max(160, box.current.clientWidth), height }));
     resize.observe(box.current);
     const pick = () => onPick && plot.cursor.idx !== null && onPick(plot.data[0][plot.cursor.idx]);
@@ -97,8 +99,17 @@ function Chart({ series, height = 130, label, xLabel = "step", marks = [], legen
       resize.disconnect();
       box.current && box.current.removeEventListener("dblclick", pick);
       plot.destroy();
+      drawn.current = null;
     };
-  }, [visible, series, now, height]);
+  }, [visible, now, height, xLabel, JSON.stringify(marks), series.map((item) => item.name).join("\n")]);
+  useEffect(() => {
+    if (!drawn.current || drawn.current.series === series) return;
+    const { plot } = drawn.current;
+    const [places, scale] = [plot.data[0], plot.scales.x];
+    const zoomed = scale.min > places[0] || scale.max < places[places.length - 1];
+    drawn.current.series = series;
+    plot.setData(columns(series), !zoomed); // a step that comes in leaves the view as it was chosen
+  }, [series]);
   const text = `${label}. ${describe(series)}`;
   return html`<div class="chart" role="img" aria-label=${text} style=${{ minHeight: `${height}px` }} ref=${box}></div>`;
 }

@@ -133,7 +133,7 @@ function GroupTable({ name, group }) {
 // ---- one rollout
 
 const MODES = {
-  logprob: { label: "log-prob", help: "the darker, the less likely the sampler thought the token", needs: (t) => t.sampler_logprobs || t.logprobs },
+  logprob: { label: "log-prob", help: "the stronger the colour, the less likely the sampler thought the token", needs: (t) => t.sampler_logprobs || t.logprobs },
   mismatch: { label: "sampler against learner", help: "log-prob of the learner less that of the sampler: blue where the learner finds the token likelier, orange where less likely", needs: (t) => t.sampler_logprobs && t.logprobs },
   advantage: { label: "advantage", help: "blue is reinforced, orange is discouraged", needs: (t) => t.token_advantages },
   value: { label: "critic's value", help: "the critic's estimate at the token", needs: (t) => t.values },
@@ -232,7 +232,7 @@ function Rollout({ name, words }) {
       ]} />
       ${rollout.error && html`<p class="problem">${rollout.error}</p>`}
       <section><h2>Conversation</h2>${rollout.messages.map((message) => html`<${Message} message=${message} more=${() => setWhole(true)} />`)}</section>
-      ${!!rollout.step_rewards.length && html`<section><h2>Step rewards</h2><div class="wide"><table><thead><tr><th scope="col">Function</th><th scope="col">Ends at token</th><th scope="col">Value</th></tr></thead><tbody>${rollout.step_rewards.map((item) => html`<tr><th scope="row">${item.label}</th><td>${item.end + 1}</td><td>${number(item.value)}</td></tr>`)}</tbody></table></div></section>`}
+      ${!!rollout.step_rewards.length && html`<section><h2>Step rewards</h2><div class="wide" tabindex="0" role="region" aria-label="Step rewards"><table><thead><tr><th scope="col">Function</th><th scope="col">Ends at token</th><th scope="col">Value</th></tr></thead><tbody>${rollout.step_rewards.map((item) => html`<tr><th scope="row">${item.label}</th><td>${item.end + 1}</td><td>${number(item.value)}</td></tr>`)}</tbody></table></div></section>`}
       <${Tokens} name=${name} words=${words} rollout=${rollout} />`;
     }}<//>`;
 }
@@ -253,6 +253,6 @@ function PromptPage({ name, words }) {
     return expected.some((value) => value !== null) ? [...lines, { name: "expected", x: steps, y: expected, dash: [5, 4] }] : lines;
   }, [pages.rows]);
   return html`<${RunHead} name=${name} tab="rollouts" /><h1>One prompt through the run</h1><p><code>${words.prompt}</code></p>
-    ${series[0].x.length > 1 && html`<article class="card wide-card"><h3>Reward of its attempts</h3><${Chart} series=${series} height=${160} label="Reward of the prompt" legend=${true} onPick=${(step) => go(["run", name, "group"], { step, prompt: words.prompt })} /></article>`}
+    ${series[0].x.length > 1 && html`<article class="card wide-card"><h2>Reward of its attempts</h2><${Chart} series=${series} height=${160} label="Reward of the prompt" legend=${true} onPick=${(step) => go(["run", name, "group"], { step, prompt: words.prompt })} /></article>`}
     <${RolloutList} name=${name} pages=${pages} />`;
 }

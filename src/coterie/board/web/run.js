@@ -38,7 +38,7 @@ function RunFacts({ run }) {
       ["size", `${number(run.size_mb)} MB`],
     ]} />
     ${!!run.paired.length && html`<section><h2>After minus before</h2><p class="quiet">Held-out, paired by prompt, 95 % bootstrap intervals over prompts.</p>
-      <div class="wide"><table><thead><tr><th scope="col">Task</th><th scope="col">Difference</th><th scope="col">p</th></tr></thead><tbody>
+      <div class="wide" tabindex="0" role="region" aria-label="Differences by task"><table><thead><tr><th scope="col">Task</th><th scope="col">Difference</th><th scope="col">p</th></tr></thead><tbody>
       ${run.paired.map((row) => html`<tr><th scope="row">${row.task}</th><td>${row.text}</td><td>${row.p}</td></tr>`)}</tbody></table></div></section>`}`;
 }
 
@@ -154,6 +154,6 @@ function RunRest({ run }) {
     <div class="wide scroll" tabindex="0" role="region" aria-label="Events"><table><thead><tr><th scope="col">Time</th><th scope="col">Step</th><th scope="col">Kind</th><th scope="col">Message</th></tr></thead>
     <tbody>${events.map((event) => html`<tr><td class="small">${when(event.time)}</td><td>${event.step ?? ""}</td><td><span class="state ${event.kind}">${event.kind}</span></td><td>${event.message}</td></tr>`)}</tbody></table></div></section>
     <section><h2>Machine and versions</h2><${Facts} rows=${Object.entries(run.machine)} />${!Object.keys(run.machine).length && html`<p class="quiet">Not recorded.</p>`}</section>
-    <section><details><summary><h2>Settings</h2></summary><div class="wide"><table><tbody>${Object.entries(run.settings).map(([key, value]) => html`<tr><th scope="row"><code>${key}</code></th><td>${setting(value)}</td></tr>`)}</tbody></table></div></details></section>
+    <section><details><summary><h2>Settings</h2></summary><div class="wide" tabindex="0" role="region" aria-label="Settings"><table><tbody>${Object.entries(run.settings).map(([key, value]) => html`<tr><th scope="row"><code>${key}</code></th><td>${setting(value)}</td></tr>`)}</tbody></table></div></details></section>
     <p class="quiet small">${run.path}</p>`;
 }

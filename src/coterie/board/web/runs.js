@@ -90,7 +90,7 @@ function Comparison({ value, axis, setAxis }) {
       ${value.runs.some((run) => run.evals.length) ? html`<${Chart} series=${series.heldout} height=${220} label="Held-out result" xLabel=${axis} legend=${true} />` : html`<p class="quiet">None of these runs was evaluated.</p>`}</section>
     <section><h2>Paired difference to ${first.name}</h2>
       <p class="quiet">Of the last evaluations, over the prompts that both hold, with 95 % bootstrap intervals.</p>
-      <div class="wide"><table><thead><tr><th scope="col">Run</th><th scope="col">Task</th><th scope="col">Difference</th><th scope="col">p</th></tr></thead><tbody>
+      <div class="wide" tabindex="0" role="region" aria-label="Paired differences"><table><thead><tr><th scope="col">Run</th><th scope="col">Task</th><th scope="col">Difference</th><th scope="col">p</th></tr></thead><tbody>
       ${value.paired.flatMap((pair) =>
         pair.problem || !pair.tasks.length
           ? [html`<tr><th scope="row">${pair.second}</th><td colspan="3">${pair.problem || "no evaluation of the same prompts"}</td></tr>`]
