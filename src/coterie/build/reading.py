@@ -120,11 +120,10 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     if config.environment.talks:
         chat.check_turns()
     if config.sft is not None:
-        heldout = _load(config.data.heldout, config, chat, limit=config.eval.limit)
-        demonstrations = read_demonstrations(
-            config.data, config.sft, chat, heldout=heldout.prompts if need_train else (), seed=config.seed
-        )
-        return Inputs(source=source, chat=chat, train=PromptSet.empty(), heldout=heldout, demonstrations=demonstrations)
+        heldout, rows = _load(config.data.heldout, config, chat, limit=config.eval.limit), None
+        if need_train:
+            rows = read_demonstrations(config.data, config.sft, chat, heldout=heldout.prompts, seed=config.seed)
+        return Inputs(source=source, chat=chat, train=PromptSet.empty(), heldout=heldout, demonstrations=rows)
     train = _load(config.data.train, config, chat)
     if need_train:
         _check_enough(config, train)

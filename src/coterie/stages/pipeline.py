@@ -133,7 +133,7 @@ def run_pipeline(
     lock = Lock(pipeline.folder)
     try:
         if first is not None:
-            list(pipeline.plan())  # edited folders are told before they are set aside
+            list(pipeline.plan(again=first))  # an edited folder before them is told first
             for stage in pipeline.config.stage[first:]:
                 forget(pipeline.folder, stage.name)
         _evaluate_base(pipeline, callback)
