@@ -115,7 +115,7 @@ def _sample(config: Any, source: str, policy: Any, options: argparse.Namespace) 
     from coterie.types import SampleKey
 
     capacity = options.prompt_tokens + options.max_tokens
-    engine = run.ENGINES[config.engine.name](policy, load_chat(source, None), config, capacity)
+    engine = run.embedded_engine(policy, load_chat(source, None), config, capacity)
     requests = [
         Request(
             key=SampleKey(seed=0, version=0, prompt=str(prompt), sample=sample),

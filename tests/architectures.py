@@ -53,6 +53,11 @@ _REASONS = {
     "the gradient is off": "its packed gradient is not its own",
     "it has windows": "no tiny model of it can be made",
 }
+_REFUSALS = {
+    "is not causal": "a token's logits depend on later tokens",
+    "cannot be run on token ids alone": "takes more than token ids",
+    "cannot be trained exactly": "neither packed nor plain is exact",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +101,7 @@ def examine(kind: str) -> Row:
     try:
         path = choose_path(model, longest=32)
     except ModelError as error:
-        reason = (
-            "a token's logits depend on later tokens" if "is not causal" in str(error) else "takes more than token ids"
-        )
+        reason = next((text for part, text in _REFUSALS.items() if part in str(error)), str(error))
         return Row(kind, "refused", "; ".join([reason, *remarks]))
     if path.kind == "plain":
         remarks.insert(0, next(text for start, text in _REASONS.items() if path.reason.startswith(start)))

@@ -23,18 +23,8 @@ REPEATED |= {"missing.py", "pipeline.py", "sft.py"}
 """File names that several folders have, where the folder says which."""
 
 
-KNOW_ALL_SETTINGS = {
-    "config",
-    "build",
-    "api",
-    "cli",
-    "sweep",
-    "launch.py",
-    "stages",
-    "preflight.py",
-    "inference.py",
-    "demo.py",
-}
+KNOW_ALL_SETTINGS = {"config", "build", "api", "cli", "sweep", "launch.py", "preflight.py", "inference", "demo.py"}
+KNOW_ALL_SETTINGS |= {"stages"}
 KNOW_ALL_SETTINGS |= {"board/report.py", "__init__.py"}
 """Folders and files that may name `RunConfig`; below, a part takes its own section."""
 

@@ -19,9 +19,9 @@ NAMES = {
     "global": "global (step's other rollouts)",
     "spo": "SPO tracker",
     "js2": "JS2",
-    "empirical_bayes": "HEB",
-    "mixture": "HEB + stacking",
-    "mixture-weighted": "HEB + stacking, score-norm weighted",
+    "empirical_bayes": "empirical Bayes",
+    "mixture": "mixture",
+    "mixture-weighted": "mixture, score-norm weighted",
     "oracle": "oracle b = p",
     "oracle-weighted": "oracle b = E[Wr]/E[W]",
 }

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--scenario", nargs="+", default=["main"], choices=sorted(SCENARIOS))
     parser.add_argument("--sizes", default="1,2,4,8")
     parser.add_argument("--arms", help="comma-separated; default all")
-    parser.add_argument("--ablate", action="store_true", help="HEB without each scale and signal instead of the arms")
+    parser.add_argument("--ablate", action="store_true", help="empirical_bayes without each scale and signal")
     parser.add_argument("--redraws", type=int, help="batches drawn at each frozen state; 0 measures no gradients")
     parser.add_argument("--learn", action="store_true", help="the learning curves of bandit.py too")
     parser.add_argument("--out", type=Path, required=True)

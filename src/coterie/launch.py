@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.doctor.health import untrained
 from coterie.errors import CheckpointError, CollapseError, CoterieError, RunError
-from coterie.inference import chat, evaluate, model_of, sample
-from coterie.inference import measure as drift
+from coterie.inference.conversation import chat
+from coterie.inference.drift import drift
+from coterie.inference.heldout import evaluate, model_of, sample
 from coterie.policy.model import Policy
 from coterie.preflight import dry_run, preflight, require_scorable, validate
 from coterie.rewards.check import require_sound, sources
@@ -73,7 +74,7 @@ def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False
     return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
 
 
-def train(config: RunConfig, callback: Callback | None = None, *, provenance: Mapping[str, str] | None = None) -> Path:
+def train(config: RunConfig, callback: Callback | None = None) -> Path:
     """Train from the start in a new run folder; returns the folder.
 
     Raises:

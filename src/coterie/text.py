@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 from coterie.types import PASS, Message
@@ -37,6 +38,16 @@ def counted(count: int, noun: str) -> str:
     ('1 step', '12000 prompts')
     """
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Hint on the nearest name, for the end of a sentence; empty where none is near.
+
+    >>> did_you_mean("lenght", ["length", "format"])
+    "; did you mean 'length'?"
+    """
+    near = get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

@@ -65,8 +65,8 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     fake: Any = types.ModuleType("coterie.launch")
 
-    def train(config, callback, *, provenance):
-        calls.append(("train", (config, dict(provenance))))
+    def train(config, callback):
+        calls.append(("train", config))
         callback.on_event("warning", "slow")
         callback.on_end(Path("runs/x"), "done")
         return Path("runs/x")
@@ -119,9 +119,8 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
 
 def test_train_hands_over_settings_and_sources(launch, capsys):
     assert main(["train", "--optim.lr", "1e-4", "steps=3", "--no-objective.mask-truncated"]) == 0
-    [(_, (config, provenance))] = launch
+    [(_, config)] = launch
     assert (config.optim.lr, config.steps, config.objective.mask_truncated) == (1e-4, 3, False)
-    assert provenance["optim.lr"] == "--optim.lr"
     out = capsys.readouterr().out
     assert "warning: slow" in out
     assert out.splitlines() == ["loading PyTorch and transformers …", "warning: slow", "done"]

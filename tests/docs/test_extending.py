@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 from pages import ROOT, blocks_of, write_files
 
-from coterie.build.learner import ESTIMATORS
-from coterie.build.run import ENGINES
 from coterie.config.algorithms import ALGORITHMS
+from coterie.config.parts import ENGINES, ENVIRONMENTS, ESTIMATORS
 from coterie.config.stop import KINDS
-from coterie.envs.registry import ENVIRONMENTS
 from coterie.rewards.registry import BUILT_IN
 from runs_for_tests import make_model
 

@@ -138,7 +138,7 @@ def _mutant(name: str, path: tuple[str, ...], value: Any, key: str) -> Mutant:
 def _wrong(setting: Setting) -> list[Any]:
     kind = bare(setting.kind)
     members = [bare(member) for member in union_members(kind) if member is not type(None)]
-    if len(members) > 1:  # a list of names, or one word
+    if len(members) > 1 or "module:function" in setting.expected:  # a list of names, or one word
         return ["nonsense", 3, True, [3]]
     if kind is Any:
         return []

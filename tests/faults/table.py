@@ -54,7 +54,7 @@ def merge(shares: Sequence[Path], out: Path) -> None:
 
 def markdown(folder: Path) -> str:
     """One line a section, then the figures; `summary.json` beside it holds the same for programs."""
-    lines = ["| fault | tried | as it must be | figures | time |", "| --- | ---: | ---: | --- | ---: |"]
+    lines = ["| fault | cases | passed | figures | time |", "| --- | ---: | ---: | --- | ---: |"]
     everything: dict[str, Any] = {}
     for name, rows in read(folder).items():
         cases = [row for row in rows if "name" in row]

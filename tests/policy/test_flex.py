@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask, fl
 from coterie.batches.batch import Segment
 from coterie.errors import ModelError
 from coterie.policy import kernels
-from coterie.policy.attention import PackedLayout
+from coterie.policy.attention import PackedLayout, ScoreRule
 from coterie.policy.kernels import compile_layers, eager
 from tiny_models import KINDS, tiny_policy
 
@@ -138,7 +138,7 @@ def test_any_row_gives_the_same_gradient(shapes: Any, window: int | None, head: 
         generator.manual_seed(length)
         sizes = ((1, 4, length, 8), (1, 2, length, 8), (1, 2, length, 8))
         tensors = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in sizes]
-        out = layout.attend(0, *tensors, 0.3, window)
+        out = layout.attend(0, *tensors, ScoreRule(0.3, window))
         upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         return [out, *torch.autograd.grad(out, tensors, upstream)]
 
@@ -164,8 +164,8 @@ def test_rows_differ_by_their_masks_and_lengths_but_share_the_compiled_kernel() 
         generator = torch.Generator().manual_seed(1)
         length = inputs(segments)[0].shape[1]
         query, key, value = (torch.randn(1, heads, length, 8, generator=generator) for heads in (4, 2, 2))
-        got = layout.attend(0, query, key, value, 0.3, None)
-        torch.testing.assert_close(got, PackedLayout(segments, CPU).attend(0, query, key, value, 0.3, None))
+        got = layout.attend(0, query, key, value, ScoreRule(0.3))
+        torch.testing.assert_close(got, PackedLayout(segments, CPU).attend(0, query, key, value, ScoreRule(0.3)))
     assert counter.frame_count == 2  # one length, then any length
 
 

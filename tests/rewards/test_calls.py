@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
+from coterie.config.schema import EnvironmentConfig
 from coterie.rewards.calls import call_cost, call_useful, call_valid
-from coterie.rewards.check import identity
+from coterie.rewards.check import identity, sources
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
 
@@ -98,3 +99,9 @@ def test_settings_of_gates() -> None:
     plain = RewardsConfig(functions=[RewardConfig(name="exact"), RewardConfig(name="format", label="f")])
     gated = RewardsConfig(functions=[RewardConfig(name="exact"), RewardConfig(name="format", label="f", gate=True)])
     assert identity(plain) != identity(gated)
+
+
+def test_the_source_of_a_users_tool_belongs_to_the_identity() -> None:
+    environment = EnvironmentConfig(name="tools", params={"tools": ["calculator", {"name": "test_calls:share"}]})
+    assert sources(RewardsConfig(), environment)["test_calls:share"]
+    assert identity(RewardsConfig(), environment) != identity(RewardsConfig())

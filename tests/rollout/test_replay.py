@@ -22,7 +22,7 @@ from coterie.errors import CheckpointError
 from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.rewards.check import identity
 from coterie.rollout.replay import ReplayBuffer, Replayed
-from coterie.rollout.replay_groups import FILES, ReplayGroup, read
+from coterie.rollout.replay_groups import FACTS, ReplayGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
@@ -220,7 +220,7 @@ def test_uniform_weights_give_every_kept_group_the_same_say() -> None:
 
 
 def test_a_memory_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
-    buffer = memory(made("q", 0), made("r\ud800", 1, turns=2, size=1 / 3), step=2, reward="exact", reference="base")
+    buffer = memory(made("q", 0), made("ü", 1, turns=2, size=1 / 3), step=2, reward="exact", reference="base")
     buffer.save(tmp_path)
     other = memory(reward="exact", reference="base")
     assert other.load(tmp_path) == ""
@@ -232,18 +232,25 @@ def test_a_memory_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
     assert read(tmp_path / "empty") == ([], {"reward": "", "reference": ""})
 
 
+def test_a_broken_character_in_a_name_comes_back_visible(tmp_path: Path) -> None:
+    buffer = memory(made("r\ud800", 1), step=2)
+    buffer.save(tmp_path)
+    ((group,), _) = read(tmp_path)
+    assert (group.key, group.rollouts[0].context.prompt_id) == ("r\ud800@1", "r\\ud800")
+
+
 def test_another_format_and_a_torn_file_are_refused(tmp_path: Path) -> None:
     memory(made("q", 0)).save(tmp_path)
-    facts = json.loads((tmp_path / FILES.facts).read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / FACTS).read_text(encoding="utf-8"))
     for changed, message in (
-        ({"format": 2}, "format is 2, this version of coterie reads 1"),
-        ({"groups": facts["groups"] * 2}, "ends 5 numbers too early"),
+        ({"format": 1}, "format is 1, this version of coterie reads 2"),
+        ({"groups": facts["groups"] * 2}, "group 'q@0' has no rollouts"),
         ({"groups": []}, "left over"),
     ):
-        (tmp_path / FILES.facts).write_text(json.dumps(facts | changed), encoding="utf-8")
+        (tmp_path / FACTS).write_text(json.dumps(facts | changed), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             memory().load(tmp_path)
-    (tmp_path / FILES.facts).unlink()
+    (tmp_path / FACTS).unlink()
     with pytest.raises(CheckpointError, match="cannot read the replayed groups"):
         memory().load(tmp_path)
 
@@ -327,7 +334,7 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
         assert sum(database.step_metrics(step).get("replay/groups", 0.0) for step in range(4, 7)) > 0
     assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
-    facts = [(run / "checkpoints" / "step_000006" / FILES.facts).read_bytes() for run in (whole, half)]
+    facts = [(run / "checkpoints" / "step_000006" / FACTS).read_bytes() for run in (whole, half)]
     assert facts[0] == facts[1]
 
 

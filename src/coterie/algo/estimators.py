@@ -74,11 +74,7 @@ class Estimator(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+        """Restore what `save` wrote."""
         ...
 
 

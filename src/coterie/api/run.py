@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from coterie.config.schema import RunConfig
-    from coterie.inference import ChatSession
+    from coterie.inference.conversation import ChatSession
 
 
 class Metrics(dict[str, list[Any]]):

@@ -247,11 +247,10 @@ def sample(
     target, _ = _target(model, None)
     with _scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
+        from coterie.inference.conversation import complete
 
         name = model_of(target, tokenizer, place)
-        from coterie import inference
-
-        return inference.complete(
+        return complete(
             name,
             prompts,
             samples=n,

@@ -11,6 +11,7 @@ from coterie.algo.kl import AdaptiveBeta
 from coterie.algo.losses import check_choices
 from coterie.algo.objective import Objective
 from coterie.config.objective import CriticConfig
+from coterie.config.parts import ESTIMATORS, part
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
@@ -132,21 +133,6 @@ def group_aware_estimator(
     )
 
 
-ESTIMATORS: dict[str, Callable[[RunConfig, Sequence[Prompt], Embed | None], Estimator]] = {
-    "group": group_estimator,
-    "gae": gae_estimator,
-    "group_aware": group_aware_estimator,
-}
-"""Kinds of estimators; each is made from the settings, the training prompts and their embedding (None = without)."""
-
-
-def estimator_kind(config: RunConfig) -> str:
-    """The row of `ESTIMATORS` that the settings ask for."""
-    if config.critic is not None:
-        return "gae"
-    return "group" if config.grouping.preset == "prompt" else "group_aware"
-
-
 def estimator_for(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embed | None = None) -> Estimator:
     """The estimator of advantages.
 
@@ -155,9 +141,9 @@ def estimator_for(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embe
         embed: makes their embeddings; None leaves these out.
 
     Raises:
-        ConfigError: your own baseline cannot be had, or the choices do not fit each other.
+        ConfigError: your own estimator or baseline cannot be had, or the choices do not fit each other.
     """
-    return ESTIMATORS[estimator_kind(config)](config, prompts, embed)
+    return part(ESTIMATORS, config.estimator)(config, prompts, embed)
 
 
 def schedules_for(config: RunConfig, learner: Learner) -> Schedules:

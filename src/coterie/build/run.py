@@ -1,8 +1,7 @@
-"""Settings → objects: one table per replaceable part, and one function per part of a run."""
+"""Settings → objects: one function per part of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,6 +17,7 @@ from coterie.build.learner import (
     schedules_for,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order
+from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
@@ -43,14 +43,6 @@ from coterie.train.evaluate import Criterion, Evaluator, Scale
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.train.step import LoopSettings
-
-ENGINES: dict[str, Callable[[Policy, Chat, RunConfig, int], Engine]] = {
-    "embedded": lambda policy, chat, config, capacity: EmbeddedEngine(
-        policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity
-    ),
-}
-"""Engines that `engine.name` may name; each is made from policy, chat, settings and the tokens of its longest
-sequence."""
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -150,8 +142,19 @@ def check_trainable(config: RunConfig) -> None:
         )
 
 
-def engine_for(config: RunConfig, inputs: Inputs, policy: Policy) -> Engine:
-    return ENGINES[config.engine.name](policy, inputs.chat, config, longest_episode(config, inputs))
+def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) -> EmbeddedEngine:
+    """The engine that samples from the learner's own weights."""
+    return EmbeddedEngine(policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity)
+
+
+def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int | None = None) -> Engine:
+    """The engine that the settings name.
+
+    Args:
+        capacity: tokens of the longest sequence, 0 where it is not known; None: of these settings and prompts.
+    """
+    longest = longest_episode(config, inputs) if capacity is None else capacity
+    return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:

@@ -96,7 +96,7 @@ def _train(loaded: Loaded, dry_run: bool, json_: bool, board: bool) -> None:
         from coterie import launch
 
         if not dry_run:
-            launch.train(loaded.config, callback, provenance=loaded.provenance)
+            launch.train(loaded.config, callback)
             exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)

@@ -33,56 +33,56 @@ class GroupingConfig(Section):
         "prompt"
     )
     """prompt is plain GRPO (see `advantage`); global, the step's other rollouts; tracker, the prompt's own past (SPO);
-    empirical_bayes, every scale in one model; mixture, several of these, weighted by what their errors cost; or your
-    own baseline as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns one
-    number for each rollout."""
+    empirical_bayes, one model of all scales; mixture, a mixture of these with weights learned from their errors; or
+    your own baseline as `module:function`, which gets a view of the step (`coterie.grouping.custom.View`) and returns
+    one number for each rollout."""
     ablate: list[Part] = Field(default_factory=list)
-    """Scales (siblings, batch, prompt, tree, key, linear, root; state, of turns that other attempts took from the same
-    state) and signals (semantic, complexity, task, key, reward, temporal) to leave out: an ablation."""
+    """Ablation: scales (siblings, batch, prompt, tree, key, linear, root, state) and signals (semantic, complexity,
+    task, key, reward, temporal) to leave out."""
     weights: Literal["probability", "length", "none"] = "length"
-    """What a rollout counts for in means and errors, so that the variance of the gradient falls and not only the error
-    of the mean: Σ (1 - p)² over its tokens as sampled (about the squared norm of its score), its length, or all alike.
-    What is expected of a prompt, for `allocate` and `scale = "expected"`, is a plain mean whatever this says."""
+    """Weight of a rollout in means and errors: probability, Σ (1 - p)² over its tokens as sampled (about the squared
+    norm of its score), for the least variance of the gradient; length, its tokens; none, 1. The expected reward of a
+    prompt, for `allocate` and `scale = "expected"`, is always a plain mean."""
     embedding: Annotated[str, Field(min_length=1)] = "policy"
-    """Similarity of prompts: `policy`, the mean of its own hidden states half way up; `none`; or a sentence encoder, by
-    asset name (`minilm-l6`), folder or transformers id."""
+    """Similarity of prompts: `policy`, the mean of the policy's hidden states at the middle layer; `none`; or a
+    sentence encoder, by asset name (`minilm-l6`), folder or transformers id."""
     key: UserFunction | None = None
-    """A scale of your own: `module:function` gets a prompt and returns a text, whose prompts become a group, or a
-    number; regions may be drawn by either."""
+    """A scale of your own: `module:function` gets a prompt and returns a text (prompts of the same text are a group) or
+    a number (a feature); regions may be split by either."""
     dimensions: int = Field(default=16, ge=1)
-    """Principal directions kept of the embedding."""
+    """Principal components of the embedding."""
     decay_steps: float = Field(default=40.0, gt=0)
-    """Steps in which what is known of a region fades to 1/e."""
+    """Steps in which evidence about a region decays to 1/e."""
     prompt_decay_steps: float = Field(default=120.0, gt=0)
-    """Steps in which what is special to a prompt fades to 1/e."""
+    """Steps in which evidence about a single prompt decays to 1/e."""
     max_leaves: int = Field(default=48, ge=1)
-    """Most regions."""
+    """Maximum number of regions."""
     min_weight: float = Field(default=40.0, gt=0)
-    """Rollouts that a region needs."""
+    """Minimum number of rollouts of a region."""
     refit_every: int = Field(default=10, ge=1)
-    """Steps between two drawings of the regions' boundaries (more often at the start)."""
+    """Steps between fits of the tree of regions (more often at the start)."""
     reward_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default_factory=lambda: [0.0, 1.0]
     )
     """Smallest and largest reward; none measures the range on the first step."""
     scale: Literal["history", "expected", "none"] = "history"
-    """Scale of the advantages: history, the root mean squared error of the past, one number for all; expected,
-    the standard deviation that is expected of the prompt, √(p(1 - p)), so that hard ones count more, as in GRPO; or
-    nothing."""
+    """What advantages are divided by: history, the root mean squared error of past predictions, one number for all
+    prompts; expected, the expected standard deviation of the prompt's rewards, √(p(1 - p)), which gives hard and easy
+    prompts more weight, as in GRPO; or nothing."""
     per_reward: bool = False
-    """One model for each reward; their advantages are added with the rewards' weights."""
+    """One model for each reward; their advantages are added with the rewards' weights. Experimental."""
     allocate: bool = False
-    """Draw the prompts, and how many rollouts each gets, by what they are expected to teach: p(1 - p)."""
+    """Draw the prompts, and the number of rollouts of each, by the expected variance of their rewards, p(1 - p)."""
     candidates: int = Field(default=4, ge=1)
-    """Prompts looked at for each one drawn."""
+    """Prompts considered for each one drawn."""
     least: int = Field(default=1, ge=1)
     """Fewest rollouts of a drawn prompt."""
     most: int = Field(default=8, ge=1)
     """Most rollouts of a drawn prompt."""
     review: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the drawn prompts from regions that are solved, so that they stay so."""
+    """Share of the drawn prompts from regions that are solved, against forgetting."""
     unbiased: bool = False
-    """Weigh advantages so that the objective stays the mean over all prompts."""
+    """Weigh advantages so that the objective stays the mean over all prompts. Experimental."""
 
     @model_validator(mode="after")
     def _fits(self) -> GroupingConfig:
@@ -102,7 +102,7 @@ class GroupingConfig(Section):
             )
         if self.allocate and (self.preset in ("prompt", "rloo", "global", "js2") or ":" in self.preset):
             raise ValueError(
-                "allocate = true needs a preset that expects something of a prompt, tracker, empirical_bayes or "
+                "allocate = true needs a preset with an expected reward of each prompt, tracker, empirical_bayes or "
                 "mixture; it is "
                 f'"{self.preset}"'
             )

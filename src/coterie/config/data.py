@@ -45,14 +45,14 @@ class _Source(Section):
     """Settings of every source."""
 
     task: str | None = None
-    """Task name of its rows, under which they are judged and reported; the name of the generator, file,
+    """Task name of its rows, under which they are scored and reported; the name of the generator, file,
     dataset, asset or function when left out."""
     instruction: str = ""
     """Added after the question, on a new line."""
     after: int = Field(default=0, ge=0)
-    """Training only: how many prompts are drawn before those of this source join. With `until`, a curriculum."""
+    """Curriculum, training only: prompts of this source are used after this many were drawn from all sources."""
     until: int | None = Field(default=None, ge=1)
-    """Training only: how many prompts have been drawn when those of this source leave; none = they stay."""
+    """Curriculum, training only: and until this many were drawn; none = to the end."""
 
     @property
     def presence(self) -> CurriculumSpan:

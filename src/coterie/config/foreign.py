@@ -150,7 +150,7 @@ FOREIGN: dict[str, Foreign] = {
     # objective
     "loss_type": Foreign("algorithm", "or objective.loss_agg_mode alone"),
     "loss_mode": Foreign("algorithm", "or objective.loss alone"),
-    "adv_estimator": Foreign("algorithm"),
+    "adv_estimator": Foreign("advantage.estimator", "a published method is an algorithm preset: algorithm"),
     "importance_sampling_level": Foreign("objective.ratio"),
     "epsilon": Foreign("objective.clip_low"),
     "epsilon_high": Foreign("objective.clip_high"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from coterie.config import keys as problems
+from coterie.config import problems
 from coterie.config.algorithms import find
 from coterie.config.keys import MISSING, child, kind_at, nearest, nullable, parse_text
 from coterie.config.paths import SEARCH, anchor, located

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from coterie.config.base import Section
+from coterie.config.parts import ESTIMATORS, Named
 from coterie.config.user_functions import FUNCTION
 
 UserFunction = Annotated[str, Field(pattern=FUNCTION)]
@@ -57,13 +58,15 @@ class ObjectiveConfig(Section):
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the KL counts: a term of the loss, or a penalty on each token's reward (k1), before the advantage."""
     kl_target: float | None = Field(default=None, gt=0)
-    """Adapt kl_beta so that the KL to the reference, in nats a token, stays near this; none = constant."""
+    """Adapt kl_beta so that the KL to the reference, in nats a token, stays near this; none = constant.
+    Experimental."""
     kl_horizon: float = Field(default=10_000, gt=0)
     """Rollouts over which the adaptation acts."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Coefficient of the entropy bonus."""
     entropy_target: float | None = Field(default=None, gt=0)
-    """Adapt entropy_bonus in steps of 0.005 while the entropy is below this, in nats a token; none = constant."""
+    """Adapt entropy_bonus in steps of 0.005 while the entropy is below this, in nats a token; none = constant.
+    Experimental."""
     entropy_share: float = Field(default=1.0, gt=0, le=1)
     """Share of tokens, those of highest entropy in an optimizer step, whose policy gradient counts; 0.2 in the paper
     on high-entropy minority tokens."""
@@ -106,6 +109,9 @@ class ObjectiveConfig(Section):
 class AdvantageConfig(Section):
     """Advantages: the baseline of a rollout's reward, and the scale."""
 
+    estimator: Annotated[str, Named(ESTIMATORS, others=("auto",))] = "auto"
+    """Estimator of advantages: auto is gae with a `[critic]`, group_aware with a `grouping.preset`, else group, to
+    which the settings below belong; or your own as `module:function` (docs/extending.md)."""
     baseline: (
         Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "second_best", "js2", "none"]
         | UserFunction
@@ -121,7 +127,7 @@ class AdvantageConfig(Section):
     per_reward: bool = False
     """Estimate each reward on its own, then add (GDPO)."""
     step_weight: float = Field(default=0.0, ge=0)
-    """Weight of the advantages of reasoning steps (process supervision), added to the outcome's."""
+    """Weight of the advantages of reasoning steps (process supervision), added to the outcome's. Experimental."""
     gigpo_weight: float = Field(default=0.0, ge=0)
     """Weight of the advantage of each turn among those that other attempts took from the same state (GiGPO), added to
     the episode's advantage; an environment of one turn has no states."""
@@ -161,7 +167,7 @@ class RolloutCorrectionConfig(Section):
     high: float = Field(default=2.0, gt=0)
     """Upper bound of the weight."""
     veto: float | None = Field(default=None, gt=0, lt=1)
-    """Drop a completion when any of its tokens has a weight below this."""
+    """Drop a completion when any of its tokens has a weight below this. Experimental."""
 
     @model_validator(mode="after")
     def _ordered(self) -> RolloutCorrectionConfig:
@@ -206,7 +212,7 @@ class CriticConfig(Section):
     value_lam: float = Field(default=1.0, ge=0, le=1)
     """λ of the critic's targets; 1 = the return itself (VC-PPO)."""
     length_alpha: float | None = Field(default=None, gt=0)
-    """Let λ grow with the completion, 1 - 1/(length_alpha · tokens), instead of `lam` (VAPO: 0.05)."""
+    """Let λ grow with the completion, 1 - 1/(length_alpha · tokens), instead of `lam` (VAPO: 0.05). Experimental."""
     clip: float | None = Field(default=None, gt=0)
     """Clip the value's change in one update to this, as PPO's code does; it slows the critic. none = off."""
     warmup: int = Field(default=0, ge=0)

@@ -51,7 +51,7 @@ class OptimConfig(Section):
     """Keep one activation per layer and recompute the rest in the backward pass. Less memory,
     about a third more compute, the same gradient."""
     activation_offload: bool = False
-    """Offload activations to main memory between forward and backward pass; GPU only."""
+    """Offload activations to main memory between forward and backward pass; GPU only. Experimental."""
     attention: Literal["auto", "flex", "sdpa"] = "auto"
     """Kernel of the update: flex is one block-sparse FlexAttention call a layer, sdpa one plain call a prompt and a
     group. The same numbers up to rounding; auto takes flex on CUDA."""

@@ -29,6 +29,8 @@ FUNCTIONS = (
     "environment.name",
     "environment.params.tools.*",
     "environment.params.tools.*.name",
+    "engine.name",
+    "advantage.estimator",
     "objective.loss",
     "advantage.baseline",
     "grouping.preset",

@@ -15,7 +15,7 @@ class RewardConfig(Section):
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
     `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_cost` (of calls of
-    tools), or `module:function`. A run that Python started with a
+    tools), `code` (hidden tests in a sandbox), or `module:function`. A run that Python started with a
     function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""

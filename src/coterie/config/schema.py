@@ -18,13 +18,11 @@ from coterie.config.objective import (
     ObjectiveConfig,
     ReferenceConfig,
     RolloutCorrectionConfig,
-    UserFunction,
 )
 from coterie.config.optim import OptimConfig
+from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
 from coterie.config.rewards import RewardsConfig
 from coterie.config.stop import StopConfig
-
-# Settings of the model that is trained.
 
 
 class LoraConfig(Section):
@@ -54,18 +52,15 @@ class ModelConfig(Section):
     """Set to train an adapter; leave out to train all weights."""
 
 
-# The settings of an episode: who answers the model, and how long that may go on.
-
-
 class EnvironmentConfig(Section):
     """The environment of an episode: one completion, or several turns."""
 
-    name: Literal["single_turn", "retry", "running_sum", "tools"] | UserFunction = "single_turn"
-    """single_turn, the prompt and one answer; retry, a wrong answer may be given again; running_sum, a sum asked one
-    step at a time; tools, which the model may call before it answers (docs/tools.md); or your own as
-    `module:function`, a generator function of a prompt (docs/environments.md)."""
+    name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
+    """single_turn, the prompt and one answer; retry, another attempt after a wrong answer; running_sum, a sum asked one
+    step at a time; tools, which the model may call before it answers (docs/tools.md); or your own as `module:object`, a
+    generator function or a class (docs/environments.md)."""
     max_turns: int = Field(default=8, ge=1)
-    """Most turns of an episode; one whose environment would go on is truncated."""
+    """Maximum number of turns of an episode; a longer one is truncated."""
     max_tokens: int = Field(default=1024, ge=2)
     """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
     limit of each turn, still fits."""
@@ -84,32 +79,27 @@ class EnvironmentConfig(Section):
         return self.name != "single_turn"
 
 
-# Settings of when to end a run that goes wrong.
-
-
-# The settings of replay: which past groups are trained on once more, and how far the policy may have moved.
-
-
 class ReplayConfig(Section):
     """Train on whole groups of earlier steps again, while the policy is near the one that sampled them."""
 
     groups: int = Field(default=0, ge=0)
     """Past groups that join each step's update; 0 = off."""
     capacity: int = Field(default=64, ge=1)
-    """Most groups that are kept; those with the least priority go first."""
+    """Maximum number of kept groups; those with the least priority are removed first."""
     candidates: int = Field(default=2, ge=1)
-    """Groups whose present probabilities are computed (one forward pass each) for each one that may join."""
+    """Groups that are scored with the current policy (one forward pass each) for each one that may join."""
     max_age: int = Field(default=4, ge=1)
     """Greatest age of a group, in policy versions."""
     min_ratio: float = Field(default=0.5, gt=0, lt=1)
-    """A group is left out when the geometric mean of π_now / π_sampler over any of its rollouts is below this."""
+    """Lower limit of the geometric mean of π_now / π_sampler of each rollout; groups outside the limits are left
+    out."""
     max_ratio: float = Field(default=2.0, gt=1)
-    """Or above this."""
+    """Upper limit of the same mean."""
     half_life: float = Field(default=2.0, gt=0)
     """Versions in which a group's priority, its mean |advantage|, halves."""
     unbiased: bool = False
-    """Weigh replayed advantages by the inverse of the chance to be drawn, so that all kept groups count alike; else
-    surprising and fresh groups count more, as often as they are drawn."""
+    """Weigh replayed advantages by the inverse of the probability to be drawn, so that all kept groups have the same
+    expected weight; else groups with large advantages and fresh groups have more. Experimental."""
 
     @model_validator(mode="after")
     def _fits(self) -> ReplayConfig:
@@ -156,17 +146,17 @@ class CollectConfig(Section):
     """Replace groups whose attempts all have the same evaluated reward (eval.reward) by other prompts (DAPO's dynamic
     sampling)."""
     dynamic_sampling_limit: int = Field(default=10, ge=1)
-    """How many times a step may sample, the first time included."""
+    """Maximum number of times that a step samples, the first time included."""
     oversample: float = Field(default=1.0, ge=1)
-    """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled
-    in the next step, which waits for them. Faster, but it favours short completions."""
+    """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled in
+    the next step, which waits for them. Faster, but it favours short completions. Experimental."""
 
 
 class EngineConfig(Section):
     """Sampling engine."""
 
-    name: Literal["embedded"] = "embedded"
-    """`embedded` reads the learner's weights in place."""
+    name: Annotated[str, Named(ENGINES)] = "embedded"
+    """`embedded` reads the learner's weights in place; or your own as `module:function` (docs/extending.md)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
 
@@ -285,12 +275,24 @@ class RunConfig(Section):
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
     @property
+    def estimator(self) -> str:
+        """Name of the estimator of advantages."""
+        return self._estimator_of_sections if self.advantage.estimator == "auto" else self.advantage.estimator
+
+    @property
+    def _estimator_of_sections(self) -> str:
+        if self.critic is not None:
+            return "gae"
+        return "group" if self.grouping.preset == "prompt" else "group_aware"
+
+    @property
     def needs_siblings(self) -> bool:
         """True if the baseline is made of the other rollouts of the same prompt."""
         if self.sft is not None or self.rejection is not None:
             return False
         apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
-        return self.critic is None and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
+        shipped = ":" not in self.estimator and self.estimator != "gae"
+        return shipped and not apart and self.grouping.preset in ("prompt", "rloo", "js2")
 
     def _check_algorithm(self) -> None:
         """Refuse settings made in Python that name a preset without containing it."""
@@ -321,6 +323,15 @@ class RunConfig(Section):
                 f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
                 f"[{smallest}, {largest}]; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )
+
+
+SHIPPED = ("group", "gae", "group_aware")
+"""Estimators that sections of the settings choose."""
+
+
+def _baselined(advantage: AdvantageConfig) -> dict[str, Any]:
+    """What is set of a group's baseline and scale."""
+    return advantage.model_dump(exclude_defaults=True, exclude={"estimator"})
 
 
 CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
@@ -359,7 +370,18 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
         "set reference.sync_every = 0, or leave out model.lora",
     ),
     (
-        lambda c: c.critic and c.advantage not in (AdvantageConfig(), AdvantageConfig(whiten="tokens")),
+        lambda c: c.advantage.estimator in SHIPPED and c.estimator != c._estimator_of_sections,
+        'advantage.estimator = "{c.advantage.estimator}" does not fit the other settings, which make it '
+        '"{c._estimator_of_sections}": gae needs critic, group_aware a grouping.preset other than "prompt", and group '
+        "neither",
+    ),
+    (
+        lambda c: c.grouping.allocate and c.estimator != "group_aware",
+        "grouping.allocate is of the group-aware estimator; leave it out with advantage.estimator = "
+        '"{c.advantage.estimator}"',
+    ),
+    (
+        lambda c: c.estimator == "gae" and _baselined(c.advantage) not in ({}, {"whiten": "tokens"}),
         'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
     ),
     (
@@ -379,7 +401,7 @@ CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
         "set collect.dynamic_sampling = false",
     ),
     (
-        lambda c: c.grouping.preset != "prompt" and (c.critic or c.advantage != AdvantageConfig()),
+        lambda c: c.grouping.preset != "prompt" and (c.critic or _baselined(c.advantage)),
         'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
         "settings of advantage",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,7 @@ from coterie.config.keys import MISSING, Setting, bare, is_section, kind_at, lea
 from coterie.config.layers import Loaded
 from coterie.config.paths import PATHS
 from coterie.config.schema import RunConfig
-
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+from coterie.config.toml import inline, quoted
 
 
 def print_config(loaded: Loaded, file: TextIO | None = None) -> None:
@@ -34,24 +32,6 @@ def json_schema() -> dict[str, Any]:
     return RunConfig.model_json_schema()
 
 
-def inline(value: Any) -> str:
-    """One value as TOML on one line; `none` for None."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, Mapping):
-        pairs = (f"{_key(str(key))} = {inline(item)}" for key, item in value.items() if item is not None)
-        return f"{{ {', '.join(pairs)} }}" if value else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(inline(item) for item in value)}]"
-    return repr(value)
-
-
-def _key(name: str) -> str:
-    return name if BARE_KEY.fullmatch(name) else inline(name)
-
-
 def _config_lines(loaded: Loaded) -> Iterator[str]:
     yield from _table_lines(loaded.config.model_dump(), (), loaded.provenance)
 
@@ -64,7 +44,7 @@ def _table_lines(table: Mapping[str, Any], path: tuple[str, ...], provenance: Ma
         if tables or (is_section(bare(kind_at((*path, key)))) and value is not None):
             below.append((key, value))
         else:
-            text, origin = f"{_key(key)} = {inline(value)}", _origin((*path, key), provenance)
+            text, origin = f"{quoted(key)} = {inline(value)}", _origin((*path, key), provenance)
             # A relative default starts at the current directory; written down, it would start at the file.
             unwritten = value is None or (origin == "default" and ".".join((*path, key)) in PATHS)
             yield _aligned(f"# {text}" if unwritten else text, origin)

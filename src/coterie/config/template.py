@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import get_args
 
 from coterie.config.keys import MISSING, Setting, kind_at, nullable, union_members
-from coterie.config.show import groups, inline
+from coterie.config.show import groups
+from coterie.config.toml import inline
 
 SHORT = """\
 # Settings of one training run. Check them, then train:
@@ -61,20 +62,6 @@ every = 10                 # steps
 every = 10                 # steps
 """
 
-EXAMPLE = """\
-[[data.train]]
-type = "reasoning_gym"
-name = "leg_counting"
-size = 1000
-seed = 0
-
-[[data.heldout]]
-type = "reasoning_gym"
-name = "leg_counting"
-size = 100
-seed = 1
-"""
-
 
 def init_text(*, every: bool = False) -> str:
     """TOML that trains as it is.
@@ -102,7 +89,8 @@ def _lines() -> Iterator[str]:
             yield f"#{setting.key.rpartition('.')[2]} = {_sample(setting)}"
     yield ""
     yield "# What to learn: replace this example by your own."
-    yield EXAMPLE.rstrip()
+    example = SHORT[SHORT.index("[[data.train]]") : SHORT.index("[[rewards.functions]]")]
+    yield example.rstrip()
 
 
 def _sample(setting: Setting) -> str:

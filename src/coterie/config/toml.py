@@ -28,6 +28,16 @@ def dumps(data: Mapping[str, Any]) -> str:
     return "\n".join(lines).strip("\n") + "\n" if lines else ""
 
 
+def inline(value: Any) -> str:
+    """One value on one line; `none` for None."""
+    return "none" if value is None else _value(value, ())
+
+
+def quoted(key: str) -> str:
+    """A key, in quotes where it needs them."""
+    return _key(key, (key,))
+
+
 def _table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     tables: list[tuple[str, Any]] = []
     for key, value in data.items():

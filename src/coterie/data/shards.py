@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from coterie.data.files import READERS, is_array, read_file, suffix_of
 from coterie.data.rows import Row
 from coterie.errors import DataError
+from coterie.text import did_you_mean
 
 TRAIN = "train"
 _SPLITS = {
@@ -102,8 +102,7 @@ def shards_of(folder: Path, split: str | None, config: str | None) -> Shards:
 
 def _choose(names: Sequence[str], wish: str | None, setting: str, folder: Path, *, default: str) -> str:
     if wish is not None and wish not in names:
-        near = get_close_matches(wish, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(wish, names)
         raise DataError(f"{folder} has no {setting} {wish!r}; it has {', '.join(names) or 'none'}{hint}")
     if wish is not None:
         return wish

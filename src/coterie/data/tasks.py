@@ -25,6 +25,7 @@ from coterie.data.characters import plain_words
 from coterie.data.numerals import parse_number
 from coterie.data.stand_ins import stand_ins
 from coterie.errors import DataError, install_command
+from coterie.text import did_you_mean
 
 # Python values as JSON and back: tuples, sets and tables with other than text keys carry a tag.
 
@@ -218,10 +219,9 @@ def _dataset(recipe: str) -> Any:
     parameters = sorted(field.name for field in fields(registry[name][1]) if field.name not in ("seed", "size"))
     for key in params:
         if key not in parameters:
-            near = get_close_matches(key, parameters, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(
-                f"the generator {name} has no parameter {key!r}; {hint}it has {', '.join(parameters) or 'none'}"
+                f"the generator {name} has no parameter {key!r}; it has {', '.join(parameters) or 'none'}"
+                f"{did_you_mean(key, parameters)}"
             )
     if name == "composite":
         params["datasets"] = [_part(part) for part in params.get("datasets", [])]

@@ -1,4 +1,4 @@
-"""Registry of built-in environments, and custom ones by name."""
+"""Environments by name: the class of a row or of the user's, or a generator function."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from io import StringIO
 from typing import Any
 
 from coterie.callbacks import printed, prints_are_logged
+from coterie.config.parts import ENVIRONMENTS, part
 from coterie.config.schema import EnvironmentConfig
-from coterie.config.user_functions import user_function
 from coterie.envs.base import Environment, Episode, Limits, Shown
-from coterie.envs.retry import Retry
-from coterie.envs.running_sum import RunningSum
-from coterie.envs.tool_use import ToolUse
 from coterie.errors import ConfigError
+from coterie.text import did_you_mean
 from coterie.types import Prompt
 
 
@@ -33,8 +30,9 @@ class FunctionEnvironment:
     def __post_init__(self) -> None:
         if not inspect.isgeneratorfunction(self.function):
             raise ConfigError(
-                f"environment.name = {self.name!r} is no generator function: an episode yields messages and receives "
-                "completions, `said = yield messages`; see docs/environments.md"
+                f"environment.name = {self.name!r} is no generator function, nor a class with a method `episode` that "
+                "is one: an episode yields messages and receives completions, `answer = yield messages`; see "
+                "docs/environments.md"
             )
         signature = inspect.signature(self.function)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -84,10 +82,9 @@ def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
     """Refuse a param that an environment does not take."""
     for name in params:
         if name not in accepted:
-            near = get_close_matches(name, accepted, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"environment.params holds {name!r}; expected of {', '.join(accepted) or 'none at all'}{hint}"
+                f"environment.params holds {name!r}; expected of {', '.join(accepted) or 'none at all'}"
+                f"{did_you_mean(name, accepted)}"
             )
 
 
@@ -98,25 +95,23 @@ class SingleTurn:
         yield prompt.messages
 
 
-ENVIRONMENTS: dict[str, type[SingleTurn] | type[Retry] | type[RunningSum] | type[ToolUse]] = {
-    "single_turn": SingleTurn,
-    "retry": Retry,
-    "running_sum": RunningSum,
-    "tools": ToolUse,
-}
-"""Names of `environment.name`, beside `module:function`; `environment.params` are the fields."""
-
-
 def environment_for(config: EnvironmentConfig) -> Environment:
     """Environment of the settings.
 
     Raises:
         ConfigError: it cannot be had, or does not take these params.
     """
-    if ":" in config.name:
-        return FunctionEnvironment(name=config.name, function=user_function(config.name), params=config.params)
-    kind = ENVIRONMENTS[config.name]
-    check_params(config.params, list(inspect.signature(kind).parameters))
+    kind = part(ENVIRONMENTS, config.name)
+    if not hasattr(kind, "episode"):
+        return FunctionEnvironment(name=config.name, function=kind, params=config.params)
+    signature = inspect.signature(kind)
+    check_params(config.params, list(signature.parameters))
+    try:
+        signature.bind(**config.params)
+    except TypeError as error:
+        raise ConfigError(
+            f"environment.name = {config.name!r} does not take environment.params = {dict(config.params)}: {error}"
+        ) from error
     return kind(**config.params)
 
 

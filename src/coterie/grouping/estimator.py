@@ -31,29 +31,17 @@ from coterie.types import Credit, Group, Prompt, Rollout
 
 
 def custom_baseline(config: GroupingConfig) -> Callable[..., Any] | None:
-    """The user's function, where the preset is one.
-
-    Raises:
-        ConfigError: it cannot be had.
-    """
+    """The user's function, where the preset is one."""
     return user_function(config.preset) if ":" in config.preset else None
 
 
 def custom_key(config: GroupingConfig) -> Callable[[Prompt], Any] | None:
-    """The user's scale.
-
-    Raises:
-        ConfigError: it cannot be had.
-    """
+    """The user's scale."""
     return user_function(config.key) if config.key else None
 
 
 def check(config: GroupingConfig) -> None:
-    """Refuse a preset that cannot do without what is left out.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Refuse a preset that cannot do without what is left out."""
     try:
         GroupAwareBaseline((), preset=config.preset, settings=Settings(config=config))
     except ValueError as error:
@@ -272,19 +260,12 @@ class GroupAwareEstimator:
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint; where the reward or the reference is another than before, what is known is
         widened.
-
-        Raises:
-            CheckpointError: it cannot be read, or has another format.
         """
         self.read(folder)
         self.model.rebind(**self.versions)
 
     def read(self, folder: Path) -> None:
-        """Restore what `save` wrote, as it was.
-
-        Raises:
-            CheckpointError: as `load`.
-        """
+        """Restore what `save` wrote, as it was."""
         with FILES.reading(folder) as (arrays, saved):
             if saved.get("format") != FORMAT:
                 raise ValueError(

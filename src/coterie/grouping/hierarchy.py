@@ -1,4 +1,4 @@
-"""HEB: the hierarchical empirical-Bayes leave-one-out baseline, one model of all scales.
+"""The hierarchical empirical-Bayes leave-one-out baseline, one model of all scales.
 
     mu_p(t) = root(t) + Σ nodes on the path of p (t) + z_p·w(t) + d_p(t)
 

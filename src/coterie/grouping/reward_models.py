@@ -138,11 +138,7 @@ class PartwiseBaseline:
         return join(**{name: estimator.state() for name, estimator in self.estimators.items()})
 
     def load(self, state: State) -> None:
-        """Restore a state.
-
-        Raises:
-            ValueError: as `GroupAwareBaseline.load`.
-        """
+        """Restore a state."""
         for name, estimator in self.estimators.items():
             estimator.load(pick(state, name))
 

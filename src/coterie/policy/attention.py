@@ -76,15 +76,21 @@ _PADDED = 1.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreRule:
-    """Transformation of attention scores that some models apply beside scaling."""
+    """Attention scores of one layer, from the products of queries and keys."""
 
+    scale: float
+    """Factor of the products."""
+    window: int | None = None
+    """Tokens that a sliding window lets a token attend to, itself included; None = all before it."""
     softcap: float | None = None
     """Scores become softcap · tanh(score / softcap) before the mask (Gemma 2)."""
     sinks: Tensor | None = None
     """[H] one learned score a head that takes part in the softmax without a value (gpt-oss)."""
 
-
-PLAIN_SCORES = ScoreRule()
+    @property
+    def plain(self) -> bool:
+        """True if a fused kernel computes it: scaling alone."""
+        return self.softcap is None and self.sinks is None
 
 
 class Layout(Protocol):
@@ -93,16 +99,7 @@ class Layout(Protocol):
     segments: Sequence[Segment]
     """The sequences in the packed row."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         """query [1 or B, H, T, D], key and value [.., K, T, D] → [.., H, T, D]."""
         ...
 
@@ -126,9 +123,9 @@ def _attention(
             f"{type(module).__name__} was called without a layout: call the model through coterie.policy; inside it, "
             "the model's layers do not hand keyword arguments on to the attention"
         )
-    rule = PLAIN_SCORES if softcap is None and s_aux is None else ScoreRule(softcap, s_aux)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = layout.attend(module.layer_idx, query, key, value, scale, sliding_window, rule)
+    rule = ScoreRule(scale, sliding_window, softcap, s_aux)
+    out = layout.attend(module.layer_idx, query, key, value, rule)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -155,22 +152,20 @@ def unfold(out: Tensor, heads: int) -> Tensor:
     return out.reshape(batch, heads, -1, size)
 
 
-def masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, rule: ScoreRule = PLAIN_SCORES
-) -> Tensor:
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: ScoreRule) -> Tensor:
     """Grouped-query attention with an additive mask in the query's dtype: [B or 1, 1, R·T, S], see `fold_mask`."""
     heads, folded = query.shape[1], fold(query, key.shape[1])
-    if rule is not PLAIN_SCORES:
-        return unfold(_ruled_attention(folded, key, value, mask, scale, rule), heads)
+    if not rule.plain:
+        return unfold(_ruled_attention(folded, key, value, mask, rule), heads)
     if query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST:
-        return unfold(small_attention(folded, key, value, mask, scale), heads)
-    return unfold(F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale), heads)
+        return unfold(small_attention(folded, key, value, mask, rule.scale), heads)
+    return unfold(F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=rule.scale), heads)
 
 
-def _ruled_attention(folded: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, rule: ScoreRule) -> Tensor:
+def _ruled_attention(folded: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: ScoreRule) -> Tensor:
     """Attention of folded queries [B, K, R·T, D] with all scores in memory, since no fused kernel knows the rule."""
     precision = at_least_float32(folded.dtype)
-    scores = (folded.to(precision) * scale) @ key.to(precision).transpose(-1, -2)
+    scores = (folded.to(precision) * rule.scale) @ key.to(precision).transpose(-1, -2)
     if rule.softcap is not None:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)
     scores = scores + mask
@@ -189,25 +184,19 @@ class CausalAttention:
     def __init__(self) -> None:
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
-        length = query.shape[2]
-        if length > _SHORT and (window is None or length <= window) and rule is PLAIN_SCORES:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
+        length, window = query.shape[2], rule.window
+        if length > _SHORT and (window is None or length <= window) and rule.plain:
             # The kernel skips the half that is masked; with an explicit mask it computes all of it.
             shared = query.shape[1] != key.shape[1]
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared, scale=scale)
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=shared, scale=rule.scale
+            )
         if (length, window) not in self._masks:
             steps = torch.arange(length, device=query.device)
             mask = additive(may_attend(steps, steps, window), query.dtype)[None, None]
             self._masks[length, window] = fold_mask(mask, query, key)
-        return masked_attention(query, key, value, self._masks[length, window], scale, rule)
+        return masked_attention(query, key, value, self._masks[length, window], rule)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -256,7 +245,7 @@ class PackedLayout:
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments = segments
         self.ruled = False
-        """True once a layer applied a `ScoreRule`."""
+        """True once a layer had capped scores or sinks."""
         head = segments[0].head if segments else 0
         self._parts: list[slice | _Block] = [slice(0, head), *_rests(segments, device)] if head else []
         for segment in segments:
@@ -273,37 +262,18 @@ class PackedLayout:
         order = torch.argsort(row_index)  # where in what `attend` puts together each token of the row is
         self._reordered = (order, row_index) if head else None
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
-        self.ruled = self.ruled or rule is not PLAIN_SCORES
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
+        self.ruled = self.ruled or not rule.plain
         outputs = []
         for part in self._parts:
             if isinstance(part, _Block):
-                outputs.append(self._follow(part, query, key, value, scale, window, rule))
+                outputs.append(self._follow(part, query, key, value, rule))
             else:
-                prompt_qkv = (query[:, :, part], key[:, :, part], value[:, :, part])
-                outputs.append(self._causal(*prompt_qkv, scale, window, rule))
+                outputs.append(self._causal(query[:, :, part], key[:, :, part], value[:, :, part], rule))
         out = torch.cat(outputs, dim=2)
         return out if self._reordered is None else _Reorder.apply(out, *self._reordered)
 
-    def _follow(
-        self,
-        block: _Block,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule,
-    ) -> Tensor:
+    def _follow(self, block: _Block, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         """[1, H, ΣL, D] of the block's real tokens."""
         count, longest = block.index.shape
         flat = block.index.flatten()
@@ -316,8 +286,8 @@ class PackedLayout:
             prefix = [tensor[:, :, where].expand(count, -1, -1, -1) for where in block.prefix]
             return torch.cat([*prefix, rows(tensor)], dim=2)
 
-        mask = self._mask(block, window, query, key)
-        out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, scale, rule)
+        mask = self._mask(block, rule.window, query, key)
+        out = masked_attention(rows(query), with_prefix(key), with_prefix(value), mask, rule)
         flat_out = out.transpose(0, 1).reshape(query.shape[1], count * longest, value.shape[3])
         return flat_out.index_select(1, block.rows)[None]
 

@@ -316,7 +316,7 @@ def _row(reference: _Reference) -> tuple[Tensor, Tensor, PackedLayout]:
 
 
 def _require_packing(runner: ModelRunner, reference: _Reference) -> bool:
-    """Check the packed logits; True if a layer applied a `ScoreRule`."""
+    """Check the packed logits; True if a layer had capped scores or sinks."""
     tokens, positions, layout = _row(reference)
     logits = runner.head(runner.hidden(tokens, positions, layout))[0]
     first, second, third = (sequence.logits for sequence in reference.sequences)

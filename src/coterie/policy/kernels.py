@@ -34,7 +34,7 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, 
 
 from coterie.batches.batch import Segment
 from coterie.errors import ModelError
-from coterie.policy.attention import PLAIN_SCORES, Layout, PackedLayout, ScoreRule
+from coterie.policy.attention import Layout, PackedLayout, ScoreRule
 from coterie.policy.model import Policy
 
 BLOCK = 128
@@ -65,23 +65,16 @@ class FlexLayout:
         self._attention = attention or (compiled() if device.type == "cuda" else dense)
         self._masks = {window: block_mask(segments, self.size, window, device) for window in windows}
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         length = query.shape[2]
         if length < self.size:
             query, key, value = (F.pad(tensor, (0, 0, 0, self.size - length)) for tensor in (query, key, value))
         more: dict[str, Any] = {} if rule.softcap is None else {"score_mod": capped(rule.softcap)}
         if rule.sinks is not None:
             more["return_aux"] = AuxRequest(lse=True)
-        out = self._attention(query, key, value, block_mask=self.mask(window), scale=scale, enable_gqa=True, **more)
+        out = self._attention(
+            query, key, value, block_mask=self.mask(rule.window), scale=rule.scale, enable_gqa=True, **more
+        )
         if rule.sinks is not None:
             out, aux = out
             # A sink s adds exp(s) to the softmax's denominator exp(lse) and nothing to its numerator.

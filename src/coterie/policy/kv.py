@@ -10,7 +10,6 @@ from torch import Tensor
 
 from coterie.batches.batch import Segment
 from coterie.policy.attention import (
-    PLAIN_SCORES,
     PackedLayout,
     ScoreRule,
     additive,
@@ -68,16 +67,7 @@ class PrefillLayout:
         self.segments = segments
         self._packed = PackedLayout(segments, device)
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         for segment, kept in zip(self.segments, self.kept, strict=True):
             rest = slice(segment.start, segment.start + segment.prompt)
             kept.keys[layer], kept.values[layer] = (
@@ -86,7 +76,7 @@ class PrefillLayout:
                 else tensor[0, :, rest]
                 for tensor in (key, value)
             )
-        return self._packed.attend(layer, query, key, value, scale, window, rule)
+        return self._packed.attend(layer, query, key, value, rule)
 
 
 class DecodeLayout:
@@ -100,23 +90,14 @@ class DecodeLayout:
         self.rows = torch.arange(positions.numel(), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        rule: ScoreRule = PLAIN_SCORES,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
         count = self.rows.numel()
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.rows, :, self.positions] = key[:, :, 0]
         values[self.rows, :, self.positions] = value[:, :, 0]
         attended = slice(0, self.length)
-        mask = self._mask(window, query, key)
-        return masked_attention(query, keys[:count, :, attended], values[:count, :, attended], mask, scale, rule)
+        mask = self._mask(rule.window, query, key)
+        return masked_attention(query, keys[:count, :, attended], values[:count, :, attended], mask, rule)
 
     def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in self._masks:

@@ -32,7 +32,9 @@ _WIDTHS: Mapping[str, Any] = {
     **dict.fromkeys(("shared_intermediate_size", "moe_shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"), 4),
-    **dict.fromkeys(("swa_num_attention_heads", "num_heads", "linear_num_heads", "index_n_heads"), 4),
+    **dict.fromkeys(("swa_num_attention_heads", "num_heads", "linear_num_heads"), 4),
+    # With few, a key's score is 0 under all of them, and which of the tied keys are kept depends on the row's length:
+    **dict.fromkeys(("index_n_heads",), 32),
     **dict.fromkeys(("num_query_groups", "swa_num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "d_head", "kv_channels", "dim_head", "attention_head_size", "swa_head_dim"), 16),
     **dict.fromkeys(("global_head_dim", "v_head_dim", "linear_head_dim", "index_head_dim", "cross_head_dim"), 16),
@@ -108,9 +110,6 @@ def miniature(model: Any, *, switch: int = SWITCH, spread: float = 1.6) -> Any:
     Args:
         switch: tokens after which its rotary embedding changes, where it does.
         spread: of the weights; see `build`.
-
-    Raises:
-        Exception: whatever the architecture's own code raises at sizes that it does not allow.
     """
     return build(type(model), small(model.config, switch=switch), spread)
 

@@ -134,9 +134,6 @@ def check_values(returned: object, rows: int) -> tuple[list[float | None], dict[
 
     Returns:
         One value per row, and for each row whose value is unusable the cause.
-
-    Raises:
-        ContractError: it is no list, or not one value per row.
     """
     shape: tuple[int, ...] = tuple(getattr(returned, "shape", ())) if _is_array(returned) else ()
     if len(shape) > 1 and shape[0] == rows:
@@ -164,9 +161,6 @@ def check_steps(
 
     Returns:
         The steps of each row, and for each row whose steps are unusable the cause.
-
-    Raises:
-        ContractError: it is no list, or not one item per row.
     """
     steps: list[list[tuple[int, float]] | None] = []
     bad: dict[int, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -315,7 +315,7 @@ def identity(rewards: RewardsConfig, environment: EnvironmentConfig | None = Non
 
 
 def sources(rewards: RewardsConfig, environment: EnvironmentConfig | None = None) -> dict[str, str]:
-    """For each `module:function` that scores, the sha256 of its module's file; empty text where there is no such file.
+    """For each `module:function` that scores or is a tool, the sha256 of its module's file; empty text without one.
 
     Built-in functions are left out, and functions of a Python session, whose names have a hash of the code in them.
     """
@@ -323,6 +323,10 @@ def sources(rewards: RewardsConfig, environment: EnvironmentConfig | None = None
     names = {name for name in names if not is_by_value(name)}
     if environment is not None and environment.talks and ":" in environment.name:
         names.add(environment.name)
+    if environment is not None and environment.name == "tools":
+        entries = environment.params.get("tools") or ()
+        targets = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries]
+        names |= {target for target in targets if isinstance(target, str) and ":" in target}
     return {name: _digest(name.partition(":")[0]) for name in sorted(names)}
 
 

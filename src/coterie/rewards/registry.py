@@ -10,13 +10,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from coterie.config.user_functions import import_problem, require_module_name
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards import by_value
 from coterie.rewards.base import IDS, OF_TRAINER, Form
+from coterie.text import did_you_mean
 
 BUILT_IN: dict[str, str] = {
     "task": "coterie.rewards.builtin:task",
@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "call_valid": "coterie.rewards.calls:call_valid",
     "call_useful": "coterie.rewards.calls:call_useful",
     "call_cost": "coterie.rewards.calls:call_cost",
+    "code": "coterie.rewards.programs:code",
 }
 """Names of `rewards.functions.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
@@ -59,10 +60,9 @@ def target(name: str, *, steps: bool = False) -> str:
     if module and function:
         require_module_name(name)
         return name
-    near = get_close_matches(name, targets, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "your own function is written `module:function`"
+    hint = did_you_mean(name, targets) or "; your own function is written `module:function`"
     where = "rewards.steps" if steps else "rewards.functions"
-    raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(targets)}: {hint}")
+    raise ConfigError(f"{where} names {name!r}; expected one of {', '.join(targets)}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,7 @@ def load(name: str, params: Mapping[str, Any], columns: Sequence[str] = (), *, s
     function = home
     for step in path.split("."):
         if not hasattr(function, step):
-            near = get_close_matches(step, dir(function), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(step, dir(function))
             raise RewardError(f"reward {name!r}: {module} has no {step!r}{hint}", function=name)
         function = getattr(function, step)
     if not callable(function):
@@ -217,10 +216,8 @@ def _annotated_form(annotation: str) -> Form | None:
 def _check_params(part: Part) -> None:
     for name in part.params:
         if name in ("prompts", "completions", IDS, *OF_TRAINER) or not (part.open or name in part.settings):
-            near = get_close_matches(name, part.settings, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RewardError(
                 f"reward {part.name!r} takes no param {name!r}; expected one of: "
-                f"{', '.join(part.settings) or 'none at all'}{hint}",
+                f"{', '.join(part.settings) or 'none at all'}{did_you_mean(name, part.settings)}",
                 function=part.name,
             )

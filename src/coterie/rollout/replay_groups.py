@@ -1,8 +1,7 @@
 """Replayed groups with the credit they were given, and the two files of a checkpoint that hold them.
 
-replay.safetensors  tokens [T] int32: each rollout's tokens, its first prompt's included
-                    sampler_logprobs [N] float64, advantages [N or 1 a rollout] float64
-replay.json         format, names of reward and reference, and of each group and rollout what is no array
+replay.parquet  a row a rollout, in the columns of the rollout files; `step` is the number of its group
+replay.json     format, names of reward and reference, and key and policy version of each group
 """
 
 from __future__ import annotations
@@ -13,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from coterie.runs.state_files import StateFiles
-from coterie.types import Context, Credit, Group, Outcome, Rollout, StopReason, Turn
+from coterie.errors import CheckpointError
+from coterie.runs.durable import json_dumps, json_loads, write_file
+from coterie.runs.rows import RolloutRecord, from_row, schema, to_row
+from coterie.types import Context, Credit, Group, Prompt, Rollout
 
-FILES = StateFiles("replay", "the replayed groups")
-FORMAT = 1
+ROWS, FACTS = "replay.parquet", "replay.json"
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,51 +90,24 @@ def write(folder: Path, groups: Sequence[ReplayGroup], names: Mapping[str, str])
     Raises:
         RunError: the disk refused.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    credits = [credit for group in groups for credit in group.credits]
-    arrays = {
-        "tokens": _joined(
-            [[*rollout.turns[-1].prompt_tokens, *rollout.turns[-1].tokens] for rollout in rollouts], np.int32
-        ),
-        "sampler_logprobs": _joined(
-            [turn.sampler_logprobs for rollout in rollouts for turn in rollout.turns], np.float64
-        ),
-        "advantages": _joined([np.atleast_1d(credit.advantage) for credit in credits], np.float64),
-    }
-    facts = {"format": FORMAT, "names": dict(names), "groups": [_group_facts(group) for group in groups]}
-    FILES.write(folder, arrays, facts)
-
-
-def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype=dtype) for part in parts)])
-
-
-def _group_facts(group: ReplayGroup) -> dict[str, Any]:
-    members = [
-        {
-            "id": rollout.id,
-            "sample": rollout.sample,
-            "prompt": rollout.context.prompt_id,
-            "task": rollout.context.task,
-            "version": rollout.context.version,
-            "reward": rollout.reward,
-            "outcome": str(rollout.outcome),
-            "turns": [
-                {
-                    "prompt": len(turn.prompt_tokens),
-                    "own": len(turn.tokens),
-                    "temperature": turn.temperature,
-                    "stop_reason": str(turn.stop_reason),
-                    "version": turn.version,
-                }
-                for turn in rollout.turns
-            ],
-            "advantages": len(credit.advantage) if isinstance(credit.advantage, tuple) else None,
-            "clip": [credit.clip_low, credit.clip_high],
-        }
+    rows = [
+        to_row(number, _record(rollout, credit))
+        for number, group in enumerate(groups)
         for rollout, credit in zip(group.rollouts, group.credits, strict=True)
     ]
-    return {"key": group.key, "version": group.version, "members": members}
+    # Exact log-probs: the ratio of a later update, and so a resumed run, depends on every bit of them.
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(exact=True)), folder / ROWS, compression="zstd")
+    facts = {
+        "format": FORMAT,
+        "names": dict(names),
+        "groups": [{"key": group.key, "version": group.version} for group in groups],
+    }
+    write_file(folder / FACTS, json_dumps(facts).encode())
+
+
+def _record(rollout: Rollout, credit: Credit) -> RolloutRecord:
+    prompt = Prompt(id=rollout.context.prompt_id, messages=(), answer=None, task=rollout.context.task)
+    return RolloutRecord(prompt=prompt, rollout=rollout, credit=credit, logprobs=None, seconds=None)
 
 
 def read(folder: Path) -> tuple[list[ReplayGroup], dict[str, str]]:
@@ -140,80 +116,26 @@ def read(folder: Path) -> tuple[list[ReplayGroup], dict[str, str]]:
     Raises:
         CheckpointError: a file is missing or damaged, or of another format.
     """
-    with FILES.reading(folder) as (arrays, facts):
+    try:
+        facts = json_loads((folder / FACTS).read_bytes())
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, this version of coterie reads {FORMAT}")
-        source = _Source(arrays)
-        groups = [_group(group_facts, source) for group_facts in facts["groups"]]
-        source.require_end()
+        rows = pq.read_table(folder / ROWS).to_pylist()
+        records = [(row["step"], from_row(row)) for row in rows]
+        groups = [_group(item, [r for k, r in records if k == number]) for number, item in enumerate(facts["groups"])]
+        if sum(len(group.rollouts) for group in groups) != len(records):
+            raise ValueError("rollouts of no group are left over")
         return groups, dict(facts["names"])
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read the replayed groups in {folder}: {error}") from error
 
 
-class _Source:
-    """The arrays, read from front to back."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = arrays
-        self.done = dict.fromkeys(arrays, 0)
-
-    def take(self, name: str, count: int) -> tuple[Any, ...]:
-        start = self.done[name]
-        self.done[name] = start + count
-        values = self.arrays[name][start : start + count]
-        if len(values) != count:
-            raise ValueError(f"{name} ends {count - len(values)} numbers too early")
-        return tuple(values.tolist())
-
-    def require_end(self) -> None:
-        left = {name: len(array) - self.done[name] for name, array in self.arrays.items()}
-        if any(left.values()):
-            raise ValueError(f"numbers are left over: {left}")
-
-
-def _group(facts: Mapping[str, Any], source: _Source) -> ReplayGroup:
-    members = [_member(member_facts, source) for member_facts in facts["members"]]
+def _group(facts: Mapping[str, Any], records: Sequence[RolloutRecord]) -> ReplayGroup:
+    if not records:
+        raise ValueError(f"the group {facts['key']!r} has no rollouts")
     return ReplayGroup(
         key=facts["key"],
         version=facts["version"],
-        rollouts=tuple(rollout for rollout, _ in members),
-        credits=tuple(credit for _, credit in members),
+        rollouts=tuple(record.rollout for record in records),
+        credits=tuple(replace(record.credit, replayed=True) for record in records if record.credit is not None),
     )
-
-
-def _member(facts: Mapping[str, Any], source: _Source) -> tuple[Rollout, Credit]:
-    last = facts["turns"][-1]
-    tokens = source.take("tokens", last["prompt"] + last["own"])
-    turns = tuple(
-        Turn(
-            prompt_tokens=tokens[: turn["prompt"]],
-            tokens=tokens[turn["prompt"] : turn["prompt"] + turn["own"]],
-            sampler_logprobs=source.take("sampler_logprobs", turn["own"]),
-            temperature=turn["temperature"],
-            stop_reason=StopReason(turn["stop_reason"]),
-            version=turn["version"],
-        )
-        for turn in facts["turns"]
-    )
-    rollout = Rollout(
-        id=facts["id"],
-        sample=facts["sample"],
-        turns=turns,
-        completion="",
-        reward=facts["reward"],
-        reward_parts={},
-        outcome=Outcome(facts["outcome"]),
-        context=Context(
-            prompt_id=facts["prompt"],
-            task=facts["task"],
-            difficulty=None,
-            version=facts["version"],
-            prompt_length=len(turns[0].prompt_tokens),
-            completion_length=sum(len(turn.tokens) for turn in turns),
-            stop_reason=turns[-1].stop_reason,
-        ),
-    )
-    count = facts["advantages"]
-    values = source.take("advantages", 1 if count is None else count)
-    low, high = facts["clip"]
-    advantage = values[0] if count is None else values
-    return rollout, Credit(rollout_id=rollout.id, advantage=advantage, clip_low=low, clip_high=high, replayed=True)

@@ -113,11 +113,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, run: str | Path, runs: Path = Path("runs")) -> Self:
-        """An existing run, opened for reading, also while it trains.
-
-        Raises:
-            RunError: there is no such run.
-        """
+        """An existing run, opened for reading, also while it trains."""
         return cls(find(run, runs))
 
     @property

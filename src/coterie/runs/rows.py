@@ -80,10 +80,14 @@ REPEATED = [
 
 
 @cache
-def schema() -> pa.Schema:
-    """Columns of a rollout file."""
+def schema(*, exact: bool = False) -> pa.Schema:
+    """Columns of a rollout file.
+
+    Args:
+        exact: log-probs are float64 instead of float32.
+    """
     text, real = pa.string(), pa.float64()
-    reals = pa.list_(pa.float32())
+    reals = pa.list_(real if exact else pa.float32())
     return pa.schema(
         [
             ("step", pa.int64()),

@@ -12,7 +12,7 @@ from coterie.callbacks import Callback
 from coterie.config.pipeline import BASE, PipelineConfig, StageConfig, load_pipeline
 from coterie.config.schema import RunConfig
 from coterie.errors import CoterieError
-from coterie.inference import require_heldout, sampler_for, with_model
+from coterie.inference.heldout import require_heldout, sampler_for, with_model
 from coterie.preflight import Report
 from coterie.runs.inspect import DATA
 from coterie.runs.lock import Lock

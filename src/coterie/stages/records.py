@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def key_of(kind: str, config: RunConfig, taken: dict[str, str]) -> str:
     if dump["rejection"] is not None:
         dump["rejection"]["rollouts"] = sorted(value for what, value in taken.items() if what.startswith("rollouts"))
     facts = [kind, dump, sources(config.rewards, config.environment)]
-    return hashlib.sha256(json_dumps(facts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def model_hash(name: str, runs: Path) -> str:

@@ -18,7 +18,7 @@ from coterie.config.load import load_file
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat, load_chat
 from coterie.errors import CheckpointError, DataError, RunError
-from coterie.inference import Sampler, sampler_for
+from coterie.inference.heldout import Sampler, sampler_for
 from coterie.preflight import require_scorable
 from coterie.rewards.pool import Scorer
 from coterie.rollout.collector import Experience

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from coterie.config.user_functions import FUNCTION
 from coterie.data import assets
 from coterie.errors import ConfigError, DataError
+from coterie.sandbox.base import Limits, SandboxError
+from coterie.sandbox.choice import sandbox_for
 from coterie.search.corpora import index_of
 from coterie.search.index import Index, Searcher
 from coterie.search.retrieval import RemoteSearcher
@@ -86,6 +86,34 @@ def _search(*, index: str, results: int = 2, titles: bool = False) -> list[Tool]
     return [tool_of(search)]
 
 
+def _python(*, tier: str = "auto", seconds: float = 2.0, memory_mb: int = 256) -> list[Tool]:
+    """
+    Args:
+        tier: of the sandbox: auto, wasi, bubblewrap or unsafe_rlimits.
+        seconds: of computing a call.
+        memory_mb: of memory a call.
+    """
+    if seconds <= 0 or memory_mb < 32:
+        raise ConfigError(f"the tool python has seconds = {seconds}, memory_mb = {memory_mb}; expected more")
+    sandbox, limits = sandbox_for(tier), Limits(seconds=seconds, memory_mb=memory_mb)
+
+    def python(code: str) -> str:
+        """Run a Python program and read what it prints.
+
+        Args:
+            code: the program; it must print its result
+        """
+        try:
+            run = sandbox.run(code, limits=limits)
+        except SandboxError as error:
+            raise ToolUnavailableError(str(error)) from error
+        if run.end == "ok":
+            return run.stdout.rstrip() or "(nothing was printed)"
+        raise ValueError(f"{run.stdout[-200:].rstrip()}\n{run.error or run.end}".strip())
+
+    return [tool_of(python)]
+
+
 def searcher_for(index: str) -> Searcher:
     """The index behind a setting: an URL, the file of an index, or an asset with a corpus.
 
@@ -104,7 +132,12 @@ def _opened(path: Path, changed: int) -> Index:
     return Index(path)
 
 
-BUILT_IN: dict[str, Callable[..., list[Tool]]] = {"calculator": _calculator, "notes": _notes, "search": _search}
+BUILT_IN: dict[str, Callable[..., list[Tool]]] = {
+    "calculator": _calculator,
+    "notes": _notes,
+    "python": _python,
+    "search": _search,
+}
 """Names of `environment.params.tools`, beside `module:function` and `module:Class`."""
 
 
@@ -152,9 +185,3 @@ def _tools(entry: str | Mapping[str, Any]) -> list[Tool]:
         return BUILT_IN[name](**settings)
     except TypeError as error:
         raise ConfigError(f"the tool {name} does not take these settings, {settings}: {error}") from error
-
-
-def user_targets(entries: Any) -> list[str]:
-    """`module:function` of the settings' entries, whose source is part of a reward's identity."""
-    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries or ()]
-    return [name for name in names if isinstance(name, str) and re.match(FUNCTION, name)]

@@ -124,11 +124,7 @@ class PromptStatsTable:
         FILES.write(folder, arrays, {**names, "stored": self.stored})
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint; from nothing where it was made before this was kept.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+        """Continue from a checkpoint; from nothing where it was made before this was kept."""
         if not (folder / FILES.facts).exists():
             return
         with FILES.reading(folder) as (arrays, names):

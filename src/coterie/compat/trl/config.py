@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from coterie.compat.trl import arguments as names
 from coterie.compat.trl.arguments import ARGUMENTS, LOSSES, OPTIMIZERS, SCALES, setting
 from coterie.config.foreign import foreign
 from coterie.errors import ConfigError
+from coterie.text import did_you_mean
 
 FOLDER = "trainer_output"
 """Folder of the runs where no `output_dir` is given, as in transformers."""
@@ -93,8 +93,7 @@ def _hint(name: str) -> str:
     if row is not None:
         words = [f"here it is {row.key}"] if row.key else []
         return f" in TRL 1.16: {', '.join([*words, row.note] if row.note else words)}"
-    near = difflib.get_close_matches(name, ARGUMENTS, n=1)
-    return f"; did you mean {near[0]!r}?" if near else " in TRL 1.16"
+    return did_you_mean(name, ARGUMENTS) or " in TRL 1.16"
 
 
 def _plain(value: Any) -> Any:
