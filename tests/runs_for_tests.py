@@ -191,13 +191,13 @@ def armed(owner, name, after):
             os.kill(os.getpid(), 9)
         return result
     setattr(owner, name, call)
-from coterie.engines.embedded import _Session
+from coterie.engines.runner import PackedRunner
 from coterie.policy.optim import MasterAdamW
 from coterie.runs import checkpoint, durable, rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.train.evaluate import EVALUATING
 POINTS = {
-    "decode": (_Session, "_decode", False),
+    "decode": (PackedRunner, "decode", False),
     "optimizer": (MasterAdamW, "step", True),
     "rollout-file": (rollouts, "write_step", True),
     "metrics": (MetricsDB, "record", True),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from coterie.types import EvalResult, Prompt, Rollout
 
@@ -133,6 +136,38 @@ def printing_to(listener: Listener) -> Generator[None]:
 def prints_are_logged() -> bool:
     """True where the innermost listener is not a `ToStderr`."""
     return bool(_listeners) and not isinstance(_listeners[-1], ToStderr)
+
+
+class _OutputByThread:
+    """Stream whose text goes where the writing thread wants it, else to the stream that it stands for."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return (_output.get() or self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_output: ContextVar[TextIO | None] = ContextVar("output", default=None)
+_output_lock = threading.Lock()
+
+
+@contextmanager
+def thread_output_to(target: TextIO) -> Generator[None]:
+    """Context in which what this thread, or this task of an event loop, prints goes to `target`; others go on."""
+    with _output_lock:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if not isinstance(stream, _OutputByThread):  # stays: another thread may be about to write to it
+                setattr(sys, name, _OutputByThread(stream))
+    token = _output.set(target)
+    try:
+        yield
+    finally:
+        _output.reset(token)
 
 
 class ToStderr:

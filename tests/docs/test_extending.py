@@ -18,7 +18,7 @@ from runs_for_tests import make_model
 PAGE = ROOT / "docs/extending.md"
 SHORT = {"THREADS": "1", "SAMPLING__MAX_TOKENS": "6"}
 DICTS: list[dict[str, Any]] = [BUILT_IN, ENVIRONMENTS, ESTIMATORS, ENGINES, KINDS, ALGORITHMS]
-FILES = ["palindromes", "spelling", "ranks", "sliced"]
+FILES = ["palindromes", "spelling", "ranks", "few"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from coterie import launch
-from coterie.engines.embedded import EmbeddedEngine, _Session
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.runner import PackedRunner
+from coterie.engines.sequence import SampledSequence
 from coterie.runs import parquet
 from coterie.runs.metrics import MetricsDB
 from coterie.types import StopReason, Turn
@@ -31,6 +33,7 @@ STEP = 3
 VERSION = STEP - 1
 """What the engine serves in that step; no evaluation is made with it."""
 Turns = list[Turn]
+Pairs = list[tuple[int, Turn]]
 
 
 def _last(**changed: Any) -> Callable[[Turns], Turns]:
@@ -43,9 +46,9 @@ def _logprob(value: Any) -> Callable[[Turns], Turns]:
 
 
 LIES: dict[str, tuple[Callable[[Turns], Any], str]] = {
-    "nothing": (lambda turns: None, "expected a list of one turn for each request"),
+    "nothing": (lambda turns: None, "expected a list of (id, turn)"),
     "an answer too few": (lambda turns: turns[:-1], "answered 5 of 6 requests"),
-    "an answer twice": (lambda turns: [*turns, turns[0]], "answered 7 of 6 requests"),
+    "an answer twice": (lambda turns: [*turns, turns[0]], "which is not open"),
     "answers in another order": (lambda turns: turns[::-1], "belongs to another prompt"),
     "no turn": (lambda turns: [*turns[:-1], "HTTP 429"], "expected a turn"),
     "a log-prob of NaN": (_logprob(float("nan")), "log-prob nan at 0"),
@@ -171,20 +174,32 @@ def _in_float32(harness: Harness, runs: Path) -> int:
 
 
 def _lying(change: Callable[[Turns], Any]) -> Prepare:
-    return _around_generate(lambda engine, sample: change(sample()))
+    """A trap: in the third step, all turns come in one pass, changed; a turn too many has the id of the first."""
+    pairs: list[tuple[int, Turn]] = []
+
+    def deed(engine: EmbeddedEngine, sample: Callable[[], Pairs]) -> Any:
+        pairs.extend(sample())
+        if engine.unfinished or not pairs:
+            return []
+        ids = [number for number, _ in pairs]
+        turns = change([turn for _, turn in pairs])
+        pairs.clear()
+        return turns if turns is None else list(zip([*ids, ids[0]], turns, strict=False))
+
+    return _around_step(deed)
 
 
-def _around_generate(deed: Callable[[EmbeddedEngine, Callable[[], Turns]], Any]) -> Prepare:
+def _around_step(deed: Callable[[EmbeddedEngine, Callable[[], Pairs]], Any]) -> Prepare:
     """A trap: in the third step, the deed answers in the engine's place; it may ask the engine."""
 
     def arm() -> None:
-        inner = EmbeddedEngine.generate
+        inner = EmbeddedEngine.step
 
-        def generate(self: EmbeddedEngine, *words: Any) -> Any:
-            sample = lambda: inner(self, *words)  # noqa: E731
+        def step(self: EmbeddedEngine) -> Any:
+            sample = lambda: inner(self)  # noqa: E731
             return deed(self, sample) if self.version == VERSION else sample()
 
-        EmbeddedEngine.generate = generate  # ty: ignore[invalid-assignment]
+        EmbeddedEngine.step = step
 
     return arm
 
@@ -204,14 +219,14 @@ def _committing(versions: tuple[int, ...]) -> Prepare:
 
 def _before_decode(deed: Callable[[], object]) -> Prepare:
     def arm() -> None:
-        inner = _Session._decode
+        inner = PackedRunner.decode
 
-        def decode(self: _Session) -> None:
-            if any(row.request.key.version == VERSION for row in self.live):
+        def decode(self: PackedRunner, live: Sequence[SampledSequence]) -> Any:
+            if any(sequence.request.key.version == VERSION for sequence in live):
                 deed()
-            inner(self)
+            return inner(self, live)
 
-        _Session._decode = decode
+        PackedRunner.decode = decode
 
     return arm
 
@@ -224,15 +239,15 @@ def _raising(error: Exception) -> Prepare:
 
 
 def _spoiling() -> Prepare:
-    def deed(engine: EmbeddedEngine, sample: Callable[[], Turns]) -> Turns:
+    def deed(engine: EmbeddedEngine, sample: Callable[[], Pairs]) -> Pairs:
         with torch.no_grad():
             engine._policy.head.weight.fill_(float("nan"))
         return sample()
 
-    return _around_generate(deed)
+    return _around_step(deed)
 
 
-def _with_weights(engine: EmbeddedEngine, weights: Mapping[str, torch.Tensor], sample: Callable[[], Turns]) -> Turns:
+def _with_weights(engine: EmbeddedEngine, weights: Mapping[str, torch.Tensor], sample: Callable[[], Pairs]) -> Pairs:
     """Sample from other weights than the learner's, which are put back."""
     parameters = dict(engine._policy.model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in weights}
@@ -248,11 +263,11 @@ def _with_weights(engine: EmbeddedEngine, weights: Mapping[str, torch.Tensor], s
 
 
 def _scaled(matrix: str, scale: float) -> Prepare:
-    def deed(engine: EmbeddedEngine, sample: Callable[[], Turns]) -> Turns:
+    def deed(engine: EmbeddedEngine, sample: Callable[[], Pairs]) -> Pairs:
         weights = {name: scale * p.detach() for name, p in engine._policy.model.named_parameters() if matrix in name}
         return _with_weights(engine, weights, sample)
 
-    return _around_generate(deed)
+    return _around_step(deed)
 
 
 def _stale(share: float) -> Prepare:
@@ -266,11 +281,11 @@ def _stale(share: float) -> Prepare:
                 old.update({name: p.detach().clone() for name, p in self._policy.model.named_parameters()})
             inner(self, version)
 
-        def deed(engine: EmbeddedEngine, sample: Callable[[], Turns]) -> Turns:
+        def deed(engine: EmbeddedEngine, sample: Callable[[], Pairs]) -> Pairs:
             names = list(old)[: max(1, round(share * len(old)))]
             return _with_weights(engine, {name: old[name] for name in names}, sample)
 
         EmbeddedEngine.commit = commit
-        _around_generate(deed)()
+        _around_step(deed)()
 
     return arm

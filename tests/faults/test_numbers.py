@@ -123,7 +123,7 @@ def test_an_explosion_at_a_trained_token_is_clamped_and_flagged(advantage: float
     assert out.ratio.tolist() == [1.0, math.exp(LIMIT)]
     assert gradient(out.loss, now)[1].item() == 0
     metrics = TokenMetrics()
-    metrics.add(out, inputs, torch.zeros(2))
+    metrics.add(out, inputs, torch.zeros(2), None, inputs.old_logprobs)
     summary = metrics.summary()
     assert summary[flag] == 0.5
     assert summary["ratio/max"] == math.exp(LIMIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,51 @@ def test_first_minibatch_has_ratio_one_and_later_ones_do_not() -> None:
     assert twice.metrics["ratio/max"] > 1.0
     for key, values in once.logprobs.items():
         np.testing.assert_allclose(values, twice.logprobs[key], rtol=1e-12)
+
+
+def in_minibatches(items: list[Rollout], count: int) -> list[list[Any]]:
+    parts = [items[part::count] for part in range(count)]
+    kwargs: dict[str, Any] = {"loss_agg_mode": "token-mean", "max_tokens_per_microbatch": 10_000, "skip_zero": False}
+    return [plan(part, credits_of(items), **kwargs) for part in parts]
+
+
+def as_sampled(items: list[Rollout], scores: Any, shift: float = 0.0) -> list[Rollout]:
+    """The rollouts with the learner's own log-probs as the sampler's, all off by `shift`."""
+    return [
+        replace(item, turns=(replace(item.turns[0], sampler_logprobs=tuple(scores[item.id].logprobs + shift)),))
+        for item in items
+    ]
+
+
+def bypassing(kind: Any = "token_truncate", *, bypass: bool = True) -> Objective:
+    return Objective(correction=RolloutCorrectionConfig(kind=kind, bypass_mode=bypass))
+
+
+def test_bypass_mode_takes_the_samplers_logprobs_and_makes_no_scoring_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = rollouts(prompts=4)
+    (whole,) = in_minibatches(items, 1)
+    exact = as_sampled(items, learner(tiny_policy()).score(whole))
+    scored, bypassed = (learner(tiny_policy(), objective=bypassing(bypass=bypass)) for bypass in (False, True))
+    expected = scored.update(in_minibatches(exact, 3))
+    monkeypatch.setattr(bypassed, "score", None)
+    report = bypassed.update(in_minibatches(exact, 3))
+    for name, parameter in bypassed.policy.parameters().items():
+        torch.testing.assert_close(parameter, scored.policy.parameters()[name], rtol=1e-9, atol=1e-12)
+    assert report.metrics["ratio/max"] == pytest.approx(expected.metrics["ratio/max"])
+    assert report.metrics["kl/old"] == pytest.approx(expected.metrics["kl/old"]) != 0
+
+
+def test_bypass_mode_measures_the_mismatch_before_the_policy_moves() -> None:
+    items = rollouts(prompts=4)
+    (whole,) = in_minibatches(items, 1)
+    shifted = as_sampled(items, learner(tiny_policy()).score(whole), shift=0.05)
+    report = learner(tiny_policy(), objective=bypassing()).update(in_minibatches(shifted, 3))
+    assert report.metrics["mismatch/outside"] == 1.0, "of the tokens compared: those of the first optimizer step"
+    assert report.metrics["mismatch/k1"] == pytest.approx(0.05)
+    assert set(report.logprobs) == {item.id for item in items[0::3]}
+    assert learner(tiny_policy(), objective=bypassing()).update(in_minibatches(shifted, 1)).metrics[
+        "ratio/mean"
+    ] == pytest.approx(np.exp(-0.05))
 
 
 def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -235,9 +236,13 @@ def test_a_quorum_and_a_second_turn_exclude_each_other() -> None:
 
 
 def test_the_deadline_is_for_all_turns_together() -> None:
-    (rollout,), _ = play(
-        counts, lambda request: [4, END], sampling=Sampling(temperature=1.0, max_tokens=4, timeout_s=0.0)
-    )
+    def slow(prompt: Prompt):
+        yield prompt.messages
+        time.sleep(1.1)
+        yield user("1")
+
+    sampling = Sampling(temperature=1.0, max_tokens=4, timeout_s=1.0)
+    (rollout,), _ = play(slow, lambda request: [4, END], sampling=sampling)
     assert (len(rollout.turns), rollout.outcome, rollout.stop_reason) == (1, Outcome.TRUNCATED, StopReason.DEADLINE)
 
 
@@ -293,8 +298,9 @@ def test_a_function_must_be_a_generator_and_take_its_params() -> None:
         FunctionEnvironment(name="a:b", function=mine, params={"lest": 1})
     with pytest.raises(ConfigError, match="missing a required argument: 'most'"):
         FunctionEnvironment(name="a:b", function=mine)
-    opening = next(FunctionEnvironment(name="a:b", function=mine, params={"most": 1}).episode(prompt()))
-    assert opening == user("7")
+    episode = FunctionEnvironment(name="a:b", function=mine, params={"most": 1}).episode(prompt())
+    assert isinstance(episode, Generator)
+    assert next(episode) == user("7")
 
 
 def test_states_are_text_that_is_the_same_tomorrow() -> None:

@@ -51,7 +51,8 @@ class LossInputs:
     logprobs: Tensor
     """log π_θ, with gradient."""
     old_logprobs: Tensor
-    """log π at the start of the update, detached. Equal to `logprobs` on the first step, so the ratio is exactly 1."""
+    """log π at the start of the update, detached. Equal to `logprobs` on the first step, so the ratio is exactly 1.
+    With `RolloutCorrectionConfig.bypass_mode` these are `sampler_logprobs`."""
     sampler_logprobs: Tensor
     """log π as the sampler reported it."""
     reference_logprobs: Tensor | None = None

@@ -144,7 +144,14 @@ def check_trainable(config: RunConfig) -> None:
 
 def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) -> EmbeddedEngine:
     """The engine that samples from the learner's own weights."""
-    return EmbeddedEngine(policy, chat, max_num_seqs=config.engine.max_num_seqs, capacity=capacity)
+    settings = config.engine
+    return EmbeddedEngine(
+        policy,
+        chat,
+        max_num_seqs=settings.max_num_seqs,
+        capacity=capacity,
+        max_kept_tokens=settings.max_kept_tokens,
+    )
 
 
 def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int | None = None) -> Engine:

@@ -168,6 +168,9 @@ class RolloutCorrectionConfig(Section):
     """Upper bound of the weight."""
     veto: float | None = Field(default=None, gt=0, lt=1)
     """Drop a completion when any of its tokens has a weight below this. Experimental."""
+    bypass_mode: bool = False
+    """Take the sampler's log-probs as those of the old policy (verl's bypass_mode): several optimizer steps per batch
+    then need no scoring pass, and the clipped ratio is learner/sampler, so that a weight beside it is always 1."""
 
     @model_validator(mode="after")
     def _ordered(self) -> RolloutCorrectionConfig:

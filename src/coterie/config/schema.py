@@ -64,6 +64,13 @@ class EnvironmentConfig(Section):
     max_tokens: int = Field(default=1024, ge=2)
     """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
     limit of each turn, still fits."""
+    delay: int = Field(default=1, ge=1)
+    """Passes of the engine, about a token each, from the end of a turn to the next turn of its episode. An environment
+    has that long before sampling waits for it; which turns share a pass never depends on how long it took."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Deadline of the environment's answer to a turn, seconds; an episode that misses it ends as env_error."""
+    workers: int = Field(default=16, ge=1)
+    """Most episodes whose environments answer at once, in threads; the built-in retry and running_sum need none."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment."""
 
@@ -159,6 +166,9 @@ class EngineConfig(Section):
     """`embedded` reads the learner's weights in place; or your own as `module:function` (docs/extending.md)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
+    max_kept_tokens: int = Field(default=0, ge=0)
+    """Most tokens of conversations between two turns whose keys and values are kept; beyond that the oldest is computed
+    anew when its next turn comes. 0 = as many as the sequences decoded at once may hold."""
 
 
 class EvalConfig(Section):

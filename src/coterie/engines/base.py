@@ -1,12 +1,13 @@
-"""Engine interface: tokens in, tokens out, with log-probs and policy version. Its contract and the quorum, too."""
+"""Engine interface: tokens in, tokens out, with log-probs and policy version. Its contract, and the loop over it."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from coterie.errors import EngineError
 from coterie.types import SampleKey, StopReason, Turn
@@ -20,11 +21,14 @@ class Request:
     """Names the random stream; `key.version` is the policy version the caller expects."""
     prompt_tokens: tuple[int, ...]
     """[P]"""
+    may_continue: bool = False
+    """Another turn may follow: the engine may keep what it computed of this one, until the next turn of the attempt is
+    submitted or `Engine.abort` says that there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Sampling parameters of one call."""
+    """Sampling parameters."""
 
     temperature: float
     top_p: float = 1.0
@@ -33,6 +37,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Strings that end a turn; the token that completes one is kept."""
     timeout_s: float = 600.0
+    """Of a whole call; this and the next are not the engine's, but those of the loop over it."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
     """Told (finished, all) sequences of a call, often; what it raises ends the call."""
 
@@ -48,7 +53,10 @@ class Quorum:
 
 
 class Engine(Protocol):
-    """Samples turns from the policy."""
+    """Samples turns from the policy: requests come and go while others are decoded.
+
+    The verbs are vLLM's (add_request, step, abort_request); a class that inherits from this has `generate` too.
+    """
 
     @property
     def vocabulary(self) -> int:
@@ -60,21 +68,54 @@ class Engine(Protocol):
         """Policy version that the engine serves."""
         ...
 
+    @property
+    def unfinished(self) -> int:
+        """Number of requests that were submitted and have not ended."""
+        ...
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """Queue a request; returns its id, by which `step` gives its turn back.
+
+        Raises:
+            EngineError: the request does not fit the model's context, or asks for another version than is served.
+        """
+        ...
+
+    def step(self) -> list[tuple[int, Turn]]:
+        """Advance what is open by one pass, usually a token each, and return the turns that ended in it, by id.
+
+        Raises:
+            EngineError: the model returned logits that are not finite, or memory was refused. Nothing is open then.
+        """
+        ...
+
+    def abort(self, request: int, reason: StopReason = StopReason.ABANDONED) -> Turn | None:
+        """End a request at its present token, and free all that is kept of it; None if it had ended before."""
+        ...
+
+    def commit(self, version: int) -> None:
+        """Serve policy version `version` from now on; what is kept of turns of before is freed.
+
+        Raises:
+            EngineError: requests are open.
+        """
+        ...
+
+    def close(self) -> None: ...
+
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
         """One turn per request, in the order of the requests; with a quorum, turns that were not waited for end as
         `StopReason.ABANDONED`.
 
         Raises:
-            EngineError: a request does not fit the model's context, asks for another version than is served, or the
-                model returned logits that are not finite.
+            EngineError: as `submit` and `step` do, or an answer breaks the contract.
         """
-        ...
-
-    def commit(self, version: int) -> None:
-        """Serve policy version `version` from now on."""
-        ...
-
-    def close(self) -> None: ...
+        with Call(self, sampling, quorum) as call:
+            ids = [call.submit(request) for request in requests]
+            turns: dict[int, Turn] = {}
+            while call.open:
+                turns.update(call.step())
+        return [turns[request] for request in ids]
 
 
 class TextCodec(Protocol):
@@ -107,32 +148,22 @@ def check_version(served: int, expected: int) -> None:
         )
 
 
-def check_turns(
-    requests: Sequence[Request],
-    turns: Sequence[Turn],
-    *,
-    vocabulary: int,
-    sampling: Sampling,
-    quorum: Quorum | None = None,
+def check_turn(
+    request: Request, turn: Any, *, vocabulary: int, sampling: Sampling, quorum: Quorum | None = None
 ) -> None:
-    """Raise EngineError if the turns do not fit the requests.
+    """Raise EngineError if a turn does not fit its request.
 
     Args:
         vocabulary: token ids are below this.
         sampling: of the call.
         quorum: of the call; without one, every turn is waited for.
     """
-    if not isinstance(turns, list | tuple):
-        raise EngineError(f"the engine answered with {turns!r:.60}, expected a list of one turn for each request")
-    if len(turns) != len(requests):
-        raise EngineError(f"the engine answered {len(turns)} of {len(requests)} requests; expected one turn each")
-    for request, turn in zip(requests, turns, strict=True):
-        problem = _turn_problem(request, turn, vocabulary) or _sampling_problem(turn, sampling, quorum)
-        if problem is not None:
-            raise EngineError(
-                f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {problem}; "
-                "nothing of this call is used. The engine and the policy do not fit together, or the engine is broken"
-            )
+    problem = _turn_problem(request, turn, vocabulary) or _sampling_problem(turn, sampling, quorum)
+    if problem is not None:
+        raise EngineError(
+            f"the engine's answer to prompt {request.key.prompt!r}, sample {request.key.sample}, {problem}; "
+            "nothing of this call is used. The engine and the policy do not fit together, or the engine is broken"
+        )
 
 
 def _turn_problem(request: Request, turn: Any, vocabulary: int) -> str | None:
@@ -178,10 +209,14 @@ class QuorumTracker:
     Progress depends on tokens alone, never on time, so a re-run stops at the same token.
     """
 
-    def __init__(self, quorum: Quorum | None, requests: Sequence[Request]) -> None:
+    def __init__(self, quorum: Quorum | None) -> None:
         self.quorum = quorum
-        self.missing = Counter(request.key.prompt for request in requests)
+        self.missing: Counter[str] = Counter()
         self.whole: set[str] = set()
+
+    def submitted(self, request: Request) -> None:
+        """Expect one more turn of the request's prompt."""
+        self.missing[request.key.prompt] += 1
 
     def finished(self, request: Request) -> None:
         """Count a turn of the request's prompt as ended."""
@@ -195,3 +230,83 @@ class QuorumTracker:
         if self.quorum is None:
             return False
         return len(self.whole) >= self.quorum.prompts and self.quorum.required <= self.whole
+
+
+class Call:
+    """Requests of one caller while they are open: the loop over an engine, with deadline, quorum, progress and checks.
+
+    Leaving it aborts what is still open, so that an error or Ctrl-C leaves nothing in the engine.
+    """
+
+    def __init__(self, engine: Engine, sampling: Sampling, quorum: Quorum | None = None) -> None:
+        self.engine, self.sampling, self.quorum = engine, sampling, quorum
+        self.open: dict[int, Request] = {}
+        """Requests that have not ended, by id."""
+        self.finished = 0
+        """Requests that have."""
+        self._tracker = QuorumTracker(quorum)
+        self.deadline = time.monotonic() + sampling.timeout_s
+        """By `time.monotonic()`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for request in list(self.open):
+            self.engine.abort(request)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def submit(self, request: Request) -> int:
+        """Hand a request to the engine; returns its id."""
+        number = self.engine.submit(request, self.sampling)
+        self.open[number] = request
+        self._tracker.submitted(request)
+        return number
+
+    def step(self) -> list[tuple[int, Turn]]:
+        """One pass of the engine; when the deadline has come or the quorum is reached, all turns as far as they came.
+
+        Raises:
+            EngineError: as the engine does, or what it answers breaks the contract.
+        """
+        if self.sampling.progress is not None:
+            self.sampling.progress(self.finished, self.finished + len(self.open))
+        if self._tracker.reached:
+            ended = self._cut(StopReason.ABANDONED)
+        elif self.seconds_left < 0:
+            ended = self._cut(StopReason.DEADLINE)
+        else:
+            ended = self.engine.step()
+        turns = [self._checked(answer) for answer in _pairs(ended)]
+        if self.open and not ended and not self.engine.unfinished:
+            total = self.finished + len(self.open)
+            raise EngineError(f"the engine answered {self.finished} of {total} requests; expected one turn each")
+        return turns
+
+    def _cut(self, reason: StopReason) -> list[tuple[int, Any]]:
+        return [(request, self.engine.abort(request, reason)) for request in list(self.open)]
+
+    def _checked(self, answer: tuple[int, Any]) -> tuple[int, Turn]:
+        number, turn = answer
+        request = self.open.get(number)
+        if request is None:
+            raise EngineError(
+                f"the engine answered request {number!r}, which is not open: it was never submitted, or has been "
+                "answered before"
+            )
+        check_turn(request, turn, vocabulary=self.engine.vocabulary, sampling=self.sampling, quorum=self.quorum)
+        del self.open[number]
+        self.finished += 1
+        self._tracker.finished(request)
+        return number, turn
+
+
+def _pairs(ended: Any) -> list[tuple[int, Any]]:
+    """What a step answered, checked to be pairs."""
+    if not isinstance(ended, list) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in ended):
+        raise EngineError(f"the engine answered with {ended!r:.60}, expected a list of (id, turn)")
+    return ended

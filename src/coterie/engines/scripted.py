@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from coterie.engines.base import Quorum, QuorumTracker, Request, Sampling
+from coterie.engines.base import Engine, Request, Sampling
 from coterie.errors import EngineError
 from coterie.types import StopReason, Turn
 
 Script = Callable[[Request], Sequence[int]]
 
 
-class ScriptedEngine:
-    """Engine that replays token ids.
+@dataclass(slots=True)
+class _Recital:
+    """A turn that is being said, a token a pass."""
+
+    turn: Turn
+    passes: int = 0
+
+
+class ScriptedEngine(Engine):
+    """Engine that replays token ids, a token of every open request in each pass.
 
     Args:
         script: maps a request to token ids; what exceeds `sampling.max_tokens` is cut.
@@ -26,31 +34,31 @@ class ScriptedEngine:
     def __init__(
         self, script: Script, *, logprob: float = math.log(0.5), version: int = 0, vocabulary: int = 1 << 31
     ) -> None:
-        self.vocabulary = vocabulary
         self._script = script
         self._logprob = logprob
         self._version = version
+        self._vocabulary = vocabulary
+        self._open: dict[int, _Recital] = {}
+        self._submitted = 0
+
+    @property
+    def vocabulary(self) -> int:
+        return self._vocabulary
 
     @property
     def version(self) -> int:
         return self._version
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:
-        """One turn per request, decoded as if side by side, token by token; a quorum abandons the longest."""
-        turns = [self._turn(request, sampling) for request in requests]
-        tracker = QuorumTracker(quorum, requests)
-        for index in sorted(range(len(turns)), key=lambda k: len(turns[k].tokens)):
-            if tracker.reached:
-                turns[index] = replace(turns[index], stop_reason=StopReason.ABANDONED)
-            tracker.finished(requests[index])
-        return turns
+    @property
+    def unfinished(self) -> int:
+        return len(self._open)
 
-    def _turn(self, request: Request, sampling: Sampling) -> Turn:
+    def submit(self, request: Request, sampling: Sampling) -> int:
         if request.key.version != self._version:
             raise EngineError(f"asked for policy version {request.key.version}, but the engine serves {self._version}")
         script_tokens = tuple(self._script(request))
         tokens = script_tokens[: sampling.max_tokens]
-        return Turn(
+        turn = Turn(
             prompt_tokens=request.prompt_tokens,
             tokens=tokens,
             sampler_logprobs=(self._logprob,) * len(tokens),
@@ -58,9 +66,35 @@ class ScriptedEngine:
             stop_reason=StopReason.STOP if len(script_tokens) <= sampling.max_tokens else StopReason.LENGTH,
             version=self._version,
         )
+        self._submitted += 1
+        self._open[self._submitted] = _Recital(turn)
+        return self._submitted
+
+    def step(self) -> list[tuple[int, Turn]]:
+        for recital in self._open.values():
+            recital.passes += 1
+        ended = [(number, recital.turn) for number, recital in self._open.items() if self._is_whole(recital)]
+        for number, _ in ended:
+            del self._open[number]
+        return ended
+
+    def _is_whole(self, recital: _Recital) -> bool:
+        return recital.passes >= len(recital.turn.tokens)
+
+    def abort(self, request: int, reason: StopReason = StopReason.ABANDONED) -> Turn | None:
+        recital = self._open.pop(request, None)
+        if recital is None:
+            return None
+        turn, count = recital.turn, recital.passes
+        logprobs = turn.sampler_logprobs[:count]
+        return replace(turn, tokens=turn.tokens[:count], sampler_logprobs=logprobs, stop_reason=reason)
 
     def commit(self, version: int) -> None:
+        if self._open:
+            raise EngineError(
+                f"{len(self._open)} requests are open; end or abort them before policy version {version} is served"
+            )
         self._version = version
 
     def close(self) -> None:
-        pass
+        self._open.clear()

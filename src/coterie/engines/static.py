@@ -184,7 +184,7 @@ class StaticDecoder:
         return self.captured[key]
 
     def _logits(self, rows: int, length: int) -> Tensor:
-        positions = self._positions[:rows]
+        positions = self._positions[:rows, None]
         layout = DecodeLayout(self.pool, positions, length)
-        hidden = self.policy.hidden(self._tokens[:rows, None], positions[:, None], layout)
+        hidden = self.policy.hidden(self._tokens[:rows, None], positions, layout)
         return self.policy.head(hidden[:, 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -36,13 +36,18 @@ Shown = Observation | tuple[Message, ...]
 Episode = Generator[Shown, str, float | None]
 """Generator that yields observations, receives the completion's text, and returns at the end of the episode: the reward
 of the last turn, or None for 0."""
+AsyncEpisode = AsyncGenerator[Shown | float, str]
+"""The same as an async generator, which cannot return a value: it yields that reward last."""
 
 
 class Environment(Protocol):
     """Turns a prompt into an episode. An instance holds no state of an episode: each one is its own generator, and a
-    function of its prompt and the completions alone, so that a resumed run sees the same."""
+    function of its prompt and the completions alone, so that a resumed run sees the same.
 
-    def episode(self, prompt: Prompt) -> Episode: ...
+    Episodes answer in threads, several at once, or, as async generators, in an event loop; those of a class with
+    `instant = True` answer where they are asked, between two tokens."""
+
+    def episode(self, prompt: Prompt) -> Episode | AsyncEpisode: ...
 
 
 class EpisodeError(Exception):
@@ -129,3 +134,9 @@ class Limits:
     """Most turns of the model."""
     tokens: int = UNLIMITED
     """Longest sequence, first prompt included; a turn that might outgrow it is not begun."""
+    delay: int = 1
+    """Passes of the engine from the one in which a turn ends to the one for which the next turn is submitted."""
+    timeout_s: float = 120.0
+    """Deadline of the environment's answer to a turn."""
+    workers: int = 16
+    """Most episodes that answer at once in threads."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
-from coterie.callbacks import printed, prints_are_logged
+from coterie.callbacks import printed, prints_are_logged, thread_output_to
 from coterie.config.parts import ENVIRONMENTS, part
 from coterie.config.schema import EnvironmentConfig
-from coterie.envs.base import Environment, Episode, Limits, Shown
+from coterie.envs.base import AsyncEpisode, Environment, Episode, Limits, Shown
 from coterie.errors import ConfigError
 from coterie.text import did_you_mean
 from coterie.types import Prompt
@@ -20,15 +20,15 @@ from coterie.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionEnvironment:
-    """Environment of a generator function, called with the prompt and the `params` of the settings."""
+    """Environment of a generator function, async or not, called with the prompt and the `params` of the settings."""
 
     name: str
     """As the settings name it."""
-    function: Callable[..., Episode]
+    function: Callable[..., Episode | AsyncEpisode]
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not inspect.isgeneratorfunction(self.function):
+        if not (inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)):
             raise ConfigError(
                 f"environment.name = {self.name!r} is no generator function, nor a class with a method `episode` that "
                 "is one: an episode yields messages and receives completions, `answer = yield messages`; see "
@@ -45,8 +45,11 @@ class FunctionEnvironment:
                 f"{dict(self.params)}: {error}"
             ) from error
 
-    def episode(self, prompt: Prompt) -> Episode:
-        return _LoggedEpisode(self.name, self.function(prompt, **self.params))
+    def episode(self, prompt: Prompt) -> Episode | AsyncEpisode:
+        episode = self.function(prompt, **self.params)
+        if isinstance(episode, Generator):
+            return _LoggedEpisode(self.name, episode)
+        return _LoggedAsyncEpisode(self.name, episode)
 
 
 class _LoggedEpisode(Generator[Shown, str, float | None]):
@@ -56,26 +59,43 @@ class _LoggedEpisode(Generator[Shown, str, float | None]):
         self._name, self._episode = name, episode
 
     def send(self, value: Any, /) -> Shown:
-        with self._captured():
+        with _captured(self._name):
             return self._episode.send(value)
 
     def throw(self, *error: Any) -> Shown:
-        with self._captured():
+        with _captured(self._name):
             return self._episode.throw(*error)
 
-    @contextmanager
-    def _captured(self) -> Generator[None]:
-        if not prints_are_logged():
-            yield  # to the console, where a debugger works too
-            return
-        copy = StringIO()
-        try:
-            with redirect_stdout(copy), redirect_stderr(copy):
-                yield
-        finally:
-            text = copy.getvalue().strip("\n")
-            if text:
-                printed(f"environment {self._name}", text)
+
+class _LoggedAsyncEpisode(AsyncGenerator[Shown | float, str]):
+    """The same for an async generator."""
+
+    def __init__(self, name: str, episode: AsyncEpisode) -> None:
+        self._name, self._episode = name, episode
+
+    async def asend(self, value: Any, /) -> Shown | float:
+        with _captured(self._name):
+            return await self._episode.asend(value)
+
+    async def athrow(self, *error: Any) -> Shown | float:
+        with _captured(self._name):
+            return await self._episode.athrow(*error)
+
+
+@contextmanager
+def _captured(name: str) -> Generator[None]:
+    """Context in which what an environment prints goes to the log, where there is one."""
+    if not prints_are_logged():
+        yield  # to the console, where a debugger works too
+        return
+    copy = StringIO()
+    try:
+        with thread_output_to(copy):
+            yield
+    finally:
+        text = copy.getvalue().strip("\n")
+        if text:
+            printed(f"environment {name}", text)
 
 
 def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
@@ -90,6 +110,8 @@ def check_params(params: Mapping[str, Any], accepted: list[str]) -> None:
 
 class SingleTurn:
     """Single-turn environment: shows the prompt and ends with the first completion."""
+
+    instant = True
 
     def episode(self, prompt: Prompt) -> Episode:
         yield prompt.messages
@@ -117,4 +139,12 @@ def environment_for(config: EnvironmentConfig) -> Environment:
 
 def limits_of(config: EnvironmentConfig) -> Limits | None:
     """Limits of an episode; None where it has one turn."""
-    return Limits(turns=config.max_turns, tokens=config.max_tokens) if config.talks else None
+    if not config.talks:
+        return None
+    return Limits(
+        turns=config.max_turns,
+        tokens=config.max_tokens,
+        delay=config.delay,
+        timeout_s=config.timeout_s,
+        workers=config.workers,
+    )

@@ -8,6 +8,7 @@ params = { turns = 3, discount = 0.5 }
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from coterie.data.answers import extract_answer
 from coterie.data.tasks import ATTRIBUTE, is_item
@@ -26,6 +27,7 @@ class Retry:
     The state is the list of answers given so far, so attempts that made the same mistakes meet.
     """
 
+    instant: ClassVar[bool] = True
     turns: int = 3
     """Most answers."""
     discount: float = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from coterie.envs.base import Episode, Observation
 from coterie.errors import ConfigError
@@ -24,6 +25,7 @@ class RunningSum:
     of the step and the model's total: what came before does not matter for the rest.
     """
 
+    instant: ClassVar[bool] = True
     share: float = 0.5
     """Part of the reward that is given for right steps, each the same; the rest for the right total at the end."""
 

@@ -395,8 +395,8 @@ def _pool_distance(runner: ModelRunner, reference: _Reference) -> float:
     difference = 0.0
     for step in range(_DECODED):
         tokens = torch.tensor([sequence.rest[step] for sequence in sequences], device=device)
-        where = torch.tensor([len(sequence.prompt) + step for sequence in sequences], device=device)
-        states = runner.hidden(tokens[:, None], where[:, None], DecodeLayout(pool, where, int(where.max()) + 1))
+        where = torch.tensor([[len(sequence.prompt) + step] for sequence in sequences], device=device)
+        states = runner.hidden(tokens[:, None], where, DecodeLayout(pool, where, int(where.max()) + 1))
         expected = torch.stack([sequence.logits[len(sequence.prompt) + step] for sequence in sequences])
         difference = max(difference, distance(runner.head(states[:, 0]), expected))
     return difference

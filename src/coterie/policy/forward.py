@@ -99,6 +99,8 @@ class UpdateContext:
     """Entropy that a token needs for its policy term to count."""
     tokens: int = 0
     """Trained tokens of the whole optimizer step: an entropy bonus is for their mean."""
+    bypass: bool = False
+    """The sampler's log-probs are the old ones; see `RolloutCorrectionConfig.bypass_mode`."""
 
 
 def loss_inputs(
@@ -110,15 +112,15 @@ def loss_inputs(
         reference: computes the reference's log-probs where the scores lack them; None leaves them out.
     """
     logprobs, scores = outputs.logprobs.detach(), context.scores
-    old, reference_logprobs = logprobs, None
-    if scores is not None and context.moved:
+    sampler = _tensor(batch.sampler_logprobs, logprobs)
+    old, reference_logprobs = sampler if context.bypass else logprobs, None
+    if scores is not None and context.moved and not context.bypass:
         old = _score_column(batch, scores, "logprobs", logprobs)
     if scores is not None and all(scores[name].reference is not None for name in batch.spans):
         # Measured even where the KL is in the reward.
         reference_logprobs = _score_column(batch, scores, "reference", logprobs)
     elif reference is not None:
         reference_logprobs = reference(batch)
-    sampler = _tensor(batch.sampler_logprobs, logprobs)
     if batch.replayed.any():
         old = torch.where(torch.from_numpy(batch.replayed).to(logprobs.device), sampler, old)
     return LossInputs(

@@ -54,9 +54,25 @@ class KVPool:
             self.values[layer][list(rows), :, :length] = prompt.values[layer]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
-        """Copy rows over others, so that the rows in use stay together."""
+        """Copy the first `length` tokens of rows over others, so that the rows in use stay together."""
         for tensor in (*self.keys.values(), *self.values.values()):
             tensor[list(targets), :, :length] = tensor[list(sources), :, :length]
+
+    def copy(self, row: int, length: int) -> PromptKV:
+        """A copy of the first `length` tokens of a row."""
+        keys, values = (
+            {layer: tensor[row, :, :length].clone() for layer, tensor in tensors.items()}
+            for tensors in (self.keys, self.values)
+        )
+        return PromptKV(keys=keys, values=values)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for sequences of `capacity` tokens; what the rows hold stays."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                tensors[layer] = tensor.new_zeros(self.slots, tensor.shape[1], capacity, tensor.shape[3])
+                tensors[layer][:, :, : self.capacity] = tensor
+        self.capacity = capacity
 
 
 class PrefillLayout:
@@ -80,28 +96,49 @@ class PrefillLayout:
 
 
 class DecodeLayout:
-    """Decoding of one new token a row, which attends to everything the row holds."""
+    """New tokens of rows, which attend to everything their row holds, and to those before them.
 
-    def __init__(self, pool: KVPool, positions: Tensor, length: int) -> None:
+    Args:
+        positions: [n, L] where the new tokens of each row go.
+        length: of each row that is attended to.
+        rows: [n] rows of the pool; None: the first n.
+        real: [n, L] bool; False where a token only fills up a shorter row. None: all are real.
+    """
+
+    def __init__(
+        self, pool: KVPool, positions: Tensor, length: int, *, rows: Tensor | None = None, real: Tensor | None = None
+    ) -> None:
         self.pool = pool
         self.segments: Sequence[Segment] = ()
-        self.positions = positions  # [n] where the new token goes
-        self.length = length  # of each row that is attended to
-        self.rows = torch.arange(positions.numel(), device=positions.device)
+        self.positions = positions
+        self.length = length
+        self.count = positions.shape[0]
+        self.rows = rows
+        self.real = real
+        self._slots = torch.arange(self.count, device=positions.device) if rows is None else rows
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
-        count = self.rows.numel()
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[self.rows, :, self.positions] = key[:, :, 0]
-        values[self.rows, :, self.positions] = value[:, :, 0]
-        attended = slice(0, self.length)
-        mask = self._mask(rule.window, query, key)
-        return masked_attention(query, keys[:count, :, attended], values[:count, :, attended], mask, rule)
+        keys, values = (
+            self._written(tensors[layer], new) for tensors, new in ((self.pool.keys, key), (self.pool.values, value))
+        )
+        return masked_attention(query, keys, values, self._mask(rule.window, query, key), rule)
+
+    def _written(self, resident: Tensor, new: Tensor) -> Tensor:
+        """Write the new keys or values [n, K, L, D]; returns all that the rows hold, [n, K, S, D]."""
+        if self.positions.shape[1] == 1 and self.real is None:
+            resident[self._slots, :, self.positions[:, 0]] = new[:, :, 0]
+        else:
+            real = torch.ones_like(self.positions, dtype=torch.bool) if self.real is None else self.real
+            slots = self._slots[:, None].expand_as(self.positions)
+            resident[slots[real], :, self.positions[real]] = new.transpose(1, 2)[real]
+        if self.rows is None:
+            return resident[: self.count, :, : self.length]
+        return resident[self.rows, :, : self.length]
 
     def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
         if window not in self._masks:
             keys = torch.arange(self.length, device=query.device)
-            allowed = may_attend(self.positions[:, None], keys, window)
+            allowed = may_attend(self.positions, keys, window)
             self._masks[window] = fold_mask(additive(allowed, query.dtype)[:, None], query, key)
         return self._masks[window]

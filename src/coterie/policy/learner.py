@@ -118,7 +118,8 @@ class Learner:
 
         With a single minibatch the policy that sampled is the policy that learns, so the ratio is exactly 1 and no
         scoring pass is made; with more, or where tokens are chosen by their entropy, the batches are scored before
-        the first step, unless `scores` has it already.
+        the first step, unless `scores` has it already, or the objective takes the sampler's log-probs instead
+        (`bypass_mode`).
 
         The ratio of a replayed token is π_θ / π_sampler in every optimizer step: its old log-probs are those recorded
         when it was sampled, because the surrogate's expectation is over the policy that sampled. So what is clipped is
@@ -138,7 +139,8 @@ class Learner:
         metrics, value_metrics = TokenMetrics(), ValueMetrics()
         before_splits = self.fitting.splits + self.scoring.splits
         logprobs: dict[str, np.ndarray] = {}
-        if scores is None and (len(minibatches) > 1 or self.entropy_share < 1):
+        bypass = objective.correction.bypass_mode
+        if scores is None and ((len(minibatches) > 1 and not bypass) or self.entropy_share < 1):
             distinct = {id(batch): batch for minibatch in minibatches for batch in minibatch}
             scores = self.score(list(distinct.values()))
         rates, norms, skipped = [], [], 0
@@ -148,13 +150,16 @@ class Learner:
                 moved=number > 0,
                 threshold=self._threshold(minibatch, scores),
                 tokens=sum(len(batch.targets) for batch in minibatch),
+                bypass=bypass,
             )
             for batch in minibatch:
                 for part in self._backward(batch, context, objective):
-                    metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed)
+                    measured = _before_update(part, context)
+                    metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
                     if part.values is not None and part.value_loss is not None:
                         value_metrics.add(part.batch, part.values, part.value_loss)
-                    _keep(logprobs, part)
+                    if measured is not None:
+                        _keep(logprobs, part.batch, measured)
             rate, norm = self._step()
             rates.append(rate)
             norms.append(norm)
@@ -291,7 +296,14 @@ class Learner:
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
 
 
-def _keep(logprobs: dict[str, np.ndarray], part: _Part) -> None:
-    for rollout_id, (low, high) in part.batch.spans.items():
-        if not part.batch.replayed[low:high].any():
-            logprobs.setdefault(rollout_id, part.inputs.old_logprobs[low:high].numpy(force=True))
+def _before_update(part: _Part, context: UpdateContext) -> Tensor | None:
+    """[N] the learner's log-probs under the weights that sampled; None where no pass has computed them."""
+    if not context.bypass:
+        return part.inputs.old_logprobs
+    return None if context.moved else part.inputs.logprobs.detach()
+
+
+def _keep(logprobs: dict[str, np.ndarray], batch: Batch, measured: Tensor) -> None:
+    for rollout_id, (low, high) in batch.spans.items():
+        if not batch.replayed[low:high].any():
+            logprobs.setdefault(rollout_id, measured[low:high].numpy(force=True))

@@ -20,15 +20,24 @@ class TokenMetrics:
     """Sums and counts over the packed batches of one update."""
 
     def __init__(self) -> None:
-        self.count = self.past = 0
+        self.count = self.past = self.compared = 0
         self.sums: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.mismatch = MismatchSums()
 
     def add(
-        self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, replayed: np.ndarray | None = None
+        self,
+        outputs: LossOutputs,
+        inputs: LossInputs,
+        entropy: Tensor,
+        replayed: np.ndarray | None,
+        measured: Tensor | None,
     ) -> None:
         """Add one batch; every tensor is [N].
+
+        Args:
+            measured: the learner's log-probs under the weights that sampled; None where they are not known, and nothing
+                is said of the mismatch.
 
         Tokens of replayed rollouts are part of the loss, and have names of their own for the rest: their ratio is to an
         older policy, and beside them a fresh one that is not exactly 1 would go unseen.
@@ -39,7 +48,10 @@ class TokenMetrics:
         for name, value in outputs.terms.items():
             self._sum(f"loss/{name}", float(value))
         self._sum("loss", float(outputs.loss.detach()))
-        self._fresh(outputs, inputs, entropy, None if past is None else ~past)
+        fresh = None if past is None else ~past
+        self._fresh(outputs, inputs, entropy, fresh)
+        if measured is not None:
+            self._mismatch(outputs, inputs, measured, fresh)
         if past is not None:
             clipped = outputs.clipped_low | outputs.clipped_high | outputs.clipped_dual
             self.past += int(replayed.sum()) if replayed is not None else 0
@@ -48,7 +60,6 @@ class TokenMetrics:
 
     def _fresh(self, outputs: LossOutputs, inputs: LossInputs, entropy: Tensor, fresh: Tensor | None) -> None:
         """Statistics of the tokens where `fresh`, or of all."""
-        log_ratio = (inputs.old_logprobs - inputs.sampler_logprobs).clamp(-20, 20)
         logprobs = inputs.logprobs.detach()
         values = {
             "entropy": entropy,
@@ -59,8 +70,6 @@ class TokenMetrics:
             "active": outputs.active,
             "advantage/abs": inputs.advantages.abs(),
             "kl/old": k3(inputs.old_logprobs, logprobs),
-            # How far the learner's log-probs are from the sampler's: rounding, while both read the same weights.
-            "mismatch/outside": log_ratio.abs() > math.log(1.01),
         }
         for name, divergence in outputs.kl.items():
             values["kl/ref" if name == "k3" else f"kl/ref_{name}"] = divergence
@@ -72,9 +81,16 @@ class TokenMetrics:
         if ratio.numel():
             self._peak("ratio/max", float(ratio.max()))
             self._peak("-ratio/min", -float(ratio.min()))
+
+    def _mismatch(self, outputs: LossOutputs, inputs: LossInputs, measured: Tensor, fresh: Tensor | None) -> None:
+        """How far the learner's log-probs are from the sampler's: rounding, while both read the same weights."""
+        outside = (measured - inputs.sampler_logprobs).clamp(-20, 20).abs() > math.log(1.01)
+        chosen = outside if fresh is None else outside[fresh]
+        self.compared += chosen.numel()
+        self._sum("mismatch/outside", float(widened(chosen).sum()))
         counted = inputs.weights != 0
         self.mismatch = self.mismatch + mismatch_metrics(
-            inputs.old_logprobs,
+            measured,
             inputs.sampler_logprobs,
             inputs.rollout,
             counted if fresh is None else counted & fresh,
@@ -95,9 +111,8 @@ class TokenMetrics:
         if not self.count + self.past:
             return {}
         sums = {name: value for name, value in self.sums.items() if name.startswith("loss")}
-        counts = {
-            name: self.past if name.startswith("replay") else self.count for name in self.sums if name not in sums
-        }
+        separate = {"replay": self.past, "mismatch": self.compared}
+        counts = {name: separate.get(name.partition("/")[0], self.count) for name in self.sums if name not in sums}
         means = {name: self.sums[name] / count for name, count in counts.items() if count}
         peaks = {name.removeprefix("-"): -value if name[0] == "-" else value for name, value in self.peaks.items()}
         mismatch = {f"mismatch/{_RENAMED.get(name, name)}": value for name, value in self.mismatch.summary().items()}

@@ -70,6 +70,10 @@ class Experience:
     """Prompts whose attempts were not waited for; they have no rollouts here."""
     abandoned_tokens: int = 0
     """Tokens that had been generated for those."""
+    environment_seconds: float = 0.0
+    """That environments worked, in threads beside the sampling or not."""
+    waited_seconds: float = 0.0
+    """Part of `generate_seconds` in which sampling waited for them."""
 
     def prompt_of(self, rollout: Rollout) -> Prompt:
         return next(prompt for prompt in self.prompts if prompt.id == rollout.context.prompt_id)
@@ -137,7 +141,8 @@ class Collector:
             counts[prompt.id] = counts.get(prompt.id, 0) + samples
         pairs = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
         started = time.perf_counter()
-        attempts = self._sample(pairs, sampling, quorum)
+        episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=self.limits or Limits())
+        attempts = episodes.run(pairs, sampling, quorum)
         sampled = time.perf_counter()
         left = {attempt.prompt.id for attempt in attempts if attempt.turns[-1].stop_reason is StopReason.ABANDONED}
         kept = [attempt for attempt in attempts if attempt.prompt.id not in left]
@@ -156,12 +161,9 @@ class Collector:
             reward_seconds=time.perf_counter() - sampled,
             abandoned=tuple(prompt for prompt in distinct.values() if prompt.id in left),
             abandoned_tokens=wasted,
+            environment_seconds=episodes.busy_seconds,
+            waited_seconds=episodes.waited_seconds,
         )
-
-    def _sample(self, pairs: Sequence[tuple[Prompt, int]], sampling: Sampling, quorum: Quorum | None) -> list[Attempt]:
-        limits = self.limits or Limits()
-        episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=limits)
-        return episodes.run(pairs, sampling, quorum)
 
     def _scores(self, attempts: Sequence[Attempt]) -> Sequence[Score]:
         """Scores of each attempt's last turn; the scorer gets the other turns too where there may be several.

@@ -232,4 +232,6 @@ def _joined(parts: Sequence[Experience]) -> Experience:
         reward_seconds=sum(part.reward_seconds for part in parts),
         abandoned=parts[-1].abandoned,
         abandoned_tokens=sum(part.abandoned_tokens for part in parts),
+        environment_seconds=sum(part.environment_seconds for part in parts),
+        waited_seconds=sum(part.waited_seconds for part in parts),
     )

@@ -102,6 +102,8 @@ def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
         **{f"time/{name}": value for name, value in result.seconds.items()},
         "time/generate": experience.generate_seconds,
         "time/reward": experience.reward_seconds,
+        "time/environment": experience.environment_seconds,
+        "time/environment_wait": experience.waited_seconds,
         "speed/generate": experience.tokens / max(experience.generate_seconds, 1e-9),
         "speed/update": update.metrics.get("tokens/trained", 0.0) / max(result.seconds["update"], 1e-9),
         **result.batch.metrics,

@@ -1,0 +1,327 @@
+"""The contract that every engine keeps. A new engine is a row of `ENGINES`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
+from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.scripted import ScriptedEngine
+from coterie.errors import EngineError
+from coterie.policy.model import Policy
+from coterie.rng import uniforms
+from coterie.types import SampleKey, StopReason, Turn
+from tiny_models import tiny_policy
+
+SLOTS = 4
+PROMPTS = [(5, 9, 4), (11, 3, 8, 40, 7, 21, 60), (70,), (5, 9, 4, 12)]
+SAMPLING = Sampling(temperature=0.9, max_tokens=12)
+
+
+class Codec:
+    stop_ids = frozenset(range(2, 14))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(0x100 + token) for token in ids)
+
+
+def _embedded(kind: str) -> Engine:
+    return EmbeddedEngine(_policy(kind), Codec(), max_num_seqs=SLOTS)
+
+
+_POLICIES: dict[str, Policy] = {}
+
+
+def _policy(kind: str) -> Policy:
+    """A tiny policy in float64, made once; a plain one is forced to the path of a model with recurrent layers."""
+    if kind not in _POLICIES:
+        policy = tiny_policy("llama", dtype=torch.float64)
+        if kind == "plain":
+            policy.path = replace(policy.path, kind="plain", attention="sdpa")
+            policy.runner.path = policy.path
+            policy.model.set_attn_implementation("sdpa")
+        _POLICIES[kind] = policy
+    return _POLICIES[kind]
+
+
+def _scripted() -> Engine:
+    """As many tokens as the key's first draw says; each a function of the key alone."""
+
+    def script(request: Request) -> list[int]:
+        draws = uniforms(request.key, 20)
+        return [3 + int(90 * draw) for draw in draws[: 1 + int(19 * draws[0])]]
+
+    return ScriptedEngine(script, vocabulary=97)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine of 97 tokens or more and a context of 200 or more, which serves version 0."""
+
+    make: Callable[[], Engine]
+    exact: bool = True
+    """A turn's tokens are a function of its key and its prompt, whatever else is open."""
+
+
+ENGINES = {
+    "scripted": Row(_scripted),
+    "embedded-packed": Row(lambda: _embedded("packed")),
+    "embedded-plain": Row(lambda: _embedded("plain")),
+}
+
+
+@pytest.fixture(params=ENGINES.values(), ids=list(ENGINES))
+def row(request: pytest.FixtureRequest) -> Row:
+    return request.param
+
+
+@pytest.fixture
+def engine(row: Row) -> Engine:
+    return row.make()
+
+
+def asked(prompt: Sequence[int] = PROMPTS[0], sample: int = 0, **key: Any) -> Request:
+    facts: dict[str, Any] = {"seed": 7, "version": 0, "prompt": str(list(prompt)), "sample": sample} | key
+    return Request(key=SampleKey(**facts), prompt_tokens=tuple(prompt))
+
+
+def crowd(samples: int = 3) -> list[Request]:
+    return [asked(prompt, sample) for prompt in PROMPTS for sample in range(samples)]
+
+
+def run(engine: Engine, ids: Sequence[int]) -> dict[int, Turn]:
+    """Step until nothing is open."""
+    turns: dict[int, Turn] = {}
+    while engine.unfinished:
+        for number, turn in engine.step():
+            assert number in ids
+            assert number not in turns, "each turn comes once"
+            turns[number] = turn
+    return turns
+
+
+def test_every_request_gets_its_turn(engine: Engine) -> None:
+    """More requests than rows; `generate` checks each answer against the contract."""
+    requests = crowd()
+    turns = engine.generate(requests, SAMPLING)
+    assert [turn.prompt_tokens for turn in turns] == [request.prompt_tokens for request in requests]
+    assert {turn.stop_reason for turn in turns} <= {StopReason.STOP, StopReason.LENGTH}
+    assert len({turn.tokens for turn in turns}) > 6
+    assert engine.unfinished == 0
+    assert engine.step() == []
+    assert engine.generate([], SAMPLING) == []
+
+
+def test_ids_name_turns(engine: Engine) -> None:
+    ids = [engine.submit(request, SAMPLING) for request in crowd(1)]
+    assert len(set(ids)) == len(ids) == engine.unfinished
+    turns = run(engine, ids)
+    assert [turns[number].prompt_tokens for number in ids] == list(PROMPTS)
+
+
+def test_requests_join_while_others_are_decoded(row: Row) -> None:
+    engine, requests = row.make(), crowd(2)
+    ids = [engine.submit(requests[0], SAMPLING)]
+    turns: dict[int, Turn] = {}
+    for request in requests[1:]:
+        turns.update(engine.step())
+        ids.append(engine.submit(request, SAMPLING))
+    turns |= run(engine, ids)
+    together = [turns[number] for number in ids]
+    assert [turn.prompt_tokens for turn in together] == [request.prompt_tokens for request in requests]
+    if row.exact:
+        alone = [row.make().generate([request], SAMPLING)[0] for request in requests]
+        assert [turn.tokens for turn in together] == [turn.tokens for turn in alone]
+
+
+def test_requests_may_have_settings_of_their_own(row: Row) -> None:
+    settings = [replace(SAMPLING, max_tokens=3), replace(SAMPLING, temperature=1.7), replace(SAMPLING, top_k=1)]
+    engine, requests = row.make(), crowd(1)
+    pairs = [(request, sampling) for request in requests for sampling in settings]
+    ids = [engine.submit(*pair) for pair in pairs]
+    turns = run(engine, ids)
+    for number, (request, sampling) in zip(ids, pairs, strict=True):
+        assert len(turns[number].tokens) <= sampling.max_tokens
+        assert turns[number].temperature == sampling.temperature
+        if row.exact:
+            assert turns[number].tokens == row.make().generate([request], sampling)[0].tokens
+
+
+def longest(row: Row) -> Request:
+    """A request whose answer takes some passes."""
+    requests = [asked(PROMPTS[1], sample) for sample in range(12)]
+    turns = row.make().generate(requests, SAMPLING)
+    return max(zip(requests, turns, strict=True), key=lambda pair: len(pair[1].tokens))[0]
+
+
+def test_what_is_aborted_keeps_what_was_said(row: Row) -> None:
+    request = longest(row)
+    whole = row.make().generate([request], SAMPLING)[0]
+    engine = row.make()
+    others = [engine.submit(asked(PROMPTS[1], 50 + sample), SAMPLING) for sample in range(2)]
+    number = engine.submit(request, SAMPLING)
+    early: dict[int, Turn] = {}
+    for _ in range(3):
+        early.update(engine.step())
+    turn = engine.abort(number, StopReason.DEADLINE)
+    assert turn is not None
+    assert turn.stop_reason is StopReason.DEADLINE
+    assert 0 < len(turn.tokens) < len(whole.tokens)
+    assert len(turn.sampler_logprobs) == len(turn.tokens)
+    if row.exact:
+        assert whole.tokens[: len(turn.tokens)] == turn.tokens
+    assert engine.abort(number) is None, "it has ended"
+    left = early | run(engine, others)
+    assert set(left) == set(others)
+    if row.exact:
+        alone = row.make().generate([asked(PROMPTS[1], 50 + sample) for sample in range(2)], SAMPLING)
+        assert [left[other].tokens for other in others] == [turn.tokens for turn in alone]
+
+
+def test_what_has_not_begun_ends_without_tokens(engine: Engine) -> None:
+    ids = [engine.submit(request, SAMPLING) for request in crowd()]
+    turn = engine.abort(ids[-1])
+    assert turn is not None
+    assert (turn.tokens, turn.stop_reason) == ((), StopReason.ABANDONED)
+    assert len(run(engine, ids)) == len(ids) - 1
+    assert engine.abort(ids[0]) is None
+    assert engine.abort(10**9) is None
+
+
+def test_a_version_is_served_after_its_commit(engine: Engine) -> None:
+    engine.commit(3)
+    assert engine.version == 3
+    with pytest.raises(EngineError, match="asked for policy version 0, but the engine serves 3"):
+        engine.submit(asked(), SAMPLING)
+    assert engine.unfinished == 0
+    assert engine.generate([asked(version=3)], SAMPLING)[0].version == 3
+
+
+def test_no_version_comes_between_the_tokens_of_a_turn(engine: Engine) -> None:
+    number = engine.submit(asked(), SAMPLING)
+    with pytest.raises(EngineError, match="1 requests are open; end or abort them before policy version 1"):
+        engine.commit(1)
+    engine.abort(number)
+    engine.commit(1)
+    assert engine.version == 1
+
+
+def test_a_quorum_leaves_the_longest(row: Row) -> None:
+    requests = crowd(2)
+    turns = row.make().generate(requests, SAMPLING, Quorum(prompts=2))
+    left = {r.key.prompt for r, t in zip(requests, turns, strict=True) if t.stop_reason is StopReason.ABANDONED}
+    assert len(left) <= 2
+    required = requests[2].key.prompt
+    turns = row.make().generate(requests, SAMPLING, Quorum(prompts=1, required=frozenset({required})))
+    assert all(turn.stop_reason is not StopReason.ABANDONED for turn in turns[2:4])
+
+
+def test_the_deadline_ends_all(engine: Engine) -> None:
+    turns = engine.generate(crowd(), replace(SAMPLING, timeout_s=1e-9))
+    assert {turn.stop_reason for turn in turns} == {StopReason.DEADLINE}
+    assert engine.unfinished == 0
+
+
+def test_progress_is_told_and_may_end_a_call(engine: Engine) -> None:
+    reports: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        reports.append((done, total))
+        if done > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(crowd(), replace(SAMPLING, progress=progress))
+    assert reports[0] == (0, 12)
+    assert engine.unfinished == 0, "nothing stays behind"
+    assert len(engine.generate(crowd(), SAMPLING)) == 12
+
+
+def test_a_request_that_is_refused_takes_the_others_with_it(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="version 5"):
+        engine.generate([*crowd(1), asked(version=5)], SAMPLING)
+    assert engine.unfinished == 0
+
+
+def test_a_conversation_goes_on_from_its_tokens(row: Row) -> None:
+    """Three turns beside others that are decoded; what the engine kept says what it would say without."""
+    engine = row.make()
+    background = [engine.submit(request, replace(SAMPLING, max_tokens=40)) for request in crowd(1)]
+    first = replace(longest(row), may_continue=True)
+    request = first
+    for turn_number in range(3):
+        number = engine.submit(request, SAMPLING)
+        turns: dict[int, Turn] = {}
+        while number not in turns:
+            turns.update(engine.step())
+        turn = turns[number]
+        if row.exact:
+            assert turn.tokens == row.make().generate([request], SAMPLING)[0].tokens
+        prompt = (*turn.prompt_tokens, *turn.tokens, 33, 12, 8 + turn_number)
+        key = replace(request.key, turn=turn_number + 1)
+        request = Request(key=key, prompt_tokens=prompt, may_continue=True)
+    engine.abort(number)  # there is no fourth
+    for other in background:
+        engine.abort(other)
+    assert engine.unfinished == 0
+    engine.commit(1)
+
+
+def test_it_can_be_closed_twice_and_used_again(engine: Engine) -> None:
+    before = engine.generate(crowd(1), SAMPLING)
+    engine.close()
+    engine.close()
+    assert engine.generate(crowd(1), SAMPLING) == before
+
+
+class Broken(ScriptedEngine):
+    """Answers of a step with something changed."""
+
+    def __init__(self, change: Callable[[list[tuple[int, Any]]], Any]) -> None:
+        super().__init__(lambda request: [5, 6], vocabulary=97)
+        self.change = change
+
+    def step(self) -> Any:
+        ended = super().step()
+        return self.change(ended) if ended else ended
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ended: None, r"answered with None, expected a list of \(id, turn\)"),
+        (lambda ended: "500 Internal Server Error", "answered with '500 Internal"),
+        (lambda ended: [turn for _, turn in ended], r"expected a list of \(id, turn\)"),
+        (lambda ended: ended[:-1], "answered 2 of 3 requests"),
+        (lambda ended: [*ended, ended[0]], "answered request 1, which is not open"),
+        (lambda ended: [(99, ended[0][1])], "answered request 99, which is not open"),
+        (lambda ended: [(ended[0][0], None)], "sample 0, is None, expected a turn"),
+        (lambda ended: [(1, ended[1][1]), (2, ended[0][1])], "belongs to another prompt"),
+        (lambda ended: [(k, replace(turn, version=1)) for k, turn in ended], "policy version 1, expected 0"),
+    ],
+)
+def test_a_broken_engine_is_named(change: Callable[[list[tuple[int, Any]]], Any], message: str) -> None:
+    engine = Broken(change)
+    with pytest.raises(EngineError, match=message):
+        engine.generate([asked(prompt) for prompt in PROMPTS[:3]], SAMPLING)
+    assert engine.unfinished == 0
+
+
+def test_an_engine_that_says_nothing_is_ended_by_the_deadline() -> None:
+    class Silent(ScriptedEngine):
+        def step(self) -> list[tuple[int, Turn]]:
+            time.sleep(0.001)
+            return []
+
+    engine = Silent(lambda request: [5])
+    (turn,) = engine.generate([asked()], replace(SAMPLING, timeout_s=0.01))
+    assert turn.stop_reason is StopReason.DEADLINE
+    with Call(engine, SAMPLING) as call:
+        call.submit(asked())
+    assert engine.unfinished == 0
