@@ -247,8 +247,7 @@ class RunConfig(Section):
     sft: SftConfig | None = None
     """Set to imitate the rows of data.train instead of sampling: supervised fine-tuning, which `coterie sft` sets."""
     rejection: RejectionConfig | None = None
-    """Set to keep the best rollouts as a data set instead of training: rejection sampling, which `coterie rejection`
-    sets."""
+    """Set to keep the best rollouts as rows instead of training: rejection sampling (`coterie rejection`)."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -268,11 +267,11 @@ class RunConfig(Section):
         return self
 
     def imitating(self) -> RunConfig:
-        """The settings with the table `sft`, where they had none: those of a fine-tuning."""
+        """The settings with the table `sft`, where they had none."""
         return self if self.sft is not None else self.model_copy(update={"sft": SftConfig()})
 
     def rejecting(self) -> RunConfig:
-        """The settings with the table `rejection`, where they had none: those of rejection sampling."""
+        """The settings with the table `rejection`, where they had none."""
         return self if self.rejection is not None else self.model_copy(update={"rejection": RejectionConfig()})
 
     @property
