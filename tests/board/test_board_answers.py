@@ -150,6 +150,24 @@ def test_several_turns_have_their_conversation_and_masked_tokens(tmp_path: Path)
     assert rollout["tokens"]["token_advantages"] == [0.5] * 4 + [None] + [0.5] * 4
 
 
+def test_calls_of_tools_are_shown_and_a_damaged_message_is_not_lost() -> None:
+    messages = [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "search", "arguments": {"q": "\u202ea"}}}],
+        },
+        {"role": "tool", "content": "nothing", "name": "search", "error": "timeout"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "1"}}, 7, {}]},
+        "no message",
+    ]
+    call, result, last = rollout_pages._messages(json.dumps(messages))
+    assert call["calls"] == [{"name": "search", "arguments": '{"q": "\\u202ea"}'}]
+    assert (result["name"], result["error"], result["calls"]) == ("search", "timeout", [])
+    assert (last["content"], last["calls"]) == ("", [{"name": "add", "arguments": "1"}])
+    assert rollout_pages._messages("[1, {") == rollout_pages._messages('{"a": 1}') == []
+
+
 def test_regions_and_prompts_through_the_run(board: Board) -> None:
     value = answer(board, "regions", run="shown")
     assert value["by"] == "region"

@@ -286,6 +286,22 @@ def test_a_checkpoint_of_before_is_still_named_as_it_was(project: Path) -> None:
     assert hashlib.sha256(repr(settings).encode()).digest()
 
 
+def test_tools_and_indexes_of_an_environment_are_found_beside_the_file(project: Path) -> None:
+    (project / "settings").mkdir(exist_ok=True)
+    (project / "settings/shed.py").write_text("def saw(): pass\n")
+    file = project / "settings/tools.toml"
+    file.write_text(
+        '[environment]\nname = "tools"\n[environment.params]\ntools = ["shed:saw", {name = "shed:saw"}, '
+        '{name = "search", index = "facts.sqlite"}, {name = "search", index = "geonames-facts"}, '
+        '{name = "search", index = "http://127.0.0.1:1/retrieve"}]\n'
+    )
+    config = load(["@", str(file)], env={}).config
+    indexes = [tool["index"] for tool in config.environment.params["tools"] if "index" in tool]
+    place = str(project / "settings/facts.sqlite")
+    assert indexes == [place, "geonames-facts", "http://127.0.0.1:1/retrieve"]
+    assert config.module_path == [str(project / "settings")]
+
+
 def test_every_setting_that_names_a_place_or_a_function_is_known_to_be_one() -> None:
     keys = {*PATHS, *MODELS, *FUNCTIONS, "module_path"}
     for setting in leaves():

@@ -201,8 +201,8 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(
     with pytest.raises(RunError, match=r"cannot write .*out: No space left on device"):
         export("words", tmp_path / "out", form="adapter")
     assert sorted(path.name for path in tmp_path.glob("*")) == ["base", "mine", "runs"]
-    with pytest.raises(ConfigError, match=r"expected --to merged or adapter"):
-        export("words", tmp_path / "out", form="gguf")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(ConfigError, match=r"expected --to merged, adapter or gguf"):
+        export("words", tmp_path / "out", form="onnx")  # ty: ignore[invalid-argument-type]
 
 
 def test_the_command(lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

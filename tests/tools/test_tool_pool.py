@@ -84,6 +84,8 @@ def test_state_is_of_an_episode_and_outlives_a_kill(box: Toolbox) -> None:
     again = first.run(calls("<money></money>"))
     assert {killed[0].error, again[0].error} <= {None, "crashed"}
     assert again[0].content == "15"
+    assert [result.error for result in first.run(calls("<buy>-1</buy><money></money>"))] == ["timeout", None]
+    assert first.run(calls("<buy>1</buy><money></money>"))[1].content == "14"
     first.end()
     second.end()
 

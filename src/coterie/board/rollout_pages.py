@@ -6,6 +6,7 @@ columns each, and stops when it is full or its time is over; the rest is asked f
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -338,11 +339,28 @@ def _messages(text: str | None, most: int | None = TEXT) -> list[dict[str, Any]]
     messages = _json(text, [])
     if not isinstance(messages, list):
         return []
-    return [
-        {"role": safe_text(str(m.get("role", "")))[:40], **_cut(str(m.get("content", "")), most)}
-        for m in messages
-        if isinstance(m, Mapping)
+    return [_message(message, most) for message in messages if isinstance(message, Mapping)]
+
+
+def _message(message: Mapping[str, Any], most: int | None) -> dict[str, Any]:
+    """A message with its calls of tools, and of a result the tool and its failure."""
+    shown = {"role": safe_text(str(message.get("role", "")))[:40], **_cut(str(message.get("content") or ""), most)}
+    for name in ("name", "error"):
+        if message.get(name):
+            shown[name] = safe_text(str(message[name]))[:200]
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+    shown["calls"] = [
+        {"name": safe_text(str(call.get("name")))[:200], "arguments": safe_text(_arguments(call))[:most]}
+        for call in functions
+        if isinstance(call, Mapping)
     ]
+    return shown
+
+
+def _arguments(call: Mapping[str, Any]) -> str:
+    arguments = call.get("arguments", "")
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _cut(text: str, most: int | None) -> dict[str, Any]:

@@ -60,18 +60,23 @@ def export(
     ],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="New folder; never overwritten.")],
     form: Annotated[
-        Literal["merged", "adapter"],
-        typer.Option("--to", help="merged: all weights, a LoRA update added to its base; adapter: the adapter alone."),
+        Literal["merged", "adapter", "gguf"],
+        typer.Option(
+            "--to",
+            help="merged: all weights, a LoRA update added to its base; adapter: the adapter alone; gguf: one file for "
+            "llama.cpp.",
+        ),
     ] = "merged",
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32", "float64"],
-        typer.Option(help="Number format of merged weights; auto = that of the base model."),
+        Literal["auto", "bfloat16", "float16", "float32", "float64", "q8_0"],
+        typer.Option(help="Number format of the weights; auto = that of the base model, float16 for gguf."),
     ] = "auto",
     root: Root = Path("runs"),
 ) -> None:
     """Export a run's model, with a model card, to a new folder.
 
-    The folder opens with transformers 4 and 5, vLLM and llama.cpp's converter; an adapter with PEFT.
+    The folder opens with transformers 4 and 5, vLLM and llama.cpp's converter; an adapter with PEFT; a GGUF file with
+    llama.cpp and what is built on it.
     For example: coterie export runs/mine --to merged my-model
     """
     from coterie.runs import models

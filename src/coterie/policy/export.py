@@ -1,4 +1,4 @@
-"""Export of a model as a new folder: merged weights, or the adapter, with a model card.
+"""Export of a model as a new folder: merged weights, the adapter, or a GGUF file, with a model card.
 
 The folder appears whole by one rename, and nothing is ever overwritten.
 """
@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from coterie.data.chat import load_chat
 from coterie.errors import ConfigError, ModelError, RunError
-from coterie.policy import adapters, portable
+from coterie.policy import adapters, gguf_file, portable
 from coterie.policy.model import make_savable, pretrained, refuse_unsafe
 from coterie.runs import model_card, models
 from coterie.runs.durable import LEFTOVER, describe, missing_room, publish_plain
 from coterie.runs.models import ModelSource
 
-Form = Literal["merged", "adapter"]
+Form = Literal["merged", "adapter", "gguf"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -36,14 +36,15 @@ def export(
     runs: Path = Path("runs"),
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a model folder that transformers (or PEFT, for an adapter) opens as it is.
+    """Write a model folder that transformers (or PEFT, for an adapter; llama.cpp, for GGUF) opens as it is.
 
     Args:
         target: a run (its newest checkpoint), `RUN@STEP`, a checkpoint, a model or adapter folder, an asset or hub id.
         destination: the new folder; it must not exist.
-        form: `merged` has all weights, an adapter's update added to its base; `adapter` the adapter alone.
-        dtype: number format of merged weights; `auto` is that of the base. The sum is taken in float32 at least and
-            rounded once.
+        form: `merged` has all weights, an adapter's update added to its base; `adapter` the adapter alone;
+            `gguf` all weights as one file for llama.cpp, which is opened again and compared.
+        dtype: number format of merged weights; `auto` is that of the base, of a GGUF file float16, and such a file may
+            be `q8_0`. The sum is taken in float32 at least and rounded once.
         note: told what is downloaded.
 
     Returns:
@@ -51,12 +52,13 @@ def export(
 
     Raises:
         ConfigError: nothing is called `target`, or an unknown form or dtype.
-        ModelError: the target has no adapter, or cannot be loaded.
+        ModelError: the target has no adapter, cannot be loaded, or is of a kind that no GGUF file is written for.
         RunError: the destination exists, or the disk refused.
     """
-    if form not in ("merged", "adapter") or (dtype != "auto" and dtype not in DTYPES):
+    dtypes = gguf_file.FORMATS if form == "gguf" else DTYPES
+    if form not in ("merged", "adapter", "gguf") or (dtype != "auto" and dtype not in dtypes):
         raise ConfigError(
-            f"--to {form} --dtype {dtype}: expected --to merged or adapter, and --dtype auto, {', '.join(DTYPES)}"
+            f"--to {form} --dtype {dtype}: expected --to merged, adapter or gguf, and --dtype auto, {', '.join(dtypes)}"
         )
     final = destination.expanduser().absolute()
     _require_free(final)
@@ -72,13 +74,16 @@ def export(
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)  # of a killed process with this very number
         draft.mkdir()
-        if form == "adapter":
+        if form == "gguf":
+            _write_gguf(folder, draft, adapted, dtype, final.name)
+        elif form == "adapter":
             _copy_adapter(Path(folder), draft)
         elif adapted:
             _merge(Path(folder), draft, dtype)
         else:
             _write_model(folder, draft, dtype)
-        load_chat(folder).save(draft)
+        if form != "gguf":
+            load_chat(folder).save(draft)
         _add_card(draft, source, folder, form)
         publish_plain(draft, final)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own exception
@@ -132,6 +137,20 @@ def _write_model(folder: str, draft: Path, dtype: str) -> None:
     config = portable.source_config(folder)
     model = pretrained(AutoModelForCausalLM, folder, DTYPES.get(dtype, "auto"))
     _save(model, draft, config or portable.source_config(folder))
+
+
+def _write_gguf(folder: str, draft: Path, adapted: bool, dtype: str, name: str) -> None:
+    """One GGUF file, by way of a model folder in the base's number format."""
+    merged = draft / "merged"
+    merged.mkdir()
+    if adapted:
+        _merge(Path(folder), merged, "float32")
+    else:
+        _write_model(folder, merged, "auto")
+    load_chat(folder).save(merged)
+    dtype = "float16" if dtype == "auto" else dtype
+    gguf_file.write(merged, draft / f"{name}-{dtype}.gguf", dtype, name=name)
+    shutil.rmtree(merged)
 
 
 def _save(model: Any, draft: Path, config: dict[str, Any]) -> None:

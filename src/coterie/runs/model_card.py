@@ -55,7 +55,7 @@ def write(source: ModelSource, *, base: str, form: str) -> tuple[str, Path | Non
     Args:
         source: the exported model.
         base: of an adapter, the folder or id of the model below it; else empty.
-        form: merged or adapter.
+        form: merged, adapter or gguf.
     """
     config = _config(source.run)
     origin = _base(base or str(config.get("model", {}).get("name", "")) or source.name)
@@ -103,7 +103,7 @@ def _described(source: ModelSource) -> Base:
 
 def _front_matter(base: Base, form: str, *, lora: bool) -> str:
     """YAML for the hub; every value is JSON, which YAML contains."""
-    metadata: dict[str, Any] = {"library_name": "peft" if form == "adapter" else "transformers"}
+    metadata: dict[str, Any] = {"library_name": {"adapter": "peft", "gguf": "gguf"}.get(form, "transformers")}
     if base.hub:
         metadata["base_model"] = base.name
     if base.licence:
@@ -164,6 +164,8 @@ def _source_name(source: Mapping[str, Any]) -> str:
 
 
 def _use(form: str) -> str:
+    if form == "gguf":
+        return "```sh\nllama-cli -m FOLDER/FILE.gguf\n```"
     auto = "AutoModelForCausalLM" if form == "merged" else "AutoPeftModelForCausalLM"
     library = "transformers" if form == "merged" else "peft"
     note = "" if form == "merged" else "\n\n`adapter_config.json` names the base model; it has to be there."

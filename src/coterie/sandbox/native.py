@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import selectors
 import shutil
 import signal
@@ -12,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,9 +62,9 @@ class _Native:
         """Command before the interpreter's own arguments, and file descriptors that it inherits."""
         raise NotImplementedError
 
-    def before(self, limits: Limits) -> Callable[[], None] | None:
-        """What the child does before it becomes the command."""
-        return None
+    def program(self, limits: Limits) -> str:
+        """Text of the guest."""
+        return HARNESS
 
     def _output(
         self, argument: str, stdin: int, limits: Limits, deadline: float, most: int
@@ -75,7 +74,7 @@ class _Native:
         with tempfile.TemporaryDirectory(prefix="coterie-box-") as folder:
             try:
                 process = subprocess.Popen(
-                    [*command, "-I", "-S", "-c", HARNESS, argument],
+                    [*command, "-I", "-S", "-c", self.program(limits), argument],
                     stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -83,7 +82,6 @@ class _Native:
                     cwd=folder,
                     pass_fds=inherited,
                     start_new_session=True,
-                    preexec_fn=self.before(limits),
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 raise SandboxError(f"the sandbox {self.tier} cannot start a process: {error}") from error
@@ -175,17 +173,13 @@ class Rlimits(_Native):
     def command(self, limits: Limits) -> tuple[list[str], list[int]]:
         return [_interpreter()], []
 
-    def before(self, limits: Limits) -> Callable[[], None]:
-        def limit() -> None:
-            seconds = max(1, round(limits.seconds))
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-            memory, file = limits.memory_mb << 20, FILE_MB << 20
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file, file))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-
-        return limit
+    def program(self, limits: Limits) -> str:
+        # By the guest itself, before it sees any code: a function between fork and exec is not safe beside threads.
+        seconds, memory, file = max(1, round(limits.seconds)), limits.memory_mb << 20, FILE_MB << 20
+        pairs = {"CPU": (seconds, seconds + 1), "AS": (memory, memory), "FSIZE": (file, file)}
+        pairs |= {"CORE": (0, 0), "NOFILE": (FILES, FILES)}
+        lines = [f"resource.setrlimit(resource.RLIMIT_{name}, {pair})" for name, pair in pairs.items()]
+        return "\n".join(["import resource", *lines, HARNESS])
 
 
 def _interpreter() -> str:

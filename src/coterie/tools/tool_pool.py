@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,16 +35,24 @@ class Request:
     """Key of the episode, whose calls go to one worker."""
     row: Mapping[str, Any]
     """Columns of the prompt, for `reset`."""
-    before: Sequence[tuple[str, Mapping[str, Any]]]
-    """Earlier calls of the class in this episode."""
+    before: list[tuple[str, Mapping[str, Any]]]
+    """Earlier calls of the class in this episode, to which this one is added, unless it hangs or dies: it would do so
+    again when the state is made anew."""
 
 
 @dataclass(slots=True)
 class _Slot:
     worker: Worker | None = None
     episodes: set[str] = field(default_factory=set)
-    queue: deque[tuple[int, Request]] = field(default_factory=deque)
-    job: int | None = None
+    """Whose instances the worker has."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def drop(self) -> None:
+        """End the worker; the next call starts another."""
+        if self.worker is not None:
+            self.worker.kill()
+        self.worker = None
+        self.episodes.clear()
 
 
 class ToolPool:
@@ -61,8 +70,7 @@ class ToolPool:
     def __init__(self, targets: Sequence[str], *, workers: int, timeout_s: float, limit: int) -> None:
         self.targets, self.timeout_s, self.limit = list(targets), timeout_s, limit
         self._slots = [_Slot() for _ in range(workers)]
-        self._turn = 0
-        self._lock = threading.Lock()
+        self._turns = itertools.count()
         self._folder, self._folders = os.getcwd(), search_path()
         weakref.finalize(self, _end, self._slots)
 
@@ -72,86 +80,64 @@ class ToolPool:
         return [slot.worker.pid for slot in self._slots if slot.worker is not None]
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Results of calls, which run at once where there are workers.
+        """Results of calls, which run at once where there are workers; those of one instance run in their order.
 
         Raises:
             ConfigError: a tool cannot be imported in a worker.
         """
-        results: list[Result | None] = [None] * len(requests)
-        with self._lock:
-            try:
-                for number, request in enumerate(requests):
-                    self._slot(request).queue.append((number, request))
-                while any(slot.queue or slot.job is not None for slot in self._slots):
-                    self._step(results)
-            except BaseException:
-                self._close()  # late replies would be taken for those of the next request
-                raise
-        return [result for result in results if result is not None]
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(request.target if request.method else str(number), []).append(number)
+        results: dict[int, Result] = {}
+
+        def run_group(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                results[number] = self._result(requests[number])
+
+        if len(groups) == 1:
+            run_group(range(len(requests)))
+        else:
+            with ThreadPoolExecutor(max_workers=len(self._slots)) as executor:
+                list(executor.map(run_group, groups.values()))
+        return [results[number] for number in range(len(requests))]
 
     def forget(self, episode: str) -> None:
         """End an episode: its instances are dropped."""
-        with self._lock:
-            for slot in self._slots:
-                if episode in slot.episodes and slot.worker is not None:
-                    slot.episodes.discard(episode)
+        for slot in self._slots:
+            if episode not in slot.episodes:
+                continue
+            with slot.lock:
+                slot.episodes.discard(episode)
+                if slot.worker is not None:
                     try:
                         _exchange(slot.worker, {"forget": episode}, self.timeout_s)
                     except WorkerDiedError:
-                        self._drop(slot)
+                        slot.drop()
 
     def close(self) -> None:
         """End every worker and all processes that tools started."""
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
         for slot in self._slots:
-            slot.queue.clear()
-            slot.job = None
-            self._drop(slot)
+            with slot.lock:
+                slot.drop()
 
-    def _drop(self, slot: _Slot) -> None:
-        if slot.worker is not None:
-            slot.worker.kill()
-        slot.worker = None
-        slot.episodes.clear()
+    def _acquired(self, request: Request) -> _Slot:
+        """A slot with its lock taken: of an instance the one in which it lives, else a free one where there is one."""
+        if request.method:
+            slot = self._slots[sum(request.episode.encode()) % len(self._slots)]
+        else:
+            slot = next((slot for slot in self._slots if slot.lock.acquire(blocking=False)), None)
+            if slot is not None:
+                return slot
+            slot = self._slots[next(self._turns) % len(self._slots)]
+        slot.lock.acquire()
+        return slot
 
-    def _slot(self, request: Request) -> _Slot:
-        if request.method:  # its instance lives in one worker
-            return self._slots[sum(request.episode.encode()) % len(self._slots)]
-        self._turn += 1
-        return self._slots[self._turn % len(self._slots)]
-
-    def _step(self, results: list[Result | None]) -> None:
-        """Send what can be sent, and wait for a reply or the nearest deadline."""
-        for slot in self._slots:
-            if slot.queue and slot.job is None:
-                self._send(slot)
-        busy = [slot.worker for slot in self._slots if slot.job is not None and slot.worker is not None]
-        wait_for_any(busy, min(worker.deadline for worker in busy) - time.monotonic())
-        for slot in self._slots:
-            if slot.job is None or slot.worker is None:
-                continue
-            try:
-                reply = slot.worker.advance()
-            except WorkerDiedError as error:
-                kind = "timeout" if "within" in str(error) else "crashed"
-                self._drop(slot)
-                results[slot.job], slot.job = Result(content=f"Error: the tool {error}", error=kind), None
-                continue
-            if reply is not None:
-                _log(slot.worker)
-                results[slot.job], slot.job = Result(content=reply["content"], error=reply["error"]), None
-
-    def _send(self, slot: _Slot) -> None:
-        if slot.worker is None:
-            slot.worker = self._started()
-        number, request = slot.queue.popleft()
-        fresh = request.episode not in slot.episodes
-        line = json.dumps(
-            {
-                "call": number,
+    def _result(self, request: Request) -> Result:
+        slot = self._acquired(request)
+        try:
+            worker = slot.worker = slot.worker or self._started()
+            fresh = request.episode not in slot.episodes
+            message = {
                 "target": request.target,
                 "method": request.method,
                 "arguments": dict(request.arguments),
@@ -160,11 +146,22 @@ class ToolPool:
                 "row": dict(request.row) if fresh else {},
                 "before": list(request.before) if fresh else [],
             }
-        )
+            if request.method:
+                slot.episodes.add(request.episode)
+            reply = _exchange(worker, message, self.timeout_s)
+        except WorkerDiedError as error:
+            slot.drop()
+            kind = "timeout" if "within" in str(error) else "crashed"
+            return Result(content=f"Error: the tool {error}", error=kind)
+        except BaseException:
+            slot.drop()  # a late reply would be taken for that of the next request
+            raise
+        finally:
+            slot.lock.release()
+        _log(worker)
         if request.method:
-            slot.episodes.add(request.episode)
-        slot.worker.send_request(line, seconds=self.timeout_s)
-        slot.job = number
+            request.before.append((request.method, request.arguments))
+        return Result(content=reply["content"], error=reply["error"])
 
     def _started(self) -> Worker:
         worker = Worker(self._folder, module="coterie.tools.tool_worker")

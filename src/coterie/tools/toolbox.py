@@ -71,7 +71,7 @@ class EpisodeCalls:
     """Calls that ran."""
     instances: dict[type, Any] = field(default_factory=dict)
     """Of built-in tools with state."""
-    past: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
+    past: dict[str, list[tuple[str, Mapping[str, Any]]]] = field(default_factory=dict)
     """Calls of users' classes, by target, with which a killed worker's state is made again."""
 
     @property
@@ -148,15 +148,11 @@ class EpisodeCalls:
         return as_text(value, self.toolbox.limits.result)
 
     def _request(self, tool: Tool, arguments: dict[str, Any]) -> Request:
-        past = self.past.setdefault(tool.target, []) if tool.method else []
-        request = Request(
+        return Request(
             target=tool.target,
             method=tool.method,
             arguments=arguments,
             episode=self.key,
             row=self.row,
-            before=tuple(past),
+            before=self.past.setdefault(tool.target, []) if tool.method else [],
         )
-        if tool.method:
-            past.append((tool.method, arguments))
-        return request

@@ -92,7 +92,8 @@ function RolloutRow({ name, row }) {
 
 function Message({ message, more }) {
   const left = message.characters - message.content.length;
-  return html`<div class="message ${message.role}"><div class="role">${message.role}</div><div class="content">${message.content}</div>
+  return html`<div class="message ${message.role}"><div class="role">${message.role}${message.name && ` ${message.name}`}${message.error && html` <span class="state error">${message.error}</span>`}</div><div class="content">${message.content}</div>
+    ${(message.calls || []).map((call) => html`<div class="call small">calls <b>${call.name}</b> <span class="content">${call.arguments}</span></div>`)}
     ${message.characters > 0 && left > 0 && html`<p class="quiet small">${number(message.characters)} characters; ${more ? html`<button type="button" onClick=${more}>show all</button>` : "its own page shows all"}</p>`}</div>`;
 }
 

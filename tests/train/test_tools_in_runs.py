@@ -1,0 +1,84 @@
+"""Whole runs with tools: the record, the rewards of calls, and the same bits after a resume."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coterie import launch
+from coterie.config.schema import RunConfig
+from coterie.runs import rollouts
+from coterie.tools.base import Call
+from coterie.tools.toolbox import Toolbox
+from coterie.types import Prompt
+from runs_for_tests import fingerprint, importable, make_config, stop_at
+
+TOOLS = '''
+class Counter:
+    """Counts letters over an episode."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, text: str) -> str:
+        """Add the letters of a text.
+
+        Args:
+            text: the text
+        """
+        self.count += len(text)
+        if text.count("e") > 3:
+            raise ValueError("too many")
+        return f"{self.count} letters"
+'''
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model writes no call by chance: here each of its turns is one, until it says `z`."""
+    (tmp_path / "counting.py").write_text(TOOLS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", importable(tmp_path))
+
+    def calls(self: Toolbox, text: str) -> list[Call]:
+        return [] if "z" in text else [Call(text=text, name="add", arguments={"text": text})]
+
+    monkeypatch.setattr(Toolbox, "calls", calls)
+    return tmp_path
+
+
+def config_for(root: Path, **changed: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "environment": {
+            "name": "tools",
+            "max_turns": 3,
+            "max_tokens": 200,
+            "params": {"tools": ["counting:Counter"], "format": "tags", "describe": False},
+        },
+        "rewards": {"functions": [{"name": "tiny_rewards:likes_a"}, {"name": "call_valid"}, {"name": "call_cost"}]},
+    }
+    return make_config(root, **settings, **changed)
+
+
+@pytest.mark.slow
+def test_a_run_with_tools_resumes_to_the_same_bits(root: Path) -> None:
+    whole = launch.train(config_for(root))
+    half = launch.train(config_for(root, name="two"), stop_at(3, signal.SIGTERM))
+    assert launch.resume(half) == half
+    assert fingerprint(half) == fingerprint(whole)
+    records = rollouts.read_step(whole / "rollouts", 6)
+    called = [record.rollout for record in records if len(record.rollout.turns) > 1]
+    assert called
+    for rollout in called:
+        results = [message for message in rollout.messages if message["role"] == "tool"]
+        asked = [call for message in rollout.messages for call in message.get("tool_calls", ())]
+        assert [call["id"] for call in asked][: len(results)] == [message.get("tool_call_id") for message in results]
+        assert all(message["content"].endswith("letters") or "error" in message for message in results)
+        assert rollout.reward_parts["call_valid"] == 1.0
+        assert isinstance(rollout.context.prompt_id, str)
+    counts = [int(m["content"].split()[0]) for r in called for m in r.messages if m["content"].endswith(" letters")]
+    assert max(counts) > 0
+    assert all(isinstance(record.prompt, Prompt) for record in records if record.prompt is not None)
