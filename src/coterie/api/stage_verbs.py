@@ -53,7 +53,7 @@ def rejection(
         loaded = settings_of("rejection", config, tables, dotted, place, model=model, data=data, reward=reward)
         from coterie.stages import rejection as stage
 
-        return Run(stage.rejection(loaded.rejecting(), callbacks))
+        return Run(stage.rejection(loaded.with_table("rejection"), callbacks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

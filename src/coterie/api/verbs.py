@@ -125,7 +125,7 @@ def sft(
         )  # fmt: skip
         from coterie import launch
 
-        return Run(launch.train(loaded.imitating(), callbacks))
+        return Run(launch.train(loaded.with_table("sft"), callbacks))
 
 
 def resume(

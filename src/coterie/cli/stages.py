@@ -22,7 +22,7 @@ def rejection(ctx: typer.Context, help_: bool = HELP) -> None:
     from coterie.runs.directory import check_name
     from coterie.runs.models import resolve
 
-    config = load(ctx.args).config.rejecting()
+    config = load(ctx.args).config.with_table("rejection")
     resolve(config.model.name, Path(config.runs), check_files=False)
     check_files(config)
     check_name(Path(config.runs), config.name)

@@ -70,7 +70,7 @@ def sft(
     from coterie.config.load import load
 
     loaded = load(ctx.args)
-    _train(replace(loaded, config=loaded.config.imitating()), dry_run, json_, board)
+    _train(replace(loaded, config=loaded.config.with_table("sft")), dry_run, json_, board)
 
 
 def _train(loaded: Loaded, dry_run: bool, json_: bool, board: bool) -> None:

@@ -266,13 +266,10 @@ class RunConfig(Section):
             self._check_bounds(*self.grouping.reward_range)
         return self
 
-    def imitating(self) -> RunConfig:
-        """The settings with the table `sft`, where they had none."""
-        return self if self.sft is not None else self.model_copy(update={"sft": SftConfig()})
-
-    def rejecting(self) -> RunConfig:
-        """The settings with the table `rejection`, where they had none."""
-        return self if self.rejection is not None else self.model_copy(update={"rejection": RejectionConfig()})
+    def with_table(self, name: Literal["sft", "rejection"]) -> RunConfig:
+        """The settings with this table, where they had none."""
+        table = {"sft": SftConfig, "rejection": RejectionConfig}[name]
+        return self if getattr(self, name) is not None else self.model_copy(update={name: table()})
 
     @property
     def advantages_alone(self) -> bool:
