@@ -36,8 +36,8 @@ EXTRAS = {
     "demo": {"train"},
     "run": {"train"},
     "bench": {"train"},
-    "test": {"train", "tasks", "experience", "board", "tensorboard", "dev"},
-    "check": {"train", "tasks", "experience", "board", "tensorboard", "dev"},
+    "test": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
+    "check": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "faults": {"train", "dev"},
 }
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]

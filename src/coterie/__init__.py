@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
     from coterie.api.stage_verbs import pipeline, rejection
-    from coterie.api.verbs import board, evaluate, resume, sample, sft, train
+    from coterie.api.verbs import board, evaluate, resume, sample, serve, sft, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -33,6 +33,7 @@ __all__ = [
     "rejection",
     "resume",
     "sample",
+    "serve",
     "sft",
     "train",
 ]
@@ -55,7 +56,8 @@ _HOMES = {
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 
 
-# The packages `coterie.train`, the training loop, and `coterie.board` are also the functions of these names.
+# The packages `coterie.train`, the training loop, `coterie.board` and `coterie.serve` are also the functions of these
+# names.
 class _Verb(ModuleType):
     @property
     def __wrapped__(self) -> Any:
@@ -70,7 +72,7 @@ class _Verb(ModuleType):
         return self.__wrapped__(*args, **settings)
 
 
-for _package in ("board", "train"):  # at once, so that a name stands for one object, whatever is imported when
+for _package in ("board", "serve", "train"):  # at once, so that a name stands for one object, whatever is imported when
     import_module(f"coterie.{_package}").__class__ = _Verb
 
 

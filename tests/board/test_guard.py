@@ -25,7 +25,7 @@ def with_token(board: Board, **headers: str) -> dict[str, str]:
 
 
 def test_the_board_listens_on_loopback_alone(board: Board) -> None:
-    assert board._socket.getsockname()[0] == "127.0.0.1"
+    assert board._server.listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_without_the_token_nothing_is_told(board: Board) -> None:

@@ -184,6 +184,34 @@ def test_what_is_aborted_keeps_what_was_said(row: Row) -> None:
         assert [left[other].tokens for other in others] == [turn.tokens for turn in alone]
 
 
+def test_what_has_come_so_far_can_be_read(row: Row) -> None:
+    """For streaming; an engine that gives whole turns says None."""
+    request, engine = longest(row), row.make()
+    number = engine.submit(request, SAMPLING)
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    for _ in range(2):
+        engine.step()
+        new = engine.sampled(number, len(tokens))
+        if new is None:
+            pytest.skip("turns come whole")
+        tokens += new[0]
+        logprobs += new[1]
+    turn = run(engine, [number])[number]
+    assert 2 <= len(tokens) < len(turn.tokens)
+    assert (turn.tokens[: len(tokens)], turn.sampler_logprobs[: len(logprobs)]) == (tuple(tokens), tuple(logprobs))
+
+
+def test_temperature_0_takes_the_likeliest(row: Row) -> None:
+    requests, greedy = crowd(2), replace(SAMPLING, temperature=0.0)
+    turns = row.make().generate(requests, greedy)
+    if row.exact and not isinstance(row.make(), ScriptedEngine):
+        assert [turn.tokens for turn in turns[::2]] == [turn.tokens for turn in turns[1::2]], "whatever the stream"
+        likeliest = row.make().generate(requests, replace(SAMPLING, top_k=1, temperature=1.0))
+        assert [turn.tokens for turn in turns] == [turn.tokens for turn in likeliest]
+        assert min(turn.sampler_logprobs[0] for turn in turns) < -0.01
+
+
 def test_what_has_not_begun_ends_without_tokens(engine: Engine) -> None:
     ids = [engine.submit(request, SAMPLING) for request in crowd()]
     turn = engine.abort(ids[-1])

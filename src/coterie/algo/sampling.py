@@ -64,6 +64,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
         logits: [N, V] any float dtype.
         uniform: [N] float64 in [0, 1), on the CPU or where the logits are. A device without float64 has its tokens
             drawn on the CPU.
+        temperature: 0 takes the likeliest token, with its log-probability at temperature 1 and without filters.
 
     Returns:
         tokens [N] int64 and log-probabilities [N] float32 (float64 for float64 logits).
@@ -84,6 +85,9 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
 
 def _sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     precision = at_least_float32(logits.dtype)
+    if temperature == 0:
+        scores, tokens = logits.to(precision).log_softmax(-1).max(-1)
+        return tokens, scores
     scaled = filter_logits(logits.to(precision, copy=True).div_(temperature), top_k, top_p)
     rows, size = scaled.shape
     blocks = -(-size // _BLOCK)

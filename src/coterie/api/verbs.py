@@ -1,4 +1,4 @@
-"""train, resume, evaluate, sample and board for scripts and notebooks.
+"""train, resume, evaluate, sample, serve and board for scripts and notebooks.
 
 Objects become settings and files, then the same functions run as for the command line. Nothing here imports torch
 before one of them is called.
@@ -20,6 +20,7 @@ from coterie.types import EvalResult
 if TYPE_CHECKING:
     from coterie.board.server import Board
     from coterie.config.schema import RunConfig
+    from coterie.serve.endpoint import Endpoint
 
 _OF_TRL = {
     "reward_funcs": "reward",
@@ -105,16 +106,14 @@ def sft(
 
     Args:
         model: as for `train`.
-        data: rows of `messages`, of `prompt` and `completion`, or of `prompt`, `steps` and `answer`, given as for
-            `train`.
+        data: rows of `messages`, `prompt` and `completion`, or `prompt`, `steps` and `answer`, given as for `train`.
         reward: measures the held-out accuracy; as for `train`.
         heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
 
     The other arguments are those of `train`.
 
     Raises:
-        DataError: a row has no assistant's turn, is too long, or answers a held-out prompt.
-        CollapseError: the loss exploded.
+        CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
     """
     tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
     with callbacks_of(callback, quiet) as callbacks:
@@ -284,6 +283,56 @@ def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_brow
     if open_browser:
         served.open()
     return served
+
+
+def serve(
+    model: Any,
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    name: str = "",
+    tokenizer: Any = None,
+    quiet: bool = False,
+    **limits: Any,
+) -> Endpoint:
+    """Serve a model to clients of OpenAI's API, from threads of this process.
+
+    Args:
+        model: as for `evaluate`.
+        port: None takes the first free one from 8000 on, 0 any free one.
+        host: address to listen on; any other than loopback needs a key.
+        api_key: that clients must send.
+        name: by which clients ask for the model; the run's, or the model's, when left out.
+        tokenizer: of a loaded model.
+        quiet: print nothing.
+        limits: `max_num_seqs`, `max_model_len`, `max_queue`, `max_body`, `timeout_s` and `grace_s`, as
+            `coterie.serve.endpoint.Limits` explains them.
+
+    Returns:
+        The endpoint; `address` is the clients' base address, `stop()` ends it, and it ends with the process. In a
+        `with` statement it ends with the block.
+
+    Raises:
+        ConfigError: the packages of the extra `serve` are not installed, or a limit is wrong.
+        RunError: there is no such run, or the port is taken.
+    """
+    label = name or (model.path.name if isinstance(model, Run) else "" if isinstance(model, str | Path) else "model")
+    target, _ = _target(model, None)
+    with _scratch() as place, _callbacks(None, quiet) as callbacks:
+        from coterie.api.inputs import model_of
+
+        source = model_of(target, tokenizer, place)
+        from coterie.serve.endpoint import Endpoint, Limits
+
+        try:
+            accepted = Limits(**limits)
+        except TypeError:
+            names = ", ".join(Limits.__slots__)
+            raise TypeError(f"coterie.serve() got {', '.join(limits)}; its limits are {names}") from None
+        return Endpoint(
+            source, port=port, host=host, api_key=api_key, name=label, limits=accepted, callback=callbacks
+        ).start()
 
 
 @contextmanager

@@ -1,15 +1,11 @@
 """The guard before every answer of the board: Host, Origin, method and token of a request, headers of a response.
 
-A page on this machine's loopback is within reach of every web page that its user opens. Host is checked against DNS
-rebinding, Origin and Sec-Fetch-Site against pages of other origins (another port is another origin), and the token
-keeps out other users of the machine. The cookie is HttpOnly and SameSite=Strict, and its name carries the port, since
-cookies of one host are shared by all its ports.
+What `web/origin.py` checks keeps out other pages, and the token other users of the machine. The cookie is HttpOnly and
+SameSite=Strict, and its name carries the port, since cookies of one host are shared by all its ports.
 """
 
 from __future__ import annotations
 
-import hmac
-import secrets
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode
@@ -17,6 +13,8 @@ from urllib.parse import parse_qs, urlencode
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from coterie.web import origin
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -34,14 +32,8 @@ HEADERS: Mapping[str, str] = {
     "cache-control": "no-store",
 }
 READING = ("GET", "HEAD")
-NAMES = ("127.0.0.1", "localhost", "[::1]")
 LONGEST = 4096
 """Bytes of an address with its query."""
-
-
-def new_token() -> str:
-    """A token of 192 random bits."""
-    return secrets.token_urlsafe(24)
 
 
 class Guard:
@@ -56,8 +48,6 @@ class Guard:
         self.app = app
         self.port = port
         self.token = token
-        self.hosts = {f"{name}:{port}" for name in NAMES}
-        self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -84,16 +74,15 @@ class Guard:
             return PlainTextResponse("the board only reads: GET and HEAD", 405, {"allow": ", ".join(READING)})
         if len(scope["raw_path"] or b"") + len(scope["query_string"]) > LONGEST:
             return PlainTextResponse(f"the address is longer than {LONGEST} bytes", 414)
-        if headers.getlist("host") not in [[host] for host in self.hosts]:
+        if origin.is_rebound(headers, self.port):
             return PlainTextResponse("this is no address of the board: use the one that it printed", 421)
-        if headers.get("origin", "http://" + headers["host"]) not in self.origins:
-            return PlainTextResponse("a page of another origin asked", 403)
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["path"] != "/":
+        linked = origin.is_from_another_site(headers) and scope["path"] != "/"
+        if origin.is_foreign(headers, self.port) or linked:
             return PlainTextResponse("a page of another origin asked", 403)
         query = parse_qs(scope["query_string"].decode("ascii", "replace"))
         if scope["path"] == "/" and self.fits(query.pop("token", [""])[0]):
             return self.entrance(urlencode(query, doseq=True))
-        if self.fits(self.cookie(headers)) or self.fits(headers.get("authorization", "").removeprefix("Bearer ")):
+        if self.fits(self.cookie(headers)) or self.fits(origin.bearer(headers)):
             return None
         return PlainTextResponse(
             "the board asks for its token: open the address that `coterie board` printed, with ?token=…", 403
@@ -119,4 +108,4 @@ class Guard:
 
     def fits(self, token: str) -> bool:
         """True for the right token, in a time that does not tell how much of it is right."""
-        return hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
+        return origin.equal_secrets(token, self.token)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,28 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
 
 from coterie.board.catalog import Catalogue
-from coterie.errors import ConfigError, RunError, install_command
+from coterie.errors import RunError
+from coterie.web.local_server import LocalServer, listen, require
+from coterie.web.origin import new_secret
 
 HOST = "127.0.0.1"
 PORT = 8642
 """The first that is tried where none is asked for."""
 TRIED = 20
 """Ports that are tried from there on."""
-
-
-def require() -> None:
-    """Raise ConfigError, with the remedy, where the packages of the extra `board` are not installed."""
-    try:
-        import starlette
-        import uvicorn
-    except ImportError as error:
-        raise ConfigError(
-            f"the board needs a package that is not installed ({error}): {install_command('board')}"
-        ) from error
-    del starlette, uvicorn
 
 
 @dataclass(slots=True)
@@ -57,35 +43,19 @@ class Board:
     token: str = ""
     """Made anew where it is empty."""
     catalogue: Catalogue = field(init=False)
-    _socket: socket.socket = field(init=False, repr=False)
-    _server: Any = field(init=False, repr=False)
-    _thread: threading.Thread | None = field(init=False, default=None, repr=False)
+    _server: LocalServer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require()
-        import uvicorn
-
-        from coterie.board.guard import new_token
+        require("board", "the board")
         from coterie.board.routes import application
 
         self.catalogue = Catalogue(Path(self.runs))
-        self.token = self.token or new_token()
-        self._socket = listen(self.port)
-        self.port = self._socket.getsockname()[1]
-        config = uvicorn.Config(
-            application(self.catalogue, port=self.port, token=self.token),
-            lifespan="off",
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            ws="none",
-            http="h11",
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=1,
-            limit_concurrency=256,
-        )
-        self._server = uvicorn.Server(config)
+        self.token = self.token or new_secret()
+        listener = listen(HOST, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
+        self.port = listener.getsockname()[1]
+        page = application(self.catalogue, port=self.port, token=self.token)
+        settings = {"timeout_graceful_shutdown": 1, "limit_concurrency": 256}
+        self._server = LocalServer(page, listener, "coterie-board", settings)
 
     @property
     def address(self) -> str:
@@ -95,12 +65,11 @@ class Board:
 
     def serve(self) -> None:
         """Answer until `stop` or Ctrl-C."""
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        self._server.serve()
 
     def start(self) -> Board:
         """Answer from a thread of this process."""
-        self._thread = threading.Thread(target=self.serve, name="coterie-board", daemon=True)
-        self._thread.start()
+        self._server.start()
         return self
 
     def open(self) -> bool:
@@ -110,14 +79,10 @@ class Board:
 
     def stop(self) -> None:
         """Stop answering, and free the port."""
-        self._server.should_exit = True
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-            self._thread = None
-        self._socket.close()
+        self._server.stop()
 
     def __enter__(self) -> Board:
-        return self.start() if self._thread is None else self
+        return self if self._server.started else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -125,32 +90,6 @@ class Board:
     def _repr_html_(self) -> str:
         """A link, for notebooks."""
         return f'<a href="{self.address}" target="_blank" rel="noreferrer">{self.address}</a>'
-
-
-def listen(port: int | None) -> socket.socket:
-    """A socket on loopback.
-
-    Raises:
-        RunError: the port is taken or may not be used.
-    """
-    ports = [port] if port is not None else [*range(PORT, PORT + TRIED), 0]
-    for candidate in ports:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, candidate))
-            listener.listen(128)
-        except (OSError, OverflowError) as error:
-            listener.close()
-            if candidate == ports[-1]:
-                taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-                why = "is in use by another program" if taken else f"cannot be used: {error}"
-                raise RunError(
-                    f"port {candidate} {why}; choose another one with --port, or leave it out to get a free one"
-                ) from error
-        else:
-            return listener
-    raise AssertionError("a port was tried")
 
 
 @contextmanager
@@ -164,7 +103,7 @@ def beside(runs: Path) -> Generator[str]:
         ConfigError: the packages of the extra `board` are not installed.
         RunError: it did not start.
     """
-    require()
+    require("board", "the board")
     runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "coterie", "board", "--runs", str(runs), "--no-browser", "--beside"]
     process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True)

@@ -15,12 +15,12 @@ from typing import Any
 
 from coterie.board.catalog import Catalogue
 from coterie.board.region_pages import spread
-from coterie.board.server import require
 from coterie.errors import CoterieError, RunError
 from coterie.runs import parquet
 from coterie.runs.directory import find
 from coterie.runs.durable import write_file
 from coterie.runs.export import jsonable
+from coterie.web.local_server import require
 
 GROUPS = 24
 """Groups of a step that are included, at most."""
@@ -39,7 +39,7 @@ def export(run: str | Path, runs: Path, file: Path, *, steps: int = 3) -> int:
         ConfigError: the packages of the extra `board` are not installed.
         RunError: there is no such run, the file exists, or it cannot be written.
     """
-    require()
+    require("board", "the board")
     path = find(run, runs)
     if file.exists():
         raise RunError(f"{file} exists, and an export overwrites nothing; choose another name, or delete it")

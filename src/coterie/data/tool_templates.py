@@ -38,7 +38,7 @@ HERMES = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 """Hermes' format (as Qwen2.5's own template has it) for ChatML models whose template knows no tools."""
 _NAME = "weather_in_a_city"
-_PROBE = {
+PROBE = {
     "type": "function",
     "function": {"name": _NAME, "description": "", "parameters": {"type": "object", "properties": {}}},
 }
@@ -67,7 +67,7 @@ def equip(chat: Chat, schemas: Sequence[Mapping[str, Any]] = (), preamble: str =
 
 def _shows_tools(chat: Chat) -> bool:
     """True if the template writes the tools that it is given."""
-    before, chat.tools = chat.tools, [_PROBE]
+    before, chat.tools = chat.tools, [PROBE]
     try:
         return _NAME in chat.tokenizer.decode(chat.render([Message(role="user", content="How warm is it?")]))
     except DataError:

@@ -31,6 +31,7 @@ class Sampling:
     """Sampling parameters."""
 
     temperature: float
+    """0 takes the likeliest token, and gives its log-probability at temperature 1."""
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int
@@ -92,6 +93,11 @@ class Engine(Protocol):
     def abort(self, request: int, reason: StopReason = StopReason.ABANDONED) -> Turn | None:
         """End a request at its present token, and free all that is kept of it; None if it had ended before."""
         ...
+
+    def sampled(self, request: int, start: int) -> tuple[list[int], list[float]] | None:
+        """Tokens and log-probs of an open request from token `start` on, as far as it has come; None where the engine
+        cannot tell, and turns come whole."""
+        return None
 
     def commit(self, version: int) -> None:
         """Serve policy version `version` from now on; what is kept of turns of before is freed.

@@ -138,6 +138,10 @@ class EmbeddedEngine(Engine):
         self._end_if_idle()
         return None if sequence is None else sequence.turn()
 
+    def sampled(self, request: int, start: int) -> tuple[list[int], list[float]]:
+        sequence = self._open[request]
+        return sequence.tokens[start:], sequence.logprobs[start:]
+
     def _append(self, sequences: Sequence[SampledSequence], drawn: Drawn) -> None:
         for sequence, token, logprob in zip(sequences, *drawn, strict=True):
             sequence.append(token, logprob, self._codec)

@@ -81,6 +81,11 @@ class ScriptedEngine(Engine):
     def _is_whole(self, recital: _Recital) -> bool:
         return recital.passes >= len(recital.turn.tokens)
 
+    def sampled(self, request: int, start: int) -> tuple[list[int], list[float]]:
+        recital = self._open[request]
+        new = slice(start, recital.passes)
+        return list(recital.turn.tokens[new]), list(recital.turn.sampler_logprobs[new])
+
     def abort(self, request: int, reason: StopReason = StopReason.ABANDONED) -> Turn | None:
         recital = self._open.pop(request, None)
         if recital is None:

@@ -103,7 +103,7 @@ def complete(
     callback = callback or Callback()
     system = _system_of(target) if system is None else system
     conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
-    policy, talk = _loaded(target, callback)
+    policy, talk = loaded(target, callback)
     engine = EmbeddedEngine(policy, talk)
     requests = [
         Request(
@@ -149,7 +149,7 @@ def chat(
         system: system message; None takes the one the run was trained with, if any.
         seed: None takes a fresh one.
     """
-    policy, talk = _loaded(target, callback or Callback())
+    policy, talk = loaded(target, callback or Callback())
     engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
@@ -162,7 +162,12 @@ def chat(
     )
 
 
-def _loaded(target: str, callback: Callback) -> tuple[Policy, Chat]:
+def loaded(target: str, callback: Callback) -> tuple[Policy, Chat]:
+    """The policy of a run or a model, with its chat.
+
+    Raises:
+        ModelError, RunError, AssetError: as `runs.models.resolve`, or it cannot be loaded.
+    """
     config = with_model(RunConfig(), target)
     use_threads(config)
     source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)

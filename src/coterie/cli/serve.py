@@ -1,0 +1,79 @@
+"""Command `serve`: a model behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from coterie.cli.options import JSON, LOADING, print_json
+from coterie.errors import ConfigError
+
+KEY = "COTERIE_API_KEY"
+"""Of the environment, where a key is not seen by other users of the machine."""
+
+
+def serve(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="The first free one from 8000 on when left out, 0 any.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option(help="Name by which clients ask for the model; MODEL_OR_RUN when left out.", show_default=False),
+    ] = "",
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help=f"Key that clients send; better given as {KEY}.", show_default=False)
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            "--max-model-len",
+            min=2,
+            help="Most tokens of a prompt and its completion; the model's context, at most 4096, when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Sequences decoded at once.")] = 64,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Completions that wait or are decoded.")] = 1024,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds that a request may take.")] = 600.0,
+    json_: bool = JSON,
+) -> None:
+    """Serve a model, or the model of a run, to clients of OpenAI's API.
+
+    MODEL_OR_RUN is a run, RUN@STEP, a model folder, an asset or a hub id. The first line that is printed is the base
+    address. Ctrl-C ends it, and lets open requests end within ten seconds.
+    """
+    from coterie import console
+    from coterie.runs.models import resolve
+
+    resolve(target, check_files=False)  # a wrong name is reported before torch is loaded
+    key = os.environ.get(KEY) if api_key is None else api_key
+    if key is not None and not key.strip():
+        raise ConfigError("the API key is empty; give one, or leave --api-key and " + KEY + " out")
+    with console.console_callback(sys.stderr) as callback:
+        callback.on_progress(LOADING)
+        from coterie.serve.endpoint import Endpoint, Limits
+
+        limits = Limits(
+            max_num_seqs=max_num_seqs, max_model_len=max_model_len, max_queue=max_queue, timeout_s=timeout_s
+        )
+        endpoint = Endpoint(target, port=port, host=host, api_key=key, name=name, limits=limits, callback=callback)
+    if json_:
+        record = {"address": endpoint.address, "port": endpoint.port, "model": endpoint.name}
+        print_json(record | {"max_model_len": endpoint.max_model_len})
+    else:
+        typer.echo(f"{endpoint.address}\nserves {endpoint.name!r}, {endpoint.max_model_len} tokens; Ctrl-C ends it")
+    sys.stdout.flush()
+    endpoint.serve()
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the program."""
+    app.command()(serve)

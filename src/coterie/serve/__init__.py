@@ -1,0 +1,1 @@
+"""A model behind an OpenAI-compatible endpoint: continuous batching in one engine thread, over HTTP."""

@@ -1,0 +1,74 @@
+"""Calls of tools, between OpenAI's form and the text that a model reads and writes (Hermes' `<tool_call>`)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.serve.parameters import ChatMessage
+from coterie.types import Message
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a model's text says."""
+
+    content: str
+    """Before the first call; all of it where there is none."""
+    calls: tuple[dict[str, Any], ...] = ()
+    """OpenAI's `tool_calls`."""
+
+
+def conversation_message(message: ChatMessage) -> Message:
+    """A client's message as the chat template takes it."""
+    rendered = Message(role=message.role, content=message.text)
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.name is not None and message.role == "tool":
+        rendered["name"] = message.name
+    return rendered
+
+
+def read_calls(text: str, tools: Collection[str]) -> Reading:
+    """The calls in a text, if all of them can be read and name a tool; else the text, as the model wrote it.
+
+    >>> text = 'Let me see. <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    >>> read_calls(text, ["add"]).content, read_calls(text, ["add"]).calls[0]["function"]["arguments"]
+    ('Let me see.', '{"a": 1}')
+    >>> read_calls(text, []).calls
+    ()
+    """
+    content, *blocks = text.split(OPENING)
+    calls = []
+    for block in blocks:
+        inside, end, rest = block.partition(CLOSING)
+        call = _call(inside, tools) if end and not rest.strip() else None
+        if call is None:
+            return Reading(content=text)
+        calls.append(call)
+    return Reading(content=content.strip() if calls else text, calls=tuple(calls))
+
+
+def _call(inside: str, tools: Collection[str]) -> dict[str, Any] | None:
+    try:
+        call = json.loads(inside)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or call.get("name") not in tools or not isinstance(call.get("arguments"), dict):
+        return None
+    function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+    return {"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function}
