@@ -319,7 +319,7 @@ def serve(
     """
     label = name or (model.path.name if isinstance(model, Run) else "" if isinstance(model, str | Path) else "model")
     target, _ = _target(model, None)
-    with _scratch() as place, _callbacks(None, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
 
         source = model_of(target, tokenizer, place)
