@@ -3,8 +3,10 @@
     python -m benchmarks.turns
     python -m benchmarks.turns --prompts 4 --group-size 4 --rounds 2
 
-Every case has the same prompts, and as many sampled tokens and tokens that an environment adds; with one turn these
-stand in the prompt. The cases of a round follow each other, so that other load concerns them alike.
+Every case has the same prompts, and as many sampled tokens and tokens that an environment adds. With one turn these
+stand in the prompt for generation; for the update it is a completion of as many tokens in all. The cases of a round
+follow each other, so that other load concerns them alike. The first table has the processor's time,
+of one thread unless `--threads` says otherwise; the second has that of the clock.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.peers.growth_step import Endless, learner_for, load_policy
 from benchmarks.peers.rollouts import rollout
 from coterie.batches.batch import Batch
@@ -24,6 +28,7 @@ from coterie.engines.base import Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.base import Limits, Observation, Shown
 from coterie.envs.registry import FunctionEnvironment
+from coterie.policy.learner import Learner
 from coterie.rollout.episodes import Attempt, Episodes
 from coterie.types import Credit, Message, Prompt
 
@@ -100,6 +105,22 @@ def sampled(
     return attempts, time.perf_counter() - began, episodes
 
 
+def as_one(attempt: Attempt) -> Attempt:
+    """The tokens of a conversation as one completion."""
+    first, last = attempt.turns[0], attempt.turns[-1]
+    tokens = (*last.prompt_tokens, *last.tokens)[len(first.prompt_tokens) :]
+    turn = replace(first, tokens=tokens, sampler_logprobs=(-1.0,) * len(tokens))
+    return replace(attempt, turns=[turn])
+
+
+def updated(learner: Learner, attempts: Sequence[Attempt]) -> float:
+    """Seconds of one optimizer step on these attempts."""
+    rows = packed(attempts)
+    began = time.process_time()
+    learner.update([rows])
+    return time.process_time() - began
+
+
 def packed(attempts: Sequence[Attempt]) -> list[Batch]:
     """The micro-batches of one update in which every attempt has a gradient; a conversation is one row's sequence."""
     rollouts = [
@@ -119,13 +140,19 @@ def cost(policy: Any, size: Size, rounds: int) -> None:
     seconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds + 1):  # the first warms up
         for turns in TURNS:
-            attempts, kept_seconds, _ = sampled(policy, size, turns)
-            rows = packed(attempts)
-            began = time.perf_counter()
-            learner.update([rows])
-            seconds.setdefault(("update", turns), []).append(time.perf_counter() - began)
+            began = time.process_time()
+            attempts, _, _ = sampled(policy, size, turns)
+            kept_seconds = time.process_time() - began
+            if turns == TURNS[1]:
+                seconds.setdefault(("update", 1), []).append(
+                    updated(learner, [as_one(attempt) for attempt in attempts])
+                )
+            if turns > 1:
+                seconds.setdefault(("update", turns), []).append(updated(learner, attempts))
             seconds.setdefault(("kept", turns), []).append(kept_seconds)
-            seconds.setdefault(("read anew", turns), []).append(sampled(policy, size, turns, kept=1)[1])
+            began = time.process_time()
+            sampled(policy, size, turns, kept=1)
+            seconds.setdefault(("read anew", turns), []).append(time.process_time() - began)
     print("| turns | generation, s | to one turn | read anew, s | to one turn | update, s | to one turn |")
     print("|" + " --: |" * 7)
     for turns in TURNS:
@@ -161,7 +188,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tools", type=float, nargs="*", default=[0.1, 0.5], help="seconds that a tool takes")
     parser.add_argument("--delays", type=int, nargs="*", default=[1, 4, 16])
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     policy = load_policy(options.model)
     size = Size(options.prompts, options.group_size, options.prompt_tokens)
     cost(policy, size, options.rounds)

@@ -354,6 +354,27 @@ def test_ctrl_c_while_tools_work_leaves_nothing(policy: Policy) -> None:
     engine.commit(1)
 
 
+def test_after_ctrl_c_no_environment_begins_to_answer(policy: Policy) -> None:
+    released, begun = threading.Event(), []
+
+    def slow(prompt: Prompt):
+        yield prompt.messages
+        begun.append(prompt.id)
+        released.wait(20)
+
+    def progress(done: int, total: int) -> None:
+        if begun:
+            raise KeyboardInterrupt
+
+    environment = FunctionEnvironment(name="a:b", function=slow)
+    episodes = Episodes(Recorded(policy), environment, Words(), seed=3, limits=replace(LIMITS, delay=99, workers=1))
+    with pytest.raises(KeyboardInterrupt):
+        episodes.run(PAIRS, replace(SAMPLING, progress=progress))
+    released.set()
+    time.sleep(0.05)
+    assert len(begun) == 1
+
+
 def test_a_commit_in_the_middle_of_episodes_is_named(policy: Policy) -> None:
     engine = Recorded(policy)
 

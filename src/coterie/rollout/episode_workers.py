@@ -103,6 +103,7 @@ class EpisodeWorkers:
         self._queue: SimpleQueue[Answer | Episode | None] = SimpleQueue()
         self._pending: set[Answer] = set()
         self._alive = 0
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: dict[Answer, Future[None]] = {}
 
@@ -110,6 +111,7 @@ class EpisodeWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
         for _number in range(self._alive):
             self._queue.put(None)
         if self._loop is not None:
@@ -191,6 +193,8 @@ class EpisodeWorkers:
         while (work := self._queue.get()) is not None:
             if not isinstance(work, Answer):
                 _close(work)
+                continue
+            if self._closed:  # by an error or Ctrl-C: nobody waits for it
                 continue
             _answer(work)
             if work.expired:
