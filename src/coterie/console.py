@@ -86,8 +86,9 @@ def _clipped(metrics: Metrics) -> float | None:
 
 
 def _reward(metrics: Metrics) -> str:
-    mean, std = metrics.get("reward/mean"), metrics.get("reward/std")
-    return ABSENT if mean is None and std is None else f"{number(mean)}±{number(std, 2)}"
+    if "epoch" in metrics:  # a fine-tuning
+        return ABSENT
+    return f"{number(metrics.get('reward/mean'))}±{number(metrics.get('reward/std'), 2)}"
 
 
 COLUMNS: dict[str, Callable[[Metrics], str]] = {

@@ -131,16 +131,16 @@ def resume(
 ) -> None:
     """Resume from the latest checkpoint."""
     from coterie import console
-    from coterie.runs.directory import find
+    from coterie.runs.directory import RunDirectory
 
-    find(run, root)
+    kept = RunDirectory.at(run, root).read_config().get("rejection")
     with console.console_callback() as callback:
         callback.on_progress(LOADING)
+        from coterie import launch
         from coterie.stages import rejection
 
-        rejection.resume(
-            Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
-        )
+        again = launch.resume if kept is None else rejection.resume
+        again(Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change)
     exit_by_signal(callback.stopped)
 
 
