@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Highest resident memory of each phase in MiB, `peak` the highest of all; the process is used up."""
     from coterie.batches.pack import largest
-    from coterie.build import run
+    from coterie.build import reading, run
     from coterie.build.learner import objective_for
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         }
     )
     run.use_threads(config)
-    source = run.locate_model(config.model.name, Callback())
+    source = reading.locate_model(config.model.name, Callback())
     policy = run.load_policy(config, source)
     peaks: dict[str, float] = {}
 

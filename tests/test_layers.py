@@ -36,6 +36,7 @@ LAYERS = [
     {"board", "build"},
     {"inference", "preflight", "sweep"},
     {"launch", "serve"},
+    {"stages"},
     {"demo"},
     {"api"},
     {"cli", "compat"},

@@ -19,11 +19,12 @@ SHORT = {"config/base.py", "rng.py", "data/complexity.py"}
 """One noun each, of fewer lines."""
 REPEATED = {"base.py", "registry.py", "metrics.py", "model.py", "memory.py", "objective.py", "optim.py", "learner.py"}
 REPEATED |= {"prompts.py", "rows.py", "regions.py", "report.py", "assets.py", "algorithms.py", "export.py", "run.py"}
-REPEATED |= {"missing.py"}
+REPEATED |= {"missing.py", "pipeline.py", "sft.py"}
 """File names that several folders have, where the folder says which."""
 
 
 KNOW_ALL_SETTINGS = {"config", "build", "api", "cli", "sweep", "launch.py", "preflight.py", "inference", "demo.py"}
+KNOW_ALL_SETTINGS |= {"stages"}
 KNOW_ALL_SETTINGS |= {"board/report.py", "__init__.py"}
 """Folders and files that may name `RunConfig`; below, a part takes its own section."""
 

@@ -22,7 +22,8 @@ import numpy as np
 from gradients import recorded
 
 from coterie.build.learner import group_aware_estimator
-from coterie.build.run import embed_for, policy_for, read_inputs, use_threads
+from coterie.build.reading import read_inputs
+from coterie.build.run import embed_for, policy_for, use_threads
 from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.grouping.arrays import Rollouts

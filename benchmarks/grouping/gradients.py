@@ -25,15 +25,8 @@ from torch import Tensor
 from coterie.algo.subsample import keep_probabilities
 from coterie.batches.pack import plan
 from coterie.build.learner import group_aware_estimator, learner_for
-from coterie.build.run import (
-    collector_for,
-    embed_for,
-    engine_for,
-    policy_for,
-    read_inputs,
-    sampling_for,
-    use_threads,
-)
+from coterie.build.reading import read_inputs
+from coterie.build.run import collector_for, embed_for, engine_for, policy_for, sampling_for, use_threads
 from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.data.order import PromptOrder

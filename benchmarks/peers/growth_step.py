@@ -17,7 +17,7 @@ from coterie import machine
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.batches.pack import plan
-from coterie.build import run
+from coterie.build import reading, run
 from coterie.callbacks import Callback
 from coterie.config.optim import OptimConfig
 from coterie.config.schema import RunConfig
@@ -68,7 +68,7 @@ class Endless:
 def load_policy(name: str = MODEL, dtype: str = "auto") -> Policy:
     """The asset (fetched if need be) or model folder `name`, on the CPU."""
     config = RunConfig.model_validate({"model": {"name": name, "dtype": dtype, "device": "cpu"}})
-    return run.load_policy(config, run.locate_model(config.model.name, Callback()))
+    return run.load_policy(config, reading.locate_model(config.model.name, Callback()))
 
 
 def engine_for(policy: Policy, sizes: Sizes, slots: int = 64) -> EmbeddedEngine:

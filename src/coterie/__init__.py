@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
-    from coterie.api.verbs import board, evaluate, resume, sample, serve, train
+    from coterie.api.stage_verbs import pipeline, rejection
+    from coterie.api.verbs import board, evaluate, resume, sample, serve, sft, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -28,9 +29,12 @@ __all__ = [
     "board",
     "evaluate",
     "load_run",
+    "pipeline",
+    "rejection",
     "resume",
     "sample",
     "serve",
+    "sft",
     "train",
 ]
 _HOMES = {
@@ -43,8 +47,11 @@ _HOMES = {
     "RunConfig": "coterie.config.schema",
     "evaluate": "coterie.api.verbs",
     "load_run": "coterie.api.run",
+    "pipeline": "coterie.api.stage_verbs",
+    "rejection": "coterie.api.stage_verbs",
     "resume": "coterie.api.verbs",
     "sample": "coterie.api.verbs",
+    "sft": "coterie.api.verbs",
 }
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 

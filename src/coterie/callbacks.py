@@ -29,7 +29,9 @@ class RunInfo:
     train_prompts: int
     heldout_prompts: int
     prompts_per_step: int
+    """Conversations of a step, where they are imitated."""
     group_size: int
+    """0 where nothing is sampled."""
 
 
 class Callback:

@@ -75,6 +75,8 @@ def duration(seconds: float | None) -> str:
 
 def _groups(metrics: Metrics) -> str:
     parts = [metrics.get(f"groups/{name}") for name in ("all_correct", "mixed", "all_wrong")]
+    if "epoch" in metrics:
+        return ABSENT
     return "/".join(ABSENT if part is None else f"{100 * part:.0f}" for part in parts)
 
 
@@ -83,8 +85,17 @@ def _clipped(metrics: Metrics) -> float | None:
     return None if low is None and high is None else (low or 0) + (high or 0)
 
 
+def _reward(metrics: Metrics) -> str:
+    if "epoch" in metrics:  # a fine-tuning
+        return ABSENT
+    return f"{number(metrics.get('reward/mean'))}±{number(metrics.get('reward/std'), 2)}"
+
+
 COLUMNS: dict[str, Callable[[Metrics], str]] = {
-    "reward": lambda m: f"{number(m.get('reward/mean'))}±{number(m.get('reward/std'), 2)}",
+    "reward": _reward,
+    "loss": lambda m: ABSENT if "reward/mean" in m or "epoch" not in m else number(m.get("loss")),
+    "held-out loss": lambda m: number(m.get("heldout/loss")),
+    "epoch": lambda m: number(m.get("epoch"), 2),
     "solved/mixed/none%": _groups,
     "length": lambda m: number(m.get("length/mean"), 0),
     "trunc": lambda m: share(m.get("truncated")),
@@ -165,9 +176,12 @@ class ConsoleCallback(Callback):
         size = f"{millions(info.parameters)} parameters, {millions(info.trained_parameters)} trained"
         self._print(f"run      {info.run}")
         self._print(f"model    {info.model} ({size})")
-        self._print(f"prompts  {info.train_prompts} train, {info.heldout_prompts} held-out")
+        what = "prompts " if info.group_size else "rows    "
+        self._print(f"{what} {info.train_prompts} train, {info.heldout_prompts} held-out prompts")
         batch = f"{counted(info.prompts_per_step, 'prompt')} × {counted(info.group_size, 'rollout')}"
         each = f"{batch} = {info.prompts_per_step * info.group_size}"
+        if not info.group_size:
+            each = counted(info.prompts_per_step, "conversation")
         if info.first_step > info.steps:
             self._print(f"steps    all {info.steps} done; `coterie resume {info.run} --steps N` adds more")
         else:

@@ -14,16 +14,9 @@ import torch
 from coterie import machine
 from coterie.board.report import report_run
 from coterie.build.learner import warnings_of
-from coterie.build.run import (
-    Inputs,
-    check_trainable,
-    criterion_for,
-    device_of,
-    policy_for,
-    read_inputs,
-    trainer_for,
-    use_threads,
-)
+from coterie.build.reading import Inputs, device_of, read_inputs
+from coterie.build.run import check_trainable, criterion_for, policy_for, trainer_for, use_threads
+from coterie.build.sft import complete, scorable, sft_trainer_for
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
 from coterie.config.layers import flatten
@@ -50,7 +43,7 @@ from coterie.runs.models import resolve
 from coterie.text import counted
 from coterie.trackers import Trackers
 from coterie.trackers import require as require_trackers
-from coterie.train.grpo import Trainer
+from coterie.train.loop import Loop
 from coterie.train.recorder import Prints, Recorder
 from coterie.train.stop_rules import StopSignal, check_resumable, stop_rules, why_it_ended
 
@@ -96,9 +89,9 @@ def train(config: RunConfig, callback: Callback | None = None) -> Path:
     source = resolve(config.model.name, Path(config.runs))
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
-    inputs = read_inputs(config, callback)
+    config, inputs = _completed(config, read_inputs(config, callback), callback)
     require_scorable(config, inputs)
-    stem = f"{source.label}-{inputs.train.prompts[0].task}"
+    stem = f"{source.label}-{'sft-' if config.sft else ''}{inputs.task}"
     with Scorer(config.rewards, max_steps=config.steps) as scorer:
         scorer.start(inputs.prompts)
         callback.on_progress("checking the rewards")
@@ -109,8 +102,18 @@ def train(config: RunConfig, callback: Callback | None = None) -> Path:
         with RunDirectory.create(Path(config.runs), config.name, _safe_name(stem)) as run:
             # The name is left out: `train @ runs/x/config.toml` repeats the run under a name of its own.
             run.write_config(stored(config.model_copy(update={"name": ""})))
-            run.write_quarantine([row.as_dict() for row in (*inputs.train.quarantined, *inputs.heldout.quarantined)])
+            run.write_quarantine([row.as_dict() for row in inputs.quarantined])
             return _run(config, callback, run, inputs, policy, scorer, lambda trainer, recorder: None)
+
+
+def _completed(config: RunConfig, inputs: Inputs, callback: Callback) -> tuple[RunConfig, Inputs]:
+    """Settings and inputs as a run takes them: those of a fine-tuning depend on its conversations."""
+    if config.sft is None:
+        return config, inputs
+    inputs, note = scorable(config, inputs)
+    if note:
+        callback.on_event("warning", note)
+    return complete(config, inputs), inputs
 
 
 def resume(
@@ -144,10 +147,10 @@ def resume(
         if steps is not None:
             config = _lengthened(directory, config, steps, callback)
         require_trackers(config.trackers)
-        check_resumable(directory, stop_rules(config.stop))
+        check_resumable(directory, stop_rules(config.stop, imitates=config.sft is not None))
         device_of(config)
         use_threads(config)
-        inputs = read_inputs(config, callback)
+        config, inputs = _completed(config, read_inputs(config, callback), callback)
         with Scorer(config.rewards, max_steps=config.steps) as scorer:
             scorer.start(inputs.prompts)
             callback.on_progress("loading the model")
@@ -182,15 +185,16 @@ def _run(
     inputs: Inputs,
     policy: Policy,
     scorer: Scorer,
-    begin: Callable[[Trainer, Recorder], None],
+    begin: Callable[[Loop, Recorder], None],
 ) -> Path:
     """Train from the state that `begin` sets up to the end, and record how the run ended; returns its folder."""
     settings = {".".join(key): value for key, value in flatten(run.read_config())}
     tracked = Trackers(callback, config.trackers, settings)
     recorder = _recorder_for(config, tracked, run, inputs, policy)
-    trainer: Trainer | None = None
+    trainer: Loop | None = None
     try:
-        trainer = trainer_for(config, inputs, scorer, recorder, policy)
+        build = trainer_for if config.sft is None else sft_trainer_for
+        trainer = build(config, inputs, scorer, recorder, policy)
         begin(trainer, recorder)
         first = trainer.progress.step
         _announce(config, trainer, inputs, policy, scorer)
@@ -235,13 +239,13 @@ def _recorder_for(config: RunConfig, callback: Callback, run: RunDirectory, inpu
         size=_checkpoint_size(config, policy),
         config_hash=_config_hash(config, run),
         data_hash=inputs.digest(),
-        stops=stop_rules(config.stop),
+        stops=stop_rules(config.stop, imitates=config.sft is not None),
         criterion=criterion_for(config),
         reward_sources=sources(config.rewards, config.environment),
     )
 
 
-def _announce(config: RunConfig, trainer: Trainer, inputs: Inputs, policy: Policy, scorer: Scorer) -> None:
+def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, scorer: Scorer) -> None:
     """Events before the first step: the circumstances, notes and warnings, and the memory of the longest batch."""
     recorder, step = trainer.recorder, trainer.progress.step
     unfinished = step < config.steps
@@ -278,11 +282,12 @@ def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: P
     recorder.facts("versions", step, now)
     for note in policy.notes:
         recorder.note(step, "model", note)
-    for note in (*inputs.chat.notes, *inputs.train.warnings, *inputs.heldout.warnings):
+    demonstrations = () if inputs.demonstrations is None else inputs.demonstrations.notes
+    for note in (*inputs.chat.notes, *inputs.train.warnings, *demonstrations, *inputs.heldout.warnings):
         recorder.note(step, "data", note)
 
 
-def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
+def _restore(config: RunConfig, trainer: Loop, recorder: Recorder, *, accept_reward_change: bool = False) -> None:
     """Continue from the newest checkpoint that verifies, or from step 0 where none was ever saved."""
     run = recorder.run
     latest = checkpoint.newest(run.checkpoints, NEEDED)
@@ -318,19 +323,19 @@ def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_
         )
     for what in recorder.db.damage()[:8]:
         recorder.note(latest.step, "warning", f"{run.metrics} is damaged: the {what} does not match its hash")
-    for text in gaps(run, recorder.db, latest.step):
+    for text in gaps(run, recorder.db, latest.step, sampled=config.sft is None):
         recorder.note(latest.step, "warning", text)
     for path, reason in latest.skipped:
         recorder.note(latest.step, "warning", f"skipped {path.name}: {reason}")
     try:
         trainer.learner.load(latest.path, latest.state["learner"])
-        trainer.estimator.load(latest.path)
         recorder.prompt_stats.load(latest.path)
-        forgotten = trainer.replay.load(latest.path)
+        forgotten = trainer.load(latest.path)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state of {latest.path} lacks counters of the learner: {error!r}") from error
     recorder.forget_after(latest.step)
-    checkpoint.prune(run.checkpoints, latest.step, recorder.keep, recorder.stops.good_checkpoint(latest.step))
+    spare = recorder.stops.good_checkpoint(latest.step), trainer.best()
+    checkpoint.prune(run.checkpoints, latest.step, recorder.keep, spare)
     trainer.restore(latest.state)
     if changed:
         recorder.reward_changed(latest.step, changed)
@@ -339,7 +344,7 @@ def _restore(config: RunConfig, trainer: Trainer, recorder: Recorder, *, accept_
         recorder.note(latest.step, "warning", forgotten)
 
 
-def _start_over(trainer: Trainer, recorder: Recorder) -> None:
+def _start_over(trainer: Loop, recorder: Recorder) -> None:
     aside = recorder.run.set_checkpoints_aside()
     recorder.forget_after(-1)
     where = f"; the old checkpoints are in {aside}" if aside is not None else ""
@@ -356,6 +361,7 @@ def _checkpoint_size(config: RunConfig, policy: Policy) -> int:
 
 
 def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, first_step: int) -> RunInfo:
+    rows = inputs.demonstrations
     return RunInfo(
         run=run.path,
         steps=config.steps,
@@ -363,10 +369,10 @@ def _info(config: RunConfig, run: RunDirectory, inputs: Inputs, policy: Policy, 
         model=config.model.name,
         parameters=policy.size(),
         trained_parameters=sum(parameter.numel() for parameter in policy.parameters().values()),
-        train_prompts=len(inputs.train.prompts),
+        train_prompts=len(inputs.train.prompts if rows is None else rows.train),
         heldout_prompts=len(inputs.heldout.prompts),
-        prompts_per_step=config.collect.prompts_per_step,
-        group_size=config.collect.group_size,
+        prompts_per_step=config.collect.prompts_per_step if config.sft is None else config.sft.batch_size,
+        group_size=config.collect.group_size if config.sft is None else 0,
     )
 
 

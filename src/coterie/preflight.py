@@ -9,9 +9,10 @@ from typing import Literal, TypeVar
 
 from coterie.batches.batch import Batch
 from coterie.batches.pack import largest, plan
-from coterie.build import run
+from coterie.build import reading, run
 from coterie.build.learner import learner_for, warnings_of
-from coterie.build.run import Inputs
+from coterie.build.reading import Inputs
+from coterie.build.sft import complete, demonstrations_of, scorable, sft_learner
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
@@ -32,6 +33,7 @@ from coterie.rewards.missing import hidden_columns, unscorable_prompts
 from coterie.rewards.pool import Scorer
 from coterie.rollout.episodes import Episodes
 from coterie.text import counted
+from coterie.train.sft import imitation
 from coterie.types import Context, Credit, Outcome, Prompt, Rollout, SampleKey, Turn
 
 Level = Literal["ok", "warn", "fail"]
@@ -67,9 +69,14 @@ def validate(config: RunConfig) -> Report:
     """
     report = Report()
     report.attempt("settings", lambda: run.check_trainable(config))
-    inputs = report.attempt("data", lambda: run.read_inputs(config, Callback()))
+    inputs = report.attempt("data", lambda: reading.read_inputs(config, Callback()))
+    if inputs is not None and config.sft is not None:
+        inputs, note = scorable(config, inputs)
+        if note:
+            report.add("warn", "data, held out", note)
     if inputs is not None:
         _data_lines(report, config, inputs)
+    if inputs is not None and inputs.prompts:
         report.attempt("environment", lambda: _environment_line(report, config, inputs))
         _scorable_lines(report, config, inputs)
         report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
@@ -82,16 +89,23 @@ def dry_run(config: RunConfig) -> Report:
     report.attempt("settings", lambda: run.check_trainable(config))
     for warning in warnings_of(config):
         report.add("warn", "settings", warning)
-    if report.attempt("device", lambda: run.device_of(config)) is None:
+    if report.attempt("device", lambda: reading.device_of(config)) is None:
         return report
     run.use_threads(config)
-    inputs = report.attempt("data", lambda: run.read_inputs(config, Callback()))
+    inputs = report.attempt("data", lambda: reading.read_inputs(config, Callback()))
     if inputs is None:
         return report
+    if config.sft is not None:
+        loaded, rows = config, inputs
+        config = report.attempt("data", lambda: complete(loaded, rows)) or config
+        inputs, note = scorable(config, inputs)
+        if note:
+            report.add("warn", "data, held out", note)
     _data_lines(report, config, inputs)
-    report.attempt("environment", lambda: _environment_line(report, config, inputs))
-    _scorable_lines(report, config, inputs)
-    report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
+    if inputs.prompts:
+        report.attempt("environment", lambda: _environment_line(report, config, inputs))
+        _scorable_lines(report, config, inputs)
+        report.attempt("rewards", lambda: _reward_lines(report, config, inputs))
     policy = report.attempt("model", lambda: run.policy_for(config, inputs))
     if policy is None:
         return report
@@ -107,6 +121,8 @@ def dry_run(config: RunConfig) -> Report:
 
 def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
     """A learner without a reference, for the memory probe: the reference's memory is added as a number."""
+    if config.sft is not None:
+        return sft_learner(config, policy)
     without = {
         "objective": config.objective.model_copy(update={"kl_beta": 0.0}),
         "reference": ReferenceConfig(),
@@ -116,7 +132,11 @@ def _learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
 
 
 def _data_lines(report: Report, config: RunConfig, inputs: Inputs) -> None:
-    for name, prompt_set in (("train", inputs.train), ("held out", inputs.heldout)):
+    rows = inputs.demonstrations
+    for note in () if rows is None else rows.notes:
+        report.add("warn" if rows and rows.quarantined else "ok", "data, train", note)
+    sets = {"train": inputs.train, "held out": inputs.heldout}
+    for name, prompt_set in sets.items() if rows is None else [("held out", inputs.heldout)]:
         tasks = sorted({prompt.task for prompt in prompt_set.prompts})
         text = counted(len(prompt_set.prompts), "prompt") + (f" of {', '.join(tasks)}" if tasks else "")
         report.add("warn" if prompt_set.quarantined else "ok", f"data, {name}", text)
@@ -209,6 +229,10 @@ def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 def _batch_line(report: Report, config: RunConfig) -> None:
     collect, optim = config.collect, config.optim
+    if config.sft is not None:
+        drawn = counted(config.sft.batch_size, "conversation")
+        report.add("ok", "batch", f"{drawn} a step, {counted(config.steps, 'step')}, optim.lr = {optim.lr:g}")
+        return
     rollouts = collect.prompts_per_step * collect.group_size
     updates = counted(optim.minibatches * optim.epochs, "optimizer step")
     prompts, size = counted(collect.prompts_per_step, "prompt"), counted(collect.group_size, "rollout")
@@ -227,16 +251,33 @@ def preflight(config: RunConfig, inputs: Inputs, learner: Learner) -> MemoryRepo
     Raises:
         DoesNotFitError: not even one rollout fits.
     """
+    longest = run.longest_episode(config, inputs)
+    sampling = config.engine.max_num_seqs * reserved(longest) * learner.policy.cache_bytes()
+    if config.sft is not None:
+        row = _largest_demonstrations(config.sft.batch_size, config, inputs)
+        return memory.preflight(learner, row, sampling=sampling if inputs.heldout.prompts else 0)
     row = largest(
         prompt=inputs.longest(),
-        completion=run.longest_episode(config, inputs) - inputs.longest(),
+        completion=longest - inputs.longest(),
         prompts=config.collect.prompts_per_step + config.replay.groups,
         group_size=config.collect.group_size,
         max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
     )
-    longest = run.longest_episode(config, inputs)
-    sampling = config.engine.max_num_seqs * reserved(longest) * learner.policy.cache_bytes()
     return memory.preflight(learner, row, sampling=sampling)
+
+
+def _largest_demonstrations(count: int, config: RunConfig, inputs: Inputs) -> Batch:
+    """The largest packed row of a step that draws the longest conversations."""
+    rows = sorted(demonstrations_of(inputs).train, key=lambda row: row.tokens, reverse=True)[:count]
+    rollouts = [row.rollout for row in rows]
+    batches = plan(
+        rollouts,
+        imitation(rollouts),
+        loss_agg_mode="token-mean",
+        max_tokens_per_microbatch=config.optim.max_tokens_per_microbatch,
+        skip_zero=False,
+    )
+    return max(batches, key=lambda batch: len(batch.tokens))
 
 
 def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
@@ -253,6 +294,9 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
 
 def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
     """Sample one group for a few tokens and take one gradient of it; nothing is stepped."""
+    if config.sft is not None:
+        _imitation_time_line(report, config, inputs, learner)
+        return
     turns, generate = _sample_a_little(config, inputs, learner.policy)
     (batch, *_) = _batches(turns, config)
     started = time.perf_counter()
@@ -274,6 +318,23 @@ def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learn
         f"{(step * config.steps + evals * evaluation) / 60:.0f} min in all, for completions of "
         f"{_longest_words(config)} and no group skipped (measured: {sampled:.0f} tok/s sampled, "
         f"{trained:.0f} tok/s trained)",
+    )
+
+
+def _imitation_time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:
+    """Take one gradient of some conversations; nothing is stepped."""
+    rows, size = demonstrations_of(inputs), config.sft.batch_size if config.sft else 1
+    batch = _largest_demonstrations(size, config, inputs)
+    started = time.perf_counter()
+    learner.gradient([batch])
+    speed = len(batch.tokens) / (time.perf_counter() - started)
+    mean = sum(row.tokens for row in rows.train) / len(rows.train)
+    step = size * mean / speed
+    report.add(
+        "ok",
+        "time",
+        f"{step:.0f} s a step, {step * config.steps / 60:.1f} min in all without evaluations, for conversations of "
+        f"{mean:.0f} tokens on average (measured: {speed:.0f} tok/s with their prompts)",
     )
 
 

@@ -254,7 +254,10 @@ def test_what_the_trainer_refuses(name: str) -> None:
         ({"num_generations": 3}, "must hold whole groups of num_generations = 3"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "make the first a multiple of the second"),
         ({"steps_per_generation": 2, "generation_batch_size": 8}, "say the same twice"),
-        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type = 'cosine' cannot be honoured: expected one of 'linear'"),
+        (
+            {"lr_scheduler_type": "polynomial"},
+            "lr_scheduler_type = 'polynomial' cannot be honoured: expected one of 'linear'",
+        ),
         ({"optim": "lion_32bit"}, "optim = 'lion_32bit' cannot be honoured"),
         ({"loss_type": "cispo"}, "must be above 1; the ScaleRL paper has epsilon_high=5.0"),
         ({"loss_type": "bnpo", "gradient_accumulation_steps": 2}, "loss_type='dapo', the mean over all tokens"),

@@ -91,7 +91,7 @@ def test_names_of_other_trainers_lead_somewhere(name: str) -> None:
         ("num_iterations", "did you mean optim.epochs?"),
         ("importance_sampling_level", "did you mean objective.ratio?"),
         ("mask_truncated_completions", "did you mean objective.mask_truncated?"),
-        ("lr_scheduler_type", "did you mean optim.schedule? (constant or linear)"),
+        ("lr_scheduler_type", "did you mean optim.schedule? (constant, linear or cosine)"),
         ("warmup_ratio", "did you mean optim.warmup? (a number of optimizer steps, not a share)"),
         ("num_train_epochs", "did you mean steps?"),
         ("report_to", "no such setting: metrics go to metrics.sqlite"),

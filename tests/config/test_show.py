@@ -80,7 +80,7 @@ def test_every_key_is_explained(text):
 def test_help_names_default_and_bounds():
     text = help_for_settings()
     assert "--collect.group-size   int >= 1; default 8" in text
-    assert "--optim.schedule   constant | linear;" in text
+    assert "--optim.schedule   constant | linear | cosine;" in text
     assert "--model.lora.targets   list[str] | all-linear;" in text
     assert max(map(len, text.splitlines())) <= 120
 

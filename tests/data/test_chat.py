@@ -144,13 +144,13 @@ def test_the_models_own_end_tokens_count_too() -> None:
 
 
 def test_completions_are_decoded_without_special_tokens(chat: Chat) -> None:
-    ids = chat._encode("many legs 12")
+    ids = chat.encode("many legs 12")
     spoken = chat.decode([*ids, *sorted(chat.stop_ids)])
     assert spoken.strip() == "many legs 12"
 
 
 def test_half_a_character_decodes_to_the_replacement_sign() -> None:
-    assert MODEL.decode(MODEL._encode("é")[:1]) == "�"
+    assert MODEL.decode(MODEL.encode("é")[:1]) == "�"
 
 
 def test_without_a_template_the_format_is_plain_and_said_so() -> None:
@@ -262,7 +262,7 @@ def test_a_broken_generation_config_is_a_model_error(tmp_path: Path) -> None:
 
 
 def turn_ids(chat: Chat, text: str, *end: str) -> list[int]:
-    return [*chat._encode(text), *(chat.tokenizer.convert_tokens_to_ids(token) for token in end)]
+    return [*chat.encode(text), *(chat.tokenizer.convert_tokens_to_ids(token) for token in end)]
 
 
 @pytest.mark.parametrize("template", [CHATML, None], ids=["chatml", "plain"])
@@ -356,9 +356,9 @@ def test_special_tokens_that_are_tags_stay_in_the_text() -> None:
     specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *tags)
     template = "{{ 'Use <think> </think> <answer> </answer>.' }}" + opened("<think>\\n")
     chat = Chat(tiny_tokenizer(template=template, bos="<|endoftext|>", specials=specials))
-    ids = chat._encode("<think>2</think><answer>4</answer><|tool|>")
+    ids = chat.encode("<think>2</think><answer>4</answer><|tool|>")
     assert set(chat.tokenizer.convert_tokens_to_ids(list(tags))) < set(ids)
-    noise = chat._encode("<|endoftext|><|im_start|><|im_end|>")
+    noise = chat.encode("<|endoftext|><|im_start|><|im_end|>")
     assert chat.decode([*noise, *ids, *noise]) == "<think>2</think><answer>4</answer><|tool|>"
     bare = Chat(tiny_tokenizer(template=template, bos="<|endoftext|>", specials=specials), skip_special_tokens=True)
     assert bare.decode([*noise, *ids, *noise]) == "24"

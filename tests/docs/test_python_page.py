@@ -16,7 +16,7 @@ from coterie.config.schema import RunConfig
 from runs_for_tests import make_model
 
 SHORT = {"MODEL__NAME": "tiny", "THREADS": "1", "STEPS": "1", "SAMPLING__MAX_TOKENS": "4", "EVAL__LIMIT": "4"}
-PAGES = {"README.md": ["make_dates.py"], "docs/python.md": []}
+PAGES = {"README.md": ["make_dates.py"], "docs/python.md": [], "docs/pipeline.md": []}
 
 
 @pytest.mark.parametrize("page", PAGES)

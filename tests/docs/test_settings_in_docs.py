@@ -17,16 +17,18 @@ from coterie.cli.sample import settings_of
 from coterie.config.data import ReasoningGymSource, Source
 from coterie.config.keys import bare, is_section
 from coterie.config.load import load
+from coterie.config.pipeline import load_pipeline
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import user_function
 from coterie.data import assets, tasks
 from coterie.envs.registry import environment_for
 from coterie.rewards import registry
+from coterie.stages.pipeline import Pipeline
 from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
 FACTS, QUESTIONS = "geonames-facts", "coterie.data.geonames:questions"
 """The asset that a recipe searches, and what asks about it: both checked where it has been fetched."""
-SETTINGS_VERBS = ("demo", "train", "eval", "drift", "rollout", "validate", "print")
+SETTINGS_VERBS = ("demo", "train", "sft", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
 
 
@@ -69,6 +71,11 @@ def check_names(config: RunConfig) -> None:
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)
 def test_settings_load(block: Block, folder: Path) -> None:
     (folder / "block.toml").write_text(block.text, encoding="utf-8")
+    if block.note.startswith("pipeline"):
+        pipeline = Pipeline(config=load_pipeline(folder / "block.toml")[0], place=folder)
+        for stage in pipeline.config.stage:
+            check_names(pipeline.config_of(stage))
+        return
     config = load(["@", "block.toml"], env={}).config
     check_names(config)
     if block.note != "fragment":

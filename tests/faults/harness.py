@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 
 from coterie import launch
-from coterie.build import run
+from coterie.build import reading, run
 from coterie.callbacks import Callback
 from coterie.policy.learner import Learner
 from coterie.rewards.pool import Scorer
@@ -107,7 +107,7 @@ class Harness:
         os.chdir(self.world)
         config = settings(self.world, self.root / "unused")
         run.use_threads(config)
-        inputs = run.read_inputs(config, Callback())
+        inputs = reading.read_inputs(config, Callback())
         run.policy_for(config, inputs)
         _mark(self.phase, Trainer, "run", 1, byte=1)
         for number, hooks in enumerate(PHASES.values()):

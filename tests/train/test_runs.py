@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from coterie import launch
 from coterie.build.learner import warnings_of
-from coterie.build.run import policy_for, read_inputs
+from coterie.build.reading import read_inputs
+from coterie.build.run import policy_for
 from coterie.callbacks import Callback
 from coterie.config.algorithms import stored
 from coterie.config.load import load

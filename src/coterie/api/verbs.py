@@ -76,15 +76,55 @@ def train(
     """
     tables = dict(sections)
     tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
-    with _callbacks(callback, quiet) as callbacks:
-        place = _runs_folder(config, tables, settings)
-        loaded = _settings(
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        loaded = settings_of(
             "train", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
         from coterie import launch
 
         return Run(launch.train(loaded, callbacks))
+
+
+def sft(
+    model: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    heldout: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Run:
+    """Fine-tune a model on conversations in a new run folder: only the assistant's tokens are trained.
+
+    Args:
+        model: as for `train`.
+        data: rows of `messages`, `prompt` and `completion`, or `prompt`, `steps` and `answer`, given as for `train`.
+        reward: measures the held-out accuracy; as for `train`.
+        heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
+
+    The other arguments are those of `train`.
+
+    Raises:
+        CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
+    """
+    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        loaded = settings_of(
+            "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
+            reward=reward,
+        )  # fmt: skip
+        from coterie import launch
+
+        return Run(launch.train(loaded.with_table("sft"), callbacks))
 
 
 def resume(
@@ -122,10 +162,10 @@ def resume(
         from coterie.api.functions import register_again
 
         register_again(reward, [part.name for part in opened.config.rewards.functions])
-    with _callbacks(callback, quiet) as callbacks:
-        from coterie import launch
+    with callbacks_of(callback, quiet) as callbacks:
+        from coterie.stages import rejection
 
-        resumed = launch.resume(
+        resumed = rejection.resume(
             opened.path, callbacks, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
         )
         return Run(resumed)
@@ -161,10 +201,10 @@ def evaluate(
         DataError: there are no held-out prompts.
     """
     target, base = _target(model, config)
-    with _scratch() as place, _callbacks(callback, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
             settings = {"data.train": [], "data.rehearsal": 0.0, **(settings or {})}
-        loaded = _settings(
+        loaded = settings_of(
             "evaluate", base, sections, settings, place, model=target, tokenizer=tokenizer, heldout=data,
             reward=reward, weights=reward_weights,
         )  # fmt: skip
@@ -204,7 +244,7 @@ def sample(
         EngineError: a prompt does not fit the model's context.
     """
     target, _ = _target(model, None)
-    with _scratch() as place, _callbacks(None, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
         from coterie.inference.conversation import complete
 
@@ -279,7 +319,7 @@ def serve(
     """
     label = name or (model.path.name if isinstance(model, Run) else "" if isinstance(model, str | Path) else "model")
     target, _ = _target(model, None)
-    with _scratch() as place, _callbacks(None, quiet) as callbacks:
+    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
 
         source = model_of(target, tokenizer, place)
@@ -296,7 +336,7 @@ def serve(
 
 
 @contextmanager
-def _callbacks(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
+def callbacks_of(callback: Callback | Sequence[Callback] | None, quiet: bool) -> Generator[Callback]:
     """The callbacks of one call, after the console's unless `quiet`."""
     callbacks = [callback] if isinstance(callback, Callback) else list(callback or ())
     for given in callbacks:
@@ -331,7 +371,7 @@ def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str
     return model, config
 
 
-def _runs_folder(
+def runs_folder(
     config: str | Path | RunConfig | None, tables: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Path:
     """Folder of the runs, for the files that the settings name."""
@@ -351,7 +391,7 @@ def _runs_folder(
     return Path(given or "runs").expanduser().absolute()
 
 
-def _settings(
+def settings_of(
     verb: str,
     config: str | Path | RunConfig | None,
     sections: Mapping[str, Any],

@@ -20,7 +20,8 @@ Series = Sequence[tuple[int, float]]
 
 
 def draw_curve(run: RunDirectory, title: str) -> bool:
-    """Write `curve.png`: the reward of every step (mean ± std), and the held-out result with its intervals.
+    """Write `curve.png`: the reward of every step (mean ± std), or the loss of a fine-tuning, and the held-out result
+    with its intervals.
 
     The held-out result is pass@1, or the mean reward where the evaluated reward is graded.
 
@@ -31,12 +32,14 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
         mean, std = database.series(REWARD_MEAN), database.series(REWARD_STD)
         lowest, highest = database.series("reward/min"), database.series("reward/max")
         evals = comparable(database)
-    if not mean and not evals:
+        loss = [] if mean else database.series("loss")
+        heldout_loss = database.series("heldout/loss")
+    if not mean and not loss and not evals:
         return False
-    figure = canvas(8, 6.2 if mean and evals else 3.6)
+    figure = canvas(8, 6.2 if (mean or loss) and evals else 3.6)
     if figure is None:
         return False
-    count = bool(mean) + bool(evals)
+    count = bool(mean or loss) + bool(evals)
     axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
     for axis in axes:
         style_axis(axis, grid="y")
@@ -45,6 +48,8 @@ def draw_curve(run: RunDirectory, title: str) -> bool:
     figure.suptitle(one_line(title, 90).replace("$", r"\$"), fontsize=12, color=INK, x=0.012, ha="left")
     if mean:
         _rewards(axes[0], mean, dict(std), _bounds(mean, dict(std), lowest, highest))
+    elif loss:
+        _losses(axes[0], loss, heldout_loss)
     if evals:
         _heldout(axes[-1], evals)
     axes[-1].set_xlabel("training step")
@@ -80,6 +85,19 @@ def _rewards(axis: Axes, mean: Series, std: dict[int, float], bounds: tuple[floa
     marker = "o" if len(steps) == 1 else None
     axis.plot(steps, center, color=COLORS[0], linewidth=2, marker=marker, label=label)
     axis.set_ylabel("reward in training")
+    _legend(axis)
+
+
+def _losses(axis: Axes, loss: Series, heldout: Series) -> None:
+    """Loss of every step, and that of the held-out conversations where it was measured."""
+    axis.plot(
+        [step for step, _ in loss], [value for _, value in loss], color=COLORS[0], linewidth=1.5, label="training"
+    )
+    if heldout:
+        steps, values = [step for step, _ in heldout], [value for _, value in heldout]
+        axis.plot(steps, values, color=COLORS[1], linewidth=1.8, marker="o", markersize=5, label="held out")
+    axis.set_ylabel("loss, nats a token")
+    axis.set_ylim(bottom=0)
     _legend(axis)
 
 

@@ -71,7 +71,8 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         still = gradient_line(database)
         speeds = {name: database.series(f"speed/{name}") for name in ("generate", "update")}
     # Of a path the last name: a picture has no room for more, and the run's settings hold the rest.
-    picture = draw_curve(run, f"{run.path.resolve().name}: {Path(str(model)).name}, {done} steps of GRPO")
+    method = "supervised fine-tuning" if config.get("sft") else "GRPO"
+    picture = draw_curve(run, f"{run.path.resolve().name}: {Path(str(model)).name}, {done} steps of {method}")
     counts: dict[str, int] = {}
     for event in events:
         counts[event.kind] = counts.get(event.kind, 0) + 1
@@ -86,10 +87,10 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     ]
     sections = [
         f"# {run.path.resolve().name}",
-        f"{_code_span(str(model))}, trained with GRPO (Group Relative Policy Optimization).",
+        f"{_code_span(str(model))}, trained with {_METHODS[method]}.",
         "## Result\n\n" + results,
         "## Health\n\n" + "\n".join(health_lines(run.path)),
-        "![Reward in training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
+        "![Learning curve: training and held-out result by step](curve.png)" if picture else _NO_PICTURE,
         "## Reproduce\n\n" + _command(run, config, on_cuda=_was_on_cuda(config, events)),
         "## Time and machine\n\n" + "\n".join(facts),
         "## Settings that matter\n\n" + _settings(config),
@@ -99,6 +100,10 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
     return run.readme
 
 
+_METHODS = {
+    "GRPO": "GRPO (Group Relative Policy Optimization)",
+    "supervised fine-tuning": "supervised fine-tuning on conversations",
+}
 _UNUSUAL = ("warning", "stop", "resume", "reward_changed", "skipped_update", "error", "collapse")
 _ON_CPU = "The same machine and number of threads give the same tokens, bit for bit."
 _ON_CUDA = (
@@ -214,8 +219,9 @@ def _was_on_cuda(config: Mapping[str, Any], events: Sequence[Event]) -> bool:
 def _command(run: RunDirectory, config: Mapping[str, Any], *, on_cuda: bool) -> str:
     # The name is taken by this very run, and runs are never overwritten.
     name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
+    verb = "sft" if config.get("sft") else "train"
     return (
-        f"```sh\ncoterie train @ {shlex.quote(run.config.as_posix())}{name}\n```\n\n"
+        f"```sh\ncoterie {verb} @ {shlex.quote(run.config.as_posix())}{name}\n```\n\n"
         f"{_ON_CUDA if on_cuda else _ON_CPU} "
         f"`coterie show {run.path.as_posix()}` says more; `coterie chat {run.path.as_posix()}` talks "
         "to the result."
@@ -226,7 +232,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     """The core settings and whatever differs from the defaults."""
     default = {".".join(key): value for key, value in flatten(RunConfig().model_dump(mode="json"))}
     chosen = {".".join(key): value for key, value in flatten(dict(config))}
-    keys = [key for key in _CORE if key in chosen or key in default]
+    sampled = ("collect.", "objective.") if config.get("sft") else ()
+    keys = [key for key in _CORE if (key in chosen or key in default) and not key.startswith(sampled)]
     keys += [
         key
         for key, value in chosen.items()

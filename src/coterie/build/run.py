@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
@@ -19,26 +16,21 @@ from coterie.build.learner import (
     objective_for,
     schedules_for,
 )
-from coterie.callbacks import Callback
-from coterie.config.data import Source
+from coterie.build.reading import Inputs, device_of, prompt_order
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
-from coterie.data import prompts
-from coterie.data.chat import Chat, load_chat
-from coterie.data.order import PromptOrder
+from coterie.data.chat import Chat
 from coterie.data.prompts import PromptSet
-from coterie.data.tool_templates import equip
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.registry import environment_for, limits_of
-from coterie.envs.tool_use import ToolUse
 from coterie.errors import ConfigError, DataError
 from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
-from coterie.policy.device import device_named, dtype_named
-from coterie.policy.embedding import Encoder, embed_prompts, load_encoder
+from coterie.policy.device import dtype_named
+from coterie.policy.embedding import embed_prompts
 from coterie.policy.model import Policy, load
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
@@ -47,14 +39,10 @@ from coterie.rewards.registry import BINARY
 from coterie.rollout.collector import Collector
 from coterie.rollout.replay import ReplayBuffer
 from coterie.rollout.sampler import AllocatedSampler, Metric, PromptSampler, SequentialSampler
-from coterie.runs import models
-from coterie.runs.durable import json_dumps
-from coterie.runs.models import Kind
 from coterie.train.evaluate import Criterion, Evaluator, Scale
 from coterie.train.grpo import Trainer
 from coterie.train.recorder import Recorder
 from coterie.train.step import LoopSettings
-from coterie.types import Prompt
 
 STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -72,120 +60,9 @@ def use_threads(config: RunConfig) -> int:
     return count
 
 
-def device_of(config: RunConfig) -> torch.device:
-    """Device of the model; `auto` is the first CUDA device, else the CPU."""
-    return device_named(config.model.device)
-
-
 def dtype_of(config: RunConfig, device: torch.device) -> torch.dtype:
     """Number format of the model; `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     return dtype_named(config.model.dtype, device)
-
-
-def locate_model(
-    name: str, callback: Callback, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
-) -> str:
-    """Folder or hub id behind a model's name; an asset is fetched if need be."""
-    return models.locate(
-        models.resolve(name, runs, kind),
-        revision,
-        note=lambda message: callback.on_event("progress", message),
-        arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Tokenizer and prompts, read before anything is written: bad input leaves nothing behind."""
-
-    source: str
-    chat: Chat
-    train: PromptSet
-    heldout: PromptSet
-    encoder: Encoder | None = None
-    """Embeds the prompts, where it is not the policy that does."""
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """All of them, training prompts first."""
-        return (*self.train.prompts, *self.heldout.prompts)
-
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        sets = (self.train.token_ids, self.heldout.token_ids)
-        return max((len(ids) for token_ids in sets for ids in token_ids.values()), default=0)
-
-    def digest(self) -> str:
-        """Hash of the prompts, as the model sees them, and of their gold answers."""
-        digest = hashlib.sha256(self.chat.template_hash.encode())
-        for source in (self.train, self.heldout):
-            for prompt in source.prompts:
-                digest.update(json_dumps([prompt.id, list(source.token_ids[prompt.id]), prompt.answer]).encode())
-        return digest.hexdigest()[:16]
-
-
-def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = True) -> Inputs:
-    """Load the tokenizer and every prompt, rendered and checked.
-
-    Raises:
-        DataError: no training prompts, or too many bad rows, or the chat template does not do for the environment.
-        ConfigError: there is no such environment, or it does not take its params.
-    """
-    search_in(config.module_path)
-    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
-    callback.on_progress("loading the tokenizer")
-    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    callback.on_progress("reading and tokenizing the prompts")
-    environment = environment_for(config.environment)
-    if isinstance(environment, ToolUse):
-        chat = equip(chat, environment.schemas, environment.preamble, environment.role)
-    if config.environment.talks:
-        chat.check_turns()
-    train = _load(config.data.train, config, chat)
-    if need_train:
-        _check_enough(config, train)
-    heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
-    encoder = encoder_for(config, callback) if need_train else None
-    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
-
-
-def _order(config: RunConfig, train: PromptSet) -> PromptOrder:
-    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, rehearsal=config.data.rehearsal)
-
-
-def _check_enough(config: RunConfig, train: PromptSet) -> None:
-    """Refuse fewer prompts than a step draws, all different, also where sources have left or not yet joined."""
-    needed = config.collect.prompts_per_step
-    order = _order(config, train)
-    for stage in order.stages:
-        count = order.available(stage.start)
-        if count < needed:
-            when = f" after {stage.start} drawn ones" if stage.start else ""
-            raise DataError(
-                f"data.train has {count} usable prompts{when}, fewer than the {needed} that one step draws "
-                '(collect.prompts_per_step); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
-            )
-
-
-def encoder_for(config: RunConfig, callback: Callback) -> Encoder | None:
-    """The sentence encoder that the settings ask for."""
-    if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
-        return None
-    source = locate_model(config.grouping.embedding, callback, kind="encoder")
-    return load_encoder(source, device_of(config))
-
-
-def _load(
-    sources: Sequence[Source],
-    config: RunConfig,
-    chat: Chat,
-    *,
-    exclude: PromptSet | None = None,
-    limit: int | None = None,
-) -> PromptSet:
-    if not sources:
-        return PromptSet.empty()
-    return prompts.load(sources, config.data, chat, exclude or (), limit=limit)
 
 
 def load_policy(config: RunConfig, source: str) -> Policy:
@@ -212,6 +89,12 @@ def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
                 f"is more than the model's context of {policy.context}; lower data.max_prompt_tokens (longer rows are "
                 "then left out) or sampling.max_tokens"
             )
+    longest = None if inputs.demonstrations is None else inputs.demonstrations.longest()
+    if longest is not None and longest.tokens > policy.context:
+        raise DataError(
+            f"{longest.source} row {longest.row} has {longest.tokens} tokens, more than the model's context of "
+            f"{policy.context}; lower sft.max_tokens (longer rows are then left out)"
+        )
     if config.environment.talks and config.environment.max_tokens > policy.context:
         raise ConfigError(
             f"environment.max_tokens = {config.environment.max_tokens} is more than the model's context of "
@@ -248,6 +131,8 @@ def check_trainable(config: RunConfig) -> None:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
     search_in(config.module_path)
+    if config.sft is not None:
+        return
     objective_for(config)
     estimator_for(config)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
@@ -355,7 +240,7 @@ def sampler_and_estimator(
     Args:
         metric: evaluated rewards of a group, by which dynamic sampling keeps it.
     """
-    prompts, embed, order = inputs.train.prompts, embed_for(config, inputs, policy), _order(config, inputs.train)
+    prompts, embed, order = inputs.train.prompts, embed_for(config, inputs, policy), prompt_order(config, inputs.train)
     if not config.grouping.allocate:
         sampler = SequentialSampler(collector, order, config=config.collect, sampling=sampling, metric=metric)
         return sampler, estimator_for(config, prompts, embed)

@@ -12,7 +12,20 @@ from typing import Any
 import typer
 
 from coterie import __version__, machine
-from coterie.cli import algorithms, assets, board, doctor, experience, runs, sample, search, serve, settings, train
+from coterie.cli import (
+    algorithms,
+    assets,
+    board,
+    doctor,
+    experience,
+    runs,
+    sample,
+    search,
+    serve,
+    settings,
+    stages,
+    train,
+)
 from coterie.cli.options import HintedGroup, paint
 from coterie.errors import CoterieError
 from coterie.text import safe_text
@@ -43,7 +56,7 @@ def root(
     """Options that stand before the command."""
 
 
-for noun in (train, sample, serve, runs, board, experience, search, assets, algorithms, settings, doctor):
+for noun in (train, stages, sample, serve, runs, board, experience, search, assets, algorithms, settings, doctor):
     noun.register(app)
 
 

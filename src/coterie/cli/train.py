@@ -1,18 +1,21 @@
-"""Commands `demo`, `train`, `resume` and `sweep`."""
+"""Commands `demo`, `train`, `sft`, `resume` and `sweep`."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coterie.cli.options import HELP, LOADING, SETTINGS, USAGE, check_files, print_json, print_report
 from coterie.cli.runs import Root, Run
+from coterie.cli.stages import exit_by_signal
 from coterie.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coterie.config.layers import Loaded  # brings pydantic along
 
 
 def demo(
@@ -35,19 +38,18 @@ def demo(
         from coterie.demo import run_demo
 
         run_demo(callback, task=task, seed=seed, overrides=ctx.args)
-    _exit_by_signal(callback.stopped)
+    exit_by_signal(callback.stopped)
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")]
+Checks = Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")]
+Board = Annotated[
+    bool, typer.Option("--board", help="Show the runs in a browser while this one trains: `coterie board`.")
+]
 
 
 def train(
-    ctx: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check model, data, reward, memory and time without training.")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="With --dry-run: print the checks as JSON.")] = False,
-    board: Annotated[
-        bool, typer.Option("--board", help="Show the runs in a browser while this one trains: `coterie board`.")
-    ] = False,
-    help_: bool = HELP,
+    ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, board: Board = False, help_: bool = HELP
 ) -> None:
     """Train a model with GRPO.
 
@@ -55,7 +57,27 @@ def train(
     """
     from coterie.config.load import load
 
+    _train(load(ctx.args), dry_run, json_, board)
+
+
+def sft(
+    ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, board: Board = False, help_: bool = HELP
+) -> None:
+    """Fine-tune a model on conversations (supervised fine-tuning).
+
+    The rows of data.train are messages, a prompt and its completion, or a prompt with annotated steps and an answer.
+    For example: coterie sft @ FILE.toml --sft.epochs 2
+    """
+    from dataclasses import replace
+
+    from coterie.config.load import load
+
     loaded = load(ctx.args)
+    _train(replace(loaded, config=loaded.config.with_table("sft")), dry_run, json_, board)
+
+
+def _train(loaded: Loaded, dry_run: bool, json_: bool, board: bool) -> None:
+    """Train in a new run, or check with `dry_run` whether that would go well."""
     from coterie import console
     from coterie.runs.directory import check_name
     from coterie.runs.models import resolve
@@ -78,7 +100,7 @@ def train(
 
         if not dry_run:
             launch.train(loaded.config, callback)
-            _exit_by_signal(callback.stopped)
+            exit_by_signal(callback.stopped)
             return
         report = launch.dry_run(loaded.config)
     raise typer.Exit(print_report(report, json_=json_))
@@ -112,23 +134,17 @@ def resume(
 ) -> None:
     """Resume from the latest checkpoint."""
     from coterie import console
-    from coterie.runs.directory import find
+    from coterie.runs.directory import RunDirectory
 
-    find(run, root)
+    kept = RunDirectory.at(run, root).read_config().get("rejection")
     with console.console_callback() as callback:
         callback.on_progress(LOADING)
         from coterie import launch
+        from coterie.stages import rejection
 
-        launch.resume(
-            Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change
-        )
-    _exit_by_signal(callback.stopped)
-
-
-def _exit_by_signal(stopped: str) -> None:
-    """Exit with the shell's code for the signal that stopped the run (130, 143); do nothing where none did."""
-    if stopped:
-        raise typer.Exit(128 + signal.Signals[stopped])
+        again = launch.resume if kept is None else rejection.resume
+        again(Path(run), callback, runs=root, fresh=fresh, steps=steps, accept_reward_change=accept_reward_change)
+    exit_by_signal(callback.stopped)
 
 
 def sweep(
@@ -179,5 +195,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command(**SETTINGS, options_metavar=USAGE)(demo)
     app.command(**SETTINGS, options_metavar=USAGE)(train)
+    app.command(**SETTINGS, options_metavar=USAGE)(sft)
     app.command()(resume)
     app.command(**SETTINGS, options_metavar=USAGE)(sweep)

@@ -133,8 +133,8 @@ FOREIGN: dict[str, Foreign] = {
     # optimizer
     "learning_rate": Foreign("optim.lr"),
     "lr": Foreign("optim.lr"),
-    "lr_scheduler_type": Foreign("optim.schedule", "constant or linear"),
-    "warmup_style": Foreign("optim.schedule", "constant or linear"),
+    "lr_scheduler_type": Foreign("optim.schedule", "constant, linear or cosine"),
+    "warmup_style": Foreign("optim.schedule", "constant, linear or cosine"),
     "warmup_steps": Foreign("optim.warmup", "optimizer steps"),
     "lr_warmup_steps": Foreign("optim.warmup", "optimizer steps"),
     "warmup_ratio": Foreign("optim.warmup", "a number of optimizer steps, not a share"),
@@ -314,7 +314,7 @@ _none(
     "log-probs are computed in chunks, without the full logits",
     *("use_liger_kernel", "liger_kernel_config", "use_liger", "use_fused_kernels"),
 )
-_none("the schedule is constant or linear", "lr_scheduler_kwargs", "min_lr_ratio", "num_cycles")
+_none("the schedule is constant, linear or cosine", "lr_scheduler_kwargs", "min_lr_ratio", "num_cycles")
 _none("the optimizer is AdamW", "optim_args", "optim_target_modules", "optim_type")
 _none(_RESUME, "resume_from_checkpoint", "resume_mode", "resume_from_path", "restore_callback_states_from_checkpoint")
 _none(_BATCH, "auto_find_batch_size", "log_prob_micro_batch_size", "log_prob_micro_batch_size_per_gpu")

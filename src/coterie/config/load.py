@@ -164,6 +164,26 @@ def load_with(
     return layers.validate()
 
 
+def load_tables(
+    tables: Sequence[tuple[str, Mapping[str, Any]]], place: Path, env: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Settings of several tables, later over earlier ones, over the environment, over the defaults.
+
+    Args:
+        tables: each with what an error calls its place; a file's path makes its own folder the start of relative paths.
+        place: folder at which the relative paths of the others start.
+        env: the environment; the process's own when None.
+    """
+    layers = Layers()
+    for assignment in from_environment(os.environ if env is None else env):
+        layers.assign(assignment)
+    for source, table in tables:
+        file = Path(source)
+        layers.folders[source] = file_of(file).parent if file.exists() else place
+        layers.merge(table, source)
+    return layers.validate().config
+
+
 def _merge_file(layers: Layers, path: Path) -> None:
     """Merge a file into the layers; its relative paths start at its folder.
 

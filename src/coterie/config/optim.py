@@ -16,9 +16,10 @@ class OptimConfig(Section):
     """Learning rate after warm-up."""
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear decay as in transformers. Of T optimizer steps with W of warm-up, step s has
-    the rate lr · (T - s + 1) / (T - W): the last one still has lr / (T - W)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up: constant, or decay as in transformers. Of T optimizer steps with W of warm-up, a share
+    r = (T - s + 1) / (T - W) is left at step s. linear: the rate is lr · r, and still lr / (T - W) at the last step;
+    cosine: lr · (1 - cos(π·r)) / 2."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's β1, decay of the first moment."""
     beta2: float = Field(default=0.99, ge=0, lt=1)

@@ -11,6 +11,7 @@ from coterie.config.advantage import GroupingConfig
 from coterie.config.algorithms import find
 from coterie.config.base import Section
 from coterie.config.data import DataConfig
+from coterie.config.imitation import RejectionConfig, SftConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
@@ -243,6 +244,10 @@ class RunConfig(Section):
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     critic: CriticConfig | None = None
     """Set to learn a value of each token (PPO); leave out for GRPO."""
+    sft: SftConfig | None = None
+    """Set to imitate the rows of data.train instead of sampling: supervised fine-tuning, which `coterie sft` sets."""
+    rejection: RejectionConfig | None = None
+    """Set to keep the best rollouts as rows instead of training: rejection sampling (`coterie rejection`)."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -260,6 +265,11 @@ class RunConfig(Section):
         if self.grouping.preset != "prompt" and self.grouping.reward_range is not None:
             self._check_bounds(*self.grouping.reward_range)
         return self
+
+    def with_table(self, name: Literal["sft", "rejection"]) -> RunConfig:
+        """The settings with this table, where they had none."""
+        table = {"sft": SftConfig, "rejection": RejectionConfig}[name]
+        return self if getattr(self, name) is not None else self.model_copy(update={name: table()})
 
     @property
     def advantages_alone(self) -> bool:
@@ -284,6 +294,8 @@ class RunConfig(Section):
     @property
     def needs_siblings(self) -> bool:
         """True if the baseline is made of the other rollouts of the same prompt."""
+        if self.sft is not None or self.rejection is not None:
+            return False
         apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
         shipped = ":" not in self.estimator and self.estimator != "gae"
         return shipped and not apart and self.grouping.preset in ("prompt", "rloo", "js2")

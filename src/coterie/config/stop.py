@@ -11,7 +11,7 @@ from coterie.config.base import Section
 from coterie.config.renamed import metric_name
 
 AVERAGED = 5
-"""Steps of the running mean that `reward_drop` compares: single steps are noise."""
+"""Steps of the running mean that `reward_drop` and `loss_explodes` compare: single steps are noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class StopKind:
     judges_sampler: bool
     """The metric was measured on what the weights before the step sampled, so these weights are bad already; otherwise
     it is the step itself that is bad."""
-    bad: Literal["above", "below", "dropped", "spike"]
+    bad: Literal["above", "below", "dropped", "spike", "risen"]
     """Comparison of a step's values with the threshold; see `train/stop_rules.py`."""
     words: str
     """Its message, with {metric} and {threshold}."""
@@ -97,6 +97,15 @@ KINDS: dict[str, StopKind] = {
         judges_sampler=False,
         bad="spike",
         words="the gradient explodes: {metric} above {threshold:g} times the median of the 20 steps before",
+    ),
+    "loss_explodes": StopKind(
+        metric="loss",
+        threshold=1.5,
+        patience=3,
+        judges_sampler=True,
+        bad="risen",
+        words=f"the loss explodes: {{metric}}, mean of {AVERAGED} steps, above {{threshold:g}} times that of the first "
+        f"{AVERAGED}",
     ),
     "non_finite": StopKind(
         metric="update/nonfinite",

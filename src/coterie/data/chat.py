@@ -48,7 +48,7 @@ class Chat:
         pad_id: a valid id to fill rectangles with. Masks never come from ids, so it may equal an end token.
         opening: start of the model's turn that the template writes at the end of every prompt, such as `<think>\n`;
             empty for most. Rewards and environments see it in front of the completion.
-        silent_ids: tokens that `decode` leaves out.
+        silent_ids: tokens that `decode` leaves out; `special` is the pattern of all special tokens' texts.
         notes: remarks on this tokenizer for the user, one line each.
         files: files that the tokenizer was loaded from, by name; empty when it was made in memory.
     """
@@ -60,9 +60,8 @@ class Chat:
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
             stop_ids: the end tokens of the model's own generation settings.
-            skip_special_tokens: leave every special token out of decoded text. Otherwise only those that end, begin or
-                pad a text or write the template's turns are left out, so that tags such as `<think>` stay where they
-                are tokens of their own.
+            skip_special_tokens: leave every special token out of decoded text, not only those that end, begin or pad a
+                text or write the template's turns: tags such as `<think>` may be tokens of their own.
 
         Raises:
             DataError: the template does not compile, or loses the user's words.
@@ -73,7 +72,7 @@ class Chat:
         self.notes: list[str] = []
         self.template = self._own_template()
         self.template_hash = hashlib.sha256(self.template.encode()).hexdigest()
-        self._special = _special_token_pattern(tokenizer)
+        self.special = _special_token_pattern(tokenizer)
         tail = self._probe()
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.stop_ids = frozenset((*stop_ids, *eos, *self._end_of_turn(tail)))
@@ -97,8 +96,8 @@ class Chat:
         Raises:
             DataError: the template refuses these messages, or their text cannot be encoded.
         """
-        escaped, spellings = self._escape_special_tokens(messages)
-        return self._ids(self._text(escaped, add_generation_prompt=add_generation_prompt), spellings)
+        escaped, spellings = self.escape_special_tokens(messages)
+        return self._ids(self.text(escaped, add_generation_prompt=add_generation_prompt), spellings)
 
     def render_continuation(
         self, messages: Sequence[Message], turn_ids: Sequence[int], *, stop: Sequence[str] = ()
@@ -117,10 +116,10 @@ class Chat:
         Raises:
             DataError: the template refuses these messages here, or leaves the assistant's words out.
         """
-        escaped, spellings = self._escape_special_tokens(messages)
+        escaped, spellings = self.escape_special_tokens(messages)
         tail = self._tail(escaped)
-        end = self._special.match(tail.lstrip())
-        ids = [] if end is None else self._encode(end.group())
+        end = self.special.match(tail.lstrip())
+        ids = [] if end is None else self.encode(end.group())
         if len(ids) == 1 and turn_ids[-1:] and turn_ids[-1] == ids[0] and end is not None:
             tail = tail.lstrip()[end.end() :]
         else:
@@ -155,7 +154,7 @@ class Chat:
         for message in before:
             chat += [message, Message(role="assistant", content=next(free))]
         chat += [Message(role="user", content=asked), Message(role="assistant", content=words), *messages]
-        text = self._text(chat, add_generation_prompt=True)
+        text = self.text(chat, add_generation_prompt=True)
         tail = text.rpartition(words)[2]
         spoken = [message["content"].strip() for message in messages if message["role"] in ("user", "system", "tool")]
         missing = [text_part for text_part in (words, *spoken) if text_part not in text]
@@ -171,10 +170,10 @@ class Chat:
     def _ids(self, text: str, spellings: Mapping[str, str]) -> list[int]:
         """Token ids of a rendered text, in which characters stand for special tokens (`spellings`)."""
         if not spellings:
-            return self._encode(text)
+            return self.encode(text)
         ids: list[int] = []
         for part in re.split(f"([{''.join(spellings)}])", text):
-            ids += self._encode(spellings[part], plain=True) if part in spellings else self._encode(part)
+            ids += self.encode(spellings[part], plain=True) if part in spellings else self.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -222,7 +221,8 @@ class Chat:
         first = self.tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         return "{{ bos_token }}" if bos is not None and first == [bos] else ""
 
-    def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """What the template writes for these messages."""
         try:
             return self.tokenizer.apply_chat_template(
                 self._shown(messages),
@@ -257,7 +257,7 @@ class Chat:
             )
         return f"the model's chat template refuses these messages ({roles}): {reason}; {remedy}"
 
-    def _encode(self, text: str, *, plain: bool = False) -> list[int]:
+    def encode(self, text: str, *, plain: bool = False) -> list[int]:
         """Token ids of a text; with `plain` the spelling of a special token is only letters."""
         try:
             options = {"split_special_tokens": True} if plain else {}
@@ -265,13 +265,13 @@ class Chat:
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(f"the text holds a lone surrogate, which no tokenizer can encode: {text[:60]!r}") from error
 
-    def _escape_special_tokens(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+    def escape_special_tokens(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
         """Replace the spellings of special tokens by single private-use characters, which templates leave alone.
 
         Returns:
             The messages, and the spelling of each character; empty when there was nothing to escape.
         """
-        if all(self._encode(m["content"]) == self._encode(m["content"], plain=True) for m in messages):
+        if all(self.encode(m["content"]) == self.encode(m["content"], plain=True) for m in messages):
             return messages, {}
         placeholders = self._unused_characters(messages)
         spellings: dict[str, str] = {}
@@ -286,9 +286,9 @@ class Chat:
 
         out: list[Message] = []
         for message in messages:
-            content = self._special.sub(escape, message["content"])
+            content = self.special.sub(escape, message["content"])
             for part in re.split(f"[{''.join(spellings)}]", content) if spellings else [content]:
-                if self._encode(part) != self._encode(part, plain=True):
+                if self.encode(part) != self.encode(part, plain=True):
                     raise DataError(
                         f"the text spells a special token in a way that cannot be told apart: {part[:60]!r}; reword it"
                     )
@@ -304,14 +304,14 @@ class Chat:
         placeholders = self._unused_characters([])
         user, assistant = next(placeholders), next(placeholders)
         asked: list[Message] = [{"role": "user", "content": user}]
-        text = self._text(asked, add_generation_prompt=True)
+        text = self.text(asked, add_generation_prompt=True)
         if user not in text:
             raise DataError(
                 "the model's chat template leaves out what the user says, so every prompt would look the same; "
                 "give the model's folder a chat_template that writes message['content']"
             )
         try:
-            text = self._text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
+            text = self.text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
         except DataError:
             return ""  # a template for single questions
         return text.rpartition(assistant)[2] if assistant in text else ""
@@ -325,13 +325,13 @@ class Chat:
         placeholders = self._unused_characters([])
         user, assistant = next(placeholders), next(placeholders)
         asked: list[Message] = [{"role": "user", "content": user}]
-        prompt = self._text(asked, add_generation_prompt=True).rpartition(user)[2]
+        prompt = self.text(asked, add_generation_prompt=True).rpartition(user)[2]
         tags = "|".join(map(re.escape, THOUGHTS))
         thought = re.search(rf"(?:{tags})\s*\Z", prompt)
         if thought is not None:
             return thought.group()
         try:
-            answered = self._text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
+            answered = self.text([*asked, {"role": "assistant", "content": assistant}], add_generation_prompt=False)
         except DataError:
             return ""  # a template for single questions
         header = answered.rpartition(user)[2].partition(assistant)[0]
@@ -367,15 +367,15 @@ class Chat:
         for messages in (chat, chat[1:], chat[1:3], chat[1:2]):
             for prompt in (True, False):
                 with suppress(DataError):
-                    texts.append(self._text(messages, add_generation_prompt=prompt))
+                    texts.append(self.text(messages, add_generation_prompt=prompt))
         return "\n".join(texts)
 
     def _end_of_turn(self, tail: str) -> list[int]:
         """The special token that directly follows the assistant's words, e.g. <|im_end|>, <|eot_id|>, <end_of_turn>."""
-        match = self._special.match(tail.lstrip())
+        match = self.special.match(tail.lstrip())
         if match is None:
             return []
-        ids = self._encode(match.group())
+        ids = self.encode(match.group())
         return ids if len(ids) == 1 else []
 
 

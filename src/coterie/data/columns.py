@@ -92,7 +92,7 @@ def read_columns(data: Mapping[str, Any], names: ColumnNames = NO_NAMES) -> Ques
     elif gold is not None and "answer" in attributes:
         attributes.setdefault("gold_answer", gold)
     return Question(
-        id=_read_id(data.get("id")),
+        id=read_id(data.get("id")),
         messages=messages,
         answer=gold,
         attributes=attributes,
@@ -125,13 +125,13 @@ def with_instruction(messages: Sequence[Message], instruction: str) -> tuple[Mes
 
 def _read_prompt(data: Mapping[str, Any], path: str, names: ColumnNames) -> tuple[tuple[Message, ...], str | None]:
     """The messages up to the user's last, and the reply to it where the column has one."""
-    value = _plain_value(lookup(data, path))
+    value = plain_value(lookup(data, path))
     if value is None:
         expected = f"`{names.prompt}`" if names.prompt else "`prompt` or `question`"
         raise BadRowError(f"has no {path}; expected text in {expected}; its columns are {listed(list(data))}")
     layout = plain(path) if names.prompt is None else ""
     if layout == "instruction":
-        messages, reply = _read_instruction(data, value, path), None
+        messages, reply = read_instruction(data, value, path), None
     else:
         messages = read_messages(value, path)
         # What a `prompt` ends in is what the model is to go on from; a conversation ends in the reply.
@@ -141,10 +141,10 @@ def _read_prompt(data: Mapping[str, Any], path: str, names: ColumnNames) -> tupl
     system = names.system
     if system is None and layout in ("instruction", "conversations", "conversation"):
         system = next(iter(recognised(data, ("system",))), None)
-    return _with_system(messages, lookup(data, system) if system else None, system), reply
+    return with_system(messages, lookup(data, system) if system else None, system), reply
 
 
-def _read_instruction(data: Mapping[str, Any], value: Any, path: str) -> tuple[Message, ...]:
+def read_instruction(data: Mapping[str, Any], value: Any, path: str) -> tuple[Message, ...]:
     """Alpaca: `input`, if there is any, below the instruction; before both the turns of `history`."""
     text = _text(value, path) if isinstance(value, str) else None
     if text is None:
@@ -154,7 +154,7 @@ def _read_instruction(data: Mapping[str, Any], value: Any, path: str) -> tuple[M
     if isinstance(context, str) and context.strip():
         text = f"{text}\n{_text(context, 'input')}"
     messages: list[Message] = []
-    history = _plain_value(spelt.get("history")) or ()
+    history = plain_value(spelt.get("history")) or ()
     for turn in history if isinstance(history, Sequence) else (history,):
         pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
         if not pair or not all(isinstance(part, str) for part in turn):
@@ -164,7 +164,7 @@ def _read_instruction(data: Mapping[str, Any], value: Any, path: str) -> tuple[M
     return (*messages, Message(role="user", content=text))
 
 
-def _with_system(messages: tuple[Message, ...], value: Any, column: str | None) -> tuple[Message, ...]:
+def with_system(messages: tuple[Message, ...], value: Any, column: str | None) -> tuple[Message, ...]:
     if value is None or (isinstance(value, str) and not value.strip()) or messages[0]["role"] == "system":
         return messages
     if not isinstance(value, str):
@@ -188,7 +188,7 @@ def read_messages(value: Any, key: str) -> tuple[Message, ...]:
         raise BadRowError(f"has a {type(value).__name__} as {key}, expected text or a list of messages: {value!r:.60}")
     if not value:
         raise BadRowError(f"has an empty list as {key}, expected messages")
-    return tuple(_read_message(_plain_value(message), f"{key}[{index}]") for index, message in enumerate(value))
+    return tuple(_read_message(plain_value(message), f"{key}[{index}]") for index, message in enumerate(value))
 
 
 def _messages_in_text(text: str) -> list[Any] | None:
@@ -228,7 +228,7 @@ def _read_message(value: Any, where: str) -> Message:
     spoken_by = _ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
     if spoken_by is None:
         raise BadRowError(f"has the role {role!r:.40} at {where}, expected {', '.join(dict.fromkeys(_ROLES.values()))}")
-    content = _plain_value(content)
+    content = plain_value(content)
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         content = _text_of_parts(content)
     if not isinstance(content, str):
@@ -242,7 +242,7 @@ def _text_of_parts(content: Sequence[Any]) -> Any:
     return "".join(map(str, texts)) if content and all(isinstance(text, str) for text in texts) else content
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """numpy's arrays and scalars, as pandas gives them, as Python's own."""
     return value.tolist() if hasattr(value, "tolist") else value
 
@@ -279,9 +279,9 @@ def _find_answer(
 
 
 def _read_answer(value: Any, path: str) -> str | None:
-    value = _plain_value(value)
+    value = plain_value(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 1:
-        value = _plain_value(value[0])
+        value = plain_value(value[0])
     if value is None:
         return None
     if isinstance(value, str):
@@ -327,9 +327,9 @@ def _hashed(answer: str) -> str:
     return re.sub(r"[,' ]", "", grouped[1])
 
 
-def _read_id(value: Any) -> str | None:
+def read_id(value: Any) -> str | None:
     """Id of a row: text or an integer of at most 200 printable characters; others stay a column only."""
-    value = _plain_value(value)
+    value = plain_value(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value).strip()

@@ -95,7 +95,7 @@ class PromptSet:
         lines: list[str] = list(self.notes)
         if self.quarantined:
             count = counted(len(self.quarantined), "bad row")
-            lines.append(f"{count} left out; first: {_describe(self.quarantined[0])}")
+            lines.append(f"{count} left out; first: {describe(self.quarantined[0])}")
         if self.excluded:
             lines.append(f"dropped {counted(self.excluded, 'held-out prompt')} (also in the training data)")
         if self.repeated:
@@ -198,7 +198,7 @@ def load(
 
 
 def _load_source(source: Source, loading: _Loading) -> None:
-    name, task = _names(source)
+    name, task = source_names(source)
     if task == POOLED:
         raise DataError(
             f"{name} gives its prompts the task name {task!r}, which is reserved for the result over all tasks; give "
@@ -331,7 +331,7 @@ def _questions(
         for item in tasks.items(source.name, source.params, source.size, source.seed):
             yield item.index, _generated(item, source.seed)
         return
-    stream = islice(_rows(source, notes), source.limit)
+    stream = islice(source_rows(source, notes), source.limit)
     first = list(islice(stream, _FIRST_ROWS))
     readable = [row.data for row in first if row.data is not None]
     rows.columns = column_paths(readable)
@@ -358,7 +358,12 @@ def _generated(item: tasks.Item, seed: int) -> Question | BadRowError:
     return replace(question, attributes={name: to_json(value, name) for name, value in item.attributes.items()})
 
 
-def _rows(source: FileSource | HubSource | AssetSource | PythonSource, notes: SourceNotes) -> Iterator[rows.Row]:
+def source_rows(source: FileSource | HubSource | AssetSource | PythonSource, notes: SourceNotes) -> Iterator[rows.Row]:
+    """Raw rows of a source, all of them.
+
+    Raises:
+        DataError, AssetError: it cannot be read or fetched.
+    """
     match source:
         case FileSource():
             path = Path(source.path).expanduser()
@@ -378,7 +383,7 @@ def _rows(source: FileSource | HubSource | AssetSource | PythonSource, notes: So
             return read_file(path)
 
 
-def _names(source: Source) -> tuple[str, str]:
+def source_names(source: Source) -> tuple[str, str]:
     """(display name, task name) of a source."""
     match source:
         case FileSource():
@@ -399,23 +404,36 @@ def _file_task(path: Path) -> str:
 
 
 def _check_share(rows: _SourceRows, limit: float) -> None:
-    bad, total = rows.bad, rows.total
+    check_share(rows.name, rows.columns, rows.bad, rows.total, limit)
+
+
+def check_share(name: str, columns: Sequence[str], bad: Sequence[BadRow], total: int, limit: float) -> None:
+    """Refuse a source without rows, or with too many bad ones.
+
+    Args:
+        total: rows read, bad ones included.
+        limit: `data.max_bad_share`.
+
+    Raises:
+        DataError: with the first five bad rows.
+    """
     if total == 0:
-        raise DataError(f"{rows.name} has no rows; expected rows with `prompt` or `question`")
+        raise DataError(f"{name} has no rows; expected rows with `prompt` or `question`")
     if len(bad) <= limit * total:
         return
-    first = "".join(f"\n  {_describe(row)}" for row in bad[:5])
+    first = "".join(f"\n  {describe(row)}" for row in bad[:5])
     more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
     if len(bad) == total:
-        columns = f"; its columns are {listed(rows.columns)}" if rows.columns else ""
-        raise DataError(f"none of the {counted(total, 'row')} of {rows.name} can be used{columns}:{first}{more}")
+        names = f"; its columns are {listed(columns)}" if columns else ""
+        raise DataError(f"none of the {counted(total, 'row')} of {name} can be used{names}:{first}{more}")
     raise DataError(
-        f"{len(bad)} of {total} rows of {rows.name} are bad, more than data.max_bad_share = {limit:g} allows; fix "
+        f"{len(bad)} of {total} rows of {name} are bad, more than data.max_bad_share = {limit:g} allows; fix "
         f"them, or raise data.max_bad_share to train without them:{first}{more}"
     )
 
 
-def _describe(bad: BadRow) -> str:
+def describe(bad: BadRow) -> str:
+    """`rows.jsonl row 7 has an empty answer`."""
     return f"{bad.source} row {bad.row} {bad.reason}"
 
 

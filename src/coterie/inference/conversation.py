@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from coterie.build.run import load_policy, locate_model, use_threads
+from coterie.build.reading import locate_model
+from coterie.build.run import load_policy, use_threads
 from coterie.callbacks import Callback
 from coterie.config.load import load_file
 from coterie.config.schema import RunConfig

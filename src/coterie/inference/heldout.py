@@ -6,17 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coterie.build.run import (
-    Inputs,
-    collector_for,
-    device_of,
-    engine_for,
-    evaluator_for,
-    policy_for,
-    read_inputs,
-    sampling_for,
-    use_threads,
-)
+from coterie.build.reading import Inputs, device_of, read_inputs
+from coterie.build.run import collector_for, engine_for, evaluator_for, policy_for, sampling_for, use_threads
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.schema import RunConfig
 from coterie.data.order import PromptOrder

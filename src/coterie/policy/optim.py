@@ -223,12 +223,13 @@ STATES: dict[str, type[FullMoments] | type[BlockMoments]] = {"float32": FullMome
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Rate of optimizer step `step` (from 1) of `total`: linear warm-up, then constant, or linear down to
-    lr / (total - warmup) at the last step."""
-    warm = min(1.0, step / config.warmup) if config.warmup else 1.0
-    if config.schedule == "linear" and step > config.warmup:
-        warm *= max(0.0, (total - step + 1) / max(1, total - config.warmup))
-    return config.lr * warm
+    """Rate of optimizer step `step` (from 1) of `total`: linear warm-up, then constant, or down along a line or a
+    cosine; see `OptimConfig.schedule`."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    left = min(1.0, max(0.0, (total - step + 1) / max(1, total - config.warmup)))
+    share = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[config.schedule]
+    return config.lr * share
 
 
 class MasterAdamW:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -50,7 +50,7 @@ def save(
     keep: int,
     run_id: str,
     config_hash: str,
-    spare: int | None = None,
+    spare: Collection[int | None] = (),
     size: int = 0,
 ) -> Path:
     """Write, publish and re-read one checkpoint; only then delete all but the `keep` newest up to it.
@@ -61,7 +61,7 @@ def save(
         root: the run's `checkpoints` folder.
         write: puts the learner's files into the empty folder it is given.
         state: strict JSON, kept as `state.json` beside them.
-        spare: step of a checkpoint that stays in any case.
+        spare: steps of checkpoints that stay in any case.
         size: bytes that it will take; nothing is written, or deleted, when fewer are free.
 
     Raises:
@@ -221,11 +221,11 @@ def remove_after(root: Path, step: int) -> list[int]:
     return later
 
 
-def prune(root: Path, step: int, keep: int, spare: int | None = None) -> None:
+def prune(root: Path, step: int, keep: int, spare: Collection[int | None] = ()) -> None:
     """Delete all but the `keep` newest checkpoints up to `step`, which was verified: a kill may have come before it."""
     # Later steps are left over from before a walk back; they are replaced when training reaches them again.
     for old in [s for s in steps(root) if s <= step][:-keep]:
-        if old != spare:
+        if old not in spare:
             _remove(_path(root, old))
 
 

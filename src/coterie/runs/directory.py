@@ -325,7 +325,7 @@ def _has_recorded_step(metrics: Path) -> bool:
         return False
     try:
         with MetricsDB.reader(metrics) as database:
-            return database.last_step() is not None
+            return bool(database.last_step())
     except RunError:
         return True
 

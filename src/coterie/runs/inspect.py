@@ -22,6 +22,8 @@ COLLAPSE = "collapse"
 """Kind of the event that tells which stop rule ended a run; a resume forgets it with the steps it makes again."""
 
 
+DATA = "data.parquet"
+"""Result of rejection sampling in its run's folder: the kept rollouts."""
 REWARD_CHANGED = "reward_changed"
 """Kind of the event that tells from which step on a run was resumed with an edited reward function."""
 
@@ -113,7 +115,12 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     return RunSummary(
         name=run.path.resolve().name,
         path=run.path,
-        state=_state(bool(problems), pid, COLLAPSE in measured.events, _is_complete(measured, saved, steps)),
+        state=_state(
+            bool(problems),
+            pid,
+            COLLAPSE in measured.events,
+            _is_complete(measured, saved, steps) or (run.path / DATA).exists(),
+        ),
         pid=pid,
         model=config.get("model", {}).get("name"),
         tasks=_tasks(config),

@@ -13,7 +13,7 @@ from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import MetricsDB
 
 
-def gaps(run: RunDirectory, database: MetricsDB, step: int) -> list[str]:
+def gaps(run: RunDirectory, database: MetricsDB, step: int, *, sampled: bool = True) -> list[str]:
     """One line for each kind of record that is not whole up to `step`; empty when all is there.
 
     Looks at which steps the metrics hold and at the footers of the step files, not at every row: the training depends
@@ -23,8 +23,9 @@ def gaps(run: RunDirectory, database: MetricsDB, step: int) -> list[str]:
         run: the run's folder.
         database: its metrics.
         step: of the checkpoint that the run continues from.
+        sampled: its steps have rollouts.
     """
-    return [*_metrics(run, database, step), *_rollouts(run.rollouts, step)]
+    return [*_metrics(run, database, step), *(_rollouts(run.rollouts, step) if sampled else ())]
 
 
 def _metrics(run: RunDirectory, database: MetricsDB, step: int) -> Iterator[str]:

@@ -115,7 +115,11 @@ def _front_matter(base: Base, form: str, *, lora: bool) -> str:
 
 def _opening(origin: Base, source: ModelSource, base: str, form: str) -> str:
     kind = "A LoRA adapter for" if form == "adapter" else "A LoRA adapter merged into" if base else "A version of"
-    how = "" if source.run is None else ", trained with GRPO (Group Relative Policy Optimization)"
+    how = ""
+    if source.run is not None:
+        tuned = models.fine_tuned(source.run) is not None
+        method = "fine-tuned on conversations" if tuned else "trained with GRPO (Group Relative Policy Optimization)"
+        how = f", {method}"
     where = f" by coterie {__version__}, run `{_plain(source.label)}`" if source.run is not None else ""
     return f"{kind} `{_plain(origin.name)}`{how}{where}."
 

@@ -6,16 +6,19 @@ Reads names and folders only, so that a wrong name is told before anything is lo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from coterie.data import assets, hub_models
 from coterie.errors import CheckpointError, ConfigError, ModelError, RunError
 from coterie.runs import checkpoint
 from coterie.runs.durable import verify_directory
+from coterie.runs.metrics import MetricsDB
+from coterie.types import metric_of, overall
 
 MOST = 8
 """Names in a message."""
@@ -42,6 +45,10 @@ def there(runs: Path, verb: str = "has") -> str:
 
 
 Kind = Literal["model", "encoder"]
+BEST = "best"
+"""`RUN@best` is the checkpoint of the best held-out result."""
+HELDOUT_LOSS = "heldout/loss"
+"""Metric: mean negative log-likelihood of the assistant's tokens in held-out conversations, nats."""
 
 _CONFIGS = ("config.json", "adapter_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -77,7 +84,8 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check
 
     Args:
         name: a model folder, checkpoint folder or run folder; an asset; a run of `runs`; or an id `owner/name` of the
-            hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, else it is the newest one.
+            hub, which is not asked. `@STEP` after a run takes the checkpoint of that step, `@best` the one of the best
+            held-out result (of a fine-tuning by `sft.best`), else it is the newest one.
         runs: folder that holds the runs.
         kind: required kind of an asset.
         check_files: read a run's checkpoint against its manifest; False only asks whether the name means something.
@@ -98,10 +106,10 @@ def resolve(name: str, runs: Path = Path("runs"), kind: Kind = "model", *, check
     if (runs.expanduser() / path).is_dir():
         return _of_folder(runs.expanduser() / path, check_files)
     run, _, step = name.rpartition("@")
-    if run and step.isdecimal():
+    if run and (step.isdecimal() or step == BEST):
         for folder in (Path(run).expanduser(), runs.expanduser() / run):
             if (folder / "config.toml").is_file():
-                return _of_step(folder, int(step), check_files)
+                return _of_step(folder, int(step) if step.isdecimal() else _best_saved(folder), check_files)
     pathlike = name.startswith((".", "/", "~", f"{runs}/")) or name.count("/") > 1 or path.is_absolute()
     if not pathlike and (_HUB_ID.fullmatch(name) or _in_cache(name)):
         if folder := _misspelled(path):
@@ -181,6 +189,42 @@ def _of_step(run: Path, step: int, check_files: bool) -> ModelSource:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; take another step of {', '.join(map(str, steps))}") from error
     return _checkpoint(folder)
+
+
+def fine_tuned(run: Path) -> Mapping[str, Any] | None:
+    """The table `sft` of a run's settings; None of a run that sampled."""
+    try:
+        return tomllib.loads((run / "config.toml").read_text(encoding="utf-8")).get("sft")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / 'config.toml'} cannot be read: {error}") from error
+
+
+def best_step(database: MetricsDB, by: str) -> int | None:
+    """The step after which the held-out result was best, the first of equal ones; None where none was measured.
+
+    Args:
+        by: `loss` or `accuracy`, which is the mean reward where that is graded.
+    """
+    if by == "loss":
+        losses = [(value, step) for step, value in database.series(HELDOUT_LOSS) if step]
+        return min(losses, default=(0.0, None))[1]
+    results = [result for result in overall(database.evals()) if result.step]
+    metric = metric_of(results)
+    values = [(-estimate.value, result.step) for result in results if (estimate := result.metric(metric))]
+    return min(values, default=(0.0, None))[1]
+
+
+def _best_saved(run: Path) -> int:
+    """The step of the best checkpoint of a run."""
+    table = fine_tuned(run)
+    by = "accuracy" if table is None else str(table.get("best", "loss"))
+    saved = checkpoint.steps(run / "checkpoints")
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        step = max(saved, default=None) if by == "last" else best_step(database, by)
+    if step is None:
+        what = "checkpoint" if by == "last" else f"held-out {by} of a later step than 0"
+        raise RunError(f"{run} has no {what}, so none is the best; take {run}, which is its newest checkpoint")
+    return step
 
 
 def _misspelled(path: Path) -> str:

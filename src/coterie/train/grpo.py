@@ -9,8 +9,8 @@ advantages → new weights                4 update      (clipped objective, KL t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,21 @@ from coterie.algo.advantages import informative
 from coterie.algo.estimators import Estimator
 from coterie.algo.subsample import subsample_prompts
 from coterie.batches.pack import pack, plan_scoring, without_truncated
-from coterie.engines.base import Engine, check_version
-from coterie.policy.learner import Learner
+from coterie.engines.base import check_version
 from coterie.policy.memory import peak
 from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
 from coterie.rollout.replay import ReplayBuffer
 from coterie.rollout.sampler import PromptSampler
-from coterie.train.evaluate import EVALUATING, Evaluator
+from coterie.train.loop import Loop
 from coterie.train.metrics import step_metrics
-from coterie.train.recorder import Recorder
 from coterie.train.schedules import Schedules
-from coterie.train.step import LoopSettings, Progress, StepResult
-from coterie.train.stop_rules import AbandonedError, StopSignal
+from coterie.train.step import StepResult
 from coterie.train.warnings import step_events
 from coterie.types import Rollout, RolloutScores
 
 
 @dataclass(slots=True, kw_only=True)
-class Trainer:
+class Trainer(Loop):
     """The loop over the parts of a run, which `coterie.build` puts together."""
 
     sampler: PromptSampler
@@ -45,34 +42,12 @@ class Trainer:
     """Groups → advantages."""
     replay: ReplayBuffer
     """Past groups that may join an update."""
-    learner: Learner
-    """Advantages → weights."""
-    engine: Engine
     schedules: Schedules
     """KL and entropy weights, renewal of the reference."""
-    evaluator: Evaluator
-    recorder: Recorder
-    """Rollouts, metrics, events, checkpoints, callbacks."""
-    settings: LoopSettings
-    progress: Progress = field(default_factory=Progress)
-    evaluating: bool = False
-    """An evaluation is going on."""
 
-    def run(self, stop: StopSignal) -> bool:
-        """Train to the last step; True when it got there, False when it was asked to stop before.
-
-        Raises:
-            CollapseError: a stop rule fired.
-        """
-        while True:
-            if self.settings.evaluates(self.progress) and not stop.requested:
-                self.evaluate(stop)
-            if self.progress.step and (stop.requested or self.settings.saves(self.progress)):
-                self.checkpoint()
-            if self.settings.finished(self.progress) or stop.requested:
-                return self.settings.finished(self.progress) and not self.settings.evaluates(self.progress)
-            self.record(self.step())
-            self.recorder.apply_stop_rules(self.progress.step)
+    def advance(self) -> None:
+        """One step, recorded."""
+        self.record(self.step())
 
     def step(self) -> StepResult:
         """One step: the four phases.
@@ -137,65 +112,16 @@ class Trainer:
         events = step_events(result, metrics, dtype=self.learner.policy.dtype, eval_part=self.evaluator.criterion.part)
         self.recorder.step_events(result.step, events)
 
-    def evaluate(self, stop: StopSignal) -> None:
-        """Measure the held-out prompts with the weights as they are; a request to stop abandons it."""
-        step = self.progress.step
-        check_version(self.engine.version, step)
+    def writers(self) -> Sequence[Callable[[Path], None]]:
+        return self.estimator.save, self.replay.save
 
-        def progress(done: int, total: int) -> None:
-            if stop.requested:
-                raise AbandonedError
-            self.recorder.callback.on_progress(EVALUATING, done, total, "completions")
+    def state(self) -> dict[str, Any]:
+        return {"schedules": self.schedules.state()}
 
-        self.evaluating = True
-        try:
-            evaluation = self.evaluator.evaluate(step, progress)
-        except AbandonedError:
-            return
-        finally:
-            self.evaluating = False
-        self.recorder.evaluation(step, evaluation)
-        self.progress = replace(self.progress, evaluated=step)
-
-    def plan(self) -> str:
-        """Consequence of a request to stop at this moment, as a line of text."""
-        save = "saving a checkpoint, then stopping"
-        if self.evaluating:
-            return f"abandoning the evaluation, {save if self.progress.step else 'then stopping'}"
-        return f"finishing the current step, {save}"
-
-    def losses(self, run: Path) -> str:
-        """Steps that would be lost if the process ended now, and the way to go on, as a line of text."""
-        step = self.progress.step
-        if not step:
-            return "no step was finished; start again with the same command"
-        last = max(self.progress.saved, 0)
-        if last == step:
-            return f"step {last} is saved; continue with: coterie resume {run}"
-        steps = f"step {step}" if last == step - 1 else f"steps {last + 1} to {step}"
-        again = f"trains {steps} again, which no checkpoint holds"
-        start = f"continues from the checkpoint of step {last} and" if last else "starts over and"
-        return f"coterie resume {run} {start} {again}"
-
-    def checkpoint(self) -> None:
-        """Make this step the one that a resume continues from."""
-        step = self.progress.step
-        if self.progress.saved != step:
-            writers = [self.learner.save, self.estimator.save, self.replay.save]
-            self.recorder.checkpoint(step, writers, self.learner.counters(), self._state())
-            self.progress = replace(self.progress, saved=step)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            **self.progress.state(),
-            "version": self.engine.version,
-            "schedules": self.schedules.state(),
-            "scale": self.evaluator.criterion.scale.state(),
-        }
+    def load(self, folder: Path) -> str:
+        self.estimator.load(folder)
+        return self.replay.load(folder)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state; the learner's tensors are loaded beside this."""
-        self.progress = Progress.restored(state, evaluated=self.recorder.has_evaluation(int(state["step"])))
+        Loop.restore(self, state)
         self.schedules.restore(state["schedules"])
-        self.evaluator.criterion.scale.restore(state["scale"])
-        self.engine.commit(int(state["version"]))

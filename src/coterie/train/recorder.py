@@ -96,10 +96,19 @@ class Recorder:
         credits = {credit.rollout_id: credit for credit in result.credits}
         rollouts.write_step(self.run.rollouts, step, self._rows(experience, credits, result.update.logprobs))
         prompts.write_step(self.prompts, step, new_prompts)
+        self.measured(step, metrics, _sample(experience))
+        self.prompt_stats.learn(step, experience.rollouts)
+
+    def measured(self, step: int, metrics: Mapping[str, float], sample: tuple[Prompt, Rollout] | None = None) -> None:
+        """The metrics of a step, which say that it is whole; what is measured before the first is of step 0.
+
+        Args:
+            sample: one rollout of the step with its prompt, for the callback.
+        """
         self.db.record(step, metrics)
         self.log.line("step", " ".join(f"{name}={value:.6g}" for name, value in metrics.items()))
-        self.prompt_stats.learn(step, experience.rollouts)
-        self.callback.on_step(step, metrics, _sample(experience))
+        if step:
+            self.callback.on_step(step, metrics, sample)
 
     def step_events(self, step: int, events: Sequence[StepEvent]) -> None:
         """The events of one step; one that lasts over consecutive steps is told in the first of them."""
@@ -165,12 +174,15 @@ class Recorder:
         writers: Sequence[Callable[[Path], None]],
         counters: Mapping[str, float],
         state: Mapping[str, Any],
+        *,
+        best: int | None = None,
     ) -> None:
         """Everything a resume needs, verified before older ones go.
 
         Args:
             writers: each writes its files into the folder it is given.
             counters: the learner's.
+            best: step of a checkpoint that stays in any case.
         """
         complete = dict(state)
         complete |= {"learner": dict(counters), "data_hash": self.data_hash, "reward_sources": self.reward_sources}
@@ -189,7 +201,7 @@ class Recorder:
             keep=self.keep,
             run_id=self.run.name,
             config_hash=self.config_hash,
-            spare=self.stops.good_checkpoint(step),
+            spare=(self.stops.good_checkpoint(step), best),
             size=self.size,
         )
         self.note(step, "checkpoint", f"saved {path.name}")

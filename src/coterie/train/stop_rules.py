@@ -49,13 +49,27 @@ def _spike(values: NDArray[np.float64], threshold: float) -> Mask:
     return np.nan_to_num(values / np.where(before > 0, before, np.inf)) > threshold
 
 
+def _risen(values: NDArray[np.float64], threshold: float) -> Mask:
+    """The running mean is above its first by more than this factor."""
+    mask = np.zeros(len(values), dtype=bool)
+    means = running_mean(values, AVERAGED)
+    if len(means):
+        mask[AVERAGED - 1 :] = means > threshold * means[0]
+    return mask
+
+
 COMPARISONS: dict[str, Callable[[NDArray[np.float64], float], Mask]] = {
     "above": _above,
     "below": _below,
     "dropped": _dropped,
     "spike": _spike,
+    "risen": _risen,
 }
 """`StopKind.bad` → [S] values, threshold → [S] which are bad."""
+
+
+EXPLODES = "loss_explodes"
+"""The rule of every fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,12 +191,19 @@ def _decisions(rules: Sequence[StopRule], database: MetricsDB, step: int) -> lis
     return decide_all(rules, {name: Series.of(name, database.series(name)) for name in names}, step)
 
 
-def stop_rules(config: StopConfig) -> list[StopRule]:
-    """The rules of a run's settings, with their defaults filled in."""
-    return [
+def stop_rules(config: StopConfig, *, imitates: bool = False) -> list[StopRule]:
+    """The rules of a run's settings, with their defaults filled in.
+
+    Args:
+        imitates: the run is a fine-tuning, which ends when its loss explodes, also where no rule says so.
+    """
+    rules = [
         StopRule.of(rule.name, metric=rule.metric, threshold=rule.threshold, patience=rule.patience)
         for rule in config.rules
     ]
+    if imitates and all(rule.name != EXPLODES for rule in rules):
+        rules.append(StopRule.of(EXPLODES))
+    return rules
 
 
 def why_it_ended(database: MetricsDB) -> str:

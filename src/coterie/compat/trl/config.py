@@ -227,7 +227,12 @@ _CHOICES: dict[str, Mapping[Any, Any]] = {
     "scale_rewards": SCALES,
     "optim": OPTIMIZERS,
     "multi_objective_aggregation": {"sum_then_normalize": False, "normalize_then_sum": True},
-    "lr_scheduler_type": {"linear": "linear", "constant": "constant", "constant_with_warmup": "constant"},
+    "lr_scheduler_type": {
+        "linear": "linear",
+        "cosine": "cosine",
+        "constant": "constant",
+        "constant_with_warmup": "constant",
+    },
     "importance_sampling_level": {"token": "token", "sequence": "sequence"},
 }
 

@@ -1,0 +1,176 @@
+"""Inputs of a run: its tokenizer and every prompt or conversation, read and checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from coterie.callbacks import Callback
+from coterie.config.data import Source
+from coterie.config.schema import RunConfig
+from coterie.config.user_functions import search_in
+from coterie.data import prompts
+from coterie.data.chat import Chat, load_chat
+from coterie.data.order import PromptOrder
+from coterie.data.prompts import BadRow, PromptSet
+from coterie.data.tool_templates import equip
+from coterie.envs.registry import environment_for
+from coterie.envs.tool_use import ToolUse
+from coterie.errors import DataError
+from coterie.policy.device import device_named
+from coterie.policy.embedding import Encoder, load_encoder
+from coterie.runs import models
+from coterie.runs.durable import json_dumps
+from coterie.runs.models import Kind
+from coterie.train.demonstrations import DemonstrationSet, read_demonstrations
+from coterie.types import Prompt
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Device of the model; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        ConfigError: torch cannot compute on it here.
+    """
+    return device_named(config.model.device)
+
+
+def locate_model(
+    name: str, callback: Callback, runs: Path = Path("runs"), revision: str | None = None, kind: Kind = "model"
+) -> str:
+    """Folder or hub id behind a model's name; an asset is fetched if need be.
+
+    Raises:
+        AssetError, ModelError, RunError: nothing is called so, or it cannot be had.
+    """
+    return models.locate(
+        models.resolve(name, runs, kind),
+        revision,
+        note=lambda message: callback.on_event("progress", message),
+        arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Tokenizer and prompts, read before anything is written: bad input leaves nothing behind."""
+
+    source: str
+    chat: Chat
+    train: PromptSet
+    heldout: PromptSet
+    encoder: Encoder | None = None
+    """Embeds the prompts, where it is not the policy that does."""
+    demonstrations: DemonstrationSet | None = None
+    """What supervised fine-tuning imitates, in place of training prompts."""
+
+    @property
+    def task(self) -> str:
+        """Task of the first item that is trained on."""
+        items = self.train.prompts if self.demonstrations is None else [d.prompt for d in self.demonstrations.train]
+        return items[0].task
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All of them, training prompts first."""
+        return (*self.train.prompts, *self.heldout.prompts)
+
+    @property
+    def quarantined(self) -> tuple[BadRow, ...]:
+        """Refused rows of all sources."""
+        rows = () if self.demonstrations is None else self.demonstrations.quarantined
+        return (*self.train.quarantined, *self.heldout.quarantined, *rows)
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        sets = (self.train.token_ids, self.heldout.token_ids)
+        return max((len(ids) for token_ids in sets for ids in token_ids.values()), default=0)
+
+    def digest(self) -> str:
+        """Hash of the prompts, as the model sees them, and of their gold answers."""
+        digest = hashlib.sha256(self.chat.template_hash.encode())
+        for source in (self.train, self.heldout):
+            for prompt in source.prompts:
+                digest.update(json_dumps([prompt.id, list(source.token_ids[prompt.id]), prompt.answer]).encode())
+        for demonstration in () if self.demonstrations is None else self.demonstrations.everything:
+            turns = [[list(turn.prompt_tokens), list(turn.tokens)] for turn in demonstration.rollout.turns[-1:]]
+            digest.update(json_dumps([demonstration.prompt.id, turns]).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = True) -> Inputs:
+    """Load the tokenizer and every prompt, rendered and checked.
+
+    Raises:
+        DataError: no training prompts, or too many bad rows, or the chat template does not do for the environment.
+        ConfigError: there is no such environment, or it does not take its params.
+    """
+    search_in(config.module_path)
+    source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
+    callback.on_progress("loading the tokenizer")
+    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    callback.on_progress("reading and tokenizing the prompts")
+    environment = environment_for(config.environment)
+    if isinstance(environment, ToolUse):
+        chat = equip(chat, environment.schemas, environment.preamble, environment.role)
+    if config.environment.talks:
+        chat.check_turns()
+    if config.sft is not None:
+        heldout, rows = _load(config.data.heldout, config, chat, limit=config.eval.limit), None
+        if need_train:
+            rows = read_demonstrations(config.data, config.sft, chat, heldout=heldout.prompts, seed=config.seed)
+        return Inputs(source=source, chat=chat, train=PromptSet.empty(), heldout=heldout, demonstrations=rows)
+    train = _load(config.data.train, config, chat)
+    if need_train:
+        _check_enough(config, train)
+    heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
+    encoder = encoder_for(config, callback) if need_train else None
+    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+
+
+def prompt_order(config: RunConfig, train: PromptSet) -> PromptOrder:
+    """The endless stream of training prompts."""
+    return PromptOrder(train.prompts, seed=config.seed, presence=train.presence, rehearsal=config.data.rehearsal)
+
+
+def _check_enough(config: RunConfig, train: PromptSet) -> None:
+    """Refuse fewer prompts than a step draws, all different, also where sources have left or not yet joined."""
+    needed = config.collect.prompts_per_step
+    order = prompt_order(config, train)
+    for stage in order.stages:
+        count = order.available(stage.start)
+        if count < needed:
+            when = f" after {stage.start} drawn ones" if stage.start else ""
+            raise DataError(
+                f"data.train has {count} usable prompts{when}, fewer than the {needed} that one step draws "
+                '(collect.prompts_per_step); add a [[data.train]] source, e.g. type = "reasoning_gym", or draw fewer'
+            )
+
+
+def encoder_for(config: RunConfig, callback: Callback) -> Encoder | None:
+    """The sentence encoder that the settings ask for.
+
+    Raises:
+        AssetError, ModelError: it cannot be had.
+    """
+    if config.grouping.preset == "prompt" or config.grouping.embedding in ("policy", "none"):
+        return None
+    source = locate_model(config.grouping.embedding, callback, kind="encoder")
+    return load_encoder(source, device_of(config))
+
+
+def _load(
+    sources: Sequence[Source],
+    config: RunConfig,
+    chat: Chat,
+    *,
+    exclude: PromptSet | None = None,
+    limit: int | None = None,
+) -> PromptSet:
+    if not sources:
+        return PromptSet.empty()
+    return prompts.load(sources, config.data, chat, exclude or (), limit=limit)

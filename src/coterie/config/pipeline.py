@@ -1,0 +1,175 @@
+"""Settings of a pipeline: its stages in order, what each takes from earlier ones, and the evaluations after each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from coterie.config.base import Section
+from coterie.config.load import file_of, load_tables, read_toml
+from coterie.config.schema import RunConfig
+from coterie.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
+BASE = "base"
+"""Name of the model before any stage, in reports."""
+
+
+class StageConfig(Section):
+    """One stage: a training, or rejection sampling."""
+
+    name: str
+    """Name of the stage and of its run folder."""
+    kind: Literal["grpo", "sft", "rejection"]
+    """grpo trains as `coterie train`, sft as `coterie sft`; rejection keeps rollouts as `coterie rejection`."""
+    model: str | None = None
+    """Earlier stage whose model this one takes, `STAGE` (its last checkpoint) or `STAGE@best`; none: model.name of the
+    settings."""
+    data: list[str] = Field(default_factory=list)
+    """Earlier rejection stages whose rows an sft stage imitates, in place of data.train."""
+    rollouts: list[str] = Field(default_factory=list)
+    """Earlier grpo stages whose stored rollouts a rejection stage reads instead of sampling."""
+    files: list[str] = Field(default_factory=list)
+    """Files of settings, under `settings`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this stage, over those of all."""
+
+    def takes(self) -> dict[str, str]:
+        """Earlier stages that it takes something from, by what it takes."""
+        named = {"model": self.model.removesuffix("@best")} if self.model else {}
+        for what, names in (("data", self.data), ("rollouts", self.rollouts)):
+            named |= {f"{what}.{index}": name for index, name in enumerate(names)}
+        return named
+
+
+class EvaluationConfig(Section):
+    """One measurement of every stage's model on held-out prompts."""
+
+    name: str
+    """Name in the report."""
+    files: list[str] = Field(default_factory=list)
+    """Files of settings, under `settings`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the evaluation, over those of all: data.heldout, rewards, environment, sampling, eval."""
+
+
+class PipelineConfig(Section):
+    """A pipeline of stages."""
+
+    name: str = "pipeline"
+    """Folder below `runs`: it holds the stages' run folders, the records, and the report."""
+    runs: str = "runs"
+    """Folder that holds all runs."""
+    files: list[str] = Field(default_factory=list)
+    """Files of settings for all stages, under `settings`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all stages and evaluations."""
+    stage: list[StageConfig] = Field(min_length=1)
+    """The stages in their order."""
+    evaluation: list[EvaluationConfig] = Field(default_factory=list)
+    """Made of the model before the first stage, and after each stage that trains."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> PipelineConfig:
+        earlier: dict[str, str] = {}
+        later = [stage.name for stage in self.stage]
+        for stage in self.stage:
+            if not _NAME.fullmatch(stage.name) or stage.name == BASE:
+                raise ValueError(f"stage name {stage.name!r} is not usable; take letters, digits, '.', '_' and '-'")
+            if stage.name in earlier:
+                raise ValueError(f"there are two stages {stage.name!r}; give each its own name")
+            for what, name in stage.takes().items():
+                kind = what.partition(".")[0]
+                expected = {"model": ("grpo", "sft"), "data": ("rejection",), "rollouts": ("grpo",)}[kind]
+                if name not in earlier:
+                    when = "comes later" if name in later else "does not exist"
+                    names = ", ".join(earlier) or "none"
+                    raise ValueError(
+                        f"stage {stage.name!r} takes its {kind} from {name!r}, which {when}; stages before it: {names}"
+                    )
+                if earlier[name] not in expected:
+                    raise ValueError(
+                        f"stage {stage.name!r} takes its {kind} from {name!r}, a stage of kind {earlier[name]!r}; "
+                        f"expected {' or '.join(expected)}"
+                    )
+            if (stage.data and stage.kind != "sft") or (stage.rollouts and stage.kind != "rejection"):
+                what = "data is for sft" if stage.data else "rollouts are for rejection"
+                raise ValueError(f"stage {stage.name!r} is of kind {stage.kind!r}: {what}")
+            earlier[stage.name] = stage.kind
+        names = [evaluation.name for evaluation in self.evaluation]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two evaluations have the same name: {', '.join(names)}")
+        return self
+
+    def named(self, name: str) -> int:
+        """Place of a stage.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        names = [stage.name for stage in self.stage]
+        if name not in names:
+            raise ConfigError(f"there is no stage {name!r}; expected one of {', '.join(names)}")
+        return names.index(name)
+
+    def run_config(self, stage: StageConfig, place: Path, taken: dict[str, Any]) -> RunConfig:
+        """Settings of a stage's run.
+
+        Args:
+            place: folder at which the pipeline's relative paths start.
+            taken: settings by section for what it takes from earlier stages.
+        """
+        tables = [*self._common(place), *_tables(stage.name, stage.files, stage.settings, place)]
+        kind = {} if stage.kind == "grpo" else {stage.kind: {}}
+        identity = {"runs": str(self.folder(place)), "name": stage.name}
+        return load_tables([*tables, (f"stage {stage.name}", {**kind, **identity, **taken})], place)
+
+    def evaluation_config(self, evaluation: EvaluationConfig, place: Path) -> RunConfig:
+        """Settings of an evaluation, whose model is the caller's to set."""
+        name = f"evaluation {evaluation.name}"
+        tables = [*self._common(place), *_tables(name, evaluation.files, evaluation.settings, place)]
+        return load_tables(tables, place)
+
+    def folder(self, place: Path) -> Path:
+        """The pipeline's folder."""
+        return Path(os.path.normpath(place / Path(self.runs).expanduser() / self.name)).absolute()
+
+    def _common(self, place: Path) -> list[tuple[str, dict[str, Any]]]:
+        return _tables("pipeline", self.files, self.settings, place)
+
+
+def _tables(name: str, files: Sequence[str], settings: dict[str, Any], place: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Tables with what an error calls their place; settings may have dotted keys, as flags have."""
+    read = [(str(place / file), read_toml(place / file)) for file in files]
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        table = nested
+        *parents, last = key.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return [*read, (f"settings of {name}", nested)]
+
+
+def load_pipeline(source: Path | dict[str, Any]) -> tuple[PipelineConfig, Path]:
+    """The pipeline of a TOML file or of a table, and the folder at which its relative paths start.
+
+    Raises:
+        ConfigError: it cannot be read, or names what does not exist or comes later.
+    """
+    place = Path.cwd() if isinstance(source, dict) else file_of(source).parent.absolute()
+    table = source if isinstance(source, dict) else read_toml(source)
+    try:
+        return PipelineConfig.model_validate(table), place
+    except ValidationError as error:
+        where = "the pipeline" if isinstance(source, dict) else str(source)
+        lines = [
+            f"{where}: {'.'.join(map(str, problem['loc'])) or 'stages'}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_context=False)
+        ]
+        raise ConfigError("\n".join(lines)) from None

@@ -1,0 +1,262 @@
+"""Pipelines: all stages on a tiny model, what is not made again, what is refused, and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from coterie.config.pipeline import load_pipeline
+from coterie.config.toml import dumps
+from coterie.errors import ConfigError, RunError
+from coterie.runs.inspect import summary
+from coterie.stages import pipeline as stages
+from coterie.stages.pipeline import plan_report, run_pipeline
+from coterie.stages.rejection import resume
+from runs_for_tests import Watch, fingerprint, importable, make_config
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", importable(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def table(root: Path) -> dict[str, Any]:
+    """R1's stages in small: a cold start, GRPO, the best of its rollouts, a fine-tuning on them, and GRPO again."""
+    make_config(root)
+    talks = [{"prompt": f"how many legs {k}?", "completion": "the a" + " a" * (k % 3)} for k in range(60, 100)]
+    (root / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+    file = {"type": "file", "path": "train.jsonl"}
+    return {
+        "name": "tiny",
+        "settings": {
+            "model.name": "model", "threads": 1, "sampling.max_tokens": 8, "optim.lr": 1e-2,
+            "collect": {"prompts_per_step": 4, "group_size": 4}, "checkpoint.every": 2, "data.train": [file],
+            "rewards.functions": [{"name": "tiny_rewards:likes_a"}],
+            "eval": {"samples": 1, "k": 1, "correct_threshold": 0.05},
+        },
+        "evaluation": [
+            {"name": "legs", "settings": {"data.heldout": [{"type": "file", "path": "heldout.jsonl"}]}},
+        ],
+        "stage": [
+            {
+                "name": "cold", "kind": "sft",
+                "settings": {"steps": 12, "sft.batch_size": 8, "data.train": [{"type": "file", "path": "talks.jsonl"}]},
+            },
+            {"name": "reason", "kind": "grpo", "model": "cold", "settings": {"steps": 3}},
+            {"name": "kept", "kind": "rejection", "rollouts": ["reason"], "settings": {"rejection.per_prompt": 2}},
+            {"name": "tuned", "kind": "sft", "data": ["kept"], "settings": {"steps": 4, "sft.batch_size": 4}},
+            {"name": "again", "kind": "grpo", "model": "tuned@best", "settings": {"steps": 2}},
+        ],
+    }  # fmt: skip
+
+
+def write(root: Path, content: dict[str, Any]) -> Path:
+    path = root / "pipeline.toml"
+    path.write_text(dumps(content), encoding="utf-8")
+    return path
+
+
+def told(watch: Watch) -> list[str]:
+    return [message for kind, message in watch.notes if kind == "pipeline"]
+
+
+def actions(source: Path) -> list[str]:
+    pipeline = stages.Pipeline(config=load_pipeline(source)[0], place=source.parent)
+    return [action for _, action in pipeline.plan()]
+
+
+def test_all_stages_and_what_is_not_made_again(root: Path) -> None:
+    source = write(root, table(root))
+    assert actions(source) == ["run"] * 5
+    folder = run_pipeline(source, until="reason")
+    assert actions(source) == ["done", "done", "run", "run", "run"]
+    folder = run_pipeline(source)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for name in ("base", "cold", "reason", "tuned", "again"):
+        assert f"\n| {name} |" in readme
+    assert "| [kept](kept/README.md) | rejection | rollouts of reason | finished |" in readme
+    assert (folder / "stages.png").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["stage"] for row in report] == ["base", "cold", "reason", "tuned", "again"]
+    kept = pq.read_table(folder / "kept/data.parquet").to_pylist()
+    assert all(row["run"] == "reason" and row["reward"] > 0.05 for row in kept)
+    assert summary(folder / "kept").state == "finished"
+
+    before = {name: fingerprint(folder / name) for name in ("cold", "reason", "tuned", "again")}
+    watch = Watch()
+    assert run_pipeline(source, watch) == folder
+    assert watch.steps == []
+    assert watch.evals == []
+    assert all("done before" in line for line in told(watch))
+    assert actions(source) == ["done"] * 5
+
+    changed = table(root)
+    changed["stage"][3]["settings"]["optim.lr"] = 2e-2
+    source = write(root, changed)
+    assert actions(source) == ["done", "done", "done", "run again: its inputs changed", "run again: tuned changes"]
+    run_pipeline(source)
+    assert fingerprint(folder / "reason") == before["reason"]
+    assert fingerprint(folder / "tuned")["weights"] != before["tuned"]["weights"]
+    assert fingerprint(folder / "tuned-replaced-1") == before["tuned"]  # nothing is overwritten
+
+    config = folder / "cold/config.toml"
+    config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
+    with pytest.raises(RunError, match=r"cold/config\.toml was edited since stage 'cold' was finished; restore it, or"):
+        run_pipeline(source)
+
+
+def test_a_stage_and_all_after_it_again(root: Path) -> None:
+    content = table(root)
+    content["stage"] = content["stage"][:2]
+    source = write(root, content)
+    folder = run_pipeline(source)
+    before = fingerprint(folder / "reason")
+    watch = Watch()
+    run_pipeline(source, watch, since="reason")
+    assert told(watch)[0].startswith("stage cold (sft): done before")
+    assert fingerprint(folder / "reason") == before
+    assert (folder / "reason-replaced-1").exists()
+    with pytest.raises(ConfigError, match="there is no stage 'absent'; expected one of cold, reason"):
+        run_pipeline(source, since="absent")
+
+
+def test_a_dry_run_tells_what_each_stage_would_do(root: Path) -> None:
+    report = plan_report(write(root, table(root)))
+    assert report.ok
+    lines = {(subject, text) for _, subject, text in report.lines}
+    assert ("cold", "sft: run") in lines
+    assert ("kept", "its rows come from reason: not estimated") in lines
+    assert {"cold: memory", "cold: time", "reason: memory", "again: time"} <= {subject for subject, _ in lines}
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (
+            1,
+            {"model": "tuned"},
+            "stage 'reason' takes its model from 'tuned', which comes later; stages before it: cold",
+        ),
+        (1, {"model": "absent"}, "takes its model from 'absent', which does not exist"),
+        (3, {"data": ["reason"]}, "takes its data from 'reason', a stage of kind 'grpo'; expected rejection"),
+        (4, {"model": "kept"}, "takes its model from 'kept', a stage of kind 'rejection'; expected grpo or sft"),
+        (1, {"data": ["x"]}, "takes its data from 'x', which does not exist"),
+        (4, {"name": "cold"}, "there are two stages 'cold'"),
+        (4, {"name": "../x"}, "stage name '../x' is not usable"),
+        (4, {"kind": "ppo"}, "stage.4.kind: Input should be 'grpo', 'sft' or 'rejection'"),
+        (4, {"setings": {}}, "stage.4.setings"),
+    ],
+)
+def test_pipelines_that_are_refused(root: Path, place: int, change: dict[str, Any], message: str) -> None:
+    content = table(root)
+    content["stage"][place] |= change
+    with pytest.raises(ConfigError) as error:
+        load_pipeline(write(root, content))
+    assert message in str(error.value)
+
+
+def test_a_wrong_setting_of_a_late_stage_is_told_at_once(root: Path) -> None:
+    content = table(root)
+    content["stage"][4]["settings"] = {"stepz": 3}
+    with pytest.raises(ConfigError, match="unknown setting stepz"):
+        run_pipeline(write(root, content))
+    assert not (root / "runs").exists()
+
+
+# Kills
+
+CHILD = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+from coterie.runs import rollouts
+from coterie.runs.metrics import MetricsDB
+from coterie.stages import dataset, records, pipeline
+from coterie.policy.optim import MasterAdamW
+point, nth = sys.argv[1], int(sys.argv[2])
+seen = 0
+def armed(owner, name):
+    inner = getattr(owner, name)
+    def call(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == nth:
+            os.kill(os.getpid(), 9)
+        return inner(*args, **kwargs)
+    setattr(owner, name, call)
+armed(*{
+    "optimizer": (MasterAdamW, "step"),
+    "metrics": (MetricsDB, "record"),
+    "record": (records, "write_file"),
+    "rollouts": (rollouts, "write_step"),
+    "rows": (dataset, "replacing"),
+}[point])
+pipeline.run_pipeline(Path("pipeline.toml"))
+"""
+
+
+def killed(root: Path, point: str, nth: int) -> int:
+    command = [sys.executable, "-c", CHILD, point, str(nth), str(Path(__file__).parents[1])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=300).returncode
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """All that must repeat: every run's bits, the kept rows and the report."""
+    trained = {run.name: fingerprint(run) for run in folder.iterdir() if (run / "checkpoints/").is_dir()
+               and any((run / "checkpoints").iterdir())}  # fmt: skip
+    rows = {path.parent.name: pq.read_table(path).to_pylist() for path in folder.glob("*/data.parquet")}
+    return {"runs": trained, "rows": rows, "report": (folder / "report.json").read_text()}
+
+
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("optimizer", 14),
+        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("optimizer", 3), ("metrics", 14), ("record", 3))),
+        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("record", 4), ("rows", 1), ("rollouts", 9))),
+    ],
+)
+def test_killed_anywhere_it_goes_on_to_the_same_bits(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, point: str, nth: int
+) -> None:
+    content = table(root)
+    content["stage"] = content["stage"][:3]
+    content["stage"].append({"name": "more", "kind": "rejection", "model": "reason"})
+    if point == "optimizer":
+        content["stage"] = content["stage"][: 2 if nth > 12 else 1]
+    source = write(root, content)
+    assert killed(root, point, nth) == -signal.SIGKILL
+    after_kill = results(run_pipeline(source))
+    content["name"] = "whole"
+    assert results(run_pipeline(write(root, content))) == after_kill
+
+
+@pytest.mark.slow
+def test_interrupted_rejection_sampling_goes_on(root: Path) -> None:
+    content = table(root)
+    content["stage"] = [{"name": "more", "kind": "rejection", "settings": {"rejection.min_reward": 0.0}}]
+    content["settings"]["sampling.max_tokens"] = 24
+    source = write(root, content)
+    assert killed(root, "rollouts", 2) == -signal.SIGKILL
+    folder = root / "runs/tiny/more"
+    with pytest.raises(RunError, match="is rejection sampling, which takes no option to resume"):
+        resume(folder, steps=3)
+    resumed = resume(folder)
+    content["name"] = "whole"
+    whole = run_pipeline(write(root, content))
+    assert pq.read_table(resumed / "data.parquet").equals(pq.read_table(whole / "more/data.parquet"))
+    assert source.exists()
