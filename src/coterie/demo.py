@@ -1,4 +1,4 @@
-"""The demo: train the shipped recipe, and report accuracy and completions before and after."""
+"""The demo: train a shipped recipe, and report accuracy and completions before and after."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coterie import launch
-from coterie.board.report import before_and_after, is_right
+from coterie.board.report import before_and_after, is_right, transcript
 from coterie.callbacks import Callback
 from coterie.config.load import load
-from coterie.errors import RunError
+from coterie.errors import ConfigError, RunError
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
 from coterie.runs.metrics import MetricsDB
 from coterie.stats import PairedTest
 from coterie.text import difference_text, metric_text
 from coterie.types import POOLED, EvalResult, Rollout
+
+TASKS = {"search": "search", "sums": "demo"}
+"""Task of the demo → its recipe; the first is the default."""
 
 
 def recipe(name: str) -> Path:
@@ -32,12 +35,20 @@ def recipe(name: str) -> Path:
     raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml next to the package")
 
 
-def run_demo(callback: Callback, *, seed: int, overrides: Sequence[str]) -> Path:
+def run_demo(callback: Callback, *, task: str, seed: int, overrides: Sequence[str]) -> Path:
     """Train, then report accuracy before and after, completions of both, and what to try next.
 
     A demo that was interrupted reports nothing: `coterie resume` finishes its training.
+
+    Args:
+        task: key of `TASKS`.
+
+    Raises:
+        ConfigError: there is no such task.
     """
-    config = load(["@", str(recipe("demo")), "--seed", str(seed), *overrides]).config
+    if task not in TASKS:
+        raise ConfigError(f"--task {task}: there is no such demo; expected {' or '.join(TASKS)}")
+    config = load(["@", str(recipe(TASKS[task])), "--seed", str(seed), *overrides]).config
     run = launch.train(config, callback)
     if last_step(RunDirectory.at(run)) == config.steps:
         for line in summary(run):
@@ -57,13 +68,19 @@ def summary(run: Path) -> Iterator[str]:
     for pair in before_and_after(run):
         question = pair.prompt.messages[-1]["content"].strip().splitlines()[-1]
         yield f"prompt   {question}   (answer: {pair.prompt.answer})"
-        yield f"  before   {_rightness(pair.before)}  {_short(pair.before.completion)}"
-        yield f"  after    {_rightness(pair.after)}  {_short(pair.after.completion)}"
+        for label, rollout in (("before", pair.before), ("after ", pair.after)):
+            first, *others = transcript(pair.prompt, rollout).strip().splitlines() or [""]
+            yield f"  {label}   {_rightness(rollout)}  {_short(first)}"
+            yield from (f"           {_short(line)}" for line in others[:LINES])
     yield f"results  {run / 'README.md'} (learning curve: {run / 'curve.png'})"
     yield f"chat     coterie chat {run}"
-    yield "next     train longer:      coterie demo --steps 90"
+    yield "next     another task:      coterie demo --task sums"
     yield f"         several tasks:     coterie train @ {_nearby(recipe('group-aware'))}"
     yield "         your own data:     coterie config init my.toml, or README.md, Your own data and reward"
+
+
+LINES = 8
+"""Shown of a conversation after its first line."""
 
 
 def _nearby(path: Path) -> Path:

@@ -109,7 +109,9 @@ def launch(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     fake.validate = lambda config: Checks(("ok", "gold", "scores 1"), ("warn", "rows", "2 bad\x1b"))
     fake.dry_run = lambda config: Checks(("ok", "model", "is here"), ("fail", "reward", "garbage scores 1"))
     fake_demo: Any = types.ModuleType("coterie.demo")
-    fake_demo.run_demo = lambda callback, *, seed, overrides: calls.append(("demo", (seed, list(overrides))))
+    fake_demo.run_demo = lambda callback, *, task, seed, overrides: calls.append(
+        ("demo", (task, seed, list(overrides)))
+    )
     monkeypatch.setitem(sys.modules, "coterie.demo", fake_demo)
     monkeypatch.setitem(sys.modules, "coterie.launch", fake)
     monkeypatch.setattr(coterie, "launch", fake, raising=False)
@@ -136,7 +138,8 @@ def test_settings_and_options_mix(launch, capsys):
 
 def test_demo(launch):
     assert main(["demo", "--seed", "3", "--steps", "2", "optim.lr=1"]) == 0
-    assert launch == [("demo", (3, ["--steps", "2", "optim.lr=1"]))]
+    assert main(["demo", "--task", "sums"]) == 0
+    assert launch == [("demo", ("search", 3, ["--steps", "2", "optim.lr=1"])), ("demo", ("sums", 0, []))]
 
 
 def test_reports_as_json(launch, capsys):
@@ -436,7 +439,6 @@ def test_doctor_asks_for_nothing_that_is_of_no_use(tmp_path, monkeypatch, capsys
     out = capsys.readouterr().out
     assert "gpu        none" in out
     assert "[gpu]" not in out
-    assert "sandbox" not in out
 
 
 def test_doctor_survives_a_broken_torch(tmp_path, monkeypatch, capsys):

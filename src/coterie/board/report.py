@@ -259,7 +259,7 @@ def _samples(samples: Sequence[BeforeAfter]) -> Iterable[str]:
             reward = rollout.outcome if rollout.reward is None else f"reward {rollout.reward:.2f}"
             cut = ", cut by the limit" if rollout.context.stop_reason.truncated else ""
             yield f"**{label}**, {reward}, {rollout.context.completion_length} tokens{cut}:"
-            yield _code_block(conversation(rollout.messages) if rollout.messages else rollout.completion)
+            yield _code_block(transcript(sample.prompt, rollout))
 
 
 def _code_block(text: str) -> str:
@@ -343,6 +343,13 @@ def _reward_changed(run: Path) -> bool:
 def _metrics(run: Path) -> dict[str, str]:
     with MetricsDB.reader(RunDirectory.at(run).metrics) as database:
         return metrics_by_task(database)
+
+
+def transcript(prompt: Prompt, rollout: Rollout) -> str:
+    """The model's turns and what the environment answered, behind the messages of the prompt: a line or more each; a
+    rollout of one turn is its completion alone."""
+    opening = len(prompt.messages) if rollout.messages[: len(prompt.messages)] == prompt.messages else 0
+    return conversation(rollout.messages[opening:]) if rollout.messages else rollout.completion
 
 
 def is_right(rollout: Rollout) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 def demo(
     ctx: typer.Context,
+    task: Annotated[
+        str, typer.Option(help="search: look facts up with a search tool; sums: add and subtract two numbers.")
+    ] = "search",
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     help_: bool = HELP,
 ) -> None:
@@ -34,7 +37,7 @@ def demo(
 
         from coterie.demo import run_demo
 
-        run_demo(callback, seed=seed, overrides=ctx.args)
+        run_demo(callback, task=task, seed=seed, overrides=ctx.args)
     exit_by_signal(callback.stopped)
 
 
