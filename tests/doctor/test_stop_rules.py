@@ -19,6 +19,7 @@ FIRES: dict[str, list[float]] = {
     "truncated_above": [0.1] + [0.51] * 10,
     "mismatch_above": [0.001] + [0.011] * 5,
     "grad_spike": [1.0] * 9 + [10.1] * 3,
+    "loss_explodes": [1.0] * 5 + [4.0] * 3,
     "non_finite": [0, 1],
 }
 

@@ -252,7 +252,7 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
         ({"grouping": {"reward_range": [1.0, 0.0]}}, "smallest reward, then the largest"),
         ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by empirical_bayes, mixture and your own"),
-        ({"grouping": {"preset": "a:b", "allocate": True}}, "expects something of a prompt"),
+        ({"grouping": {"preset": "a:b", "allocate": True}}, "needs a preset with an expected reward of each prompt"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str, root: Path) -> None:
