@@ -17,7 +17,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from coterie.config.user_functions import FUNCTION, user_function
 
-ENGINES: dict[str, str] = {"embedded": "coterie.build.run:embedded_engine"}
+ENGINES: dict[str, str] = {
+    "embedded": "coterie.build.run:embedded_engine",
+    "http": "coterie.build.run:http_engine",
+}
 """Engines of `engine.name`. The object is called with policy, chat, settings and the tokens of the longest sequence,
 and returns an `Engine`."""
 

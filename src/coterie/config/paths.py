@@ -15,7 +15,7 @@ from typing import Any
 from coterie.config.user_functions import FUNCTION
 from coterie.errors import ConfigError
 
-PATHS = ("runs", "data.train.*.path", "data.heldout.*.path")
+PATHS = ("runs", "data.train.*.path", "data.heldout.*.path", "engine.weights_folder")
 """Settings that name a file or folder."""
 MODELS = ("model.name", "grouping.embedding", "data.train.*.name", "data.heldout.*.name")
 """Settings that may name a folder; of data sources, only those of type `hub`."""
