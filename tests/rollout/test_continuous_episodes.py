@@ -56,7 +56,8 @@ class Recorded(EmbeddedEngine):
     """Keeps what was open in each pass."""
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
-        super().__init__(policy, Codec(), **{"max_num_seqs": 5, **settings})
+        merged: dict[str, Any] = {"max_num_seqs": 5, **settings}
+        super().__init__(policy, Codec(), **merged)
         self.passes: list[list[tuple[str, int, int]]] = []
 
     def step(self) -> list[tuple[int, Turn]]:

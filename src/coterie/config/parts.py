@@ -29,6 +29,11 @@ ENVIRONMENTS: dict[str, str] = {
     "retry": "coterie.envs.retry:Retry",
     "running_sum": "coterie.envs.running_sum:RunningSum",
     "tools": "coterie.envs.tool_use:ToolUse",
+    "program": "coterie.envs.program:ProgramEnvironment",
+    "trl": "coterie.envs.trl_environment:TrlEnvironment",
+    "gymnasium": "coterie.envs.gymnasium_text:GymnasiumText",
+    "openenv": "coterie.envs.openenv:OpenEnv",
+    "verifiers": "coterie.envs.verifiers_taskset:VerifiersTaskset",
 }
 """Environments of `environment.name`. The object is a class with a method `episode`, called with `environment.params`,
 or a generator function of a prompt and these."""
