@@ -132,7 +132,9 @@ def test_trl_gives_the_model_the_same_tools(tmp_path: Path) -> None:
     equipped = equip(chat, ours.schemas)
     trainer = trl.GRPOTrainer(
         model=tiny_model(vocab_size=len(chat.tokenizer)),
-        args=trl.GRPOConfig(output_dir=str(tmp_path), report_to=[], per_device_train_batch_size=2, num_generations=2),
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path), report_to=[], use_cpu=True, per_device_train_batch_size=2, num_generations=2
+        ),
         train_dataset=datasets.Dataset.from_list([{"prompt": [dict(message) for message in ROW.messages], "start": 3}]),
         processing_class=equipped.tokenizer,
         environment_factory=my_counter.Counter,

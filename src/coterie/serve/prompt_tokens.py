@@ -7,6 +7,7 @@ import json
 import secrets
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 from coterie.data import tool_templates
@@ -37,12 +38,18 @@ class Renderer:
         self._lock = threading.Lock()
         self._with_tools: Chat | None = None
 
+    @cached_property
+    def most_characters(self) -> int:
+        """No longer text fits: each token spells at most as many characters as the longest one."""
+        return self.max_model_len * max(map(len, self.chat.tokenizer.get_vocab()))
+
     def prompts(self, call: ChatParameters | CompletionParameters) -> list[tuple[int, ...]]:
         """The prompts of a call, [P] each, checked.
 
         Raises:
             RefusalError: the template refuses the messages, or a prompt is empty, too long, or of wrong tokens.
         """
+        self._check_length(call)
         with self._lock:
             try:
                 if isinstance(call, ChatParameters):
@@ -54,6 +61,22 @@ class Renderer:
                 raise RefusalError(400, str(error), param="messages") from error
         self._check(prompts, "messages" if isinstance(call, ChatParameters) else "prompt")
         return [tuple(prompt) for prompt in prompts]
+
+    def _check_length(self, call: ChatParameters | CompletionParameters) -> None:
+        """Refuse megabytes of text before they are encoded, while others wait."""
+        if isinstance(call, ChatParameters):
+            param, texts = "messages", ["".join(message.text for message in call.messages)]
+        else:
+            param, texts = "prompt", [prompt for prompt in call.prompts if isinstance(prompt, str)]
+        longest = max(map(len, texts), default=0)
+        if longest and longest > self.most_characters:
+            raise RefusalError(
+                400,
+                f"the prompt has {longest} characters, more than the {self.max_model_len} tokens that it may have with "
+                "its completion can spell; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _rendered(self, call: ChatParameters) -> list[int]:
         messages = [conversation_message(message) for message in call.messages]
