@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from coterie.config.schema import EngineConfig, LoraConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.engines.http_engine import HttpEngine
+from coterie.engines.http_engine import HttpEngine, seed_of
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import ConfigError, EngineError
 from coterie.launch import train
@@ -292,3 +294,53 @@ def test_an_address_that_is_none() -> None:
         completions = CompletionClient(base_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout_s=0.1)
         with pytest.raises(EngineError, match="timed out"):
             HttpEngine(learner(), completions)
+
+
+class Unreliable(BaseHTTPRequestHandler):
+    """Another server than coterie's: no version, no fingerprint; its first answers break off after a token."""
+
+    tokens = (7, 9, 2)
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        self.answered(b'{"object": "list", "data": [{"id": "other", "max_model_len": 90}]}')
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        count = 1 if len(self.asked) < 3 else 3
+        events = b""
+        for place, token in enumerate(self.tokens[:count]):
+            scores = {"token_logprobs": [-0.5 * len(self.asked)]}
+            end = "stop" if place == 2 else None
+            choice = {"index": 0, "token_ids": [token], "logprobs": scores, "finish_reason": end}
+            events += b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+        self.answered(events, missing=1000 if count == 1 else 0)
+
+    def answered(self, data: bytes, missing: int = 0) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data) + missing))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Write no line a request."""
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again() -> None:
+    """Nothing of it is used; another server gets a seed in place of the stream's name."""
+    Unreliable.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), Unreliable) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        engine = HttpEngine(
+            learner(), CompletionClient(base_url=f"http://127.0.0.1:{server.server_port}/v1", retry_s=9.0)
+        )
+        (turn,) = engine.generate([asked()], SAMPLING)
+        assert (turn.tokens, turn.sampler_logprobs) == (Unreliable.tokens, (-1.5, -1.5, -1.5))
+        assert [body["seed"] for body in Unreliable.asked] == [seed_of(asked().key)] * 3
+        assert not any("sample_key" in body for body in Unreliable.asked)
+        engine.commit(1)
+        with pytest.raises(EngineError, match="has weight version None, and version 1 is to be sampled"):
+            engine.generate([asked(1)], SAMPLING)
+        server.shutdown()
+        thread.join()
