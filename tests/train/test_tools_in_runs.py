@@ -107,12 +107,14 @@ def pause(length):
             os.kill(os.getppid(), 9)
             time.sleep(0.2)
 
-def chatty():
-    environment = ToolUse(tools=["counting:Counter"], format="tags", describe=False, workers=1)
-    environment.toolbox.calls = lambda text: (
-        [] if "z" in text else [Call(text=text, name="add", arguments={"text": text})]
-    )
-    return environment
+class Chatty(ToolUse):
+    """Takes each turn for a call, until it says `z`."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.toolbox.calls = lambda text: (
+            [] if "z" in text else [Call(text=text, name="add", arguments={"text": text})]
+        )
 '''
 )
 
@@ -124,7 +126,12 @@ def test_a_run_killed_in_the_middle_of_a_call_goes_on_to_the_same_bits(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", importable(tmp_path))
     changed: dict[str, Any] = {
-        "environment": {"name": "counting:chatty", "max_turns": 3, "max_tokens": 200},
+        "environment": {
+            "name": "counting:Chatty",
+            "max_turns": 3,
+            "max_tokens": 200,
+            "params": {"tools": ["counting:Counter"], "format": "tags", "describe": False, "workers": 1},
+        },
         "rewards": {"functions": [{"name": "tiny_rewards:likes_a"}, {"name": "call_valid"}]},
         "steps": 4,
         "eval": {"every": 0},

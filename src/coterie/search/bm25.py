@@ -1,5 +1,4 @@
-"""BM25 by the package bm25s: the score of every word in every passage, worked out at the build; ten times as fast as
-FTS5 a query. Words are not stemmed."""
+"""BM25 by the package bm25s: the score of every word in every passage, worked out at the build. No word is stemmed."""
 
 from __future__ import annotations
 
