@@ -14,7 +14,6 @@ import pytest
 
 from coterie.config.environment import EnvironmentConfig
 from coterie.config.user_functions import search_in
-from coterie.data.tool_templates import equip
 from coterie.envs import verifiers_taskset
 from coterie.envs.base import Episode, EpisodeError, Observation
 from coterie.envs.registry import environment_for
@@ -119,24 +118,25 @@ def test_an_environment_of_trl() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_trl_gives_the_model_the_same_tools(tmp_path: Path) -> None:
-    """Schemas and the first prompt, against TRL's own trainer."""
+    """Schemas, against TRL's own trainer."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     import my_counter  # ty: ignore[import-not-found]
     from transformers.utils import get_json_schema
+    from trl.chat_template_utils import qwen2_5_chat_template  # ty: ignore[import-not-found]
 
     from tiny_models import tiny_model
 
     chat = tiny_chat()
     ours = environment("trl", factory="my_counter:Counter")
-    equipped = equip(chat, ours.schemas)
+    chat.tokenizer.chat_template = qwen2_5_chat_template  # TRL knows how calls are read of its own list alone
     trainer = trl.GRPOTrainer(
         model=tiny_model(vocab_size=len(chat.tokenizer)),
         args=trl.GRPOConfig(
             output_dir=str(tmp_path), report_to=[], use_cpu=True, per_device_train_batch_size=2, num_generations=2
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": [dict(message) for message in ROW.messages], "start": 3}]),
-        processing_class=equipped.tokenizer,
+        processing_class=chat.tokenizer,
         environment_factory=my_counter.Counter,
     )
     theirs = {tool.__name__: get_json_schema(tool) for tool in trainer._env_tools[None]}
@@ -213,6 +213,7 @@ def test_an_openenv_server() -> None:
 
 
 def test_a_missing_openenv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openenv.core.generic_client", None)
     monkeypatch.setitem(sys.modules, "openenv", None)
     with pytest.raises(ConfigError, match="needs the package openenv"):
         environment("openenv", url="http://127.0.0.1:1")
