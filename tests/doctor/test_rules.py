@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from records_by_hand import evaluation, findings, interval, paired_by_hand, record
 
@@ -82,6 +83,16 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
         Severity.WARNING,
         record({"reward/part/format": [0.95] * 20, "reward/part/number": FLAT}, config=FORMAT),
     ),
+    (
+        "parts_diverge",
+        Severity.WARNING,
+        record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": UP[::-1]}),
+    ),
+    (
+        "parts_diverge",
+        Severity.SERIOUS,
+        record({"reward/mean": UP, "reward/part/format": UP, "reward/part/number": UP[::-1]}, config=FORMAT),
+    ),
     ("repetition", Severity.WARNING, record({"repetition/mean": [0.1] * 5 + [0.31] * 5})),
     ("repetition", Severity.SERIOUS, record({"repetition/mean": [0.1] * 5 + [0.61] * 5})),
     ("copied_prompt", Severity.WARNING, record({"prompt_overlap/mean": [0.1] * 5 + [0.51] * 5})),
@@ -148,6 +159,12 @@ QUIET: list[tuple[str, Record]] = [
     ("heldout_flat", record({"reward/mean": FLAT}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
     ("format_full", record({"reward/part/format": [0.94] * 20, "reward/part/number": FLAT}, config=FORMAT)),
     ("format_full", record({"reward/part/format": [1.0] * 20, "reward/part/number": UP}, config=FORMAT)),
+    ("parts_diverge", record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": UP})),
+    ("parts_diverge", record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": FLAT})),
+    (
+        "parts_diverge",
+        record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": [0.34] * 10 + [0.3] * 10}),
+    ),
     ("repetition", record({"repetition/mean": [0.1] * 5 + [0.3] * 5})),
     ("repetition", record({"repetition/mean": [0.5] * 10})),
     ("copied_prompt", record({"prompt_overlap/mean": [0.1] * 5 + [0.5] * 5})),
@@ -301,3 +318,44 @@ def test_a_gradient_of_zero_has_a_reason(metrics: dict[str, list[float]], why: s
     assert zero_gradient(record({"grad_norm": [0.0, 0.0, 1.0], **some}).series).startswith(
         f"zero in 2 of 3 steps: {why}"
     )
+
+
+PARTS = ("reward/part/number", "reward/part/short", "reward/part/polite")
+
+
+def parts_of(rows: np.ndarray) -> Record:
+    """A record of three reward parts. rows: [3, S]"""
+    return record({"reward/mean": rows.mean(axis=0), **dict(zip(PARTS, rows, strict=True))})
+
+
+def test_noise_of_reward_parts_is_no_divergence() -> None:
+    """Of 400 runs of noise, white and with a memory, fewer than 1 in 50 are taken for parts that part."""
+    random = np.random.default_rng(11)
+    for memory in (0.0, 0.5):
+        alarms = 0
+        for _ in range(400):
+            rows = random.normal(0.5, 0.1, size=(3, 60))
+            for step in range(1, 60):
+                rows[:, step] = memory * rows[:, step - 1] + (1 - memory) * rows[:, step]
+            alarms += "parts_diverge" in findings(parts_of(rows))
+        assert alarms < 8, memory
+
+
+def test_parts_that_part_in_noise_are_seen() -> None:
+    random = np.random.default_rng(5)
+    drift = np.linspace(0, 0.4, 60)
+    alarms = 0
+    for _ in range(50):
+        rows = random.normal(0.5, 0.1, size=(3, 60)) + np.stack([-drift, drift, 0 * drift])
+        finding = findings(parts_of(rows)).get("parts_diverge")
+        alarms += finding is not None
+        if finding is not None:
+            assert {item.metric for item in finding.evidence} >= {PARTS[0], PARTS[1]}
+    assert alarms >= 48
+
+
+def test_parts_that_all_rise_in_noise_are_no_divergence() -> None:
+    random = np.random.default_rng(6)
+    drift = np.linspace(0, 0.4, 60)
+    for _ in range(50):
+        assert "parts_diverge" not in findings(parts_of(random.normal(0.3, 0.1, size=(3, 60)) + drift))

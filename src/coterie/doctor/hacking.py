@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity, level
 from coterie.doctor.forgetting import noun
@@ -18,6 +18,10 @@ COPIED = 0.5
 THINK_EMPTY = 0.2
 KL_RISE = 0.1
 ROUNDING = 1e-9  # of a mean of equal values
+PART = "reward/part/"
+PART_MOVE = 0.05
+PART_ERRORS = 3.0
+PART_STEPS = 20
 HEURISTIC = "a rule of thumb of practitioners"
 
 
@@ -62,6 +66,50 @@ def _heldout(record: Record) -> Iterator[RuleHit]:
         if fell
         else f"The training reward rises, and held-out {noun(test.metric)} has not been shown to follow.",
         evidence=(trained, heldout),
+    )
+
+
+def diverging(series: Mapping[str, Series]) -> list[tuple[Series, Series]]:
+    """Pairs of reward parts of which the first rises while the second falls, each clearly; by how far they move.
+
+    Args:
+        series: of a run, by metric.
+    """
+    parts = [line for name, line in series.items() if name.startswith(PART) and len(line) >= PART_STEPS]
+    moves = [(line, moved) for line in parts if (moved := change(line.values)).clear(PART_ERRORS)]
+    risen = sorted((pair for pair in moves if pair[1].difference > PART_MOVE), key=lambda pair: -pair[1].difference)
+    fallen = sorted((pair for pair in moves if pair[1].difference < -PART_MOVE), key=lambda pair: pair[1].difference)
+    return [(up, down) for up, _ in risen for down, _ in fallen]
+
+
+def divergence_text(rising: Series, falling: Series) -> str:
+    """What a reader is told of two such parts."""
+    up, down = (line.name.removeprefix(PART) for line in (rising, falling))
+    return (
+        f"the reward part {up!r} rises while {down!r} falls: read the rollouts with the highest reward, and see "
+        "whether one is bought with the other"
+    )
+
+
+def _parts_diverge(record: Record) -> Iterator[RuleHit]:
+    pairs = diverging(record.series)
+    if not pairs:
+        return
+    lines = {line.name: line for pair in pairs for line in pair}
+    judged = record.series.get(f"{PART}{record.accuracy_part}")
+    evidence = []
+    for line in lines.values():
+        moved = change(line.values)
+        went = "rose" if moved.difference > 0 else "fell"
+        text = f"{line.name} {went} from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})"
+        evidence.append(level(line, None, moved.difference, text))
+    lost = judged is not None and any(falling.name == judged.name for _, falling in pairs)
+    yield RuleHit(
+        severity=Severity.SERIOUS if lost else Severity.WARNING,
+        title="The evaluated part of the reward falls while another part rises: the sum is being gamed."
+        if lost
+        else "One part of the reward rises while another falls.",
+        evidence=tuple(evidence),
     )
 
 
@@ -149,6 +197,21 @@ RULES = (
         needs=("reward/part/format",),
         steps=WINDOW,
         check=_format,
+    ),
+    Rule(
+        name="parts_diverge",
+        asks="Do the parts of the reward move together?",
+        alarm=f"one `reward/part/…` of the last quarter above that of the first by more than {PART_MOVE:g} and "
+        f"{PART_ERRORS:g} standard errors while another fell by as much, after {PART_STEPS} steps; serious when the "
+        "evaluated part is the one that fell",
+        source="two-sample comparisons; steps are taken as independent",
+        meaning="The policy buys one part with another: the weights ask for that, or the part that rises can be had "
+        "without the task.",
+        action="Read the rollouts with the highest reward; lower the weight of the part that rises, multiply by the "
+        "part that falls (gate = true), or set advantage.per_reward = true.",
+        needs=("reward/mean",),
+        steps=PART_STEPS,
+        check=_parts_diverge,
     ),
     Rule(
         name="repetition",
