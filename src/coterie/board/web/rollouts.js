@@ -101,7 +101,7 @@ function Group({ name, words }) {
   const state = useAnswer("group", { run: name, step: words.step, prompt: words.prompt });
   return html`<${RunHead} name=${name} tab="rollouts" /><h1>Group of step ${words.step}</h1>
     <${Answer} state=${state}>${(group) => html`
-      <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a></p>
+      <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a>${!records && html` · <a href=${link(["run", name, "try"], { prompt: group.prompt_id })}>try it</a>`}</p>
       <section aria-label="Prompt">${group.messages.map((message) => html`<${Message} message=${message} />`)}
         ${group.answer && html`<p><b>Answer in the data:</b> ${group.answer}</p>`}</section>
       <h2>${group.count} attempts${group.count > group.members.length ? `, ${group.members.length} are shown` : ""}</h2>

@@ -5,7 +5,8 @@ const TABS = [
   ["overview", "Overview", []],
   ["rollouts", "Rollouts", ["rollouts"]],
   ["groups", "Groups", ["groups"]],
-];
+  ["try", "Try it", ["try"]],
+].slice(0, records ? 3 : 4); // an exported page has no model to ask
 
 function RunHead({ name, tab }) {
   return html`<p class="crumbs"><a href=${link([])}>Runs</a> / <a href=${link(["run", name])}>${name}</a></p>
@@ -82,6 +83,7 @@ function Metrics({ name, evals }) {
       return html`
         <${HeldOut} evals=${evals} />
         <div class="cards">${main.map((metric) => html`<${Metric} key=${metric.name} run=${name} metric=${metric} marks=${marks[metric.name]} prefix="main" />`)}</div>
+        <${RewardParts} name=${name} metrics=${value.metrics} />
         <${TimeShares} metrics=${value.metrics} clock=${value.clock} />
         ${[...sections].map(([section, metrics]) => html`<details key=${section} class="section"><summary>${section} <span class="quiet">${metrics.length} ${metrics.length === 1 ? "curve" : "curves"}${metrics.some((metric) => marks[metric.name]) ? ", with a finding" : ""}</span></summary>
           <div class="cards">${metrics.map((metric) => html`<${Metric} key=${metric.name} run=${name} metric=${metric} marks=${marks[metric.name]} prefix="metric" />`)}</div></details>`)}`;
@@ -117,6 +119,19 @@ function HeldOut({ evals }) {
         const result = evals.find((item) => item.task === task && item.step === step);
         return html`<td>${result ? result.text : "–"}</td>`;
       })}</tr>`)}</tbody></table></div></article>`;
+}
+
+/** The parts of the reward as curves beside each other, and how they go together. */
+function RewardParts({ name, metrics }) {
+  const series = useMemo(() => metrics.filter((metric) => metric.name.startsWith("reward/part/")).slice(0, 6).map((metric) => ({ name: metric.name.slice(12), x: metric.steps, y: metric.values })), [metrics]);
+  const state = useAnswer(series.length > 1 && "parts", { run: name }, name);
+  if (series.length < 2) return null;
+  const cell = (side) => html`<td>${side.correlation === null ? html`<span class="quiet">–</span>` : html`<${Tone} value=${side.correlation} digits=${2} />`}</td>`;
+  return html`<article class="card wide-card"><h3>Parts of the reward</h3>
+    <${Chart} series=${series} height=${180} label="Parts of the reward" legend=${true} onPick=${(step) => go(["run", name, "rollouts"], { first: step, last: step })} />
+    <p class="small">Each part unweighted. Where one rises while another falls, the sum may hide it: the doctor says so.</p>
+    <${Answer} state=${state}>${(value) => html`<div class="wide" tabindex="0" role="region" aria-label="Correlations of parts"><table class="small"><thead><tr><th scope="col">Correlation over rollouts</th><th scope="col">First third</th><th scope="col">Last third</th></tr></thead>
+      <tbody>${value.pairs.slice(0, 28).map((pair) => html`<tr><th scope="row">${pair.first} and ${pair.second}</th>${cell(pair.early)}${cell(pair.late)}</tr>`)}</tbody></table></div>`}<//></article>`;
 }
 
 /** Seconds of all steps by what they were spent on. */
