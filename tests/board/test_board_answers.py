@@ -336,3 +336,17 @@ def test_parts_of_the_reward_are_seen_together(runs: Path, board: Board) -> None
     expected = ((first - first.mean()) * (second - second.mean())).mean() / first.std() / second.std()
     assert correlation(first.tolist(), second.tolist()) == pytest.approx(expected, abs=1e-4)
     assert correlation([1.0] * 7, [0.0] * 7) is None
+
+
+def test_stages_of_a_pipeline_are_runs_of_the_list(runs: Path, board: Board) -> None:
+    make_run(runs / "r1", "cold")
+    (runs / "shown" / "inner").mkdir()
+    (runs / "shown" / "inner" / "config.toml").write_text("")  # a folder within a run is none
+    names = [row["name"] for row in answer(board, "runs")["runs"]]
+    assert names == ["r1/cold", "shown"]
+    assert answer(board, "run", run="r1/cold")["steps"] == 4
+    assert answer(board, "rollouts", run="r1/cold")["rows"]
+    value = answer(board, "compare", runs="shown,r1/cold")
+    assert [run["name"] for run in value["runs"]] == ["shown", "r1/cold"]
+    assert (value["paired"][0]["first"], value["paired"][0]["second"]) == ("shown", "r1/cold")
+    assert "error" in answer(board, "run", run="r1/../shown")

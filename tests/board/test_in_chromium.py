@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from shown_runs import ECHO, HOSTILE, add_step, make_run
 
+from benchmarks import board_figures
 from coterie.board import catalog, routes, trials
 from coterie.board.server import Board
 from coterie.board.static_export import export
@@ -190,6 +191,10 @@ def test_tokens_take_the_colour_that_is_chosen(chromium: Any, board: Board) -> N
         page.wait_for_selector(".token.high")
         strength = page.locator(".token.high").first.evaluate("element => getComputedStyle(element).backgroundColor")
         assert strength not in ("transparent", "rgba(0, 0, 0, 0)")
+        page.get_by_label("share in the gradient").check()
+        # Every token has the advantage 0.5 and the log-prob -0.25: all pull alike, and as hard as any.
+        until(page, "document.querySelectorAll('.token.high').length === 8")
+        assert page.locator(".token.high").first.evaluate("e => e.style.getPropertyValue('--strength')") == "100%"
 
 
 def test_a_training_is_followed(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,3 +265,19 @@ def test_a_board_that_only_reads_says_how_to_try(chromium: Any, board: Board) ->
     with opened(chromium, board.address) as page:
         assert "coterie board --try" in show(page, board.address, "#/run/shown/try")
         assert page.locator("main button, main textarea").count() == 0
+
+
+def test_pages_are_light_and_painted_soon(chromium: Any, board: Board) -> None:
+    for name in ("runs", "run", "groups"):
+        taken = board_figures.figures(chromium, board, PAGES[name])
+        assert taken.kilobytes < 100, name
+        assert taken.requests <= 30, name
+        assert taken.paint_ms < 5000, name
+
+
+@pytest.mark.parametrize("look", list(board_figures.LOOKS))
+def test_no_rule_of_accessibility_is_broken(chromium: Any, root: Path, look: str) -> None:
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed: the extra `browser`")
+    with Board(root, 0, trying=True) as board:
+        for name, fragment in PAGES.items():
+            assert board_figures.violations(chromium, board, fragment, look) == [], name

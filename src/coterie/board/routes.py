@@ -64,7 +64,7 @@ class Answers:
         return overview.comparison(self.catalogue, [name for name in words.get("runs", "").split(",") if name])
 
     def run(self, words: Mapping[str, str]) -> Any:
-        return self.catalogue.kept(words["run"], "page", overview.run_page)
+        return self.catalogue.kept(words["run"], "page", overview.run_page) | {"name": words["run"]}
 
     def curves(self, words: Mapping[str, str]) -> Any:
         return self.catalogue.kept(words["run"], "curves", overview.curves)

@@ -31,7 +31,7 @@ function RunFacts({ run }) {
     <${Facts} rows=${[
       ["state", html`<${State} state=${run.state} />${run.pid > 0 ? ` process ${run.pid}` : ""}`],
       ["steps", html`<${Progress} step=${run.step} steps=${run.steps} />`],
-      ["model", run.model && String(run.model).split("/").pop()],
+      ["model", run.model],
       ["tasks", run.tasks.join(", ")],
       ["training reward", number(run.last["reward/mean"])],
       ["held-out", last ? `${last.metric} ${last.text} after step ${last.step}${last.task === "all" ? "" : ` (${last.task})`}` : ""],
