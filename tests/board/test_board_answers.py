@@ -350,3 +350,15 @@ def test_stages_of_a_pipeline_are_runs_of_the_list(runs: Path, board: Board) -> 
     assert [run["name"] for run in value["runs"]] == ["shown", "r1/cold"]
     assert (value["paired"][0]["first"], value["paired"][0]["second"]) == ("shown", "r1/cold")
     assert "error" in answer(board, "run", run="r1/../shown")
+
+
+def test_a_fine_tuning_shows_its_loss_and_a_finished_run_its_own_steps(runs: Path, board: Board) -> None:
+    run = make_run(runs, "tuned", steps=3)
+    with sqlite3.connect(run / "metrics.sqlite") as database:
+        database.execute("DELETE FROM metrics WHERE name LIKE 'reward/%'")
+        database.executemany("INSERT INTO metrics (step, name, value) VALUES (?, 'loss', ?)", [(1, 2.0), (3, 0.5)])
+    database.close()
+    row = next(row for row in answer(board, "runs")["runs"] if row["name"] == "tuned")
+    assert (row["reward"], row["loss"], row["spark"]) == (None, 0.5, [[1, 2.0], [3, 0.5]])
+    assert (row["step"], row["steps"]) == (3, 3)
+    assert answer(board, "curves", run="tuned")["metrics"]

@@ -24,6 +24,8 @@ SPARK = 48
 DRAWN = 800
 """Points of a curve, at most: of a longer one the lowest and the highest of each stretch, so that no spike is lost."""
 LAST_EVENTS = 500
+LOSS = "loss"
+"""Metric of a fine-tuning, which has no training reward."""
 
 
 def run_list(catalogue: Catalogue) -> dict[str, Any]:
@@ -45,11 +47,13 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     summary = inspect.summary(path, tests=False)
     metric = summary.heldout.get(POOLED) or next(iter(summary.heldout.values()), PASS)
     rewards: list[tuple[int, float]] = []
+    losses: list[tuple[int, float]] = []
     results: list[EvalResult] = []
     seconds, started = 0.0, None
     if summary.step is not None:
         with MetricsDB.reader(path / "metrics.sqlite") as database:
             rewards = database.series(inspect.REWARD_MEAN)
+            losses = [] if rewards else database.series(LOSS)
             results = overall(inspect.comparable(database))
             seconds = sum(value for _, value in database.series("time/step"))
             started = next((event.time for event in database.events()), None)
@@ -59,17 +63,23 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "model": model_label(str(summary.model)),
         "tasks": list(summary.tasks),
         "step": summary.step or 0,
-        "steps": summary.steps,
+        "steps": _target(summary),
         "metric": metric,
         "before": _estimate(summary.before, metric),
         "after": _estimate(summary.after, metric),
         "heldout": [[result.step, estimate.value] for result in results if (estimate := result.metric(metric))],
         "reward": rewards[-1][1] if rewards else None,
-        "spark": thinned(rewards, SPARK),
+        "loss": losses[-1][1] if losses else None,
+        "spark": thinned(rewards or losses, SPARK),
         "seconds": seconds,
         "started": started,
     }
     return row, flat_config(path)
+
+
+def _target(summary: inspect.RunSummary) -> int | None:
+    """Steps that the run is to have; of a finished one those that it has, since rejection may need fewer."""
+    return summary.step or 0 if summary.state == "finished" else summary.steps
 
 
 def model_label(name: str) -> str:
@@ -110,7 +120,7 @@ def run_page(path: Path) -> dict[str, Any]:
         "model": model_label(str(summary.model or "")),
         "tasks": list(summary.tasks),
         "step": summary.step or 0,
-        "steps": summary.steps,
+        "steps": _target(summary),
         "size_mb": summary.size_mb,
         "checkpoints": list(summary.checkpoints),
         "rollout_steps": parquet.steps(path / "rollouts"),

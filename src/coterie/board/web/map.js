@@ -21,6 +21,18 @@ function visitAt(visits, step) {
   return { step: value("step"), reward, expected, advantage: value("advantage"), past_pass: value("past_pass"), region: value("region"), error: reward === null || expected === null ? null : reward - expected };
 }
 
+/** Places on the map: those that fall on each other are laid around their place as the seeds of a sunflower are. */
+function scattered(places) {
+  const stacked = new Map();
+  return places.map(([x, y]) => {
+    const spot = `${Math.round(x / 3)} ${Math.round(y / 3)}`;
+    const before = stacked.get(spot) || 0;
+    stacked.set(spot, before + 1);
+    const [far, turn] = [Math.min(6 * Math.sqrt(before), 60), 2.399963 * before]; // the golden angle
+    return [x + far * Math.cos(turn), y + far * Math.sin(turn)];
+  });
+}
+
 function PromptMap({ name }) {
   const state = useAnswer("map", { run: name }, name);
   return html`<section><h2>Map of prompts</h2><${Answer} state=${state}>${(value) =>
@@ -49,20 +61,19 @@ function MapOf({ name, value }) {
   const xs = value.prompts.map((prompt) => prompt.x);
   const ys = value.prompts.map((prompt) => prompt.y);
   const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const across = (x) => 8 + (584 * (x - left)) / (right - left || 1);
-  const down = (y) => 312 - (304 * (y - low)) / (high - low || 1);
+  const places = useMemo(() => scattered(value.prompts.map(({ x, y }) => [68 + (464 * (x - left)) / (right - left || 1), 252 - (184 * (y - low)) / (high - low || 1)])), [value]);
   const asked = points.filter(({ now }) => now).length;
   const chosen = picked && points.find((prompt) => prompt.id === picked);
   const label = `Map of ${points.length} prompts after step ${step}, ${asked} of them asked so far, coloured by ${MAP_MODES[mode].label}`;
   return html`
-    <p class="quiet">Similar prompts lie near each other: the two directions in which their ${value.kind === "policy" ? "hidden states in the model" : "words"} differ most, ${Math.round(100 * value.shares[0])} % and ${Math.round(100 * value.shares[1])} % of the variance. Circles are prompts that were not asked yet.${value.left_out ? ` ${number(value.left_out)} prompts are left out.` : ""}</p>
+    <p class="quiet">Similar prompts lie near each other: the two directions in which their ${value.kind === "policy" ? "hidden states in the model" : "words"} differ most, ${Math.round(100 * value.shares[0])} % and ${Math.round(100 * value.shares[1])} % of the variance. Circles are prompts that were not asked yet; equal ones stand around their place.${value.left_out ? ` ${number(value.left_out)} prompts are left out.` : ""}</p>
     <fieldset class="tools"><legend>Colour</legend>${modes.map((key) => html`<label><input type="radio" name="map-mode" checked=${mode === key} onChange=${() => setMode(key)} /> ${MAP_MODES[key].label}</label>`)}</fieldset>
     <div class="tools"><label>After step <span class="at">${step}</span> <input type="range" aria-label="After step" aria-valuetext=${`step ${step}`} min="0" max=${value.steps.length - 1} value=${place} disabled=${value.steps.length < 2} onInput=${(event) => setAt(Number(event.target.value))} /></label>
       <span class="quiet small">${asked} of ${points.length} asked; ${MAP_MODES[mode].help}</span></div>
     <svg class="map" viewBox="0 0 600 320" role="img" aria-label=${label} onClick=${(event) => event.target.dataset.id !== undefined && setPicked(event.target.dataset.id)}>
-      ${[...points].sort((a, b) => Boolean(a.now) - Boolean(b.now)).map((prompt) => {
+      ${points.map((prompt, index) => ({ ...prompt, place: places[index] })).sort((a, b) => Boolean(a.now) - Boolean(b.now)).map((prompt) => {
         const [kind, strength] = paint(prompt.now);
-        return html`<circle key=${prompt.id} data-id=${prompt.id} class="dot ${kind} ${prompt.id === picked ? "picked" : ""} ${prompt.now && prompt.now.step === step ? "fresh" : ""}" cx=${across(prompt.x).toFixed(1)} cy=${down(prompt.y).toFixed(1)} r=${prompt.id === picked ? 6 : 4} style=${{ fillOpacity: strength }}><title>${prompt.id}: ${prompt.text}</title></circle>`;
+        return html`<circle key=${prompt.id} data-id=${prompt.id} class="dot ${kind} ${prompt.id === picked ? "picked" : ""} ${prompt.now && prompt.now.step === step ? "fresh" : ""}" cx=${prompt.place[0].toFixed(1)} cy=${prompt.place[1].toFixed(1)} r=${prompt.id === picked ? 6 : 4} style=${{ fillOpacity: strength }}><title>${prompt.id}: ${prompt.text}</title></circle>`;
       })}</svg>
     ${mode === "region" && html`<ul class="keys">${busiest.map((region, index) => html`<li><span class="key fill-${index + 1}"></span>${value.regions[region]} (${counts.get(region)})</li>`)}${counts.size > busiest.length && html`<li><span class="key other"></span>${counts.size - busiest.length} more</li>`}</ul>`}
     <div aria-live="polite">${chosen ? html`<${Facts} rows=${[

@@ -67,6 +67,7 @@ function showMetric(event, metric) {
 }
 
 const FIRST = ["reward/mean", "entropy", "grad_norm", "length/mean"];
+const FIRST_OF_TUNING = ["loss", "heldout/loss", "entropy/data", "grad_norm"];
 
 function Metrics({ name, evals }) {
   const state = useAnswer("curves", { run: name }, name);
@@ -79,7 +80,7 @@ function Metrics({ name, evals }) {
       if (!value.metrics.length) return html`<p class="quiet">No step is recorded yet.</p>`;
       const sections = new Map();
       for (const metric of value.metrics) sections.set(metric.section, [...(sections.get(metric.section) || []), metric]);
-      const main = FIRST.flatMap((key) => value.metrics.filter((metric) => metric.name === key));
+      const main = (value.metrics.some((metric) => metric.name === "reward/mean") ? FIRST : FIRST_OF_TUNING).flatMap((key) => value.metrics.filter((metric) => metric.name === key));
       return html`
         <${HeldOut} evals=${evals} />
         <div class="cards">${main.map((metric) => html`<${Metric} key=${metric.name} run=${name} metric=${metric} marks=${marks[metric.name]} prefix="main" />`)}</div>
@@ -149,6 +150,7 @@ function TimeShares({ metrics, clock }) {
     ["update", total("update")],
     ["everything else", step - total("collect") - total("update")],
   ].filter(([, seconds]) => seconds > 0.002 * step);
+  if (parts.length < 2) return null;
   const speeds = metrics.filter((metric) => metric.name.startsWith("speed/"));
   const all = clock.seconds[clock.seconds.length - 1];
   return html`<article class="card wide-card"><h3>Where the time goes</h3>
