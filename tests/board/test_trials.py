@@ -190,6 +190,18 @@ def test_a_trial_over_http(board: Board) -> None:
     assert ask(board, "/api/try?id=..%2f")[0] == 404
 
 
+def test_a_board_that_stops_ends_the_process(folder: Path, echo: None) -> None:
+    with Board(folder.parent, 0, trying=True) as served:
+        name = json.loads(post(served, "/api/try", BODY)[1])["id"]
+        until(lambda: json.loads(ask(served, f"/api/try?id={name}")[2])["state"] == "done")
+        queue = served._trials
+        assert queue is not None
+        process = queue._process
+    assert process is not None
+    assert not process.alive
+    assert queue._process is None
+
+
 def test_only_a_page_of_the_board_may_ask(board: Board) -> None:
     for headers in (
         {"origin": ""},

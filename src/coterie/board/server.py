@@ -73,8 +73,7 @@ class Board:
         try:
             self._server.serve()
         finally:
-            if self._trials is not None:
-                self._trials.stop()
+            self._free()
 
     def start(self) -> Board:
         """Answer from a thread of this process."""
@@ -87,8 +86,13 @@ class Board:
         return bool(screen) and webbrowser.open(self.address)
 
     def stop(self) -> None:
-        """Stop answering, and free the port."""
+        """Stop answering, and free the port and the memory of models that were tried."""
         self._server.stop()
+        self._free()
+
+    def _free(self) -> None:
+        if self._trials is not None:
+            self._trials.stop()
 
     def __enter__(self) -> Board:
         return self if self._server.started else self.start()
