@@ -84,14 +84,22 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
         record({"reward/part/format": [0.95] * 20, "reward/part/number": FLAT}, config=FORMAT),
     ),
     (
-        "parts_diverge",
+        "parts_apart",
         Severity.WARNING,
-        record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": UP[::-1]}),
+        record({"reward/mean": FLAT, "reward/part/style": UP, "reward/part/length": UP[::-1]}, config=FORMAT),
     ),
     (
-        "parts_diverge",
+        "parts_apart",
         Severity.SERIOUS,
-        record({"reward/mean": UP, "reward/part/format": UP, "reward/part/number": UP[::-1]}, config=FORMAT),
+        record({"reward/mean": FLAT, "reward/part/style": UP, "reward/part/number": UP[::-1]}, config=FORMAT),
+    ),
+    (
+        "parts_apart",
+        Severity.NOTE,
+        record(
+            {"reward/mean": FLAT, "reward/part/number": UP, "reward/part/call_cost": [-value for value in UP]},
+            config=FORMAT,
+        ),
     ),
     ("repetition", Severity.WARNING, record({"repetition/mean": [0.1] * 5 + [0.31] * 5})),
     ("repetition", Severity.SERIOUS, record({"repetition/mean": [0.1] * 5 + [0.61] * 5})),
@@ -159,12 +167,8 @@ QUIET: list[tuple[str, Record]] = [
     ("heldout_flat", record({"reward/mean": FLAT}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
     ("format_full", record({"reward/part/format": [0.94] * 20, "reward/part/number": FLAT}, config=FORMAT)),
     ("format_full", record({"reward/part/format": [1.0] * 20, "reward/part/number": UP}, config=FORMAT)),
-    ("parts_diverge", record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": UP})),
-    ("parts_diverge", record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": FLAT})),
-    (
-        "parts_diverge",
-        record({"reward/mean": UP, "reward/part/polite": UP, "reward/part/short": [0.34] * 10 + [0.3] * 10}),
-    ),
+    ("parts_apart", record({"reward/mean": FLAT, "reward/part/number": UP, "reward/part/style": FLAT}, config=FORMAT)),
+    ("parts_apart", record({"reward/mean": FLAT, "reward/part/number": UP[::-1]}, config=FORMAT)),
     ("repetition", record({"repetition/mean": [0.1] * 5 + [0.3] * 5})),
     ("repetition", record({"repetition/mean": [0.5] * 10})),
     ("copied_prompt", record({"prompt_overlap/mean": [0.1] * 5 + [0.5] * 5})),
@@ -337,7 +341,7 @@ def test_noise_of_reward_parts_is_no_divergence() -> None:
             rows = random.normal(0.5, 0.1, size=(3, 60))
             for step in range(1, 60):
                 rows[:, step] = memory * rows[:, step - 1] + (1 - memory) * rows[:, step]
-            alarms += "parts_diverge" in findings(parts_of(rows))
+            alarms += "parts_apart" in findings(parts_of(rows))
         assert alarms < 8, memory
 
 
@@ -347,7 +351,7 @@ def test_parts_that_part_in_noise_are_seen() -> None:
     alarms = 0
     for _ in range(50):
         rows = random.normal(0.5, 0.1, size=(3, 60)) + np.stack([-drift, drift, 0 * drift])
-        finding = findings(parts_of(rows)).get("parts_diverge")
+        finding = findings(parts_of(rows)).get("parts_apart")
         alarms += finding is not None
         if finding is not None:
             assert {item.metric for item in finding.evidence} >= {PARTS[0], PARTS[1]}
@@ -358,4 +362,4 @@ def test_parts_that_all_rise_in_noise_are_no_divergence() -> None:
     random = np.random.default_rng(6)
     drift = np.linspace(0, 0.4, 60)
     for _ in range(50):
-        assert "parts_diverge" not in findings(parts_of(random.normal(0.3, 0.1, size=(3, 60)) + drift))
+        assert "parts_apart" not in findings(parts_of(random.normal(0.3, 0.1, size=(3, 60)) + drift))

@@ -19,8 +19,8 @@ THINK_EMPTY = 0.2
 KL_RISE = 0.1
 ROUNDING = 1e-9  # of a mean of equal values
 PART = "reward/part/"
-PART_MOVE = 0.05
 PART_ERRORS = 3.0
+"""Standard errors: there are as many pairs as parts allow, and steps remember each other."""
 PART_STEPS = 20
 HEURISTIC = "a rule of thumb of practitioners"
 
@@ -69,50 +69,6 @@ def _heldout(record: Record) -> Iterator[RuleHit]:
     )
 
 
-def diverging(series: Mapping[str, Series]) -> list[tuple[Series, Series]]:
-    """Pairs of reward parts of which the first rises while the second falls, each clearly; by how far they move.
-
-    Args:
-        series: of a run, by metric.
-    """
-    parts = [line for name, line in series.items() if name.startswith(PART) and len(line) >= PART_STEPS]
-    moves = [(line, moved) for line in parts if (moved := change(line.values)).clear(PART_ERRORS)]
-    risen = sorted((pair for pair in moves if pair[1].difference > PART_MOVE), key=lambda pair: -pair[1].difference)
-    fallen = sorted((pair for pair in moves if pair[1].difference < -PART_MOVE), key=lambda pair: pair[1].difference)
-    return [(up, down) for up, _ in risen for down, _ in fallen]
-
-
-def divergence_text(rising: Series, falling: Series) -> str:
-    """What a reader is told of two such parts."""
-    up, down = (line.name.removeprefix(PART) for line in (rising, falling))
-    return (
-        f"the reward part {up!r} rises while {down!r} falls: read the rollouts with the highest reward, and see "
-        "whether one is bought with the other"
-    )
-
-
-def _parts_diverge(record: Record) -> Iterator[RuleHit]:
-    pairs = diverging(record.series)
-    if not pairs:
-        return
-    lines = {line.name: line for pair in pairs for line in pair}
-    judged = record.series.get(f"{PART}{record.accuracy_part}")
-    evidence = []
-    for line in lines.values():
-        moved = change(line.values)
-        went = "rose" if moved.difference > 0 else "fell"
-        text = f"{line.name} {went} from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})"
-        evidence.append(level(line, None, moved.difference, text))
-    lost = judged is not None and any(falling.name == judged.name for _, falling in pairs)
-    yield RuleHit(
-        severity=Severity.SERIOUS if lost else Severity.WARNING,
-        title="The evaluated part of the reward falls while another part rises: the sum is being gamed."
-        if lost
-        else "One part of the reward rises while another falls.",
-        evidence=tuple(evidence),
-    )
-
-
 def _format(record: Record) -> Iterator[RuleHit]:
     accuracy = record.series.get(f"reward/part/{record.accuracy_part}")
     if accuracy is None or len(accuracy) < WINDOW:
@@ -133,10 +89,57 @@ def _format(record: Record) -> Iterator[RuleHit]:
                         accuracy,
                         REWARD_GAIN,
                         moved.difference,
-                        f"{accuracy.name} went from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})",
+                        _went(accuracy.name, moved),
                     ),
                 ),
             )
+
+
+def diverging(series: Mapping[str, Series]) -> list[tuple[Series, Series]]:
+    """Pairs of reward parts of which the first rises while the second falls, each clearly; by how far they move.
+
+    Args:
+        series: of a run, by metric.
+    """
+    parts = [line for name, line in series.items() if name.startswith(PART) and len(line) >= PART_STEPS]
+    moves = [(line, moved) for line in parts if (moved := change(line.values)).clear(PART_ERRORS)]
+    risen = sorted((pair for pair in moves if pair[1].difference > REWARD_GAIN), key=lambda pair: -pair[1].difference)
+    fallen = sorted((pair for pair in moves if pair[1].difference < -REWARD_GAIN), key=lambda pair: pair[1].difference)
+    return [(up, down) for down, _ in fallen for up, _ in risen]
+
+
+def is_penalty(part: Series) -> bool:
+    """True for a part that is never above 0: length penalties fall with what makes answers longer."""
+    return float(part.values.max()) <= 0
+
+
+def divergence_text(rising: Series, falling: Series) -> str:
+    """What a reader is told of two such parts."""
+    up, down = (line.name.removeprefix(PART) for line in (rising, falling))
+    return (
+        f"the reward part {up!r} rises while {down!r} falls: read the rollouts with the highest reward, and see "
+        "whether one is bought with the other"
+    )
+
+
+def _parts_apart(record: Record) -> Iterator[RuleHit]:
+    first_of = {falling.name: (rising, falling) for rising, falling in reversed(diverging(record.series))}
+    for rising, falling in reversed(first_of.values()):
+        label = falling.name.removeprefix(PART)
+        serious = label == record.accuracy_part
+        penalty = not serious and is_penalty(falling)
+        moves = [(line, change(line.values)) for line in (rising, falling)]
+        yield RuleHit(
+            severity=Severity.SERIOUS if serious else Severity.NOTE if penalty else Severity.WARNING,
+            title=f"The reward part {label} falls while {rising.name.removeprefix(PART)} rises.",
+            evidence=tuple(
+                level(line, REWARD_GAIN, moved.difference, _went(line.name, moved)) for line, moved in moves
+            ),
+        )
+
+
+def _went(name: str, moved: Change) -> str:
+    return f"{name} went from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})"
 
 
 def _rises(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
@@ -199,19 +202,17 @@ RULES = (
         check=_format,
     ),
     Rule(
-        name="parts_diverge",
-        asks="Do the parts of the reward move together?",
-        alarm=f"one `reward/part/…` of the last quarter above that of the first by more than {PART_MOVE:g} and "
-        f"{PART_ERRORS:g} standard errors while another fell by as much, after {PART_STEPS} steps; serious when the "
-        "evaluated part is the one that fell",
-        source="two-sample comparisons; steps are taken as independent",
-        meaning="The policy buys one part with another: the weights ask for that, or the part that rises can be had "
-        "without the task.",
-        action="Read the rollouts with the highest reward; lower the weight of the part that rises, multiply by the "
-        "part that falls (gate = true), or set advantage.per_reward = true.",
+        name="parts_apart",
+        asks="Do the parts of the reward rise together?",
+        alarm=f"a reward part fell by more than {REWARD_GAIN:g} and {PART_ERRORS:g} standard errors while another rose "
+        "as much; serious when it is the evaluated part, a note when it is a penalty",
+        source=HEURISTIC,
+        meaning="One part is bought with another: the sum can rise while what matters gets worse.",
+        action="Look at `reward/correlation/…` of the two; change their weights, make one a gate, or normalise each on "
+        "its own (advantage.per_reward).",
         needs=("reward/mean",),
         steps=PART_STEPS,
-        check=_parts_diverge,
+        check=_parts_apart,
     ),
     Rule(
         name="repetition",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coterie.callbacks import Callback
-from coterie.doctor.hacking import PART, PART_STEPS, divergence_text, diverging
+from coterie.doctor.hacking import PART, PART_STEPS, divergence_text, diverging, is_penalty
 from coterie.doctor.series import Series
 from coterie.errors import CollapseError, RunError
 from coterie.rollout.collector import Experience
@@ -129,7 +129,7 @@ class Recorder:
         told = {event.message for event in self.db.events("warning")}
         for rising, falling in diverging({name: Series.of(name, self.db.series(name)) for name in names}):
             message = divergence_text(rising, falling)
-            if message not in told:
+            if message not in told and not is_penalty(falling):
                 self.note(step, "warning", message)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
