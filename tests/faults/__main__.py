@@ -77,13 +77,13 @@ class Share:
         return section in CUT or WHOLE.index(section) % self.count == self.index
 
 
-CUT = ("power", "random", "points", "calls")
+CUT = ("power", "random", "tools", "points", "calls")
 WHOLE = ("soak", "disk", "damage", "engine", "stop", "configs", "flips", "secrets", "clock")
 """In an order that leaves two workers with about as much to do."""
 
 
 def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping
+    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping, tools
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -117,6 +117,9 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
         "random": lambda: (
             of_trial("random", trial)
             for trial in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
+        ),
+        "tools": lambda: tools.kills(
+            root.parent / "tools", -(-size.kills // share.count), seed * share.count + share.index
         ),
         "points": lambda: (
             of_trial("points", trial)
