@@ -37,14 +37,14 @@ def test_a_resumed_run_drafts_the_same(root: Path, monkeypatch: pytest.MonkeyPat
     drafts: list[tuple[list[int], list[int]]] = []
     judge = Drafts.judge
 
-    def noted(self: Drafts, draft: Draft, said: list[int]) -> None:
-        judge(self, draft, said)
-        drafts.append((draft.tokens, said))
+    def noted(self: Drafts, draft: Draft, sampled: list[int]) -> None:
+        judge(self, draft, sampled)
+        drafts.append((draft.tokens, sampled))
 
     monkeypatch.setattr(Drafts, "judge", noted)
     whole = launch.train(make_config(root, name="whole", **CHANGED))
     uninterrupted = list(drafts)
-    assert sum(len(said) - 1 for _, said in uninterrupted) > 10, "guesses were accepted"
+    assert sum(len(sampled) - 1 for _, sampled in uninterrupted) > 10, "guesses were accepted"
     cut = launch.train(make_config(root, name="cut", **CHANGED), stop_at(3, signal.SIGINT))
     drafts.clear()
     launch.resume(cut)

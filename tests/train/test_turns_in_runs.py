@@ -99,6 +99,7 @@ def test_killed_in_the_middle_of_an_episode_it_resumes_to_the_same_bits(root: Pa
     assert fingerprint(run) == fingerprint(launch.train(make_config(root, name="whole", **changed)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_episodes_loses_the_step_and_a_resume_repeats_it(root: Path) -> None:
     class Twice(Watch):
         """Sends this process two Ctrl-C while the fourth step's episodes are open."""
@@ -108,9 +109,10 @@ def test_ctrl_c_in_the_middle_of_episodes_loses_the_step_and_a_resume_repeats_it
                 for _ in range(2):
                     os.kill(os.getpid(), signal.SIGINT)
 
-    whole = launch.train(config_for(root))
+    short: dict[str, Any] = {"steps": 4, "eval": {"every": 0}}
+    whole = launch.train(config_for(root, **short))
     with pytest.raises(KeyboardInterrupt, match=r"continues from the checkpoint of step 2 and trains step 3 again"):
-        launch.train(config_for(root, name="two"), Twice())
+        launch.train(config_for(root, name="two", **short), Twice())
     assert fingerprint(launch.resume("two", runs=root / "runs")) == fingerprint(whole)
 
 

@@ -68,8 +68,8 @@ class AttemptHistory:
         """
         try:
             rows = json_loads((folder / FILE).read_bytes())
-            attempts = {str(prompt): [array("i", tokens) for tokens in said] for prompt, said in rows}
+            attempts = {str(prompt): [array("i", tokens) for tokens in texts] for prompt, texts in rows}
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"cannot read the earlier attempts in {folder}: {error}") from error
         self._attempts = attempts
-        self._size = sum(len(tokens) for said in attempts.values() for tokens in said)
+        self._size = sum(len(tokens) for texts in attempts.values() for tokens in texts)

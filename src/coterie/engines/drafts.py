@@ -186,9 +186,9 @@ class Drafts:
             context = [*context[1 - CONTEXT :], guess.token]
         return draft
 
-    def judge(self, draft: Draft, said: Sequence[int]) -> None:
+    def judge(self, draft: Draft, sampled: Sequence[int]) -> None:
         """Learn from what was said in place of the guesses: those that were right, and the first that was not."""
         self.guessed += len(draft.tokens)
-        self.accepted += len(said) - 1
-        for guess, kind, token in zip(draft.tokens, draft.kinds, said, strict=False):
+        self.accepted += len(sampled) - 1
+        for guess, kind, token in zip(draft.tokens, draft.kinds, sampled, strict=False):
             self._acceptance.count(kind, right=guess == token)
