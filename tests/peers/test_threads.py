@@ -136,14 +136,15 @@ machine.prepare()
 import torch
 torch.set_num_threads(1)
 weight = torch.randn(1536, 576).bfloat16().requires_grad_()
-for length in range(200, 270):
-    if length == 220:
+for length in range(200, 290):
+    if length == 240:
         before = machine.resident()
     torch.nn.functional.linear(torch.ones(length, 576, dtype=torch.bfloat16), weight).sum().backward()
 print((machine.resident() - before) >> 20, weight.grad.double().sum().item().hex())
 """
 
 
+@pytest.mark.slow
 def test_kernels_of_other_shapes_take_no_more_memory():
     """Fifty lengths, two matrix products each; what is kept of them is what is left of the memory. The same bits."""
     if sys.platform != "linux" or not machine.facts().native_bf16:
@@ -156,7 +157,7 @@ def test_kernels_of_other_shapes_take_no_more_memory():
     (many, gradient), (few, same) = results
     assert gradient == same
     assert int(few) < 15
-    assert int(many) > 3 * int(few), "or torch keeps kernels otherwise now, and the setting may go"
+    assert int(many) > 40, "or torch keeps kernels otherwise now, and the setting may go"
 
 
 def cell(number, waiting, load, decode, update=1.0):
