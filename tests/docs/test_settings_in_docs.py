@@ -77,6 +77,8 @@ def test_settings_load(block: Block, folder: Path) -> None:
             check_names(pipeline.config_of(stage))
         return
     config = load(["@", "block.toml"], env={}).config
+    if block.note == "sketch":
+        return  # it names servers that are nowhere
     check_names(config)
     if block.note != "fragment":
         assert config.data.train, "a whole file trains on something; mark a part of one as `toml fragment`"

@@ -14,8 +14,8 @@ class RewardConfig(Section):
 
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
-    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_cost` (of calls of
-    tools), `code` (hidden tests in a sandbox), or `module:function`. A run that Python started with a
+    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_needed`, `call_cost`
+    (of calls of tools), `code` (hidden tests in a sandbox), or `module:function`. A run that Python started with a
     function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""

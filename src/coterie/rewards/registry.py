@@ -30,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "environment": "coterie.rewards.builtin:environment",
     "call_valid": "coterie.rewards.calls:call_valid",
     "call_useful": "coterie.rewards.calls:call_useful",
+    "call_needed": "coterie.rewards.calls:call_needed",
     "call_cost": "coterie.rewards.calls:call_cost",
     "code": "coterie.rewards.programs:code",
 }
