@@ -116,6 +116,7 @@ class Trainer(Loop):
         self.recorder.step(result, metrics)
         events = step_events(result, metrics, dtype=self.learner.policy.dtype, eval_part=self.evaluator.criterion.part)
         self.recorder.step_events(result.step, events)
+        self.recorder.diverging_parts(result.step)
 
     def writers(self) -> Sequence[Callable[[Path], None]]:
         drafts = [] if self.history is None else [self.history.save]
