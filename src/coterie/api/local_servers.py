@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from coterie.serve.endpoint import Endpoint
 
 
-def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False) -> Board:
+def board(
+    runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False, trying: bool = False
+) -> Board:
     """Show runs in a browser, also while they train: a page on loopback, served from a thread of this process.
 
     Args:
         runs: folder of runs, or one run.
         port: None takes the first free one from 8642 on.
         open_browser: open the page.
+        trying: add a page that samples from checkpoints.
 
     Returns:
         The board; `address` is what to open, `stop()` ends it, and it ends with the process. In a `with` statement it
@@ -31,7 +34,7 @@ def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_brow
     """
     from coterie.board.server import Board
 
-    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port).start()
+    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port, trying=trying).start()
     if open_browser:
         served.open()
     return served

@@ -51,8 +51,7 @@ def train(
     """Train a model with GRPO in a new run folder.
 
     Args:
-        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model with
-            its tokenizer.
+        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model.
         data: training prompts: a list of dicts, a pandas or Arrow table, a Hugging Face Dataset, a path, an asset's
             name, or a source as in a TOML file.
         reward: a function with TRL's signature, a built-in reward's name, `module:function`, a table as in
@@ -100,8 +99,7 @@ def resume(
 
     Args:
         run: a run, its folder or its name.
-        reward: the function or functions that the run was started with. Needed in another session, where these are of
-            no module.
+        reward: what the run was started with. Needed in another session, where the functions are of no module.
         steps: a new number of steps, to lengthen the run.
         fresh: set the checkpoints aside and start over.
         accept_reward_change: go on although a reward function's module was edited; evaluations before and after are

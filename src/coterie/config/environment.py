@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,8 +53,10 @@ class EngineConfig(Section):
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
     max_kept_tokens: int = Field(default=0, ge=0)
-    """Most tokens of conversations between two turns whose keys and values are kept; beyond that the oldest is computed
-    anew when its next turn comes. 0 = as many as the sequences decoded at once may hold."""
+    """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
+    draft: Literal["off", "history"] = "off"
+    """`history` checks guesses from earlier attempts at a prompt, several in a pass: the same text (docs/speed.md). Of
+    the engine `embedded`."""
     base_url: str = ""
     """Address of the server of `http`, e.g. http://127.0.0.1:8000/v1."""
     model: str = ""
@@ -76,4 +78,6 @@ class EngineConfig(Section):
                 f'base_url = {self.base_url!r} with name = {self.name!r}; expected name = "http" with the address of a '
                 "server, and none else"
             )
+        if self.name == "http" and self.draft != "off":
+            raise ValueError(f'draft = "{self.draft}" is of the engine "embedded"; expected "off" for "http"')
         return self
