@@ -28,7 +28,7 @@ from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
 FACTS, QUESTIONS = "geonames-facts", "coterie.data.geonames:questions"
 """The asset that a recipe searches, and what asks about it: both checked where it has been fetched."""
-SETTINGS_VERBS = ("demo", "train", "sft", "eval", "drift", "rollout", "validate", "print")
+SETTINGS_VERBS = ("demo", "train", "sft", "distill", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
 
 

@@ -53,8 +53,7 @@ def train(
     """Train a model with GRPO in a new run folder.
 
     Args:
-        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model with
-            its tokenizer.
+        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model.
         data: training prompts: a list of dicts, a pandas or Arrow table, a Hugging Face Dataset, a path, an asset's
             name, or a source as in a TOML file.
         reward: a function with TRL's signature, a built-in reward's name, `module:function`, a table as in
@@ -87,46 +86,6 @@ def train(
         return Run(launch.train(loaded, callbacks))
 
 
-def sft(
-    model: Any = None,
-    data: Any = None,
-    reward: Any = None,
-    *,
-    heldout: Any = None,
-    tokenizer: Any = None,
-    name: str | None = None,
-    runs: str | Path | None = None,
-    config: str | Path | RunConfig | None = None,
-    callback: Callback | Sequence[Callback] | None = None,
-    quiet: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    **sections: Any,
-) -> Run:
-    """Fine-tune a model on conversations in a new run folder: only the assistant's tokens are trained.
-
-    Args:
-        model: as for `train`.
-        data: rows of `messages`, `prompt` and `completion`, or `prompt`, `steps` and `answer`, given as for `train`.
-        reward: measures the held-out accuracy; as for `train`.
-        heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
-
-    The other arguments are those of `train`.
-
-    Raises:
-        CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
-    """
-    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
-    with callbacks_of(callback, quiet) as callbacks:
-        place = runs_folder(config, tables, settings)
-        loaded = settings_of(
-            "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
-            reward=reward,
-        )  # fmt: skip
-        from coterie import launch
-
-        return Run(launch.train(loaded.with_table("sft"), callbacks))
-
-
 def resume(
     run: Run | str | Path,
     reward: Any = None,
@@ -142,8 +101,7 @@ def resume(
 
     Args:
         run: a run, its folder or its name.
-        reward: the function or functions that the run was started with. Needed in another session, where these are of
-            no module.
+        reward: what the run was started with. Needed in another session, where the functions are of no module.
         steps: a new number of steps, to lengthen the run.
         fresh: set the checkpoints aside and start over.
         accept_reward_change: go on although a reward function's module was edited; evaluations before and after are
@@ -261,17 +219,19 @@ def sample(
         )
 
 
-def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False) -> Board:
+def board(
+    runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False, trying: bool = False
+) -> Board:
     """Show runs in a browser, also while they train: a page on loopback, served from a thread of this process.
 
     Args:
         runs: folder of runs, or one run.
         port: None takes the first free one from 8642 on.
         open_browser: open the page.
+        trying: add a page that samples from checkpoints.
 
     Returns:
-        The board; `address` is what to open, `stop()` ends it, and it ends with the process. In a `with` statement it
-        ends with the block.
+        The board; `address` is what to open. `stop()`, the end of a `with` block or of the process ends it.
 
     Raises:
         ConfigError: the packages of the extra `board` are not installed.
@@ -279,7 +239,7 @@ def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_brow
     """
     from coterie.board.server import Board
 
-    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port).start()
+    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port, trying=trying).start()
     if open_browser:
         served.open()
     return served
@@ -310,8 +270,8 @@ def serve(
             `coterie.serve.endpoint.Limits` explains them.
 
     Returns:
-        The endpoint; `address` is the clients' base address, `stop()` ends it, and it ends with the process. In a
-        `with` statement it ends with the block.
+        The endpoint; `address` is the clients' base address. `stop()`, the end of a `with` block or of the process
+        ends it.
 
     Raises:
         ConfigError: the packages of the extra `serve` are not installed, or a limit is wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from coterie.build.learner import (
     learner_for,
     objective_for,
     schedules_for,
+    taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order
 from coterie.config.parts import ENGINES, part
@@ -31,7 +33,9 @@ from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
 from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
+from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
+from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
 from coterie.rewards.pool import Scorer
@@ -69,6 +73,31 @@ def load_policy(config: RunConfig, source: str) -> Policy:
     """The model to be trained or sampled."""
     device = device_of(config)
     return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
+
+
+def teacher_for(config: RunConfig, inputs: Inputs) -> Teacher:
+    """The teacher of a distillation, frozen, on the student's device and in its number format.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        DataError: the longest prompt and completion do not fit its context.
+    """
+    teacher = Teacher(_frozen(config, inputs.teacher), temperature=config.sampling.temperature, optim=config.optim)
+    teacher.require_room(longest_episode(config, inputs))
+    return teacher
+
+
+def _frozen(config: RunConfig, source: str) -> Policy:
+    """Another model beside the policy, in its number format and on its device."""
+    device = device_of(config)
+    model = config.model.model_copy(update={"name": source, "revision": None, "lora": None})
+    return load(model, source, dtype=dtype_of(config, device), device=device)
+
+
+def grpo_learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
+    """The learner of a run that samples."""
+    reference = partial(_frozen, config, inputs.reference) if inputs.reference else None
+    return learner_for(config, policy, lambda: load_policy(config, inputs.source), reference)
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -151,6 +180,7 @@ def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int
         max_num_seqs=settings.max_num_seqs,
         capacity=capacity,
         max_kept_tokens=settings.max_kept_tokens,
+        draft=settings.draft == "history",
     )
 
 
@@ -162,6 +192,16 @@ def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int 
     """
     longest = longest_episode(config, inputs) if capacity is None else capacity
     return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
+
+
+def engine_notes(config: RunConfig, engine: Engine) -> list[str]:
+    """Settings of the engine that have no effect here, one line each."""
+    if config.engine.draft == "off" or (isinstance(engine, EmbeddedEngine) and engine.drafts is not None):
+        return []
+    reason = "the engine makes no drafts"
+    if isinstance(engine, EmbeddedEngine):
+        reason = "drafts need a packed model (docs/models.md), and a device other than CUDA"
+    return [f"engine.draft = {config.engine.draft!r} has no effect: {reason}. The tokens are the same without"]
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:
@@ -304,11 +344,14 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         ),
         evaluator.criterion.of_group,
     )
-    learner = learner_for(config, policy, lambda: load_policy(config, inputs.source))
+    if config.distill is not None:
+        estimator = taught_estimator(config, estimator, teacher_for(config, inputs))
+    learner = grpo_learner(config, inputs, policy)
     return Trainer(
         sampler=sampler,
         estimator=estimator,
         replay=replay_for(config),
+        history=engine.history if isinstance(engine, EmbeddedEngine) else None,
         learner=learner,
         engine=engine,
         schedules=schedules_for(config, learner),
