@@ -199,7 +199,9 @@ def pip(words: list[str], env: dict[str, str]) -> bool:
 
 
 def uv_install(words: list[str], env: dict[str, str], flags: list[str]) -> bool:
-    command = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON), *flags, *words]
+    """Install with uv, and compile as pip does: else every process compiles torch and transformers for eight seconds
+    where PYTHONDONTWRITEBYTECODE is set."""
+    command = [str(PYTHON), "-m", "uv", "pip", "install", "--compile-bytecode", "--python", str(PYTHON), *flags, *words]
     return subprocess.call(command, cwd=ROOT, env=env) == 0
 
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"runs", "web"},
     {"search", "sandbox"},
     {"batches", "rewards", "doctor", "trackers"},
-    {"tools"},
+    {"tools", "traces"},
     {"envs", "grouping"},
     {"policy"},
     {"engines"},

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coterie.api.run import Run, load_run
-    from coterie.api.stage_verbs import pipeline, rejection
-    from coterie.api.verbs import board, evaluate, resume, sample, serve, sft, train
+    from coterie.api.stage_verbs import distill, pipeline, rejection, sft
+    from coterie.api.verbs import board, evaluate, resume, sample, serve, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -27,6 +27,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "board",
+    "distill",
     "evaluate",
     "load_run",
     "pipeline",
@@ -45,13 +46,14 @@ _HOMES = {
     "Reward": "coterie.rewards.base",
     "Run": "coterie.api.run",
     "RunConfig": "coterie.config.schema",
+    "distill": "coterie.api.stage_verbs",
     "evaluate": "coterie.api.verbs",
     "load_run": "coterie.api.run",
     "pipeline": "coterie.api.stage_verbs",
     "rejection": "coterie.api.stage_verbs",
     "resume": "coterie.api.verbs",
     "sample": "coterie.api.verbs",
-    "sft": "coterie.api.verbs",
+    "sft": "coterie.api.stage_verbs",
 }
 """Where each name is, imported when it is first used: `import coterie` alone takes no time."""
 

@@ -96,6 +96,7 @@ COLUMNS: dict[str, Callable[[Metrics], str]] = {
     "loss": lambda m: ABSENT if "reward/mean" in m or "epoch" not in m else number(m.get("loss")),
     "held-out loss": lambda m: number(m.get("heldout/loss")),
     "epoch": lambda m: number(m.get("epoch"), 2),
+    "to teacher": lambda m: number(m.get("distill/reverse_kl")),
     "solved/mixed/none%": _groups,
     "length": lambda m: number(m.get("length/mean"), 0),
     "trunc": lambda m: share(m.get("truncated")),

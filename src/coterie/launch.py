@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,17 +63,20 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
     return save
 
 
-def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False) -> str:
+def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False, ordered: bool = False) -> str:
     """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
     then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it.
 
     Args:
         verbatim: with paths as they are written, which is what older versions named.
+        ordered: with keys in the order given, as older versions hashed them. A file does not keep that order: TOML has
+            a table's plain values before the tables in it.
     """
     dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop", "trackers"})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
-    return hashlib.sha256(json_dumps(settings).encode()).hexdigest()[:16]
+    text = json_dumps(settings) if ordered else json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def train(config: RunConfig, callback: Callback | None = None) -> Path:
@@ -89,6 +94,7 @@ def train(config: RunConfig, callback: Callback | None = None) -> Path:
     source = resolve(config.model.name, Path(config.runs))
     # The run's own settings name the folder itself: neither another folder nor a newer checkpoint changes its start.
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": source.name})})
+    config = _pinned(config)
     config, inputs = _completed(config, read_inputs(config, callback), callback)
     require_scorable(config, inputs)
     stem = f"{source.label}-{'sft-' if config.sft else ''}{inputs.task}"
@@ -104,6 +110,17 @@ def train(config: RunConfig, callback: Callback | None = None) -> Path:
             run.write_config(stored(config.model_copy(update={"name": ""})))
             run.write_quarantine([row.as_dict() for row in inputs.quarantined])
             return _run(config, callback, run, inputs, policy, scorer, lambda trainer, recorder: None)
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The settings with the folders themselves of the teacher and the reference that they name."""
+    update: dict[str, Any] = {}
+    for section, key in (("distill", "teacher"), ("reference", "model")):
+        table = getattr(config, section)
+        name = None if table is None else getattr(table, key)
+        if name is not None:
+            update[section] = table.model_copy(update={key: resolve(name, Path(config.runs)).name})
+    return config.model_copy(update=update)
 
 
 def _completed(config: RunConfig, inputs: Inputs, callback: Callback) -> tuple[RunConfig, Inputs]:
@@ -303,7 +320,8 @@ def _restore(config: RunConfig, trainer: Loop, recorder: Recorder, *, accept_rew
         text = "no checkpoint yet: starting over from step 0, with the same random draws"
         recorder.note(None, "resume", f"{ended}{text}")
         return
-    hashes = (recorder.config_hash, _config_hash(config, run, verbatim=True))
+    older = (_config_hash(config, run, verbatim=verbatim, ordered=True) for verbatim in (False, True))
+    hashes = (recorder.config_hash, *older)
     for what, saved, now in (
         ("settings", latest.config_hash, hashes),
         ("prompts, answers or chat template", latest.state["data_hash"], (recorder.data_hash,)),

@@ -284,9 +284,13 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
     usage = preflight(config, inputs, learner)
     device = learner.policy.device
     extra, text = 0, usage.line()
-    if config.objective.kl_beta > 0 and config.model.lora is None:
+    if config.objective.kl_beta > 0 and (config.model.lora is None or config.reference.model):
         extra = usage.weights
         text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
+    if config.distill is not None:
+        teacher = run.teacher_for(config, inputs).bytes
+        extra += teacher
+        text += f"; the teacher adds {teacher / GIB:.2f}"
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trl_rewards import rewards_a, rewards_nothing
 
 import coterie
 from coterie.compat.trl import GRPOConfig, GRPOTrainer
@@ -122,16 +123,6 @@ class Watch:
         self.calls.append(f"step {state.global_step}")
         control.should_training_stop = state.global_step == 2
         return control
-
-
-def rewards_a(prompts: Any, completions: Any, solution: Any, **kwargs: Any) -> list[float]:
-    assert prompts[0][-1]["role"] == "user"
-    texts = [completion[0]["content"] for completion in completions]
-    return [text.count("a") / max(1, len(text)) for text in texts]
-
-
-def rewards_nothing(completions: Any, **kwargs: Any) -> list[None]:
-    return [None for _ in completions]
 
 
 def conversations(first: int, last: int) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
 FACTS, QUESTIONS = "geonames-facts", ("coterie.data.geonames:questions", "library:rows")
 """The asset that recipes search, and what asks about it: both checked where it has been fetched."""
-SETTINGS_VERBS = ("demo", "train", "sft", "eval", "drift", "rollout", "validate", "print")
+SETTINGS_VERBS = ("demo", "train", "sft", "distill", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
 
 
@@ -78,6 +78,8 @@ def test_settings_load(block: Block, folder: Path) -> None:
             check_names(pipeline.config_of(stage))
         return
     config = load(["@", "block.toml"], env={}).config
+    if block.note == "sketch":
+        return  # it names servers that are nowhere
     check_names(config)
     if block.note != "fragment":
         assert config.data.train, "a whole file trains on something; mark a part of one as `toml fragment`"

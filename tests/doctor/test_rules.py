@@ -82,6 +82,24 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
         Severity.WARNING,
         record({"reward/part/format": [0.95] * 20, "reward/part/number": FLAT}, config=FORMAT),
     ),
+    (
+        "parts_apart",
+        Severity.WARNING,
+        record({"reward/mean": FLAT, "reward/part/style": UP, "reward/part/length": UP[::-1]}, config=FORMAT),
+    ),
+    (
+        "parts_apart",
+        Severity.SERIOUS,
+        record({"reward/mean": FLAT, "reward/part/style": UP, "reward/part/number": UP[::-1]}, config=FORMAT),
+    ),
+    (
+        "parts_apart",
+        Severity.NOTE,
+        record(
+            {"reward/mean": FLAT, "reward/part/number": UP, "reward/part/call_cost": [-value for value in UP]},
+            config=FORMAT,
+        ),
+    ),
     ("repetition", Severity.WARNING, record({"repetition/mean": [0.1] * 5 + [0.31] * 5})),
     ("repetition", Severity.SERIOUS, record({"repetition/mean": [0.1] * 5 + [0.61] * 5})),
     ("copied_prompt", Severity.WARNING, record({"prompt_overlap/mean": [0.1] * 5 + [0.51] * 5})),
@@ -148,6 +166,8 @@ QUIET: list[tuple[str, Record]] = [
     ("heldout_flat", record({"reward/mean": FLAT}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
     ("format_full", record({"reward/part/format": [0.94] * 20, "reward/part/number": FLAT}, config=FORMAT)),
     ("format_full", record({"reward/part/format": [1.0] * 20, "reward/part/number": UP}, config=FORMAT)),
+    ("parts_apart", record({"reward/mean": FLAT, "reward/part/number": UP, "reward/part/style": FLAT}, config=FORMAT)),
+    ("parts_apart", record({"reward/mean": FLAT, "reward/part/number": UP[::-1]}, config=FORMAT)),
     ("repetition", record({"repetition/mean": [0.1] * 5 + [0.3] * 5})),
     ("repetition", record({"repetition/mean": [0.5] * 10})),
     ("copied_prompt", record({"prompt_overlap/mean": [0.1] * 5 + [0.5] * 5})),

@@ -61,7 +61,7 @@ LONG = Size(
     scales=(1.0003, 1.001, 1.003, 1.01),
 )
 SHORT = Size(
-    kills=4, passes=1, points=10, flips=60, calls=60, cuts=33, sizes=(120, 500), few=3, soak=16, scales=(1.01,)
+    kills=4, passes=1, points=20, flips=60, calls=120, cuts=66, sizes=(120, 500), few=3, soak=16, scales=(1.01,)
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from coterie.config.rewards import RewardConfig, RewardsConfig, StepRewardConfig
 from coterie.config.schema import EnvironmentConfig
-from coterie.rewards.calls import call_cost, call_useful, call_valid
+from coterie.rewards.calls import call_cost, call_needed, call_useful, call_valid
 from coterie.rewards.check import identity, sources
 from coterie.rewards.pool import Scorer
 from coterie.types import Prompt
@@ -47,6 +47,17 @@ def test_calls_are_judged_by_the_record() -> None:
     assert call_useful(["a"], ["b"]) == [None]
     with pytest.raises(ValueError, match="expected free of at least 0 and below most"):
         call_cost([""], [GOOD], free=4)
+
+
+def test_a_call_is_needed_that_brings_a_fact_for_the_first_time() -> None:
+    first, second = "Gera lies in Germany.", "The capital of Germany is Berlin."
+    hops = [called("Gera"), shown(first), called("capital of Germany", 1), shown(f"So: {second} Indeed.", None, 1)]
+    again = [*hops, called("Gera", 2), shown(first, None, 2), called("x", 3), shown("Error", "timeout", 3)]
+    told = [called(second), shown(second)]
+    rows = [hops, again, told, NONE, NONE, hops, None]
+    facts = [[first, second]] * 3 + [[first], [], [], [first]]
+    assert call_needed([""] * 7, facts, rows) == [1.0, 0.5, 0.0, 0.0, 1.0, 0.0, None]
+    assert call_needed(["", ""], [None, [first]], [hops, [*hops[:2], *hops[:2]]]) == [None, 0.5]
 
 
 def test_workers_get_the_messages() -> None:

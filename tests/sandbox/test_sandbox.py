@@ -225,7 +225,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         make_sandbox("bubblewrap")
     with pytest.raises(SandboxError, match=r"no sandbox can be had here: .*wasmtime.*; or: .*bubblewrap"):
         make_sandbox("auto")
-    with pytest.raises(ConfigError, match="expected one of auto, wasi, bubblewrap, unsafe_rlimits"):
+    with pytest.raises(ConfigError, match="expected one of auto, wasi, bubblewrap, remote, unsafe_rlimits"):
         make_sandbox("docker")
 
 

@@ -19,8 +19,9 @@ from coterie.cli.main import main
 from coterie.errors import DataError
 from coterie.search import builder
 from coterie.search.builder import Columns, build
-from coterie.search.index import Index, Passage, holds, recall
+from coterie.search.index import Index, Passage
 from coterie.search.retrieval import RemoteSearcher, server_for
+from coterie.search.words import holds, recall
 
 ROWS = [
     {"id": "a", "title": "Oder", "text": "The Oder is a river. It flows through Wrocław."},

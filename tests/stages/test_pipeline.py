@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from coterie.config.load import load_file
 from coterie.config.pipeline import load_pipeline
 from coterie.config.toml import dumps
 from coterie.errors import ConfigError, RunError
@@ -37,6 +38,8 @@ def table(root: Path) -> dict[str, Any]:
     make_config(root)
     talks = [{"prompt": f"how many legs {k}?", "completion": "the a" + " a" * (k % 3)} for k in range(60, 100)]
     (root / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+    unseen = [{"prompt": f"how many legs {k}?", "completion": "the a"} for k in range(100, 103)]
+    (root / "unseen.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in unseen), encoding="utf-8")
     file = {"type": "file", "path": "train.jsonl"}
     return {
         "name": "tiny",
@@ -56,10 +59,20 @@ def table(root: Path) -> dict[str, Any]:
             },
             {"name": "reason", "kind": "grpo", "model": "cold", "settings": {"steps": 3}},
             {"name": "kept", "kind": "rejection", "rollouts": ["reason"], "settings": {"rejection.per_prompt": 2}},
-            {"name": "tuned", "kind": "sft", "data": ["kept"], "settings": {"steps": 4, "sft.batch_size": 4}},
+            {"name": "tuned", "kind": "sft", "data": ["kept"], "settings": {
+                "steps": 4, "sft.batch_size": 4, "data.heldout": [{"type": "file", "path": "unseen.jsonl"}],
+            }},
             {"name": "again", "kind": "grpo", "model": "tuned@best", "settings": {"steps": 2}},
         ],
     }  # fmt: skip
+
+
+def short(content: dict[str, Any]) -> dict[str, Any]:
+    """The first two stages in a few steps, without evaluations."""
+    content["stage"], content["evaluation"] = content["stage"][:2], []
+    for stage, steps in zip(content["stage"], (3, 2), strict=True):
+        stage["settings"]["steps"] = steps
+    return content
 
 
 def write(root: Path, content: dict[str, Any]) -> Path:
@@ -118,8 +131,7 @@ def test_all_stages_and_what_is_not_made_again(root: Path) -> None:
 
 
 def test_a_stage_and_all_after_it_again(root: Path) -> None:
-    content = table(root)
-    content["stage"] = content["stage"][:2]
+    content = short(table(root))
     source = write(root, content)
     folder = run_pipeline(source)
     before = fingerprint(folder / "reason")
@@ -130,6 +142,37 @@ def test_a_stage_and_all_after_it_again(root: Path) -> None:
     assert (folder / "reason-replaced-1").exists()
     with pytest.raises(ConfigError, match="there is no stage 'absent'; expected one of cold, reason"):
         run_pipeline(source, since="absent")
+
+
+def test_an_adapter_that_is_merged_teaches_and_is_the_reference(root: Path) -> None:
+    content = short(table(root))
+    cold, reason = content["stage"]
+    cold["settings"]["model.lora.rank"] = 2
+    reason |= {"model": "whole", "reference": "whole"}
+    reason["settings"]["objective.kl_beta"] = 0.1
+    taught = {"name": "taught", "kind": "distill", "teacher": "reason", "settings": {"steps": 1}}
+    content["stage"] = [cold, {"name": "whole", "kind": "merge", "model": "cold"}, reason, taught]
+    source = write(root, content)
+    assert plan_report(source).ok
+    folder = run_pipeline(source)
+    assert (folder / "whole/config.json").is_file()
+    assert not list((folder / "whole").glob("adapter*"))
+    settings = load_file(folder / "taught/config.toml").config
+    assert settings.distill is not None
+    assert settings.distill.teacher == str(folder / "reason/checkpoints/step_000002/model")
+    assert load_file(folder / "reason/config.toml").config.reference.model == str(folder / "whole")
+    assert actions(source) == ["done"] * 4
+    reason["settings"]["optim.lr"] = 2e-2
+    assert actions(write(root, content)) == [
+        "done", "done", "run again: its inputs changed", "run again: reason changes"
+    ]  # fmt: skip
+    with (folder / "whole/config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(RunError, match=r"whole/config\.json was edited since stage 'whole' was finished"):
+        run_pipeline(source)
+    taught.pop("teacher")
+    with pytest.raises(ConfigError, match=r"distill\.teacher is missing"):
+        run_pipeline(write(root, content))
 
 
 def test_a_dry_run_tells_what_each_stage_would_do(root: Path) -> None:
@@ -152,11 +195,18 @@ def test_a_dry_run_tells_what_each_stage_would_do(root: Path) -> None:
         ),
         (1, {"model": "absent"}, "takes its model from 'absent', which does not exist"),
         (3, {"data": ["reason"]}, "takes its data from 'reason', a stage of kind 'grpo'; expected rejection"),
-        (4, {"model": "kept"}, "takes its model from 'kept', a stage of kind 'rejection'; expected grpo or sft"),
+        (
+            4,
+            {"model": "kept"},
+            "takes its model from 'kept', a stage of kind 'rejection'; expected grpo, sft, distill or",
+        ),
         (1, {"data": ["x"]}, "takes its data from 'x', which does not exist"),
+        (1, {"teacher": "cold"}, "stage 'reason' is of kind 'grpo': teacher is for distill"),
+        (3, {"reference": "cold"}, "stage 'tuned' is of kind 'sft': reference is for grpo and distill"),
+        (4, {"kind": "merge", "model": None}, "stage 'again' merges an adapter: name its stage in model"),
         (4, {"name": "cold"}, "there are two stages 'cold'"),
         (4, {"name": "../x"}, "stage name '../x' is not usable"),
-        (4, {"kind": "ppo"}, "stage.4.kind: Input should be 'grpo', 'sft' or 'rejection'"),
+        (4, {"kind": "ppo"}, "stage.4.kind: Input should be 'grpo', 'sft', 'rejection', 'distill' or 'merge'"),
         (4, {"setings": {}}, "stage.4.setings"),
     ],
 )
@@ -225,8 +275,8 @@ def results(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("point", "nth"),
     [
-        ("optimizer", 14),
-        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("optimizer", 3), ("metrics", 14), ("record", 3))),
+        ("optimizer", 4),
+        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("optimizer", 2), ("metrics", 14), ("record", 3))),
         *(pytest.param(point, nth, marks=SLOW) for point, nth in (("record", 4), ("rows", 1), ("rollouts", 9))),
     ],
 )
@@ -235,9 +285,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
 ) -> None:
     content = table(root)
     content["stage"] = content["stage"][:3]
-    content["stage"].append({"name": "more", "kind": "rejection", "model": "reason"})
+    content["stage"].append({"name": "more", "kind": "rejection", "model": "cold"})  # which ends its texts
     if point == "optimizer":
-        content["stage"] = content["stage"][: 2 if nth > 12 else 1]
+        short(content)
     source = write(root, content)
     assert killed(root, point, nth) == -signal.SIGKILL
     after_kill = results(run_pipeline(source))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,11 +134,28 @@ def test_runs_without_a_curve_are_not_compared() -> None:
     assert budget.markdown({"a": [curve("a", 0, [0.0, 0.2, 0.4], 64, 1.0)], "b": [failed], "c": [short]}) == ""
 
 
-def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+class InThisProcess:
+    """In place of a process, whose start takes longer than the run of a tiny model: the same command, run here."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        assert command[:3] == [sys.executable, "-m", "coterie"]
+        self.returncode = main(command[3:])
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_sweep_of_whole_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, processes: bool
+) -> None:
     from coterie.config.algorithms import stored
     from coterie.config.toml import dumps
+    from coterie.sweep import run
 
     monkeypatch.chdir(tmp_path)
+    if not processes:
+        monkeypatch.setattr(run, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=subprocess.STDOUT))
     config = make_config(tmp_path, steps=2, eval={"every": 0}, name="")
     (tmp_path / "base.toml").write_text(dumps(stored(config)), encoding="utf-8")
     words = ["sweep", "@", "base.toml", "--vary", "optim.lr=1e-3,1e-2", "--seeds", "0-1", "--out", "out"]
@@ -157,6 +178,7 @@ def test_a_sweep_of_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not (first / "checkpoints").exists()
     assert main([*words, "--steps", "3"]) == 1
     assert "other settings" in capsys.readouterr().err
+    monkeypatch.setattr(run, "subprocess", subprocess)
     arm = ["sweep", "@", "base.toml", "--seeds", "0", "--out", "out", "--arm"]
     assert main([*arm, "x: optim.beta1=0.8"]) == 0
     assert main([*arm, "x: optim.beta1=0.7"]) == 1

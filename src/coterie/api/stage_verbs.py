@@ -1,4 +1,4 @@
-"""rejection and pipeline for scripts and notebooks: see `coterie.stages`."""
+"""sft, distill, rejection and pipeline for scripts and notebooks: see `coterie.stages`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,96 @@ from coterie.callbacks import Callback
 
 if TYPE_CHECKING:
     from coterie.config.schema import RunConfig
+
+
+def sft(
+    model: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    heldout: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Run:
+    """Fine-tune a model on conversations in a new run folder: only the assistant's tokens are trained.
+
+    Args:
+        model: as for `train`.
+        data: rows of `messages`, `prompt` and `completion`, or `prompt`, `steps` and `answer`, given as for `train`.
+        reward: measures the held-out accuracy; as for `train`.
+        heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
+
+    The other arguments are those of `train`.
+
+    Raises:
+        CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
+    """
+    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        loaded = settings_of(
+            "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
+            reward=reward,
+        )  # fmt: skip
+        from coterie import launch
+
+        return Run(launch.train(loaded.with_table("sft"), callbacks))
+
+
+def distill(
+    model: Any = None,
+    data: Any = None,
+    reward: Any = None,
+    *,
+    teacher: Any = None,
+    heldout: Any = None,
+    tokenizer: Any = None,
+    name: str | None = None,
+    runs: str | Path | None = None,
+    config: str | Path | RunConfig | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> Run:
+    """Train a student on a teacher's log-probs of the tokens that it samples itself (on-policy distillation).
+
+    Args:
+        model: the student, as for `train`.
+        data: the prompts, as for `train`.
+        reward: as for `train`; recorded, and trained on where `distill.reward_weight` is not 0.
+        teacher: a run, its folder or name, a model folder, an asset, or a loaded transformers model with the student's
+            tokenizer; None takes `distill.teacher` of the settings.
+        heldout: held-out prompts, as for `train`.
+
+    The other arguments are those of `train`.
+
+    Raises:
+        ModelError: the teacher's tokenizer is another one.
+        ConfigError: no teacher is named.
+    """
+    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    dotted = dict(settings or {})
+    with callbacks_of(callback, quiet) as callbacks:
+        place = runs_folder(config, tables, settings)
+        if teacher is not None:
+            from coterie.api.inputs import model_of
+
+            source = str(teacher.path) if isinstance(teacher, Run) else teacher
+            dotted["distill.teacher"] = model_of(source, tokenizer, place) if not isinstance(source, str) else source
+        loaded = settings_of(
+            "distill", config, tables, dotted, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
+            reward=reward,
+        )  # fmt: skip
+        from coterie import launch
+
+        return Run(launch.train(loaded.require_teacher(), callbacks))
 
 
 def rejection(

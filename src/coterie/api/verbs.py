@@ -87,46 +87,6 @@ def train(
         return Run(launch.train(loaded, callbacks))
 
 
-def sft(
-    model: Any = None,
-    data: Any = None,
-    reward: Any = None,
-    *,
-    heldout: Any = None,
-    tokenizer: Any = None,
-    name: str | None = None,
-    runs: str | Path | None = None,
-    config: str | Path | RunConfig | None = None,
-    callback: Callback | Sequence[Callback] | None = None,
-    quiet: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    **sections: Any,
-) -> Run:
-    """Fine-tune a model on conversations in a new run folder: only the assistant's tokens are trained.
-
-    Args:
-        model: as for `train`.
-        data: rows of `messages`, `prompt` and `completion`, or `prompt`, `steps` and `answer`, given as for `train`.
-        reward: measures the held-out accuracy; as for `train`.
-        heldout: held-out prompts, given as `data` is; rows with a reply measure the held-out loss too.
-
-    The other arguments are those of `train`.
-
-    Raises:
-        CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
-    """
-    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
-    with callbacks_of(callback, quiet) as callbacks:
-        place = runs_folder(config, tables, settings)
-        loaded = settings_of(
-            "sft", config, tables, settings, place, model=model, tokenizer=tokenizer, data=data, heldout=heldout,
-            reward=reward,
-        )  # fmt: skip
-        from coterie import launch
-
-        return Run(launch.train(loaded.with_table("sft"), callbacks))
-
-
 def resume(
     run: Run | str | Path,
     reward: Any = None,

@@ -71,7 +71,7 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
         still = gradient_line(database)
         speeds = {name: database.series(f"speed/{name}") for name in ("generate", "update")}
     # Of a path the last name: a picture has no room for more, and the run's settings hold the rest.
-    method = "supervised fine-tuning" if config.get("sft") else "GRPO"
+    method = next((name for table, name in _TABLES.items() if config.get(table)), "GRPO")
     picture = draw_curve(run, f"{run.path.resolve().name}: {Path(str(model)).name}, {done} steps of {method}")
     counts: dict[str, int] = {}
     for event in events:
@@ -103,7 +103,10 @@ def write_report(run: RunDirectory, *, machine: str, seconds: float, samples: Se
 _METHODS = {
     "GRPO": "GRPO (Group Relative Policy Optimization)",
     "supervised fine-tuning": "supervised fine-tuning on conversations",
+    "distillation": "on-policy distillation from a teacher",
 }
+_TABLES = {"sft": "supervised fine-tuning", "distill": "distillation"}
+"""Method by the table of the settings that asks for it."""
 _UNUSUAL = ("warning", "stop", "resume", "reward_changed", "skipped_update", "error", "collapse")
 _ON_CPU = "The same machine and number of threads give the same tokens, bit for bit."
 _ON_CUDA = (
@@ -219,7 +222,7 @@ def _was_on_cuda(config: Mapping[str, Any], events: Sequence[Event]) -> bool:
 def _command(run: RunDirectory, config: Mapping[str, Any], *, on_cuda: bool) -> str:
     # The name is taken by this very run, and runs are never overwritten.
     name = f" --name {run.path.resolve().name}-again" if config.get("name") else ""
-    verb = "sft" if config.get("sft") else "train"
+    verb = next((table for table in _TABLES if config.get(table)), "train")
     return (
         f"```sh\ncoterie {verb} @ {shlex.quote(run.config.as_posix())}{name}\n```\n\n"
         f"{_ON_CUDA if on_cuda else _ON_CPU} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+from coterie.algo.distill import DistillEstimator, Teach
 from coterie.algo.entropy import AdaptiveEntropy, EntropyState
 from coterie.algo.estimators import Estimator, GaeEstimator, GroupEstimator, Terms
 from coterie.algo.kl import AdaptiveBeta
@@ -30,13 +31,13 @@ Load = Callable[[], Policy]
 """Loads the starting policy once more: for a frozen reference, or a critic's own decoder."""
 
 
-def _reference(config: RunConfig, policy: Policy, load: Load) -> Reference | None:
-    """The policy that the KL is taken to: a frozen copy, or the model without its adapter."""
+def _reference(config: RunConfig, policy: Policy, load: Load, named: Load | None) -> Reference | None:
+    """The policy that the KL is taken to: a named model, a copy of the start, or the model without its adapter."""
     if config.objective.kl_beta == 0:
         return None
     copy = None
-    if config.model.lora is None:
-        copy = load()
+    if named is not None or config.model.lora is None:
+        copy = (named or load)()
         copy.model.requires_grad_(False)
     return Reference(policy, copy, config.reference)
 
@@ -146,6 +147,17 @@ def estimator_for(config: RunConfig, prompts: Sequence[Prompt] = (), embed: Embe
     return part(ESTIMATORS, config.estimator)(config, prompts, embed)
 
 
+def taught_estimator(config: RunConfig, rewarded: Estimator, teach: Teach) -> Estimator:
+    """The estimator of a distillation: a teacher's advantages beside those of the rewards.
+
+    Raises:
+        ConfigError: the settings name no teacher.
+    """
+    settings = config.require_teacher().distill
+    assert settings is not None
+    return DistillEstimator(config=settings, terms=terms_for(config), teach=teach, rewarded=rewarded)
+
+
 def schedules_for(config: RunConfig, learner: Learner) -> Schedules:
     """The learner's objective and reference, and what changes them between steps."""
     objective = config.objective
@@ -163,8 +175,13 @@ def schedules_for(config: RunConfig, learner: Learner) -> Schedules:
     )
 
 
-def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
-    """The learner with reference and critic, where there are any."""
+def learner_for(config: RunConfig, policy: Policy, load: Load, reference: Load | None = None) -> Learner:
+    """The learner with reference and critic, where there are any.
+
+    Args:
+        load: loads the starting policy once more.
+        reference: loads the reference, where that is another model.
+    """
     total_steps = config.steps * config.optim.minibatches * config.optim.epochs
     warmup = 0 if config.critic is None else config.critic.warmup * config.optim.minibatches * config.optim.epochs
     return Learner(
@@ -173,7 +190,7 @@ def learner_for(config: RunConfig, policy: Policy, load: Load) -> Learner:
         objective=objective_for(config),
         temperature=config.sampling.temperature,
         total_steps=total_steps,
-        reference=_reference(config, policy, load),
+        reference=_reference(config, policy, load, reference),
         critic=_critic(config, policy, load, total_steps),
         entropy_share=config.objective.entropy_share,
         warmup=warmup,

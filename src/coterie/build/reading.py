@@ -20,7 +20,7 @@ from coterie.data.prompts import BadRow, PromptSet
 from coterie.data.tool_templates import equip
 from coterie.envs.registry import environment_for
 from coterie.envs.tool_use import ToolUse
-from coterie.errors import DataError
+from coterie.errors import DataError, ModelError
 from coterie.policy.device import device_named
 from coterie.policy.embedding import Encoder, load_encoder
 from coterie.runs import models
@@ -67,6 +67,10 @@ class Inputs:
     """Embeds the prompts, where it is not the policy that does."""
     demonstrations: DemonstrationSet | None = None
     """What supervised fine-tuning imitates, in place of training prompts."""
+    teacher: str = ""
+    """Folder or hub id of the teacher of a distillation."""
+    reference: str = ""
+    """The same of the KL's reference, where that is not the policy's start."""
 
     @property
     def task(self) -> str:
@@ -128,8 +132,45 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     if need_train:
         _check_enough(config, train)
     heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
-    encoder = encoder_for(config, callback) if need_train else None
-    return Inputs(source=source, chat=chat, train=train, heldout=heldout, encoder=encoder)
+    if not need_train:
+        return Inputs(source=source, chat=chat, train=train, heldout=heldout)
+    taught = config.distill
+    return Inputs(
+        source=source,
+        chat=chat,
+        train=train,
+        heldout=heldout,
+        encoder=encoder_for(config, callback),
+        teacher="" if taught is None else beside(taught.teacher, "distill.teacher", config, chat, callback),
+        reference=beside(config.reference.model or "", "reference.model", config, chat, callback),
+    )
+
+
+def beside(name: str, setting: str, config: RunConfig, chat: Chat, callback: Callback) -> str:
+    """Folder or hub id of a model that scores the policy's tokens, so it must have the same ones; empty without a name.
+
+    Args:
+        name: of the model.
+        setting: that names it.
+
+    Raises:
+        AssetError, ConfigError, ModelError, RunError: nothing is called so, or it cannot be had.
+        ModelError: its tokenizer is another one.
+    """
+    if not name:
+        return ""
+    source = locate_model(name, callback, Path(config.runs))
+    theirs, ours = load_chat(source).tokenizer.get_vocab(), chat.tokenizer.get_vocab()
+    if theirs == ours:
+        return source
+    id_ = min(number for _, number in set(ours.items()) ^ set(theirs.items()))
+    there, here = (next((token for token, x in tokens.items() if x == id_), None) for tokens in (theirs, ours))
+    raise ModelError(
+        f"{setting} = {name!r} has another tokenizer than {config.model.name!r} ({len(theirs)} and {len(ours)} tokens; "
+        f"token {id_} is {there!r} there and {here!r} here): its log-probs would be of other words. Take a model of "
+        "the same family; a teacher of another one can be imitated: `coterie rejection` with it as the model, then "
+        "`coterie sft`"
+    )
 
 
 def prompt_order(config: RunConfig, train: PromptSet) -> PromptOrder:

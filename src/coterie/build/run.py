@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from coterie.build.learner import (
     learner_for,
     objective_for,
     schedules_for,
+    taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order
 from coterie.config.parts import ENGINES, part
@@ -31,7 +33,9 @@ from coterie.grouping.features import Embed
 from coterie.policy.activations import keep_freed
 from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
+from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
+from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
 from coterie.rewards.pool import Scorer
@@ -69,6 +73,31 @@ def load_policy(config: RunConfig, source: str) -> Policy:
     """The model to be trained or sampled."""
     device = device_of(config)
     return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
+
+
+def teacher_for(config: RunConfig, inputs: Inputs) -> Teacher:
+    """The teacher of a distillation, frozen, on the student's device and in its number format.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        DataError: the longest prompt and completion do not fit its context.
+    """
+    teacher = Teacher(_frozen(config, inputs.teacher), temperature=config.sampling.temperature, optim=config.optim)
+    teacher.require_room(longest_episode(config, inputs))
+    return teacher
+
+
+def _frozen(config: RunConfig, source: str) -> Policy:
+    """Another model beside the policy, in its number format and on its device."""
+    device = device_of(config)
+    model = config.model.model_copy(update={"name": source, "revision": None, "lora": None})
+    return load(model, source, dtype=dtype_of(config, device), device=device)
+
+
+def grpo_learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
+    """The learner of a run that samples."""
+    reference = partial(_frozen, config, inputs.reference) if inputs.reference else None
+    return learner_for(config, policy, lambda: load_policy(config, inputs.source), reference)
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -304,7 +333,9 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         ),
         evaluator.criterion.of_group,
     )
-    learner = learner_for(config, policy, lambda: load_policy(config, inputs.source))
+    if config.distill is not None:
+        estimator = taught_estimator(config, estimator, teacher_for(config, inputs))
+    learner = grpo_learner(config, inputs, policy)
     return Trainer(
         sampler=sampler,
         estimator=estimator,

@@ -24,6 +24,7 @@ from coterie.cli import (
     serve,
     settings,
     stages,
+    traces,
     train,
 )
 from coterie.cli.options import HintedGroup, paint
@@ -56,7 +57,21 @@ def root(
     """Options that stand before the command."""
 
 
-for noun in (train, stages, sample, serve, runs, board, experience, search, assets, algorithms, settings, doctor):
+for noun in (
+    train,
+    stages,
+    traces,
+    sample,
+    serve,
+    runs,
+    board,
+    experience,
+    search,
+    assets,
+    algorithms,
+    settings,
+    doctor,
+):
     noun.register(app)
 
 

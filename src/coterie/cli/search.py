@@ -23,6 +23,10 @@ def build(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown, JSONL, Parquet, CSV or Arrow files.")
     ],
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Ranking: fts5, bm25s or dense; that of the index, or else fts5, if left out."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column with the passage; text, contents, … if left out.")] = (
         None
     ),
@@ -43,6 +47,7 @@ def build(
         built = add(
             target,
             files,
+            backend=backend,
             columns=Columns(text=text_column, title=title_column, key=key_column),
             progress=lambda name, count: callback.on_progress(f"indexing {name}", count, 0, "passages"),
         )
@@ -74,7 +79,7 @@ def recall(
     """
     from coterie.data.files import read_file
     from coterie.errors import ConfigError, DataError
-    from coterie.search.index import recall as measured
+    from coterie.search.words import recall as measured
     from coterie.tools.registry import searcher_for
 
     parts = ks.replace(" ", "").split(",")

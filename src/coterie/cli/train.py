@@ -1,4 +1,4 @@
-"""Commands `demo`, `train`, `sft`, `resume` and `sweep`."""
+"""Commands `demo`, `train`, `sft`, `distill`, `resume` and `sweep`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,21 @@ def sft(
 
     loaded = load(ctx.args)
     _train(replace(loaded, config=loaded.config.with_table("sft")), dry_run, json_, board)
+
+
+def distill(
+    ctx: typer.Context, dry_run: DryRun = False, json_: Checks = False, board: Board = False, help_: bool = HELP
+) -> None:
+    """Learn from a teacher's log-probs of the tokens that the student samples (on-policy distillation).
+
+    For example: coterie distill @ FILE.toml --distill.teacher runs/mine
+    """
+    from dataclasses import replace
+
+    from coterie.config.load import load
+
+    loaded = load(ctx.args)
+    _train(replace(loaded, config=loaded.config.require_teacher()), dry_run, json_, board)
 
 
 def _train(loaded: Loaded, dry_run: bool, json_: bool, board: bool) -> None:
@@ -196,5 +211,6 @@ def register(app: typer.Typer) -> None:
     app.command(**SETTINGS, options_metavar=USAGE)(demo)
     app.command(**SETTINGS, options_metavar=USAGE)(train)
     app.command(**SETTINGS, options_metavar=USAGE)(sft)
+    app.command(**SETTINGS, options_metavar=USAGE)(distill)
     app.command()(resume)
     app.command(**SETTINGS, options_metavar=USAGE)(sweep)

@@ -182,8 +182,11 @@ class RolloutCorrectionConfig(Section):
 
 
 class ReferenceConfig(Section):
-    """The reference model of the KL: the initial policy, unless it is synced with the current one."""
+    """The reference model of the KL: the initial policy, unless another is named or it is synced with the current."""
 
+    model: str | None = None
+    """Another model as the reference: a run, a folder, an asset or a transformers id, with the policy's tokenizer.
+    none: the policy as it starts. DeepSeek-R1 keeps the model of the cold start."""
     sync_every: int = Field(default=0, ge=0)
     """Steps between syncs of the reference model with the policy (TRL's ref_model_sync_steps; DeepSeek-R1: 400);
     0 = never."""
@@ -196,6 +199,22 @@ class ReferenceConfig(Section):
         if self.sync_ema is not None and not self.sync_every:
             raise ValueError("reference.sync_ema needs reference.sync_every: how many steps lie between two renewals")
         return self
+
+
+class DistillConfig(Section):
+    """On-policy distillation: the student samples, and a teacher's log-probs of the same tokens are the signal."""
+
+    teacher: str
+    """The model to learn from: a run, a folder, an asset or a transformers id, with the student's tokenizer. It sees
+    the tokens that the student saw and sampled, and is never trained."""
+    weight: float = Field(default=1.0, gt=0)
+    """Coefficient of log π_teacher - log π_student in a token's advantage: the negative reverse KL, of one sample."""
+    reward_weight: float = Field(default=0.0, ge=0)
+    """Coefficient of the advantage that the rewards give, GRPO's or another estimator's; 0 = the teacher alone."""
+    discount: float = Field(default=0.0, ge=0, le=1)
+    """Discount of later tokens' signal in a token's advantage; 0 = each token answers for itself."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest signal of one token of either sign, nats; none = no bound."""
 
 
 class CriticConfig(Section):

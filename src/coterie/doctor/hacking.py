@@ -85,10 +85,34 @@ def _format(record: Record) -> Iterator[RuleHit]:
                         accuracy,
                         REWARD_GAIN,
                         moved.difference,
-                        f"{accuracy.name} went from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})",
+                        _went(accuracy.name, moved),
                     ),
                 ),
             )
+
+
+def _parts_apart(record: Record) -> Iterator[RuleHit]:
+    prefix = "reward/part/"
+    moves = {name: change(series.values) for name, series in record.series.items() if name.startswith(prefix)}
+    rising = [name for name, moved in moves.items() if _rose(moved)]
+    for name, moved in moves.items():
+        if not rising or -moved.difference <= REWARD_GAIN or not moved.clear():
+            continue
+        label, series = name.removeprefix(prefix), record.series[name]
+        serious = label == record.accuracy_part
+        penalty = not serious and float(series.values.max()) <= 0
+        yield RuleHit(
+            severity=Severity.SERIOUS if serious else Severity.NOTE if penalty else Severity.WARNING,
+            title=f"The reward part {label} falls while {rising[0].removeprefix(prefix)} rises.",
+            evidence=tuple(
+                level(record.series[part], REWARD_GAIN, moves[part].difference, _went(part, moves[part]))
+                for part in (rising[0], name)
+            ),
+        )
+
+
+def _went(name: str, moved: Change) -> str:
+    return f"{name} went from {moved.first:.3g} to {moved.last:.3g} (± {2 * moved.error:.2g})"
 
 
 def _rises(metric: str, limit: float, rise: float, title: str) -> Callable[[Record], Iterator[RuleHit]]:
@@ -149,6 +173,19 @@ RULES = (
         needs=("reward/part/format",),
         steps=WINDOW,
         check=_format,
+    ),
+    Rule(
+        name="parts_apart",
+        asks="Do the parts of the reward rise together?",
+        alarm=f"a reward part fell by more than {REWARD_GAIN:g} and 2 standard errors while another rose as much; "
+        "serious when it is the evaluated part, a note when it is a penalty",
+        source=HEURISTIC,
+        meaning="One part is bought with another: the sum can rise while what matters gets worse.",
+        action="Look at `reward/correlation/…` of the two; change their weights, make one a gate, or normalise each on "
+        "its own (advantage.per_reward).",
+        needs=("reward/mean",),
+        steps=20,
+        check=_parts_apart,
     ),
     Rule(
         name="repetition",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from coterie.doctor.findings import Record, Rule, RuleHit, Severity, beyond, breach, level
-from coterie.doctor.series import WINDOW, longest, preceding_median, streak
+from coterie.doctor.series import WINDOW, change, longest, preceding_median, streak
 
 HEURISTIC = "a rule of thumb of practitioners; tune it on your own runs"
 RATIO_EXACT = 1e-3  # one optimizer step a batch: old and new log-probs come from the same weights
@@ -139,6 +139,22 @@ def _critic(record: Record) -> Iterator[RuleHit]:
         )
 
 
+def _teacher(record: Record) -> Iterator[RuleHit]:
+    gap = record.series["distill/reverse_kl"]
+    moved = change(gap.values)
+    if moved.difference < 0 and moved.clear():
+        return
+    text = (
+        f"distill/reverse_kl was {moved.first:.4g} in the first and is {moved.last:.4g} in the last quarter, in nats a "
+        "token"
+    )
+    yield RuleHit(
+        severity=Severity.WARNING,
+        title="The student does not approach its teacher.",
+        evidence=(level(gap, None, moved.last, text),),
+    )
+
+
 RULES = (
     Rule(
         name="ratio",
@@ -239,5 +255,17 @@ RULES = (
         needs=("critic/explained_variance",),
         steps=WINDOW,
         check=_critic,
+    ),
+    Rule(
+        name="teacher",
+        asks="Does the student approach its teacher?",
+        alarm="`distill/reverse_kl` did not fall by 2 standard errors from the first to the last quarter",
+        source="by definition",
+        meaning="The distance to the teacher on the student's own tokens is what a distillation minimises.",
+        action="Raise optim.lr or the batch; look whether the teacher answers these prompts as they are written, and "
+        "whether the student is as near as it can get already.",
+        needs=("distill/reverse_kl",),
+        steps=WINDOW,
+        check=_teacher,
     ),
 )

@@ -18,6 +18,8 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "throughput": throughput.RULES,
 }
 RULES: tuple[Rule, ...] = tuple(rule for rules in FAMILIES.values() for rule in rules)
+OF_REWARDS = frozenset({"zero_variance", "effective_groups", "reward_unmoved", "advantage_max"})
+"""Rules that say nothing about a distillation in which rewards have no weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ def examine(record: Record) -> Examination:
 
 def missing(rule: Rule, record: Record) -> str:
     """Reason to skip a rule, e.g. a missing metric; empty when it can be checked."""
+    if rule.name in OF_REWARDS and record.setting("distill") and not record.setting("distill.reward_weight", 0):
+        return "a teacher alone gives the advantages"
     for name in rule.needs:
         if name not in record.series:
             return f"{name} was not recorded"

@@ -31,7 +31,8 @@ EXPLAINED = {
 class ToolUse:
     """Runs the calls in each completion and shows their results, until a completion has none: that is the answer.
 
-    The environment gives no reward; the reward functions `call_valid`, `call_useful` and `call_cost` judge the calls.
+    The environment gives no reward; the reward functions `call_valid`, `call_useful`, `call_needed` and `call_cost`
+    judge the calls.
     """
 
     tools: Sequence[str | Mapping[str, Any]] = ()

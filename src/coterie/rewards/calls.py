@@ -1,4 +1,4 @@
-"""Rewards for tool calls: valid calls, calls that retrieved the answer, and the cost of a call.
+"""Rewards for tool calls: valid calls, calls that retrieved the answer, needed calls, and the cost of a call.
 
 They read the column `completion_messages`, the episode's messages after its prompt, and apply to episodes of the
 environment `tools` alone.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coterie.search.index import holds
+from coterie.search.words import holds
 
 Messages = Sequence[Mapping[str, Any]]
 """Messages of an episode after its prompt."""
@@ -51,6 +51,33 @@ def call_useful(
             for kind, message in results(messages)
         )
         values.append(float(useful))
+    return values
+
+
+def call_needed(
+    completions: Sequence[str],
+    support: Sequence[Sequence[str] | None],
+    completion_messages: Sequence[Messages | None] | None = None,
+) -> list[float | None]:
+    """Share of an episode's calls that were needed: whose result holds a text of the row's column `support` that no
+    earlier result held, nor the call itself. Without any call 0, or 1 where the row needs none (`support` is empty);
+    None without an episode or that column.
+
+    Args:
+        support: the facts that answer each question.
+    """
+    values: list[float | None] = []
+    for messages, facts in zip(_rows(completions, completion_messages), support, strict=True):
+        if messages is None or facts is None:
+            values.append(None)
+            continue
+        asked, missing, needed = _asked(messages), list(facts), []
+        for kind, message in results(messages):
+            text, query = str(message["content"]), asked.get(message["tool_call_id"], "")
+            new = [fact for fact in missing if kind is None and holds(text, fact) and not holds(query, fact)]
+            missing = [fact for fact in missing if fact not in new]
+            needed.append(bool(new))
+        values.append(_share(needed) if needed else float(not facts))
     return values
 
 

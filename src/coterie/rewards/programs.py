@@ -34,7 +34,7 @@ def code(
     Args:
         setup: program text of the row that comes before the completion's, such as the head of a function to complete.
         partial: give the share of tests that pass.
-        tier: of the sandbox: auto, wasi, bubblewrap or unsafe_rlimits.
+        tier: of the sandbox: auto, wasi, bubblewrap, remote or unsafe_rlimits.
         seconds: of computing a program.
         memory_mb: of memory a program.
 

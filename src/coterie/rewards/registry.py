@@ -30,8 +30,12 @@ BUILT_IN: dict[str, str] = {
     "environment": "coterie.rewards.builtin:environment",
     "call_valid": "coterie.rewards.calls:call_valid",
     "call_useful": "coterie.rewards.calls:call_useful",
+    "call_needed": "coterie.rewards.calls:call_needed",
     "call_cost": "coterie.rewards.calls:call_cost",
     "code": "coterie.rewards.programs:code",
+    "valid_steps": "coterie.traces.trace_rewards:valid_steps",
+    "faithful": "coterie.traces.trace_rewards:faithful",
+    "unsound": "coterie.traces.trace_rewards:unsound",
 }
 """Names of `rewards.functions.name`, beside `module:function`."""
 BINARY = frozenset({"task", "exact", "number", "math", "format"})
@@ -40,6 +44,7 @@ BINARY = frozenset({"task", "exact", "number", "math", "format"})
 STEPS: dict[str, str] = {
     "arithmetic": "coterie.rewards.steps:arithmetic",
     "stages": "coterie.rewards.steps:stages",
+    "trace": "coterie.traces.trace_rewards:trace",
 }
 """Names of `rewards.steps.name`, beside `module:function`."""
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from coterie.errors import AssetError, ConfigError
 from coterie.sandbox.base import Limits, Sandbox, SandboxError, Test
 from coterie.sandbox.native import Bubblewrap, Rlimits
+from coterie.sandbox.remote import Remote
 from coterie.sandbox.wasi import Wasi
 
-TIERS = ("auto", "wasi", "bubblewrap", "unsafe_rlimits")
-"""Names of the setting `tier`: auto is the first of wasi and bubblewrap that can be had here, never the unsafe one."""
+TIERS = ("auto", "wasi", "bubblewrap", "remote", "unsafe_rlimits")
+"""Names of the setting `tier`: auto is the first of wasi and bubblewrap that can be had here, never another one."""
 PROBE = """
 import os, socket
 def reached(path):
@@ -49,6 +50,8 @@ def make_sandbox(tier: str = "auto", *, workers: int = 2, note: Callable[[str], 
         raise ConfigError(f"there is no sandbox {tier!r}; expected one of {', '.join(TIERS)}")
     if tier == "unsafe_rlimits":
         return Rlimits(workers)
+    if tier == "remote":
+        return _tested(Remote(workers))
     if tier != "auto":
         sandbox = Wasi(workers=workers, note=note) if tier == "wasi" else Bubblewrap(workers)
         return _tested(sandbox)
@@ -68,7 +71,8 @@ def sandbox_for(tier: str = "auto") -> Sandbox:
 
 
 def _tested(sandbox: Sandbox) -> Sandbox:
-    """The sandbox, once its probes have shown that it computes, and reaches no file, secret or network."""
+    """The sandbox, once its probes have shown that it computes, and reaches no file, secret or network; of a remote
+    one, which has files and a network of its own, that it computes and reaches no file of this machine."""
     with tempfile.TemporaryDirectory(prefix="coterie-probe-") as folder:
         secret = Path(folder, "secret")
         secret.write_text("canary")
@@ -82,6 +86,7 @@ def _tested(sandbox: Sandbox) -> Sandbox:
             Test(call=f"reached('/proc/{os.getpid()}/environ')", expected="False"),
             Test(call="connected(22)", expected="False"),
         )
+        probes = probes[:2] if sandbox.tier == "remote" else probes
         run = sandbox.run(PROBE, tests=probes, limits=Limits(seconds=10.0))
         if run.end != "ok":
             sandbox.close()

@@ -14,6 +14,7 @@ from typing import Any
 
 from coterie.data.files import read_file, suffix_of
 from coterie.errors import DataError
+from coterie.search.backends import BACKENDS, Backend, backend_of
 from coterie.search.index import APPLICATION, VERSION, connect, digest
 
 BATCH = 2000
@@ -34,8 +35,6 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 CREATE TABLE IF NOT EXISTS sources (path TEXT PRIMARY KEY, sha256 TEXT, settings TEXT, rows INTEGER, whole INTEGER);
 CREATE TABLE IF NOT EXISTS documents (id INTEGER PRIMARY KEY, source TEXT, key TEXT, title TEXT, text TEXT);
 CREATE INDEX IF NOT EXISTS by_source ON documents (source);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5
-  (title, text, content='documents', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2');
 """
 
 
@@ -65,6 +64,7 @@ def build(
     sources: Sequence[Path],
     *,
     columns: Columns | None = None,
+    backend: str | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Built:
     """Add files to an index, which is made if need be.
@@ -73,10 +73,11 @@ def build(
     on behind the last passages that were stored.
 
     Args:
+        backend: a name of `BACKENDS`; that of the index, or else fts5, when left out.
         progress: told the file and how many of its passages are stored.
 
     Raises:
-        DataError: a file cannot be read or has no text, or the index is none or of another version.
+        DataError: a file cannot be read or has no text, or the index is none, of another version or another backend.
     """
     settings = repr(columns or Columns())
     for source in sources:
@@ -86,31 +87,43 @@ def build(
     added = unchanged = 0
     try:
         with closing(connect(path, writable=True)) as database:
-            _prepare(database, path)
+            ranks = _prepare(database, path, backend)
             for source in sources:
-                count = _add(database, source, columns or Columns(), settings, progress)
+                count = _add(database, ranks, source, columns or Columns(), settings, progress)
                 added, unchanged = added + (count or 0), unchanged + (count is None)
             total = database.execute("SELECT count(*) FROM documents").fetchone()[0]
             if added or not _complete(database):
-                database.execute("INSERT INTO words (words) VALUES ('optimize')")
-                _remember(database, "digest", digest(database))
+                ranks.finish(database)
+                _remember(database, "digest", digest(database, ranks.name))
                 _remember(database, "complete", "1")
     except (sqlite3.Error, OSError) as error:
         raise DataError(f"the search index {path} cannot be written ({error}); delete it and build it again") from error
     return Built(added=added, unchanged=unchanged, passages=total)
 
 
-def _prepare(database: sqlite3.Connection, path: Path) -> None:
+def _prepare(database: sqlite3.Connection, path: Path, backend: str | None) -> Backend:
+    """The backend of a new or former index, with its tables made."""
+    if backend is not None and backend not in BACKENDS:
+        raise DataError(f"there is no backend {backend!r} of a search index; expected one of {', '.join(BACKENDS)}")
     application = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if tables and (application != APPLICATION or version != VERSION):
         raise DataError(f"{path} is no search index of version {VERSION}; name another file, or delete this one")
     database.executescript(_TABLES)
+    row = database.execute("SELECT value FROM facts WHERE key = 'backend'").fetchone()
+    there = row[0] if row is not None else "fts5" if tables else None
+    if there is not None and backend is not None and there != backend:
+        raise DataError(f"{path} is a search index of the backend {there}, not {backend}; name another file")
+    ranks = backend_of(there or backend or "fts5")
+    database.executescript(ranks.schema)
+    _remember(database, "backend", ranks.name)
+    return ranks
 
 
 def _add(
     database: sqlite3.Connection,
+    ranks: Backend,
     source: Path,
     columns: Columns,
     settings: str,
@@ -124,15 +137,17 @@ def _add(
         return None
     done = row[2] if same else 0
     if not same:
-        _start(database, name, sha256, settings)
+        _start(database, ranks, name, sha256, settings)
     passages, added = islice(_passages(source, columns), done, None), 0
     while batch := list(islice(passages, BATCH)):
         database.execute("BEGIN IMMEDIATE")
+        rows = []
         for key, title, text in batch:
             cursor = database.execute(
                 "INSERT INTO documents (source, key, title, text) VALUES (?, ?, ?, ?)", (name, key, title, text)
             )
-            database.execute("INSERT INTO words (rowid, title, text) VALUES (?, ?, ?)", (cursor.lastrowid, title, text))
+            rows.append((int(cursor.lastrowid or 0), title, text))
+        ranks.add(database, rows)
         done, added = done + len(batch), added + len(batch)
         database.execute("UPDATE sources SET rows = ? WHERE path = ?", (done, name))
         database.execute("COMMIT")
@@ -144,12 +159,12 @@ def _add(
     return added
 
 
-def _start(database: sqlite3.Connection, name: str, sha256: str, settings: str) -> None:
+def _start(database: sqlite3.Connection, ranks: Backend, name: str, sha256: str, settings: str) -> None:
     """Note a new or changed file, and drop what the former one left."""
     database.execute("BEGIN IMMEDIATE")
     _remember(database, "complete", "0")
     old = database.execute("SELECT id, title, text FROM documents WHERE source = ?", (name,)).fetchall()
-    database.executemany("INSERT INTO words (words, rowid, title, text) VALUES ('delete', ?, ?, ?)", old)
+    ranks.remove(database, old)
     database.execute("DELETE FROM documents WHERE source = ?", (name,))
     database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?, ?, 0, 0)", (name, sha256, settings))
     database.execute("COMMIT")

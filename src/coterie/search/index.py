@@ -1,17 +1,17 @@
-"""Search index: passages in one SQLite file, ranked by BM25 (FTS5)."""
+"""Search index: passages in one SQLite file, ranked by the backend that it was built with."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from coterie.errors import DataError
+from coterie.search.backends import BACKENDS, backend_of
 
 APPLICATION = 0x636F7472
 """`PRAGMA application_id` of an index."""
@@ -19,19 +19,6 @@ VERSION = 1
 """`PRAGMA user_version`: changes when an older index cannot be read any more."""
 VERIFIED = 1 << 28
 """Bytes up to which every open checks the whole file; a larger one is checked by `coterie index check`."""
-LONGEST = 1000
-"""Characters of a query that are read."""
-WORDS = 32
-"""Words of a query that are read."""
-TABLES = ("documents", "words_data", "words_idx", "words_docsize", "words_config")
-"""What the digest is over: the passages, and FTS5's own tables."""
-_STOP = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be by did do does for from had has have how in into is it its of on or that the their this "
-        "to was were what when where which who whose why will with",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +30,7 @@ class Passage:
     title: str
     text: str
     score: float
-    """BM25, larger is better; comparable within one query."""
+    """BM25 or cosine, larger is better; comparable within one query."""
 
     @property
     def contents(self) -> str:
@@ -89,12 +76,12 @@ class Index:
                 f"there is no search index {self.path}; make it with `coterie index build {self.path} FILE`"
             )
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
         try:
             self._connection = connect(self.path)
-            self._check(self.path.stat().st_size <= VERIFIED if verify is None else verify)
+            self.backend = self._check(self.path.stat().st_size <= VERIFIED if verify is None else verify)
             self._size = int(str(self._value("SELECT count(*) FROM documents")))
-        except (sqlite3.Error, OSError) as error:
+            self._ranking = backend_of(self.backend).opened(self._connection)
+        except (sqlite3.Error, OSError, ValueError, KeyError) as error:
             raise DataError(f"{self.path} is damaged or no search index ({error}); {_AGAIN}") from error
 
     def __len__(self) -> int:
@@ -102,31 +89,14 @@ class Index:
         return self._size
 
     def search(self, query: str, k: int) -> list[Passage]:
-        """The best passages, best first: those with all words of the query, then those with some of its rarer words.
-
-        Words alone are read, so that no query is a syntax error; stop words count only where there is nothing else.
-        """
-        words = query_words(query)
-        if not words or k < 1:
+        """The best passages for a query, best first, at most k."""
+        if k < 1:
             return []
-        passages = dict(self._matches(" AND ".join(f'"{word}"' for word in words), k))
-        if len(passages) < k and len(words) > 1:
-            for number, passage in self._matches(" OR ".join(f'"{word}"' for word in self._rare(words)), k):
-                passages.setdefault(number, passage)
-        return list(passages.values())[:k]
-
-    def _rare(self, words: Sequence[str]) -> list[str]:
-        """Words in at most a tenth of the passages, which decide a ranking; all of them where there is none.
-
-        A word of half the passages has a weight of nearly nothing, and would cost a ranking of them all.
-        """
-        for word in words:
-            if word not in self._counts:
-                with self._lock:
-                    statement = "SELECT count(*) FROM words WHERE words MATCH ?"
-                    self._counts[word] = self._connection.execute(statement, (f'"{word}"',)).fetchone()[0]
-        most = len(self) // 10
-        return [word for word in words if 0 < self._counts[word] <= most] or list(words)
+        try:
+            with self._lock:
+                return [self._passage(number, score) for number, score in self._ranking.ranked(query, k)]
+        except sqlite3.Error as error:
+            raise DataError(f"{self.path} cannot be searched ({error}); {_AGAIN}") from error
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """(title, text) of every passage."""
@@ -137,23 +107,17 @@ class Index:
         """Close the file."""
         self._connection.close()
 
-    def _matches(self, expression: str, k: int) -> list[tuple[int, Passage]]:
-        statement = (
-            "SELECT d.id, d.key, d.title, d.text, -bm25(words) AS score FROM words JOIN documents AS d ON d.id = "
-            "words.rowid WHERE words MATCH ? ORDER BY score DESC, d.id LIMIT ?"
-        )
-        try:
-            with self._lock:
-                rows = self._connection.execute(statement, (expression, k)).fetchall()
-        except sqlite3.Error as error:
-            raise DataError(f"{self.path} cannot be searched ({error}); {_AGAIN}") from error
-        return [(row[0], Passage(key=row[1], title=row[2], text=row[3], score=row[4])) for row in rows]
+    def _passage(self, number: int, score: float) -> Passage:
+        statement = "SELECT key, title, text FROM documents WHERE id = ?"
+        key, title, text = self._connection.execute(statement, (number,)).fetchone()
+        return Passage(key=key, title=title, text=text, score=score)
 
     def _value(self, statement: str) -> object:
         with self._lock:
             return self._connection.execute(statement).fetchone()[0]
 
-    def _check(self, verify: bool) -> None:
+    def _check(self, verify: bool) -> str:
+        """The backend of a whole index."""
         if self._value("PRAGMA application_id") != APPLICATION:
             raise DataError(f"{self.path} is no search index of coterie; {_AGAIN}")
         version = self._value("PRAGMA user_version")
@@ -162,53 +126,23 @@ class Index:
         facts = dict(self._connection.execute("SELECT key, value FROM facts"))
         if facts.get("complete") != "1":
             raise DataError(f"the build of {self.path} was interrupted; run the same `coterie index build` again")
-        if verify and facts.get("digest") != digest(self._connection):
+        backend = facts.get("backend", "fts5")
+        if backend not in BACKENDS:
+            raise DataError(f"{self.path} has the backend {backend!r}, expected one of {', '.join(BACKENDS)}; {_AGAIN}")
+        if verify and facts.get("digest") != digest(self._connection, backend):
             raise DataError(f"{self.path} is damaged: its content does not match its digest; {_AGAIN}")
+        return backend
 
 
 _AGAIN = "delete it and build it again with `coterie index build`"
 
 
-def query_words(query: str) -> list[str]:
-    """Words of a query without stop words, each once.
-
-    >>> query_words("What is the capital of the Azores?"), query_words("what is it")
-    (['capital', 'azores'], ['what', 'is', 'it'])
-    """
-    words = list(dict.fromkeys(re.findall(r"\w+", query[:LONGEST].casefold())))
-    return ([word for word in words if word not in _STOP] or words)[:WORDS]
-
-
-def digest(connection: sqlite3.Connection) -> str:
+def digest(connection: sqlite3.Connection, backend: str) -> str:
     """sha256 over every row of the index, in hex."""
     total = hashlib.sha256()
-    for table in TABLES:
+    for table in ("documents", *backend_of(backend).tables):
         for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2"):
             for value in row:
                 data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
                 total.update(len(data).to_bytes(8, "little") + data)
     return total.hexdigest()
-
-
-def recall(searcher: Searcher, questions: Sequence[tuple[str, str]], ks: Sequence[int]) -> dict[int, float]:
-    """Share of (question, answer) pairs of which one of the first k passages holds the answer, by k.
-
-    The question itself is the query; an answer is held where its words follow each other in title or text.
-    """
-    hits = dict.fromkeys(ks, 0)
-    for question, gold in questions:
-        passages = searcher.search(question, max(ks))
-        first = next((rank for rank, passage in enumerate(passages, 1) if holds(passage.contents, gold)), None)
-        for k in ks:
-            hits[k] += first is not None and first <= k
-    return {k: count / len(questions) for k, count in hits.items()} if questions else {}
-
-
-def holds(text: str, gold: str) -> bool:
-    """True if a text holds an answer: its words in this order, without regard to case, accents of punctuation apart.
-
-    >>> holds("The area of Andorra is 468 square kilometres.", "468"), holds("It is 4,680.", "468")
-    (True, False)
-    """
-    words, target = re.findall(r"\w+", text.casefold()), re.findall(r"\w+", gold.casefold())
-    return bool(target) and any(words[at : at + len(target)] == target for at in range(len(words) - len(target) + 1))

@@ -13,6 +13,7 @@ from coterie.config.pipeline import BASE, PipelineConfig, StageConfig, load_pipe
 from coterie.config.schema import RunConfig
 from coterie.errors import CoterieError
 from coterie.inference.heldout import require_heldout, sampler_for, with_model
+from coterie.policy.export import export
 from coterie.preflight import Report
 from coterie.runs.inspect import DATA
 from coterie.runs.lock import Lock
@@ -27,6 +28,7 @@ from coterie.stages.records import (
     output_of,
     read_record,
     require_untouched,
+    settings_file,
 )
 from coterie.stages.rejection import rejection, resume
 from coterie.stages.summary import examples, write_summary
@@ -63,7 +65,11 @@ class Pipeline:
             taken["data"] = {"train": files}
         if stage.rollouts:
             taken["rejection"] = {"rollouts": [str(self.run_of(name)) for name in stage.rollouts]}
-        return self.config.run_config(stage, self.place, taken)
+        for section, key, name in (("distill", "teacher", stage.teacher), ("reference", "model", stage.reference)):
+            if name:
+                taken[section] = {key: self.model_of(name)}
+        config = self.config.run_config(stage, self.place, taken)
+        return config.require_teacher() if stage.kind == "distill" else config
 
     def key_of(self, stage: StageConfig, outputs: dict[str, str]) -> str:
         """Hash of all that decides what the stage leaves.
@@ -73,8 +79,9 @@ class Pipeline:
         """
         config = self.config_of(stage)
         taken = {what: outputs[name] for what, name in stage.takes().items()}
-        if stage.model and stage.model.endswith(f"@{BEST}"):
-            taken["model"] = model_hash(config.model.name, Path(config.runs))
+        for what, name in (("model", stage.model), ("teacher", stage.teacher), ("reference", stage.reference)):
+            if name and name.endswith(f"@{BEST}"):
+                taken[what] = model_hash(self.model_of(name), Path(config.runs))
         return key_of(stage.kind, config, taken)
 
     def plan(self, *, again: int | None = None) -> Iterator[tuple[StageConfig, str]]:
@@ -171,9 +178,9 @@ def _advance(pipeline: Pipeline, stage: StageConfig, outputs: dict[str, str], ca
         record = StageRecord(key=key)
         record.write(folder, stage.name)
         _run_stage(pipeline, stage, callback)
-        if not is_finished(run):
+        if not is_finished(run, stage.kind):
             return False
-        record = replace(record, output=output_of(run, stage.kind), config=file_hash(run / "config.toml"))
+        record = replace(record, output=output_of(run, stage.kind), config=file_hash(settings_file(run, stage.kind)))
         record.write(folder, stage.name)
     outputs[stage.name] = record.output
     if stage.kind != "rejection":
@@ -183,6 +190,9 @@ def _advance(pipeline: Pipeline, stage: StageConfig, outputs: dict[str, str], ca
 
 def _run_stage(pipeline: Pipeline, stage: StageConfig, callback: Callback) -> None:
     """Start the stage, or go on with it where it has begun."""
+    if stage.kind == "merge":
+        export(pipeline.config_of(stage).model.name, pipeline.run_of(stage))
+        return
     if (pipeline.run_of(stage) / "config.toml").is_file():
         resume(pipeline.run_of(stage), callback)
         return
@@ -242,12 +252,21 @@ def plan_report(source: Path | dict[str, Any], *, until: str | None = None, sinc
 
 def _check_stage(report: Report, pipeline: Pipeline, stage: StageConfig) -> None:
     config = pipeline.config_of(stage)
+    if stage.kind == "merge":
+        return
     if stage.rollouts or not all((pipeline.run_of(name) / DATA).exists() for name in stage.data):
         report.add("ok", stage.name, f"its rows come from {', '.join(stage.data or stage.rollouts)}: not estimated")
         return
-    if stage.model and not is_finished(pipeline.run_of(stage.model.partition("@")[0])):
-        base = pipeline.config.run_config(stage, pipeline.place, {})
-        config = config.model_copy(update={"model": base.model})
+    update: dict[str, Any] = {}
+    base = pipeline.config.run_config(stage, pipeline.place, {}).model
+    for what, name in stage.takes().items():
+        earlier = pipeline.config.stage[pipeline.config.named(name)]
+        if not is_finished(pipeline.run_of(name), earlier.kind):
+            section, key = {"teacher": ("distill", "teacher"), "reference": ("reference", "model")}.get(
+                what, ("model", "name")
+            )
+            update[section] = getattr(config, section).model_copy(update={key: base.name})
+    config = config.model_copy(update=update)
     try:
         checked = launch.dry_run(config)
     except CoterieError as error:

@@ -82,6 +82,9 @@ def key_of(kind: str, config: RunConfig, taken: dict[str, str]) -> str:
             if source["type"] == "file":
                 rows = taken.get(f"data.{index}") if part == "train" else None
                 source["path"] = rows or tree_hash(source["path"])
+    for section, key, what in (("distill", "teacher", "teacher"), ("reference", "model", "reference")):
+        if dump[section] is not None and dump[section][key] is not None:
+            dump[section][key] = taken.get(what) or model_hash(dump[section][key], Path(config.runs))
     if dump["rejection"] is not None:
         dump["rejection"]["rollouts"] = sorted(value for what, value in taken.items() if what.startswith("rollouts"))
     facts = [kind, dump, sources(config.rewards, config.environment)]
@@ -126,6 +129,8 @@ def output_of(run: Path, kind: str) -> str:
     """
     if kind == "rejection":
         return file_hash(run / DATA)
+    if kind == "merge":
+        return tree_hash(run)
     folder = resolve(str(run), check_files=False).folder
     assert folder is not None
     verify_directory(folder.parent)
@@ -140,10 +145,11 @@ def require_untouched(folder: Path, name: str, kind: str, record: StageRecord) -
     """
     run = folder / name
     remedy = f"restore it, or make the stage again with --from {name}"
-    if not (run / "config.toml").is_file():
+    settings = settings_file(run, kind)
+    if not settings.is_file():
         raise RunError(f"{run} is gone, though stage {name!r} was finished; {remedy}")
-    if file_hash(run / "config.toml") != record.config:
-        raise RunError(f"{run / 'config.toml'} was edited since stage {name!r} was finished; {remedy}")
+    if file_hash(settings) != record.config:
+        raise RunError(f"{settings} was edited since stage {name!r} was finished; {remedy}")
     try:
         output = output_of(run, kind)
     except (CheckpointError, RunError, OSError) as error:
@@ -152,6 +158,13 @@ def require_untouched(folder: Path, name: str, kind: str, record: StageRecord) -
         raise RunError(f"{run} is not what stage {name!r} left: its result has another hash; {remedy}")
 
 
-def is_finished(run: Path) -> bool:
-    """True if a run's folder holds a finished run."""
+def settings_file(run: Path, kind: str) -> Path:
+    """File of a stage's settings: of a merged model its own."""
+    return run / ("config.json" if kind == "merge" else "config.toml")
+
+
+def is_finished(run: Path, kind: str = "grpo") -> bool:
+    """True if a stage's folder holds a finished run, or a merged model."""
+    if kind == "merge":
+        return settings_file(run, kind).is_file()
     return (run / "config.toml").is_file() and summary(run, tests=False).state == "finished"

@@ -15,6 +15,8 @@ from coterie.stages.records import read_record
 from coterie.text import conversation, metric_text, safe_text
 from coterie.types import PASS, EvalResult, Interval, metric_of, overall
 
+SHARES = {"format": "-", "valid_steps": "--", "faithful": ":"}
+"""Parts of the reward that lie between 0 and 1 and that the picture shows, with their lines."""
 EXAMPLES = 3
 """Questions shown at each stage."""
 _LONGEST = 900
@@ -170,11 +172,12 @@ def _block(text: str) -> str:
 
 
 def _draw(path: Path, config: PipelineConfig, table: Sequence[Row]) -> bool:
-    """Picture of the results by stage with their intervals, and of the length of an answer below."""
-    figure = canvas(8, 5.6)
+    """Picture of the results by stage with their intervals, of the parts in `SHARES`, and of the length of answers."""
+    shown = [label for label in SHARES if any(label in x.reward_parts for row in table for x in row.results.values())]
+    figure = canvas(8, 7.2 if shown else 5.6)
     if figure is None:
         return False
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    top, *middle, bottom = figure.subplots(2 + bool(shown), 1, sharex=True, height_ratios=[2, *[1] * bool(shown), 1])
     places = range(len(table))
     for index, evaluation in enumerate(config.evaluation):
         points = [
@@ -193,7 +196,9 @@ def _draw(path: Path, config: PipelineConfig, table: Sequence[Row]) -> bool:
             color=color, marker="o", capsize=3, linewidth=1.6, label=evaluation.name.replace("$", r"\$"),
         )  # fmt: skip
         bottom.plot([place for place, _ in points], [x.mean_length for _, x in points], color=color, marker="o")
-    for axis in (top, bottom):
+        for axis in middle:
+            _draw_shares(axis, points, shown, color, named=index == 0)
+    for axis in (top, *middle, bottom):
         style_axis(axis, grid="y")
     top.set_ylabel("held-out result\n(pass@1 in %, or reward)")
     top.set_ylim(bottom=min(0.0, top.get_ylim()[0]))
@@ -202,3 +207,19 @@ def _draw(path: Path, config: PipelineConfig, table: Sequence[Row]) -> bool:
     bottom.set_ylim(bottom=0)
     bottom.set_xticks(list(places), [row.stage for row in table])
     return save(figure, path)
+
+
+def _draw_shares(
+    axis: Any, points: Sequence[tuple[int, EvalResult]], shown: Sequence[str], color: str, *, named: bool
+) -> None:
+    """Parts of the reward by stage, in the evaluation's colour and a line of their own."""
+    for label in shown:
+        values = [(place, x.reward_parts[label]) for place, x in points if label in x.reward_parts]
+        axis.plot(
+            [place for place, _ in values], [100 * value for _, value in values], color=color, marker=".",
+            linestyle=SHARES[label], label=label.replace("_", " ") if named else None,
+        )  # fmt: skip
+    axis.set_ylabel("share in %")
+    axis.set_ylim(0, 105)
+    if named:
+        axis.legend(frameon=False, fontsize=8, loc="lower right")

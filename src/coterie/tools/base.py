@@ -59,7 +59,7 @@ class Tool:
             ValueError: says in a line what is wrong, for the model.
         """
         try:
-            return self.arguments.model_validate(dict(arguments)).model_dump(exclude_unset=True)
+            return self.arguments.model_validate(dict(arguments)).model_dump(exclude_unset=True, by_alias=True)
         except ValidationError as error:
             faults = [_fault(detail) for detail in error.errors(include_url=False)[:3]]
             raise ValueError(f"{self.signature}: {'; '.join(faults)}") from error

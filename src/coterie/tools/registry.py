@@ -1,12 +1,15 @@
-"""Registry of built-in tools: calculator, notes, python and search; and tools of the user's own by name."""
+"""Registry of built-in tools: calculator, notes, python, search, MCP servers; and tools of the user's own by name."""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coterie.data import assets
 from coterie.errors import ConfigError, DataError
@@ -15,9 +18,13 @@ from coterie.sandbox.choice import sandbox_for
 from coterie.search.corpora import index_of
 from coterie.search.index import Index, Searcher
 from coterie.search.retrieval import RemoteSearcher
-from coterie.tools.base import Tool, ToolUnavailableError
+from coterie.tools.base import Result, Tool, ToolUnavailableError
 from coterie.tools.calculator import calculator
-from coterie.tools.signatures import public_methods, tool_of, user_tools
+from coterie.tools.mcp_server import Address, McpServer, allowed, server_for
+from coterie.tools.signatures import arguments_of_schema, check_name, public_methods, tool_of, user_tools
+
+if TYPE_CHECKING:
+    from mcp.types import Tool as McpTool
 
 
 class Notes:
@@ -89,7 +96,7 @@ def _search(*, index: str, results: int = 2, titles: bool = False) -> list[Tool]
 def _python(*, tier: str = "auto", seconds: float = 2.0, memory_mb: int = 256) -> list[Tool]:
     """
     Args:
-        tier: of the sandbox: auto, wasi, bubblewrap or unsafe_rlimits.
+        tier: of the sandbox: auto, wasi, bubblewrap, remote or unsafe_rlimits.
         seconds: of computing a call.
         memory_mb: of memory a call.
     """
@@ -114,6 +121,59 @@ def _python(*, tier: str = "auto", seconds: float = 2.0, memory_mb: int = 256) -
     return [tool_of(python)]
 
 
+def _mcp(
+    *,
+    target: str = "",
+    command: Sequence[str] = (),
+    url: str = "",
+    tools: Sequence[str] = (),
+    env: Sequence[str] = (),
+    token: str = "",
+    timeout_s: float = 10.0,
+) -> list[Tool]:
+    """
+    Args:
+        target: the rest of a name such as `mcp:python server.py` or `mcp:https://example.org/mcp`.
+        command: starts the server, which speaks over its standard input and output.
+        url: of a server that speaks over HTTP.
+        tools: names of the tools that the model gets; all of them when left out.
+        env: names of environment variables that the command is given.
+        token: name of the environment variable with the URL's bearer token.
+        timeout_s: deadline of a call.
+    """
+    if target:
+        command, url = ((), target) if "://" in target else (shlex.split(target), url)
+    if isinstance(command, str) or bool(command) == bool(url) or timeout_s <= 0 or (token and token not in os.environ):
+        raise ConfigError(
+            f"the tool mcp has command = {command!r}, url = {url!r}, timeout_s = {timeout_s}, token = {token!r}; "
+            'expected one of command = ["python", "server.py"] and url = "https://…", a positive time, and as token '
+            "the name of a variable that is set"
+        )
+    server = server_for(Address(command=tuple(command), url=url, env=tuple(env), token=token))
+    try:
+        offered = allowed(server.tools(), tools, server.address)
+    except ToolUnavailableError as error:
+        raise ConfigError(f"{error}; start it, or correct its command") from error
+    return [_mcp_tool(server, tool, timeout_s) for tool in offered]
+
+
+def _mcp_tool(server: McpServer, tool: McpTool, timeout_s: float) -> Tool:
+    name = re.sub(r"\W", "_", tool.name)
+    check_name(name)
+    parameters = {key: value for key, value in tool.input_schema.items() if key not in ("$schema", "title")}
+    function = {"name": name, "description": tool.description or "", "parameters": parameters}
+
+    def call(**arguments: Any) -> Result:
+        return server.call(tool.name, arguments, timeout_s)
+
+    return Tool(
+        name=name,
+        schema={"type": "function", "function": function},
+        arguments=arguments_of_schema(parameters, name),
+        function=call,
+    )
+
+
 def searcher_for(index: str) -> Searcher:
     """The index behind a setting: an URL, the file of an index, or an asset with a corpus.
 
@@ -134,6 +194,7 @@ def _opened(path: Path, changed: int) -> Index:
 
 BUILT_IN: dict[str, Callable[..., list[Tool]]] = {
     "calculator": _calculator,
+    "mcp": _mcp,
     "notes": _notes,
     "python": _python,
     "search": _search,
@@ -171,6 +232,8 @@ def _tools(entry: str | Mapping[str, Any]) -> list[Tool]:
             f'environment.params.tools holds {entry!r:.80}; expected a name, or a table such as {{ name = "search", '
             'index = "facts.sqlite" }'
         )
+    if name.startswith("mcp:"):
+        name, settings["target"] = "mcp", name.removeprefix("mcp:")
     if ":" in name:
         if settings:
             raise ConfigError(

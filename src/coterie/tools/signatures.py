@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
@@ -49,8 +52,47 @@ def arguments_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
             raise ConfigError(f"the tool {name!r} takes {parameter}; expected parameters with names")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
-    return create_model(name, __config__=config, **fields)
+    return create_model(name, __config__=_CHECKS, **fields)
+
+
+_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": NoneType,
+}
+_CHECKS = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+def arguments_of_schema(schema: Mapping[str, Any], name: str) -> type[BaseModel]:
+    """Model of the parameters of a JSON schema: names, and types where they are plain; a server checks the rest.
+
+    >>> schema = {"properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    >>> arguments_of_schema(schema, "add").model_validate({"n": "3"}).model_dump(by_alias=True)
+    {'n': 3}
+    """
+    fields: dict[str, Any] = {}
+    for number, (parameter, facts) in enumerate(schema.get("properties", {}).items()):
+        default = ... if parameter in schema.get("required", ()) else None
+        # An alias: a name such as `schema` or `max-results` cannot be that of a field.
+        fields[f"parameter_{number}"] = (_type(facts), Field(default, alias=parameter))
+    return create_model(name, __config__=_CHECKS, **fields)
+
+
+def _type(facts: Any) -> Any:
+    if not isinstance(facts, Mapping):
+        return Any
+    values = facts.get("enum")
+    if isinstance(values, list) and values and all(isinstance(value, str | int | None) for value in values):
+        return Literal.__getitem__(tuple(values))
+    names = facts.get("type", [part.get("type") for part in facts.get("anyOf", ()) if isinstance(part, Mapping)])
+    names = [names] if isinstance(names, str) else names
+    if not names or any(not isinstance(kind, str) or kind not in _TYPES for kind in names):
+        return Any
+    return functools.reduce(operator.or_, dict.fromkeys(_TYPES[kind] for kind in names))
 
 
 def tool_of(function: Callable[..., Any], *, name: str = "", target: str = "", method: str = "") -> Tool:
@@ -65,8 +107,7 @@ def tool_of(function: Callable[..., Any], *, name: str = "", target: str = "", m
         ConfigError: it has no schema, or a name that a call cannot have.
     """
     name = name or getattr(function, "__name__", "")
-    if NAME.fullmatch(name) is None or name in RESERVED:
-        raise ConfigError(f"a tool cannot be called {name!r}: expected letters, digits and _, and none of {RESERVED}")
+    check_name(name)
     return Tool(
         name=name,
         schema=schema_of(function, name),
@@ -75,6 +116,12 @@ def tool_of(function: Callable[..., Any], *, name: str = "", target: str = "", m
         target=target,
         method=method,
     )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that a call cannot have."""
+    if NAME.fullmatch(name) is None or name in RESERVED:
+        raise ConfigError(f"a tool cannot be called {name!r}: expected letters, digits and _, and none of {RESERVED}")
 
 
 def user_tools(target: str) -> list[Tool]:

@@ -145,7 +145,7 @@ class EpisodeCalls:
             raise
         except ValueError as error:
             return Result(content=f"Error: {error}", error="raised")
-        return as_text(value, self.toolbox.limits.result)
+        return value if isinstance(value, Result) else as_text(value, self.toolbox.limits.result)
 
     def _request(self, tool: Tool, arguments: dict[str, Any]) -> Request:
         return Request(

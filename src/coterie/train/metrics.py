@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -126,6 +127,20 @@ def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
         metrics |= {"reward/min": float(min(rewards)), "reward/max": float(max(rewards))}
     for task, members in tasks.items():
         metrics |= _rewards_of(members, f"reward/task/{task}")
+    return metrics | _correlations(rollouts)
+
+
+def _correlations(rollouts: Sequence[Rollout]) -> Metrics:
+    """Pearson's correlation of each two reward parts over the rollouts to which both apply and in which both differ."""
+    labels = dict.fromkeys(label for rollout in rollouts for label in rollout.reward_parts)
+    metrics: Metrics = {}
+    for first, second in combinations(labels, 2):
+        pairs = [(rollout.reward_parts.get(first), rollout.reward_parts.get(second)) for rollout in rollouts]
+        values = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
+        if len(values) < 3 or not all(has_variance(column) for column in values.T.tolist()):
+            continue
+        scaled = (values - values.mean(axis=0)) / values.std(axis=0)
+        metrics[f"reward/correlation/{first}+{second}"] = float(scaled.prod(axis=1).mean())
     return metrics
 
 

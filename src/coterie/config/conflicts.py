@@ -1,0 +1,148 @@
+"""Settings that exclude each other, each with the message that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from coterie.config.objective import AdvantageConfig
+
+SHIPPED = ("group", "gae", "group_aware")
+"""Estimators that sections of the settings choose."""
+
+
+def _baselined(advantage: AdvantageConfig) -> dict[str, Any]:
+    """What is set of a group's baseline and scale."""
+    return advantage.model_dump(exclude_defaults=True, exclude={"estimator"})
+
+
+CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
+    (
+        lambda c: not c.environment.talks and c.rewards.environment,
+        'the reward part "environment" is what an environment gives, and environment.name = "single_turn" gives '
+        "nothing; name another environment, or leave the part out",
+    ),
+    (
+        lambda c: c.environment.talks and c.collect.oversample > 1,
+        "collect.oversample = {c.collect.oversample} stops when enough prompts are whole, which is not known before "
+        "the last turn of environment.name = {c.environment.name!r}; set collect.oversample = 1",
+    ),
+    (
+        lambda c: c.environment.talks and c.environment.max_tokens <= c.sampling.max_tokens,
+        "environment.max_tokens = {c.environment.max_tokens} leaves no room for a prompt beside a turn of "
+        "sampling.max_tokens = {c.sampling.max_tokens}; raise it, or lower sampling.max_tokens",
+    ),
+    (
+        lambda c: any(part.gate for part in c.rewards.functions) and (c.advantage.per_reward or c.grouping.per_reward),
+        "a gate multiplies the sum of the parts, and per_reward judges each part on its own; leave out gate or "
+        "per_reward",
+    ),
+    (
+        lambda c: c.collect.group_size < 2 and c.needs_siblings,
+        "collect.group_size = {c.collect.group_size} is too small: advantage.baseline = "
+        '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',
+    ),
+    (
+        lambda c: c.reference.sync_every and c.objective.kl_beta == 0,
+        "reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference",
+    ),
+    (
+        lambda c: c.reference.model and c.objective.kl_beta == 0,
+        "reference.model = {c.reference.model!r} needs objective.kl_beta > 0: without a KL there is no reference",
+    ),
+    (
+        lambda c: c.reference.sync_every and c.model.lora is not None,
+        "reference.sync_every needs all weights to be trained: the reference of an adapter is the model without it; "
+        "set reference.sync_every = 0, or leave out model.lora",
+    ),
+    (
+        lambda c: c.advantage.estimator in SHIPPED and c.estimator != c.estimator_of_sections,
+        'advantage.estimator = "{c.advantage.estimator}" does not fit the other settings, which make it '
+        '"{c.estimator_of_sections}": gae needs critic, group_aware a grouping.preset other than "prompt", and group '
+        "neither",
+    ),
+    (
+        lambda c: c.grouping.allocate and c.estimator != "group_aware",
+        "grouping.allocate is of the group-aware estimator; leave it out with advantage.estimator = "
+        '"{c.advantage.estimator}"',
+    ),
+    (
+        lambda c: c.estimator == "gae" and _baselined(c.advantage) not in ({}, {"whiten": "tokens"}),
+        'with a critic, advantages are its own: of [advantage] only whiten = "none" or "tokens" applies',
+    ),
+    (
+        lambda c: c.critic and c.critic.bounded and c.critic.clip is not None,
+        "critic.clip bounds a squared error; with critic.bounded = true leave it out",
+    ),
+    (
+        lambda c: (
+            c.collect.dynamic_sampling
+            and (
+                c.critic
+                or c.grouping.preset not in ("prompt", "rloo")
+                or c.advantage.baseline in ("none", "batch_mean", "js2")
+            )
+        ),
+        "collect.dynamic_sampling keeps groups by their outcome, which biases a baseline that is not the group's own; "
+        "set collect.dynamic_sampling = false",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and (c.critic or _baselined(c.advantage)),
+        'grouping.preset = "{c.grouping.preset}" has a baseline and a scale of its own; leave out critic and the '
+        "settings of advantage",
+    ),
+    (
+        lambda c: c.grouping.allocate and not c.grouping.least <= c.collect.group_size <= c.grouping.most,
+        "grouping.least = {c.grouping.least} and most = {c.grouping.most} must have collect.group_size = "
+        "{c.collect.group_size}, the mean, between them",
+    ),
+    (
+        lambda c: c.grouping.preset != "prompt" and c.grouping.unbiased and c.objective.loss_agg_mode == "prompt-mean",
+        'grouping.unbiased weighs rollouts; objective.loss_agg_mode = "prompt-mean" would undo it',
+    ),
+    (
+        lambda c: c.grouping.allocate and (c.collect.dynamic_sampling or c.collect.oversample > 1),
+        "grouping.allocate chooses the prompts; leave out collect.dynamic_sampling and collect.oversample",
+    ),
+    (
+        lambda c: c.replay.groups and c.critic,
+        "replay.groups trains on advantages as they were credited, and a critic's are made of its values of then; "
+        "leave out critic, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.replay.groups and c.reference.sync_every == 1,
+        "replay.groups finds nothing: a renewed reference empties the memory, and reference.sync_every = 1 renews it "
+        "after every step; renew it less often, or set replay.groups = 0",
+    ),
+    (
+        lambda c: sum(table is not None for table in (c.sft, c.rejection, c.distill)) > 1,
+        "a run is one of sft, rejection and distill: leave out the other tables",
+    ),
+    (
+        lambda c: c.distill and c.replay.groups,
+        "replay.groups trains on advantages as they were credited, and a teacher's are made of the student's log-probs "
+        "of then; leave out distill, or set replay.groups = 0",
+    ),
+    (
+        lambda c: c.taught_alone and (c.critic or c.grouping.preset != "prompt" or _baselined(c.advantage)),
+        "distill.reward_weight = 0 takes the teacher's signal alone, so critic, grouping and advantage mean nothing; "
+        "leave them out, or set distill.reward_weight above 0",
+    ),
+    (
+        lambda c: c.taught_alone and c.collect.dynamic_sampling,
+        "collect.dynamic_sampling leaves out groups of equal rewards, which a teacher can teach; set "
+        "collect.dynamic_sampling = false, or distill.reward_weight above 0",
+    ),
+    (
+        lambda c: c.optim.minibatches > c.collect.prompts_per_step * c.collect.group_size,
+        "optim.minibatches = {c.optim.minibatches} is more than the batch of {c.collect.prompts_per_step} prompts × "
+        "{c.collect.group_size} rollouts",
+    ),
+    (
+        lambda c: c.optim.subsample and not c.advantages_alone,
+        "optim.subsample = {c.optim.subsample} leaves rollouts out by their advantage, but here a rollout without any "
+        "has a gradient too: it needs no KL in the loss, no entropy term (entropy_bonus, entropy_target, "
+        "entropy_share < 1), no loss of your own and no critic",
+    ),
+)
+"""Settings that exclude each other: (predicate of the conflict on a `RunConfig`, message)."""
