@@ -2,9 +2,11 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --budgets 1024 --states float32 8bit
+    python benchmarks/memory.py --lengths 40
 
 Each row loads the model, samples a few tokens of every slot and makes two updates of rows at the full token budget, in
-a fresh process. Memory, not time: it may run beside other work.
+a fresh process. Memory, not time: it may run beside other work. `--lengths` measures how memory grows over passes
+forward and backward whose rows all have other lengths, with as many kernels kept as torch keeps, and as coterie does.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 MIB = 2**20
@@ -22,6 +25,9 @@ PHASES = ("loaded", "learner", "sampling", "backward", "step", "peak")
 
 def main() -> None:
     options = _options()
+    if options.lengths:
+        growth(options)
+        return
     if options.one:
         print(json.dumps(measure(options)))
         return
@@ -52,8 +58,54 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains all weights")
+    parser.add_argument("--lengths", type=int, default=0, help="number of lengths of a row")
+    parser.add_argument("--kernels", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def growth(options: argparse.Namespace) -> None:
+    """Resident memory after each quarter of the passes, and seconds of the processor, by the number of kernels kept."""
+    from coterie import machine
+
+    if options.kernels:
+        print(json.dumps(_grown(options)))
+        return
+    print("| kernels kept | first pass, MiB | 1/4 | 1/2 | 3/4 | all | processor, s |")
+    print("|" + " --: |" * 7)
+    for kept in (1024, machine.KERNELS):
+        words = ["--lengths", str(options.lengths), "--kernels", str(kept), "--model", options.model]
+        env = machine.clean_environment() | dict.fromkeys(machine.KERNEL_CACHES, str(kept))
+        child = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=env, check=True)
+        *sizes, seconds = json.loads(child.stdout.splitlines()[-1])
+        print(f"| {kept} | {' | '.join(f'{size:.0f}' for size in sizes)} | {seconds:.0f} |", flush=True)
+
+
+def _grown(options: argparse.Namespace) -> list[float]:
+    import torch
+
+    from coterie import machine
+    from coterie.batches.pack import largest
+    from coterie.build import reading, run
+    from coterie.build.learner import objective_for
+    from coterie.callbacks import Callback
+    from coterie.config.schema import RunConfig
+    from coterie.policy.learner import Learner
+
+    config = RunConfig.model_validate({"threads": options.threads, "model": {"name": options.model}})
+    run.use_threads(config)
+    policy = run.load_policy(config, reading.locate_model(config.model.name, Callback()))
+    learner = Learner(policy, optim=config.optim, objective=objective_for(config), temperature=1.0, total_steps=2)
+    sizes, began = [], time.process_time()
+    lengths = torch.randperm(options.lengths, generator=torch.Generator().manual_seed(0)).tolist()
+    for number, extra in enumerate(lengths, start=1):
+        batch = largest(
+            prompt=options.prompt_tokens + extra, completion=40, prompts=1, group_size=4, max_tokens_per_microbatch=1024
+        )
+        learner.gradient([batch])
+        if number in (1, *(options.lengths * quarter // 4 for quarter in (1, 2, 3, 4))):
+            sizes.append(machine.resident() / MIB)
+    return [*sizes, time.process_time() - began]
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

@@ -17,7 +17,7 @@ from coterie import machine
 from coterie.board.report import report_run
 from coterie.build.learner import warnings_of
 from coterie.build.reading import Inputs, device_of, read_inputs
-from coterie.build.run import check_trainable, criterion_for, policy_for, trainer_for, use_threads
+from coterie.build.run import check_trainable, criterion_for, engine_notes, policy_for, trainer_for, use_threads
 from coterie.build.sft import complete, scorable, sft_trainer_for
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
@@ -273,7 +273,7 @@ def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, 
     hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
     for note in dict.fromkeys((*scorer.notes, *hidden)):
         recorder.note(step, "rewards", note)
-    for warning in warnings_of(config):
+    for warning in (*warnings_of(config), *engine_notes(config, trainer.engine)):
         recorder.note(step, "warning", warning)
     if unfinished:
         recorder.callback.on_progress("measuring the memory of the longest batch")

@@ -25,6 +25,11 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 """CPU flags that decide how fast the maths is; the last two are ARM's."""
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 GIB = 1 << 30
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Variables of oneDNN and of torch's layer above it: most compiled kernels that are kept, 1024 by default. There is one
+for each shape of a matrix product, and training has other shapes in every step."""
+KERNELS = 256
+"""Kernels kept, several times those of one pass forward and backward; made anew, a kernel computes the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +327,8 @@ def count(configured: int = 0, environ: Mapping[str, str] | None = None) -> int:
 
 
 def prepare(environ: MutableMapping[str, str] | None = None) -> None:
-    """Set how OpenMP threads wait, where the user has not. To be called before torch is first imported.
+    """Set how OpenMP threads wait, and how many kernels are kept, where the user has not. To be called before torch is
+    first imported.
 
     The program `coterie` does so itself. A program that uses it as a library calls it before the first import of torch:
 
@@ -338,6 +344,9 @@ def prepare(environ: MutableMapping[str, str] | None = None) -> None:
     """
     global _done
     environ = os.environ if environ is None else environ
+    if "torch" not in sys.modules:
+        for name in (name for name in KERNEL_CACHES if name not in environ):
+            environ[name] = _set[name] = str(KERNELS)
     if _done or not _gnu_openmp() or _users(environ) or "torch" in sys.modules:
         return
     settings = WAITING[_default(cores()).waiting]

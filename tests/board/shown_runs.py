@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import numpy as np
+
 from coterie.board.server import Board
 from coterie.config.schema import RunConfig
-from coterie.runs import rollouts
+from coterie.runs import prompts, rollouts
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import EvalItem, MetricsDB
+from coterie.runs.prompts import StoredPrompt
 from coterie.runs.rollouts import RolloutRecord
 from coterie.types import (
     Context,
@@ -33,6 +36,26 @@ HOSTILE = (
     '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script></script>\u202e\x1b[31m&amp;\'"`${hacked}'
 )
 """A completion that would act if it became markup, a script or a terminal's command."""
+ECHO = """
+import json, sys, time
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "cancel" in asked:
+        print(json.dumps({"kind": "cancelled"}), flush=True)
+        continue
+    text = asked["messages"]["model"][-1]["content"]
+    print(json.dumps({"kind": "progress", "text": "loading"}), flush=True)
+    start = {"kind": "sampled", "side": "model", "sample": 0, "turn": 0, "text": text[:2], "tokens": 1}
+    print(json.dumps(start), flush=True)
+    if text == "hang":
+        continue
+    if text == "die":
+        sys.exit("out of memory")
+    answer = {"sample": 0, "text": text, "reward": float("nan"), "parts": {}, "tokens": 2, "stop": "stop"}
+    print(json.dumps({"kind": "answers", "side": "model", "answers": [answer]}), flush=True)
+    print(json.dumps({"kind": "done"}), flush=True)
+"""
+"""In place of the process with the models: it says what it is told."""
 PROMPTS = ("sums/1", "sums/2", "words/1")
 
 
@@ -142,6 +165,16 @@ def add_step(run: Path, step: int, *, text: str = "8", **each: Any) -> None:
         record(name, sample, step, text=text, reward=float(sample), **each) for name in names for sample in range(2)
     ]
     rollouts.write_step(run / "rollouts", step, rows)
+    fresh = [PROMPTS[0], PROMPTS[2]] if step == 1 else [PROMPTS[1]] if step == 2 else []
+    asked = {row.prompt.id: row.prompt for row in rows}
+    vectors = np.eye(4)
+    stored = [
+        StoredPrompt(prompt=asked[name], kind="policy", embedding=vectors[PROMPTS.index(name)])
+        for name in fresh
+        if name in asked
+    ]
+    (run / "prompts").mkdir(exist_ok=True)
+    prompts.write_step(run / "prompts", step, stored)
 
 
 def ask(board: Board, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> tuple[int, Any, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from coterie.board import catalog, rollout_pages, routes
 from coterie.board.meanings import meaning_of, meanings
 from coterie.board.overview import thinned
 from coterie.board.region_pages import spread
+from coterie.board.reward_parts import correlation
 from coterie.board.server import Board
 from coterie.errors import RunError
 from coterie.runs import metrics, parquet
@@ -218,7 +220,7 @@ def test_damaged_and_foreign_runs_do_not_hide_the_others(runs: Path, board: Boar
         assert listed[name]["state"] == "damaged"
         assert name in listed[name]["problem"]
     for name in ("garbled", "foreign", "empty", "not-text"):
-        for question in ("run", "curves", "doctor", "rollouts", "regions", "prompts"):
+        for question in ("run", "curves", "doctor", "rollouts", "regions", "prompts", "map", "parts"):
             assert isinstance(answer(board, question, run=name), dict)
     assert "no column rollout_id" in answer(board, "rollouts", run="foreign")["problems"][0]
 
@@ -320,3 +322,43 @@ def test_a_long_curve_keeps_its_spikes() -> None:
     assert len(short) <= 200
     assert (5000, 99.0) in short
     assert [step for step, _ in short] == sorted(step for step, _ in short)
+
+
+def test_parts_of_the_reward_are_seen_together(runs: Path, board: Board) -> None:
+    """Parts that go against each other in every rollout, as numpy says; one that does not vary has no correlation."""
+    value = answer(board, "parts", run="shown")
+    (pair,) = value["pairs"]
+    assert (pair["first"], pair["second"]) == ("number", "length")
+    assert pair["late"] == {"correlation": None, "rollouts": 4}  # the length is the same in all
+    assert value["steps"] == {"early": [1, 1], "late": [4, 4]}
+    random = np.random.default_rng(1)
+    first, second = random.normal(size=50), random.normal(size=50)
+    expected = ((first - first.mean()) * (second - second.mean())).mean() / first.std() / second.std()
+    assert correlation(first.tolist(), second.tolist()) == pytest.approx(expected, abs=1e-4)
+    assert correlation([1.0] * 7, [0.0] * 7) is None
+
+
+def test_stages_of_a_pipeline_are_runs_of_the_list(runs: Path, board: Board) -> None:
+    make_run(runs / "r1", "cold")
+    (runs / "shown" / "inner").mkdir()
+    (runs / "shown" / "inner" / "config.toml").write_text("")  # a folder within a run is none
+    names = [row["name"] for row in answer(board, "runs")["runs"]]
+    assert names == ["r1/cold", "shown"]
+    assert answer(board, "run", run="r1/cold")["steps"] == 4
+    assert answer(board, "rollouts", run="r1/cold")["rows"]
+    value = answer(board, "compare", runs="shown,r1/cold")
+    assert [run["name"] for run in value["runs"]] == ["shown", "r1/cold"]
+    assert (value["paired"][0]["first"], value["paired"][0]["second"]) == ("shown", "r1/cold")
+    assert "error" in answer(board, "run", run="r1/../shown")
+
+
+def test_a_fine_tuning_shows_its_loss_and_a_finished_run_its_own_steps(runs: Path, board: Board) -> None:
+    run = make_run(runs, "tuned", steps=3)
+    with sqlite3.connect(run / "metrics.sqlite") as database:
+        database.execute("DELETE FROM metrics WHERE name LIKE 'reward/%'")
+        database.executemany("INSERT INTO metrics (step, name, value) VALUES (?, 'loss', ?)", [(1, 2.0), (3, 0.5)])
+    database.close()
+    row = next(row for row in answer(board, "runs")["runs"] if row["name"] == "tuned")
+    assert (row["reward"], row["loss"], row["spark"]) == (None, 0.5, [[1, 2.0], [3, 0.5]])
+    assert (row["step"], row["steps"]) == (3, 3)
+    assert answer(board, "curves", run="tuned")["metrics"]

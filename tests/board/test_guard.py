@@ -107,7 +107,7 @@ def test_no_address_becomes_a_path(board: Board, path: str) -> None:
     "name", ["../shown", "/etc", "..", ".", "shown/../shown", "shown/rollouts", "%2e%2e", "", "x" * 300]
 )
 def test_a_run_is_one_of_the_folder(board: Board, name: str) -> None:
-    for question in ("run", "curves", "doctor", "rollouts", "regions", "prompts", "tree"):
+    for question in ("run", "curves", "doctor", "rollouts", "regions", "prompts", "map", "parts", "tree"):
         assert "error" in answer(board, question, run=name)
     assert "error" in answer(board, "compare", runs=f"shown,{name or '../x'}")
 
@@ -159,7 +159,7 @@ def test_reading_writes_nothing(tmp_path: Path) -> None:
     try:
         with Board(tmp_path / "runs", 0) as board:
             rows = answer(board, "rollouts", run="shown")["rows"]
-            for question in ("runs", "run", "curves", "doctor", "regions", "prompts"):
+            for question in ("runs", "run", "curves", "doctor", "regions", "prompts", "map", "parts"):
                 assert "error" not in answer(board, question, run="shown")
             assert answer(board, "rollout", run="shown", step=rows[0]["step"], id=rows[0]["rollout_id"])["tokens"][
                 "ids"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shown_runs import HOSTILE, add_step, make_run
+from shown_runs import ECHO, HOSTILE, add_step, make_run
 
-from coterie.board import catalog, routes
+from benchmarks import board_figures
+from coterie.board import catalog, routes, trials
 from coterie.board.server import Board
 from coterie.board.static_export import export
 
@@ -30,6 +32,7 @@ PAGES = {
     "rollout": "#/run/shown/rollout?step=4&id=sums%2F1%231%403",
     "prompt": "#/run/shown/prompt?prompt=sums%2F1",
     "groups": "#/run/shown/groups",
+    "try": "#/run/shown/try",
     "nothing": "#/elsewhere",
 }
 
@@ -188,6 +191,10 @@ def test_tokens_take_the_colour_that_is_chosen(chromium: Any, board: Board) -> N
         page.wait_for_selector(".token.high")
         strength = page.locator(".token.high").first.evaluate("element => getComputedStyle(element).backgroundColor")
         assert strength not in ("transparent", "rgba(0, 0, 0, 0)")
+        page.get_by_label("share in the gradient").check()
+        # Every token has the advantage 0.5 and the log-prob -0.25: all pull alike, and as hard as any.
+        until(page, "document.querySelectorAll('.token.high').length === 8")
+        assert page.locator(".token.high").first.evaluate("e => e.style.getPropertyValue('--strength')") == "100%"
 
 
 def test_a_training_is_followed(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,3 +224,60 @@ def test_an_export_needs_no_server(chromium: Any, root: Path, tmp_path: Path) ->
             assert page.locator(".problem[role=alert]").count() == 0, name
         assert page.locator(".live").inner_text() == "exported"
         assert "not part of" in show(page, address, "#/run/shown/group?step=99&prompt=x")
+
+
+def test_the_map_follows_the_slider(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        show(page, board.address, PAGES["groups"])
+        assert page.locator(".map circle").count() == 3
+        assert page.locator(".map circle.unseen").count() == 0
+        page.get_by_role("slider", name="After step").focus()
+        page.keyboard.press("Home")
+        until(page, "document.querySelectorAll('.map circle.unseen').length === 1")
+        page.locator(".map circle").first.click()
+        page.wait_for_selector("text=newest attempt")
+        page.get_by_label("came less expected").first.check()
+
+
+def test_a_checkpoint_is_tried(chromium: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "COMMAND", (sys.executable, "-c", ECHO))
+    folder = root / "shown/checkpoints/step_000004"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    with Board(root, 0, trying=True) as board, opened(chromium, board.address) as page:
+        show(page, board.address, "#/run/shown/try")
+        page.get_by_label("its base beside it").uncheck()
+        page.get_by_label("Message").fill(HOSTILE)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_selector("text=done, step 4")
+        assert "<img src=x onerror=" in page.locator(".answer .content").inner_text()
+        page.get_by_role("button", name="Go on from here").click()
+        page.wait_for_selector("h2:has-text('With the checkpoint')")
+        page.get_by_label("Message").fill("hang")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_selector("text=1 tokens")
+        page.get_by_role("button", name="Cancel").click()
+        page.wait_for_selector("text=cancelled")
+        assert page.locator("main img, main script").count() == 0
+
+
+def test_a_board_that_only_reads_says_how_to_try(chromium: Any, board: Board) -> None:
+    with opened(chromium, board.address) as page:
+        assert "coterie board --try" in show(page, board.address, "#/run/shown/try")
+        assert page.locator("main button, main textarea").count() == 0
+
+
+def test_pages_are_light_and_painted_soon(chromium: Any, board: Board) -> None:
+    for name in ("runs", "run", "groups"):
+        taken = board_figures.figures(chromium, board, PAGES[name])
+        assert taken.kilobytes < 100, name
+        assert taken.requests <= 30, name
+        assert taken.paint_ms < 5000, name
+
+
+@pytest.mark.parametrize("look", list(board_figures.LOOKS))
+def test_no_rule_of_accessibility_is_broken(chromium: Any, root: Path, look: str) -> None:
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed: the extra `browser`")
+    with Board(root, 0, trying=True) as board:
+        for name, fragment in PAGES.items():
+            assert board_figures.violations(chromium, board, fragment, look) == [], name

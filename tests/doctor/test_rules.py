@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from records_by_hand import evaluation, findings, interval, paired_by_hand, record
 
@@ -46,6 +47,7 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
     ("skipped_updates", Severity.WARNING, record({"update/nonfinite": [0] * 39 + [1]})),
     ("advantage_max", Severity.WARNING, record({"advantage/max": [5.01]})),
     ("critic", Severity.WARNING, record({"critic/explained_variance": [0.1] + [-0.01] * 10})),
+    ("teacher", Severity.WARNING, record({"distill/reverse_kl": NOISE})),
     ("mismatch_kl", Severity.SERIOUS, record({"mismatch/kl": [0.011] * 3})),
     ("mismatch_cut", Severity.WARNING, record({"mismatch/masked": [0.051] * 3})),
     ("mismatch_cut", Severity.WARNING, record({"mismatch/truncated": [0.051] * 3})),
@@ -144,6 +146,7 @@ QUIET: list[tuple[str, Record]] = [
     ("skipped_updates", record({"update/nonfinite": [0.0]})),
     ("advantage_max", record({"advantage/max": [5.0]})),
     ("critic", record({"critic/explained_variance": [-0.5] * 20 + [0.0]})),
+    ("teacher", record({"distill/reverse_kl": UP[::-1]})),
     ("mismatch_kl", record({"mismatch/kl": [0.01] * 3})),
     ("mismatch_cut", record({"mismatch/masked": [0.05] * 3})),
     ("mismatch_ess", record({"mismatch/ess": [0.5] * 3})),
@@ -321,3 +324,44 @@ def test_a_gradient_of_zero_has_a_reason(metrics: dict[str, list[float]], why: s
     assert zero_gradient(record({"grad_norm": [0.0, 0.0, 1.0], **some}).series).startswith(
         f"zero in 2 of 3 steps: {why}"
     )
+
+
+PARTS = ("reward/part/number", "reward/part/short", "reward/part/polite")
+
+
+def parts_of(rows: np.ndarray) -> Record:
+    """A record of three reward parts. rows: [3, S]"""
+    return record({"reward/mean": rows.mean(axis=0), **dict(zip(PARTS, rows, strict=True))})
+
+
+def test_noise_of_reward_parts_is_no_divergence() -> None:
+    """Of 400 runs of noise, white and with a memory, fewer than 1 in 50 are taken for parts that part."""
+    random = np.random.default_rng(11)
+    for memory in (0.0, 0.5):
+        alarms = 0
+        for _ in range(400):
+            rows = random.normal(0.5, 0.1, size=(3, 60))
+            for step in range(1, 60):
+                rows[:, step] = memory * rows[:, step - 1] + (1 - memory) * rows[:, step]
+            alarms += "parts_apart" in findings(parts_of(rows))
+        assert alarms < 8, memory
+
+
+def test_parts_that_part_in_noise_are_seen() -> None:
+    random = np.random.default_rng(5)
+    drift = np.linspace(0, 0.4, 60)
+    alarms = 0
+    for _ in range(50):
+        rows = random.normal(0.5, 0.1, size=(3, 60)) + np.stack([-drift, drift, 0 * drift])
+        finding = findings(parts_of(rows)).get("parts_apart")
+        alarms += finding is not None
+        if finding is not None:
+            assert {item.metric for item in finding.evidence} >= {PARTS[0], PARTS[1]}
+    assert alarms >= 48
+
+
+def test_parts_that_all_rise_in_noise_are_no_divergence() -> None:
+    random = np.random.default_rng(6)
+    drift = np.linspace(0, 0.4, 60)
+    for _ in range(50):
+        assert "parts_apart" not in findings(parts_of(random.normal(0.3, 0.1, size=(3, 60)) + drift))

@@ -31,8 +31,8 @@ class Codec:
         return "".join(chr(0x100 + token) for token in ids)
 
 
-def _embedded(kind: str) -> Engine:
-    return EmbeddedEngine(_policy(kind), Codec(), max_num_seqs=SLOTS)
+def _embedded(kind: str, *, draft: bool = False) -> Engine:
+    return EmbeddedEngine(_policy(kind), Codec(), max_num_seqs=SLOTS, draft=draft)
 
 
 _POLICIES: dict[str, Policy] = {}
@@ -73,6 +73,8 @@ ENGINES = {
     "scripted": Row(_scripted),
     "embedded-packed": Row(lambda: _embedded("packed")),
     "embedded-plain": Row(lambda: _embedded("plain")),
+    "embedded-drafts": Row(lambda: _embedded("packed", draft=True)),
+    "embedded-plain-drafts": Row(lambda: _embedded("plain", draft=True)),
 }
 
 

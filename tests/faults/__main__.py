@@ -29,6 +29,8 @@ class Size:
     """How much of everything."""
 
     kills: int
+    tool_kills: int
+    """Of runs with tools, which take longer."""
     passes: int
     """Of each named point."""
     points: int
@@ -50,6 +52,7 @@ class Size:
 
 LONG = Size(
     kills=300,
+    tool_kills=108,
     passes=3,
     points=1,
     flips=1000,
@@ -61,7 +64,17 @@ LONG = Size(
     scales=(1.0003, 1.001, 1.003, 1.01),
 )
 SHORT = Size(
-    kills=4, passes=1, points=20, flips=60, calls=120, cuts=66, sizes=(120, 500), few=3, soak=16, scales=(1.01,)
+    kills=4,
+    tool_kills=4,
+    passes=1,
+    points=20,
+    flips=60,
+    calls=120,
+    cuts=66,
+    sizes=(120, 500),
+    few=3,
+    soak=16,
+    scales=(1.01,),
 )
 
 
@@ -77,13 +90,13 @@ class Share:
         return section in CUT or WHOLE.index(section) % self.count == self.index
 
 
-CUT = ("power", "random", "points", "calls")
+CUT = ("power", "random", "tools", "points", "calls")
 WHOLE = ("soak", "disk", "damage", "engine", "stop", "configs", "flips", "secrets", "clock")
 """In an order that leaves two workers with about as much to do."""
 
 
 def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping
+    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping, tools
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -118,6 +131,9 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             of_trial("random", trial)
             for trial in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
         ),
+        "tools": lambda: tools.kills(
+            root.parent / "tools", -(-size.tool_kills // share.count), seed * share.count + share.index
+        ),
         "points": lambda: (
             of_trial("points", trial)
             for trial in kills.at_points(
@@ -140,6 +156,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
 def _size(options: argparse.Namespace) -> Size:
     size = SHORT if options.short else LONG
     given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
+    given["tool_kills"] = options.kills
     return replace(size, **{name: value for name, value in given.items() if value is not None})
 
 

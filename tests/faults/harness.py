@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from coterie.train.recorder import Recorder
 from faults.child import REFUSED, Prepare, live, log_of, orphans
 from faults.world import NAME, Link, divergence, end_state, make_world, read_chain, settings
 
-PHASES: dict[str, list[tuple[Any, str]]] = {
+Hooks = list[tuple[Any, str]]
+"""Functions, each by its owner and its name."""
+PHASES: dict[str, Hooks] = {
     "set-up": [],
     "rollout": [(Collector, "collect")],
     "reward": [(Scorer, "score")],
@@ -87,10 +89,15 @@ class Harness:
 
     Args:
         root: is made; everything lies below it.
+        changed: sections of the settings that are others than usual.
+        phases: what else a process may be doing.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, changed: Mapping[str, Any] | None = None, phases: Mapping[str, Hooks] | None = None
+    ) -> None:
+        self.root, self.changed = root, dict(changed or {})
+        self.phases = {**PHASES, **(phases or {})}
         self.world = root / "world"
         tqdm.tqdm.monitor_interval = 0  # no thread of its own: a fork of a process with threads may hang
         make_world(self.world)
@@ -105,12 +112,12 @@ class Harness:
         folders = [self.world, *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
         os.chdir(self.world)
-        config = settings(self.world, self.root / "unused")
+        config = settings(self.world, self.root / "unused", **self.changed)
         run.use_threads(config)
         inputs = reading.read_inputs(config, Callback())
         run.policy_for(config, inputs)
         _mark(self.phase, Trainer, "run", 1, byte=1)
-        for number, hooks in enumerate(PHASES.values()):
+        for number, hooks in enumerate(self.phases.values()):
             for owner, name in hooks:
                 _mark(self.phase, owner, name, number)
         gc.collect()
@@ -126,6 +133,7 @@ class Harness:
         done = self.wait(self.start(runs))
         if done.code != 0:
             raise RuntimeError(f"the golden run failed: {log_of(runs)}")
+        self.looping = max(self.looping, done.seconds - self.starting)
         chain = read_chain(runs / "chain")
         return {link.step: link.hash for link in chain}, end_state(runs / NAME)
 
@@ -146,6 +154,7 @@ class Harness:
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
+            os.chdir(self.world)  # there may be several harnesses
             live(runs, prepare, work or (lambda: self._go_on(runs)))
         return Attempt(pid=pid, began=began)
 
@@ -153,7 +162,7 @@ class Harness:
         if (runs / NAME / "config.toml").exists():
             launch.resume(NAME, runs=runs)
         else:
-            launch.train(settings(self.world, runs))
+            launch.train(settings(self.world, runs, **self.changed))
         return 0
 
     def wait(self, attempt: Attempt) -> Attempt:
@@ -168,7 +177,7 @@ class Harness:
             time.sleep(0.005)
         attempt.code = os.waitstatus_to_exitcode(status)
         attempt.seconds = time.monotonic() - attempt.began
-        attempt.phase = list(PHASES)[self.phase[0]]
+        attempt.phase = list(self.phases)[self.phase[0]]
         return attempt
 
     def goes_on(self, runs: Path) -> str | None:

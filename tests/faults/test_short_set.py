@@ -27,6 +27,7 @@ LEAST = {
     "power": 2,
     "stop": 6,
     "random": 2,
+    "tools": 2,
     "points": 5,
     "disk": 9,
     "calls": 3,

@@ -16,6 +16,7 @@ import torch
 
 from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
+from coterie.engines.attempt_history import FILE as ATTEMPTS
 from coterie.runs import checkpoint, parquet, prompts, rollouts
 from coterie.train.grpo import Trainer
 from coterie.train.step import StepResult
@@ -31,12 +32,34 @@ def checksum(prompts, completions, **columns):
     """Hardly two texts are worth the same, so that every step has a gradient."""
     return [sum(map(ord, text)) % 97 / 97 for text in completions]
 '''
+TOOLS = '''
+import random, time
+
+class Counter:
+    """Counts letters over an episode, and takes its time."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, text: str) -> str:
+        """Add the letters of a text.
+
+        Args:
+            text: the text
+        """
+        time.sleep(random.SystemRandom().choice([0.0, 0.01, 0.05, 0.1]))
+        self.count += len(text)
+        if text.count("e") > 2:
+            raise ValueError("too many")
+        return f"{self.count} letters"
+'''
 
 
 def make_world(folder: Path) -> None:
-    """What every trial reads: a model, prompts, a reward."""
+    """What every trial reads: a model, prompts, a reward, a tool."""
     folder.mkdir(parents=True)
     (folder / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
+    (folder / "tiny_tools.py").write_text(TOOLS, encoding="utf-8")
     for name, numbers in (("train", range(6)), ("heldout", range(50, 53))):
         rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in numbers)
         (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
@@ -150,7 +173,7 @@ def end_state(run: Path) -> dict[str, str]:
     hashes["checkpoints"] = repr(checkpoint.steps(run / "checkpoints"))
     if saved is not None:
         hashes["state"] = repr(sorted(saved.state.items()))
-        for file in sorted(saved.path.rglob("*.safetensors")):
+        for file in sorted([*saved.path.rglob("*.safetensors"), *saved.path.glob(ATTEMPTS)]):
             hashes[f"weights {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     left = [path.name for path in run.rglob(".tmp-*")]
     return hashes | {"leftovers": repr(left)}

@@ -56,7 +56,8 @@ class Recorded(EmbeddedEngine):
     """Keeps what was open in each pass."""
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
-        super().__init__(policy, Codec(), **{"max_num_seqs": 5, **settings})
+        settings = {"max_num_seqs": 5, **settings}
+        super().__init__(policy, Codec(), **settings)
         self.passes: list[list[tuple[str, int, int]]] = []
 
     def step(self) -> list[tuple[int, Turn]]:
@@ -126,6 +127,23 @@ def test_turns_are_those_of_rounds_that_read_everything_anew(
     assert [[(turn.prompt_tokens, turn.tokens) for turn in attempt.turns] for attempt in attempts] == in_rounds
     assert engine.unfinished == 0
     engine.commit(1)
+
+
+@pytest.mark.parametrize(("delay", "kept"), [(1, 0), (4, 40)])
+def test_drafts_change_no_token(policy: Policy, delay: int, kept: int) -> None:
+    """At a temperature at which rollouts repeat each other."""
+    tokens = []
+    for draft in (False, True):
+        engine = EmbeddedEngine(policy, Codec(), max_num_seqs=5, max_kept_tokens=kept, draft=draft)
+        environment = FunctionEnvironment(name="a:b", function=talk)
+        episodes = Episodes(engine, environment, Words(), seed=3, limits=replace(LIMITS, delay=delay))
+        attempts = episodes.run(
+            [(prompt, sample) for prompt in PROMPTS for sample in range(8)], replace(SAMPLING, temperature=0.05)
+        )
+        tokens.append([[turn.tokens for turn in attempt.turns] for attempt in attempts])
+    assert tokens[0] == tokens[1]
+    assert engine.drafts is not None
+    assert engine.drafts.accepted > 5
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -250,6 +268,30 @@ def test_an_environment_that_hangs_misses_its_deadline_alone() -> None:
     assert sum(turn.reward for attempt in attempts for turn in attempt.turns) == 3.0
     released.set()  # they answer now: nobody listens
     assert [attempt.error for attempt in attempts if attempt.error] == errors
+
+
+def test_what_an_environment_answers_after_its_episode_was_aborted_counts_for_nothing(policy: Policy) -> None:
+    """The deadline of sampling comes while the environment works, which then answers with a reward."""
+    answered, released = threading.Event(), threading.Event()
+
+    def late(prompt: Prompt):
+        yield prompt.messages
+        released.wait(20)
+        answered.set()
+        return 1.0
+
+    engine = Recorded(policy)
+    episodes = Episodes(
+        engine, FunctionEnvironment(name="a:b", function=late), Words(), seed=3, limits=replace(LIMITS, delay=4)
+    )
+    (attempt,) = episodes.run(PAIRS[:1], replace(SAMPLING, timeout_s=0.3))
+    released.set()
+    assert answered.wait(10)
+    assert (attempt.turns[-1].stop_reason, attempt.turns[-1].reward) == (StopReason.DEADLINE, 0.0)
+    assert engine.unfinished == 0
+    assert facts(play(engine, talk)[0]) == facts(play(Recorded(policy), talk)[0]), (
+        "the next episodes know nothing of it"
+    )
 
 
 def test_an_async_environment_that_hangs_is_cancelled() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
-from mcp.server import MCPServer
-from mcp.types import ImageContent
-
-server = MCPServer("samples")
+server: Any = import_module("mcp.server").MCPServer("samples")
 
 
 @server.tool()
@@ -32,9 +30,9 @@ def environment(name: str) -> str:
 
 
 @server.tool()
-def picture() -> ImageContent:
+def picture():
     """Draw."""
-    return ImageContent(type="image", data="AAAA", mime_type="image/png")
+    return import_module("mcp.types").ImageContent(type="image", data="AAAA", mime_type="image/png")
 
 
 @server.tool()

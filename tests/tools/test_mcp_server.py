@@ -57,7 +57,8 @@ def test_the_tools_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mcp")
     monkeypatch.setenv("SHOWN", "yes")
     monkeypatch.setenv("HIDDEN", "secret")
-    box = box_of({"name": STDIO, "env": ["SHOWN"], "timeout_s": 1.0})
+    box = box_of({"name": STDIO, "env": ["SHOWN"], "timeout_s": 60.0})
+    hasty = box_of({"name": STDIO, "env": ["SHOWN"], "timeout_s": 1.0})
     assert list(box.tools) == ["add", "say_it", "environment", "picture", "unruly"]
     assert box.tools["add"].signature == "add(a, b?)"
     assert box.schemas[0]["function"]["parameters"]["properties"]["a"]["type"] == "integer"
@@ -84,7 +85,7 @@ def test_the_tools_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     died, after = run(box, "<unruly>die</unruly><add>1</add>")
     assert (died.error, after.content) == ("crashed", "2")
     started = time.monotonic()
-    assert [run(box, "<unruly>hang</unruly>")[0].error for _ in range(2)] == ["timeout"] * 2
+    assert [run(hasty, "<unruly>hang</unruly>")[0].error for _ in range(2)] == ["timeout"] * 2
     assert run(box, "<add>1</add>")[0].content == "2", "a server that hangs is started again"
     assert time.monotonic() - started < 60
 

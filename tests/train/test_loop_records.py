@@ -126,3 +126,18 @@ def test_an_event_that_lasts_is_told_once_and_a_quiet_one_never(tmp_path: Path) 
         recorder.close()
     assert watch.notes == [("warning", "off")] * 2
     assert recorded == [(1, "warning"), (4, "warning"), (1, "groups")]
+
+
+def test_parts_of_the_reward_that_part_are_told_once(tmp_path: Path) -> None:
+    watch = Watch()
+    with RunDirectory.create(tmp_path, "one", "x") as run:
+        recorder = Recorder(
+            run, callback=watch, save_model=lambda _: None, keep=1, size=0, config_hash="c", data_hash="d"
+        )
+        for step in range(1, 41):
+            share = step / 40
+            recorder.db.record(step, {"reward/part/short": share, "reward/part/right": 1 - share, "reward/mean": 1.0})
+            recorder.diverging_parts(step)
+        recorder.close()
+    assert [kind for kind, _ in watch.notes] == ["warning"]
+    assert "'short' rises while 'right' falls" in watch.notes[0][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from coterie.errors import ConfigError
 from coterie.runs import rollouts
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rollouts import RolloutRecord
-from runs_for_tests import fingerprint, importable, killed, make_config, stop_at
+from runs_for_tests import Watch, fingerprint, importable, killed, make_config, stop_at
 
 ENVIRONMENT = '''
 from coterie.envs.base import Observation
@@ -96,6 +97,23 @@ def test_killed_in_the_middle_of_an_episode_it_resumes_to_the_same_bits(root: Pa
     assert killed(root, "decode", 45, changed=json.dumps(changed)) == -signal.SIGKILL
     run = launch.resume("one", runs=root / "runs")
     assert fingerprint(run) == fingerprint(launch.train(make_config(root, name="whole", **changed)))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_episodes_loses_the_step_and_a_resume_repeats_it(root: Path) -> None:
+    class Twice(Watch):
+        """Sends this process two Ctrl-C while the fourth step's episodes are open."""
+
+        def on_progress(self, name: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+            if name == "sampling" and done and len(self.steps) == 3:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    short: dict[str, Any] = {"steps": 4, "eval": {"every": 0}}
+    whole = launch.train(config_for(root, **short))
+    with pytest.raises(KeyboardInterrupt, match=r"continues from the checkpoint of step 2 and trains step 3 again"):
+        launch.train(config_for(root, name="two", **short), Twice())
+    assert fingerprint(launch.resume("two", runs=root / "runs")) == fingerprint(whole)
 
 
 def test_every_turn_is_stored_trained_and_judged(root: Path) -> None:

@@ -53,8 +53,7 @@ def train(
     """Train a model with GRPO in a new run folder.
 
     Args:
-        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model with
-            its tokenizer.
+        model: an asset (`smollm2-135m` when left out), a folder, a run, a hub id, or a loaded transformers model.
         data: training prompts: a list of dicts, a pandas or Arrow table, a Hugging Face Dataset, a path, an asset's
             name, or a source as in a TOML file.
         reward: a function with TRL's signature, a built-in reward's name, `module:function`, a table as in
@@ -102,8 +101,7 @@ def resume(
 
     Args:
         run: a run, its folder or its name.
-        reward: the function or functions that the run was started with. Needed in another session, where these are of
-            no module.
+        reward: what the run was started with. Needed in another session, where the functions are of no module.
         steps: a new number of steps, to lengthen the run.
         fresh: set the checkpoints aside and start over.
         accept_reward_change: go on although a reward function's module was edited; evaluations before and after are
@@ -221,17 +219,19 @@ def sample(
         )
 
 
-def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False) -> Board:
+def board(
+    runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False, trying: bool = False
+) -> Board:
     """Show runs in a browser, also while they train: a page on loopback, served from a thread of this process.
 
     Args:
         runs: folder of runs, or one run.
         port: None takes the first free one from 8642 on.
         open_browser: open the page.
+        trying: add a page that samples from checkpoints.
 
     Returns:
-        The board; `address` is what to open, `stop()` ends it, and it ends with the process. In a `with` statement it
-        ends with the block.
+        The board; `address` is what to open. `stop()`, the end of a `with` block or of the process ends it.
 
     Raises:
         ConfigError: the packages of the extra `board` are not installed.
@@ -239,7 +239,7 @@ def board(runs: Run | str | Path = "runs", *, port: int | None = None, open_brow
     """
     from coterie.board.server import Board
 
-    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port).start()
+    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port, trying=trying).start()
     if open_browser:
         served.open()
     return served
@@ -270,8 +270,8 @@ def serve(
             `coterie.serve.endpoint.Limits` explains them.
 
     Returns:
-        The endpoint; `address` is the clients' base address, `stop()` ends it, and it ends with the process. In a
-        `with` statement it ends with the block.
+        The endpoint; `address` is the clients' base address. `stop()`, the end of a `with` block or of the process
+        ends it.
 
     Raises:
         ConfigError: the packages of the extra `serve` are not installed, or a limit is wrong.

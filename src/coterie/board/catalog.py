@@ -44,11 +44,14 @@ class Catalogue:
         self._signatures: dict[str, tuple[float, Signature]] = {}
 
     def runs(self) -> dict[str, Path]:
-        """Folder of each run by its name, sorted."""
+        """Folder of each run by its name, sorted; a stage of a pipeline is named PIPELINE/STAGE."""
         if not self.root.is_dir():
             return {}
-        folders = sorted(path.parent for path in self.root.glob("*/config.toml") if path.is_file())
-        return {path.name: path for path in folders if self.single in (None, path.name)}
+        folders = [path.parent for path in self.root.glob("*/config.toml") if path.is_file()]
+        stages = (path.parent for path in self.root.glob("[!.]*/*/config.toml") if path.is_file())
+        folders += [path for path in stages if path.parent not in folders]
+        names = {path.relative_to(self.root).as_posix(): path for path in sorted(folders)}
+        return {name: path for name, path in names.items() if self.single in (None, name)}
 
     def path(self, name: str) -> Path:
         """Folder of a run.

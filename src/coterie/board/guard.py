@@ -6,7 +6,7 @@ SameSite=Strict, and its name carries the port, since cookies of one host are sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode
 
@@ -42,12 +42,14 @@ class Guard:
     Args:
         port: that the server listens on.
         token: that an address, a cookie or an Authorization header carries.
+        posted: paths that take POST; from a page of the board alone, which its Origin says.
     """
 
-    def __init__(self, app: ASGIApp, *, port: int, token: str) -> None:
+    def __init__(self, app: ASGIApp, *, port: int, token: str, posted: Collection[str] = ()) -> None:
         self.app = app
         self.port = port
         self.token = token
+        self.posted = posted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -70,14 +72,15 @@ class Guard:
     def refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that is not let through; a redirect where the address carries the token."""
         headers = Headers(scope=scope)
-        if scope["method"] not in READING:
+        posted = scope["method"] == "POST" and scope["path"] in self.posted
+        if scope["method"] not in READING and not posted:
             return PlainTextResponse("the board only reads: GET and HEAD", 405, {"allow": ", ".join(READING)})
         if len(scope["raw_path"] or b"") + len(scope["query_string"]) > LONGEST:
             return PlainTextResponse(f"the address is longer than {LONGEST} bytes", 414)
         if origin.is_rebound(headers, self.port):
             return PlainTextResponse("this is no address of the board: use the one that it printed", 421)
         linked = origin.is_from_another_site(headers) and scope["path"] != "/"
-        if origin.is_foreign(headers, self.port) or linked:
+        if origin.is_foreign(headers, self.port) or linked or (posted and "origin" not in headers):
             return PlainTextResponse("a page of another origin asked", 403)
         query = parse_qs(scope["query_string"].decode("ascii", "replace"))
         if scope["path"] == "/" and self.fits(query.pop("token", [""])[0]):

@@ -24,6 +24,8 @@ SPARK = 48
 DRAWN = 800
 """Points of a curve, at most: of a longer one the lowest and the highest of each stretch, so that no spike is lost."""
 LAST_EVENTS = 500
+LOSS = "loss"
+"""Metric of a fine-tuning, which has no training reward."""
 
 
 def run_list(catalogue: Catalogue) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def run_list(catalogue: Catalogue) -> dict[str, Any]:
     rows, configs = [], {}
     for name in catalogue.runs():
         row, config = catalogue.kept(name, "row", _row)
-        rows.append(row)
+        rows.append({**row, "name": name})
         configs[name] = config
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     differing = [key for key in keys if len({repr(config.get(key)) for config in configs.values()}) > 1]
@@ -45,32 +47,51 @@ def _row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     summary = inspect.summary(path, tests=False)
     metric = summary.heldout.get(POOLED) or next(iter(summary.heldout.values()), PASS)
     rewards: list[tuple[int, float]] = []
+    losses: list[tuple[int, float]] = []
     results: list[EvalResult] = []
     seconds, started = 0.0, None
     if summary.step is not None:
         with MetricsDB.reader(path / "metrics.sqlite") as database:
             rewards = database.series(inspect.REWARD_MEAN)
+            losses = [] if rewards else database.series(LOSS)
             results = overall(inspect.comparable(database))
             seconds = sum(value for _, value in database.series("time/step"))
             started = next((event.time for event in database.events()), None)
     row = {
-        "name": path.name,
         "state": summary.state,
         "problem": summary.problem,
-        "model": Path(str(summary.model)).name,
+        "model": model_label(str(summary.model)),
         "tasks": list(summary.tasks),
         "step": summary.step or 0,
-        "steps": summary.steps,
+        "steps": _target(summary),
         "metric": metric,
         "before": _estimate(summary.before, metric),
         "after": _estimate(summary.after, metric),
         "heldout": [[result.step, estimate.value] for result in results if (estimate := result.metric(metric))],
         "reward": rewards[-1][1] if rewards else None,
-        "spark": thinned(rewards, SPARK),
+        "loss": losses[-1][1] if losses else None,
+        "spark": thinned(rewards or losses, SPARK),
         "seconds": seconds,
         "started": started,
     }
     return row, flat_config(path)
+
+
+def _target(summary: inspect.RunSummary) -> int | None:
+    """Steps that the run is to have; of a finished one those that it has, since rejection may need fewer."""
+    return summary.step or 0 if summary.state == "finished" else summary.steps
+
+
+def model_label(name: str) -> str:
+    """A model's name for people: of a checkpoint its run and step, else the last part of a path.
+
+    >>> model_label("/runs/r1/zero/checkpoints/step_000010/model"), model_label("smollm2-135m")
+    ('zero@10', 'smollm2-135m')
+    """
+    *_, run, folder, step, last = ("", "", "", *Path(name).parts) if name else ("",) * 4
+    if (folder, last) == ("checkpoints", "model") and step.startswith("step_"):
+        return f"{run}@{int(step.removeprefix('step_'))}"
+    return last
 
 
 def _estimate(results: Sequence[EvalResult], metric: str) -> dict[str, Any] | None:
@@ -96,10 +117,10 @@ def run_page(path: Path) -> dict[str, Any]:
         "state": summary.state,
         "pid": summary.pid,
         "problem": summary.problem,
-        "model": summary.model,
+        "model": model_label(str(summary.model or "")),
         "tasks": list(summary.tasks),
         "step": summary.step or 0,
-        "steps": summary.steps,
+        "steps": _target(summary),
         "size_mb": summary.size_mb,
         "checkpoints": list(summary.checkpoints),
         "rollout_steps": parquet.steps(path / "rollouts"),
@@ -205,24 +226,25 @@ def findings(path: Path) -> dict[str, Any]:
 def comparison(catalogue: Catalogue, names: Sequence[str]) -> dict[str, Any]:
     """Runs side by side: reward and held-out curves, settings that differ, and each run's paired difference to the
     first."""
-    paths = [catalogue.path(name) for name in dict.fromkeys(names)]
+    paths = {name: catalogue.path(name) for name in dict.fromkeys(names)}
     if len(paths) < 2:
         raise RunError(f"{', '.join(names) or 'nothing'} was chosen; choose two runs or more to compare them")
-    configs = {path.name: flat_config(path) for path in paths}
+    configs = {name: flat_config(path) for name, path in paths.items()}
+    first, *others = paths
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     return {
-        "runs": [catalogue.kept(path.name, "curve", _curve) for path in paths],
+        "runs": [catalogue.kept(name, "curve", _curve) | {"name": name} for name in paths],
         "settings": [
-            {"key": key, "values": [configs[path.name].get(key) for path in paths]}
+            {"key": key, "values": [configs[name].get(key) for name in paths]}
             for key in keys
             if len({repr(config.get(key)) for config in configs.values()}) > 1
         ],
-        "paired": [_paired(paths[0], path) for path in paths[1:]],
+        "paired": [_paired(paths[first], paths[name]) | {"first": first, "second": name} for name in others],
     }
 
 
 def _curve(path: Path) -> dict[str, Any]:
-    curve: dict[str, Any] = {"name": path.name, "steps": [], "reward": [], "clock": _clock({}), "evals": []}
+    curve: dict[str, Any] = {"steps": [], "reward": [], "clock": _clock({}), "evals": []}
     if (path / "metrics.sqlite").is_file():
         try:
             with MetricsDB.reader(path / "metrics.sqlite") as database:
@@ -240,7 +262,7 @@ def _curve(path: Path) -> dict[str, Any]:
 
 def _paired(baseline: Path, candidate: Path) -> dict[str, Any]:
     """Differences of the last evaluations by task, and what keeps them from being compared."""
-    pair = {"first": baseline.name, "second": candidate.name, "tasks": [], "problem": None}
+    pair: dict[str, Any] = {"tasks": [], "problem": None}
     try:
         tests = inspect.compare_runs(baseline, candidate)
         obstacles = inspect.obstacles(baseline, candidate, tests)

@@ -29,7 +29,7 @@ from coterie.runs.rows import schema
 from coterie.text import safe_text
 
 NARROW = ["step", "rollout_id", "prompt_id", "sample", "task", "region", "reward", "advantage", "expected"]
-NARROW += ["completion_length", "outcome", "stop_reason"]
+NARROW += ["completion_length", "outcome", "stop_reason", "past_pass"]
 ORDERS = ("reward", "-reward", "advantage", "-advantage", "completion_length", "-completion_length")
 PAGE = 50
 """Rows of a page."""

@@ -17,17 +17,20 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from coterie import __version__
-from coterie.board import overview, region_pages, rollout_pages
+from coterie.board import overview, prompt_map, region_pages, reward_parts, rollout_pages
 from coterie.board.catalog import Catalogue
 from coterie.board.guard import Guard
 from coterie.board.token_text import TokenTexts, token_texts
+from coterie.board.trial_request import parsed
+from coterie.board.trials import FullError, Trials
 from coterie.errors import CoterieError, RunError
 from coterie.runs.export import jsonable
 
 WEB = Path(__file__).parent / "web"
 SCRIPTS = (
     *("vendor/preact.js", "vendor/hooks.js", "vendor/signals-core.js", "vendor/signals.js", "vendor/htm.js"),
-    *("vendor/uplot.js", "base.js", "charts.js", "runs.js", "run.js", "rollouts.js", "groups.js", "app.js"),
+    *("vendor/uplot.js", "base.js", "charts.js", "runs.js", "run.js", "rollouts.js", "groups.js", "map.js"),
+    *("try.js", "app.js"),
 )
 """In the order in which the page loads them."""
 STYLES = ("vendor/uplot.css", "board.css")
@@ -39,6 +42,10 @@ FILES = {
 """The files that are served, and no other: no address becomes a path."""
 EVERY = 1.0
 """Seconds between two looks for changes."""
+TRY, CANCEL = "/api/try", "/api/try/cancel"
+"""The only addresses that take POST, where models may be tried."""
+LARGEST = 256 * 1024
+"""Bytes of a request's body."""
 ALIVE = 15.0
 """Seconds after which a line is sent to a client that there was nothing to tell, so that a lost one is noticed."""
 
@@ -57,13 +64,16 @@ class Answers:
         return overview.comparison(self.catalogue, [name for name in words.get("runs", "").split(",") if name])
 
     def run(self, words: Mapping[str, str]) -> Any:
-        return self.catalogue.kept(words["run"], "page", overview.run_page)
+        return self.catalogue.kept(words["run"], "page", overview.run_page) | {"name": words["run"]}
 
     def curves(self, words: Mapping[str, str]) -> Any:
         return self.catalogue.kept(words["run"], "curves", overview.curves)
 
     def doctor(self, words: Mapping[str, str]) -> Any:
         return self.catalogue.kept(words["run"], "doctor", overview.findings)
+
+    def parts(self, words: Mapping[str, str]) -> Any:
+        return self.catalogue.kept(words["run"], "parts", reward_parts.parts_together)
 
     def rollouts(self, words: Mapping[str, str]) -> Any:
         query = rollout_pages.Query.of(words)
@@ -95,6 +105,12 @@ class Answers:
 
         return self.catalogue.kept(words["run"], "prompts", read)
 
+    def map(self, words: Mapping[str, str]) -> Any:
+        def read(run: Path) -> Any:
+            return prompt_map.prompt_map(self.files, run)
+
+        return self.catalogue.kept(words["run"], "map", read)
+
     def texts(self, name: str) -> TokenTexts:
         """The decoder of a run's tokens."""
         return self.catalogue.kept(name, "texts", token_texts)
@@ -106,12 +122,14 @@ QUESTIONS: dict[str, Callable[[Answers, Mapping[str, str]], Any]] = {
     "run": Answers.run,
     "curves": Answers.curves,
     "doctor": Answers.doctor,
+    "parts": Answers.parts,
     "rollouts": Answers.rollouts,
     "group": Answers.group,
     "rollout": Answers.rollout,
     "regions": Answers.regions,
     "tree": Answers.tree,
     "prompts": Answers.prompts,
+    "map": Answers.map,
 }
 """`/api/NAME?…` → answer; all but `runs` and `compare` take `run=NAME`."""
 
@@ -125,17 +143,18 @@ def _number(words: Mapping[str, str], name: str, otherwise: int | None = None) -
     return int(text)
 
 
-def application(catalogue: Catalogue, *, port: int, token: str) -> Starlette:
+def application(catalogue: Catalogue, *, port: int, token: str, trials: Trials | None = None) -> Starlette:
     """The board as an ASGI application.
 
     Args:
         port: that it is served at, which requests must name.
         token: that opens it.
+        trials: of models; without them there is nothing but GET.
     """
     answers = Answers(catalogue)
 
     async def page(request: Request) -> Response:
-        return Response(html(), media_type="text/html")
+        return Response(html(trying=trials is not None), media_type="text/html")
 
     async def file(request: Request) -> Response:
         name = request.path_params["name"]
@@ -152,28 +171,80 @@ def application(catalogue: Catalogue, *, port: int, token: str) -> Starlette:
     async def changes(request: Request) -> Response:
         return StreamingResponse(events(catalogue), media_type="text/event-stream")
 
+    guard = Middleware(Guard, port=port, token=token, posted=() if trials is None else (TRY, CANCEL))
     return Starlette(
         routes=[
             Route("/", page, methods=["GET"]),
             Route("/web/{name:path}", file, methods=["GET"]),
             Route("/api/changes", changes, methods=["GET"]),
+            *([] if trials is None else trial_routes(catalogue, trials)),
             Route("/api/{question}", answer, methods=["GET"]),
         ],
-        middleware=[Middleware(Guard, port=port, token=token), Middleware(GZipMiddleware, minimum_size=2000)],
+        middleware=[guard, Middleware(GZipMiddleware, minimum_size=2000)],
     )
 
 
-def html(head: str = "", body: str = "") -> str:
+def trial_routes(catalogue: Catalogue, trials: Trials) -> list[Route]:
+    """Routes that ask for a trial, tell how far it has come, and call it off."""
+
+    async def ask(request: Request) -> Response:
+        body = await _body(request)
+        if isinstance(body, Response):
+            return body
+        try:
+            asked = parsed(body)
+            return _json(await run_in_threadpool(trials.submit, asked, catalogue.path(asked.run)), 202)
+        except FullError as error:
+            return _json({"error": str(error)}, 429)
+        except RunError as error:
+            return _json({"error": str(error)}, 400)
+
+    async def find(request: Request) -> Response:
+        return _trial_answer(trials.find, request.query_params.get("id", ""))
+
+    async def cancel(request: Request) -> Response:
+        body = await _body(request)
+        return body if isinstance(body, Response) else _trial_answer(trials.cancel, request.query_params.get("id", ""))
+
+    return [
+        Route(TRY, ask, methods=["POST"]),
+        Route(TRY, find, methods=["GET"]),
+        Route(CANCEL, cancel, methods=["POST"]),
+    ]
+
+
+def _trial_answer(look: Callable[[str], Any], name: str) -> Response:
+    try:
+        return _json(look(name))
+    except RunError as error:
+        return _json({"error": str(error)}, 404)
+
+
+async def _body(request: Request) -> bytes | Response:
+    """The body of a request, or the refusal of one that is no JSON by its type, or too large."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return _json({"error": "expected content-type application/json"}, 415)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST:
+            return _json({"error": f"the body is larger than {LARGEST} bytes; shorten the messages"}, 413)
+    return bytes(body)
+
+
+def html(head: str = "", body: str = "", *, trying: bool = False) -> str:
     """The page, with its files as links.
 
     Args:
         head: in place of the links to files.
         body: in place of the links to scripts.
+        trying: models may be tried.
     """
     head = head or "".join(f'<link rel="stylesheet" href="/web/{name}">' for name in STYLES)
     body = body or "".join(f'<script src="/web/{name}" defer></script>' for name in SCRIPTS)
     page = (WEB / "index.html").read_text(encoding="utf-8")
-    return page.replace("<!-- styles -->", head).replace("<!-- scripts -->", body)
+    page = page.replace("<!-- styles -->", head).replace("<!-- scripts -->", body)
+    return page.replace('id="board"', 'id="board" data-try="yes"') if trying else page
 
 
 def respond(answers: Answers, question: str, words: Mapping[str, str]) -> Response:

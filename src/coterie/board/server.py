@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 from coterie.board.catalog import Catalogue
+from coterie.board.trials import Trials
 from coterie.errors import RunError
 from coterie.web.local_server import LocalServer, listen, require
 from coterie.web.origin import new_secret
@@ -42,7 +43,10 @@ class Board:
     port: int | None = None
     token: str = ""
     """Made anew where it is empty."""
+    trying: bool = False
+    """Let the page sample from checkpoints: it loads models, and runs the reward functions of the runs."""
     catalogue: Catalogue = field(init=False)
+    _trials: Trials | None = field(init=False, repr=False, default=None)
     _server: LocalServer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +57,8 @@ class Board:
         self.token = self.token or new_secret()
         listener = listen(HOST, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         self.port = listener.getsockname()[1]
-        page = application(self.catalogue, port=self.port, token=self.token)
+        self._trials = Trials() if self.trying else None
+        page = application(self.catalogue, port=self.port, token=self.token, trials=self._trials)
         settings = {"timeout_graceful_shutdown": 1, "limit_concurrency": 256}
         self._server = LocalServer(page, listener, "coterie-board", settings)
 
@@ -65,7 +70,10 @@ class Board:
 
     def serve(self) -> None:
         """Answer until `stop` or Ctrl-C."""
-        self._server.serve()
+        try:
+            self._server.serve()
+        finally:
+            self._free()
 
     def start(self) -> Board:
         """Answer from a thread of this process."""
@@ -78,8 +86,13 @@ class Board:
         return bool(screen) and webbrowser.open(self.address)
 
     def stop(self) -> None:
-        """Stop answering, and free the port."""
+        """Stop answering, and free the port and the memory of models that were tried."""
         self._server.stop()
+        self._free()
+
+    def _free(self) -> None:
+        if self._trials is not None:
+            self._trials.stop()
 
     def __enter__(self) -> Board:
         return self if self._server.started else self.start()

@@ -71,7 +71,7 @@ def _records(catalogue: Catalogue, name: str, steps: int) -> Iterator[tuple[str,
         yield answer_key(question, texts), {key: name if key in ("path", "root") else answer[key] for key in answer}
 
     yield from ask("runs")
-    for question in ("run", "curves", "doctor", "regions", "prompts"):
+    for question in ("run", "curves", "doctor", "regions", "prompts", "map", "parts"):
         yield from ask(question, run=name)
     regions = answers.regions({"run": name})
     for step in regions["checkpoints"]:

@@ -180,6 +180,7 @@ def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int
         max_num_seqs=settings.max_num_seqs,
         capacity=capacity,
         max_kept_tokens=settings.max_kept_tokens,
+        draft=settings.draft == "history",
     )
 
 
@@ -191,6 +192,16 @@ def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int 
     """
     longest = longest_episode(config, inputs) if capacity is None else capacity
     return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
+
+
+def engine_notes(config: RunConfig, engine: Engine) -> list[str]:
+    """Settings of the engine that have no effect here, one line each."""
+    if config.engine.draft == "off" or (isinstance(engine, EmbeddedEngine) and engine.drafts is not None):
+        return []
+    reason = "the engine makes no drafts"
+    if isinstance(engine, EmbeddedEngine):
+        reason = "drafts need a packed model (docs/models.md), and a device other than CUDA"
+    return [f"engine.draft = {config.engine.draft!r} has no effect: {reason}. The tokens are the same without"]
 
 
 def longest_episode(config: RunConfig, inputs: Inputs) -> int:
@@ -340,6 +351,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
         sampler=sampler,
         estimator=estimator,
         replay=replay_for(config),
+        history=engine.history if isinstance(engine, EmbeddedEngine) else None,
         learner=learner,
         engine=engine,
         schedules=schedules_for(config, learner),

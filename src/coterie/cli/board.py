@@ -34,20 +34,26 @@ def show(
         typer.Option(min=0, max=65535, help="Port on loopback; the first free one from 8642 on when left out, 0 any."),
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    trying: Annotated[
+        bool,
+        typer.Option(
+            "--try", help="Add a page that chats with checkpoints: it loads models and runs the runs' reward functions."
+        ),
+    ] = False,
     beside: Annotated[bool, typer.Option("--beside", hidden=True, help="End when standard input does.")] = False,
     json_: bool = JSON,
 ) -> None:
     """Show runs in a browser, also while they train.
 
     RUNS is a folder of runs, or one run; `runs` when left out. The page is served on loopback alone, opens with the
-    token in the printed address, needs no network, and only reads. Ctrl-C ends it. The subcommand `export` writes a run
-    as one HTML file.
+    token in the printed address, needs no network, and only reads, unless --try is given. Ctrl-C ends it. The
+    subcommand `export` writes a run as one HTML file.
     """
     if ctx.invoked_subcommand is not None:
         return
     from coterie.board.server import Board, stop_at_end_of_input
 
-    served = Board(root, port)
+    served = Board(root, port, trying=trying)
     if beside:
         stop_at_end_of_input(served)
     if json_:

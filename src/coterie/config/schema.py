@@ -169,8 +169,9 @@ class EngineConfig(Section):
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
     max_kept_tokens: int = Field(default=0, ge=0)
-    """Most tokens of conversations between two turns whose keys and values are kept; beyond that the oldest is computed
-    anew when its next turn comes. 0 = as many as the sequences decoded at once may hold."""
+    """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
+    draft: Literal["off", "history"] = "off"
+    """`history` checks guesses from earlier attempts at a prompt, several in a pass: the same text (docs/speed.md)."""
 
 
 class EvalConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity, level
 from coterie.doctor.forgetting import noun
@@ -18,6 +18,10 @@ COPIED = 0.5
 THINK_EMPTY = 0.2
 KL_RISE = 0.1
 ROUNDING = 1e-9  # of a mean of equal values
+PART = "reward/part/"
+PART_ERRORS = 3.0
+"""Standard errors: there are as many pairs as parts allow, and steps remember each other."""
+PART_STEPS = 20
 HEURISTIC = "a rule of thumb of practitioners"
 
 
@@ -91,22 +95,45 @@ def _format(record: Record) -> Iterator[RuleHit]:
             )
 
 
+def diverging(series: Mapping[str, Series]) -> list[tuple[Series, Series]]:
+    """Pairs of reward parts of which the first rises while the second falls, each clearly; by how far they move.
+
+    Args:
+        series: of a run, by metric.
+    """
+    parts = [line for name, line in series.items() if name.startswith(PART) and len(line) >= PART_STEPS]
+    moves = [(line, moved) for line in parts if (moved := change(line.values)).clear(PART_ERRORS)]
+    risen = sorted((pair for pair in moves if pair[1].difference > REWARD_GAIN), key=lambda pair: -pair[1].difference)
+    fallen = sorted((pair for pair in moves if pair[1].difference < -REWARD_GAIN), key=lambda pair: pair[1].difference)
+    return [(up, down) for down, _ in fallen for up, _ in risen]
+
+
+def is_penalty(part: Series) -> bool:
+    """True for a part that is never above 0: length penalties fall with what makes answers longer."""
+    return float(part.values.max()) <= 0
+
+
+def divergence_text(rising: Series, falling: Series) -> str:
+    """What a reader is told of two such parts."""
+    up, down = (line.name.removeprefix(PART) for line in (rising, falling))
+    return (
+        f"the reward part {up!r} rises while {down!r} falls: read the rollouts with the highest reward, and see "
+        "whether one is bought with the other"
+    )
+
+
 def _parts_apart(record: Record) -> Iterator[RuleHit]:
-    prefix = "reward/part/"
-    moves = {name: change(series.values) for name, series in record.series.items() if name.startswith(prefix)}
-    rising = [name for name, moved in moves.items() if _rose(moved)]
-    for name, moved in moves.items():
-        if not rising or -moved.difference <= REWARD_GAIN or not moved.clear():
-            continue
-        label, series = name.removeprefix(prefix), record.series[name]
+    first_of = {falling.name: (rising, falling) for rising, falling in reversed(diverging(record.series))}
+    for rising, falling in reversed(first_of.values()):
+        label = falling.name.removeprefix(PART)
         serious = label == record.accuracy_part
-        penalty = not serious and float(series.values.max()) <= 0
+        penalty = not serious and is_penalty(falling)
+        moves = [(line, change(line.values)) for line in (rising, falling)]
         yield RuleHit(
             severity=Severity.SERIOUS if serious else Severity.NOTE if penalty else Severity.WARNING,
-            title=f"The reward part {label} falls while {rising[0].removeprefix(prefix)} rises.",
+            title=f"The reward part {label} falls while {rising.name.removeprefix(PART)} rises.",
             evidence=tuple(
-                level(record.series[part], REWARD_GAIN, moves[part].difference, _went(part, moves[part]))
-                for part in (rising[0], name)
+                level(line, REWARD_GAIN, moved.difference, _went(line.name, moved)) for line, moved in moves
             ),
         )
 
@@ -177,14 +204,14 @@ RULES = (
     Rule(
         name="parts_apart",
         asks="Do the parts of the reward rise together?",
-        alarm=f"a reward part fell by more than {REWARD_GAIN:g} and 2 standard errors while another rose as much; "
-        "serious when it is the evaluated part, a note when it is a penalty",
+        alarm=f"a reward part fell by more than {REWARD_GAIN:g} and {PART_ERRORS:g} standard errors while another rose "
+        "as much; serious when it is the evaluated part, a note when it is a penalty",
         source=HEURISTIC,
         meaning="One part is bought with another: the sum can rise while what matters gets worse.",
         action="Look at `reward/correlation/…` of the two; change their weights, make one a gate, or normalise each on "
         "its own (advantage.per_reward).",
         needs=("reward/mean",),
-        steps=20,
+        steps=PART_STEPS,
         check=_parts_apart,
     ),
     Rule(

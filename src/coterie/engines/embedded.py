@@ -13,7 +13,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from coterie.engines.attempt_history import AttemptHistory
 from coterie.engines.base import Engine, Request, Sampling, TextCodec
+from coterie.engines.drafts import Drafts
 from coterie.engines.kv_cache import KVCache
 from coterie.engines.runner import Drawn, PackedRunner, PlainRunner
 from coterie.engines.scheduler import Scheduler
@@ -37,6 +39,8 @@ class EmbeddedEngine(Engine):
         capacity: longest prompt + completion to reserve memory for; grown when a call needs more. Naming it from the
             start keeps the memory's layout, and so every last bit, the same in a resumed run.
         version: policy version served at the start.
+        draft: guess tokens from what was said at the same prompt before, and check several in a pass; the text is the
+            same. Models that are not packed, and CUDA graphs, go without.
         max_kept_tokens: most tokens of conversations that wait for their next turn; 0: as many as the live rows hold.
             Beyond that the oldest is computed anew when its turn comes.
     """
@@ -50,6 +54,7 @@ class EmbeddedEngine(Engine):
         capacity: int = 0,
         version: int = 0,
         max_kept_tokens: int = 0,
+        draft: bool = False,
     ) -> None:
         self._policy, self._codec = policy, codec
         self._capacity = capacity
@@ -59,6 +64,10 @@ class EmbeddedEngine(Engine):
         self._scheduler = Scheduler(max_num_seqs, alike=self._plain)
         self._cache = KVCache(max_num_seqs, max_kept_tokens)
         self._runner = PlainRunner(policy) if self._plain else PackedRunner(policy, self._cache)
+        verifies = isinstance(self._runner, PackedRunner) and self._runner.verifies
+        self.history = AttemptHistory() if draft and verifies else None
+        """What drafts know of earlier steps; None without drafts. The trainer adds to it, and saves it."""
+        self.drafts = None if self.history is None else Drafts(self.history, codec.stop_ids)
         self._open: dict[int, SampledSequence] = {}
         self._kept: dict[int, SampledSequence] = {}  # ended, and may continue
         self._submitted = 0
@@ -120,7 +129,7 @@ class EmbeddedEngine(Engine):
                 self._append(fresh, self._runner.prefill(fresh, len(self._scheduler.live) - len(fresh)))
                 ended += self._retire()
             if live := self._scheduler.live:
-                self._append(live, self._runner.decode(live))
+                self._advance(live)
                 ended += self._retire()
         turns = [(sequence.id, sequence.turn()) for sequence in ended if self._open.pop(sequence.id, None)]
         self._end_if_idle()
@@ -145,6 +154,24 @@ class EmbeddedEngine(Engine):
     def _append(self, sequences: Sequence[SampledSequence], drawn: Drawn) -> None:
         for sequence, token, logprob in zip(sequences, *drawn, strict=True):
             sequence.append(token, logprob, self._codec)
+            if self.drafts is not None:
+                self.drafts.read(sequence)
+
+    def _advance(self, live: Sequence[SampledSequence]) -> None:
+        """One pass over the live rows, with their guesses where there are any."""
+        guesses = [] if self.drafts is None else self.drafts.guesses(live)
+        if self.drafts is None or not isinstance(self._runner, PackedRunner) or not any(g.tokens for g in guesses):
+            self._append(live, self._runner.decode(live))
+            return
+        verified = self._runner.verify(live, [draft.tokens for draft in guesses])
+        for sequence, draft, drawn in zip(live, guesses, verified, strict=True):
+            before = len(sequence.tokens)
+            for place, (token, logprob) in enumerate(zip(*drawn, strict=True)):
+                sequence.append(token, logprob, self._codec)
+                if sequence.reason is not None or draft.tokens[place : place + 1] != [token]:
+                    break
+            self.drafts.judge(draft, sequence.tokens[before:])
+            self.drafts.read(sequence)
 
     def _retire(self) -> list[SampledSequence]:
         """Take ended sequences out of their rows; what may continue is kept."""
@@ -190,6 +217,8 @@ class EmbeddedEngine(Engine):
         self._kept.clear()
         self._scheduler.waiting.clear()
         self._scheduler.live.clear()
+        if self.drafts is not None:
+            self.drafts.clear()
         self._cache.clear(pool=not isinstance(self._runner, PackedRunner) or self._runner.decoder is None)
 
     @contextmanager

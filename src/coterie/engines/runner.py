@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from coterie.batches.batch import pack_prompts, shared_head
 from coterie.engines.kv_cache import KVCache, Prefilled, Resting
 from coterie.engines.sequence import SampledSequence, by_sampling
 from coterie.engines.static import StaticDecoder
-from coterie.policy.kv import DecodeLayout, PrefillLayout
+from coterie.policy.kv import DecodeLayout, PrefillLayout, RaggedLayout
 from coterie.policy.model import Policy
 from coterie.policy.path import PlainDecoder
 
@@ -23,14 +24,20 @@ Drawn = tuple[list[int], list[float]]
 """Tokens and their log-probabilities."""
 
 
-def draw(sequences: Sequence[SampledSequence], logits: Tensor) -> Drawn:
-    """The next token of each sequence, [n], from its logits, [n, V]."""
-    draws = torch.tensor([sequence.draw for sequence in sequences], dtype=torch.float64)
-    groups = by_sampling(sequences)
+def draw(sequences: Sequence[SampledSequence], logits: Tensor, counts: Sequence[int] = ()) -> Drawn:
+    """The next token of each sequence, [n], from its logits, [n, V].
+
+    Args:
+        counts: [n] tokens of each sequence that are drawn side by side, as logits [sum, V] follow; one by default.
+    """
+    counts = counts or [1] * len(sequences)
+    numbers = [sequence.draws(count) for sequence, count in zip(sequences, counts, strict=True)]
+    draws = torch.tensor([number for row in numbers for number in row], dtype=torch.float64)
+    groups = by_sampling([sequence for sequence, count in zip(sequences, counts, strict=True) for _ in range(count)])
     if len(groups) == 1:
         tokens, logprobs = sample(logits, draws, *next(iter(groups)))
         return tokens.tolist(), logprobs.tolist()
-    tokens, logprobs = [0] * len(sequences), [0.0] * len(sequences)
+    tokens, logprobs = [0] * len(draws), [0.0] * len(draws)
     for settings, members in groups.items():
         chosen, scores = sample(logits[members], draws[members], *settings)
         for index, token, logprob in zip(members, chosen.tolist(), scores.tolist(), strict=True):
@@ -176,6 +183,34 @@ class PackedRunner:
         layout = DecodeLayout(self.cache.reserve(0), places, max(positions) + 1)
         hidden = self.policy.hidden(torch.tensor(newest, device=device)[:, None], places, layout)
         return draw(live, self.policy.head(hidden[:, 0]))
+
+    @property
+    def verifies(self) -> bool:
+        """False where passes are graphs of one token a row."""
+        return self.policy.device.type != "cuda"
+
+    def verify(self, live: Sequence[SampledSequence], guesses: Sequence[Sequence[int]]) -> list[Drawn]:
+        """The next token of each row, and the one after each of its guesses.
+
+        Args:
+            guesses: [n] tokens that may follow each row's newest.
+
+        Returns:
+            [n] tokens and log-probs of each row, one more than its guesses. Those after a wrong guess mean nothing.
+        """
+        device = self.policy.device
+        tokens = [[row.tokens[-1], *guessed] for row, guessed in zip(live, guesses, strict=True)]
+        counts = [len(row) for row in tokens]
+        places = [row.position + step for row, count in zip(live, counts, strict=True) for step in range(count)]
+        positions = torch.tensor(places, device=device)
+        layout = RaggedLayout(self.cache.reserve(0), positions, counts, max(places) + 1)
+        newest = torch.tensor([token for row in tokens for token in row], device=device)
+        hidden = self.policy.hidden(newest[None], positions[None], layout)
+        chosen, logprobs = draw(live, self.policy.head(hidden[0]), counts)
+        ends = list(accumulate(counts))
+        return [
+            (chosen[end - count : end], logprobs[end - count : end]) for end, count in zip(ends, counts, strict=True)
+        ]
 
     def retire(self, order: Sequence[int], live: Sequence[SampledSequence]) -> None:
         moves = [(source, target) for target, source in enumerate(order) if source != target]

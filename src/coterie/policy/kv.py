@@ -142,3 +142,49 @@ class DecodeLayout:
             allowed = may_attend(self.positions, keys, window)
             self._masks[window] = fold_mask(additive(allowed, query.dtype)[:, None], query, key)
         return self._masks[window]
+
+
+class RaggedLayout:
+    """Several new tokens of each row, as many as `counts` says, side by side in one packed row [1, T].
+
+    The linear layers see no padding; attention is one product a row, padded to the largest count.
+
+    Args:
+        positions: [T] where each token goes in its row; those of a row follow each other.
+        counts: [n] new tokens of each of the rows 0..n-1, at least one.
+        length: of each row that is attended to.
+    """
+
+    def __init__(self, pool: KVPool, positions: Tensor, counts: Sequence[int], length: int) -> None:
+        self.pool = pool
+        self.segments: Sequence[Segment] = ()
+        self.positions = positions
+        self.count, self.longest, self.length = len(counts), max(counts), length
+        device = positions.device
+        sizes = torch.tensor(counts, device=device)
+        self._slots = torch.repeat_interleave(torch.arange(self.count, device=device), sizes)
+        starts = torch.cumsum(sizes, 0) - sizes
+        offsets = torch.arange(self.longest, device=device)
+        self._padded = starts[:, None] + torch.minimum(offsets, sizes[:, None] - 1)
+        """[n, L] token of each query; padding repeats the row's last one."""
+        self._real = (offsets < sizes[:, None]).flatten().nonzero().squeeze(1)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule) -> Tensor:
+        keys, values = (
+            self._written(tensors[layer], new) for tensors, new in ((self.pool.keys, key), (self.pool.values, value))
+        )
+        queries = query[0][:, self._padded].transpose(0, 1)  # [n, H, L, D]
+        out = masked_attention(queries, keys, values, self._mask(rule.window, queries, keys), rule)
+        return out.transpose(0, 1).flatten(1, 2).index_select(1, self._real)[None]
+
+    def _written(self, resident: Tensor, new: Tensor) -> Tensor:
+        resident[self._slots, :, self.positions] = new[0].transpose(0, 1)
+        return resident[: self.count, :, : self.length]
+
+    def _mask(self, window: int | None, query: Tensor, key: Tensor) -> Tensor:
+        if window not in self._masks:
+            keys = torch.arange(self.length, device=query.device)
+            allowed = may_attend(self.positions[self._padded], keys, window)
+            self._masks[window] = fold_mask(additive(allowed, query.dtype)[:, None], query, key)
+        return self._masks[window]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,9 @@ def best(ids: np.ndarray, scores: np.ndarray, k: int) -> list[tuple[int, float]]
 
 def _package() -> Any:
     try:
-        import bm25s
+        return import_module("bm25s")
     except ImportError as error:
         raise DataError(
             f"the backend bm25s needs the package of this name, which is not installed: {install_command('search')}; "
             "or build with `--backend fts5`"
         ) from error
-    return bm25s

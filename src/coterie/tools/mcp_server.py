@@ -9,20 +9,18 @@ import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from coterie.errors import ConfigError, install_command
 from coterie.tools.base import Result, ToolUnavailableError, as_text
-
-if TYPE_CHECKING:
-    from mcp import Client
-    from mcp.types import Tool as McpTool
 
 START_S = 60.0
 """Deadline of the start of a server and its list of tools."""
@@ -77,14 +75,14 @@ class McpServer:
         self._session: _Session | None = None
         self._late = 0
 
-    def tools(self) -> list[McpTool]:
-        """The server's tools.
+    def tools(self) -> list[Any]:
+        """The server's tools (`mcp.types.Tool`).
 
         Raises:
             ToolUnavailableError: it cannot be started or reached, or does not speak the protocol.
         """
 
-        async def listed(client: Client) -> list[McpTool]:
+        async def listed(client: Any) -> list[Any]:
             tools, cursor = [], None
             for _ in range(PAGES):
                 page = await client.list_tools(cursor=cursor)
@@ -111,20 +109,21 @@ class McpServer:
         Raises:
             ToolUnavailableError: it cannot be started or reached: no fault of the call.
         """
-        from mcp.types import CONNECTION_CLOSED, REQUEST_TIMEOUT
-
+        codes: Any = import_module("mcp.types")
         session = self._connected()
         call = session.ready.result().call_tool(name, arguments, read_timeout_seconds=timeout_s)
         try:
             reply = _wait(call, timeout_s + SPARE_S)
         except Exception as error:
             code = getattr(error, "code", None)
-            if code == REQUEST_TIMEOUT or isinstance(error, LateError):
+            if code == codes.REQUEST_TIMEOUT or isinstance(error, LateError):
                 self._late += 1
                 if self._late >= HUNG or isinstance(error, LateError):
                     self._drop(session)
                 return Result(content=f"Error: the tool did not return within {timeout_s:g} s", error="timeout")
-            if code is not None and code != CONNECTION_CLOSED:  # the server's own refusal, such as of the arguments
+            if (
+                code is not None and code != codes.CONNECTION_CLOSED
+            ):  # the server's own refusal, such as of the arguments
                 return Result(content=f"Error: {_in_a_line(error)}", error="raised")
             self._drop(session)
             if self.address.url:
@@ -164,11 +163,9 @@ class McpServer:
 
     async def _live(self, session: _Session) -> None:
         """A session from its start to its end, in one task, as the SDK's cancel scopes want it."""
-        from mcp import Client
-
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
             try:
-                async with Client(self._transport(words), read_timeout_seconds=START_S) as client:
+                async with self._client(words) as client:
                     session.ready.set_result(client)
                     await session.stop.wait()
             except BaseException as error:
@@ -178,18 +175,24 @@ class McpServer:
                     last = f"; its last words: {lines[-1][:200]}" if lines else ""
                     session.ready.set_exception(ConnectionError(f"{_in_a_line(error)}{last}"))
 
-    def _transport(self, words: TextIO) -> Any:
-        """The SDK's transport; a command's standard error goes to `words`, for the error when it does not start."""
-        from mcp import StdioServerParameters, stdio_client
-        from mcp.client.streamable_http import streamable_http_client
-        from mcp.shared._httpx_utils import create_mcp_http_client
-
+    @asynccontextmanager
+    async def _client(self, words: TextIO) -> AsyncGenerator[Any]:
+        """The SDK's client; a command's standard error goes to `words`, for the error when it does not start."""
+        mcp: Any = import_module("mcp")
         if not self.address.url:
             command, *rest = self.address.command
             given = {name: os.environ[name] for name in self.address.env if name in os.environ}
-            return stdio_client(StdioServerParameters(command=command, args=rest, env=given), errlog=words)
-        headers = {"Authorization": f"Bearer {os.environ.get(self.address.token, '')}"} if self.address.token else None
-        return streamable_http_client(self.address.url, http_client=create_mcp_http_client(headers))
+            place = mcp.stdio_client(mcp.StdioServerParameters(command=command, args=rest, env=given), errlog=words)
+            async with mcp.Client(place, read_timeout_seconds=START_S) as client:
+                yield client
+            return
+        streams: Any = import_module("mcp.client.streamable_http")
+        httpx: Any = import_module("httpx2")
+        headers = {"Authorization": f"Bearer {os.environ.get(self.address.token, '')}"} if self.address.token else {}
+        async with httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(START_S, read=None)) as connections:
+            place = streams.streamable_http_client(self.address.url, http_client=connections)
+            async with mcp.Client(place, read_timeout_seconds=START_S) as client:
+                yield client
 
 
 @lru_cache(maxsize=32)
@@ -243,7 +246,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def allowed(tools: Sequence[McpTool], names: Sequence[str], address: Address) -> list[McpTool]:
+def allowed(tools: Sequence[Any], names: Sequence[str], address: Address) -> list[Any]:
     """The tools of those names, in the settings' order; all of them where none is named.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coterie.data import assets
 from coterie.errors import ConfigError, DataError
@@ -22,9 +22,6 @@ from coterie.tools.base import Result, Tool, ToolUnavailableError
 from coterie.tools.calculator import calculator
 from coterie.tools.mcp_server import Address, McpServer, allowed, server_for
 from coterie.tools.signatures import arguments_of_schema, check_name, public_methods, tool_of, user_tools
-
-if TYPE_CHECKING:
-    from mcp.types import Tool as McpTool
 
 
 class Notes:
@@ -157,7 +154,7 @@ def _mcp(
     return [_mcp_tool(server, tool, timeout_s) for tool in offered]
 
 
-def _mcp_tool(server: McpServer, tool: McpTool, timeout_s: float) -> Tool:
+def _mcp_tool(server: McpServer, tool: Any, timeout_s: float) -> Tool:
     name = re.sub(r"\W", "_", tool.name)
     check_name(name)
     parameters = {key: value for key, value in tool.input_schema.items() if key not in ("$schema", "title")}

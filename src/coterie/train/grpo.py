@@ -19,6 +19,7 @@ from coterie.algo.advantages import informative
 from coterie.algo.estimators import Estimator
 from coterie.algo.subsample import subsample_prompts
 from coterie.batches.pack import pack, plan_scoring, without_truncated
+from coterie.engines.attempt_history import AttemptHistory
 from coterie.engines.base import check_version
 from coterie.policy.memory import peak
 from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
@@ -44,6 +45,8 @@ class Trainer(Loop):
     """Past groups that may join an update."""
     schedules: Schedules
     """KL and entropy weights, renewal of the reference."""
+    history: AttemptHistory | None = None
+    """Attempts from which the engine drafts; None where it does not."""
 
     def advance(self) -> None:
         """One step, recorded."""
@@ -79,6 +82,8 @@ class Trainer(Loop):
 
         self.progress = self.progress.after(batch)
         self.replay.keep(self.progress.step, batch.groups, rollouts, fresh)
+        if self.history is not None:
+            self.history.remember(rollouts.values())
         self.engine.commit(self.progress.step)
         check_version(self.engine.version, self.progress.step)  # before a checkpoint says that it serves this one
         return StepResult(
@@ -111,15 +116,19 @@ class Trainer(Loop):
         self.recorder.step(result, metrics)
         events = step_events(result, metrics, dtype=self.learner.policy.dtype, eval_part=self.evaluator.criterion.part)
         self.recorder.step_events(result.step, events)
+        self.recorder.diverging_parts(result.step)
 
     def writers(self) -> Sequence[Callable[[Path], None]]:
-        return self.estimator.save, self.replay.save
+        drafts = [] if self.history is None else [self.history.save]
+        return self.estimator.save, self.replay.save, *drafts
 
     def state(self) -> dict[str, Any]:
         return {"schedules": self.schedules.state()}
 
     def load(self, folder: Path) -> str:
         self.estimator.load(folder)
+        if self.history is not None:
+            self.history.load(folder)
         return self.replay.load(folder)
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from coterie.callbacks import Callback
+from coterie.doctor.hacking import PART, PART_STEPS, divergence_text, diverging, is_penalty
+from coterie.doctor.series import Series
 from coterie.errors import CollapseError, RunError
 from coterie.rollout.collector import Experience
 from coterie.runs import checkpoint, parquet, prompts, rollouts
@@ -118,6 +120,17 @@ class Recorder:
             elif not (event.lasting and event.kind in self._lasting):
                 self.note(step, event.kind, event.message)
         self._lasting = {event.kind for event in events if event.lasting}
+
+    def diverging_parts(self, step: int) -> None:
+        """Warn once of each pair of reward parts of which one rises while the other falls."""
+        names = [name for name in self.db.names() if name.startswith(PART)]
+        if len(names) < 2 or step < PART_STEPS:
+            return
+        told = {event.message for event in self.db.events("warning")}
+        for rising, falling in diverging({name: Series.of(name, self.db.series(name)) for name in names}):
+            message = divergence_text(rising, falling)
+            if message not in told and not is_penalty(falling):
+                self.note(step, "warning", message)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """One held-out evaluation with its rollouts."""

@@ -1,9 +1,9 @@
 "use strict";
 // The frame of every page: header, the page that the address names, keys.
 
-const PAGES = { rollouts: Rollouts, rollout: Rollout, group: Group, prompt: PromptPage, groups: Groups };
+const PAGES = { rollouts: Rollouts, rollout: Rollout, group: Group, prompt: PromptPage, groups: Groups, try: Try };
 const KEYS = [
-  ["r", "list of runs"], ["1 2 3", "overview, rollouts, groups of the run"], ["/", "to the filter"], ["n p", "next, previous attempt"],
+  ["r", "list of runs"], ["1 2 3 4", "overview, rollouts, groups, trial of the run"], ["/", "to the filter"], ["n p", "next, previous attempt"],
   ["m", "more rollouts"], ["← →", "through the tokens, once they have the focus"], ["t", "dark or light"], ["?", "this list"],
 ];
 const helping = signal(false);
@@ -55,7 +55,7 @@ addEventListener("keydown", (event) => {
   else if (event.key === "/") press("#filter", (element) => element.focus());
   else if (event.key === "m") press("button.more", (element) => element.click());
   else if ("np".includes(event.key)) press(`a[data-key="${event.key}"]`, (element) => element.click());
-  else if (first === "run" && name && "123".includes(event.key)) go(["run", name, ...TABS[Number(event.key) - 1][2]]);
+  else if (first === "run" && name && "1234".includes(event.key) && TABS[Number(event.key) - 1]) go(["run", name, ...TABS[Number(event.key) - 1][2]]);
 });
 
 addEventListener("hashchange", () => {

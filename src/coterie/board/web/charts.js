@@ -70,7 +70,8 @@ function Chart({ series, height = 130, label, xLabel = "step", marks = [], legen
       height,
       legend: { show: legend, live: true },
       cursor: { points: { size: 6 }, drag: { x: true, y: false } },
-      scales: { x: { time: false } },
+      // Zeros alone are drawn on 0 to 1, where uPlot would take 0 to 100.
+      scales: { x: { time: false }, y: { range: (plot, low, high) => (low === null || (low === 0 && high === 0) ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true)) } },
       axes: [
         { ...axis, space: 46, size: 26, incrs: xLabel === "step" ? WHOLE : undefined, values: (plot, values) => values.map((value) => number(value)) },
         { ...axis, size: 52, space: 28, values: (plot, values) => values.map((value) => number(value)) },

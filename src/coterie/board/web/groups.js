@@ -8,6 +8,7 @@ function Groups({ name, words }) {
   return html`<${RunHead} name=${name} tab="groups" /><h1>Groups</h1>
     <${Answer} state=${state}>${(value) => html`<${Strips} name=${name} value=${value} />
       ${value.checkpoints.length ? html`<${Trees} name=${name} steps=${value.checkpoints} />` : html`<section><h2>Tree of regions</h2><p class="quiet">No checkpoint of this run holds a tree: it is kept by runs with <code>grouping.preset = "mixture"</code>.</p></section>`}`}<//>
+    <${PromptMap} name=${name} />
     <${Prompts} name=${name} />`;
 }
 
@@ -55,8 +56,8 @@ function Trees({ name, steps }) {
   const step = steps[Math.min(at, steps.length - 1)];
   const state = useAnswer("tree", { run: name, step });
   return html`<section><h2>Tree of regions</h2>
-    <div class="tools"><label>Checkpoint of step <output>${step}</output>
-      <input type="range" min="0" max=${steps.length - 1} value=${at} disabled=${steps.length < 2} onInput=${(event) => setAt(Number(event.target.value))} /></label></div>
+    <div class="tools"><label>Checkpoint of step <span class="at">${step}</span>
+      <input type="range" aria-label="Checkpoint" aria-valuetext=${`step ${step}`} min="0" max=${steps.length - 1} value=${at} disabled=${steps.length < 2} onInput=${(event) => setAt(Number(event.target.value))} /></label></div>
     <${Answer} state=${state}>${(tree) => html`
       <p class="quiet">Weights of the experts: ${Object.entries(tree.experts).map(([expert, weight]) => `${expert} ${Math.round(100 * weight)} %`).join(", ")}</p>
       ${tree.regions.length ? html`<${Branch} name=${name} regions=${tree.regions} parent=${-1} />` : html`<p class="quiet">The tree has no regions yet.</p>`}

@@ -101,7 +101,7 @@ function Group({ name, words }) {
   const state = useAnswer("group", { run: name, step: words.step, prompt: words.prompt });
   return html`<${RunHead} name=${name} tab="rollouts" /><h1>Group of step ${words.step}</h1>
     <${Answer} state=${state}>${(group) => html`
-      <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a></p>
+      <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a>${!records && html` · <a href=${link(["run", name, "try"], { prompt: group.prompt_id })}>try it</a>`}</p>
       <section aria-label="Prompt">${group.messages.map((message) => html`<${Message} message=${message} />`)}
         ${group.answer && html`<p><b>Answer in the data:</b> ${group.answer}</p>`}</section>
       <h2>${group.count} attempts${group.count > group.members.length ? `, ${group.members.length} are shown` : ""}</h2>
@@ -137,6 +137,7 @@ const MODES = {
   logprob: { label: "log-prob", help: "the stronger the colour, the less likely the sampler thought the token", needs: (t) => t.sampler_logprobs || t.logprobs },
   mismatch: { label: "sampler against learner", help: "log-prob of the learner less that of the sampler: blue where the learner finds the token likelier, orange where less likely", needs: (t) => t.sampler_logprobs && t.logprobs },
   advantage: { label: "advantage", help: "blue is reinforced, orange is discouraged", needs: (t) => t.token_advantages },
+  share: { label: "share in the gradient", help: "the stronger the colour, the further the update moves the token's own logit: |advantage| · (1 − p), before clipping and the weights of the aggregation", needs: (t) => t.token_advantages && (t.logprobs || t.sampler_logprobs) },
   value: { label: "critic's value", help: "the critic's estimate at the token", needs: (t) => t.values },
 };
 
@@ -147,8 +148,14 @@ function tint(mode, tokens, place, largest) {
     const value = at("sampler_logprobs") ?? at("logprobs");
     return value === null ? null : [Math.min(1, -value / 6), "low"];
   }
-  const value = mode === "mismatch" ? difference(tokens, place) : at(mode === "advantage" ? "token_advantages" : "values");
+  const value = mode === "mismatch" ? difference(tokens, place) : mode === "share" ? pull(tokens, place) : at(mode === "advantage" ? "token_advantages" : "values");
   return value === null || !largest ? null : [Math.min(1, Math.abs(value) / largest), value < 0 ? "low" : "high"];
+}
+
+/** Derivative of the surrogate, A·log p, with respect to the token's own logit: A·(1 − p). */
+function pull(tokens, place) {
+  const [advantage, logprob] = [tokens.token_advantages && tokens.token_advantages[place], (tokens.logprobs || tokens.sampler_logprobs)[place]];
+  return typeof advantage === "number" && typeof logprob === "number" ? advantage * (1 - Math.exp(logprob)) : null;
 }
 
 function difference(tokens, place) {
@@ -162,7 +169,7 @@ function Tokens({ name, words, rollout }) {
   const [place, setPlace] = useState(0);
   const [problem, setProblem] = useState("");
   useEffect(() => setTokens(rollout.tokens), [rollout]);
-  const values = { mismatch: tokens.mask.map((_, at) => difference(tokens, at)), advantage: tokens.token_advantages, value: tokens.values }[mode] || [];
+  const values = { mismatch: tokens.mask.map((_, at) => difference(tokens, at)), share: mode === "share" ? tokens.mask.map((_, at) => pull(tokens, at)) : [], advantage: tokens.token_advantages, value: tokens.values }[mode] || [];
   const largest = values.reduce((most, value) => (value === null ? most : Math.max(most, Math.abs(value))), mode === "mismatch" ? 0.01 : 1e-9);
   const move = (event) => {
     const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -place, End: tokens.ids.length - 1 - place };

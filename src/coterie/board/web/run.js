@@ -5,7 +5,8 @@ const TABS = [
   ["overview", "Overview", []],
   ["rollouts", "Rollouts", ["rollouts"]],
   ["groups", "Groups", ["groups"]],
-];
+  ["try", "Try it", ["try"]],
+].slice(0, records ? 3 : 4); // an exported page has no model to ask
 
 function RunHead({ name, tab }) {
   return html`<p class="crumbs"><a href=${link([])}>Runs</a> / <a href=${link(["run", name])}>${name}</a></p>
@@ -30,7 +31,7 @@ function RunFacts({ run }) {
     <${Facts} rows=${[
       ["state", html`<${State} state=${run.state} />${run.pid > 0 ? ` process ${run.pid}` : ""}`],
       ["steps", html`<${Progress} step=${run.step} steps=${run.steps} />`],
-      ["model", run.model && String(run.model).split("/").pop()],
+      ["model", run.model],
       ["tasks", run.tasks.join(", ")],
       ["training reward", number(run.last["reward/mean"])],
       ["held-out", last ? `${last.metric} ${last.text} after step ${last.step}${last.task === "all" ? "" : ` (${last.task})`}` : ""],
@@ -66,6 +67,7 @@ function showMetric(event, metric) {
 }
 
 const FIRST = ["reward/mean", "entropy", "grad_norm", "length/mean"];
+const FIRST_OF_TUNING = ["loss", "heldout/loss", "entropy/data", "grad_norm"];
 
 function Metrics({ name, evals }) {
   const state = useAnswer("curves", { run: name }, name);
@@ -78,10 +80,11 @@ function Metrics({ name, evals }) {
       if (!value.metrics.length) return html`<p class="quiet">No step is recorded yet.</p>`;
       const sections = new Map();
       for (const metric of value.metrics) sections.set(metric.section, [...(sections.get(metric.section) || []), metric]);
-      const main = FIRST.flatMap((key) => value.metrics.filter((metric) => metric.name === key));
+      const main = (value.metrics.some((metric) => metric.name === "reward/mean") ? FIRST : FIRST_OF_TUNING).flatMap((key) => value.metrics.filter((metric) => metric.name === key));
       return html`
         <${HeldOut} evals=${evals} />
         <div class="cards">${main.map((metric) => html`<${Metric} key=${metric.name} run=${name} metric=${metric} marks=${marks[metric.name]} prefix="main" />`)}</div>
+        <${RewardParts} name=${name} metrics=${value.metrics} />
         <${TimeShares} metrics=${value.metrics} clock=${value.clock} />
         ${[...sections].map(([section, metrics]) => html`<details key=${section} class="section"><summary>${section} <span class="quiet">${metrics.length} ${metrics.length === 1 ? "curve" : "curves"}${metrics.some((metric) => marks[metric.name]) ? ", with a finding" : ""}</span></summary>
           <div class="cards">${metrics.map((metric) => html`<${Metric} key=${metric.name} run=${name} metric=${metric} marks=${marks[metric.name]} prefix="metric" />`)}</div></details>`)}`;
@@ -119,6 +122,19 @@ function HeldOut({ evals }) {
       })}</tr>`)}</tbody></table></div></article>`;
 }
 
+/** The parts of the reward as curves beside each other, and how they go together. */
+function RewardParts({ name, metrics }) {
+  const series = useMemo(() => metrics.filter((metric) => metric.name.startsWith("reward/part/")).slice(0, 6).map((metric) => ({ name: metric.name.slice(12), x: metric.steps, y: metric.values })), [metrics]);
+  const state = useAnswer(series.length > 1 && "parts", { run: name }, name);
+  if (series.length < 2) return null;
+  const cell = (side) => html`<td>${side.correlation === null ? html`<span class="quiet">–</span>` : html`<${Tone} value=${side.correlation} digits=${2} />`}</td>`;
+  return html`<article class="card wide-card"><h3>Parts of the reward</h3>
+    <${Chart} series=${series} height=${180} label="Parts of the reward" legend=${true} onPick=${(step) => go(["run", name, "rollouts"], { first: step, last: step })} />
+    <p class="small">Each part unweighted. Where one rises while another falls, the sum may hide it: the doctor says so.</p>
+    <${Answer} state=${state}>${(value) => html`<div class="wide" tabindex="0" role="region" aria-label="Correlations of parts"><table class="small"><thead><tr><th scope="col">Correlation over rollouts</th><th scope="col">First third</th><th scope="col">Last third</th></tr></thead>
+      <tbody>${value.pairs.slice(0, 28).map((pair) => html`<tr><th scope="row">${pair.first} and ${pair.second}</th>${cell(pair.early)}${cell(pair.late)}</tr>`)}</tbody></table></div>`}<//></article>`;
+}
+
 /** Seconds of all steps by what they were spent on. */
 function TimeShares({ metrics, clock }) {
   const total = (name) => {
@@ -134,6 +150,7 @@ function TimeShares({ metrics, clock }) {
     ["update", total("update")],
     ["everything else", step - total("collect") - total("update")],
   ].filter(([, seconds]) => seconds > 0.002 * step);
+  if (parts.length < 2) return null;
   const speeds = metrics.filter((metric) => metric.name.startsWith("speed/"));
   const all = clock.seconds[clock.seconds.length - 1];
   return html`<article class="card wide-card"><h3>Where the time goes</h3>

@@ -36,6 +36,9 @@ function Runs() {
   }}<//>`;
 }
 
+/** The end of a long setting: of paths it tells more than the beginning. */
+const shortened = (text) => (text.length > 44 ? `…${text.slice(-43)}` : text);
+
 function RunRow({ run, chosen, toggle }) {
   const settings = Object.entries(run.settings).filter(([key]) => key !== "name" && key !== "runs");
   return html`<tr>
@@ -45,9 +48,9 @@ function RunRow({ run, chosen, toggle }) {
       ${run.problem && html`<div class="problem small">${run.problem}</div>`}</th>
     <td><${Progress} step=${run.step} steps=${run.steps} /></td>
     <td>${run.before || run.after ? html`<span class="small quiet">${run.metric}</span><br />${run.before ? run.before.text : "–"}${run.after && html`<br />→ <b>${run.after.text}</b>`}` : "–"}</td>
-    <td><${Spark} points=${run.spark} label="reward" /> ${number(run.reward)}</td>
+    <td><${Spark} points=${run.spark} label=${run.reward === null ? "loss" : "reward"} /> ${number(run.reward ?? run.loss)}${run.reward === null && run.loss !== null && html`<div class="quiet small">loss</div>`}</td>
     <td class="nowrap">${duration(run.seconds)}</td>
-    <td class="small settings">${settings.slice(0, 6).map(([key, value]) => html`<span><code>${key}</code> ${setting(value).slice(0, 60)}</span>`)}
+    <td class="small settings">${settings.slice(0, 6).map(([key, value]) => html`<span><code>${key}</code> ${shortened(setting(value))}</span>`)}
       ${settings.length > 6 && html`<span class="quiet">and ${settings.length - 6} more: compare them</span>`}</td>
   </tr>`;
 }

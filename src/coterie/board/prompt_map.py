@@ -1,0 +1,142 @@
+"""The map of prompts: their stored embeddings on two axes, and what came of each through the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from coterie.board.region_pages import STEPS, spread
+from coterie.board.rollout_pages import StepFiles
+from coterie.errors import RunError
+from coterie.runs import parquet, prompts
+from coterie.runs.durable import json_loads
+from coterie.runs.query import readable
+from coterie.text import safe_text
+
+MOST = 1500
+"""Prompts on the map, evenly spread over those that were stored."""
+SNIPPET = 120
+"""Characters of a prompt."""
+MEANS = ("reward", "expected", "advantage", "past_pass")
+
+
+def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along the two directions of largest variance, by singular value decomposition.
+
+    The larger end of each axis is the one with the larger coordinate by absolute value, so that equal vectors give
+    equal maps on every machine.
+
+    Args:
+        vectors: [P, E]
+
+    Returns:
+        [P, 2] coordinates, and [2] the share of the variance along each axis; zeros where there is no variance.
+    """
+    centred = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    places = np.zeros((len(centred), 2))
+    shares = np.zeros(2)
+    count = min(2, len(sizes))
+    places[:, :count] = left[:, :count] * sizes[:count]
+    largest = places[np.argmax(np.abs(places), axis=0), np.arange(2)]
+    places *= np.where(largest < 0, -1.0, 1.0)
+    total = float((sizes**2).sum())
+    if total > 0:
+        shares[:count] = sizes[:count] ** 2 / total
+    return places, shares
+
+
+def prompt_map(files: StepFiles, run: Path) -> dict[str, Any]:
+    """Every prompt's place, and its visits: step, mean reward, expectation, advantage, pass rate before, and region.
+
+    Returns:
+        `prompts` (each with `x`, `y`, `task`, `text` and `visits`, lists of one value a visit), `regions` (names that
+        visits point to by number), `steps`, `shares` of the variance along the axes, `kind` of the embedding, and
+        `left_out` prompts. No prompts where a run stored no embeddings.
+    """
+    table, kind, left_out = _chosen(prompts.read(run / "prompts"))
+    empty: dict[str, Any] = {"prompts": [], "regions": [], "steps": [], "shares": [0.0, 0.0], "kind": kind}
+    if len(table) < 3:
+        return empty | {"left_out": left_out}
+    width = len(table["embedding"][0])
+    vectors = np.asarray(table["embedding"].combine_chunks().flatten(), dtype=np.float64).reshape(-1, width)
+    places, shares = principal_plane(vectors)
+    steps = spread(parquet.steps(run / "rollouts"), STEPS)
+    regions: dict[str, int] = {}
+    visits = _visits(files, run, steps, regions, set(table["prompt_id"].to_pylist()))
+    rows = table.select(["prompt_id", "task", "prompt"]).to_pylist()
+    return empty | {
+        "prompts": [
+            {
+                "id": row["prompt_id"],
+                "task": safe_text(row["task"]),
+                "text": _last_words(row["prompt"]),
+                "x": round(float(place[0]), 5),
+                "y": round(float(place[1]), 5),
+                "visits": visits.get(row["prompt_id"], {}),
+            }
+            for row, place in zip(rows, places, strict=True)
+        ],
+        "regions": [safe_text(name) for name in regions],
+        "steps": steps,
+        "shares": [float(share) for share in shares],
+        "left_out": left_out,
+    }
+
+
+def _chosen(table: pa.Table) -> tuple[pa.Table, str, int]:
+    """The prompts with an embedding of the most frequent kind, `MOST` at most; the kind, and how many are left out."""
+    kinds = Counter(
+        (kind, len(vector) if vector is not None else 0)
+        for kind, vector in zip(table["embedding_kind"].to_pylist(), table["embedding"], strict=True)
+    )
+    if not kinds:
+        return table, "", 0
+    kind, width = kinds.most_common(1)[0][0]
+    fits = [
+        place
+        for place, (name, vector) in enumerate(
+            zip(table["embedding_kind"].to_pylist(), table["embedding"].to_pylist(), strict=True)
+        )
+        if name == kind and vector is not None and len(vector) == width and np.isfinite(vector).all()
+    ]
+    kept = spread(fits, MOST)
+    return table.take(kept), str(kind), len(table) - len(kept)
+
+
+def _visits(
+    files: StepFiles, run: Path, steps: list[int], regions: dict[str, int], names: set[str]
+) -> dict[str, dict[str, list[Any]]]:
+    """Of each prompt its visits as columns; `regions` gets a number for each region that is met."""
+    visits: dict[str, dict[str, list[Any]]] = {}
+    for step in steps:
+        try:
+            table = files.narrow(run / "rollouts", step)
+        except RunError:
+            continue  # the page of rollouts names it
+        with readable():
+            means = table.group_by(["prompt_id", "region"], use_threads=False).aggregate(
+                [(column, "mean") for column in MEANS]
+            )
+        for row in means.to_pylist():
+            if row["prompt_id"] not in names:
+                continue
+            region = row["region"]
+            visit = visits.setdefault(row["prompt_id"], {key: [] for key in ("step", *MEANS, "region")})
+            visit["step"].append(step)
+            for column in MEANS:
+                visit[column].append(None if row[f"{column}_mean"] is None else round(row[f"{column}_mean"], 4))
+            visit["region"].append(None if region is None else regions.setdefault(region, len(regions)))
+    return visits
+
+
+def _last_words(messages: str) -> str:
+    """The beginning of a prompt's last message."""
+    try:
+        return safe_text(str(json_loads(messages)[-1]["content"])[:SNIPPET])
+    except (ValueError, LookupError, TypeError):
+        return ""

@@ -1,0 +1,86 @@
+"""Parts of the reward beside each other: how they go together over the rollouts of early and of late steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coterie.board.region_pages import spread
+from coterie.board.rollout_pages import read
+from coterie.errors import RunError
+from coterie.runs import parquet
+from coterie.runs.durable import json_loads
+
+STEPS = 12
+"""Steps that are read of either third of the run."""
+MOST = 12
+"""Parts, those that come first."""
+LEAST = 8
+"""Rollouts below which a correlation is not given."""
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Pearson's correlation of pairs; None of fewer than `LEAST`, or where one side does not vary.
+
+    >>> correlation([0, 1] * 4, [1, 0] * 4)
+    -1.0
+    """
+    if len(first) < LEAST or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return round(float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1)), 4)
+
+
+def parts_together(run: Path) -> dict[str, Any]:
+    """Correlations between the parts of the reward, over the rollouts of the first and of the last third of the steps.
+
+    Returns:
+        `parts`, and `pairs` with `first`, `second`, and for `early` and `late` the `correlation` (None where it has no
+        meaning) over `rollouts` that both parts apply to.
+    """
+    steps = parquet.steps(run / "rollouts")
+    third = max(1, len(steps) // 3)
+    thirds = {"early": spread(steps[:third], STEPS), "late": spread(steps[-third:], STEPS)}
+    rows = {name: _rows(run, chosen) for name, chosen in thirds.items()}
+    parts = list(dict.fromkeys(label for scores in rows.values() for score in scores for label in score))[:MOST]
+    pairs = []
+    for first, second in combinations(parts, 2):
+        pair: dict[str, Any] = {"first": first, "second": second}
+        for name, scores in rows.items():
+            both = [
+                (score[first], score[second])
+                for score in scores
+                if isinstance(score.get(first), int | float) and isinstance(score.get(second), int | float)
+            ]
+            pair[name] = {
+                "correlation": correlation([a for a, _ in both], [b for _, b in both]),
+                "rollouts": len(both),
+            }
+        pairs.append(pair)
+    return {"parts": parts, "pairs": pairs, "steps": {name: [min(s), max(s)] for name, s in thirds.items() if s}}
+
+
+def _rows(run: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The parts of every rollout of the steps; none of a step whose file is damaged."""
+    scores: list[dict[str, Any]] = []
+    for step in steps:
+        try:
+            table = read(parquet.path_of(run / "rollouts", step), ["rollout_id", "reward_parts"])
+        except RunError:
+            continue  # the page of rollouts names it
+        for text in table["reward_parts"].to_pylist():
+            score = _score(text)
+            if score:
+                scores.append(score)
+    return scores
+
+
+def _score(text: str | None) -> dict[str, Any]:
+    try:
+        score = json_loads(text or "{}")
+    except ValueError:
+        return {}
+    return score if isinstance(score, dict) else {}
