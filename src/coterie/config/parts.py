@@ -25,6 +25,7 @@ ENVIRONMENTS: dict[str, str] = {
     "single_turn": "coterie.envs.registry:SingleTurn",
     "retry": "coterie.envs.retry:Retry",
     "running_sum": "coterie.envs.running_sum:RunningSum",
+    "dialogue": "coterie.envs.dialogue:Dialogue",
     "tools": "coterie.envs.tool_use:ToolUse",
 }
 """Environments of `environment.name`. The object is a class with a method `episode`, called with `environment.params`,
