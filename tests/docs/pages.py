@@ -71,6 +71,10 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
+RUNS = {"chain_sum": "demo", "gsm_symbolic": "gsm-symbolic", "functions": "code"}
+"""Recipe by the task in the name of a run that the pages speak of."""
+
+
 def write_files(folder: Path) -> None:
     """Write every block that names a file, and stand in for the runs that the pages speak of."""
     for page in PAGES:
@@ -80,11 +84,11 @@ def write_files(folder: Path) -> None:
                 assert not path.exists(), f"{block} shows {block.note}, which another page shows too"
                 path.write_text(block.text, encoding="utf-8")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    for task in ("chain_sum", "gsm_symbolic"):
+    for task, recipe in RUNS.items():
         run = folder / f"runs/smollm2-135m-{task}-001"
         (run / "checkpoints").mkdir(parents=True)
-        recipe = {"chain_sum": "demo", "gsm_symbolic": "gsm-symbolic"}[task]
-        (run / "config.toml").write_text((ROOT / f"recipes/{recipe}/config.toml").read_text())
+        text = (ROOT / f"recipes/{recipe}/config.toml").read_text()
+        (run / "config.toml").write_text(f'module_path = ["{ROOT}/recipes/{recipe}"]\n{text}')
 
 
 DIAGNOSTICS = ROOT / "docs/diagnostics.md"

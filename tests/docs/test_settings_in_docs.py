@@ -19,15 +19,15 @@ from coterie.config.keys import bare, is_section
 from coterie.config.load import load
 from coterie.config.pipeline import load_pipeline
 from coterie.config.schema import RunConfig
-from coterie.config.user_functions import user_function
+from coterie.config.user_functions import search_in, user_function
 from coterie.data import assets, tasks
 from coterie.envs.registry import environment_for
 from coterie.rewards import registry
 from coterie.stages.pipeline import Pipeline
 from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
-FACTS, QUESTIONS = "geonames-facts", "coterie.data.geonames:questions"
-"""The asset that a recipe searches, and what asks about it: both checked where it has been fetched."""
+FACTS, QUESTIONS = "geonames-facts", ("coterie.data.geonames:questions", "library:rows")
+"""The asset that recipes search, and what asks about it: both checked where it has been fetched."""
 SETTINGS_VERBS = ("demo", "train", "sft", "distill", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
 
@@ -47,6 +47,7 @@ def sources(config: RunConfig) -> list[Source]:
 
 def check_names(config: RunConfig) -> None:
     """Every reward, asset and own function that a configuration names is really there."""
+    search_in(config.module_path)
     for part in config.rewards.functions:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)
@@ -64,7 +65,7 @@ def check_names(config: RunConfig) -> None:
             assert source.name in assets.ASSETS
         if source.type == "python":
             function = user_function(source.target)
-            if source.target != QUESTIONS or assets.locate(FACTS) is not None:
+            if source.target not in QUESTIONS or assets.locate(FACTS) is not None:
                 assert list(function(**source.params))
 
 

@@ -277,7 +277,7 @@ def results(folder: Path) -> dict[str, Any]:
     [
         ("optimizer", 4),
         *(pytest.param(point, nth, marks=SLOW) for point, nth in (("optimizer", 2), ("metrics", 14), ("record", 3))),
-        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("record", 4), ("rows", 1), ("rollouts", 9))),
+        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("record", 4), ("rows", 1), ("rollouts", 5))),
     ],
 )
 def test_killed_anywhere_it_goes_on_to_the_same_bits(

@@ -15,8 +15,9 @@ class EnvironmentConfig(Section):
 
     name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
     """single_turn, the prompt and one answer; retry, another attempt after a wrong answer; running_sum, a sum asked one
-    step at a time; tools, which the model may call before it answers (docs/tools.md); program, which calls the model
-    itself; or your own as `module:object`, a generator function or a class (docs/environments.md)."""
+    step at a time; dialogue, a user with a script; tools, which the model may call before it answers (docs/tools.md);
+    program, which calls the model itself; trl, gymnasium, openenv and verifiers, of these libraries; or your own as
+    `module:object`, a generator function or a class (docs/environments.md)."""
     max_turns: int = Field(default=8, ge=1)
     """Maximum number of turns of an episode; a longer one is truncated."""
     max_tokens: int = Field(default=1024, ge=2)

@@ -28,6 +28,7 @@ ENVIRONMENTS: dict[str, str] = {
     "single_turn": "coterie.envs.registry:SingleTurn",
     "retry": "coterie.envs.retry:Retry",
     "running_sum": "coterie.envs.running_sum:RunningSum",
+    "dialogue": "coterie.envs.dialogue:Dialogue",
     "tools": "coterie.envs.tool_use:ToolUse",
     "program": "coterie.envs.program:ProgramEnvironment",
     "trl": "coterie.envs.trl_environment:TrlEnvironment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -152,7 +153,9 @@ _LEADING_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?=$|\s|\()")
 def convert(source: Path, folder: Path, shape: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
     """Write `questions.jsonl` into `folder`."""
     lines: list[str] = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+    content = source.read_bytes()
+    text = (gzip.decompress(content) if source.suffix == ".gz" else content).decode("utf-8")
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             lines.append(json.dumps(shape(json.loads(line)), ensure_ascii=False))
         except (ValueError, KeyError, TypeError) as error:
@@ -178,4 +181,19 @@ def from_asdiv(row: Mapping[str, Any]) -> dict[str, Any]:
         "question": f"{row['passage'].strip()} {row['question'].strip()}",
         "answer": number.group().replace(",", "") if number else original,
         "answer_with_unit": original,
+    }
+
+
+def from_humaneval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """HumanEval: the head of a function to complete, and one test for the reward `code`, which runs the row's own.
+
+    The tests are assertions and loops, so they run in the sandbox behind the program, as in HumanEval's own harness.
+    """
+    test, name = row["test"], row["entry_point"]
+    return {
+        "id": row["task_id"].replace("/", "-"),
+        "question": f"Complete this Python function:\n```python\n{row['prompt'].strip()}\n```",
+        "answer": row["prompt"] + row["canonical_solution"],
+        "setup": row["prompt"],
+        "tests": [{"call": f"exec({test!r}, globals()) or check({name})", "expected": "None"}],
     }

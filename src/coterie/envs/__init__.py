@@ -1,1 +1,1 @@
-"""Environments: single-turn, retry, running_sum, tools, and functions of your own."""
+"""Environments: single-turn, retry, running_sum, dialogue, tools, and functions of your own."""
