@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coterie.api.local_servers import board, serve
     from coterie.api.run import Run, load_run
     from coterie.api.stage_verbs import distill, pipeline, rejection, sft
-    from coterie.api.verbs import board, evaluate, resume, sample, serve, train
+    from coterie.api.verbs import evaluate, resume, sample, train
     from coterie.callbacks import Callback
     from coterie.config.schema import RunConfig
     from coterie.envs.base import Environment
@@ -64,7 +65,8 @@ class _Verb(ModuleType):
     @property
     def __wrapped__(self) -> Any:
         """The function, for `help` and `inspect.signature`."""
-        return getattr(import_module("coterie.api.verbs"), self.__name__.rpartition(".")[2])
+        name = self.__name__.rpartition(".")[2]
+        return getattr(import_module(f"coterie.api.{'verbs' if name == 'train' else 'local_servers'}"), name)
 
     @property
     def __doc__(self) -> str | None:  # ty: ignore[incompatible-property-override]

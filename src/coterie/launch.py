@@ -66,14 +66,17 @@ def _save_model(policy: Policy, chat: Chat) -> Callable[[Path], None]:
 def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False, ordered: bool = False) -> str:
     """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
-    then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it.
+    then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it;
+    nor where the server of its engine is.
 
     Args:
         verbatim: with paths as they are written, which is what older versions named.
         ordered: with keys in the order given, as older versions hashed them. A file does not keep that order: TOML has
             a table's plain values before the tables in it.
     """
-    dump = config.model_dump(mode="json", exclude={"name", "runs", "module_path", "steps", "stop", "trackers"})
+    left_out = dict.fromkeys(("name", "runs", "module_path", "steps", "stop", "trackers"), True)
+    server = {"base_url", "model", "api_key_var", "weights_folder", "timeout_s", "retry_s"}
+    dump = config.model_dump(mode="json", exclude={**left_out, "engine": server})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
     text = json_dumps(settings) if ordered else json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -241,6 +244,8 @@ def _run(
             recorder.record_event(None, "error", f"{type(error).__name__}: {error}")
         raise
     finally:
+        if trainer is not None:
+            trainer.engine.close()
         recorder.close()
         tracked.close()
     callback.on_end(run.path, _closing_line(run, step, config.steps, finished))

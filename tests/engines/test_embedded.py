@@ -264,3 +264,49 @@ def test_the_edge_of_the_context(length: int, budget: int, tokens: int | None) -
         return
     (turn,) = engine(_shared_policy(), stop_ids=()).generate([asked], sampling)
     assert (len(turn.tokens), turn.stop_reason) == (tokens, StopReason.LENGTH)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_prompts_that_begin_alike_are_computed_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A growing conversation, a branch of it, a group and strangers, one call after the other: the same tokens as
+    without, fewer tokens computed, and nothing of before after a change of the weights."""
+    policy, sampling = tiny_policy(kind), Sampling(temperature=0.9, max_tokens=8)
+    plain = engine(policy)
+    caching = EmbeddedEngine(policy, Codec(), max_num_seqs=4, capacity=200, max_kept_tokens=400, prefix_caching=True)
+    computed: list[int] = []
+    hidden = Policy.hidden
+    monkeypatch.setattr(
+        Policy, "hidden", lambda self, tokens, *rest: (computed.append(tokens.numel()), hidden(self, tokens, *rest))[1]
+    )
+
+    def ask(prompt: Sequence[int], count: int = 1) -> int:
+        """Tokens computed for prompts, with caching; all tokens are compared."""
+        requests = [request(prompt, sample, name=f"{len(prompt)}") for sample in range(count)]
+        for number, asked in enumerate(requests):
+            requests[number] = Request(
+                key=SampleKey(seed=7, version=caching.version, prompt=asked.key.prompt, sample=number),
+                prompt_tokens=asked.prompt_tokens,
+            )
+        computed.clear()
+        turns = caching.generate(requests, sampling)
+        spent = sum(computed)
+        expected = plain.generate(requests, sampling)
+        assert [turn.tokens for turn in turns] == [turn.tokens for turn in expected]
+        for turn, other in zip(turns, expected, strict=True):
+            assert turn.sampler_logprobs == pytest.approx(other.sampler_logprobs, rel=1e-9)
+        return spent - sum(len(turn.tokens) - 1 for turn in turns)
+
+    first = [3 + (7 * place) % 80 for place in range(40)]
+    assert ask(first) == 40
+    assert caching._session is not None, "it outlasts the call"
+    assert ask([*first, 8, 9, 10]) <= 8 + 3
+    assert ask([*first[:30], 90, 91]) == 2, "a branch takes the start that it shares"
+    assert ask([*first[:10], 90, 91]) == 12, "too short a start is not looked for"
+    assert ask([*first, 8, 9, 10, 11], count=3) == 44, "a group's prompt is computed once, together"
+    assert ask(first) == 1, "all but the token that gives the logits"
+    for start in range(12):
+        ask([5 + start] * 60)
+    assert sum(len(resting.tokens) for resting in caching._cache.resting.values()) <= 400
+    caching.commit(1)
+    plain.commit(1)
+    assert ask(first) == 40

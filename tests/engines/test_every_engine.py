@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
 from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
+from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.http_engine import HttpEngine
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
 from coterie.rng import uniforms
 from coterie.types import SampleKey, StopReason, Turn
+from served_models import client
 from tiny_models import tiny_policy
 
 SLOTS = 4
@@ -26,13 +32,23 @@ SAMPLING = Sampling(temperature=0.9, max_tokens=12)
 
 class Codec:
     stop_ids = frozenset(range(2, 14))
+    silent_ids = stop_ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    @property
+    def tokenizer(self) -> Codec:
+        return self
+
+    def decode(self, ids: Sequence[int], **_: bool) -> str:
         return "".join(chr(0x100 + token) for token in ids)
 
 
 def _embedded(kind: str, *, draft: bool = False) -> Engine:
     return EmbeddedEngine(_policy(kind), Codec(), max_num_seqs=SLOTS, draft=draft)
+
+
+def _caching() -> Engine:
+    """What it computes of a prompt depends on what it kept."""
+    return EmbeddedEngine(_policy("packed"), Codec(), max_num_seqs=SLOTS, max_kept_tokens=500, prefix_caching=True)
 
 
 _POLICIES: dict[str, Policy] = {}
@@ -67,6 +83,31 @@ class Row:
     make: Callable[[], Engine]
     exact: bool = True
     """A turn's tokens are a function of its key and its prompt, whatever else is open."""
+    repeats: bool = True
+    """The same calls give the same log-probs to the last bit. A server's passes depend on when requests reach it."""
+
+
+SERVERS = ExitStack()
+"""Servers of the test that runs."""
+
+
+@pytest.fixture(autouse=True)
+def _servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("COTERIE_API_KEY", "key")
+    with SERVERS:
+        yield
+
+
+def _http() -> Engine:
+    """From a server of its own in threads of this process, which begins with other weights than the policy's."""
+    folder = Path(SERVERS.enter_context(TemporaryDirectory()))
+    policy = tiny_policy("llama", dtype=torch.float64, seed=1)
+    engine = EmbeddedEngine(policy, Codec(), max_num_seqs=SLOTS)
+    served = SERVERS.enter_context(
+        client(engine, Codec(), api_key="key", max_model_len=policy.context, weights=(folder, policy))
+    )
+    completions = CompletionClient(base_url=f"http://127.0.0.1:{served.port}/v1", retry_s=5.0)
+    return HttpEngine(_policy("packed"), completions, max_num_seqs=SLOTS, weights_folder=folder)
 
 
 ENGINES = {
@@ -75,6 +116,8 @@ ENGINES = {
     "embedded-plain": Row(lambda: _embedded("plain")),
     "embedded-drafts": Row(lambda: _embedded("packed", draft=True)),
     "embedded-plain-drafts": Row(lambda: _embedded("plain", draft=True)),
+    "embedded-prefixes": Row(_caching, repeats=False),
+    "http": Row(_http, repeats=False),
 }
 
 
@@ -303,11 +346,16 @@ def test_a_conversation_goes_on_from_its_tokens(row: Row) -> None:
     engine.commit(1)
 
 
-def test_it_can_be_closed_twice_and_used_again(engine: Engine) -> None:
+def test_it_can_be_closed_twice_and_used_again(row: Row) -> None:
+    engine = row.make()
     before = engine.generate(crowd(1), SAMPLING)
     engine.close()
     engine.close()
-    assert engine.generate(crowd(1), SAMPLING) == before
+    after = engine.generate(crowd(1), SAMPLING)
+    assert [turn.tokens for turn in after] == [turn.tokens for turn in before]
+    for turn, other in zip(after, before, strict=True):
+        tolerance = 0.0 if row.repeats else 1e-12
+        assert turn.sampler_logprobs == pytest.approx(other.sampler_logprobs, rel=tolerance, abs=0)
 
 
 class Broken(ScriptedEngine):

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served_models import Client, Slow, client, script, tiny_chat, together
 
 from coterie.engines.base import Request, Sampling
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import EngineError
+from served_models import Client, Slow, client, script, tiny_chat, together
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKED = {"messages": [{"role": "user", "content": "legs"}], "max_tokens": 4}
@@ -62,7 +62,7 @@ def tiny() -> Iterator[Client]:
         (CHAT, ASKED | {"messages": [{"role": "user", "content": "a" * 300}]}, 400, "messages", "shorten it"),
         (CHAT, ASKED | {"seed": 1 << 70}, 400, "seed", "less than"),
         (CHAT, ASKED | {"stop": ""}, 400, "stop", "at least 1 character"),
-        (CHAT, ASKED | {"stop": "<|im_end|>"}, 400, "stop", "can never match"),
+        (CHAT, ASKED | {"stop": "<|im_start|>"}, 400, "stop", "can never match"),
         (CHAT, ASKED | {"stop": "a\ud800"}, 400, "stop", "unicode"),
         (TEXT, {"prompt": "a\ud800"}, 400, "prompt", "surrogate"),
         (CHAT, {"messages": [called("[" * 5000)]}, 400, None, "nests too deep"),
@@ -83,7 +83,10 @@ def tiny() -> Iterator[Client]:
         (TEXT, {"prompt": [3, 2.5]}, 400, "prompt", "prompt"),
         (TEXT, {"prompt": {"a": 1}}, 400, "prompt", "prompt"),
         (TEXT, {"prompt": "a", "logprobs": 2}, 400, "logprobs", "each sampled token alone"),
-        (TEXT, {"prompt": "a", "echo": True}, 400, "echo", "not supported"),
+        (TEXT, {"prompt": "a", "echo": True, "stream": True}, 400, "echo", "not supported"),
+        (TEXT, {"prompt": "a", "echo": True, "logprobs": 0}, 400, "echo", "not supported by this engine"),
+        (TEXT, {"prompt": "a", "logprobs": 1}, 400, "logprobs", "or 1 at temperature 0"),
+        (TEXT, {"prompt": "a", "logprobs": 2, "temperature": 0}, 400, "logprobs", "or 1 at temperature 0"),
         (TEXT, {"prompt": "a" * 30_000}, 413, None, "larger than the 20000 bytes"),
         ("/v1/embeddings", {"input": "a"}, 404, None, "there is no '/v1/embeddings'"),
     ],
@@ -225,3 +228,22 @@ def test_open_answers_end_when_the_server_stops() -> None:
     connection.close()
     with pytest.raises(OSError, match=r"refused"):
         served.send("GET", "/health")
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["with a length", "in chunks"])
+def test_five_megabytes_are_refused_before_they_have_come(declared: bool) -> None:
+    chat = tiny_chat()
+    with client(script(chat, "the legs"), chat) as served:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as sender:
+            length = "content-length: 5000000" if declared else "transfer-encoding: chunked"
+            head = (
+                f"POST {TEXT} HTTP/1.1\r\nhost: 127.0.0.1:{served.port}\r\ncontent-type: application/json\r\n{length}"
+            )
+            sender.sendall(head.encode() + b"\r\n\r\n")
+            if not declared:
+                for _ in range(42):  # 100 kB each: 4.2 MB, above the limit and short of the end
+                    sender.sendall(b"186a0\r\n" + b"a" * 100_000 + b"\r\n")
+            assert sender.recv(100).startswith(b"HTTP/1.1 413")
+        largest = served.send("POST", TEXT, {"prompt": "a" * 4_000_000})
+        assert (largest[0], largest[1]["error"]["code"]) == (400, "context_length_exceeded")
+        assert served.send("POST", CHAT, ASKED)[0] == 200

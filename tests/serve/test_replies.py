@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served_models import Client, client, embedded, script, tiny_chat, together
+import torch
 
 from coterie.engines.base import Request, Sampling
 from coterie.serve.text_stream import TextStream
 from coterie.types import SampleKey
+from served_models import Client, client, embedded, script, tiny_chat, together
+from tiny_models import tiny_model
 
 QUESTION = [{"role": "user", "content": "how many legs 7?"}]
 
@@ -204,3 +206,32 @@ def test_a_call_that_cannot_be_read_stays_text() -> None:
         assert served.post("chat/completions", **asked)["choices"][0]["message"]["content"] == text
         parts = [chunk["choices"][0]["delta"]["content"] for chunk in served.events("chat/completions", **asked)]
         assert "".join(parts) == text
+
+
+def test_an_echoed_prompt_is_scored(tiny: Client) -> None:
+    """As transformers scores it; the likeliest token beside each, and as much again for a second prompt."""
+    prompts = [[5, 9, 40, 7, 61], [70, 3]]
+    answer = tiny.post("completions", prompt=prompts, max_tokens=2, logprobs=1, temperature=0, echo=True)
+    model = tiny_model("llama", vocab_size=len(tiny.chat.tokenizer), bos_token_id=0, eos_token_id=2)
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        scores = choice["logprobs"]
+        asked: dict[str, Any] = {"prompt": prompt, "max_tokens": 2, "temperature": 0, "return_token_ids": True}
+        tokens = [*prompt, *tiny.post("completions", **asked)["choices"][0]["token_ids"]]
+        assert scores["tokens"] == [tiny.chat.tokenizer.decode([token]) for token in tokens]
+        with torch.no_grad():
+            expected = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        places = torch.tensor(tokens[1:])[:, None]
+        assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+        assert scores["token_logprobs"][1:] == pytest.approx(expected[:-1].gather(1, places)[:, 0].tolist(), rel=1e-9)
+        tops = [max(top.values()) for top in scores["top_logprobs"][1:]]
+        assert tops == pytest.approx(expected[:-1].max(-1).values.tolist(), rel=1e-9)
+        assert choice["text"].startswith(tiny.chat.tokenizer.decode(prompt))
+    plain = tiny.post("completions", prompt=prompts[0], max_tokens=2, temperature=0, echo=True)["choices"][0]
+    assert (plain["text"], plain["logprobs"]) == (answer["choices"][0]["text"], None)
+
+
+def test_a_stop_that_ends_anyway_is_no_fault(tiny: Client) -> None:
+    """lm-eval gives the spelling of the end token."""
+    body: dict[str, Any] = {"prompt": [5, 9], "seed": 3, "max_tokens": 6}
+    answers = [tiny.post("completions", **stop, **body)["choices"] for stop in ({}, {"stop": ["<|im_end|>"]})]
+    assert answers[0] == answers[1]

@@ -1,4 +1,4 @@
-"""train, resume, evaluate, sample, serve and board for scripts and notebooks.
+"""train, resume, evaluate and sample for scripts and notebooks.
 
 Objects become settings and files, then the same functions run as for the command line. Nothing here imports torch
 before one of them is called.
@@ -18,9 +18,7 @@ from coterie.callbacks import Callback, CallbackList
 from coterie.types import EvalResult
 
 if TYPE_CHECKING:
-    from coterie.board.server import Board
     from coterie.config.schema import RunConfig
-    from coterie.serve.endpoint import Endpoint
 
 _OF_TRL = {
     "reward_funcs": "reward",
@@ -158,8 +156,8 @@ def evaluate(
     Raises:
         DataError: there are no held-out prompts.
     """
-    target, base = _target(model, config)
-    with _scratch() as place, callbacks_of(callback, quiet) as callbacks:
+    target, base = target_of(model, config)
+    with scratch() as place, callbacks_of(callback, quiet) as callbacks:
         if data is not None:  # what is asked for is measured, also where a run was trained on it
             settings = {"data.train": [], "data.rehearsal": 0.0, **(settings or {})}
         loaded = settings_of(
@@ -201,8 +199,8 @@ def sample(
         DataError: a prompt is neither text nor messages.
         EngineError: a prompt does not fit the model's context.
     """
-    target, _ = _target(model, None)
-    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
+    target, _ = target_of(model, None)
+    with scratch() as place, callbacks_of(None, quiet) as callbacks:
         from coterie.api.inputs import model_of
         from coterie.inference.conversation import complete
 
@@ -217,82 +215,6 @@ def sample(
             seed=seed,
             callback=callbacks,
         )
-
-
-def board(
-    runs: Run | str | Path = "runs", *, port: int | None = None, open_browser: bool = False, trying: bool = False
-) -> Board:
-    """Show runs in a browser, also while they train: a page on loopback, served from a thread of this process.
-
-    Args:
-        runs: folder of runs, or one run.
-        port: None takes the first free one from 8642 on.
-        open_browser: open the page.
-        trying: add a page that samples from checkpoints.
-
-    Returns:
-        The board; `address` is what to open. `stop()`, the end of a `with` block or of the process ends it.
-
-    Raises:
-        ConfigError: the packages of the extra `board` are not installed.
-        RunError: there is no such folder, or the port is taken.
-    """
-    from coterie.board.server import Board
-
-    served = Board(runs.path if isinstance(runs, Run) else Path(runs), port, trying=trying).start()
-    if open_browser:
-        served.open()
-    return served
-
-
-def serve(
-    model: Any,
-    *,
-    port: int | None = None,
-    host: str = "127.0.0.1",
-    api_key: str | None = None,
-    name: str = "",
-    tokenizer: Any = None,
-    quiet: bool = False,
-    **limits: Any,
-) -> Endpoint:
-    """Serve a model to clients of OpenAI's API, from threads of this process.
-
-    Args:
-        model: as for `evaluate`.
-        port: None takes the first free one from 8000 on, 0 any free one.
-        host: address to listen on; any other than loopback needs a key.
-        api_key: that clients must send.
-        name: by which clients ask for the model; the run's, or the model's, when left out.
-        tokenizer: of a loaded model.
-        quiet: print nothing.
-        limits: `max_num_seqs`, `max_model_len`, `max_queue`, `max_body`, `timeout_s` and `grace_s`, as
-            `coterie.serve.endpoint.Limits` explains them.
-
-    Returns:
-        The endpoint; `address` is the clients' base address. `stop()`, the end of a `with` block or of the process
-        ends it.
-
-    Raises:
-        ConfigError: the packages of the extra `serve` are not installed, or a limit is wrong.
-        RunError: there is no such run, or the port is taken.
-    """
-    label = name or (model.path.name if isinstance(model, Run) else "" if isinstance(model, str | Path) else "model")
-    target, _ = _target(model, None)
-    with _scratch() as place, callbacks_of(None, quiet) as callbacks:
-        from coterie.api.inputs import model_of
-
-        source = model_of(target, tokenizer, place)
-        from coterie.serve.endpoint import Endpoint, Limits
-
-        try:
-            accepted = Limits(**limits)
-        except TypeError:
-            names = ", ".join(Limits.__slots__)
-            raise TypeError(f"coterie.serve() got {', '.join(limits)}; its limits are {names}") from None
-        return Endpoint(
-            source, port=port, host=host, api_key=api_key, name=label, limits=accepted, callback=callbacks
-        ).start()
 
 
 @contextmanager
@@ -313,13 +235,13 @@ def callbacks_of(callback: Callback | Sequence[Callback] | None, quiet: bool) ->
 
 
 @contextmanager
-def _scratch() -> Generator[Path]:
+def scratch() -> Generator[Path]:
     """Temporary folder for inputs that are not stored."""
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
         yield Path(folder)
 
 
-def _target(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str | Path | RunConfig | None]:
+def target_of(model: Any, config: str | Path | RunConfig | None) -> tuple[Any, str | Path | RunConfig | None]:
     """The model, and the settings to start from: `config`, or those of the run that the model names."""
     if isinstance(model, Run):
         return str(model.path), config or model.path / "config.toml"

@@ -20,6 +20,7 @@ from coterie.data.prompts import BadRow, PromptSet
 from coterie.data.tool_templates import equip
 from coterie.envs.registry import environment_for
 from coterie.envs.tool_use import ToolUse
+from coterie.envs.trl_environment import TrlEnvironment
 from coterie.errors import DataError, ModelError
 from coterie.policy.device import device_named
 from coterie.policy.embedding import Encoder, load_encoder
@@ -119,7 +120,7 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("reading and tokenizing the prompts")
     environment = environment_for(config.environment)
-    if isinstance(environment, ToolUse):
+    if isinstance(environment, ToolUse | TrlEnvironment):
         chat = equip(chat, environment.schemas, environment.preamble, environment.role)
     if config.environment.talks:
         chat.check_turns()

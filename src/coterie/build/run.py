@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,9 @@ from coterie.config.user_functions import search_in
 from coterie.data.chat import Chat
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
+from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
+from coterie.engines.http_engine import HttpEngine
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import ConfigError, DataError
 from coterie.grouping.features import Embed
@@ -162,6 +165,11 @@ def check_trainable(config: RunConfig) -> None:
     search_in(config.module_path)
     if config.sft is not None:
         return
+    if config.engine.name == "http" and not config.engine.weights_folder:
+        raise ConfigError(
+            'engine.name = "http" without engine.weights_folder samples from the weights that the server has, which '
+            "training would leave behind; name the folder that `coterie serve --weights-folder` reads"
+        )
     objective_for(config)
     estimator_for(config)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
@@ -181,6 +189,25 @@ def embedded_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int
         capacity=capacity,
         max_kept_tokens=settings.max_kept_tokens,
         draft=settings.draft == "history",
+    )
+
+
+def http_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) -> HttpEngine:
+    """The engine that samples from a server of completions."""
+    settings = config.engine
+    client = CompletionClient(
+        base_url=settings.base_url,
+        api_key_var=settings.api_key_var,
+        timeout_s=settings.timeout_s,
+        retry_s=settings.retry_s,
+    )
+    return HttpEngine(
+        policy,
+        client,
+        model=settings.model,
+        max_num_seqs=settings.max_num_seqs,
+        weights_folder=Path(settings.weights_folder) if settings.weights_folder else None,
+        longest=capacity,
     )
 
 

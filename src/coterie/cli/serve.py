@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,7 +43,19 @@ def serve(
     ] = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Sequences decoded at once.")] = 64,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Completions that wait or are decoded.")] = 1024,
+    max_kept_tokens: Annotated[
+        int, typer.Option("--max-kept-tokens", min=1, help="Tokens kept for prompts that begin alike.")
+    ] = 16_384,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds that a request may take.")] = 600.0,
+    dtype: Annotated[str, typer.Option(help="Number format of the model, as model.dtype of a run.")] = "auto",
+    weights_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights-folder",
+            help="Folder from which a learner (engine.name = http) may replace the weights; needs a key.",
+            show_default=False,
+        ),
+    ] = None,
     json_: bool = JSON,
 ) -> None:
     """Serve a model, or the model of a run, to clients of OpenAI's API.
@@ -62,9 +75,23 @@ def serve(
         from coterie.serve.endpoint import Endpoint, Limits
 
         limits = Limits(
-            max_num_seqs=max_num_seqs, max_model_len=max_model_len, max_queue=max_queue, timeout_s=timeout_s
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_queue=max_queue,
+            max_kept_tokens=max_kept_tokens,
+            timeout_s=timeout_s,
         )
-        endpoint = Endpoint(target, port=port, host=host, api_key=key, name=name, limits=limits, callback=callback)
+        endpoint = Endpoint(
+            target,
+            port=port,
+            host=host,
+            api_key=key,
+            name=name,
+            limits=limits,
+            callback=callback,
+            dtype=dtype,
+            weights_folder=weights_folder,
+        )
     if json_:
         record = {"address": endpoint.address, "port": endpoint.port, "model": endpoint.name}
         print_json(record | {"max_model_len": endpoint.max_model_len})

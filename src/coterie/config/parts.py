@@ -17,7 +17,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from coterie.config.user_functions import FUNCTION, user_function
 
-ENGINES: dict[str, str] = {"embedded": "coterie.build.run:embedded_engine"}
+ENGINES: dict[str, str] = {
+    "embedded": "coterie.build.run:embedded_engine",
+    "http": "coterie.build.run:http_engine",
+}
 """Engines of `engine.name`. The object is called with policy, chat, settings and the tokens of the longest sequence,
 and returns an `Engine`."""
 
@@ -27,6 +30,11 @@ ENVIRONMENTS: dict[str, str] = {
     "running_sum": "coterie.envs.running_sum:RunningSum",
     "dialogue": "coterie.envs.dialogue:Dialogue",
     "tools": "coterie.envs.tool_use:ToolUse",
+    "program": "coterie.envs.program:ProgramEnvironment",
+    "trl": "coterie.envs.trl_environment:TrlEnvironment",
+    "gymnasium": "coterie.envs.gymnasium_text:GymnasiumText",
+    "openenv": "coterie.envs.openenv:OpenEnv",
+    "verifiers": "coterie.envs.verifiers_taskset:VerifiersTaskset",
 }
 """Environments of `environment.name`. The object is a class with a method `episode`, called with `environment.params`,
 or a generator function of a prompt and these."""

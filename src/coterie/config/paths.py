@@ -15,7 +15,7 @@ from typing import Any
 from coterie.config.user_functions import FUNCTION
 from coterie.errors import ConfigError
 
-PATHS = ("runs", "data.train.*.path", "data.heldout.*.path")
+PATHS = ("runs", "data.train.*.path", "data.heldout.*.path", "engine.weights_folder")
 """Settings that name a file or folder."""
 MODELS = (
     "model.name",
@@ -28,6 +28,8 @@ MODELS = (
 """Settings that may name a folder; of data sources, only those of type `hub`."""
 INDEXES = ("environment.params.tools.*.index",)
 """Settings that name the file of a search index, an asset or a server."""
+COMMANDS = ("environment.params.command.*",)
+"""Settings with the words of a command, of which those that are files are found from any folder."""
 FUNCTIONS = (
     "data.train.*.target",
     "data.heldout.*.target",
@@ -36,6 +38,9 @@ FUNCTIONS = (
     "environment.name",
     "environment.params.tools.*",
     "environment.params.tools.*.name",
+    "environment.params.factory",
+    "environment.params.make",
+    "environment.params.taskset",
     "engine.name",
     "advantage.estimator",
     "objective.loss",
@@ -74,6 +79,9 @@ def anchor(data: dict[str, Any], base: Base) -> tuple[str, ...] | None:
     for pattern in INDEXES:
         for table, key, place in _sites(data, pattern):
             table[key] = located_index(table[key], base(place))
+    for pattern in COMMANDS:
+        for table, key, place in _sites(data, pattern):
+            table[key] = located_word(table[key], base(place))
     return _anchor_functions(data, base)
 
 
@@ -107,6 +115,11 @@ def located_index(text: str, base: Path) -> str:
     """Absolute path of the file of an index; the name of an asset and a URL are unchanged."""
     is_path = os.path.isabs(os.path.expanduser(text)) or "/" in text or "\\" in text or Path(text).suffix
     return located(text, base) if is_path else text
+
+
+def located_word(text: str, base: Path) -> str:
+    """Absolute path of a word of a command that is a file; any other as it is."""
+    return located(text, base) if text and Path(base, os.path.expanduser(text)).is_file() else text
 
 
 def portable(text: str) -> str:
@@ -144,7 +157,7 @@ def relocate(data: dict[str, Any], file: Path) -> None:
         new = after / path.relative_to(before) if path.is_relative_to(before) else path
         return str(new) if new.exists() else text
 
-    for pattern in (*PATHS, *MODELS, *INDEXES):
+    for pattern in (*PATHS, *MODELS, *INDEXES, *COMMANDS):
         for table, key, _ in _sites(data, pattern):
             table[key] = moved(table[key])
     if isinstance(data.get(SEARCH), list):
@@ -166,7 +179,7 @@ def hashed(dump: Mapping[str, Any], written: Mapping[str, Any], *, verbatim: boo
         verbatim: paths as they are written; else as `portable` gives them, so that a project may move.
     """
     settings: dict[str, Any] = _written_part(dump, written)
-    for pattern in (*PATHS, *MODELS, *INDEXES):
+    for pattern in (*PATHS, *MODELS, *INDEXES, *COMMANDS):
         for table, key, place in _sites(settings, pattern):
             table[key] = _at(written, place) if verbatim else portable(table[key])
     return settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from coterie.config.algorithms import find
 from coterie.config.base import Section
 from coterie.config.conflicts import CONFLICTS
 from coterie.config.data import DataConfig
+from coterie.config.environment import EngineConfig, EnvironmentConfig
 from coterie.config.imitation import RejectionConfig, SftConfig
 from coterie.config.objective import (
     AdvantageConfig,
@@ -21,7 +22,6 @@ from coterie.config.objective import (
     RolloutCorrectionConfig,
 )
 from coterie.config.optim import OptimConfig
-from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
 from coterie.config.rewards import RewardsConfig
 from coterie.config.stop import StopConfig
 from coterie.errors import ConfigError
@@ -52,40 +52,6 @@ class ModelConfig(Section):
     """auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N, mps, xpu, or another device of torch."""
     lora: LoraConfig | None = None
     """Set to train an adapter; leave out to train all weights."""
-
-
-class EnvironmentConfig(Section):
-    """The environment of an episode: one completion, or several turns."""
-
-    name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
-    """single_turn, the prompt and one answer; retry, another attempt after a wrong answer; running_sum, a sum asked one
-    step at a time; dialogue, a user with a script; tools, which the model may call before it answers (docs/tools.md);
-    or your own as `module:object`, a generator function or a class (docs/environments.md)."""
-    max_turns: int = Field(default=8, ge=1)
-    """Maximum number of turns of an episode; a longer one is truncated."""
-    max_tokens: int = Field(default=1024, ge=2)
-    """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
-    limit of each turn, still fits."""
-    delay: int = Field(default=1, ge=1)
-    """Passes of the engine, about a token each, from the end of a turn to the next turn of its episode. An environment
-    has that long before sampling waits for it; which turns share a pass never depends on how long it took."""
-    timeout_s: float = Field(default=120.0, gt=0)
-    """Deadline of the environment's answer to a turn, seconds; an episode that misses it ends as env_error."""
-    workers: int = Field(default=16, ge=1)
-    """Most episodes whose environments answer at once, in threads; the built-in retry and running_sum need none."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the environment."""
-
-    @model_validator(mode="after")
-    def _used(self) -> EnvironmentConfig:
-        if self.params and not self.talks:
-            raise ValueError(f'name = "single_turn" takes no params, but params = {self.params}')
-        return self
-
-    @property
-    def talks(self) -> bool:
-        """True if there may be more than one turn."""
-        return self.name != "single_turn"
 
 
 class ReplayConfig(Section):
@@ -159,19 +125,6 @@ class CollectConfig(Section):
     oversample: float = Field(default=1.0, ge=1)
     """Sample this many times the prompts, and stop when enough groups are complete; the other prompts are re-sampled in
     the next step, which waits for them. Faster, but it favours short completions. Experimental."""
-
-
-class EngineConfig(Section):
-    """Sampling engine."""
-
-    name: Annotated[str, Named(ENGINES)] = "embedded"
-    """`embedded` reads the learner's weights in place; or your own as `module:function` (docs/extending.md)."""
-    max_num_seqs: int = Field(default=64, ge=1)
-    """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
-    max_kept_tokens: int = Field(default=0, ge=0)
-    """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
-    draft: Literal["off", "history"] = "off"
-    """`history` checks guesses from earlier attempts at a prompt, several in a pass: the same text (docs/speed.md)."""
 
 
 class EvalConfig(Section):

@@ -43,6 +43,8 @@ class EmbeddedEngine(Engine):
             same. Models that are not packed, and CUDA graphs, go without.
         max_kept_tokens: most tokens of conversations that wait for their next turn; 0: as many as the live rows hold.
             Beyond that the oldest is computed anew when its turn comes.
+        prefix_caching: keep what was computed of every sequence, for later prompts that begin alike, and what a call
+            sets up beyond its end; for a server, whose calls come one by one. A packed model only.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class EmbeddedEngine(Engine):
         capacity: int = 0,
         version: int = 0,
         max_kept_tokens: int = 0,
+        prefix_caching: bool = False,
         draft: bool = False,
     ) -> None:
         self._policy, self._codec = policy, codec
@@ -62,7 +65,7 @@ class EmbeddedEngine(Engine):
         self._max_kept_tokens = max_kept_tokens
         self._plain = policy.path.kind == "plain"
         self._scheduler = Scheduler(max_num_seqs, alike=self._plain)
-        self._cache = KVCache(max_num_seqs, max_kept_tokens)
+        self._cache = KVCache(max_num_seqs, max_kept_tokens, shared=prefix_caching and not self._plain)
         self._runner = PlainRunner(policy) if self._plain else PackedRunner(policy, self._cache)
         verifies = isinstance(self._runner, PackedRunner) and self._runner.verifies
         self.history = AttemptHistory() if draft and verifies else None
@@ -72,6 +75,11 @@ class EmbeddedEngine(Engine):
         self._kept: dict[int, SampledSequence] = {}  # ended, and may continue
         self._submitted = 0
         self._session: ExitStack | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """Whose weights are read."""
+        return self._policy
 
     @property
     def vocabulary(self) -> int:
@@ -180,7 +188,9 @@ class EmbeddedEngine(Engine):
             return []
         if not self._plain:
             for row, sequence in enumerate(live):
-                if sequence.reason is not None and sequence.request.may_continue and sequence.id in self._open:
+                if sequence.reason is not None and self._cache.shared:
+                    self._cache.keep(sequence, row)
+                elif sequence.reason is not None and sequence.request.may_continue and sequence.id in self._open:
                     self._cache.keep(sequence, row)
                     self._kept[sequence.id] = sequence
         ended, order = self._scheduler.retire()
@@ -197,6 +207,9 @@ class EmbeddedEngine(Engine):
         self._session = ExitStack()
         self._session.enter_context(eager(self._policy))
         rows, tokens = self._rows, sum(sequence.sampling.max_tokens for sequence in waiting)
+        if self._cache.shared:  # the session outlasts these
+            rows = self._scheduler.slots
+            tokens = rows * self._capacity
         self._runner.open(waiting, self._capacity)
         self._session.enter_context(prepacked(self._policy.model, rows=rows, tokens=tokens))
 

@@ -30,6 +30,18 @@ class Resting:
     kv: PromptKV
 
 
+SHORTEST = 16
+"""Tokens that a start must have to be taken: below, computing the prompts of a pass together is as fast."""
+
+
+def common_start(tokens: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Number of tokens that two sequences begin with alike."""
+    count = min(len(tokens), len(other))
+    if tokens[:count] == other[:count]:
+        return count
+    return next(place for place in range(count) if tokens[place] != other[place])
+
+
 class KVCache:
     """Keys and values by row, by prompt and by conversation.
 
@@ -37,15 +49,16 @@ class KVCache:
         slots: rows.
         max_kept_tokens: most tokens of conversations at rest. The oldest is freed first, and computed anew when its
             next turn comes.
+        shared: every sequence rests after its end, for any prompt that begins alike (prefix caching).
     """
 
-    def __init__(self, slots: int, max_kept_tokens: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, max_kept_tokens: int, *, shared: bool = False) -> None:
+        self.slots, self.shared = slots, shared
         self.max_kept_tokens = max_kept_tokens
         self.pool: KVPool | None = None
         self.prompts: dict[tuple[int, ...], Prefilled] = {}
-        self.resting: dict[SampleKey, Resting] = {}
-        """By attempt, the oldest first."""
+        self.resting: dict[SampleKey | tuple[int, ...], Resting] = {}
+        """By attempt, or by their tokens where they are shared; the oldest first."""
         self._due: Counter[tuple[int, ...]] = Counter()  # waiting sequences of each prompt
 
     def reserve(self, capacity: int) -> KVPool:
@@ -81,16 +94,35 @@ class KVCache:
         """Put a conversation aside whose turn ended in `row`."""
         pool, length = self.reserve(0), sequence.position
         tokens = (*sequence.prompt, *sequence.tokens)[:length]
-        self.resting[attempt_of(sequence.request.key)] = Resting(tokens=tokens, kv=pool.copy(row, length))
+        if self.shared:
+            for name in [name for name, old in self.resting.items() if tokens[: len(old.tokens)] == old.tokens]:
+                del self.resting[name]
+        key = tokens if self.shared else attempt_of(sequence.request.key)
+        self.resting[key] = Resting(tokens=tokens, kv=pool.copy(row, length))
         while sum(len(resting.tokens) for resting in self.resting.values()) > self.max_kept_tokens:
             del self.resting[next(iter(self.resting))]
 
     def take(self, sequence: SampledSequence) -> Resting | None:
         """What is kept of the conversation that a sequence continues, token for token; None where nothing is."""
+        if self.shared:
+            alone = self._due[sequence.prompt] == 1 and sequence.prompt not in self.prompts
+            return self._longest_start(sequence.prompt) if alone else None
         resting = self.resting.pop(attempt_of(sequence.request.key), None)
         if resting is None or len(resting.tokens) >= len(sequence.prompt):
             return None
         return resting if sequence.prompt[: len(resting.tokens)] == resting.tokens else None
+
+    def _longest_start(self, prompt: tuple[int, ...]) -> Resting | None:
+        """The longest start of a prompt that rests, but for the last token, after which there must be logits."""
+        name, length = None, SHORTEST - 1
+        for key, resting in self.resting.items():
+            count = common_start(resting.tokens, prompt[:-1])
+            if count > length:
+                name, length = key, count
+        if name is None:
+            return None
+        resting = self.resting[name] = self.resting.pop(name)  # the newest from now on
+        return Resting(tokens=resting.tokens[:length], kv=resting.kv.start(length))
 
     def forget(self, sequence: SampledSequence) -> None:
         """Free what is kept of a conversation."""

@@ -92,7 +92,7 @@ class PackedRunner:
         pool = self.cache.reserve(max(sequence.longest for sequence in fresh))
         continued: dict[int, Resting] = {}
         for index, sequence in enumerate(fresh):
-            resting = self.cache.take(sequence) if sequence.request.key.turn else None
+            resting = self.cache.take(sequence) if sequence.request.key.turn or self.cache.shared else None
             if resting is not None:
                 continued[index] = resting
                 pool.admit([first_row + index], resting.kv)

@@ -10,8 +10,8 @@ from io import StringIO
 from typing import Any
 
 from coterie.callbacks import printed, prints_are_logged, thread_output_to
+from coterie.config.environment import EnvironmentConfig
 from coterie.config.parts import ENVIRONMENTS, part
-from coterie.config.schema import EnvironmentConfig
 from coterie.envs.base import AsyncEpisode, Environment, Episode, Limits, Shown
 from coterie.errors import ConfigError
 from coterie.text import did_you_mean

@@ -16,8 +16,9 @@ from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat, load_chat
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.errors import DataError, EngineError
-from coterie.inference.heldout import with_model
+from coterie.errors import ConfigError, DataError, EngineError
+from coterie.inference.heldout import step_of, with_model
+from coterie.policy.device import DTYPES
 from coterie.policy.model import Policy
 from coterie.runs.models import resolve
 from coterie.text import before_stop
@@ -103,8 +104,8 @@ def complete(
     callback = callback or Callback()
     system = _system_of(target) if system is None else system
     conversations = [_conversation(prompt, number, system) for number, prompt in enumerate(prompts)]
-    policy, talk = loaded(target, callback)
-    engine = EmbeddedEngine(policy, talk)
+    policy, talk, version = loaded(target, callback)
+    engine = EmbeddedEngine(policy, talk, version=version)
     requests = [
         Request(
             key=SampleKey(seed=seed, version=engine.version, prompt=str(number), sample=attempt, turn=0),
@@ -149,8 +150,8 @@ def chat(
         system: system message; None takes the one the run was trained with, if any.
         seed: None takes a fresh one.
     """
-    policy, talk = loaded(target, callback or Callback())
-    engine = EmbeddedEngine(policy, talk, max_num_seqs=1)
+    policy, talk, version = loaded(target, callback or Callback())
+    engine = EmbeddedEngine(policy, talk, max_num_seqs=1, version=version)
     sampling = Sampling(temperature=temperature, top_p=0.95, max_tokens=max_tokens)
     return ChatSession(
         engine,
@@ -162,18 +163,24 @@ def chat(
     )
 
 
-def loaded(target: str, callback: Callback) -> tuple[Policy, Chat]:
-    """The policy of a run or a model, with its chat.
+def loaded(target: str, callback: Callback, dtype: str = "auto") -> tuple[Policy, Chat, int]:
+    """The policy of a run or a model, with its chat and its version: the step of a run's checkpoint, else 0.
+
+    Args:
+        dtype: number format, as `model.dtype`.
 
     Raises:
+        ConfigError: there is no such format.
         ModelError, RunError, AssetError: as `runs.models.resolve`, or it cannot be loaded.
     """
-    config = with_model(RunConfig(), target)
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype = {dtype!r}; expected auto, {', '.join(DTYPES)}")
+    config = with_model(RunConfig.model_validate({"model": {"dtype": dtype}}), target)
     use_threads(config)
     source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
     talk = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     callback.on_progress("loading the model")
-    return load_policy(config, source), talk
+    return load_policy(config, source), talk, step_of(config.model.name)
 
 
 def _system_of(target: str) -> str | None:

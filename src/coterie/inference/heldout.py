@@ -38,7 +38,7 @@ class Sampler:
 
     def evaluate(self, callback: Callback) -> Evaluation:
         """Held-out accuracy of the model, with the rollouts."""
-        step = _step_of(self.config.model.name)
+        step = step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
         with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
             scorer.start(self.inputs.prompts)
@@ -92,7 +92,7 @@ def evaluate(target: str | None, config: RunConfig, callback: Callback | None = 
     return results
 
 
-def _step_of(model: str) -> int:
+def step_of(model: str) -> int:
     """Training step of a checkpoint's model folder; 0 for any other model."""
     folder = Path(model).parent
     number = folder.name.removeprefix("step_")

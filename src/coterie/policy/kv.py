@@ -26,6 +26,13 @@ class PromptKV:
     keys: dict[int, Tensor] = field(default_factory=dict)  # layer → [K, P, D]
     values: dict[int, Tensor] = field(default_factory=dict)
 
+    def start(self, length: int) -> PromptKV:
+        """The first `length` tokens, as views."""
+        keys, values = (
+            {layer: tensor[:, :length] for layer, tensor in tensors.items()} for tensors in (self.keys, self.values)
+        )
+        return PromptKV(keys=keys, values=values)
+
 
 def reserved(length: int) -> int:
     """Tokens reserved for a sequence of up to `length`: a multiple of 64."""

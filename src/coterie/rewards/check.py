@@ -11,8 +11,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal, Protocol
 
+from coterie.config.environment import EnvironmentConfig
 from coterie.config.rewards import RewardConfig, RewardsConfig
-from coterie.config.schema import EnvironmentConfig
 from coterie.config.user_functions import search_path
 from coterie.data import tasks
 from coterie.errors import RewardError

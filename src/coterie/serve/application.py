@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,9 +22,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coterie.serve.engine_thread import EngineCall, EngineThread, Piece
 from coterie.serve.parameters import ChatParameters, CompletionParameters, parsed
+from coterie.serve.prompt_scores import PromptScores, policy_of, prompt_scores
 from coterie.serve.prompt_tokens import Renderer, requests_of, wants_logprobs
 from coterie.serve.refusals import RefusalError
 from coterie.serve.replies import Chunks, Form, Tokenizer, whole
+from coterie.serve.weight_updates import WeightParameters, WeightUpdates
 from coterie.types import Turn
 from coterie.web import origin
 
@@ -41,12 +43,18 @@ class Served:
     talk: Tokenizer
     renderer: Renderer
     engine: EngineThread
-    version: int = 0
+    weights: WeightUpdates | None = None
+    """None where clients may not change them."""
     max_body: int = 4 << 20
     """Bytes of a request."""
     stopping: Callable[[], bool] = lambda: False
     """True once the server is asked to stop."""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def version(self) -> int:
+        """Policy version of the weights."""
+        return self.engine.engine.version
 
 
 def application(served: Served, *, api_key: str | None, loopback_port: int | None) -> Starlette:
@@ -63,6 +71,8 @@ def application(served: Served, *, api_key: str | None, loopback_port: int | Non
         Route("/v1/chat/completions", Completions(served, ChatParameters), methods=["POST"]),
         Route("/v1/completions", Completions(served, CompletionParameters), methods=["POST"]),
     ]
+    if served.weights is not None:
+        routes.append(Route("/update_weights_from_disk", partial(update_weights, served), methods=["POST"]))
     return Starlette(
         routes=routes,
         middleware=[Middleware(Gate, api_key=api_key, loopback_port=loopback_port)],
@@ -117,8 +127,19 @@ async def models(served: Served, request: Request) -> Response:
         "owned_by": "coterie",
         "max_model_len": served.renderer.max_model_len,
         "weight_version": str(served.version),
+        "system_fingerprint": served.engine.fingerprint,
     }
     return JSONResponse(card if name is not None else {"object": "list", "data": [card]})
+
+
+async def update_weights(served: Served, request: Request) -> Response:
+    """SGLang's: serve the weights of a file from now on."""
+    assert served.weights is not None
+    call = parsed(WeightParameters, await _json_of(request, served.max_body))
+    version = await served.weights.update(call.model_path, call.weight_version)
+    fingerprint = served.engine.fingerprint
+    answer = {"success": True, "message": f"weight version {version} is served", "num_paused_requests": 0}
+    return JSONResponse(answer | {"weight_version": str(version), "system_fingerprint": fingerprint})
 
 
 class Completions:
@@ -154,14 +175,18 @@ class Completions:
         prompts = await run_in_threadpool(served.renderer.prompts, call)
         sampling = served.renderer.sampling(call, max(map(len, prompts)))
         requests = requests_of(call, prompts, served.version)
+        echoed = [await self.scored(call, prompt) for prompt in prompts] if getattr(call, "echo", False) else ()
         form = Form(
             chat=self.kind is ChatParameters,
             model=served.name,
             prompts=prompts,
             n=call.n,
             stop=call.stop,
-            version=served.version,
+            version=requests[0].key.version,
+            fingerprint=served.engine.fingerprint,
             logprobs=wants_logprobs(call),
+            top=bool(getattr(call, "top_logprobs", call.logprobs)),
+            echoed=echoed,
             token_ids=call.return_token_ids,
             tools=[tool.name for tool in call.tools] if isinstance(call, ChatParameters) else (),
             usage=call.stream_options is not None and call.stream_options.include_usage,
@@ -174,6 +199,19 @@ class Completions:
             if piece.turn is not None:
                 turns[piece.index] = piece.turn
         return JSONResponse(whole(form, served.talk, [turns[index] for index in range(len(requests))]))
+
+    async def scored(self, call: CompletionParameters, prompt: Sequence[int]) -> PromptScores | None:
+        """Scores of a prompt that is echoed; None where no log-probs are asked for.
+
+        Raises:
+            RefusalError: the engine cannot score.
+        """
+        policy = policy_of(self.served.engine.engine)
+        if call.logprobs is None:
+            return None
+        if policy is None:
+            raise RefusalError(400, "echo with logprobs is not supported by this engine; leave one out", param="echo")
+        return await self.served.engine.between_passes(lambda: prompt_scores(policy, prompt))
 
 
 async def _pieces(engine: EngineThread, call: EngineCall, request: Request) -> AsyncGenerator[Piece]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from coterie.callbacks import Callback
 from coterie.data.chat import Chat
@@ -37,6 +39,8 @@ class Limits:
     """Tokens of a prompt and its completion, as in vLLM; None is the model's context, at most 4096."""
     max_queue: int = 1024
     """Completions that wait or are decoded at once."""
+    max_kept_tokens: int = 16_384
+    """Tokens of ended sequences whose keys and values are kept for prompts that begin alike."""
     max_body: int = 4 << 20
     """Bytes of a request."""
     timeout_s: float = 600.0
@@ -61,10 +65,13 @@ class Endpoint:
         host: address to listen on. Any other than loopback needs an API key.
         api_key: that clients must send.
         name: by which clients ask for the model; the target when left out.
+        dtype: number format, as `model.dtype`.
+        weights_folder: from which clients may replace the weights (`POST /update_weights_from_disk`); None lets nobody.
 
     Raises:
         ConfigError: the packages of the extra `serve` are not installed, a limit is not positive or more than the
-            model has, or another host than loopback is asked for without a key.
+            model has, another host than loopback or a folder of weights is asked for without a key, or that folder is
+            not there.
         RunError: the port is taken, or there is no such run.
         ModelError, AssetError: as `runs.models.resolve`, or the model cannot be loaded.
     """
@@ -76,6 +83,8 @@ class Endpoint:
     name: str = ""
     limits: Limits = field(default_factory=Limits)
     callback: Callback = field(default_factory=Callback, repr=False)
+    dtype: str = "auto"
+    weights_folder: Path | None = None
     max_model_len: int = field(init=False)
     _server: LocalServer = field(init=False, repr=False)
     _engine: EngineThread = field(init=False, repr=False)
@@ -88,35 +97,56 @@ class Endpoint:
                 f"host = {self.host}: other machines could use the model; give an API key (--api-key, or "
                 "COTERIE_API_KEY), or listen on 127.0.0.1"
             )
+        if self.weights_folder is not None and not self.api_key:
+            raise ConfigError(
+                f"weights_folder = {self.weights_folder}: every program of this machine could replace the weights; "
+                "give an API key (--api-key, or COTERIE_API_KEY)"
+            )
         self.name = self.name or self.target
         listener = listen(self.host, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         try:
             self.port = listener.getsockname()[1]
-            policy, talk = loaded(self.target, self.callback)
-            self._load(policy, talk)
+            policy, talk, version = loaded(self.target, self.callback, self.dtype)
+            self._load(policy, talk, version)
+            self._server = self._serving(policy, talk, listener, local)
         except BaseException:
             listener.close()
             raise
-        from coterie.serve.application import Served, application
 
+    def _serving(self, policy: Policy, talk: Chat, listener: socket.socket, local: bool) -> LocalServer:
+        from coterie.serve.application import Served, application
+        from coterie.serve.weight_updates import WeightUpdates
+
+        weights = None
+        if self.weights_folder is not None:
+            weights = WeightUpdates(folder=self.weights_folder, policy=policy, engine=self._engine)
         served = Served(
             name=self.name,
             talk=talk,
             renderer=Renderer(talk, vocabulary=self._engine.engine.vocabulary, max_model_len=self.max_model_len),
             engine=self._engine,
+            weights=weights,
             max_body=self.limits.max_body,
             stopping=lambda: self._server.stopping,
         )
         app = application(served, api_key=self.api_key, loopback_port=self.port if local else None)
         settings = {"timeout_graceful_shutdown": max(1, round(self.limits.grace_s)), "backlog": 512}
-        self._server = LocalServer(app, listener, "coterie-serve", settings)
+        return LocalServer(app, listener, "coterie-serve", settings)
 
-    def _load(self, policy: Policy, talk: Chat) -> None:
+    def _load(self, policy: Policy, talk: Chat, version: int) -> None:
         asked = self.limits.max_model_len
         if asked is not None and asked > policy.context:
             raise ConfigError(f"max_model_len = {asked}, but the model's context is {policy.context}; lower it")
         self.max_model_len = asked or min(policy.context, CONTEXT)
-        engine = EmbeddedEngine(policy, talk, max_num_seqs=self.limits.max_num_seqs, capacity=self.max_model_len)
+        engine = EmbeddedEngine(
+            policy,
+            talk,
+            max_num_seqs=self.limits.max_num_seqs,
+            capacity=self.max_model_len,
+            version=version,
+            max_kept_tokens=self.limits.max_kept_tokens,
+            prefix_caching=True,
+        )
         self._engine = EngineThread(engine, timeout_s=self.limits.timeout_s, max_queue=self.limits.max_queue)
 
     @property

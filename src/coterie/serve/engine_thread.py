@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 import traceback
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from coterie.engines.base import Engine, Request, Sampling
 from coterie.errors import EngineError
@@ -57,6 +59,8 @@ class EngineThread:
         self.engine, self.timeout_s, self.max_queue = engine, timeout_s, max_queue
         self.waiting = 0
         """Completions of open calls."""
+        self.fingerprint = new_fingerprint()
+        """Names the weights that are served; another one after each change of them."""
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._calls: list[EngineCall] = []
         self._lock = threading.Lock()
@@ -91,6 +95,37 @@ class EngineThread:
         """End a call whose client is gone; nothing where it has ended."""
         self._work.put(lambda: self._end(call))
 
+    async def between_passes(self, change: Callable[[], Any], *, alone: bool = False) -> Any:
+        """What `change` returns, called in the engine's thread.
+
+        Args:
+            alone: only while no call is open.
+
+        Raises:
+            RefusalError: calls are open, or the engine has ended.
+            Exception: what `change` raised.
+        """
+        if not self.alive:
+            raise RefusalError(503, "the engine has ended; start the server anew")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def work() -> None:
+            try:
+                if alone and self._calls:
+                    raise RefusalError(
+                        409, f"{len(self._calls)} requests are open; end them first", code="requests_are_open"
+                    )
+                result = change()
+            except Exception as error:
+                problem = error
+                _in_loop(loop, lambda: future.cancelled() or future.set_exception(problem))
+            else:
+                _in_loop(loop, lambda: future.cancelled() or future.set_result(result))
+
+        self._work.put(work)
+        return await future
+
     def stop(self) -> None:
         """End every open call with a refusal, and the thread."""
         self._work.put(None)
@@ -120,12 +155,18 @@ class EngineThread:
 
     def _begin(self, call: EngineCall) -> None:
         self._calls.append(call)
+        version = self.engine.version
+        asked = next((request.key.version for request in call.requests if request.key.version != version), version)
+        if asked != version:
+            message = f"asked for weight version {asked}, but the server has {version}; update its weights, or ask anew"
+            return self._end(call, RefusalError(409, message, code="weight_version_mismatch"))
         try:
             for index, request in enumerate(call.requests):
                 call.ids[self.engine.submit(request, call.sampling)] = index
                 call.counts[index] = 0
         except EngineError as error:
             self._end(call, RefusalError(400, str(error)))
+        return None
 
     def _pass(self) -> None:
         try:
@@ -178,6 +219,11 @@ class EngineThread:
             self.waiting -= len(call.requests)
         if problem is not None:
             _in_loop(call.loop, lambda: call.pieces.put_nowait(problem))
+
+
+def new_fingerprint() -> str:
+    """OpenAI's `system_fingerprint`: two answers with the same one are of the same weights in the same process."""
+    return f"fp_{secrets.token_hex(8)}"
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:

@@ -40,7 +40,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "continue_final_message": (False,),
     "use_beam_search": (False,),
-    "echo": (False,),
     "suffix": ("",),
     "prompt_logprobs": (),
     "best_of": (1,),
@@ -226,6 +225,18 @@ class ChatParameters(Parameters):
     tool_choice: Literal["none", "auto"] = "auto"
 
 
+class StreamName(BaseModel):
+    """Name of a random stream, as `coterie.types.SampleKey`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int = Field(ge=-(1 << 63), lt=1 << 64)
+    version: int = Field(ge=0)
+    prompt: str
+    sample: int = Field(ge=0)
+    turn: int = Field(default=0, ge=0)
+
+
 class CompletionParameters(Parameters):
     """Body of `/v1/completions`."""
 
@@ -234,6 +245,26 @@ class CompletionParameters(Parameters):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     add_special_tokens: bool = True
     """vLLM's: a text prompt begins as the tokenizer would have it, e.g. with <s>."""
+    echo: bool = False
+    """The prompt stands before its completion, with `logprobs` scored too."""
+    sample_key: StreamName | None = None
+    """coterie's: the random stream in place of `seed`, and the weight version that must be served."""
+
+    @model_validator(mode="after")
+    def _echoes_whole_answers(self) -> CompletionParameters:
+        if self.echo and (self.stream or self.return_token_ids):
+            message = (
+                "echo = true with stream or return_token_ids is not supported by this server; leave one of them out"
+            )
+            raise RefusalError(400, message, param="echo")
+        return self
+
+    @model_validator(mode="after")
+    def _one_stream(self) -> CompletionParameters:
+        if self.sample_key is not None and (self.n > 1 or len(self.prompts) > 1 or self.seed is not None):
+            message = "sample_key names the random stream of one completion; give one prompt, n = 1 and no seed"
+            raise RefusalError(400, message, param="sample_key")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -245,7 +276,7 @@ class CompletionParameters(Parameters):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
 
-def parsed(kind: type[Parameters], body: Any) -> Any:
+def parsed(kind: type[BaseModel], body: Any) -> Any:
     """The body of a request as `kind`.
 
     Raises:
@@ -261,15 +292,16 @@ def parsed(kind: type[Parameters], body: Any) -> Any:
         raise RefusalError(400, "the body nests too deep") from None
 
 
-def refuse_top_logprobs(count: int, param: str) -> None:
-    """Refuse log-probs of tokens that were not sampled.
+def refuse_top_logprobs(count: int, param: str, temperature: float = 1.0) -> None:
+    """Refuse log-probs of tokens that were not sampled; at temperature 0 the sampled one is the likeliest.
 
     Raises:
         RefusalError: some are asked for.
     """
-    if count:
+    if count > (temperature == 0):
         raise RefusalError(
             400,
-            f"{param} = {count}: this server has the log-prob of each sampled token alone, not of others; use 0",
+            f"{param} = {count}: this server has the log-prob of each sampled token alone, not of others; use 0, or 1 "
+            "at temperature 0",
             param=param,
         )

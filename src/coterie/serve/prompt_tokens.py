@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import secrets
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 from coterie.data import tool_templates
 from coterie.data.chat import Chat
 from coterie.engines.base import Request, Sampling
 from coterie.errors import DataError
-from coterie.serve.parameters import ChatParameters, CompletionParameters, Parameters, refuse_top_logprobs
+from coterie.serve.parameters import ChatMessage, ChatParameters, CompletionParameters, Parameters, refuse_top_logprobs
 from coterie.serve.refusals import RefusalError
-from coterie.serve.tool_calls import conversation_message
-from coterie.types import SampleKey
+from coterie.types import Message, SampleKey
 
 MOST_STOP_TOKENS = 24
 """The engine looks for stop strings in the last 32 tokens."""
@@ -37,12 +38,18 @@ class Renderer:
         self._lock = threading.Lock()
         self._with_tools: Chat | None = None
 
+    @cached_property
+    def most_characters(self) -> int:
+        """No longer text fits: each token spells at most as many characters as the longest one."""
+        return self.max_model_len * max(map(len, self.chat.tokenizer.get_vocab()))
+
     def prompts(self, call: ChatParameters | CompletionParameters) -> list[tuple[int, ...]]:
         """The prompts of a call, [P] each, checked.
 
         Raises:
             RefusalError: the template refuses the messages, or a prompt is empty, too long, or of wrong tokens.
         """
+        self._check_length(call)
         with self._lock:
             try:
                 if isinstance(call, ChatParameters):
@@ -54,6 +61,22 @@ class Renderer:
                 raise RefusalError(400, str(error), param="messages") from error
         self._check(prompts, "messages" if isinstance(call, ChatParameters) else "prompt")
         return [tuple(prompt) for prompt in prompts]
+
+    def _check_length(self, call: ChatParameters | CompletionParameters) -> None:
+        """Refuse megabytes of text before they are encoded, while others wait."""
+        if isinstance(call, ChatParameters):
+            param, texts = "messages", ["".join(message.text for message in call.messages)]
+        else:
+            param, texts = "prompt", [prompt for prompt in call.prompts if isinstance(prompt, str)]
+        longest = max(map(len, texts), default=0)
+        if longest and longest > self.most_characters:
+            raise RefusalError(
+                400,
+                f"the prompt has {longest} characters, more than the {self.max_model_len} tokens that it may have with "
+                "its completion can spell; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _rendered(self, call: ChatParameters) -> list[int]:
         messages = [conversation_message(message) for message in call.messages]
@@ -108,6 +131,8 @@ class Renderer:
 
     def _check_stops(self, stops: Sequence[str]) -> None:
         for stop in stops:
+            if self._ends(stop):
+                continue
             ids = self._ids(stop, False, "stop")
             if len(ids) > MOST_STOP_TOKENS or stop not in self.chat.decode(ids):
                 raise RefusalError(
@@ -116,6 +141,10 @@ class Renderer:
                     f"{MOST_STOP_TOKENS} tokens; the model's own end tokens always stop",
                     param="stop",
                 )
+
+    def _ends(self, stop: str) -> bool:
+        """True for the spelling of a token that ends every completion anyway."""
+        return stop in [self.chat.tokenizer.convert_ids_to_tokens(token) for token in self.chat.stop_ids]
 
     def sampling(self, call: ChatParameters | CompletionParameters, longest: int) -> Sampling:
         """The sampling of a call.
@@ -132,7 +161,7 @@ class Renderer:
             limit = call.max_completion_tokens or call.max_tokens or room
             refuse_top_logprobs(call.top_logprobs, "top_logprobs")
         else:
-            refuse_top_logprobs(call.logprobs or 0, "logprobs")
+            refuse_top_logprobs(call.logprobs or 0, "logprobs", call.temperature)
         assert limit is not None
         if limit > room:
             raise RefusalError(
@@ -144,8 +173,31 @@ class Renderer:
             )
         top_k = max(call.top_k, 0)
         return Sampling(
-            temperature=call.temperature, top_p=call.top_p, top_k=top_k, max_tokens=limit, stop=tuple(call.stop)
+            temperature=call.temperature,
+            top_p=call.top_p,
+            top_k=top_k,
+            max_tokens=limit,
+            stop=tuple(stop for stop in call.stop if not self._ends(stop)),
         )
+
+
+def conversation_message(message: ChatMessage) -> Message:
+    """A client's message as the chat template takes it."""
+    rendered = Message(role=message.role, content=message.text)
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.name is not None and message.role == "tool":
+        rendered["name"] = message.name
+    return rendered
 
 
 def requests_of(call: Parameters, prompts: Sequence[tuple[int, ...]], version: int) -> list[Request]:
@@ -154,6 +206,9 @@ def requests_of(call: Parameters, prompts: Sequence[tuple[int, ...]], version: i
     Args:
         version: that the engine serves.
     """
+    stream = call.sample_key if isinstance(call, CompletionParameters) else None
+    if stream is not None:
+        return [Request(key=SampleKey(**stream.model_dump()), prompt_tokens=prompts[0])]
     seed = secrets.randbits(63) if call.seed is None else call.seed
     return [
         Request(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from coterie.serve.engine_thread import Piece
+from coterie.serve.prompt_scores import PromptScores
 from coterie.serve.text_stream import Decoder, TextStream, matched_stop, whole_text
-from coterie.serve.tool_calls import OPENING, Reading, read_calls
+from coterie.tools.openai_calls import OPENING, Reading, read_calls
 from coterie.types import StopReason, Turn
 
 
@@ -32,10 +33,16 @@ class Form:
     """Completions of each prompt."""
     stop: Sequence[str]
     version: int
+    fingerprint: str
+    """Of the weights."""
     logprobs: bool
     token_ids: bool
     usage: bool
     """At the end of a stream."""
+    top: bool = False
+    """The likeliest token stands beside each: at temperature 0, the sampled one."""
+    echoed: Sequence[PromptScores | None] = ()
+    """Of each prompt, where they stand before their completions."""
     tools: Collection[str] = ()
     """Names that a call may have."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -49,6 +56,7 @@ class Form:
             "object": f"{name}.chunk" if chunk and self.chat else name,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": self.fingerprint,
             "weight_version": str(self.version),
         }
 
@@ -72,26 +80,18 @@ def whole(form: Form, talk: Tokenizer, turns: Sequence[Turn]) -> dict[str, Any]:
     for index, turn in enumerate(turns):
         text = whole_text(talk, turn.tokens, form.stop)
         reading = read_calls(text, form.tools)
-        content: dict[str, Any] = {"message": _message(reading)} if form.chat else {"text": text}
-        end = ending(form, talk, turn, reading)
-        choice = {
-            "index": index,
-            **content,
-            "logprobs": _logprobs(form, talk, turn.tokens, turn.sampler_logprobs, 0),
-            **end,
-        }
+        scores = _logprobs(form, talk, turn.tokens, turn.sampler_logprobs, 0)
+        if form.echoed:
+            prompt = form.prompts[index // form.n]
+            text = talk.tokenizer.decode(prompt, skip_special_tokens=False) + text
+            scores = _echoed_logprobs(form, talk, index, turn)
+        content: dict[str, Any] = {"message": reading.message()} if form.chat else {"text": text}
+        choice = {"index": index, **content, "logprobs": scores, **ending(form, talk, turn, reading)}
         if form.token_ids:
             choice["token_ids"] = list(turn.tokens)
         choices.append(choice if form.chat else choice | form.prompt_ids(index))
     answer = form.head(chunk=False) | {"choices": choices, "usage": form.count(sum(len(t.tokens) for t in turns))}
     return answer | form.prompt_ids(0) if form.chat else answer
-
-
-def _message(reading: Reading) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": reading.content}
-    if reading.calls:
-        message |= {"content": reading.content or None, "tool_calls": list(reading.calls)}
-    return message
 
 
 def ending(form: Form, talk: Tokenizer, turn: Turn, reading: Reading) -> dict[str, Any]:
@@ -168,4 +168,30 @@ def _logprobs(
         ]
         return {"content": content}
     offsets = [offset + sum(map(len, texts[:place])) for place in range(len(texts))]
-    return {"tokens": texts, "token_logprobs": list(logprobs), "top_logprobs": None, "text_offset": offsets}
+    top = [{text: logprob} for text, logprob in zip(texts, logprobs, strict=True)] if form.top else None
+    return {"tokens": texts, "token_logprobs": list(logprobs), "top_logprobs": top, "text_offset": offsets}
+
+
+def _echoed_logprobs(form: Form, talk: Tokenizer, index: int, turn: Turn) -> dict[str, Any] | None:
+    """Log-probs of a prompt and its completion; the first token has none."""
+    prompt, scores = form.prompts[index // form.n], form.echoed[index // form.n]
+    if scores is None:
+        return None
+    texts = [talk.tokenizer.decode([token], skip_special_tokens=False) for token in prompt]
+    after = _logprobs(form, talk, turn.tokens, turn.sampler_logprobs, sum(map(len, texts)))
+    assert after is not None
+    before = [None, *scores.logprobs]
+    names = [talk.tokenizer.decode([token], skip_special_tokens=False) for token in scores.likeliest]
+    tops = zip(texts[1:], scores.logprobs, names, scores.likeliest_logprobs, strict=True)
+    return {
+        "tokens": texts + after["tokens"],
+        "token_logprobs": before + after["token_logprobs"],
+        "top_logprobs": [
+            None,
+            *({text: logprob, name: best} for text, logprob, name, best in tops),
+            *after["top_logprobs"],
+        ]
+        if form.top
+        else None,
+        "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))] + after["text_offset"],
+    }

@@ -20,7 +20,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 """A tool's name, as OpenAI and vLLM allow it and a tag can have it."""
 RESERVED = frozenset({"answer", "think", "tool_call", "tool_response", "tools", "result", "information"})
 """Names that the formats use themselves."""
-_HOOKS = ("reset", "get_reward")
+HOOKS = ("reset", "get_reward")
 """Methods of a class that the environment calls, as in TRL's `environment_factory`."""
 
 
@@ -135,14 +135,14 @@ def user_tools(target: str) -> list[Tool]:
         return [tool_of(item, target=target)]
     methods = dict(public_methods(item))
     if not methods:
-        raise ConfigError(f"{target!r} has no public methods besides {', '.join(_HOOKS)}; each one is a tool")
+        raise ConfigError(f"{target!r} has no public methods besides {', '.join(HOOKS)}; each one is a tool")
     return [tool_of(function, target=target, method=name) for name, function in methods.items()]
 
 
 def public_methods(kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     """(name, function) of the methods that are tools, in the order in which they are written."""
     for name, member in vars(kind).items():
-        if inspect.isfunction(member) and not name.startswith("_") and name not in _HOOKS:
+        if inspect.isfunction(member) and not name.startswith("_") and name not in HOOKS:
             yield name, member
 
 

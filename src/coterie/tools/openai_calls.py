@@ -1,15 +1,12 @@
-"""Calls of tools, between OpenAI's form and the text that a model reads and writes (Hermes' `<tool_call>`)."""
+"""Calls of tools between OpenAI's form and the text that a model reads and writes (Hermes' `<tool_call>`)."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from coterie.serve.parameters import ChatMessage
-from coterie.types import Message
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
@@ -23,24 +20,11 @@ class Reading:
     calls: tuple[dict[str, Any], ...] = ()
     """OpenAI's `tool_calls`."""
 
-
-def conversation_message(message: ChatMessage) -> Message:
-    """A client's message as the chat template takes it."""
-    rendered = Message(role=message.role, content=message.text)
-    if message.tool_calls:
-        rendered["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call.id,
-                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        rendered["tool_call_id"] = message.tool_call_id
-    if message.name is not None and message.role == "tool":
-        rendered["name"] = message.name
-    return rendered
+    def message(self) -> dict[str, Any]:
+        """The assistant's message in OpenAI's form."""
+        if not self.calls:
+            return {"role": "assistant", "content": self.content}
+        return {"role": "assistant", "content": self.content or None, "tool_calls": list(self.calls)}
 
 
 def read_calls(text: str, tools: Collection[str]) -> Reading:
@@ -72,3 +56,17 @@ def _call(inside: str, tools: Collection[str]) -> dict[str, Any] | None:
         return None
     function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
     return {"id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function}
+
+
+def tools_in_words(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Text of a system message that tells a model of its tools, for any chat template."""
+    schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    return (
+        f"You can call these functions:\n<tools>\n{schemas}\n</tools>\nA call is a JSON object in tags:\n{OPENING}\n"
+        f'{{"name": <name>, "arguments": <object>}}\n{CLOSING}'
+    )
+
+
+def results_in_words(results: Sequence[str]) -> str:
+    """Text of a user's message with the results of calls."""
+    return "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)

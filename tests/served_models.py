@@ -19,6 +19,7 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.serve.application import Served, application
 from coterie.serve.engine_thread import EngineThread
 from coterie.serve.prompt_tokens import Renderer
+from coterie.serve.weight_updates import WeightUpdates
 from coterie.types import StopReason, Turn
 from coterie.web.local_server import LocalServer, listen
 from tiny import tiny_tokenizer
@@ -56,17 +57,20 @@ class Slow(ScriptedEngine):
 class Client:
     """A server that answers from a thread, and how to ask it."""
 
-    def __init__(self, engine: Engine, chat: Chat, *, api_key: str | None = None, **limits: Any) -> None:
+    def __init__(self, engine: Engine, chat: Any, *, api_key: str | None = None, **limits: Any) -> None:
         settings = {key: limits.pop(key) for key in ("timeout_s", "max_queue") if key in limits}
         self.chat, self.engine, self.thread = chat, engine, EngineThread(engine, **settings)
+        folder, policy = limits.pop("weights", (None, None))
+        updates = folder and WeightUpdates(folder=folder, policy=policy, engine=self.thread)
         renderer = Renderer(chat, vocabulary=engine.vocabulary, max_model_len=limits.pop("max_model_len", CONTEXT))
-        listener = listen("127.0.0.1", [0])
+        listener = listen("127.0.0.1", [limits.pop("port", 0)])
         self.port: int = listener.getsockname()[1]
         served = Served(
             name="tiny",
             talk=chat,
             renderer=renderer,
             engine=self.thread,
+            weights=updates,
             stopping=lambda: self.server.stopping,
             **limits,
         )
@@ -106,7 +110,7 @@ class Client:
 
 
 @contextmanager
-def client(engine: Engine, chat: Chat, **options: Any) -> Generator[Client]:
+def client(engine: Engine, chat: Any, **options: Any) -> Generator[Client]:
     served = Client(engine, chat, **options)
     try:
         yield served

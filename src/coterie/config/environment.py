@@ -1,0 +1,84 @@
+"""Settings of an episode: the environment that it is played in, and the engine that samples its turns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from coterie.config.base import Section
+from coterie.config.parts import ENGINES, ENVIRONMENTS, Named
+
+
+class EnvironmentConfig(Section):
+    """The environment of an episode: one completion, or several turns."""
+
+    name: Annotated[str, Named(ENVIRONMENTS)] = "single_turn"
+    """single_turn, the prompt and one answer; retry, another attempt after a wrong answer; running_sum, a sum asked one
+    step at a time; dialogue, a user with a script; tools, which the model may call before it answers (docs/tools.md);
+    program, which calls the model itself; trl, gymnasium, openenv and verifiers, of these libraries; or your own as
+    `module:object`, a generator function or a class (docs/environments.md)."""
+    max_turns: int = Field(default=8, ge=1)
+    """Maximum number of turns of an episode; a longer one is truncated."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Longest episode in tokens, prompt and environment included. A turn is begun only if sampling.max_tokens, the
+    limit of each turn, still fits."""
+    delay: int = Field(default=1, ge=1)
+    """Passes of the engine, about a token each, from the end of a turn to the next turn of its episode. An environment
+    has that long before sampling waits for it; which turns share a pass never depends on how long it took."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Deadline of the environment's answer to a turn, seconds; an episode that misses it ends as env_error."""
+    workers: int = Field(default=16, ge=1)
+    """Most episodes whose environments answer at once, in threads; the built-in retry and running_sum need none."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment."""
+
+    @model_validator(mode="after")
+    def _used(self) -> EnvironmentConfig:
+        if self.params and not self.talks:
+            raise ValueError(f'name = "single_turn" takes no params, but params = {self.params}')
+        return self
+
+    @property
+    def talks(self) -> bool:
+        """True if there may be more than one turn."""
+        return self.name != "single_turn"
+
+
+class EngineConfig(Section):
+    """Sampling engine."""
+
+    name: Annotated[str, Named(ENGINES)] = "embedded"
+    """`embedded` reads the learner's weights in place; `http` samples from a server, such as `coterie serve`
+    (docs/serve.md); or your own as `module:function` (docs/extending.md)."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
+    max_kept_tokens: int = Field(default=0, ge=0)
+    """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
+    draft: Literal["off", "history"] = "off"
+    """`history` checks guesses from earlier attempts at a prompt, several in a pass: the same text (docs/speed.md). Of
+    the engine `embedded`."""
+    base_url: str = ""
+    """Address of the server of `http`, e.g. http://127.0.0.1:8000/v1."""
+    model: str = ""
+    """Name of the model at that server; its first one when empty."""
+    api_key_var: str = "COTERIE_API_KEY"
+    """Environment variable that holds the server's key, as in prime-rl; the key itself is never written."""
+    weights_folder: str = ""
+    """Folder through which the server of `http` gets new weights: that of `coterie serve --weights-folder`. Empty: it
+    keeps the weights that it has, which does for an evaluation, not for training."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds without a byte from the server of `http` after which a connection counts as lost."""
+    retry_s: float = Field(default=300.0, gt=0)
+    """Seconds in which a lost server of `http` must be back; requests are repeated until then, then the run ends."""
+
+    @model_validator(mode="after")
+    def _addressed(self) -> EngineConfig:
+        if (self.name == "http") != bool(self.base_url):
+            raise ValueError(
+                f'base_url = {self.base_url!r} with name = {self.name!r}; expected name = "http" with the address of a '
+                "server, and none else"
+            )
+        if self.name == "http" and self.draft != "off":
+            raise ValueError(f'draft = "{self.draft}" is of the engine "embedded"; expected "off" for "http"')
+        return self
