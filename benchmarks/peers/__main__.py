@@ -30,6 +30,8 @@ def bench(
     trl_tuned: Annotated[
         bool, typer.Option("--trl-tuned", help="TRL without gradient checkpointing, and its weights in the dtype.")
     ] = False,
+    model: Annotated[str, typer.Option(help="Built-in model, or the folder of a checkpoint's model.")] = "smollm2-135m",
+    draft: Annotated[bool, typer.Option("--draft", help="coterie generates with engine.draft = history.")] = False,
     math_threads: Annotated[
         int, typer.Option(min=0, help="Number of compute threads of each framework; 0 lets coterie choose.")
     ] = 0,
@@ -67,6 +69,8 @@ def bench(
             quick=quick,
             peers=peers,
             tuned=trl_tuned,
+            model=model,
+            draft=draft,
             threads=math_threads,
             dtype=dtype,
             out=out,

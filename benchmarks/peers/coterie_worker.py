@@ -66,7 +66,7 @@ class Side:
         )
         longest = max(map(len, self.prompts)) + self.case["max_tokens"]
         slots = min(64, len(self.prompts) * self.case["group_size"])
-        self.engine = EmbeddedEngine(self.policy, self.chat, max_num_seqs=slots, capacity=longest)
+        self.engine = EmbeddedEngine(self.policy, self.chat, max_num_seqs=slots, capacity=longest, draft=setup["draft"])
 
     def facts(self) -> dict[str, Any]:
         settings = {"optim": self.optim.model_dump(), "objective": self.objective.settings.model_dump()}

@@ -36,6 +36,8 @@ class Bench:
     rounds: int
     tuned: bool
     """TRL without gradient checkpointing and with its weights in `dtype`."""
+    draft: bool
+    """coterie generates with drafts."""
     gradient_prompts: int
     """Prompts of the gradient comparison; fewer are faster."""
     start: Start
@@ -100,6 +102,7 @@ def _setup(bench: Bench, case: Case, prompts: Sequence[tuple[int, ...]], **chang
         "threads": bench.threads,
         "dtype": bench.dtype,
         "tuned": bench.tuned,
+        "draft": bench.draft,
         "unclipped": False,
     } | changed
 

@@ -38,6 +38,8 @@ class Options:
     quick: bool = False
     peers: str = ",".join(PEERS)
     tuned: bool = False
+    model: str = MODEL
+    draft: bool = False
     threads: int = 0
     dtype: str = "auto"
     out: Path = Path("bench-results")
@@ -117,12 +119,13 @@ def _bench(options: Options, pythons: Mapping[str, Path], say: Any) -> Bench:
         return Worker(side, command, env=surroundings(threads, extra), log=log)
 
     return Bench(
-        model=str(assets.ensure(MODEL, progress=say)),
+        model=str(assets.ensure(options.model, progress=say) if options.model in assets.ASSETS else options.model),
         threads=threads,
         dtype=dtype,
         sides=sides,
         rounds=QUICK_ROUNDS if options.quick else options.rounds,
         tuned=options.tuned,
+        draft=options.draft,
         gradient_prompts=2 if options.quick else 4,
         start=start,
         say=say,
@@ -170,7 +173,7 @@ def _header(options: Options, bench: Bench, notes: list[str]) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
         "machine": machine.facts().line(),
         "versions": machine.versions(),
-        "model_name": MODEL,
+        "model_name": options.model,
         "dtype": bench.dtype,
         "threads": bench.threads,
         "rounds": bench.rounds,

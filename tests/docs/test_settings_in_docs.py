@@ -48,6 +48,9 @@ def sources(config: RunConfig) -> list[Source]:
 def check_names(config: RunConfig) -> None:
     """Every reward, asset and own function that a configuration names is really there."""
     search_in(config.module_path)
+    for part in (*config.rewards.functions, *config.rewards.steps):
+        if ":" in part.name:
+            user_function(part.name)  # imports its module, which a reward worker would find by its own path
     for part in config.rewards.functions:
         if part.name != "math" and part.name != "task":
             registry.load(part.name, part.params)

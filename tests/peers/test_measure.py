@@ -41,6 +41,7 @@ def bench(tmp_path, diary, monkeypatch) -> Bench:
         sides=("trl", "coterie", "vllm"),
         rounds=2,
         tuned=False,
+        draft=False,
         gradient_prompts=2,
         start=start,
         say=lambda message: None,

@@ -180,7 +180,7 @@ def test_a_run_learns_and_keeps_its_best_checkpoint(root: Path) -> None:
 
 
 def test_an_older_best_checkpoint_is_kept(root: Path) -> None:
-    """A rate that is far too high: the loss is lowest early, and the newest checkpoints are others."""
+    """A rate that is far too high: the loss is lowest early. The rule of exploding losses keeps the last but one."""
     wild = config(
         root, steps=9, optim={"lr": 0.5, "schedule": "constant", "warmup": 3}, checkpoint={"every": 1, "keep": 1},
         eval={"every": 1}, sft={"heldout_share": 0.2}, stop={"rules": [{"name": "loss_explodes", "threshold": 99}]},
@@ -190,7 +190,7 @@ def test_an_older_best_checkpoint_is_kept(root: Path) -> None:
         best = models.best_step(database, "loss")
     assert best is not None
     assert best < 9
-    assert checkpoint.steps(run / "checkpoints") == [best, 9]
+    assert checkpoint.steps(run / "checkpoints") == sorted({best, 8, 9})
 
 
 def test_an_exploding_loss_ends_the_run_by_name(root: Path) -> None:
