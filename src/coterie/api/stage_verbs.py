@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.api.run import Run
-from coterie.api.verbs import callbacks_of, runs_folder, settings_of
+from coterie.api.verbs import callbacks_of, runs_folder, settings_of, tables_of
 from coterie.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sft(
     Raises:
         CoterieError: a row answers a held-out prompt, too many are bad, or the loss exploded.
     """
-    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    tables = tables_of(sections, name, runs)
     with callbacks_of(callback, quiet) as callbacks:
         place = runs_folder(config, tables, settings)
         loaded = settings_of(
@@ -87,7 +87,7 @@ def distill(
         ModelError: the teacher's tokenizer is another one.
         ConfigError: no teacher is named.
     """
-    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    tables = tables_of(sections, name, runs)
     dotted = dict(settings or {})
     with callbacks_of(callback, quiet) as callbacks:
         place = runs_folder(config, tables, settings)
@@ -134,7 +134,7 @@ def rejection(
         DataError: no rollout is kept; the message says why.
         RunError: one of `rollouts` stored none.
     """
-    tables = {key: value for key, value in (("name", name), ("runs", runs)) if value is not None} | sections
+    tables = tables_of(sections, name, runs)
     dotted = dict(settings or {})
     if rollouts:
         dotted["rejection.rollouts"] = [str(run.path if isinstance(run, Run) else run) for run in rollouts]

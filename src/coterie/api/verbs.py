@@ -71,8 +71,7 @@ def train(
         ConfigError: a setting is unknown or refused.
         CoterieError: see its subclasses; what was recorded until then stays and can be resumed.
     """
-    tables = dict(sections)
-    tables |= {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
+    tables = tables_of(sections, name, runs)
     with callbacks_of(callback, quiet) as callbacks:
         place = runs_folder(config, tables, settings)
         loaded = settings_of(
@@ -271,6 +270,11 @@ def runs_folder(
         runs = read_toml(file).get("runs")
         given = located(runs, file.absolute().parent) if isinstance(runs, str) else None
     return Path(given or "runs").expanduser().absolute()
+
+
+def tables_of(sections: Mapping[str, Any], name: str | None, runs: str | Path | None) -> dict[str, Any]:
+    """The sections of a call, with the run's name and folder where they are given."""
+    return {**sections} | {key: value for key, value in (("name", name), ("runs", runs)) if value is not None}
 
 
 def settings_of(

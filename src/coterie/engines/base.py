@@ -154,6 +154,14 @@ def check_version(served: int, expected: int) -> None:
         )
 
 
+def check_idle(engine: Engine, version: int) -> None:
+    """Raise EngineError if requests are open when policy version `version` is to be served."""
+    if engine.unfinished:
+        raise EngineError(
+            f"{engine.unfinished} requests are open; end or abort them before policy version {version} is served"
+        )
+
+
 def check_turn(
     request: Request, turn: Any, *, vocabulary: int, sampling: Sampling, quorum: Quorum | None = None
 ) -> None:

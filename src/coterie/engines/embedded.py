@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from coterie.engines.attempt_history import AttemptHistory
-from coterie.engines.base import Engine, Request, Sampling, TextCodec
+from coterie.engines.base import Engine, Request, Sampling, TextCodec, check_idle
 from coterie.engines.drafts import Drafts
 from coterie.engines.kv_cache import KVCache
 from coterie.engines.runner import Drawn, PackedRunner, PlainRunner
@@ -94,10 +94,7 @@ class EmbeddedEngine(Engine):
         return len(self._open)
 
     def commit(self, version: int) -> None:
-        if self._open:
-            raise EngineError(
-                f"{len(self._open)} requests are open; end or abort them before policy version {version} is served"
-            )
+        check_idle(self, version)
         self._end_session()
         self._version = version
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.base import Engine, Request, Sampling, check_idle
 from coterie.engines.completion_client import STALE, CompletionClient, RefusedError, TokenStream
 from coterie.errors import EngineError
 from coterie.policy import shared_weights
@@ -153,10 +153,7 @@ class HttpEngine(Engine):
         return len(self._waiting) + len(self._live)
 
     def commit(self, version: int) -> None:
-        if self.unfinished:
-            raise EngineError(
-                f"{self.unfinished} requests are open; end or abort them before policy version {version} is served"
-            )
+        check_idle(self, version)
         self._version, self._fingerprint, self._losses = version, None, 0
 
     def close(self) -> None:

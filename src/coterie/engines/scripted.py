@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from coterie.engines.base import Engine, Request, Sampling
+from coterie.engines.base import Engine, Request, Sampling, check_idle
 from coterie.errors import EngineError
 from coterie.types import StopReason, Turn
 
@@ -95,10 +95,7 @@ class ScriptedEngine(Engine):
         return replace(turn, tokens=turn.tokens[:count], sampler_logprobs=logprobs, stop_reason=reason)
 
     def commit(self, version: int) -> None:
-        if self._open:
-            raise EngineError(
-                f"{len(self._open)} requests are open; end or abort them before policy version {version} is served"
-            )
+        check_idle(self, version)
         self._version = version
 
     def close(self) -> None:
