@@ -43,7 +43,7 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
         if whole:
             for trial in at_random(harness, max(4, kills // 8), seed):
                 yield of_trial("services", replace(trial, name=f"the run is killed, {trial.name}"))
-        services.host_for = _forks
+        services.host_for = _forks  # ty: ignore[invalid-assignment]
         for number in passes:
             yield _unharmed(harness, f"killed at pass {number}", _at_pass(number, _kill))
         yield from _random(harness, kills, seed)
