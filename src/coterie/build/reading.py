@@ -55,7 +55,7 @@ def locate_model(
         models.resolve(name, runs, kind),
         revision,
         note=lambda message: callback.on_event("progress", message),
-        arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
+        arrived=lambda what, done, total: callback.on_progress(f"{what} {name}", done, total, "bytes"),
     )
 
 
