@@ -95,7 +95,8 @@ def test_our_own_reader_gives_the_same_weights_and_tokenizer(kind: str, tmp_path
     text = "the 12 thethe <|im_end|>! It's\n\n e\u0301"
     first, second = (Tokenizer.from_file(str(place / "tokenizer.json")) for place in (source, tmp_path / "back"))
     assert first.encode(text).ids == second.encode(text).ids
-    assert AutoTokenizer.from_pretrained(tmp_path / "back").encode(text) == first.encode(text).ids
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert tokenizer.encode(text) == first.encode(text).ids
     facts = facts_of(written(folder))
     assert facts["tokenizer.chat_template"] == "{{ messages[0]['content'] }}"
     assert (facts["tokenizer.ggml.eos_token_id"], facts["tokenizer.ggml.add_bos_token"]) == (2, False)
