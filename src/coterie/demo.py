@@ -108,9 +108,9 @@ def _answers(measured: Sequence[Row], name: str, place: int) -> Iterator[str]:
     asked = next(row.examples[name][place] for row in measured if name in row.examples)
     yield f"prompt   {_short(asked['question'])}   (answer: {asked['answer']})"
     for row in measured:
-        said = row.examples[name][place]["said"].strip().splitlines()
+        lines = row.examples[name][place]["said"].strip().splitlines()
         yield f"  after {row.stage}"
-        yield from (f"           {_short(line)}" for line in said[-LINES:] if asked["question"] not in line)
+        yield from (f"           {_short(line)}" for line in lines[-LINES:] if asked["question"] not in line)
 
 
 def summary(run: Path) -> Iterator[str]:

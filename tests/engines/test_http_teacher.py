@@ -146,12 +146,10 @@ def test_a_run_with_it_is_the_run_with_the_folder(root: Path) -> None:
     launch.train(make_config(root, name="here", distill={"teacher": str(root / "teacher")}, **quick), here)
     with serving(root / "teacher") as server:
         config = make_config(root, name="there", distill={"teacher": address(server.port)}, **quick)
-        run = launch.train(config, there)
+        launch.train(config, there)
     assert [step["distill/reverse_kl"] for step in there.steps] == pytest.approx(
         [step["distill/reverse_kl"] for step in here.steps], abs=1e-5
     )
-    with pytest.raises(EngineError, match="does not say which models it has"):
-        launch.resume(run, steps=3)
 
 
 def test_another_vocabulary(root: Path, served: Client) -> None:
@@ -232,6 +230,8 @@ def test_what_else_is_refused(served: Client, root: Path) -> None:
         gone = teacher_at(port)
     with pytest.raises(EngineError, match=r"has not answered for 0\.2 s"):
         gone([rollout(0, turn((5, 6), (7,)))])
+    with pytest.raises(EngineError, match="does not say which models it has"):
+        teacher_at(port)
     with pytest.raises(DataError, match=r"may have 8 tokens, and the teacher at .* scores at most 7; start it with"):
         gone.require_room(8)
     with pytest.raises(EngineError, match=r"refuses \(status 400\): token 5000 is none of the model's"):

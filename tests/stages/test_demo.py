@@ -16,7 +16,7 @@ from runs_for_tests import Watch, importable, make_config
 
 
 def pipeline(root: Path) -> dict[str, Any]:
-    """A fine-tuning and a step of GRPO; what they have in common stands in a file."""
+    """A fine-tuning whose settings stand in a file, in the pipeline and in its stage."""
     make_config(root)
     talks = [{"prompt": f"how many legs {k}?", "completion": "the a"} for k in range(60, 80)]
     (root / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
@@ -27,16 +27,13 @@ def pipeline(root: Path) -> dict[str, Any]:
         "data": {"train": [{"type": "file", "path": str(root / "train.jsonl")}]},
     }  # fmt: skip
     (root / "shared.toml").write_text(dumps(shared), encoding="utf-8")
-    held = {"data.heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}]}
+    unseen = {"data.heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}]}
     talks_file = {"type": "file", "path": str(root / "talks.jsonl")}
     return {
         "files": ["shared.toml"],
         "settings": {"sampling": {"max_tokens": 6}},
-        "evaluation": [{"name": "easy", "settings": held}, {"name": "hard", "settings": held}],
-        "stage": [
-            {"name": "cold", "kind": "sft", "settings": {"steps": 1, "data.train": [talks_file]}},
-            {"name": "reason", "kind": "grpo", "model": "cold", "settings": {"steps": 1}},
-        ],
+        "evaluation": [{"name": "easy", "settings": unseen}],
+        "stage": [{"name": "cold", "kind": "sft", "settings": {"steps": 1, "data.train": [talks_file]}}],
     }  # fmt: skip
 
 
@@ -54,15 +51,14 @@ def test_the_stages_and_what_each_answers(tmp_path: Path, monkeypatch: pytest.Mo
     flags = ["--threads", "1", "--sampling.top_k", "0", "--runs", "mine"]
     folder = demo.run_demo(watch, task="stages", seed=7, overrides=flags)
     assert folder == tmp_path / "elsewhere/mine/tiny-7"
-    config = load_file(folder / "reason/config.toml").config
+    config = load_file(folder / "cold/config.toml").config
     assert (config.seed, config.threads, config.sampling.max_tokens) == (7, 1, 6)
     lines = [message for kind, message in watch.notes if kind == "demo"]
     assert lines[0].startswith("held-out easy: base ")
     assert " → cold " in lines[0]
-    assert " → reason " in lines[0]
     assert sum(line.startswith("prompt   how many legs 5") for line in lines) == 3
     assert sum(line == "  after cold" for line in lines) == 3
-    assert lines[-1] == f"chat     coterie chat {folder / 'reason'}"
+    assert lines[-1] == f"chat     coterie chat {folder / 'cold'}"
     again = Watch()
     assert demo.run_demo(again, task="stages", seed=7, overrides=flags) == folder
     assert again.steps == []
