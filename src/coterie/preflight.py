@@ -292,7 +292,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
     if config.distill is not None:
         teacher = run.teacher_for(config, inputs).bytes
         extra += teacher
-        text += f"; the teacher adds {teacher / GIB:.2f}"
+        text += f"; the teacher adds {teacher / GIB:.2f}" if teacher else "; the teacher is at its server"
     if config.cluster.host != "local":
         replicas = config.engine.replicas
         services = replicas * usage.weights + (replicas - 1) * usage.sampling + usage.weights  # and those on their way
