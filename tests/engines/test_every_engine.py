@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster_hosts import VOCABULARY, ThreadHost, process_host, script
+from cluster_hosts import VLLM, VOCABULARY, ThreadHost, process_host, script, vllm_pool
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host
 from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
@@ -107,6 +108,18 @@ def _http() -> Engine:
     return HttpEngine(_policy("packed"), completions, max_num_seqs=SLOTS, weights_folder=folder)
 
 
+def _vllm() -> Engine:
+    """The service of the whole module, which starts for a minute; nothing is open in it when it is asked for."""
+    if not SHARED:
+        SHARED.append(vllm_pool()[0])
+        atexit.register(SHARED[0].close)
+    for request in list(SHARED[0]._open):
+        SHARED[0].abort(request)
+    SHARED[0].commit(0)
+    return SHARED[0]
+
+
+SHARED: list[EnginePool] = []
 ENGINES = {
     "scripted": Row(_scripted, computes=False),
     "embedded-packed": Row(lambda: _embedded("packed")),
@@ -117,6 +130,7 @@ ENGINES = {
     "http": Row(_http, repeats=False),
     "services": Row(lambda: _services(ThreadHost(), "computed", 2)),
     "process": Row(lambda: _services(process_host(), "recited", 1), exact=False, computes=False),
+    **({"vllm": Row(_vllm, exact=False, repeats=False)} if VLLM else {}),
 }
 
 

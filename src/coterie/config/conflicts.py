@@ -43,6 +43,10 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         'none; set cluster.host = "processes", or engine.replicas = 1',
     ),
     (
+        lambda c: c.engine.name == "vllm" and c.cluster.host == "local",
+        'engine.name = "vllm" samples in a process of its own; set cluster.host = "processes"',
+    ),
+    (
         lambda c: c.engine.name == "http" and c.cluster.host != "local",
         'engine.name = "http" samples in a server that lives elsewhere already; set cluster.host = "local"',
     ),
