@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def gap(policy: Any, turns: list[Turn]) -> dict[str, float]:
     """Of log-probs of the engine to those of a forward pass of the policy, per token: π_policy / π_engine and k3."""
     import torch
 
-    differences = []
+    differences, network = [], deepcopy(policy.model)
+    network.set_attn_implementation("eager")
     for turn in turns:
         ids = torch.tensor([[*turn.prompt_tokens, *turn.tokens]])
         with torch.inference_mode():
-            logits = policy.model(input_ids=ids).logits[0, len(turn.prompt_tokens) - 1 : -1].float()
+            logits = network(input_ids=ids).logits[0, len(turn.prompt_tokens) - 1 : -1].float()
         exact = torch.log_softmax(logits, -1).gather(1, torch.tensor(turn.tokens)[:, None])[:, 0]
         differences.append(exact - torch.tensor(turn.sampler_logprobs))
     log_ratio = torch.cat(differences).double()
@@ -184,9 +186,8 @@ def _variables() -> dict[str, str]:
 
 
 def _print(options: argparse.Namespace, rows: dict[str, list[dict[str, float]]], distances: dict[str, float]) -> None:
-    print(
-        f"{options.model}, {options.dtype}, {options.prompts} prompts × {options.samples}, {options.repeat} repetitions\n"
-    )
+    size = f"{options.prompts} prompts × {options.samples}"
+    print(f"{options.model}, {options.dtype}, {size}, {options.repeat} repetitions\n")
     print("| vLLM | tokens a second | tokens a CPU second |\n| --- | --- | --- |")
     middle = {}
     for name, measured in rows.items():

