@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -119,6 +119,10 @@ class _SourceRows:
     repeated: int = 0
 
 
+Told = Callable[[int], None]
+"""Told how many rows of a source have been read and tokenized."""
+
+
 @dataclass(slots=True)
 class _Loading:
     """State of loading over all sources."""
@@ -130,6 +134,7 @@ class _Loading:
     limit: int | None
     staged: bool
     """True if sources join and leave during the run."""
+    told: Told
     prompts: list[Prompt] = field(default_factory=list)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str | None] = field(default_factory=dict)
@@ -151,6 +156,7 @@ def load(
     exclude: PromptSet | Iterable[Prompt] = (),
     *,
     limit: int | None = None,
+    told: Told = lambda rows: None,
 ) -> PromptSet:
     """Read, check and render every row of `sources`.
 
@@ -162,6 +168,7 @@ def load(
         config: for `system`, `max_prompt_tokens` and `max_bad_share`.
         exclude: prompts that must not occur, e.g. those trained on; a set of the same `chat` is not rendered again.
         limit: keep only the first good prompts of each source.
+        told: called with each row.
 
     Raises:
         DataError: a source cannot be read or has a reserved task name, too large a share of its rows is bad, or none
@@ -180,6 +187,7 @@ def load(
         taken={prompt.id for prompt in excluded},
         limit=limit,
         staged=any(source.after or source.until for source in sources),
+        told=told,
     )
     if not sources:
         raise DataError('there are no prompt sources; add a [[data.train]] table, e.g. type = "reasoning_gym"')
@@ -210,6 +218,7 @@ def _load_source(source: Source, loading: _Loading) -> None:
         if isinstance(source, ReasoningGymSource) and len(rows.fresh) == loading.limit:
             break
         rows.total += 1
+        loading.told(rows.total)
         try:
             if isinstance(candidate, BadRowError):
                 raise candidate
