@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.errors import RewardError
 from coterie.rewards import judge as module
 from coterie.rewards.judge import agreement, grade, judge
+from coterie.rewards.pool import Scorer
+from coterie.types import Prompt
 
 PROMPT = [{"role": "user", "content": "Is 7 prime?"}]
 
@@ -152,3 +155,17 @@ def test_no_error_is_cached_or_becomes_a_reward(server: Server, tmp_path: Path) 
     (tmp_path / "grades.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(RewardError, match="delete it"):
         graded(server, tmp_path, "Yes.")
+
+
+def test_in_a_worker_only_the_row_without_a_grade_fails(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda task: "I like it." if "assistant: Odd" in task else "Grade: 10"
+    params = {"url": server.url, "model": "big", "rubric": "?", "cache": str(tmp_path / "grades"), "check": "exact"}
+    prompt = Prompt(
+        id="p", messages=({"role": "user", "content": "Is 7 prime?"},), answer="Yes", task="primes", attributes={}
+    )
+    parts = RewardsConfig(functions=[RewardConfig(name="judge", params=params)])
+    with Scorer(parts) as pool:
+        good, bad, other = pool.score([prompt] * 3, ["Yes", "Odd", "No"])
+    assert (good.reward, bad.reward, other.reward) == (1, None, 1)
+    assert "the judge answered 'I like it.'" in str(bad.error)
+    assert (good.metrics["judge_agreement"], other.metrics["judge_agreement"]) == (1, 0)  # one by one
