@@ -17,6 +17,7 @@ from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
 from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
+from coterie.data.notes import Told
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import BadRow, PromptSet
 from coterie.data.tool_templates import equip
@@ -252,7 +253,7 @@ def _load(
     sources: Sequence[Source],
     config: RunConfig,
     chat: Chat,
-    told: prompts.Told,
+    told: Told,
     *,
     exclude: PromptSet | None = None,
     limit: int | None = None,

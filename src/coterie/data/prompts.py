@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, Question, read_columns, to_json, with_instruction
 from coterie.data.files import read_file, stem_of
 from coterie.data.layouts import check_columns, column_paths, listed
-from coterie.data.notes import SourceNotes
+from coterie.data.notes import SourceNotes, Told
 from coterie.data.shards import read_path
 from coterie.errors import DataError
 from coterie.text import counted
@@ -117,10 +117,6 @@ class _SourceRows:
     total: int = 0
     excluded: int = 0
     repeated: int = 0
-
-
-Told = Callable[[int], None]
-"""Told how many rows of a source have been read and tokenized."""
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError
 from coterie.data.conversations import Conversation, read_conversation, step_ends
 from coterie.data.layouts import column_paths
-from coterie.data.notes import SourceNotes
-from coterie.data.prompts import BadRow, Told, check_share, source_names, source_rows
+from coterie.data.notes import SourceNotes, Told
+from coterie.data.prompts import BadRow, check_share, source_names, source_rows
 from coterie.errors import DataError
 from coterie.rewards.steps import token_ends
 from coterie.rng import generator
