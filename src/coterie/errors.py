@@ -65,6 +65,10 @@ class EngineError(CoterieError):
     pass
 
 
+class LearnerError(CoterieError):
+    """A learner rank was lost, or the ranks do not agree."""
+
+
 class DoesNotFitError(CoterieError):
     pass
 
