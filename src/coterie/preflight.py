@@ -11,10 +11,10 @@ from typing import Literal, TypeVar
 from coterie.batches.batch import Batch
 from coterie.batches.pack import largest, plan
 from coterie.build import reading, run
-from coterie.build.learner import learner_for, warnings_of
+from coterie.build.learner import learner_for, sft_learner, warnings_of
 from coterie.build.reading import Inputs
 from coterie.build.services import service_threads
-from coterie.build.sft import complete, demonstrations_of, scorable, sft_learner
+from coterie.build.sft import complete, demonstrations_of, scorable
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig

@@ -19,11 +19,14 @@ from coterie.build.learner import (
     learner_for,
     objective_for,
     schedules_for,
+    sft_learner,
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
-from coterie.build.services import engine_services
+from coterie.build.services import engine_services, join_ranks
 from coterie.cluster.engine_service import ServedEngine
+from coterie.cluster.learner_group import LearnerGroup
+from coterie.cluster.learner_service import ServedLearner
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
@@ -110,10 +113,40 @@ def _frozen(config: RunConfig, source: str) -> Policy:
     return load(model, source, dtype=dtype_of(config, device), device=device)
 
 
-def grpo_learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
-    """The learner of a run that samples."""
-    reference = partial(_frozen, config, inputs.reference) if inputs.reference else None
-    return learner_for(config, policy, lambda: load_policy(config, inputs.source), reference)
+def run_learner(config: RunConfig, inputs: Inputs, policy: Policy, recorder: Recorder | None = None) -> Learner:
+    """The learner of a run, with its other ranks where the settings have several.
+
+    Args:
+        recorder: of the run, whose folder gets the ranks' logs; None without a run.
+    """
+    kind = Learner if config.cluster.learners == 1 else LearnerGroup
+    learner = _rank(config, policy, inputs.source, inputs.reference, kind)
+    if isinstance(learner, LearnerGroup):
+        join_ranks(config, inputs, learner, recorder)
+    return learner
+
+
+def _rank(config: RunConfig, policy: Policy, source: str, reference: str | None, kind: type[Learner]) -> Learner:
+    """One rank's learner."""
+    if config.sft is not None:
+        return sft_learner(config, policy, kind)
+    frozen = partial(_frozen, config, reference) if reference else None
+    return learner_for(config, policy, lambda: load_policy(config, source), frozen, kind)
+
+
+def served_learner(settings: Mapping[str, Any], source: str, reference: str | None, threads: int) -> ServedLearner:
+    """A learner rank in a service.
+
+    Args:
+        settings: all of the run, JSON-able.
+        source: folder or hub id of the model.
+        reference: of the reference model, where that is another.
+        threads: compute threads.
+    """
+    config = RunConfig.model_validate(settings)
+    search_in(config.module_path)
+    use_threads(config.model_copy(update={"threads": threads}))
+    return ServedLearner(learner=_rank(config, load_policy(config, source), source, reference, Learner))
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -420,7 +453,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
     )
     if config.distill is not None:
         estimator = taught_estimator(config, estimator, teacher_for(config, inputs))
-    learner = grpo_learner(config, inputs, policy)
+    learner = run_learner(config, inputs, policy, recorder)
     return Trainer(
         sampler=sampler,
         estimator=estimator,

@@ -361,6 +361,9 @@ class Learner:
         if self.reference is not None:
             self.reference.save(folder)
 
+    def close(self) -> None:
+        """Free what is not this process's own; nothing, of a learner of one process."""
+
     def counters(self) -> dict[str, float]:
         """The part of the state that is not tensors, for the checkpoint's JSON."""
         return {
