@@ -63,7 +63,7 @@ def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorde
     """
     if learner.policy.device.type != "cpu":
         raise ConfigError(
-            f"cluster.learners = {config.cluster.learners} adds gradients in the processors' memory, but the policy is on "
+            f"cluster.learners = {config.cluster.learners} adds gradients in the CPU's memory, but the policy is on "
             f'{learner.policy.device}; set cluster.learners = 1, or model.device = "cpu"'
         )
     threads = rank_threads(config)
