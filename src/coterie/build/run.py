@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,14 +22,12 @@ from coterie.build.learner import (
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
 from coterie.build.services import engine_services, join_ranks
-from coterie.cluster.engine_service import ServedEngine
 from coterie.cluster.learner_group import LearnerGroup
-from coterie.cluster.learner_service import ServedLearner
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
-from coterie.data.chat import Chat, load_chat
+from coterie.data.chat import Chat
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.completion_client import CompletionClient
@@ -46,7 +42,6 @@ from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
-from coterie.policy.shared_memory import SharedWeights
 from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
@@ -120,33 +115,18 @@ def run_learner(config: RunConfig, inputs: Inputs, policy: Policy, recorder: Rec
         recorder: of the run, whose folder gets the ranks' logs; None without a run.
     """
     kind = Learner if config.cluster.learners == 1 else LearnerGroup
-    learner = _rank(config, policy, inputs.source, inputs.reference, kind)
+    learner = rank_learner(config, policy, inputs.source, inputs.reference, kind)
     if isinstance(learner, LearnerGroup):
         join_ranks(config, inputs, learner, recorder)
     return learner
 
 
-def _rank(config: RunConfig, policy: Policy, source: str, reference: str | None, kind: type[Learner]) -> Learner:
+def rank_learner(config: RunConfig, policy: Policy, source: str, reference: str | None, kind: type[Learner]) -> Learner:
     """One rank's learner."""
     if config.sft is not None:
         return sft_learner(config, policy, kind)
     frozen = partial(_frozen, config, reference) if reference else None
     return learner_for(config, policy, lambda: load_policy(config, source), frozen, kind)
-
-
-def served_learner(settings: Mapping[str, Any], source: str, reference: str | None, threads: int) -> ServedLearner:
-    """A learner rank in a service.
-
-    Args:
-        settings: all of the run, JSON-able.
-        source: folder or hub id of the model.
-        reference: of the reference model, where that is another.
-        threads: compute threads.
-    """
-    config = RunConfig.model_validate(settings)
-    search_in(config.module_path)
-    use_threads(config.model_copy(update={"threads": threads}))
-    return ServedLearner(learner=_rank(config, load_policy(config, source), source, reference, Learner))
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -270,35 +250,6 @@ def engine_for(
     if config.cluster.host == "local":
         return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
     return engine_services(config, inputs, policy, longest, recorder)
-
-
-def served_engine(
-    settings: Mapping[str, Any],
-    source: str,
-    threads: int,
-    longest: int,
-    stop_ids: Sequence[int],
-    weights: Mapping[str, Any],
-) -> ServedEngine:
-    """The engine in a service: that of a run in one process, around a copy of the policy.
-
-    Args:
-        settings: all of the run, JSON-able.
-        source: folder or hub id of the model.
-        threads: compute threads.
-        longest: tokens of the longest sequence, 0 where it is not known.
-        stop_ids: tokens that end a turn.
-        weights: `file` and `slots` of the shared memory.
-    """
-    config = RunConfig.model_validate(settings)
-    search_in(config.module_path)
-    use_threads(config.model_copy(update={"threads": threads}))
-    policy = load_policy(config, source)
-    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    chat.stop_ids = frozenset(stop_ids)
-    engine = part(ENGINES, config.engine.name)(policy, chat, config, longest)
-    shared = SharedWeights(**weights)
-    return ServedEngine(engine=engine, load=lambda: shared.read_into(policy.parameters()))
 
 
 def engine_notes(config: RunConfig, engine: Engine) -> list[str]:

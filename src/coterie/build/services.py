@@ -32,7 +32,7 @@ def engine_services(
         "stop_ids": sorted(inputs.chat.stop_ids),
     }
     order = ServiceOrder(
-        target="coterie.build.run:served_engine",
+        target="coterie.build.served:served_engine",
         arguments=arguments,
         start_s=cluster.start_s,
         timeout_s=cluster.timeout_s,
@@ -74,7 +74,7 @@ def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorde
         "reference": inputs.reference,
         "threads": threads,
     }
-    order = {"target": "coterie.build.run:served_learner", "arguments": arguments}
+    order = {"target": "coterie.build.served:served_learner", "arguments": arguments}
     members = [host.start(f"learner-{rank}", order) for rank in range(1, config.cluster.learners)]
     learner.join(members, start_s=config.cluster.start_s, timeout_s=config.cluster.timeout_s)
 
