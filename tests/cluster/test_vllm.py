@@ -161,6 +161,7 @@ def test_a_run_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     changed: dict[str, Any] = {
         "engine": {"name": "vllm", "python": VLLM, "max_num_seqs": 4},
         "cluster": {"host": "processes"},
+        "model": {"name": str(world / "model"), "dtype": "float32"},
     }
     run = launch.train(settings(world, tmp_path / "runs", **changed))
     with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:

@@ -18,7 +18,6 @@ from coterie.cluster import engine_service
 from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.frames import Frames
 from coterie.cluster.hosts import ChildService, Host
-from coterie.config.schema import RunConfig
 from coterie.train.recorder import Recorder
 from faults.cases import Case, of_trial
 from faults.child import REFUSED, Prepare, log_of
@@ -56,7 +55,7 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
         harness.changed, services.host_for = before, host
 
 
-def _forks(config: RunConfig, recorder: Recorder | None) -> Host:
+def _forks(threads: int, recorder: Recorder | None, python: str = "") -> Host:
     return ForkHost()
 
 

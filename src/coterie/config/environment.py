@@ -76,16 +76,11 @@ class EngineConfig(Section):
     retry_s: float = Field(default=300.0, gt=0)
     """Seconds in which a lost server of `http` must be back; requests are repeated until then, then the run ends."""
 
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs over which one engine of `vllm` is spread. Not tried on GPUs."""
-    gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1)
-    """Share of a GPU's memory that `vllm` takes, beside the learner's."""
-    enforce_eager: bool = False
-    """Have `vllm` compile nothing, for a fast start; on a CPU it never does."""
     python: str = ""
     """Interpreter of the services of `vllm` where vLLM is not installed beside coterie; e.g. vllm-venv/bin/python."""
     vllm: dict[str, Any] = Field(default_factory=dict)
-    """More of vLLM's engine arguments, by their names there, e.g. kv_cache_memory_bytes or quantization."""
+    """vLLM's engine arguments by their names there, e.g. gpu_memory_utilization (0.3 here, beside the learner),
+    enforce_eager or tensor_parallel_size."""
 
     @model_validator(mode="after")
     def _addressed(self) -> EngineConfig:
@@ -105,6 +100,9 @@ class ClusterConfig(Section):
     host: Literal["local", "processes"] = "local"
     """`local` is one process for everything; with `processes` the engine samples in a child process of its own, which
     is replaced when it is lost, and the numbers are the same (docs/scale.md)."""
+    learners: int = Field(default=1, ge=1)
+    """Learner ranks, each a process with whole weights and a part of the rows, whose gradients are added up: needs
+    host = "processes" (docs/scale.md)."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of each engine service; 0 = those of the run, shared out among the services."""
     start_s: float = Field(default=600.0, gt=0)
