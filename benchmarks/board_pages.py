@@ -70,6 +70,7 @@ def columns(step: int, size: int, generator: np.random.Generator) -> dict[str, l
         "tokens": generator.integers(0, 49_000, (size, TOKENS), dtype=np.int32).tolist(),
         "prompt_tokens": [[1, 2, 3]] * size,
         "loss_mask": [[True] * TOKENS] * size,
+        "sampler_entropies": generator.random((size, TOKENS), dtype=np.float32).tolist(),
         "sampler_logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
         "logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
         "turns": ["[]"] * size,

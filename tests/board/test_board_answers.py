@@ -136,6 +136,7 @@ def test_a_group_and_its_rollouts(board: Board) -> None:
     assert group["members"][1]["reward_parts"] == {"number": 1.0, "length": 0.5}
     rollout = answer(board, "rollout", run="shown", step=2, id="sums/2#1@1")
     assert rollout["tokens"]["logprobs"] == [-0.25] * 4
+    assert rollout["tokens"]["sampler_entropies"] == [0.75] * 4
     assert rollout["tokens"]["token_advantages"] == [0.5] * 4
     assert [message["role"] for message in rollout["messages"]] == ["user", "assistant"]
     for words in ({"step": 2, "id": "nobody"}, {"step": 99, "id": "sums/2#1@1"}, {"step": -1, "id": "x"}, {"id": "x"}):
@@ -148,7 +149,7 @@ def test_several_turns_have_their_conversation_and_masked_tokens(tmp_path: Path)
         rollout = answer(board, "rollout", run="shown", step=1, id="sums/1#1@0")
     assert [message["role"] for message in rollout["messages"]] == ["user", "assistant", "user", "assistant"]
     assert rollout["tokens"]["mask"] == [True] * 4 + [False] + [True] * 4
-    assert rollout["tokens"]["sampler_logprobs"][4] is None
+    assert rollout["tokens"]["sampler_logprobs"][4] is rollout["tokens"]["sampler_entropies"][4] is None
     assert rollout["tokens"]["token_advantages"] == [0.5] * 4 + [None] + [0.5] * 4
 
 
