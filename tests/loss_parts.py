@@ -90,6 +90,7 @@ def step(
         logprobs=torch.from_numpy(now).requires_grad_(),
         rollout=torch.from_numpy(owner),
         policy_mask=torch.from_numpy(rng.random(count) < 0.8),
+        covariant=torch.from_numpy(rng.random(count) < 0.3),
         **{name: torch.from_numpy(values) for name, values in columns.items()},
     )
 

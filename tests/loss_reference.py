@@ -64,6 +64,8 @@ def _rollout(now: Array, fixed: Array, data: dict[str, Any], objective: Objectiv
         value = _surrogate(t, r, now, fixed, data, objective, whole)
         if objective.settings.loss != "vespo":
             value *= factor[t]
+        if a > 0:
+            value *= objective.settings.positive_weight
         counts = kept[t] and (data["policy_mask"] is None or data["policy_mask"][t])
         if objective.settings.off_policy_mask is not None and a < 0 and far > objective.settings.off_policy_mask:
             counts = False
@@ -88,6 +90,11 @@ def _surrogate(
         return max(value, objective.settings.dual_clip * a) if objective.settings.dual_clip and a < 0 else value
     if name == "unclipped":
         return r * a
+    chosen = data["covariant"] is not None and data["covariant"][t]
+    if name == "clip_cov":
+        return 0.0 if chosen else min(r * a, min(max(r, 1 - low), 1 + high) * a)
+    if name == "kl_cov":
+        return r * a - (objective.settings.ppo_kl_coef * abs(now[t] - old[t]) if chosen else 0.0)
     if name == "sapo":
         tau = objective.settings.sapo_tau_pos if a > 0 else objective.settings.sapo_tau_neg
         return 4 / tau / (1 + math.exp(-tau * (r - 1))) * a

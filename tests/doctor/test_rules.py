@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from records_by_hand import evaluation, findings, interval, paired_by_hand, reco
 from coterie.doctor.findings import Record, Severity
 from coterie.doctor.groups import zero_gradient
 from coterie.doctor.rules import RULES, examine
-from coterie.types import EvalResult
+from coterie.types import POOLED, EvalResult
 
 UP = [0.1] * 10 + [0.5] * 10
 FLAT = [0.3, 0.31] * 10
@@ -19,6 +20,18 @@ NOISE = [0.29, 0.31] * 10
 FORMAT = {"rewards": {"functions": [{"name": "number"}, {"name": "format"}]}}
 EVALS = [evaluation(0, 0.3, 0.5), evaluation(20, 0.3, 0.5)]
 SPIKE = [1.0] * 5
+
+
+def of_tasks(*, sums: float, half: float = 0.04, pooled: float = 0.05, course: Sequence[float] = (0.3, 0.3)) -> Record:
+    """Evaluations of the tasks sums and legs: the difference of sums and of both together, and the course of sums."""
+    evals = [evaluation(10 * number, value, 0.5, task="sums") for number, value in enumerate(course)]
+    paired = {
+        POOLED: paired_by_hand(pooled, 0.04),
+        "legs": paired_by_hand(0.2, 0.04),
+        "sums": paired_by_hand(sums, half),
+    }
+    return record({}, evals=evals, paired=paired)
+
 
 SPEAKS: list[tuple[str, Severity, Record]] = [
     ("ratio", Severity.SERIOUS, record({"ratio/mean": [1.0, 1.0011]})),
@@ -112,6 +125,9 @@ SPEAKS: list[tuple[str, Severity, Record]] = [
         record({"kl/ref": [0.01] * 10 + [0.12] * 10, "reward/mean": FLAT}),
     ),
     ("heldout_lost", Severity.SERIOUS, record({}, evals=EVALS, paired={"legs": paired_by_hand(-0.05, 0.04)})),
+    ("tasks_apart", Severity.SERIOUS, of_tasks(sums=-0.05)),
+    ("tasks_apart", Severity.WARNING, of_tasks(sums=0.0, half=0.0)),
+    ("tasks_apart", Severity.WARNING, of_tasks(sums=0.1, course=[0.1, 0.4, 0.2])),
     ("heldout_unsure", Severity.NOTE, record({}, evals=EVALS, paired={"legs": paired_by_hand(0.04, 0.04)})),
     ("sharpened", Severity.WARNING, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.5)])),
     ("sharpened", Severity.NOTE, record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.59)])),
@@ -178,6 +194,9 @@ QUIET: list[tuple[str, Record]] = [
     ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.1099] * 10, "reward/mean": FLAT})),
     ("kl_without_gain", record({"kl/ref": [0.01] * 10 + [0.5] * 10, "reward/mean": UP})),
     ("heldout_lost", record({}, evals=EVALS, paired={"legs": paired_by_hand(-0.04, 0.04)})),
+    ("tasks_apart", of_tasks(sums=-0.03)),
+    ("tasks_apart", of_tasks(sums=-0.05, pooled=0.04)),
+    ("tasks_apart", of_tasks(sums=0.1, course=[0.1, 0.4, 0.34])),
     ("heldout_unsure", record({}, evals=EVALS, paired={"legs": paired_by_hand(0.04, 0.03)})),
     ("sharpened", record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.4, 0.6)])),
     ("sharpened", record({}, evals=[evaluation(0, 0.3, 0.6), evaluation(9, 0.35, 0.5)])),
@@ -259,6 +278,19 @@ def test_a_good_run_is_healthy() -> None:
     assert examination.quiet
     assert not examination.serious
     assert not examination.findings
+
+
+def test_a_task_that_pays_for_the_mean_is_named() -> None:
+    finding = findings(of_tasks(sums=0.0, half=0.0))["tasks_apart"]
+    assert finding.title == "Held-out accuracy of sums does not move while that of all tasks together rises."
+    assert [evidence.text for evidence in finding.evidence] == [
+        "pass@1 of sums: +0.0 points [+0.0, +0.0]",
+        "pass@1 of all tasks: +5.0 points [+1.0, +9.0]",
+    ]
+    finding = findings(of_tasks(sums=0.0, half=0.0, course=[0.0, 0.4, 0.0]))["tasks_apart"]
+    assert finding.title.startswith("Held-out accuracy of sums falls")
+    assert finding.evidence[0].text == "pass@1 of sums: 40.0 % at step 10, 0.0 % at step 20"
+    assert finding.evidence[0].steps == (10, 20)
 
 
 def graded(step: int, reward: float) -> EvalResult:

@@ -24,6 +24,7 @@ from coterie.types import Context, Credit, Outcome, Rollout, StopReason, Turn
 from tiny_models import KINDS, tiny_model, tiny_policy
 
 TEMPERATURE = 0.7
+UNCORRECTED = RolloutCorrectionConfig(kind="none")
 
 
 def rollouts(
@@ -373,3 +374,45 @@ def test_flex_attention_gives_the_same_gradient() -> None:
     items = rollouts(seed=3)
     want = gradient(learner(tiny_policy()), items)
     assert_same(gradient(learner(tiny_policy(), attention="flex"), items), want)
+
+
+def test_clip_cov_leaves_out_the_tokens_that_it_chooses_among_the_whole_step() -> None:
+    items = rollouts(seed=4)
+    settings = ObjectiveConfig(loss="clip_cov", clip_cov_ratio=0.3, clip_cov_lb=-9, clip_cov_ub=9)
+    gradients = []
+    for limit in (40, 1000):
+        covariant = learner(tiny_policy(), objective=Objective(settings=settings, correction=UNCORRECTED))
+        batches = plan(
+            items, credits_of(items), loss_agg_mode="token-mean", max_tokens_per_microbatch=limit, skip_zero=False
+        )
+        gradients.append(covariant.gradient(batches))
+        chosen = covariant._covariant(batches, None, covariant.objective)
+        assert chosen is not None
+        total = sum(len(mask) for mask in chosen.values())
+        assert sum(mask.sum() for mask in chosen.values()) == int(0.3 * total)
+        without = [
+            replace(batch, weights=np.where(np.concatenate([chosen[name] for name in batch.spans]), 0, batch.weights))
+            for batch in batches
+        ]
+        gradients.append(learner(tiny_policy()).gradient(without))
+    for other in gradients[1:]:
+        for name, slope in gradients[0].items():
+            torch.testing.assert_close(other[name], slope, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["clip_cov", "kl_cov"])
+def test_a_step_by_covariance_is_the_same_when_repeated(loss: str) -> None:
+    items = rollouts(seed=4)
+    settings = ObjectiveConfig.model_validate(
+        {"loss": loss, "clip_cov_lb": -9, "clip_cov_ratio": 0.3, "kl_cov_ratio": 0.2}
+    )
+    options: dict[str, Any] = {"loss_agg_mode": "token-mean", "max_tokens_per_microbatch": 60, "skip_zero": False}
+    plain = ObjectiveConfig(loss="unclipped" if loss == "kl_cov" else "clip")
+    scores = []
+    for chosen in (settings, settings, plain):
+        trained = learner(tiny_policy(), objective=Objective(settings=chosen, correction=UNCORRECTED))
+        batches = plan(items, credits_of(items), **options)
+        trained.update([batches, batches])
+        scores.append(np.concatenate([score.logprobs for score in trained.score(batches).values()]))
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert abs(scores[2] - scores[0]).max() > 1e-4

@@ -1,12 +1,23 @@
-"""Entropy in the objective: the top-entropy mask, the entropy bonus and its adaptive coefficient."""
+"""Entropy in the objective: the top-entropy mask, the entropy bonus and its adaptive coefficient, and the tokens that
+Clip-Cov and KL-Cov choose.
+
+The last are of Cui et al., "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models" (arXiv
+2505.22617): to first order the entropy falls by the covariance of log π and A, most of which few tokens carry.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from coterie.config.objective import ObjectiveConfig
+
+COVARIANCE_LOSSES = ("clip_cov", "kl_cov")
+"""Values of `objective.loss` that choose tokens by their covariance."""
 
 
 def top_entropy_threshold(entropies: Tensor, share: float) -> float:
@@ -94,3 +105,40 @@ class AdaptiveEntropy:
         """
         moved = state.coefficient + (self.delta if entropy <= self.target else -self.delta)
         return EntropyState(coefficient=min(max(moved, self.low), self.high), entropy=entropy)
+
+
+def token_covariances(logprobs: np.ndarray, advantages: np.ndarray) -> np.ndarray:
+    """[N] (log π - mean log π)·(A - mean A) of each token, eq. 9 there; their mean is the covariance.
+
+    Args:
+        logprobs: [N] of *all* trained tokens of the optimizer step, in every part of it.
+        advantages: [N].
+
+    >>> token_covariances(np.array([-1.0, -3.0]), np.array([1.0, -1.0])).tolist()
+    [1.0, 1.0]
+    """
+    if not len(logprobs):
+        return np.zeros(0)
+    return (logprobs - logprobs.mean()) * (advantages - advantages.mean())
+
+
+def covariant_tokens(covariances: np.ndarray, settings: ObjectiveConfig, rng: np.random.Generator) -> np.ndarray:
+    """[N] bool: the tokens that `settings.loss` treats in its own way.
+
+    clip_cov draws `clip_cov_ratio` of all tokens, at least one, among those whose covariance is between `clip_cov_lb`
+    and `clip_cov_ub`; kl_cov takes the `kl_cov_ratio` of all tokens, at least one, whose covariance is highest (as in
+    verl).
+
+    Args:
+        covariances: [N] of all trained tokens of the optimizer step.
+        rng: draws the tokens of clip_cov.
+    """
+    chosen = np.zeros(len(covariances), dtype=bool)
+    if settings.loss == "clip_cov":
+        inside = np.flatnonzero((covariances > settings.clip_cov_lb) & (covariances < settings.clip_cov_ub))
+        count = max(1, int(settings.clip_cov_ratio * len(covariances)))
+        chosen[rng.permutation(inside)[:count]] = True
+    elif settings.loss == "kl_cov":
+        count = max(1, int(settings.kl_cov_ratio * len(covariances)))
+        chosen[np.argsort(-covariances, kind="stable")[:count]] = True
+    return chosen

@@ -71,6 +71,8 @@ class LossInputs:
     """bool: tokens whose policy term and entropy count (the top-entropy mask); None = all. The KL is not masked, and a
     ratio of the whole rollout still covers all its tokens (as in TRL). Rollouts that are left out altogether, as
     truncated ones with `mask_truncated`, are not among the inputs, or have weight 0."""
+    covariant: Tensor | None = None
+    """bool: tokens that clip_cov or kl_cov chose among all of the optimizer step; None = none."""
     entropy: Tensor | None = None
     """nats, with gradient; needed for an entropy bonus only."""
     entropy_weights: Tensor | None = None
@@ -126,6 +128,8 @@ def policy_loss(inputs: LossInputs, objective: Objective) -> LossOutputs:
     view = _token_view(inputs, objective, correction, chosen if alone else valid)
     surrogate = row.function(view)
     value = surrogate.value if row.corrects else surrogate.value * correction.weight
+    if objective.settings.positive_weight != 1:
+        value = torch.where(view.advantages > 0, objective.settings.positive_weight * value, value)
     per_token = torch.where(active, -value, 0.0)
     terms = {"policy": (per_token.detach() * inputs.weights).sum()}
     kl = {}
@@ -229,6 +233,7 @@ def _token_view(inputs: LossInputs, objective: Objective, correction: Correction
         rollout=inputs.rollout,
         counted=counted,
         log_correction=correction.log_total,
+        covariant=torch.zeros_like(counted) if inputs.covariant is None else inputs.covariant & counted,
         objective=objective,
     )
 

@@ -57,6 +57,8 @@ class TokenView:
     """bool: tokens that take part in sums over their rollout."""
     log_correction: Tensor
     """Log of the mismatch weight of the token's whole rollout, detached."""
+    covariant: Tensor
+    """bool: tokens that clip_cov or kl_cov chose; see `coterie.algo.entropy`."""
     objective: Objective
 
     @property

@@ -153,6 +153,24 @@ def gamma(view: TokenView) -> Surrogate:
     return Surrogate(value=weight * view.advantages * view.logprobs)
 
 
+def covariance_clipped(view: TokenView) -> Surrogate:
+    """Clip-Cov: PPO's minimum, and 0 for the chosen tokens."""
+    ratio, advantages, chosen = view.ratio, view.advantages, view.covariant
+    value = clipped_surrogate(ratio, advantages, view.clip_low, view.clip_high)
+    outside_low, outside_high = ratio.detach() < 1 - view.clip_low, ratio.detach() > 1 + view.clip_high
+    return Surrogate(
+        value=torch.where(chosen, 0.0, value),
+        clipped_low=(outside_low | chosen) & (advantages < 0),
+        clipped_high=(outside_high | chosen) & (advantages > 0),
+    )
+
+
+def covariance_penalised(view: TokenView) -> Surrogate:
+    """KL-Cov: ρA, less ppo_kl_coef·|log ρ| for the chosen tokens."""
+    penalty = view.objective.settings.ppo_kl_coef * view.log_ratios.abs()
+    return Surrogate(value=view.ratio * view.advantages - torch.where(view.covariant, penalty, 0.0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurrogateRow:
     """Row of the table: a surrogate with its formula, source and properties."""
@@ -221,6 +239,20 @@ SURROGATES: dict[str, SurrogateRow] = {
         through_ratio=False,
         per_token=False,
         corrects=True,
+    ),
+    "clip_cov": SurrogateRow(
+        function=covariance_clipped,
+        formula="min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high)·A); 0 for clip_cov_ratio of the tokens, drawn where "
+        "clip_cov_lb < (lp - mean lp)(A - mean A) < clip_cov_ub",
+        source="Clip-Cov 2505.22617, eq. 11",
+        levels=("token",),
+    ),
+    "kl_cov": SurrogateRow(
+        function=covariance_penalised,
+        formula="ρA; less ppo_kl_coef·|log ρ| for the kl_cov_ratio of the tokens with the highest "
+        "(lp - mean lp)(A - mean A)",
+        source="KL-Cov 2505.22617, eq. 13; the penalty as in verl",
+        levels=("token",),
     ),
 }
 """name → row, for `objective.loss`."""

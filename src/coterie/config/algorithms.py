@@ -282,6 +282,22 @@ ALGORITHMS: dict[str, Algorithm] = {
             "objective.loss_agg_mode": "token-mean",
         },
     ),
+    "clip_cov": Algorithm(
+        title="Clip-Cov",
+        formula="(1/Σ L) Σ min(ρA, clip(ρ)A) without 2e-4 of the tokens, drawn where "
+        "1 < (lp - mean lp)(A - mean A) < 5",
+        source="arXiv 2505.22617, eq. 9-11",
+        settings={"objective.loss": "clip_cov", "objective.loss_agg_mode": "token-mean", "optim.minibatches": 8},
+        note="On a step of few tokens the least, one token, is a larger share.",
+    ),
+    "kl_cov": Algorithm(
+        title="KL-Cov",
+        formula="(1/Σ L) Σ ρA, less |log ρ| for the 2e-4 of the tokens with the highest (lp - mean lp)(A - mean A)",
+        source="arXiv 2505.22617, eq. 12-13; the penalty as in verl",
+        settings={"objective.loss": "kl_cov", "objective.loss_agg_mode": "token-mean", "optim.minibatches": 8},
+        note="The paper takes a share of 2e-3 for 7B and 2e-4 for 32B parameters. The penalty has no gradient in the "
+        "first optimizer step of a batch.",
+    ),
     "gigpo": Algorithm(
         title="Group-in-Group Policy Optimization",
         formula="GRPO with A = (r - mean r) + ω (R_k - mean of R from the same state),  R_k = Σ_l≥k γ^(l-k) r_l",

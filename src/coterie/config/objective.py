@@ -22,10 +22,14 @@ class ObjectiveConfig(Section):
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
     """Importance-sampling level: token (PPO, GRPO), sequence, the geometric mean over the completion (GSPO), or
     sequence_token, that mean with each token's own gradient (GSPO-token)."""
-    loss: Literal["clip", "unclipped", "cispo", "sapo", "gmpo", "dppo_tv", "dppo_kl", "vespo"] | UserFunction = "clip"
+    loss: (
+        Literal["clip", "unclipped", "cispo", "sapo", "gmpo", "dppo_tv", "dppo_kl", "vespo", "clip_cov", "kl_cov"]
+        | UserFunction
+    ) = "clip"
     """Policy loss: clip, PPO's min(ρA, clip(ρ)A); unclipped, ρA; cispo, the clipped ratio as a constant weight; sapo, a
     sigmoid gate; gmpo, the clipped geometric mean; dppo_tv or dppo_kl, a mask by the change of the token's probability;
-    vespo, a smooth weight of the whole completion's ratio; or `module:function`."""
+    vespo, a smooth weight of the whole completion's ratio; clip_cov, clip without some of the tokens whose log-prob and
+    advantage covary; kl_cov, ρA with a penalty on those that covary most; or `module:function`."""
     clip_low: float = Field(default=0.2, gt=0)
     """Lower bound: 1 - clip_low of the ratio (clip, cispo; 1 or more is no bound), e^-clip_low (gmpo), or the allowed
     fall of a probability (dppo_tv) and the allowed divergence (dppo_kl)."""
@@ -40,6 +44,21 @@ class ObjectiveConfig(Section):
     """Temperature of SAPO's gate for positive advantages."""
     sapo_tau_neg: float = Field(default=1.05, gt=0)
     """Temperature of SAPO's gate for negative advantages."""
+    clip_cov_ratio: float = Field(default=2e-4, gt=0, le=1)
+    """Share of the tokens of an optimizer step that clip_cov leaves out, at least one (verl)."""
+    clip_cov_lb: float = 1.0
+    """clip_cov draws them among the tokens whose covariance is above this, in nats times advantage,"""
+    clip_cov_ub: float = 5.0
+    """and below this."""
+    kl_cov_ratio: float = Field(default=2e-4, gt=0, le=1)
+    """Share of the tokens of an optimizer step, those of highest covariance, that kl_cov penalises (verl); at least
+    one."""
+    ppo_kl_coef: float = Field(default=1.0, ge=0)
+    """Coefficient of kl_cov's penalty, |log ρ|, which has no gradient at ρ = 1: in the first optimizer step of a
+    batch."""
+    positive_weight: float = Field(default=1.0, ge=0)
+    """Weight of the policy term of tokens with a positive advantage: below 1, entropy is spent more slowly
+    (W-REINFORCE: 0.1), and the gradient is no longer that of the mean reward."""
     off_policy_mask: float | None = Field(default=None, gt=0)
     """Leave out completions with a negative advantage whose tokens have become less likely than when sampled by more
     than this, in nats a token (DeepSeek-V3.2)."""
@@ -88,6 +107,11 @@ class ObjectiveConfig(Section):
             raise ValueError(
                 f"delta = {self.delta} must be larger than 1 + clip_high = {1 + self.clip_high}, which "
                 "bounds the ratio already"
+            )
+        if self.clip_cov_lb >= self.clip_cov_ub:
+            raise ValueError(
+                f"clip_cov_lb = {self.clip_cov_lb} must be smaller than clip_cov_ub = {self.clip_cov_ub}: clip_cov "
+                "draws tokens between them"
             )
         if self.kl_in == "reward" and self.kl_estimator != "k1":
             raise ValueError(

@@ -248,7 +248,8 @@ class RunConfig(Section):
         objective = self.objective
         in_loss = objective.kl_beta > 0 and objective.kl_in == "loss"
         entropy = objective.entropy_bonus > 0 or objective.entropy_target is not None
-        everywhere = objective.entropy_share < 1 or ":" in objective.loss  # these look at every token
+        # These look at every token.
+        everywhere = objective.entropy_share < 1 or ":" in objective.loss or objective.loss in ("clip_cov", "kl_cov")
         return not (in_loss or entropy or everywhere or self.critic is not None)
 
     @property

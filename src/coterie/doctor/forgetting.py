@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from coterie.doctor.findings import Evidence, Record, Rule, RuleHit, Severity
+from coterie.stats import PairedTest
 from coterie.text import difference_text, p_text
-from coterie.types import PASS
+from coterie.types import PASS, POOLED
 
 INTERVALS = "95 % bootstrap intervals over prompts, paired by prompt"
 
@@ -40,6 +41,57 @@ def _lost(record: Record) -> Iterator[RuleHit]:
                 title = f"Held-out {noun(test.metric)} of {task} may be lower than before the training."
             severity = Severity.SERIOUS if test.significant else Severity.WARNING
             yield RuleHit(severity=severity, title=title, evidence=(proof,))
+
+
+def _tasks_apart(record: Record) -> Iterator[RuleHit]:
+    pooled = record.paired.get(POOLED)
+    if pooled is None or pooled.low <= 0:
+        return
+    for task, test in record.paired.items():
+        lost = test.high < 0
+        fall = None if lost else _fall_from_best(record, task)
+        if task == POOLED or (test.high > 0 and fall is None):
+            continue
+        yield RuleHit(
+            severity=Severity.SERIOUS if lost and test.significant else Severity.WARNING,
+            title=f"Held-out {noun(test.metric)} of {task} {'falls' if lost or fall else 'does not move'} while that "
+            "of all tasks together rises.",
+            evidence=(fall or _proof(record, task, test), _proof(record, POOLED, pooled)),
+        )
+
+
+def _proof(record: Record, task: str, test: PairedTest) -> Evidence:
+    return Evidence(
+        metric=f"held-out {task} {test.metric}",
+        value=test.difference,
+        threshold=0.0,
+        steps=_steps(record),
+        text=f"{test.metric} of {'all tasks' if task == POOLED else task}: {difference_text(test.metric, test)}",
+    )
+
+
+def _fall_from_best(record: Record, task: str) -> Evidence | None:
+    """Evidence that the last evaluation lies below the best one, beyond both intervals; None if it does not."""
+    metric = record.metric(task)
+    results = [result for result in record.evals if result.task == task]
+    estimates = [(result.step, estimate) for result in results if (estimate := result.metric(metric)) is not None]
+    if not estimates:
+        return None
+    (best, top), (last, end) = max(estimates, key=lambda pair: pair[1].low), estimates[-1]
+    if top.low <= end.high:
+        return None
+    before, after = _level(metric, top.value), _level(metric, end.value)
+    return Evidence(
+        metric=f"held-out {task} {metric}",
+        value=end.value - top.value,
+        threshold=0.0,
+        steps=(best, last),
+        text=f"{metric} of {task}: {before} at step {best}, {after} at step {last}",
+    )
+
+
+def _level(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric == PASS else f"{value:.3f}"
 
 
 def _unsure(record: Record) -> Iterator[RuleHit]:
@@ -114,6 +166,19 @@ RULES = (
         action="Take an earlier checkpoint; train on that task too; lower optim.lr or raise objective.kl_beta.",
         evals=2,
         check=_lost,
+    ),
+    Rule(
+        name="tasks_apart",
+        asks="Do the held-out tasks rise together?",
+        alarm="the 95 % interval of the paired difference of all tasks together lies above 0, and that of a task does "
+        "not reach above it, or its last evaluation lies below its best one beyond both intervals; serious when the "
+        "task's interval lies below 0 and p < 0.05 on at least 8 prompts",
+        source=INTERVALS,
+        meaning="One kind of prompt is learned at the cost of another, such as refusing everything; the mean hides it.",
+        action="Read the rollouts of that task; change the shares of the tasks, or when they begin (`after` of a "
+        "source). A task that is only measured and stays at 0 is too hard to tell anything.",
+        evals=2,
+        check=_tasks_apart,
     ),
     Rule(
         name="heldout_unsure",

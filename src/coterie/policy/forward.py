@@ -99,6 +99,8 @@ class UpdateContext:
     """Entropy that a token needs for its policy term to count."""
     tokens: int = 0
     """Trained tokens of the whole optimizer step: an entropy bonus is for their mean."""
+    covariant: Mapping[str, np.ndarray] | None = None
+    """rollout id → [n] bool: its tokens that clip_cov or kl_cov chose; None = none."""
     bypass: bool = False
     """The sampler's log-probs are the old ones; see `RolloutCorrectionConfig.bypass_mode`."""
 
@@ -135,6 +137,7 @@ def loss_inputs(
         rollout=torch.from_numpy(batch.rollout).to(logprobs.device),
         entropy=outputs.entropies,
         policy_mask=_policy_mask(batch, context, logprobs),
+        covariant=_covariant(batch, context, logprobs),
         entropy_weights=torch.full_like(logprobs, 1 / context.tokens) if context.tokens else None,
     )
 
@@ -144,6 +147,14 @@ def _policy_mask(batch: Batch, context: UpdateContext, like: Tensor) -> Tensor |
     if context.scores is None or context.threshold == -math.inf:
         return None
     return top_entropy_mask(_score_column(batch, context.scores, "entropy", like), context.threshold)
+
+
+def _covariant(batch: Batch, context: UpdateContext, like: Tensor) -> Tensor | None:
+    """[N] bool: tokens chosen by their covariance; None = none."""
+    if context.covariant is None:
+        return None
+    chosen = np.concatenate([context.covariant[rollout] for rollout in batch.spans])
+    return torch.from_numpy(chosen).to(like.device)
 
 
 def _tensor(values: np.ndarray, like: Tensor) -> Tensor:

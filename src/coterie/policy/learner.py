@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie.algo.entropy import top_entropy_threshold
+from coterie.algo.entropy import COVARIANCE_LOSSES, covariant_tokens, token_covariances, top_entropy_threshold
 from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
@@ -149,6 +149,7 @@ class Learner:
                 scores=scores,
                 moved=number > 0,
                 threshold=self._threshold(minibatch, scores),
+                covariant=self._covariant(minibatch, scores, objective),
                 tokens=sum(len(batch.targets) for batch in minibatch),
                 bypass=bypass,
             )
@@ -178,6 +179,34 @@ class Learner:
         rollout_entropies = [scores[name].entropy for batch in batches for name in batch.spans]
         entropies = np.concatenate([entropy for entropy in rollout_entropies if entropy is not None] or [np.zeros(0)])
         return top_entropy_threshold(torch.from_numpy(entropies), self.entropy_share)
+
+    def _covariant(
+        self, batches: Sequence[Batch], scores: Scores | None, objective: Objective
+    ) -> dict[str, np.ndarray] | None:
+        """rollout id → [n] bool: tokens of this optimizer step that the objective chooses by their covariance.
+
+        Log-probs are those before the update, where they are known, else the sampler's: verl takes those of the present
+        weights, which are the same in the first optimizer step of a batch, and of each micro-batch alone.
+        """
+        if objective.settings.loss not in COVARIANCE_LOSSES:
+            return None
+        columns = {
+            name: _covariance_columns(batch, low, high, None if scores is None else scores[name].logprobs)
+            for batch in batches
+            for name, (low, high) in batch.spans.items()
+        }
+        names = sorted(columns)  # the choice does not depend on how rollouts were packed
+        if not names:
+            return None
+        logprobs, advantages, counted = (
+            np.concatenate(parts) for parts in zip(*(columns[name] for name in names), strict=True)
+        )
+        chosen = np.zeros(len(logprobs), dtype=bool)
+        covariances = token_covariances(logprobs[counted], advantages[counted])
+        rng = np.random.default_rng(self.steps_taken)
+        chosen[counted] = covariant_tokens(covariances, objective.settings, rng)
+        ends = np.cumsum([len(columns[name][0]) for name in names])
+        return dict(zip(names, np.split(chosen, ends[:-1]), strict=True))
 
     def _step(self) -> tuple[float, float]:
         """One optimizer step, refused when the gradient is not finite."""
@@ -243,8 +272,9 @@ class Learner:
 
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
+        context = UpdateContext(covariant=self._covariant(batches, None, self.objective))
         for batch in batches:
-            self._backward(batch, UpdateContext(), self.objective)
+            self._backward(batch, context, self.objective)
         if self.critic is not None:
             self.critic.optimizer.gradients.drop()
         return self.optimizer.take_gradients()
@@ -301,6 +331,14 @@ def _before_update(part: _Part, context: UpdateContext) -> Tensor | None:
     if not context.bypass:
         return part.inputs.old_logprobs
     return None if context.moved else part.inputs.logprobs.detach()
+
+
+def _covariance_columns(
+    batch: Batch, low: int, high: int, logprobs: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-probs and advantages of a rollout's tokens in a batch, and which of them count."""
+    sampled = batch.sampler_logprobs[low:high]
+    return sampled if logprobs is None else logprobs, batch.advantages[low:high], batch.weights[low:high] != 0
 
 
 def _keep(logprobs: dict[str, np.ndarray], batch: Batch, measured: Tensor) -> None:
