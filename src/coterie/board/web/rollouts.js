@@ -103,7 +103,7 @@ function Group({ name, words }) {
     <${Answer} state=${state}>${(group) => html`
       <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a>${!records && html` · <a href=${link(["run", name, "try"], { prompt: group.prompt_id })}>try it</a>`}</p>
       <section aria-label="Prompt">${group.messages.map((message) => html`<${Message} message=${message} />`)}
-        ${group.answer && html`<p><b>Answer in the data:</b> ${group.answer}</p>`}</section>
+        ${group.answer && html`<p class="kept"><b>Answer in the data:</b> ${group.answer}</p>`}</section>
       <h2>${group.count} attempts${group.count > group.members.length ? `, ${group.members.length} are shown` : ""}</h2>
       <${GroupTable} name=${name} group=${group} />
       <div class="siblings">${group.members.map((member) => html`<article class="card"><h3><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a>
@@ -242,7 +242,7 @@ function Rollout({ name, words }) {
         ["advantage", rollout.advantage === null ? "none: it was in no group that teaches" : html`<${Tone} value=${rollout.advantage} digits=${4} />`],
         ["region", rollout.region], ["outcome", rollout.outcome], ["stopped by", rollout.stop_reason],
         ["tokens", `${number(rollout.prompt_length)} + ${number(rollout.completion_length)}`],
-        ["answer in the data", rollout.answer], ["policy version", rollout.version],
+        ["answer in the data", rollout.answer && html`<span class="kept">${rollout.answer}</span>`], ["policy version", rollout.version],
         ["attempts before", rollout.past_tries === null ? "" : `${number(rollout.past_tries)}${rollout.past_reward === null ? "" : `, mean reward ${number(rollout.past_reward)}`}`],
       ]} />
       ${rollout.error && html`<p class="problem">${rollout.error}</p>`}
