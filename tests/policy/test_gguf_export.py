@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coterie.cli.main import main
 from coterie.data import gguf as reader
@@ -76,18 +76,27 @@ def test_transformers_reads_the_model_back(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(back(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-4)
 
 
-def test_our_own_reader_gives_the_same_weights_and_tokenizer(tmp_path: Path) -> None:
-    source = a_model(tmp_path / "model", "smollm")
+@pytest.mark.parametrize("kind", ["smollm", "qwen2"])
+def test_our_own_reader_gives_the_same_weights_and_tokenizer(kind: str, tmp_path: Path) -> None:
+    source = a_model(tmp_path / "model", kind)
     folder = export(str(source), tmp_path / "out", form="gguf")
     (tmp_path / "back").mkdir()
-    reader.convert(written(folder), tmp_path / "back")
+    told: list[tuple[int, int]] = []
+    reader.convert(written(folder), tmp_path / "back", lambda *counts: told.append(counts))
+    assert told[-1][0] == told[-1][1] > told[0][0]
+    models_ = [AutoModelForCausalLM.from_pretrained(x, dtype=torch.float32) for x in (source, tmp_path / "back")]
+    with torch.no_grad():
+        first, second = (model(IDS).logits for model in models_)
+    torch.testing.assert_close(second, first, atol=2e-3, rtol=1e-2)
     weights, back = (load_file(place / "model.safetensors") for place in (source, tmp_path / "back"))
     assert weights.keys() == back.keys()
     for name, tensor in weights.items():  # a bfloat16 near 0 is rounded by float16
         torch.testing.assert_close(back[name], tensor, atol=1e-6, rtol=2**-8)
-    text = "the 12 thethe <|im_end|>!"
+    text = "the 12 thethe <|im_end|>! It's\n\n e\u0301"
     first, second = (Tokenizer.from_file(str(place / "tokenizer.json")) for place in (source, tmp_path / "back"))
     assert first.encode(text).ids == second.encode(text).ids
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert tokenizer.encode(text) == first.encode(text).ids
     facts = facts_of(written(folder))
     assert facts["tokenizer.chat_template"] == "{{ messages[0]['content'] }}"
     assert (facts["tokenizer.ggml.eos_token_id"], facts["tokenizer.ggml.add_bos_token"]) == (2, False)

@@ -16,7 +16,8 @@ import pytest
 from coterie.config.load import load_file
 from coterie.config.pipeline import load_pipeline
 from coterie.config.toml import dumps
-from coterie.errors import ConfigError, RunError
+from coterie.errors import ConfigError, DataError, RunError
+from coterie.runs import parquet
 from coterie.runs.inspect import summary
 from coterie.stages import pipeline as stages
 from coterie.stages.pipeline import plan_report, run_pipeline
@@ -183,6 +184,22 @@ def test_a_dry_run_tells_what_each_stage_would_do(root: Path) -> None:
     assert ("kept", "its rows come from reason: not estimated") in lines
     assert {"cold: memory", "cold: time", "reason: memory", "again: time"} <= {subject for subject, _ in lines}
     assert not (root / "runs").exists()
+
+
+def test_sampling_ends_with_enough_and_refuses_too_few(root: Path) -> None:
+    content = table(root)
+    settings: dict[str, Any] = {"rejection": {"min_reward": 0.0, "enough": 1}, "sampling.max_tokens": 24}
+    settings["collect.prompts_per_step"] = 1  # of 12 prompts
+    content["stage"] = [{"name": "more", "kind": "rejection", "settings": settings}]
+    content["evaluation"] = []
+    folder = run_pipeline(write(root, content))
+    (row,) = pq.read_table(folder / "more/data.parquet").to_pylist()
+    assert parquet.steps(folder / "more/rollouts") == list(range(1, row["step"] + 1))
+    assert row["step"] < 12
+    assert summary(folder / "more").state == "finished"
+    settings["rejection"] = {"min_reward": 0.0, "min_rows": 9}
+    with pytest.raises(DataError, match=r"of 48 rollouts are kept, fewer than rejection\.min_rows = 9 \(.* cut by a"):
+        run_pipeline(write(root, content))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,10 @@ def test_settings_that_keep_nothing_are_refused() -> None:
         RejectionConfig(balance="task")
     with pytest.raises(ValueError, match="max_tokens = 3 is below min_tokens = 4"):
         RejectionConfig(min_tokens=4, max_tokens=3)
+    with pytest.raises(ValueError, match="min_rows = 4 is above rows = 3: never so many are kept"):
+        RejectionConfig(min_rows=4, rows=3)
+    with pytest.raises(ValueError, match="enough = 4 ends sampling, and rollouts are read"):
+        RejectionConfig(enough=4, rollouts=["zero"])
     assert issubclass(ConfigError, Exception)
 
 

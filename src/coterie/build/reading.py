@@ -11,6 +11,7 @@ import torch
 
 from coterie.callbacks import Callback
 from coterie.config.data import Source
+from coterie.config.objective import DistillConfig
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
 from coterie.data import prompts
@@ -18,6 +19,8 @@ from coterie.data.chat import Chat, load_chat
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import BadRow, PromptSet
 from coterie.data.tool_templates import equip
+from coterie.engines.completion_client import CompletionClient
+from coterie.engines.http_teacher import HttpTeacher
 from coterie.envs.registry import environment_for
 from coterie.envs.tool_use import ToolUse
 from coterie.envs.trl_environment import TrlEnvironment
@@ -52,7 +55,7 @@ def locate_model(
         models.resolve(name, runs, kind),
         revision,
         note=lambda message: callback.on_event("progress", message),
-        arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
+        arrived=lambda what, done, total: callback.on_progress(f"{what} {name}", done, total, "bytes"),
     )
 
 
@@ -69,7 +72,7 @@ class Inputs:
     demonstrations: DemonstrationSet | None = None
     """What supervised fine-tuning imitates, in place of training prompts."""
     teacher: str = ""
-    """Folder or hub id of the teacher of a distillation."""
+    """Folder, hub id or address of the teacher of a distillation."""
     reference: str = ""
     """The same of the KL's reference, where that is not the policy's start."""
 
@@ -142,9 +145,37 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
         train=train,
         heldout=heldout,
         encoder=encoder_for(config, callback),
-        teacher="" if taught is None else beside(taught.teacher, "distill.teacher", config, chat, callback),
+        teacher="" if taught is None else _teacher(taught, config, chat, callback),
         reference=beside(config.reference.model or "", "reference.model", config, chat, callback),
     )
+
+
+def _teacher(taught: DistillConfig, config: RunConfig, chat: Chat, callback: Callback) -> str:
+    """Folder, hub id or address of a teacher with the policy's tokenizer.
+
+    Raises:
+        CoterieError: see `beside`; a server is away, or spells tokens otherwise.
+    """
+    if taught.remote:
+        remote_teacher(taught).require_tokenizer(chat.tokenizer)
+        return taught.teacher
+    return beside(taught.teacher, "distill.teacher", config, chat, callback)
+
+
+def remote_teacher(taught: DistillConfig) -> HttpTeacher:
+    """The teacher that a server holds.
+
+    Raises:
+        EngineError: the server is not there, or has no such model.
+    """
+    client = CompletionClient(
+        base_url=taught.teacher,
+        api_key_var=taught.api_key_var,
+        timeout_s=taught.timeout_s,
+        retry_s=taught.retry_s,
+        setting="distill.teacher",
+    )
+    return HttpTeacher(client, taught.teacher_model)
 
 
 def beside(name: str, setting: str, config: RunConfig, chat: Chat, callback: Callback) -> str:

@@ -19,7 +19,7 @@ from coterie.build.learner import (
     schedules_for,
     taught_estimator,
 )
-from coterie.build.reading import Inputs, device_of, prompt_order
+from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
@@ -30,6 +30,7 @@ from coterie.engines.base import Engine, Sampling
 from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.engines.http_engine import HttpEngine
+from coterie.engines.http_teacher import HttpTeacher
 from coterie.envs.registry import environment_for, limits_of
 from coterie.errors import ConfigError, DataError
 from coterie.grouping.features import Embed
@@ -78,14 +79,21 @@ def load_policy(config: RunConfig, source: str) -> Policy:
     return load(config.model, source, dtype=dtype_of(config, device), device=device, seed=config.seed)
 
 
-def teacher_for(config: RunConfig, inputs: Inputs) -> Teacher:
-    """The teacher of a distillation, frozen, on the student's device and in its number format.
+def teacher_for(config: RunConfig, inputs: Inputs) -> Teacher | HttpTeacher:
+    """The teacher of a distillation: frozen, on the student's device and in its number format, or at its server.
 
     Raises:
         ModelError: it cannot be loaded.
+        EngineError: its server is not there.
         DataError: the longest prompt and completion do not fit its context.
     """
-    teacher = Teacher(_frozen(config, inputs.teacher), temperature=config.sampling.temperature, optim=config.optim)
+    settings = config.require_teacher().distill
+    assert settings is not None
+    if settings.remote:
+        teacher = remote_teacher(settings)
+    else:
+        policy = _frozen(config, inputs.teacher)
+        teacher = Teacher(policy, temperature=config.sampling.temperature, optim=config.optim)
     teacher.require_room(longest_episode(config, inputs))
     return teacher
 

@@ -49,7 +49,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
         path = store.fetch(
             name,
             progress=lambda message: callback.on_event("progress", message),
-            arrived=lambda done, total: callback.on_progress(f"downloading {name}", done, total, "bytes"),
+            arrived=lambda what, done, total: callback.on_progress(f"{what} {name}", done, total, "bytes"),
         )
     typer.echo(safe_text(str(path)))
 

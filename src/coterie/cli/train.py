@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 def demo(
     ctx: typer.Context,
     task: Annotated[
-        str, typer.Option(help="search: look facts up with a search tool; sums: add and subtract two numbers.")
+        str,
+        typer.Option(
+            help="search: look facts up with a search tool; stages: the same in four stages, to questions of two hops; "
+            "sums: add and subtract two numbers."
+        ),
     ] = "search",
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     help_: bool = HELP,

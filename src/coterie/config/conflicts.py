@@ -124,6 +124,11 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         "of then; leave out distill, or set replay.groups = 0",
     ),
     (
+        lambda c: c.distill and c.distill.remote and c.sampling.temperature != 1,
+        "distill.teacher = {c.distill.teacher!r} is a server, whose log-probs are those of temperature 1, and "
+        "sampling.temperature = {c.sampling.temperature}; set it to 1, or name the teacher's folder",
+    ),
+    (
         lambda c: c.taught_alone and (c.critic or c.grouping.preset != "prompt" or _baselined(c.advantage)),
         "distill.reward_weight = 0 takes the teacher's signal alone, so critic, grouping and advantage mean nothing; "
         "leave them out, or set distill.reward_weight above 0",

@@ -88,6 +88,10 @@ class RejectionConfig(Section):
     repeated text always is."""
     rows: int | None = Field(default=None, ge=1)
     """Most rows of the data set; none: all that are kept."""
+    enough: int | None = Field(default=None, ge=1)
+    """Sampling ends with the step in which so many rollouts are kept; none: every prompt of data.train is sampled."""
+    min_rows: int = Field(default=1, ge=1)
+    """Fewest rows of the data set. With fewer the stage ends in an error, before anything is trained on them."""
     balance: Literal["none", "task", "difficulty", "region"] = "none"
     """With `rows`: take rows in turn from the groups of the same task, difficulty, or region of the group-aware
     baseline, so that rare ones are not lost among easy ones."""
@@ -101,6 +105,12 @@ class RejectionConfig(Section):
     def _check_balance(self) -> RejectionConfig:
         if self.balance != "none" and self.rows is None:
             raise ValueError(f"balance = {self.balance!r} chooses which rows to leave out: it needs rows, their number")
+        for name in ("enough", "min_rows"):
+            value = getattr(self, name)
+            if value is not None and self.rows is not None and value > self.rows:
+                raise ValueError(f"{name} = {value} is above rows = {self.rows}: never so many are kept")
+        if self.enough is not None and self.rollouts:
+            raise ValueError(f"enough = {self.enough} ends sampling, and rollouts are read: leave one of them out")
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(f"max_tokens = {self.max_tokens} is below min_tokens = {self.min_tokens}: nothing is kept")
         return self

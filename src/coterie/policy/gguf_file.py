@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from coterie.data.gguf import CONTROL, SPLIT, UNUSED, USER_DEFINED
 from coterie.errors import ConfigError, ModelError, RunError, install_command
 
 FORMATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
@@ -24,13 +25,10 @@ ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3"
 """`model_type` of transformers → architecture of llama.cpp."""
 ROTATED = "LLAMA"
 """The architecture in which llama.cpp interleaves the two rotary halves of each head."""
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {_SPLIT % "": "qwen2", _SPLIT % "{1,3}": "llama-bpe"}
+_SPLITS = {SPLIT % "": "qwen2", SPLIT % "{1,3}": "llama-bpe"}
 """Regular expression of a tokenizer → llama.cpp's name of the rule."""
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""ggml's token types."""
+NORMAL = 1
+"""ggml's token type of a word."""
 BLOCK = 32
 """Weights that share a scale in Q8_0; a row of another length is kept in float16."""
 

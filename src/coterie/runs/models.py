@@ -126,14 +126,14 @@ def locate(
     revision: str | None = None,
     *,
     note: Callable[[str], None] | None = None,
-    arrived: Callable[[int, int], None] | None = None,
+    arrived: assets.Arrived | None = None,
 ) -> str:
     """The model's folder, or its id on the hub. An asset is fetched when it is not here; the hub is asked once.
 
     Args:
         revision: pinned revision of a hub id.
         note: told what is downloaded.
-        arrived: told how many bytes of how many have arrived.
+        arrived: told what is done to an asset, and how many bytes of how many are.
 
     Raises:
         AssetError: the asset cannot be had.

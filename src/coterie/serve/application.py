@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coterie.serve.engine_thread import EngineCall, EngineThread, Piece
-from coterie.serve.parameters import ChatParameters, CompletionParameters, parsed
+from coterie.serve.parameters import ChatParameters, CompletionParameters, Detokenization, parsed
 from coterie.serve.prompt_scores import PromptScores, policy_of, prompt_scores
 from coterie.serve.prompt_tokens import Renderer, requests_of, wants_logprobs
 from coterie.serve.refusals import RefusalError
@@ -69,6 +69,7 @@ def application(served: Served, *, api_key: str | None, loopback_port: int | Non
         Route("/v1/models", partial(models, served)),
         Route("/v1/models/{name:path}", partial(models, served)),
         Route("/v1/chat/completions", Completions(served, ChatParameters), methods=["POST"]),
+        Route("/detokenize", partial(detokenize, served), methods=["POST"]),
         Route("/v1/completions", Completions(served, CompletionParameters), methods=["POST"]),
     ]
     if served.weights is not None:
@@ -142,6 +143,15 @@ async def update_weights(served: Served, request: Request) -> Response:
     return JSONResponse(answer | {"weight_version": str(version), "system_fingerprint": fingerprint})
 
 
+async def detokenize(served: Served, request: Request) -> Response:
+    """vLLM's: the text of some tokens, special ones included."""
+    call = parsed(Detokenization, await _json_of(request, served.max_body))
+    if call.model is not None and call.model != served.name:
+        raise _unknown(call.model, served)
+    text = await run_in_threadpool(served.renderer.text_of, call.tokens)
+    return JSONResponse({"prompt": text})
+
+
 class Completions:
     """An endpoint that samples: `/v1/chat/completions` or `/v1/completions`, as its parameters say."""
 
@@ -175,7 +185,8 @@ class Completions:
         prompts = await run_in_threadpool(served.renderer.prompts, call)
         sampling = served.renderer.sampling(call, max(map(len, prompts)))
         requests = requests_of(call, prompts, served.version)
-        echoed = [await self.scored(call, prompt) for prompt in prompts] if getattr(call, "echo", False) else ()
+        echo, listed = getattr(call, "echo", False), getattr(call, "prompt_logprobs", None) is not None
+        scores = [await self.scored(call, prompt) for prompt in prompts] if echo or listed else ()
         form = Form(
             chat=self.kind is ChatParameters,
             model=served.name,
@@ -186,7 +197,8 @@ class Completions:
             fingerprint=served.engine.fingerprint,
             logprobs=wants_logprobs(call),
             top=bool(getattr(call, "top_logprobs", call.logprobs)),
-            echoed=echoed,
+            echoed=scores if echo else (),
+            scored=scores if listed else (),
             token_ids=call.return_token_ids,
             tools=[tool.name for tool in call.tools] if isinstance(call, ChatParameters) else (),
             usage=call.stream_options is not None and call.stream_options.include_usage,
@@ -201,16 +213,17 @@ class Completions:
         return JSONResponse(whole(form, served.talk, [turns[index] for index in range(len(requests))]))
 
     async def scored(self, call: CompletionParameters, prompt: Sequence[int]) -> PromptScores | None:
-        """Scores of a prompt that is echoed; None where no log-probs are asked for.
+        """Scores of a prompt that is echoed or scored; None where no log-probs are asked for.
 
         Raises:
             RefusalError: the engine cannot score.
         """
         policy = policy_of(self.served.engine.engine)
-        if call.logprobs is None:
+        if call.logprobs is None and call.prompt_logprobs is None:
             return None
         if policy is None:
-            raise RefusalError(400, "echo with logprobs is not supported by this engine; leave one out", param="echo")
+            what, param = ("echo with logprobs", "echo") if call.echo else ("prompt_logprobs", "prompt_logprobs")
+            raise RefusalError(400, f"{what} is not supported by this engine; leave it out", param=param)
         return await self.served.engine.between_passes(lambda: prompt_scores(policy, prompt))
 
 

@@ -41,7 +41,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "use_beam_search": (False,),
     "suffix": ("",),
-    "prompt_logprobs": (),
     "best_of": (1,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -247,11 +246,16 @@ class CompletionParameters(Parameters):
     """vLLM's: a text prompt begins as the tokenizer would have it, e.g. with <s>."""
     echo: bool = False
     """The prompt stands before its completion, with `logprobs` scored too."""
+    prompt_logprobs: Literal[0] | None = None
+    """vLLM's: the log-prob of each token of the prompt in the answer; of other tokens there is none."""
     sample_key: StreamName | None = None
     """coterie's: the random stream in place of `seed`, and the weight version that must be served."""
 
     @model_validator(mode="after")
     def _echoes_whole_answers(self) -> CompletionParameters:
+        if self.prompt_logprobs is not None and self.stream:
+            message = "prompt_logprobs with stream is not supported by this server; leave one of them out"
+            raise RefusalError(400, message, param="prompt_logprobs")
         if self.echo and (self.stream or self.return_token_ids):
             message = (
                 "echo = true with stream or return_token_ids is not supported by this server; leave one of them out"
@@ -274,6 +278,15 @@ class CompletionParameters(Parameters):
         if self.prompt and isinstance(self.prompt[0], int):
             return [[token for token in self.prompt if isinstance(token, int)]]
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+
+class Detokenization(BaseModel):
+    """Body of `/detokenize`, as vLLM has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: list[Annotated[int, Field(ge=0)]]
+    model: str | None = None
 
 
 def parsed(kind: type[BaseModel], body: Any) -> Any:

@@ -62,6 +62,19 @@ class Renderer:
         self._check(prompts, "messages" if isinstance(call, ChatParameters) else "prompt")
         return [tuple(prompt) for prompt in prompts]
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included.
+
+        Raises:
+            RefusalError: one is none of the model's.
+        """
+        wrong = next((token for token in tokens if token >= self.vocabulary), None)
+        if wrong is not None:
+            message = f"token {wrong} is none of the model's, which are 0 to {self.vocabulary - 1}"
+            raise RefusalError(400, message, param="tokens")
+        with self._lock:
+            return self.chat.tokenizer.decode(list(tokens))
+
     def _check_length(self, call: ChatParameters | CompletionParameters) -> None:
         """Refuse megabytes of text before they are encoded, while others wait."""
         if isinstance(call, ChatParameters):

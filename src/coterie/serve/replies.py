@@ -43,6 +43,8 @@ class Form:
     """The likeliest token stands beside each: at temperature 0, the sampled one."""
     echoed: Sequence[PromptScores | None] = ()
     """Of each prompt, where they stand before their completions."""
+    scored: Sequence[PromptScores | None] = ()
+    """Of each prompt, where `prompt_logprobs` asks for them."""
     tools: Collection[str] = ()
     """Names that a call may have."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -89,6 +91,8 @@ def whole(form: Form, talk: Tokenizer, turns: Sequence[Turn]) -> dict[str, Any]:
         choice = {"index": index, **content, "logprobs": scores, **ending(form, talk, turn, reading)}
         if form.token_ids:
             choice["token_ids"] = list(turn.tokens)
+        if form.scored:
+            choice["prompt_logprobs"] = _prompt_logprobs(form, talk, index // form.n)
         choices.append(choice if form.chat else choice | form.prompt_ids(index))
     answer = form.head(chunk=False) | {"choices": choices, "usage": form.count(sum(len(t.tokens) for t in turns))}
     return answer | form.prompt_ids(0) if form.chat else answer
@@ -170,6 +174,16 @@ def _logprobs(
     offsets = [offset + sum(map(len, texts[:place])) for place in range(len(texts))]
     top = [{text: logprob} for text, logprob in zip(texts, logprobs, strict=True)] if form.top else None
     return {"tokens": texts, "token_logprobs": list(logprobs), "top_logprobs": top, "text_offset": offsets}
+
+
+def _prompt_logprobs(form: Form, talk: Tokenizer, place: int) -> list[dict[str, Any] | None]:
+    """vLLM's: token → log-prob and text of each token of a prompt; the first has none."""
+    scores = form.scored[place]
+    assert scores is not None
+    return [None] + [
+        {str(token): {"logprob": value, "decoded_token": talk.tokenizer.decode([token], skip_special_tokens=False)}}
+        for token, value in zip(form.prompts[place][1:], scores.logprobs, strict=True)
+    ]
 
 
 def _echoed_logprobs(form: Form, talk: Tokenizer, index: int, turn: Turn) -> dict[str, Any] | None:

@@ -92,7 +92,9 @@ def key_of(kind: str, config: RunConfig, taken: dict[str, str]) -> str:
 
 
 def model_hash(name: str, runs: Path) -> str:
-    """Hash of a model: of a checkpoint its manifest, of a folder its files, of anything else its name."""
+    """Hash of a model: of a checkpoint its manifest, of a folder its files, of anything else its name or address."""
+    if "://" in name:
+        return name
     source = resolve(name, runs, check_files=False)
     if source.folder is None:
         return source.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +130,14 @@ def _work(config: RunConfig, callback: Callback, run: RunDirectory, sampler: Sam
             sampled = RunDirectory.at(name)
             candidates += _candidates(sampled, load_file(sampled.config).config, since=settings.since)
     selected = select(candidates, settings)
-    if not selected.kept:
+    if len(selected.kept) < settings.min_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in selected.reasons.items())
+        few = f"{len(selected.kept)} of" if selected.kept else "none of"
+        least = f", fewer than rejection.min_rows = {settings.min_rows}" if selected.kept else ""
         raise DataError(
-            f"none of {counted(len(candidates), 'rollout')} is kept ({reasons}); lower rejection.min_reward, sample "
-            "more of each prompt (collect.group_size), or take a better model"
+            f"{few} {counted(len(candidates), 'rollout')} {'are' if least else 'is'} kept{least} ({reasons}); lower "
+            "rejection.min_reward, sample more of each prompt (collect.group_size) or more prompts, or take a better "
+            "model"
         )
     sha256 = write_data(run.path, selected.kept, chat, settings, config.seed)
     write_selection(run.path, selected, candidates, sha256)
@@ -168,6 +172,7 @@ def _candidates(run: RunDirectory, config: RunConfig, *, since: int) -> Iterator
 def _sample(config: RunConfig, callback: Callback, run: RunDirectory, sampler: Sampler) -> bool:
     """Sample the steps that are left, each of `collect.prompts_per_step` prompts; False when asked to stop before."""
     inputs, size = sampler.inputs, config.collect.prompts_per_step
+    settings = config.rejection or RejectionConfig()
     steps = -(-len(inputs.train.prompts) // size)
     recorder = _recorder(config, callback, run, inputs.digest())
     try:
@@ -181,13 +186,19 @@ def _sample(config: RunConfig, callback: Callback, run: RunDirectory, sampler: S
             scorer.start(inputs.prompts)
             collector = collector_for(config, sampler.engine, inputs.chat, scorer, seed=config.seed)
             sampling = sampling_for(config, config.sampling.temperature)
+            enough = settings.enough or math.inf
+            sampled = list(_candidates(run, config, since=1)) if settings.enough else []
             for step in range(done + 1, steps + 1):
+                if len(select(sampled, settings).kept) >= enough:
+                    callback.on_event("rejection", f"{enough} rollouts are kept after {step - 1} of {steps} steps")
+                    break
                 if stop.requested:
                     return False
                 started = time.perf_counter()
                 prompts = inputs.train.prompts[(step - 1) * size : step * size]
                 experience = collector.collect(prompts, samples=config.collect.group_size, sampling=sampling)
                 _record(recorder, step, experience, time.perf_counter() - started)
+                sampled += _candidates(run, config, since=step) if settings.enough else ()
         return True
     finally:
         recorder.close()
