@@ -90,7 +90,7 @@ def _loaded(taskset: str, config: Mapping[str, Any]) -> Iterator[Any]:
 
     settings = concrete_type(kind, verifiers.v1.TasksetConfig) or verifiers.v1.TasksetConfig
     tasks = kind(settings(**config))
-    if kind.toolsets(tasks.config):
+    if type(tasks).toolsets(tasks.config):
         raise ConfigError(f"environment.params.taskset = {taskset!r} has tools for its tasks, which are not supported")
     return iter(tasks)
 
