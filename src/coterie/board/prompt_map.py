@@ -94,7 +94,7 @@ def _vectors(table: pa.Table, width: int) -> np.ndarray:
 
 def _chosen(table: pa.Table) -> tuple[pa.Table, str, int]:
     """The prompts with an embedding of the most frequent kind, `MOST` at most; the kind, and how many are left out."""
-    widths = pc.call_function("list_value_length", [table["embedding"]])
+    widths: Any = pc.call_function("list_value_length", [table["embedding"]])
     described = list(zip(table["embedding_kind"].to_pylist(), widths.to_pylist(), strict=True))
     kinds = Counter(described)
     if not kinds:
