@@ -43,7 +43,7 @@ def make(root: Path, steps: int, size: int) -> Path:
                 extra = {f"reward/task/t{k}": float(value) for k, value in enumerate(values)}
                 spent = {"time/step": 1.0, "rollouts": float(size)}
                 database.record(step, {"reward/mean": float(values[0]), **extra, **spent})
-        seen: set[str] = set()
+        recorded: set[str] = set()
         (run.path / "prompts").mkdir(exist_ok=True)
         for step in range(1, steps + 1):
             table = pa.table(columns(step, size, generator), schema=schema())
@@ -56,8 +56,8 @@ def make(root: Path, steps: int, size: int) -> Path:
                 write_statistics=False,
                 use_dictionary=list(REPEATED),
             )
-            fresh = sorted(set(table["prompt_id"].to_pylist()) - seen)
-            seen.update(fresh)
+            fresh = sorted(set(table["prompt_id"].to_pylist()) - recorded)
+            recorded.update(fresh)
             prompts.write_step(run.path / "prompts", step, [embedded(name, generator) for name in fresh])
     return run.path
 

@@ -101,8 +101,8 @@ def _chosen(table: pa.Table) -> tuple[pa.Table, str, int]:
         return table, "", 0
     kind, width = kinds.most_common(1)[0][0]
     places = [place for place, facts in enumerate(described) if facts == (kind, width)] if width else []
-    finite = np.isfinite(_vectors(table.take(places), width or 1)).all(axis=1)
-    fits = [place for place, usable in zip(places, finite.tolist(), strict=True) if usable]
+    usable = np.isfinite(_vectors(table.take(places), width or 1)).all(axis=1)
+    fits = np.array(places, dtype=np.int64)[usable].tolist()
     kept = spread(fits, MOST)
     return table.take(kept), str(kind), len(table) - len(kept)
 
