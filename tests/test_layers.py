@@ -31,6 +31,7 @@ LAYERS = [
     {"envs", "grouping"},
     {"policy"},
     {"engines"},
+    {"cluster"},
     {"rollout"},
     {"train"},
     {"board", "build"},

@@ -18,6 +18,7 @@ from coterie.board.report import report_run
 from coterie.build.learner import warnings_of
 from coterie.build.reading import Inputs, device_of, read_inputs
 from coterie.build.run import check_trainable, criterion_for, engine_notes, policy_for, trainer_for, use_threads
+from coterie.build.services import service_threads
 from coterie.build.sft import complete, scorable, sft_trainer_for
 from coterie.callbacks import Callback, RunInfo, printing_to
 from coterie.config.algorithms import stored
@@ -67,16 +68,16 @@ def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False
     """Hash of the settings a checkpoint belongs to: not where the run or anything else lies, so that a project can be
     moved; nor how long the run goes on, so that a finished one can be taken further (with a linear schedule, the rate
     then follows the new length); nor when a stop rule would end it, so that one can be relaxed; nor who is told of it;
-    nor where the server of its engine is.
+    nor where its engine is, or how many there are.
 
     Args:
         verbatim: with paths as they are written, which is what older versions named.
         ordered: with keys in the order given, as older versions hashed them. A file does not keep that order: TOML has
             a table's plain values before the tables in it.
     """
-    left_out = dict.fromkeys(("name", "runs", "module_path", "steps", "stop", "trackers"), True)
-    server = {"base_url", "model", "api_key_var", "weights_folder", "timeout_s", "retry_s"}
-    dump = config.model_dump(mode="json", exclude={**left_out, "engine": server})
+    left_out = dict.fromkeys(("name", "runs", "module_path", "steps", "stop", "trackers", "cluster"), True)
+    place = {"base_url", "model", "api_key_var", "weights_folder", "timeout_s", "retry_s", "replicas"}
+    dump = config.model_dump(mode="json", exclude={**left_out, "engine": place})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
     text = json_dumps(settings) if ordered else json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -274,7 +275,8 @@ def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, 
     if unfinished:
         recorder.require_room()
     recorder.callback.on_start(_info(config, recorder.run, inputs, policy, step + 1))
-    _note_circumstances(recorder, step, inputs, policy)
+    engines = f"{config.engine.replicas} of {counted(service_threads(config), 'thread')}"
+    _note_circumstances(recorder, step, inputs, policy, engines)
     hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
     for note in dict.fromkeys((*scorer.notes, *hidden)):
         recorder.note(step, "rewards", note)
@@ -285,13 +287,14 @@ def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, 
         recorder.note(step, "memory", preflight(config, inputs, trainer.learner).line())
 
 
-def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy) -> None:
+def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy, engines: str) -> None:
     """Record what the numbers depend on beside the settings, and warn where it changed since the last attempt."""
     now = machine.versions() | {
         "chat template": inputs.chat.template_hash,
         "device": policy.device.type,
         "dtype": str(policy.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
+        "engines": engines,
     }
     for name, before in recorder.last_facts("versions").items():
         if now.get(name) != before:

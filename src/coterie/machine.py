@@ -141,6 +141,7 @@ def plan(hardware: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
             lines.append(f"device: {gpu.name} is used when you set model.device = {gpu.device!r} (numbers: float32)")
     lines.append(f"threads: {threads}")
     lines.append("engine: embedded (samples in this process, from the learner's own weights)")
+    lines.append('hosts: local; with cluster.host = "processes" the engine is a service in a child process')
     if hardware.memory_free < 4 * GIB:
         lines.append("memory: under 4 GiB free; full training of the 135M model needs about 3, so close other programs")
     if hardware.disk_free < 5 * GIB:

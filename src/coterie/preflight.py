@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from coterie.batches.batch import Batch
@@ -12,6 +13,7 @@ from coterie.batches.pack import largest, plan
 from coterie.build import reading, run
 from coterie.build.learner import learner_for, warnings_of
 from coterie.build.reading import Inputs
+from coterie.build.services import service_threads
 from coterie.build.sft import complete, demonstrations_of, scorable, sft_learner
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
@@ -291,6 +293,12 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         teacher = run.teacher_for(config, inputs).bytes
         extra += teacher
         text += f"; the teacher adds {teacher / GIB:.2f}" if teacher else "; the teacher is at its server"
+    if config.cluster.host != "local":
+        replicas = config.engine.replicas
+        services = replicas * usage.weights + (replicas - 1) * usage.sampling + usage.weights  # and those on their way
+        extra += services
+        text += f"; {counted(replicas, 'engine service')} of {counted(service_threads(config), 'thread')} "
+        text += f"each add{'s' if replicas == 1 else ''} {services / GIB:.2f}"
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)
@@ -356,9 +364,12 @@ def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple
         for k in range(count)
     ]
     sampling = Sampling(temperature=config.sampling.temperature, max_tokens=min(16, config.sampling.max_tokens))
-    started = time.perf_counter()
-    turns = engine.generate(requests, sampling)
-    return turns, time.perf_counter() - started
+    with closing(engine):
+        if config.cluster.host != "local":
+            engine.generate(requests, replace(sampling, max_tokens=1))  # services start, once a run
+        started = time.perf_counter()
+        turns = engine.generate(requests, sampling)
+        return turns, time.perf_counter() - started
 
 
 def _batches(turns: list[Turn], config: RunConfig) -> list[Batch]:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from cluster_hosts import VOCABULARY, ThreadHost, process_host, script
+from coterie.cluster.engine_pool import EnginePool, ServiceOrder
+from coterie.cluster.hosts import Host
 from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
 from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
@@ -22,26 +25,14 @@ from coterie.engines.http_engine import HttpEngine
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import EngineError
 from coterie.policy.model import Policy
-from coterie.rng import uniforms
 from coterie.types import SampleKey, StopReason, Turn
+from engines_for_tests import Codec
 from served_models import client
 from tiny_models import tiny_model, tiny_policy
 
 SLOTS = 4
 PROMPTS = [(5, 9, 4), (11, 3, 8, 40, 7, 21, 60), (70,), (5, 9, 4, 12)]
 SAMPLING = Sampling(temperature=0.9, max_tokens=12)
-
-
-class Codec:
-    stop_ids = frozenset(range(2, 14))
-    silent_ids = stop_ids
-
-    @property
-    def tokenizer(self) -> Codec:
-        return self
-
-    def decode(self, ids: Sequence[int], **_: bool) -> str:
-        return "".join(chr(0x100 + token) for token in ids)
 
 
 def _embedded(kind: str, *, draft: bool = False) -> Engine:
@@ -69,13 +60,16 @@ def _policy(kind: str) -> Policy:
 
 
 def _scripted() -> Engine:
-    """As many tokens as the key's first draw says; each a function of the key alone."""
+    return ScriptedEngine(script, vocabulary=VOCABULARY)
 
-    def script(request: Request) -> list[int]:
-        draws = uniforms(request.key, 20)
-        return [3 + int(90 * draw) for draw in draws[: 1 + int(19 * draws[0])]]
 
-    return ScriptedEngine(script, vocabulary=97)
+def _services(host: Host, target: str, replicas: int) -> Engine:
+    """A pool, whose services end with the test."""
+    policy = _policy("packed")
+    order = ServiceOrder(target=f"cluster_hosts:{target}", arguments={})
+    pool = EnginePool(host, order, policy.parameters, vocabulary=VOCABULARY, context=policy.context, replicas=replicas)
+    SERVERS.callback(pool.close)
+    return pool
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,8 @@ class Row:
     make: Callable[[], Engine]
     exact: bool = True
     """A turn's tokens are a function of its key and its prompt, whatever else is open."""
+    computes: bool = True
+    """It has a model."""
     repeats: bool = True
     """The same calls give the same log-probs to the last bit. A server's passes depend on when requests reach it."""
 
@@ -96,6 +92,7 @@ SERVERS = ExitStack()
 @pytest.fixture(autouse=True)
 def _servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("COTERIE_API_KEY", "key")
+    monkeypatch.setenv("PYTHONPATH", "")
     with SERVERS:
         yield
 
@@ -113,13 +110,15 @@ def _http() -> Engine:
 
 
 ENGINES = {
-    "scripted": Row(_scripted),
+    "scripted": Row(_scripted, computes=False),
     "embedded-packed": Row(lambda: _embedded("packed")),
     "embedded-plain": Row(lambda: _embedded("plain")),
     "embedded-drafts": Row(lambda: _embedded("packed", draft=True)),
     "embedded-plain-drafts": Row(lambda: _embedded("plain", draft=True)),
     "embedded-prefixes": Row(_caching, repeats=False),
     "http": Row(_http, repeats=False),
+    "services": Row(lambda: _services(ThreadHost(), "computed", 2)),
+    "process": Row(lambda: _services(process_host(), "recited", 1), exact=False, computes=False),
 }
 
 
@@ -252,7 +251,7 @@ def test_what_has_come_so_far_can_be_read(row: Row) -> None:
 def test_temperature_0_takes_the_likeliest(row: Row) -> None:
     requests, greedy = crowd(2), replace(SAMPLING, temperature=0.0)
     turns = row.make().generate(requests, greedy)
-    if row.exact and not isinstance(row.make(), ScriptedEngine):
+    if row.exact and row.computes:
         assert [turn.tokens for turn in turns[::2]] == [turn.tokens for turn in turns[1::2]], "whatever the stream"
         likeliest = row.make().generate(requests, replace(SAMPLING, top_k=1, temperature=1.0))
         assert [turn.tokens for turn in turns] == [turn.tokens for turn in likeliest]

@@ -46,6 +46,10 @@ class Size:
     """Every so manieth of the lists that are written out."""
     soak: int
     """Steps of the long run."""
+    service_kills: int
+    """Of engine services, at random moments."""
+    service_passes: tuple[int, ...]
+    """In which they are lost."""
     scales: tuple[float, ...]
     """By which the engine's weights are wrong."""
 
@@ -61,6 +65,8 @@ LONG = Size(
     sizes=(*range(40, 560, 24), 600, 700, 800, 900, 1000),
     few=1,
     soak=400,
+    service_kills=120,
+    service_passes=(1, 2, 3, *range(4, 40, 3)),
     scales=(1.0003, 1.001, 1.003, 1.01),
 )
 SHORT = Size(
@@ -74,6 +80,8 @@ SHORT = Size(
     sizes=(120, 500),
     few=3,
     soak=16,
+    service_kills=2,
+    service_passes=(1, 30),
     scales=(1.01,),
 )
 
@@ -91,12 +99,12 @@ class Share:
 
 
 CUT = ("power", "random", "tools", "points", "calls")
-WHOLE = ("soak", "disk", "damage", "engine", "stop", "configs", "flips", "secrets", "clock")
+WHOLE = ("soak", "disk", "damage", "engine", "services", "stop", "configs", "flips", "secrets", "clock")
 """In an order that leaves two workers with about as much to do."""
 
 
 def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import clock, configs, damage, disk, engine, kills, power, secrets, soak, stopping, tools
+    from faults import clock, configs, damage, disk, engine, kills, power, secrets, services, soak, stopping, tools
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -127,6 +135,9 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             engine.failures(harness),
             engine.old_weights(harness, size.scales, size.few),
         ),
+        "services": lambda: services.losses(
+            harness, size.service_kills, size.service_passes, seed, whole=size.service_kills > SHORT.service_kills
+        ),
         "random": lambda: (
             of_trial("random", trial)
             for trial in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
@@ -156,7 +167,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
 def _size(options: argparse.Namespace) -> Size:
     size = SHORT if options.short else LONG
     given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
-    given["tool_kills"] = options.kills
+    given["tool_kills"] = given["service_kills"] = options.kills
     return replace(size, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "secrets": "secrets in the environment, listening sockets",
     "configs": "mutated settings",
     "engine": "an engine that lies, fails, hangs, loses a commit, reads old weights",
+    "services": "engine services killed and frozen, at passes and at random moments; their run killed",
     "soak": "a long run, killed every few steps",
     "clock": "a wall clock that jumps",
 }
@@ -90,6 +91,8 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
         return [
             f"{noticed} of {sum('noticed' in fact for fact in facts)} kinds of wrong weights told of in the same step"
         ]
+    if name == "services":
+        return [f"{sum(fact.get('service_kills', 0) for fact in facts)} services killed at random moments"]
     if name == "soak":
         return [
             ", ".join(f"{key} {value:+g}" if key in _GROWN else f"{value} {key}" for key, value in fact.items())

@@ -33,6 +33,7 @@ LEAST = {
     "calls": 3,
     "secrets": 2,
     "engine": 15,
+    "services": 5,
     "clock": 1,
     "soak": 2,
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,11 +22,13 @@ from coterie.build.learner import (
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
+from coterie.build.services import engine_services
+from coterie.cluster.engine_service import ServedEngine
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
-from coterie.data.chat import Chat
+from coterie.data.chat import Chat, load_chat
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.completion_client import CompletionClient
@@ -39,6 +43,7 @@ from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
+from coterie.policy.shared_memory import SharedWeights
 from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
@@ -219,14 +224,48 @@ def http_engine(policy: Policy, chat: Chat, config: RunConfig, capacity: int) ->
     )
 
 
-def engine_for(config: RunConfig, inputs: Inputs, policy: Policy, capacity: int | None = None) -> Engine:
-    """The engine that the settings name.
+def engine_for(
+    config: RunConfig, inputs: Inputs, policy: Policy, capacity: int | None = None, recorder: Recorder | None = None
+) -> Engine:
+    """The engine that the settings name, in this process or as services.
 
     Args:
         capacity: tokens of the longest sequence, 0 where it is not known; None: of these settings and prompts.
+        recorder: of the run, whose folder gets the services' logs; None without a run.
     """
     longest = longest_episode(config, inputs) if capacity is None else capacity
-    return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
+    if config.cluster.host == "local":
+        return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
+    return engine_services(config, inputs, policy, longest, recorder)
+
+
+def served_engine(
+    settings: Mapping[str, Any],
+    source: str,
+    threads: int,
+    longest: int,
+    stop_ids: Sequence[int],
+    weights: Mapping[str, Any],
+) -> ServedEngine:
+    """The engine in a service: that of a run in one process, around a copy of the policy.
+
+    Args:
+        settings: all of the run, JSON-able.
+        source: folder or hub id of the model.
+        threads: compute threads.
+        longest: tokens of the longest sequence, 0 where it is not known.
+        stop_ids: tokens that end a turn.
+        weights: `file` and `slots` of the shared memory.
+    """
+    config = RunConfig.model_validate(settings)
+    search_in(config.module_path)
+    use_threads(config.model_copy(update={"threads": threads}))
+    policy = load_policy(config, source)
+    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
+    chat.stop_ids = frozenset(stop_ids)
+    engine = part(ENGINES, config.engine.name)(policy, chat, config, longest)
+    shared = SharedWeights(**weights)
+    return ServedEngine(engine=engine, load=lambda: shared.read_into(policy.parameters()))
 
 
 def engine_notes(config: RunConfig, engine: Engine) -> list[str]:
@@ -366,7 +405,7 @@ def replay_for(config: RunConfig) -> ReplayBuffer:
 
 def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy) -> Trainer:
     """The loop with all its parts."""
-    engine = engine_for(config, inputs, policy)
+    engine = engine_for(config, inputs, policy, recorder=recorder)
     evaluator = evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout)
     sampler, estimator = sampler_and_estimator(
         config,

@@ -79,7 +79,7 @@ def sft_trainer_for(
     """The loop with all its parts."""
     settings = config.sft or SftConfig()
     rows = demonstrations_of(inputs)
-    engine = engine_for(config, inputs, policy)
+    engine = engine_for(config, inputs, policy, recorder=recorder)
     return SftTrainer(
         learner=sft_learner(config, policy),
         engine=engine,

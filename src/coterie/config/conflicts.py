@@ -38,6 +38,20 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         "per_reward",
     ),
     (
+        lambda c: c.engine.replicas > 1 and c.cluster.host == "local",
+        'engine.replicas = {c.engine.replicas} are services in processes of their own, and cluster.host = "local" has '
+        'none; set cluster.host = "processes", or engine.replicas = 1',
+    ),
+    (
+        lambda c: c.engine.name == "http" and c.cluster.host != "local",
+        'engine.name = "http" samples in a server that lives elsewhere already; set cluster.host = "local"',
+    ),
+    (
+        lambda c: c.engine.draft != "off" and c.cluster.host != "local",
+        'engine.draft = "{c.engine.draft}" guesses from attempts that this process keeps, and a service has none; set '
+        'engine.draft = "off", or cluster.host = "local"',
+    ),
+    (
         lambda c: c.collect.group_size < 2 and c.needs_siblings,
         "collect.group_size = {c.collect.group_size} is too small: advantage.baseline = "
         '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',

@@ -1,4 +1,4 @@
-"""Settings of an episode: the environment that it is played in, and the engine that samples its turns."""
+"""Settings of an episode: the environment that it is played in, its engine, and where that lives."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ class EngineConfig(Section):
     (docs/serve.md); or your own as `module:function` (docs/extending.md)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
+    replicas: int = Field(default=1, ge=1)
+    """Engines that share the requests, each a service with a copy of the weights: needs cluster.host = "processes"
+    (docs/scale.md)."""
     max_kept_tokens: int = Field(default=0, ge=0)
     """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
     draft: Literal["off", "history"] = "off"
@@ -82,3 +85,19 @@ class EngineConfig(Section):
         if self.name == "http" and self.draft != "off":
             raise ValueError(f'draft = "{self.draft}" is of the engine "embedded"; expected "off" for "http"')
         return self
+
+
+class ClusterConfig(Section):
+    """Where the parts of a run live."""
+
+    host: Literal["local", "processes"] = "local"
+    """`local` is one process for everything; with `processes` the engine samples in a child process of its own, which
+    is replaced when it is lost, and the numbers are the same (docs/scale.md)."""
+    threads: int = Field(default=0, ge=0)
+    """Compute threads of each engine service; 0 = those of the run, shared out among the services."""
+    start_s: float = Field(default=600.0, gt=0)
+    """Seconds until a service must be ready."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds for one answer of a service, about a token of each sequence; then it counts as hung and is replaced."""
+    restarts: int = Field(default=5, ge=0)
+    """Services that may be lost while one policy version is sampled; one more ends the run."""

@@ -14,10 +14,10 @@ class RewardConfig(Section):
 
     name: str
     """`task` (the source's own scorer), `exact`, `number`, `math`, `format`, `length`, `overlong`, `language`,
-    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_needed`, `call_cost`
-    (of calls of tools), `code` (hidden tests in a sandbox), `valid_steps`, `faithful` and `unsound` (of worked
-    solutions: docs/traces.md), or `module:function`. A run that Python started with a
-    function of no module has `python:NAME#HASH` here."""
+    `environment` (what the environment gave, over all turns), `call_valid`, `call_useful`, `call_needed`,
+    `call_cost` (of calls of tools), `code` (hidden tests in a sandbox), `judge` (a model's grade), `valid_steps`,
+    `faithful` and `unsound` (of worked solutions: docs/traces.md), or `module:function`. A run that Python started
+    with a function of no module has `python:NAME#HASH` here."""
     weight: float = 1.0
     """Weight in the sum."""
     gate: bool = False

@@ -11,7 +11,7 @@ from coterie.config.algorithms import find
 from coterie.config.base import Section
 from coterie.config.conflicts import CONFLICTS
 from coterie.config.data import DataConfig
-from coterie.config.environment import EngineConfig, EnvironmentConfig
+from coterie.config.environment import ClusterConfig, EngineConfig, EnvironmentConfig
 from coterie.config.imitation import RejectionConfig, SftConfig
 from coterie.config.objective import (
     AdvantageConfig,
@@ -190,6 +190,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     collect: CollectConfig = Field(default_factory=CollectConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)

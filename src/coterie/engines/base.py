@@ -162,6 +162,25 @@ def check_idle(engine: Engine, version: int) -> None:
         )
 
 
+def check_request(request: Request, sampling: Sampling, *, version: int, context: int) -> None:
+    """Raise EngineError if a request has no tokens, does not fit the model, or asks for another policy version.
+
+    Args:
+        version: that the engine serves.
+        context: most tokens of a prompt and its turn.
+    """
+    length = len(request.prompt_tokens)
+    if not length:
+        raise EngineError(f"prompt {request.key.prompt!r} has no tokens")
+    if length + sampling.max_tokens > context:
+        raise EngineError(
+            f"prompt {request.key.prompt!r} has {length} tokens, which with sampling.max_tokens = "
+            f"{sampling.max_tokens} is more than the model's context of {context}; lower either"
+        )
+    if request.key.version != version:
+        raise EngineError(f"asked for policy version {request.key.version}, but the engine serves {version}")
+
+
 def check_turn(
     request: Request, turn: Any, *, vocabulary: int, sampling: Sampling, quorum: Quorum | None = None
 ) -> None:

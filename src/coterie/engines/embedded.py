@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from coterie.engines.attempt_history import AttemptHistory
-from coterie.engines.base import Engine, Request, Sampling, TextCodec, check_idle
+from coterie.engines.base import Engine, Request, Sampling, TextCodec, check_idle, check_request
 from coterie.engines.drafts import Drafts
 from coterie.engines.kv_cache import KVCache
 from coterie.engines.runner import Drawn, PackedRunner, PlainRunner
@@ -105,16 +105,7 @@ class EmbeddedEngine(Engine):
             self._runner.decoder = None
 
     def submit(self, request: Request, sampling: Sampling) -> int:
-        length = len(request.prompt_tokens)
-        if not length:
-            raise EngineError(f"prompt {request.key.prompt!r} has no tokens")
-        if length + sampling.max_tokens > self._policy.context:
-            raise EngineError(
-                f"prompt {request.key.prompt!r} has {length} tokens, which with sampling.max_tokens = "
-                f"{sampling.max_tokens} is more than the model's context of {self._policy.context}; lower either"
-            )
-        if request.key.version != self._version:
-            raise EngineError(f"asked for policy version {request.key.version}, but the engine serves {self._version}")
+        check_request(request, sampling, version=self._version, context=self._policy.context)
         self._submitted += 1
         sequence = SampledSequence(id=self._submitted, request=request, sampling=sampling)
         self._open[sequence.id] = sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Sampler:
         """Held-out accuracy of the model, with the rollouts."""
         step = step_of(self.config.model.name)
         self.engine.commit(step)  # a checkpoint's own draws: the run's own evaluation comes out again
-        with printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
+        with closing(self.engine), printing_to(ToStderr()), Scorer(self.config.rewards) as scorer:
             scorer.start(self.inputs.prompts)
             evaluator = evaluator_for(self.config, self.engine, self.inputs.chat, scorer, self.inputs.heldout)
             return evaluator.evaluate(
@@ -109,7 +110,7 @@ def sample(
     order = PromptOrder(ready.inputs.train.prompts or ready.inputs.heldout.prompts, seed=config.seed)
     if not order.prompts:
         raise DataError("data.train is empty: add a [[data.train]] source to sample from")
-    with printing_to(ToStderr()), Scorer(config.rewards) as scorer:
+    with closing(ready.engine), printing_to(ToStderr()), Scorer(config.rewards) as scorer:
         collector = collector_for(config, ready.engine, ready.inputs.chat, scorer, seed=config.seed)
         drawn = order.draw(0, count)
         sampling = replace(

@@ -33,6 +33,7 @@ BUILT_IN: dict[str, str] = {
     "call_needed": "coterie.rewards.calls:call_needed",
     "call_cost": "coterie.rewards.calls:call_cost",
     "code": "coterie.rewards.programs:code",
+    "judge": "coterie.rewards.judge:judge",
     "valid_steps": "coterie.traces.trace_rewards:valid_steps",
     "faithful": "coterie.traces.trace_rewards:faithful",
     "unsound": "coterie.traces.trace_rewards:unsound",

@@ -53,7 +53,7 @@ def main(channel: int, parent: int) -> None:
 
 def serve(channel: int, parent: int, answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
     """Answer requests until the other end closes; then end the whole process group."""
-    _isolate(channel, parent)
+    isolate(channel, parent)
     pid, home = os.getpid(), os.getcwd()
     with open(channel, "rb", closefd=False) as requests:
         for line in requests:
@@ -242,7 +242,7 @@ def _flush() -> None:
             stream.flush()
 
 
-def _isolate(channel: int, parent: int) -> None:
+def isolate(channel: int, parent: int) -> None:
     """Isolate the process: preferred by the out-of-memory killer, ended with its parent, its output line by line."""
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):

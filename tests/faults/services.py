@@ -1,0 +1,193 @@
+"""Engine services that are killed, hang, or lose their run: every run must be the golden one, made in one process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coterie.build import services
+from coterie.cluster import engine_service
+from coterie.cluster.engine_pool import EnginePool
+from coterie.cluster.frames import Frames
+from coterie.cluster.hosts import ChildService, Host
+from coterie.train.recorder import Recorder
+from faults.cases import Case, of_trial
+from faults.child import REFUSED, Prepare, log_of
+from faults.harness import Harness
+from faults.kills import at_random
+from faults.world import NAME, divergence, read_chain
+
+CLUSTER = {"host": "processes", "timeout_s": 60.0, "restarts": 1000}
+PAUSE_S = 0.25
+"""Mean time between two kills at random moments."""
+
+
+def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, whole: bool) -> Iterator[Case]:
+    """Services lost at these passes and at random moments, until `kills` have happened.
+
+    Args:
+        whole: also what takes processes of their own, which start for seconds.
+    """
+    before, host = harness.changed, services.host_for
+    try:
+        harness.changed = {**before, "cluster": CLUSTER}
+        yield _unharmed(harness, "a service in a process of its own, killed at pass 20", _at_pass(20, _kill))
+        if whole:
+            for trial in at_random(harness, max(4, kills // 8), seed):
+                yield of_trial("services", replace(trial, name=f"the run is killed, {trial.name}"))
+        services.host_for = _forks  # ty: ignore[invalid-assignment]
+        for number in passes:
+            yield _unharmed(harness, f"killed at pass {number}", _at_pass(number, _kill))
+        yield from _random(harness, kills, seed)
+        yield _too_often(harness)
+        harness.changed["cluster"] = CLUSTER | {"timeout_s": 0.5}
+        for number in passes[:: max(1, len(passes) // 4)]:
+            yield _unharmed(harness, f"frozen at pass {number}", _at_pass(number, _freeze))
+    finally:
+        harness.changed, services.host_for = before, host
+
+
+def _forks(threads: int, recorder: Recorder | None) -> Host:
+    return ForkHost()
+
+
+def _kill(service: ChildService) -> None:
+    os.kill(service.process.pid, signal.SIGKILL)
+
+
+def _freeze(service: ChildService) -> None:
+    os.kill(service.process.pid, signal.SIGSTOP)
+
+
+def _at_pass(number: int, deed: Callable[[ChildService], None]) -> Prepare:
+    """A trap: in the run's pass of that number, the service has been asked and has not answered."""
+
+    def arm() -> None:
+        inner, passes = EnginePool._post, 0
+
+        def post(self: EnginePool, member: Any, *args: Any, **options: Any) -> None:
+            nonlocal passes
+            inner(self, member, *args, **options)
+            passes += 1
+            if passes == number:
+                deed(member.service)
+
+        EnginePool._post = post
+
+    return arm
+
+
+def _unharmed(harness: Harness, name: str, trap: Prepare) -> Case:
+    runs = harness.folder(f"services {name}")
+    problem = harness.unharmed(runs, trap)
+    told = sum("a new one makes its" in log.read_text() for log in (runs / NAME / "logs").glob("attempt_*.log"))
+    return Case(section="services", name=name, problem=problem or (None if told else "no service was lost"))
+
+
+def _random(harness: Harness, kills: int, seed: int) -> Iterator[Case]:
+    """Runs whose services are killed every now and then by another thread."""
+    happened = number = 0
+    while happened < kills:
+        number += 1
+        runs = harness.folder(f"services random {number}")
+        done = harness.wait(harness.start(runs, _murderous(runs / "kills", f"{seed} {number}")))
+        problem = f"exit code {done.code}: {log_of(runs)}" if done.code else None
+        problem = problem or divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+        count = (runs / "kills").stat().st_size if (runs / "kills").exists() else 0
+        happened += count
+        yield Case(section="services", name=f"random {number}", problem=problem, facts={"service_kills": count})
+        if number > 10 * kills:
+            raise AssertionError("services are hardly ever killed: it would prove nothing")
+
+
+def _murderous(file: Path, seed: str) -> Prepare:
+    def arm() -> None:
+        inner, pids, draw, over = EnginePool._start, [0], random.Random(seed), threading.Event()
+
+        def start(self: EnginePool, member: Any) -> None:
+            inner(self, member)
+            pids[0] = member.service.process.pid
+
+        def murder() -> None:
+            while not over.wait(draw.expovariate(1 / PAUSE_S)):
+                with suppress(ProcessLookupError):
+                    if pids[0]:
+                        os.kill(pids[0], signal.SIGKILL)
+                        with file.open("ab") as kills:
+                            kills.write(b".")
+                pids[0] = 0
+
+        EnginePool._start = start
+        threading.Thread(target=murder, daemon=True).start()
+
+    return arm
+
+
+def _too_often(harness: Harness) -> Case:
+    """The run ends by a named error, and goes on from its checkpoint."""
+    harness.changed["cluster"] = CLUSTER | {"restarts": 1}
+    runs, name = harness.folder("services too often"), "lost again and again"
+
+    def arm() -> None:
+        inner, passes = EnginePool._post, 0
+
+        def post(self: EnginePool, member: Any, *args: Any, **options: Any) -> None:
+            nonlocal passes
+            inner(self, member, *args, **options)
+            passes += 1
+            if passes > 20:
+                _kill(member.service)
+
+        EnginePool._post = post
+
+    first = harness.wait(harness.start(runs, arm))
+    log = log_of(runs)
+    if first.code != REFUSED or "cluster.restarts allows 1" not in log:
+        return Case(section="services", name=name, problem=f"exit code {first.code}: {log}")
+    return Case(section="services", name=name, problem=harness.goes_on(runs))
+
+
+class ForkHost:
+    """Services that are forks of this process, which has loaded all they need: they start in no time."""
+
+    def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> ChildService:
+        ours, theirs = socket.socketpair()
+        parent, pid = os.getpid(), os.fork()
+        if pid == 0:
+            try:
+                os.setpgid(0, 0)
+                kept = {0, 1, 2, theirs.fileno(), *files}
+                for number in map(int, os.listdir("/proc/self/fd")):
+                    if number not in kept:
+                        with suppress(OSError):
+                            os.close(number)  # above all the run's lock
+                engine_service.main(theirs.fileno(), parent)
+            finally:
+                os._exit(0)
+        theirs.close()
+        process: Any = Fork(pid)
+        service = ChildService(name=name, process=process, frames=Frames(ours), output=open(os.devnull, "rb"))  # noqa: SIM115
+        service.send(order, 60.0)
+        return service
+
+
+@dataclass
+class Fork:
+    """What is used of `subprocess.Popen`."""
+
+    pid: int
+    code: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Of a process that has ended, or is about to."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
