@@ -137,13 +137,14 @@ def _inputs(family: str, name: str, function: Callable[[Any], Any]) -> list[Any]
     """Inputs of the tests, of which no value is the result of more than half."""
     for attempt in range(1000):
         draw = random.Random(f"{name} {attempt}")
-        inputs = [_input(family, draw) for _ in range(TESTS)]
+        inputs = [draw_input(family, draw) for _ in range(TESTS)]
         if max(Counter(repr(function(value)) for value in inputs).values()) <= TESTS // 2:
             return inputs
     raise ValueError(f"{name} gives the same for nearly all inputs; change its parts")
 
 
-def _input(family: str, draw: random.Random) -> Any:
+def draw_input(family: str, draw: random.Random) -> Any:
+    """An input for a function of this family: a list of numbers, a text, or a list of words."""
     if family == "numbers":
         return [draw.choice((draw.randint(-9, 30), draw.randint(1, 60))) for _ in range(draw.randint(3, 8))]
     words = [draw.choice(VOCABULARY) for _ in range(draw.randint(2, 5))]

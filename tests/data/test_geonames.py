@@ -78,6 +78,9 @@ def test_an_example_comes_before_the_question(world: Path) -> None:
         assert [message["content"] for message in row["prompt"][:-1]] == [content for _, content in EXAMPLES[hops]]
         assert row["prompt"][-1] == {"role": "user", "content": plain["question"]}
         assert (row["answer"], "question" in row) == (plain["answer"], False)
+        assert [message["role"] for message in row["prompt"][:4]] == ["user", "assistant", "tool", "assistant"]
+        (other,) = questions(hops, "heldout", 1, example=True, role="user")
+        assert [message["role"] for message in other["prompt"][:4]] == ["user", "assistant", "user", "assistant"]
 
 
 def test_bad_params_and_files_are_refused(world: Path, tmp_path: Path) -> None:

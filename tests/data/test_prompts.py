@@ -63,6 +63,13 @@ def test_a_file_becomes_prompts_with_ids_answers_and_attributes(tmp_path: Path) 
     assert prompts.warnings == []
 
 
+def test_progress_is_told_row_by_row(tmp_path: Path) -> None:
+    told: list[int] = []
+    path = write(tmp_path / "q.jsonl", good(1), {"bad": 1}, good(2))
+    load([FileSource(type="file", path=path)], LENIENT, CHAT, told=told.append)
+    assert told == [1, 2, 3]
+
+
 def test_system_comes_first_and_the_instruction_last(tmp_path: Path) -> None:
     config = DataConfig(system="Be brief.")
     prompts = of_lines(tmp_path, good(), config=config, instruction="Only the number.", task="legs")

@@ -13,7 +13,7 @@ from recipe_modules import recipe
 from coterie.data import assets, wheels
 from coterie.rewards.programs import code
 
-functions = recipe("code", "functions")
+functions, further = recipe("code", "functions"), recipe("code", "further")
 TRAIN, HELD_OUT = list(functions.rows("train")), list(functions.rows("heldout"))
 SUM_EVEN = next(row for row in [*TRAIN, *HELD_OUT] if row["function"] == "sum_even")
 TIER = "unsafe_rlimits"  # for programs of these tests alone; it needs nothing that may be missing
@@ -76,6 +76,14 @@ def test_the_weak_test_can_be_gamed_and_the_hidden_ones_cannot() -> None:
     text = "def sum_even(numbers):\n    return len(numbers)"
     assert functions.weak([text], [SUM_EVEN["weak"]], [SUM_EVEN["setup"]], tier=TIER) == [1]
     assert solved(SUM_EVEN, text) < 0.4
+
+
+def test_further_tests_refuse_what_the_hidden_ones_let_through() -> None:
+    row = next(row for row in HELD_OUT if row["function"] == "largest_large")
+    lucky = "def largest_large(numbers):\n    return max(numbers) if numbers else 0"
+    assert solved(row, lucky) == 1  # every hidden input has a number above 10
+    tests, setup = [further.further(row)] * 2, [row["setup"]] * 2
+    assert code([lucky, row["answer"]], tests, setup, tier=TIER) == [0, 1]
 
 
 def test_a_row_of_humaneval_runs_its_own_check() -> None:

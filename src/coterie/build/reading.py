@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
 from coterie.data import prompts
 from coterie.data.chat import Chat, load_chat
+from coterie.data.notes import Told
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import BadRow, PromptSet
 from coterie.data.tool_templates import equip
@@ -110,6 +112,14 @@ class Inputs:
         return digest.hexdigest()[:16]
 
 
+READING = "reading and tokenizing the prompts"
+"""Name of the activity."""
+
+
+def _tell_rows(callback: Callback, rows: int) -> None:
+    callback.on_progress(READING, rows, 0, "rows")
+
+
 def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = True) -> Inputs:
     """Load the tokenizer and every prompt, rendered and checked.
 
@@ -121,21 +131,24 @@ def read_inputs(config: RunConfig, callback: Callback, *, need_train: bool = Tru
     source = locate_model(config.model.name, callback, Path(config.runs), config.model.revision)
     callback.on_progress("loading the tokenizer")
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    callback.on_progress("reading and tokenizing the prompts")
+    callback.on_progress(READING)
+    told = partial(_tell_rows, callback)
     environment = environment_for(config.environment)
     if isinstance(environment, ToolUse | TrlEnvironment):
         chat = equip(chat, environment.schemas, environment.preamble, environment.role)
     if config.environment.talks:
         chat.check_turns()
     if config.sft is not None:
-        heldout, rows = _load(config.data.heldout, config, chat, limit=config.eval.limit), None
+        heldout, rows = _load(config.data.heldout, config, chat, told, limit=config.eval.limit), None
         if need_train:
-            rows = read_demonstrations(config.data, config.sft, chat, heldout=heldout.prompts, seed=config.seed)
+            rows = read_demonstrations(
+                config.data, config.sft, chat, heldout=heldout.prompts, seed=config.seed, told=told
+            )
         return Inputs(source=source, chat=chat, train=PromptSet.empty(), heldout=heldout, demonstrations=rows)
-    train = _load(config.data.train, config, chat)
+    train = _load(config.data.train, config, chat, told)
     if need_train:
         _check_enough(config, train)
-    heldout = _load(config.data.heldout, config, chat, exclude=train, limit=config.eval.limit)
+    heldout = _load(config.data.heldout, config, chat, told, exclude=train, limit=config.eval.limit)
     if not need_train:
         return Inputs(source=source, chat=chat, train=train, heldout=heldout)
     taught = config.distill
@@ -240,10 +253,11 @@ def _load(
     sources: Sequence[Source],
     config: RunConfig,
     chat: Chat,
+    told: Told,
     *,
     exclude: PromptSet | None = None,
     limit: int | None = None,
 ) -> PromptSet:
     if not sources:
         return PromptSet.empty()
-    return prompts.load(sources, config.data, chat, exclude or (), limit=limit)
+    return prompts.load(sources, config.data, chat, exclude or (), limit=limit, told=told)

@@ -55,6 +55,7 @@ def questions(
     size: int = 400,
     seed: int = 0,
     example: bool = False,
+    role: Literal["tool", "user"] = "tool",
 ) -> list[dict[str, Any]]:
     """Rows of a `python` source: `question`, `answer`, and the facts that answer it; in ASCII, which a small model can
     copy.
@@ -65,6 +66,7 @@ def questions(
         size: rows.
         seed: of their choice.
         example: put one worked episode, `EXAMPLES`, before each question: the column is then `prompt`, messages.
+        role: of the messages with results in that episode, as `environment.params.role`.
 
     Raises:
         DataError: no such hops or split, or fewer questions than rows.
@@ -80,11 +82,11 @@ def questions(
     chosen = _balanced(rows, size)
     if len(chosen) < size:
         raise DataError(f"there are {len(chosen)} questions of {hops} hops in {split}, fewer than size = {size}")
-    return [_with_example(row, hops) for row in chosen] if example else chosen
+    return [_with_example(row, hops, role) for row in chosen] if example else chosen
 
 
-def _with_example(row: dict[str, Any], hops: int) -> dict[str, Any]:
-    messages = [{"role": role, "content": content} for role, content in EXAMPLES[hops]]
+def _with_example(row: dict[str, Any], hops: int, role: str) -> dict[str, Any]:
+    messages = [{"role": role if by == "tool" else by, "content": content} for by, content in EXAMPLES[hops]]
     messages.append({"role": "user", "content": row["question"]})
     return {"prompt": messages, **{key: value for key, value in row.items() if key != "question"}}
 

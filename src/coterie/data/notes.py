@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coterie.config.data import ColumnNames
@@ -10,6 +11,8 @@ from coterie.data.columns import Question
 from coterie.data.layouts import Layout
 from coterie.text import counted
 
+Told = Callable[[int], None]
+"""Told how many rows of a source have been read and tokenized."""
 _SHOWN = 3
 
 

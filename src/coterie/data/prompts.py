@@ -24,7 +24,7 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError, Question, read_columns, to_json, with_instruction
 from coterie.data.files import read_file, stem_of
 from coterie.data.layouts import check_columns, column_paths, listed
-from coterie.data.notes import SourceNotes
+from coterie.data.notes import SourceNotes, Told
 from coterie.data.shards import read_path
 from coterie.errors import DataError
 from coterie.text import counted
@@ -130,6 +130,7 @@ class _Loading:
     limit: int | None
     staged: bool
     """True if sources join and leave during the run."""
+    told: Told
     prompts: list[Prompt] = field(default_factory=list)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     asked: dict[tuple[int, ...], str | None] = field(default_factory=dict)
@@ -151,6 +152,7 @@ def load(
     exclude: PromptSet | Iterable[Prompt] = (),
     *,
     limit: int | None = None,
+    told: Told = lambda rows: None,
 ) -> PromptSet:
     """Read, check and render every row of `sources`.
 
@@ -162,6 +164,7 @@ def load(
         config: for `system`, `max_prompt_tokens` and `max_bad_share`.
         exclude: prompts that must not occur, e.g. those trained on; a set of the same `chat` is not rendered again.
         limit: keep only the first good prompts of each source.
+        told: called with each row.
 
     Raises:
         DataError: a source cannot be read or has a reserved task name, too large a share of its rows is bad, or none
@@ -180,6 +183,7 @@ def load(
         taken={prompt.id for prompt in excluded},
         limit=limit,
         staged=any(source.after or source.until for source in sources),
+        told=told,
     )
     if not sources:
         raise DataError('there are no prompt sources; add a [[data.train]] table, e.g. type = "reasoning_gym"')
@@ -210,6 +214,7 @@ def _load_source(source: Source, loading: _Loading) -> None:
         if isinstance(source, ReasoningGymSource) and len(rows.fresh) == loading.limit:
             break
         rows.total += 1
+        loading.told(rows.total)
         try:
             if isinstance(candidate, BadRowError):
                 raise candidate

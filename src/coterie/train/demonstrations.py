@@ -14,7 +14,7 @@ from coterie.data.chat import Chat
 from coterie.data.columns import BadRowError
 from coterie.data.conversations import Conversation, read_conversation, step_ends
 from coterie.data.layouts import column_paths
-from coterie.data.notes import SourceNotes
+from coterie.data.notes import SourceNotes, Told
 from coterie.data.prompts import BadRow, check_share, source_names, source_rows
 from coterie.errors import DataError
 from coterie.rewards.steps import token_ends
@@ -73,23 +73,31 @@ class _Reading:
     data: DataConfig
     settings: SftConfig
     chat: Chat
+    told: Told
     ids: set[str] = field(default_factory=set)
     bad: list[BadRow] = field(default_factory=list)
 
 
 def read_demonstrations(
-    data: DataConfig, settings: SftConfig, chat: Chat, *, heldout: Sequence[Prompt], seed: int
+    data: DataConfig,
+    settings: SftConfig,
+    chat: Chat,
+    *,
+    heldout: Sequence[Prompt],
+    seed: int,
+    told: Told = lambda rows: None,
 ) -> DemonstrationSet:
     """Read, check and tokenize every row of `data.train`, and the conversations among the rows of `data.heldout`.
 
     Args:
         heldout: prompts of the held-out evaluation, of which no row may be an answer.
         seed: of the choice of those that measure the held-out loss.
+        told: called with each row.
 
     Raises:
         DataError: a source cannot be read, too many of its rows are bad, or one answers a held-out prompt.
     """
-    reading = _Reading(data, settings, chat)
+    reading = _Reading(data, settings, chat, told)
     if not data.train:
         raise DataError("there is nothing to imitate; add a [[data.train]] table with conversations")
     forbidden = {_key(prompt.messages): prompt.id for prompt in heldout}
@@ -167,6 +175,7 @@ def _of_source(source: Source, reading: _Reading, *, strict: bool) -> Iterator[D
     total = 0
     for row in islice(source_rows(source, notes), source.limit):
         total += 1
+        reading.told(total)
         try:
             if row.data is None:
                 raise BadRowError(row.problem)
