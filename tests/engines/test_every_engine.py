@@ -295,7 +295,7 @@ def test_entropies_are_those_of_the_distributions_sampled_from(row: Row) -> None
         following = []
         for request_id, (request, sampling) in zip(ids, asks, strict=True):
             turn = turns[request_id]
-            if isinstance(engine, ScriptedEngine | HttpEngine):
+            if not row.computes or isinstance(engine, HttpEngine):
                 assert turn.sampler_entropies is None, "it cannot tell"
                 continue
             assert turn.sampler_entropies == pytest.approx(entropies_by_hand(turn, sampling), abs=1e-9)
