@@ -11,7 +11,7 @@ from coterie.board.report import before_and_after, is_right, transcript
 from coterie.callbacks import Callback
 from coterie.config.layers import flatten
 from coterie.config.load import load, read_toml
-from coterie.config.pipeline import load_pipeline
+from coterie.config.pipeline import BASE, load_pipeline
 from coterie.errors import ConfigError, RunError
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
@@ -88,6 +88,8 @@ def stages_summary(folder: Path, table: dict[str, Any]) -> Iterator[str]:
         table: the pipeline.
     """
     measured = rows(folder, load_pipeline(table)[0])
+    if not measured:  # stopped before the first evaluation was made
+        return
     names = list(dict.fromkeys(name for row in measured for name in row.results))
     for name in names:
         told = [f"{row.stage} {_accuracy(row.results[name])}" for row in measured if name in row.results]
@@ -96,7 +98,8 @@ def stages_summary(folder: Path, table: dict[str, Any]) -> Iterator[str]:
     for place in range(max((len(row.examples.get(shown, ())) for row in measured), default=0)):
         yield from _answers(measured, shown, place)
     yield f"results  {folder / 'README.md'} (picture: {folder / 'stages.png'})"
-    yield f"chat     coterie chat {folder / measured[-1].stage}"
+    if measured[-1].stage != BASE:
+        yield f"chat     coterie chat {folder / measured[-1].stage}"
 
 
 def _accuracy(result: EvalResult) -> str:

@@ -7,6 +7,7 @@ CoterieError
 ├── ModelError         a model folder is unsafe, incomplete or of an unsupported kind
 ├── RewardError        a reward raised, hung, or broke its contract
 ├── EngineError        sampling failed
+├── LearnerError       a learner rank was lost, or the ranks do not agree
 ├── DoesNotFitError    memory does not hold even one rollout's update
 ├── NonFiniteError     a loss or gradient was NaN or infinite
 ├── CheckpointError    no checkpoint verifies, or one belongs to another run
@@ -62,6 +63,10 @@ class RewardError(CoterieError):
 
 
 class EngineError(CoterieError):
+    pass
+
+
+class LearnerError(CoterieError):
     pass
 
 

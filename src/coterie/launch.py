@@ -247,6 +247,7 @@ def _run(
     finally:
         if trainer is not None:
             trainer.engine.close()
+            trainer.learner.close()
         recorder.close()
         tracked.close()
     callback.on_end(run.path, _closing_line(run, step, config.steps, finished))

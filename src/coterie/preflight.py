@@ -11,10 +11,10 @@ from typing import Literal, TypeVar
 from coterie.batches.batch import Batch
 from coterie.batches.pack import largest, plan
 from coterie.build import reading, run
-from coterie.build.learner import learner_for, warnings_of
+from coterie.build.learner import learner_for, sft_learner, warnings_of
 from coterie.build.reading import Inputs
 from coterie.build.services import service_threads
-from coterie.build.sft import complete, demonstrations_of, scorable, sft_learner
+from coterie.build.sft import complete, demonstrations_of, scorable
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
 from coterie.config.schema import RunConfig
@@ -294,14 +294,24 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         extra += teacher
         text += f"; the teacher adds {teacher / GIB:.2f}" if teacher else "; the teacher is at its server"
     if config.cluster.host != "local":
-        replicas = config.engine.replicas
-        services = replicas * usage.weights + (replicas - 1) * usage.sampling + usage.weights  # and those on their way
+        services, words = _services_memory(config, usage)
         extra += services
-        text += f"; {counted(replicas, 'engine service')} of {counted(service_threads(config), 'thread')} "
-        text += f"each add{'s' if replicas == 1 else ''} {services / GIB:.2f}"
+        text += words
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)
+
+
+def _services_memory(config: RunConfig, usage: MemoryReport) -> tuple[int, str]:
+    """Bytes of the services of a run, and a phrase for each kind."""
+    replicas, ranks = config.engine.replicas, config.cluster.learners - 1
+    engines = replicas * usage.weights + (replicas - 1) * usage.sampling + usage.weights  # and those on their way
+    text = f"; {counted(replicas, 'engine service')} of {counted(service_threads(config), 'thread')} "
+    text += f"each add{'s' if replicas == 1 else ''} {engines / GIB:.2f}"
+    learners = ranks * (usage.total - usage.sampling)
+    if ranks:
+        text += f"; {counted(ranks, 'more learner rank')} add{'s' if ranks == 1 else ''} {learners / GIB:.2f}"
+    return engines + learners, text
 
 
 def _time_line(report: Report, config: RunConfig, inputs: Inputs, learner: Learner) -> None:

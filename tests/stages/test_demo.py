@@ -62,6 +62,10 @@ def test_the_stages_and_what_each_answers(tmp_path: Path, monkeypatch: pytest.Mo
     again = Watch()
     assert demo.run_demo(again, task="stages", seed=7, overrides=flags) == folder
     assert again.steps == []
+    for name in ("cold", "base"):  # as if it had been stopped
+        (folder / "records" / f"{name}.json").unlink()
+        assert not any("chat" in line for line in demo.stages_summary(folder, content))
+    assert list(demo.stages_summary(folder, content)) == []
 
 
 def test_tasks() -> None:

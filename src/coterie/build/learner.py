@@ -25,6 +25,7 @@ from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
 from coterie.rewards.check import identity
 from coterie.train.schedules import Schedules
+from coterie.train.sft import IMITATION
 from coterie.types import Prompt
 
 Load = Callable[[], Policy]
@@ -158,6 +159,12 @@ def taught_estimator(config: RunConfig, rewarded: Estimator, teach: Teach) -> Es
     return DistillEstimator(config=settings, terms=terms_for(config), teach=teach, rewarded=rewarded)
 
 
+def sft_learner(config: RunConfig, policy: Policy, kind: type[Learner] = Learner) -> Learner:
+    """The learner of imitation: no reference, no critic, no temperature."""
+    total = config.steps * config.optim.minibatches
+    return kind(policy, optim=config.optim, objective=IMITATION, temperature=1.0, total_steps=total)
+
+
 def schedules_for(config: RunConfig, learner: Learner) -> Schedules:
     """The learner's objective and reference, and what changes them between steps."""
     objective = config.objective
@@ -175,16 +182,19 @@ def schedules_for(config: RunConfig, learner: Learner) -> Schedules:
     )
 
 
-def learner_for(config: RunConfig, policy: Policy, load: Load, reference: Load | None = None) -> Learner:
+def learner_for(
+    config: RunConfig, policy: Policy, load: Load, reference: Load | None = None, kind: type[Learner] = Learner
+) -> Learner:
     """The learner with reference and critic, where there are any.
 
     Args:
         load: loads the starting policy once more.
         reference: loads the reference, where that is another model.
+        kind: of the learner.
     """
     total_steps = config.steps * config.optim.minibatches * config.optim.epochs
     warmup = 0 if config.critic is None else config.critic.warmup * config.optim.minibatches * config.optim.epochs
-    return Learner(
+    return kind(
         policy,
         optim=config.optim,
         objective=objective_for(config),

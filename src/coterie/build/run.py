@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,16 +17,17 @@ from coterie.build.learner import (
     learner_for,
     objective_for,
     schedules_for,
+    sft_learner,
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
-from coterie.build.services import engine_services
-from coterie.cluster.engine_service import ServedEngine
+from coterie.build.services import engine_services, join_ranks
+from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
-from coterie.data.chat import Chat, load_chat
+from coterie.data.chat import Chat
 from coterie.data.prompts import PromptSet
 from coterie.engines.base import Engine, Sampling
 from coterie.engines.completion_client import CompletionClient
@@ -43,7 +42,6 @@ from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
-from coterie.policy.shared_memory import SharedWeights
 from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
@@ -110,10 +108,25 @@ def _frozen(config: RunConfig, source: str) -> Policy:
     return load(model, source, dtype=dtype_of(config, device), device=device)
 
 
-def grpo_learner(config: RunConfig, inputs: Inputs, policy: Policy) -> Learner:
-    """The learner of a run that samples."""
-    reference = partial(_frozen, config, inputs.reference) if inputs.reference else None
-    return learner_for(config, policy, lambda: load_policy(config, inputs.source), reference)
+def run_learner(config: RunConfig, inputs: Inputs, policy: Policy, recorder: Recorder | None = None) -> Learner:
+    """The learner of a run, with its other ranks where the settings have several.
+
+    Args:
+        recorder: of the run, whose folder gets the ranks' logs; None without a run.
+    """
+    kind = Learner if config.cluster.learners == 1 else LearnerGroup
+    learner = rank_learner(config, policy, inputs.source, inputs.reference, kind)
+    if isinstance(learner, LearnerGroup):
+        join_ranks(config, inputs, learner, recorder)
+    return learner
+
+
+def rank_learner(config: RunConfig, policy: Policy, source: str, reference: str | None, kind: type[Learner]) -> Learner:
+    """One rank's learner."""
+    if config.sft is not None:
+        return sft_learner(config, policy, kind)
+    frozen = partial(_frozen, config, reference) if reference else None
+    return learner_for(config, policy, lambda: load_policy(config, source), frozen, kind)
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:
@@ -237,35 +250,6 @@ def engine_for(
     if config.cluster.host == "local":
         return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
     return engine_services(config, inputs, policy, longest, recorder)
-
-
-def served_engine(
-    settings: Mapping[str, Any],
-    source: str,
-    threads: int,
-    longest: int,
-    stop_ids: Sequence[int],
-    weights: Mapping[str, Any],
-) -> ServedEngine:
-    """The engine in a service: that of a run in one process, around a copy of the policy.
-
-    Args:
-        settings: all of the run, JSON-able.
-        source: folder or hub id of the model.
-        threads: compute threads.
-        longest: tokens of the longest sequence, 0 where it is not known.
-        stop_ids: tokens that end a turn.
-        weights: `file` and `slots` of the shared memory.
-    """
-    config = RunConfig.model_validate(settings)
-    search_in(config.module_path)
-    use_threads(config.model_copy(update={"threads": threads}))
-    policy = load_policy(config, source)
-    chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
-    chat.stop_ids = frozenset(stop_ids)
-    engine = part(ENGINES, config.engine.name)(policy, chat, config, longest)
-    shared = SharedWeights(**weights)
-    return ServedEngine(engine=engine, load=lambda: shared.read_into(policy.parameters()))
 
 
 def engine_notes(config: RunConfig, engine: Engine) -> list[str]:
@@ -420,7 +404,7 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
     )
     if config.distill is not None:
         estimator = taught_estimator(config, estimator, teacher_for(config, inputs))
-    learner = grpo_learner(config, inputs, policy)
+    learner = run_learner(config, inputs, policy, recorder)
     return Trainer(
         sampler=sampler,
         estimator=estimator,

@@ -1,4 +1,4 @@
-"""Settings → engine services: where they live, what each builds, and who hears of a lost one."""
+"""Settings → services of engine and learner: where they live, what each builds, and who hears of a lost one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from coterie.build.reading import Inputs
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host, ProcessHost
+from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.schema import RunConfig
+from coterie.errors import ConfigError
 from coterie.policy.model import Policy
 from coterie.train.recorder import Recorder
 
@@ -30,7 +32,7 @@ def engine_services(
         "stop_ids": sorted(inputs.chat.stop_ids),
     }
     order = ServiceOrder(
-        target="coterie.build.run:served_engine",
+        target="coterie.build.served:served_engine",
         arguments=arguments,
         start_s=cluster.start_s,
         timeout_s=cluster.timeout_s,
@@ -50,6 +52,36 @@ def engine_services(
         replicas=config.engine.replicas,
         report=report,
     )
+
+
+def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorder: Recorder | None = None) -> None:
+    """Start the learner's other ranks, each with a copy of the policy, and have it share rows with them.
+
+    Raises:
+        ConfigError: the run is on a GPU.
+        LearnerError: a rank cannot be built.
+    """
+    if learner.policy.device.type != "cpu":
+        raise ConfigError(
+            f"cluster.learners = {config.cluster.learners} adds gradients in the CPU's memory, but the policy is on "
+            f'{learner.policy.device}; set cluster.learners = 1, or model.device = "cpu"'
+        )
+    threads = rank_threads(config)
+    host = host_for(threads, recorder)
+    arguments = {
+        "settings": config.model_dump(mode="json"),
+        "source": inputs.source,
+        "reference": inputs.reference,
+        "threads": threads,
+    }
+    order = {"target": "coterie.build.served:served_learner", "arguments": arguments}
+    members = [host.start(f"learner-{rank}", order) for rank in range(1, config.cluster.learners)]
+    learner.join(members, start_s=config.cluster.start_s, timeout_s=config.cluster.timeout_s)
+
+
+def rank_threads(config: RunConfig) -> int:
+    """Compute threads of each learner rank but the first, which has the run's."""
+    return config.cluster.threads or max(1, torch.get_num_threads() // config.cluster.learners)
 
 
 def service_threads(config: RunConfig) -> int:

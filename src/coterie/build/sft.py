@@ -7,21 +7,20 @@ from typing import Any
 
 from coterie.batches.pack import Packing
 from coterie.build.reading import Inputs
-from coterie.build.run import engine_for, evaluator_for
+from coterie.build.run import engine_for, evaluator_for, run_learner
 from coterie.config.imitation import SftConfig
 from coterie.config.rewards import RewardsConfig
 from coterie.config.schema import RunConfig
 from coterie.data.order import PromptOrder
 from coterie.data.prompts import PromptSet
 from coterie.errors import DataError
-from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.rewards.missing import unscorable_prompts
 from coterie.rewards.pool import Scorer
 from coterie.text import counted
 from coterie.train.demonstrations import DemonstrationSet
 from coterie.train.recorder import Recorder
-from coterie.train.sft import IMITATION, SftTrainer
+from coterie.train.sft import SftTrainer
 from coterie.train.step import LoopSettings
 
 
@@ -67,12 +66,6 @@ def scorable(config: RunConfig, inputs: Inputs) -> tuple[Inputs, str]:
     return replace(inputs, heldout=PromptSet.empty()), note
 
 
-def sft_learner(config: RunConfig, policy: Policy) -> Learner:
-    """The learner of imitation: no reference, no critic, no temperature."""
-    total = config.steps * config.optim.minibatches
-    return Learner(policy, optim=config.optim, objective=IMITATION, temperature=1.0, total_steps=total)
-
-
 def sft_trainer_for(
     config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Recorder, policy: Policy
 ) -> SftTrainer:
@@ -81,7 +74,7 @@ def sft_trainer_for(
     rows = demonstrations_of(inputs)
     engine = engine_for(config, inputs, policy, recorder=recorder)
     return SftTrainer(
-        learner=sft_learner(config, policy),
+        learner=run_learner(config, inputs, policy, recorder),
         engine=engine,
         evaluator=evaluator_for(config, engine, inputs.chat, scorer, inputs.heldout),
         recorder=recorder,

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from coterie.cluster.frames import BrokenStreamError, Frames, packed_turn, request_of, sampling_of
 from coterie.engines.base import Engine
@@ -62,6 +62,10 @@ class ServedEngine:
             self._loaded = commits
         self.engine.commit(version)
 
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
     def _submit(self, number: int, request: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
         identity = self.engine.submit(request_of(request), sampling_of(sampling))
         self._ids[number], self._numbers[identity] = identity, number
@@ -77,25 +81,37 @@ class ServedEngine:
         return self.engine.sampled(self._ids[number], start)
 
 
+class Served(Protocol):
+    """What a service serves: an engine, or a learner rank."""
+
+    def answer(self, calls: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Make calls, each a verb and its arguments, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
 def serve(frames: Frames) -> None:
-    """Build the engine that the first message orders, then answer messages until the other end closes."""
+    """Build what the first message orders, then answer messages until the other end closes."""
     order = frames.receive()
     served = _guarded(0, lambda: _built(order))
     frames.send({"id": 0, "error": served["error"]} if "error" in served else {"id": 0})
     if "error" in served:
         return
-    engine: ServedEngine = served["engine"]
+    built: Served = served["built"]
     try:
         while True:
             message = frames.receive()
-            frames.send(_guarded(message["id"], lambda calls=message["calls"]: engine.answer(calls)))
+            frames.send(_guarded(message["id"], lambda calls=message["calls"]: built.answer(calls)))
     finally:
-        engine.engine.close()
+        built.close()
 
 
 def _built(order: Mapping[str, Any]) -> dict[str, Any]:
     module, _, name = order["target"].partition(":")
-    return {"engine": getattr(importlib.import_module(module), name)(**order["arguments"])}
+    return {"built": getattr(importlib.import_module(module), name)(**order["arguments"])}
 
 
 def _guarded(number: int, deed: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -43,6 +43,11 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         'none; set cluster.host = "processes", or engine.replicas = 1',
     ),
     (
+        lambda c: c.cluster.learners > 1 and c.cluster.host == "local",
+        'cluster.learners = {c.cluster.learners} are processes of their own, and cluster.host = "local" has none; set '
+        'cluster.host = "processes", or cluster.learners = 1',
+    ),
+    (
         lambda c: c.engine.name == "http" and c.cluster.host != "local",
         'engine.name = "http" samples in a server that lives elsewhere already; set cluster.host = "local"',
     ),

@@ -93,6 +93,9 @@ class ClusterConfig(Section):
     host: Literal["local", "processes"] = "local"
     """`local` is one process for everything; with `processes` the engine samples in a child process of its own, which
     is replaced when it is lost, and the numbers are the same (docs/scale.md)."""
+    learners: int = Field(default=1, ge=1)
+    """Learner ranks, each a process with whole weights and a part of the rows, whose gradients are added up: needs
+    host = "processes" (docs/scale.md)."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of each engine service; 0 = those of the run, shared out among the services."""
     start_s: float = Field(default=600.0, gt=0)

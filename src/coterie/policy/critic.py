@@ -113,6 +113,12 @@ class ValueMetrics:
         self.values.append(widened(values).numpy(force=True))
         self.loss += float(loss.detach())
 
+    def merge(self, other: ValueMetrics) -> None:
+        """Add the statistics of other parts of the same update."""
+        self.returns += other.returns
+        self.values += other.values
+        self.loss += other.loss
+
     def summary(self) -> dict[str, float]:
         """Mean value, loss, and explained variance where the targets vary; empty without a critic."""
         if not self.returns:

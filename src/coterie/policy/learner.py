@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from coterie.errors import NonFiniteError
 from coterie.policy.activations import OomSplitter, arrange, saving
 from coterie.policy.critic import Critic, ValueMetrics
 from coterie.policy.forward import ForwardPass, Scores, UpdateContext, loss_inputs
+from coterie.policy.gradients import GradientSum
 from coterie.policy.kernels import choose_kernel, compile_layers
 from coterie.policy.logprobs import OutputFlags
 from coterie.policy.metrics import TokenMetrics
@@ -45,6 +46,44 @@ class UpdateReport:
     """Optimizer steps not taken because the gradient was not finite."""
     splits: int = 0
     """Number of packed batches cut in two because memory was refused."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class UpdateSums:
+    """What the optimizer steps of an update measured, as sums: `a.merge(b)` is that of both halves of the rows."""
+
+    tokens: TokenMetrics = field(default_factory=TokenMetrics)
+    values: ValueMetrics = field(default_factory=ValueMetrics)
+    logprobs: dict[str, np.ndarray] = field(default_factory=dict)
+    """See `UpdateReport.logprobs`."""
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    """Norm of the whole gradient, an optimizer step each."""
+    splits: int = 0
+
+    def merge(self, other: UpdateSums) -> None:
+        """Add what another part of the same optimizer steps measured."""
+        self.tokens.merge(other.tokens)
+        self.values.merge(other.values)
+        self.logprobs |= other.logprobs
+        self.splits += other.splits
+
+    def report(self) -> UpdateReport:
+        """The metrics of the whole update."""
+        metrics = {**self.tokens.summary(), **self.values.summary(), "lr": self.rates[-1] if self.rates else 0.0}
+        finite = [norm for norm in self.norms if math.isfinite(norm)]
+        if finite:
+            metrics["grad_norm"] = sum(finite) / len(finite)
+        skipped = len(self.norms) - len(finite)
+        return UpdateReport(metrics=metrics, logprobs=self.logprobs, skipped=skipped, splits=self.splits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OptimizerStep:
+    """Packed rows of one optimizer step, and what is known of the whole step before it."""
+
+    batches: Sequence[Batch]
+    context: UpdateContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +146,8 @@ class Learner:
         self.optimizer = MasterAdamW(parameters, optim)
         # A pass without gradient fits where one with does not.
         self.fitting, self.scoring = OomSplitter(), OomSplitter()
+        self.gather: Callable[[GradientSum], None] | None = None
+        """Makes a gradient that of all ranks before an optimizer step; None where this process has all of it."""
 
     def update(
         self,
@@ -136,41 +177,53 @@ class Learner:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
         objective = objective or self.objective
-        metrics, value_metrics = TokenMetrics(), ValueMetrics()
-        before_splits = self.fitting.splits + self.scoring.splits
-        logprobs: dict[str, np.ndarray] = {}
+        return self.take(self.plan(minibatches, objective, scores), objective).report()
+
+    def plan(
+        self, minibatches: Sequence[Sequence[Batch]], objective: Objective, scores: Scores | None
+    ) -> list[OptimizerStep]:
+        """The optimizer steps of an update, with the scores that they need."""
         bypass = objective.correction.bypass_mode
         if scores is None and ((len(minibatches) > 1 and not bypass) or self.entropy_share < 1):
             distinct = {id(batch): batch for minibatch in minibatches for batch in minibatch}
             scores = self.score(list(distinct.values()))
-        rates, norms, skipped = [], [], 0
-        for number, minibatch in enumerate(minibatches):
-            context = UpdateContext(
-                scores=scores,
-                moved=number > 0,
-                threshold=self._threshold(minibatch, scores),
-                covariant=self._covariant(minibatch, scores, objective),
-                tokens=sum(len(batch.targets) for batch in minibatch),
-                bypass=bypass,
+        return [
+            OptimizerStep(
+                batches=minibatch,
+                context=UpdateContext(
+                    scores=scores,
+                    moved=number > 0,
+                    threshold=self._threshold(minibatch, scores),
+                    # Drawn anew in each optimizer step.
+                    covariant=self._covariant(minibatch, scores, objective, self.steps_taken + number),
+                    tokens=sum(len(batch.targets) for batch in minibatch),
+                    bypass=bypass,
+                ),
             )
-            for batch in minibatch:
-                for part in self._backward(batch, context, objective):
-                    measured = _before_update(part, context)
-                    metrics.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
+            for number, minibatch in enumerate(minibatches)
+        ]
+
+    def take(self, steps: Sequence[OptimizerStep], objective: Objective) -> UpdateSums:
+        """Take optimizer steps; `plan` has them.
+
+        Raises:
+            NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
+        """
+        sums, splits = UpdateSums(), self.fitting.splits + self.scoring.splits
+        for step in steps:
+            for batch in step.batches:
+                for part in self._backward(batch, step.context, objective):
+                    measured = _before_update(part, step.context)
+                    sums.tokens.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
                     if part.values is not None and part.value_loss is not None:
-                        value_metrics.add(part.batch, part.values, part.value_loss)
+                        sums.values.add(part.batch, part.values, part.value_loss)
                     if measured is not None:
-                        _keep(logprobs, part.batch, measured)
+                        _keep(sums.logprobs, part.batch, measured)
             rate, norm = self._step()
-            rates.append(rate)
-            norms.append(norm)
-            skipped += not math.isfinite(norm)
-        report = {**metrics.summary(), **value_metrics.summary(), "lr": rates[-1] if rates else 0.0}
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        if finite:
-            report["grad_norm"] = sum(finite) / len(finite)
-        splits = self.fitting.splits + self.scoring.splits - before_splits
-        return UpdateReport(metrics=report, logprobs=logprobs, skipped=skipped, splits=splits)
+            sums.rates.append(rate)
+            sums.norms.append(norm)
+        sums.splits = self.fitting.splits + self.scoring.splits - splits
+        return sums
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
         """The entropy that a token of this optimizer step needs to count."""
@@ -181,7 +234,7 @@ class Learner:
         return top_entropy_threshold(torch.from_numpy(entropies), self.entropy_share)
 
     def _covariant(
-        self, batches: Sequence[Batch], scores: Scores | None, objective: Objective
+        self, batches: Sequence[Batch], scores: Scores | None, objective: Objective, number: int = 0
     ) -> dict[str, np.ndarray] | None:
         """rollout id → [n] bool: tokens of this optimizer step that the objective chooses by their covariance.
 
@@ -203,7 +256,7 @@ class Learner:
         )
         chosen = np.zeros(len(logprobs), dtype=bool)
         covariances = token_covariances(logprobs[counted], advantages[counted])
-        rng = np.random.default_rng(self.steps_taken)
+        rng = np.random.default_rng(number)
         chosen[counted] = covariant_tokens(covariances, objective.settings, rng)
         ends = np.cumsum([len(columns[name][0]) for name in names])
         return dict(zip(names, np.split(chosen, ends[:-1]), strict=True))
@@ -211,6 +264,10 @@ class Learner:
     def _step(self) -> tuple[float, float]:
         """One optimizer step, refused when the gradient is not finite."""
         self.steps_taken += 1
+        if self.gather is not None:
+            self.gather(self.optimizer.gradients)
+            if self.critic is not None:
+                self.gather(self.critic.optimizer.gradients)
         done, total = self.steps_taken - self.warmup, self.total_steps - self.warmup
         rate = learning_rate(self.config, max(1, done), max(1, total))
         norm = self.optimizer.step(rate) if self.critic is None else self._step_both(self.critic, rate)
@@ -303,6 +360,9 @@ class Learner:
             self.critic.save(folder)
         if self.reference is not None:
             self.reference.save(folder)
+
+    def close(self) -> None:
+        """Free what is not this process's own; nothing, of a learner of one process."""
 
     def counters(self) -> dict[str, float]:
         """The part of the state that is not tensors, for the checkpoint's JSON."""

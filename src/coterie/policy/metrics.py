@@ -97,6 +97,17 @@ class TokenMetrics:
             outputs.correction,
         )
 
+    def merge(self, other: TokenMetrics) -> None:
+        """Add the sums over other packed batches of the same update."""
+        self.count += other.count
+        self.past += other.past
+        self.compared += other.compared
+        for name, value in other.sums.items():
+            self._sum(name, value)
+        for name, value in other.peaks.items():
+            self._peak(name, value)
+        self.mismatch = self.mismatch + other.mismatch
+
     def _sum(self, name: str, value: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ class Reference:
         self.policy = policy
         self.copy = copy
         self.config = config
+        self.renewed: Callable[[], object] = lambda: None
+        """Called after the reference was renewed here, so that other copies of it are too."""
         self.exact: dict[str, Tensor] = {}
         if copy is not None and config.sync_ema is not None:
             # A bfloat16 weight would round small moves away.
@@ -51,6 +54,7 @@ class Reference:
                 parameter.copy_(now[name])
             else:
                 parameter.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.sync_ema))
+        self.renewed()
 
     def save(self, folder: Path) -> None:
         """Write the weights, where they are not simply those of the start."""

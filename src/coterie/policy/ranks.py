@@ -1,0 +1,102 @@
+"""Ranks: processes that each hold the whole policy, compute the gradient of a part of the rows, and add it up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from coterie.algo.sampling import at_least_float32
+from coterie.policy.gradients import GradientSum
+
+SAMPLE = 32
+"""Values of each tensor that a digest of the weights reads."""
+
+
+def weights_digest(parameters: Mapping[str, Tensor]) -> str:
+    """Digest of a few values of each tensor: ranks whose weights differ have another one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(parameters):
+        flat = parameters[name].detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
+        digest.update(sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class LostRankError(Exception):
+    """A rank did not come to a sum."""
+
+
+class Ranks:
+    """The process group of one rank; the constructor returns when all ranks are there.
+
+    Sums are made by gloo, in the processors' memory. The group is one of its own beside torch's default group, which is
+    the caller's.
+
+    Args:
+        rank: from 0; rank 0 is the run.
+        world: number of ranks.
+        store: file through which ranks find each other; a new one for each group.
+        start_s: seconds until all ranks are there.
+        timeout_s: seconds that a rank waits for the others in a sum.
+
+    Raises:
+        LostRankError: the others did not come.
+    """
+
+    def __init__(self, rank: int, world: int, store: Path, *, start_s: float = 600.0, timeout_s: float = 300.0) -> None:
+        self.rank, self.world = rank, world
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine, and nobody else listens
+        meeting = dist.FileStore(str(store), world)
+        meeting.set_timeout(timedelta(seconds=start_s))
+        try:
+            self._group: Any = dist.ProcessGroupGloo(meeting, rank, world, timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise LostRankError(f"{world} learner ranks did not find each other: {error}") from error
+
+    @torch.no_grad()
+    def gather(self, gradients: GradientSum) -> None:
+        """Replace a gradient by the sum over all ranks, in master precision: the same bits on every rank.
+
+        Tensors are added one after the other in the order of their names, whatever order autograd had, since the norm
+        must be the same float on every rank. A rank without rows adds zeros; a tensor that no rank has stays absent.
+
+        Raises:
+            LostRankError: a rank is gone, or did not come in time.
+        """
+        if self._group is None:
+            raise LostRankError("the group of learner ranks is closed")
+        try:
+            self._gather(gradients)
+        except RuntimeError as error:
+            raise LostRankError(f"the sum over {self.world} learner ranks failed: {error}") from error
+
+    def _gather(self, gradients: GradientSum) -> None:
+        names = sorted(gradients.parameters)
+        device = next(iter(gradients.parameters.values())).device
+        present = torch.tensor([name in gradients.sums for name in names], dtype=torch.uint8, device=device)
+        self._reduce(present, dist.ReduceOp.MAX)
+        for name in (name for name, somewhere in zip(names, present.tolist(), strict=True) if somewhere):
+            parameter, part = gradients.parameters[name], gradients.sums.pop(name, None)
+            exact = at_least_float32(parameter.dtype)
+            total = torch.zeros_like(parameter, dtype=exact) if part is None else part.to(exact).contiguous()
+            self._reduce(total)
+            gradients.sums[name] = total
+
+    def _reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+        options = dist.AllreduceOptions()
+        options.reduceOp = operation
+        self._group.allreduce([tensor], options).wait()
+
+    def close(self) -> None:
+        """Leave the group; ranks that wait for this one get an error at once."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.abort()
