@@ -174,7 +174,8 @@ def test_resolved_settings_reproduce(toml):
     from coterie.config.toml import dumps
 
     shape = ("--data.train.0.params.x", "[1, 2]", "--model.lora.rank", "3", "--optim.lr", "3e-5")
-    loaded = at(*GYM, *shape, "--runs", "out")
+    parts = ("--rewards.functions", '[{"name": "exact"}, {"name": "call_useful", "gate": true}]')
+    loaded = at(*GYM, *shape, *parts, "--runs", "out")
     again = load_file(Path(toml(dumps(loaded.config.model_dump()))))
     assert again.config == loaded.config
 

@@ -157,6 +157,8 @@ class ChildService:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with what it started itself
         self.process.wait()
+        for file in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{self.process.pid}_*"):  # of Intel's OpenMP
+            file.unlink(missing_ok=True)
         self.frames.close()
         self.output.close()
 

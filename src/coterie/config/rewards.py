@@ -74,7 +74,8 @@ class RewardsConfig(Section):
         if all(part.gate for part in self.functions):
             raise ValueError("every part of rewards.functions is a gate; at least one must earn what gates multiply")
         for part in (*self.functions, *self.steps):
-            if part.gate and ("weight" in part.model_fields_set or isinstance(part, StepRewardConfig)):
+            # A stored run writes the default weight; that is none.
+            if part.gate and (part.weight != 1.0 or isinstance(part, StepRewardConfig)):
                 raise ValueError(f"{part.key!r} is a gate, which has no weight and is no step reward; leave one out")
         if len(self.environment) > 1:
             raise ValueError(
