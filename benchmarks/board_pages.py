@@ -19,14 +19,17 @@ import pyarrow.parquet as pq
 from coterie import machine
 from coterie.board.server import Board
 from coterie.config.schema import RunConfig
-from coterie.runs import parquet, rollouts
+from coterie.runs import parquet, prompts, rollouts
 from coterie.runs.directory import RunDirectory
 from coterie.runs.metrics import MetricsDB
 from coterie.runs.rows import REPEATED, schema
+from coterie.types import Message, Prompt
 
 GROUP, TOKENS = 8, 64
 """Rollouts of a group, tokens of a completion."""
 METRICS = 80
+WIDTH = 576
+"""Of an embedding: SmolLM2-135M's hidden states."""
 
 
 def make(root: Path, steps: int, size: int) -> Path:
@@ -40,24 +43,36 @@ def make(root: Path, steps: int, size: int) -> Path:
                 extra = {f"reward/task/t{k}": float(value) for k, value in enumerate(values)}
                 spent = {"time/step": 1.0, "rollouts": float(size)}
                 database.record(step, {"reward/mean": float(values[0]), **extra, **spent})
+        recorded: set[str] = set()
+        (run.path / "prompts").mkdir(exist_ok=True)
         for step in range(1, steps + 1):
+            table = pa.table(columns(step, size, generator), schema=schema())
             metadata = {"coterie": rollouts.FORMAT, "step": str(step), "sha256": ""}
-            table = pa.table(columns(step, size, generator), schema=schema()).replace_schema_metadata(metadata)
             pq.write_table(
-                table,
+                table.replace_schema_metadata(metadata),
                 parquet.path_of(run.rollouts, step),
                 compression="zstd",
                 write_page_checksum=True,
                 write_statistics=False,
                 use_dictionary=list(REPEATED),
             )
+            fresh = sorted(set(table["prompt_id"].to_pylist()) - recorded)
+            recorded.update(fresh)
+            prompts.write_step(run.path / "prompts", step, [embedded(name, generator) for name in fresh])
     return run.path
+
+
+def embedded(name: str, generator: np.random.Generator) -> prompts.StoredPrompt:
+    """A prompt with an embedding of a small model's width."""
+    asked = Prompt(id=name, messages=(Message(role="user", content="1 + 1?"),), answer="2", task="task 0")
+    vector = generator.normal(size=WIDTH).astype(np.float32)
+    return prompts.StoredPrompt(prompt=asked, kind="policy", embedding=vector)
 
 
 def columns(step: int, size: int, generator: np.random.Generator) -> dict[str, list]:
     """The columns of one step."""
-    prompts = [f"sums/{generator.integers(20_000)}" for _ in range(size // GROUP)]
-    names = [prompt for prompt in prompts for _ in range(GROUP)]
+    drawn = generator.integers(20_000, size=size // GROUP)
+    names = [f"sums/{number}" for number in drawn for _ in range(GROUP)]
     samples = [k % GROUP for k in range(size)]
     given = {
         "step": [step] * size,
@@ -70,11 +85,12 @@ def columns(step: int, size: int, generator: np.random.Generator) -> dict[str, l
         "tokens": generator.integers(0, 49_000, (size, TOKENS), dtype=np.int32).tolist(),
         "prompt_tokens": [[1, 2, 3]] * size,
         "loss_mask": [[True] * TOKENS] * size,
+        "sampler_entropies": generator.random((size, TOKENS), dtype=np.float32).tolist(),
         "sampler_logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
         "logprobs": (-generator.random((size, TOKENS), dtype=np.float32)).tolist(),
         "turns": ["[]"] * size,
         "reward": generator.random(size).round(3).tolist(),
-        "reward_parts": ['{"number": 1.0}'] * size,
+        "reward_parts": [f'{{"number": {k % 2}, "length": {k % 3 / 2}}}' for k in range(size)],
         "advantage": generator.normal(size=size).tolist(),
         "outcome": ["ok"] * size,
         "stop_reason": ["stop" if k % 7 else "length" for k in range(size)],
@@ -140,7 +156,10 @@ def report(board: Board) -> None:
         "a rollout with its tokens": ("rollout", large | {"step": middle, "id": some["rollout_id"]}),
         "a run": ("run", large),
         "its curves": ("curves", large),
+        "its parts of the reward": ("parts", large),
         "its regions": ("regions", large),
+        "its map of prompts": ("map", large),
+        "its prompts": ("prompts", large),
         "its findings": ("doctor", large),
     }
     for page, (question, words) in questions.items():

@@ -70,7 +70,7 @@ def make_engine(logits: torch.Tensor) -> ScriptedEngine:
 
     def script(request: Request) -> list[int]:
         draw = torch.from_numpy(uniforms(request.key, 1))
-        way, _ = sample(logits.detach()[None], draw, temperature=1.0, top_k=0, top_p=1.0)
+        way, _, _ = sample(logits.detach()[None], draw, temperature=1.0, top_k=0, top_p=1.0)
         return way.tolist()
 
     return ScriptedEngine(script)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.stats import bootstrap_interval, paired_test, pass_at_k
+from coterie.stats import bootstrap_interval, correlation, paired_test, pass_at_k
 
 
 def test_pass_at_k_of_the_paper():
@@ -96,3 +96,13 @@ def test_paired_test_refuses(before, after, message):
 def test_no_draws():
     with pytest.raises(ValueError, match="draws = 0"):
         bootstrap_interval([1.0], 0, draws=0)
+
+
+def test_a_correlation_is_that_of_the_pairs_with_both_values() -> None:
+    first, second = np.random.default_rng(1).normal(size=(2, 50))
+    expected = ((first - first.mean()) * (second - second.mean())).mean() / first.std() / second.std()
+    assert correlation([*first.tolist(), None, 9.0], [*second.tolist(), 9.0, None]) == pytest.approx(expected)
+    assert correlation(first[:8].tolist(), first[:8].tolist()) == pytest.approx(1.0)
+    assert correlation([*first[:7].tolist(), None], second[:8].tolist()) is None
+    assert correlation(first.tolist(), [0.5] * 50) is None
+    assert correlation([], []) is None

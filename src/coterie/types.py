@@ -107,6 +107,8 @@ class Turn:
     stop_reason: StopReason
     version: int
     """Policy version that sampled every token of this turn."""
+    sampler_entropies: tuple[float, ...] | None = None
+    """[C] entropy of the distribution that each token was sampled from, nats; None where the engine does not tell."""
     state: str | None = None
     """Name of the environment's state before this turn; None where it allows one turn only."""
     reward: float = 0.0

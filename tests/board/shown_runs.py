@@ -77,6 +77,7 @@ def record(
                 temperature=1.0,
                 stop_reason=StopReason.STOP,
                 version=step - 1,
+                sampler_entropies=(0.75,) * tokens,
             )
         )
         before = (*before, *played[-1].tokens, 90 + turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,16 @@ def test_the_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     assert token_texts(run).pieces(byte_tokenizer().encode("7!").ids, 0, 2) == ["7", "!"]
     assert token_texts(run).pieces([10**12, -1], 0, 2) == ["", "\ufffd"]
+
+
+def test_a_page_that_is_open_does_not_hold_up_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its stream of changes ends with the board, without a word of the server's."""
+    (tmp_path / "runs").mkdir()
+    board = Board(tmp_path / "runs", 0).start()
+    connection = http.client.HTTPConnection("127.0.0.1", board.port or 0, timeout=30)
+    connection.request("GET", "/api/changes", headers={"authorization": f"Bearer {board.token}"})
+    with closing(connection), connection.getresponse() as stream:
+        assert stream.readline() == b"event: hello\n"
+        board.stop()
+        assert stream.read().strip() == b"data: {}"
+    assert capfd.readouterr().err == ""

@@ -187,6 +187,15 @@ def test_tokens_take_the_colour_that_is_chosen(chromium: Any, board: Board) -> N
         show(page, board.address, PAGES["rollout"])
         assert page.locator(".token.masked").count() == 1
         assert page.locator(".token.low").count() == 8
+        page.get_by_label("entropy").check()
+        until(page, "document.querySelectorAll('.token.high').length === 8")
+        token = page.locator(".token.high").first
+        assert token.evaluate("e => e.style.getPropertyValue('--strength')") == "25%", (
+            "0.75 of the 3 nats of full colour"
+        )
+        assert token.get_attribute("title") == "entropy 0.75 nats"
+        assert page.locator(".scale").inner_text().split() == ["0", "3", "nats", "or", "more"]
+        assert "0.75 nats" in page.inner_text("main")
         page.get_by_label("advantage").check()
         page.wait_for_selector(".token.high")
         strength = page.locator(".token.high").first.evaluate("element => getComputedStyle(element).backgroundColor")

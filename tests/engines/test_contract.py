@@ -45,6 +45,7 @@ def test_right_answers_pass() -> None:
     check(answers(**nothing, stop_reason=StopReason.DEADLINE))
     check(answers(**nothing, stop_reason=StopReason.ABANDONED), quorum=Quorum(prompts=1))
     check(answers(sampler_logprobs=(-1e9, 1e-6)))
+    check(answers(sampler_entropies=(-1e-6, 0.5)))
     check([], [])
 
 
@@ -59,6 +60,11 @@ def test_right_answers_pass() -> None:
         ({"sampler_logprobs": (None, -0.5)}, "log-prob None at 0"),
         ({"sampler_logprobs": (False, -0.5)}, "log-prob False at 0"),
         ({"sampler_logprobs": ("-0.5", -0.5)}, "log-prob '-0.5' at 0"),
+        ({"sampler_entropies": (0.5,)}, "has 1 entropies for 2 tokens"),
+        ({"sampler_entropies": (0.5, -0.3)}, "entropy -0.3 at 1, expected a finite number of at least 0"),
+        ({"sampler_entropies": (float("nan"), 0.5)}, "entropy nan at 0"),
+        ({"sampler_entropies": (0.5, float("inf"))}, "entropy inf at 1"),
+        ({"sampler_entropies": (None, 0.5)}, "entropy None at 0"),
         ({"tokens": (5, 7)}, "token 7 at 1, expected a whole number from 0 to 6"),
         ({"tokens": (-1, 6)}, "token -1 at 0"),
         ({"tokens": (5.0, 6)}, r"token 5\.0 at 0"),

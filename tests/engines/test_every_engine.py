@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ from coterie.policy.model import Policy
 from coterie.types import SampleKey, StopReason, Turn
 from engines_for_tests import Codec
 from served_models import client
-from tiny_models import tiny_policy
+from tiny_models import tiny_model, tiny_policy
 
 SLOTS = 4
 PROMPTS = [(5, 9, 4), (11, 3, 8, 40, 7, 21, 60), (70,), (5, 9, 4, 12)]
@@ -254,6 +256,58 @@ def test_temperature_0_takes_the_likeliest(row: Row) -> None:
         likeliest = row.make().generate(requests, replace(SAMPLING, top_k=1, temperature=1.0))
         assert [turn.tokens for turn in turns] == [turn.tokens for turn in likeliest]
         assert min(turn.sampler_logprobs[0] for turn in turns) < -0.01
+
+
+@cache
+def _model() -> torch.nn.Module:
+    return tiny_model("llama", dtype=torch.float64)
+
+
+def entropies_by_hand(turn: Turn, sampling: Sampling) -> list[float]:
+    """Of the distributions that the turn's tokens were sampled from, recomputed in float64."""
+    entropies = []
+    with torch.no_grad():
+        logits = _model()(torch.tensor([turn.prompt_tokens + turn.tokens]), use_cache=False).logits[0].numpy()
+    for row in logits[len(turn.prompt_tokens) - 1 : -1]:
+        shares = np.sort(np.exp(row / (sampling.temperature or 1.0)))[::-1]
+        shares = shares / shares.sum()
+        if sampling.temperature and sampling.top_k:
+            shares = shares[: sampling.top_k] / shares[: sampling.top_k].sum()
+        if sampling.temperature:
+            shares = shares[np.cumsum(shares) - shares < sampling.top_p]
+            shares = shares / shares.sum()
+        entropies.append(float(-(shares * np.log(shares)).sum()))
+    return entropies
+
+
+def test_entropies_are_those_of_the_distributions_sampled_from(row: Row) -> None:
+    """Several settings beside each other, and conversations that go on from what was kept."""
+    changes: list[dict[str, Any]] = [{}, {"top_k": 5}, {"top_p": 0.7, "temperature": 1.5}, {"temperature": 0.0}]
+    engine, settings = row.make(), [replace(SAMPLING, **change) for change in changes]
+    asks = [
+        (replace(request, may_continue=True), sampling)
+        for sampling in settings
+        for request in crowd(2 if sampling.temperature else 6)
+    ]
+    for number in range(2):
+        ids = [engine.submit(*ask) for ask in asks]
+        turns = run(engine, ids)
+        following = []
+        for request_id, (request, sampling) in zip(ids, asks, strict=True):
+            turn = turns[request_id]
+            if not row.computes or isinstance(engine, HttpEngine):
+                assert turn.sampler_entropies is None, "it cannot tell"
+                continue
+            assert turn.sampler_entropies == pytest.approx(entropies_by_hand(turn, sampling), abs=1e-9)
+            prompt = (*turn.prompt_tokens, *turn.tokens, 33)
+            following.append(
+                (replace(request, key=replace(request.key, turn=number + 1), prompt_tokens=prompt), sampling)
+            )
+        asks = following
+    if isinstance(engine, EmbeddedEngine) and engine.drafts is not None:
+        assert engine.drafts.accepted > 10
+    for request_id in ids:
+        engine.abort(request_id)
 
 
 def test_what_has_not_begun_ends_without_tokens(engine: Engine) -> None:

@@ -80,18 +80,23 @@ def test_tokens_are_those_of_the_engine(kind: str, top_k: int) -> None:
     draws = [uniforms(key, sampling.max_tokens) for key in keys]
     rows = [list(prompt) for prompt in PROMPTS]
     logprobs: list[list[float]] = [[] for _ in rows]
+    entropies: list[list[float]] = [[] for _ in rows]
     for step in range(max(map(len, PROMPTS)) + sampling.max_tokens):
         at = [min(step, len(row) - 1) for row in rows]
         spoken = [k + 1 - len(p) for k, p in zip(at, PROMPTS, strict=True)]
         uniform = [float(d[s]) if 0 <= s < len(d) else 0.0 for d, s in zip(draws, spoken, strict=True)]
-        chosen, scores = decoder.sample([row[k] for row, k in zip(rows, at, strict=True)], at, uniform, sampling)
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), scores.tolist(), strict=True)):
+        newest = [row[k] for row, k in zip(rows, at, strict=True)]
+        drawn = [column.tolist() for column in decoder.sample(newest, at, uniform, sampling)]
+        for row, (token, logprob, entropy) in enumerate(zip(*drawn, strict=True)):
             if 0 <= spoken[row] < sampling.max_tokens and spoken[row] == len(logprobs[row]):
                 rows[row].append(token)
                 logprobs[row].append(logprob)
+                entropies[row].append(entropy)
     for row, turn in enumerate(turns):
         assert tuple(rows[row][len(PROMPTS[row]) :]) == turn.tokens
         np.testing.assert_allclose(logprobs[row], turn.sampler_logprobs, atol=1e-6)
+        assert turn.sampler_entropies is not None
+        np.testing.assert_allclose(entropies[row], turn.sampler_entropies, atol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)

@@ -337,6 +337,32 @@ class Boxed(vf.Task[Data]):
 class Boxes(vf.Taskset[Boxed, vf.TasksetConfig]):
     def load(self):
         yield Boxed(Data(prompt="a"))
+
+
+class Finished(Sum):
+    async def finalize(self, trace, runtime):
+        trace.info["file"] = await runtime.read("answer.txt")
+
+
+class Mixed(vf.Taskset[Sum, vf.TasksetConfig]):
+    def load(self):
+        yield Sum(Data(prompt="a"))
+        yield Finished(Data(prompt="b"))
+
+
+class Pictures(vf.Taskset[Sum, vf.TasksetConfig]):
+    def load(self):
+        yield Sum(Data(prompt="a"))
+        yield Sum(Data(prompt="b", image="ubuntu:24.04"))
+
+
+class Tooled(vf.Taskset[Sum, vf.TasksetConfig]):
+    @classmethod
+    def toolsets(cls, config):
+        return ["a server of tools"]
+
+    def load(self):
+        yield Sum(Data(prompt="a"))
 """
 
 
@@ -363,5 +389,11 @@ def test_a_taskset_of_verifiers(tmp_path: Path) -> None:
     assert played(sums.episode(prompt), lambda _: "4")[1] == 0.5
     with pytest.raises(EpisodeError, match="expected the place of one of the 4 tasks"):
         next(sums.episode(ROW))
-    with pytest.raises(ConfigError, match="have the reward inside, which needs a runtime"):
-        environment("verifiers", taskset="my_sums:Boxes")
+    for name, message in {
+        "Boxes": "have the reward inside, which needs a runtime",
+        "Mixed": "need a runtime of their own",
+        "Pictures": "need a runtime of their own",
+        "Tooled": "has tools for its tasks",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            environment("verifiers", taskset=f"my_sums:{name}")

@@ -24,6 +24,7 @@ def make_rollout(prompt: Prompt, sample: int = 0, *, text: str = "8", reward: fl
         temperature=1.0,
         stop_reason=StopReason.STOP,
         version=3,
+        sampler_entropies=(0.75, 0.125),
     )
     context = Context(
         prompt_id=prompt.id,

@@ -14,6 +14,7 @@ from records import make_prompt, make_record, make_rollout
 from coterie.errors import RunError
 from coterie.runs import rollouts as files
 from coterie.runs.parquet import steps, truncate_after
+from coterie.runs.query import RolloutStore
 from coterie.runs.rollouts import RolloutRecord, read_step, write_step
 from coterie.runs.rows import CONTEXT, COUNTED
 from coterie.types import (
@@ -53,7 +54,7 @@ DISPATCH = st.builds(
 
 @st.composite
 def turns(draw, count):
-    prefix, out = draw(TOKENS), []
+    prefix, out, told = draw(TOKENS), [], draw(st.booleans())
     for _ in range(count):
         tokens = draw(TOKENS)
         logprobs = tuple(draw(LOGPROB) for _ in tokens)
@@ -66,6 +67,7 @@ def turns(draw, count):
             version=draw(st.integers(0, 99)),
             state=draw(st.none() | TEXT),
             reward=draw(REAL),
+            sampler_entropies=tuple(draw(LOGPROB) for _ in tokens) if told else None,
         )
         out.append(turn)
         prefix = prefix + tokens + draw(TOKENS)
@@ -135,7 +137,13 @@ def test_columns_of_two_turns(tmp_path):
     """Between the turns the environment spoke: those tokens are masked and have no log-probs."""
     prompt = make_prompt()
     first = make_rollout(prompt).turns[0]
-    second = replace(first, prompt_tokens=(5, 6, 7, 8, 9, 100, 101), tokens=(10,), sampler_logprobs=(-1.0,))
+    second = replace(
+        first,
+        prompt_tokens=(5, 6, 7, 8, 9, 100, 101),
+        tokens=(10,),
+        sampler_logprobs=(-1.0,),
+        sampler_entropies=(2.0,),
+    )
     rollout = replace(make_rollout(prompt), turns=(first, second))
     record = replace(make_record(), rollout=rollout, logprobs=(-0.5, -0.125, -2.0))
     path = write_step(tmp_path, 3, [record])
@@ -145,6 +153,7 @@ def test_columns_of_two_turns(tmp_path):
     assert row["tokens"] == [8, 9, 100, 101, 10]
     assert row["loss_mask"] == [True, True, False, False, True]
     assert row["sampler_logprobs"] == [-0.5, -0.25, None, None, -1.0]
+    assert row["sampler_entropies"] == [0.75, 0.125, None, None, 2.0]
     assert row["logprobs"] == [-0.5, -0.125, None, None, -2.0]
     assert read_step(tmp_path, 3) == [record]
 
@@ -208,6 +217,24 @@ def test_a_file_of_format_2_is_read_without_its_episode(tmp_path):
     assert read_step(tmp_path, 4) == [record]
 
 
+def test_a_file_of_format_3_is_read_without_entropies(tmp_path):
+    """Beside a newer one: a resumed run has both."""
+    record = make_record()
+    turn = replace(record.rollout.turns[0], sampler_entropies=None)
+    old = replace(record, rollout=replace(record.rollout, turns=(turn,)))
+    (tmp_path / "rollouts").mkdir()
+    path = write_step(tmp_path / "rollouts", 4, [old])
+    assert pq.read_table(path)["sampler_entropies"].to_pylist() == [None]
+    table = pq.read_table(path).drop_columns(["sampler_entropies"])
+    digest = files._digest(table.to_pylist())
+    pq.write_table(table.replace_schema_metadata({"coterie": "3", "step": "4", "sha256": digest}), path)
+    write_step(tmp_path / "rollouts", 5, [record])
+    assert read_step(tmp_path / "rollouts", 4) == [old]
+    assert read_step(tmp_path / "rollouts", 5) == [record]
+    both = RolloutStore({"r": tmp_path}).rollouts().to_table(columns=["step", "sampler_entropies"])
+    assert both["sampler_entropies"].to_pylist() == [None, [0.75, 0.125]]
+
+
 def test_a_step_is_never_overwritten(tmp_path):
     write_step(tmp_path, 1, [make_record()])
     with pytest.raises(RunError, match=r"step_000001.parquet exists; .*truncate_after"):
@@ -263,7 +290,7 @@ def test_truncation_is_named(tmp_path, damage):
 
 def test_a_renamed_file_is_noticed(tmp_path):
     os.rename(write_step(tmp_path, 5, [make_record()]), tmp_path / "step_000006.parquet")
-    with pytest.raises(RunError, match="expected format 1 or 2 or 3 and step 6"):
+    with pytest.raises(RunError, match="expected format 1 or 2 or 3 or 4 and step 6"):
         read_step(tmp_path, 6)
 
 

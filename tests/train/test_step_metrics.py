@@ -102,10 +102,11 @@ def test_parts_are_correlated_where_both_apply_and_differ() -> None:
     parts = [(1.0, 0.0, 2.0), (0.0, 1.0, 2.0), (1.0, 0.5, 2.0), (0.0, 0.5, 2.0)]
     rows = [
         rollout("a", k, reward=1.0, parts={"number": number, "style": style, "same": same})
-        for k, (number, style, same) in enumerate(parts)
+        for k, (number, style, same) in enumerate(2 * parts)
     ]
-    rows.append(rollout("a", 4, reward=1.0, parts={"number": 1.0, "style": None, "same": 2.0}))
+    rows.append(rollout("a", 8, reward=1.0, parts={"number": 1.0, "style": None, "same": 2.0}))
     correlations = {name: value for name, value in measured(rows).items() if name.startswith("reward/correlation/")}
+    assert not any(name.startswith("reward/correlation/") for name in measured(rows[1:8])), "seven tell nothing"
     # Deviations ±½ and (-½, ½, 0, 0): covariance -1/8, standard deviations 1/2 and 1/√8.
     assert correlations == {"reward/correlation/number+style": pytest.approx(-(2**0.5) / 2)}
 

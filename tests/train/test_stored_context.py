@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+import coterie
 from coterie import launch
 from coterie.algo.estimators import Advantages, Terms
 from coterie.grouping.estimator import GroupAwareEstimator, PromptFeatures
@@ -113,6 +115,27 @@ def test_a_resume_stores_the_same_context_and_prompts(grouping: dict[str, Any], 
                 (half / folder / source.name).write_bytes(source.read_bytes()[:-7])
     launch.resume(half)
     assert fingerprint(half) == fingerprint(whole)
+
+
+def test_a_run_of_before_there_were_entropies_is_resumed(root: Path) -> None:
+    """Its files stay as they are, those of later steps have the column, and a reader has both."""
+    whole = launch.train(make_config(root, steps=4))
+    half = launch.train(make_config(root, name="two", steps=4), stop_at(2, signal.SIGTERM))
+    for step in (1, 2):
+        path = parquet.path_of(half / "rollouts", step)
+        table = pq.read_table(path).drop_columns(["sampler_entropies"]).replace_schema_metadata(None)
+        header = {"coterie": "3", "step": str(step), "sha256": rollouts._digest(table.to_pylist())}
+        pq.write_table(table.replace_schema_metadata(header), path)
+    launch.resume(half)
+    before, after = rows_of(half), rows_of(whole)
+    for step, rows in before.items():
+        for row, other in zip(rows, after[step], strict=True):
+            (turn,) = row.rollout.turns
+            assert (turn.sampler_entropies is None) == (step < 3)
+            turns = other.rollout.turns if step > 2 else (replace(other.rollout.turns[0], sampler_entropies=None),)
+            assert row.rollout == replace(other.rollout, turns=turns)
+    table = coterie.load_run(half).rollouts().to_pylist()
+    assert [row["sampler_entropies"] is None for row in table] == [row["step"] < 3 for row in table]
 
 
 def prompt(name: str, text: str = "What is 2 + 2?") -> Prompt:

@@ -85,6 +85,10 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
     half = launch.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))
     assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
+    for turn in (turn for row in read(whole, 6) for turn in row.rollout.turns):
+        assert turn.sampler_entropies is not None
+        assert len(turn.sampler_entropies) == len(turn.tokens)
+        assert min(turn.sampler_entropies, default=1) > 0
     step_metrics = metrics(whole, 6)
     assert step_metrics["grad_norm"] > 0
     assert all(math.isfinite(value) for value in step_metrics.values())

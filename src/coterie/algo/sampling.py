@@ -32,6 +32,10 @@ def widened(tensor: Tensor) -> Tensor:
 _BLOCK = 512
 _CACHED = 1 << 18
 """Logits worked on at once on a CPU: 1 MB in float32."""
+_LAUNCHED = 1 << 24
+"""On another device: 64 MB, so that working memory does not grow with the number of rows."""
+_NEVER = -1e4
+"""In place of logits this far below the largest: its exponential is 0 too, but times 0 it is no NaN, as -inf is."""
 
 
 def filter_logits(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -54,8 +58,11 @@ def filter_logits(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
     return scaled
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling of one token a row, with its log-probability under the distribution sampled from.
+def sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverse-CDF sampling of one token a row, with its log-probability under the distribution sampled from, and the
+    entropy of that distribution.
 
     The cumulative sum is taken in two levels (blocks, then inside one block), which reads the vocabulary once; on a
     CPU a few rows at a time, which stay in its cache through all passes. No row's result depends on the others.
@@ -64,37 +71,43 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
         logits: [N, V] any float dtype.
         uniform: [N] float64 in [0, 1), on the CPU or where the logits are. A device without float64 has its tokens
             drawn on the CPU.
-        temperature: 0 takes the likeliest token, with its log-probability at temperature 1 and without filters.
+        temperature: 0 takes the likeliest token, with log-probability and entropy at temperature 1 and without filters.
 
     Returns:
-        tokens [N] int64 and log-probabilities [N] float32 (float64 for float64 logits).
+        Tokens [N] int64; log-probabilities and entropies [N] float32 (float64 for float64 logits), both in nats.
     """
     device = logits.device
     if not has_float64(device.type):
-        chosen = sample(logits.cpu(), uniform.cpu(), temperature, top_k, top_p)
-        return chosen[0].to(device), chosen[1].to(device)
+        tokens, logprobs, entropies = sample(logits.cpu(), uniform.cpu(), temperature, top_k, top_p)
+        return tokens.to(device), logprobs.to(device), entropies.to(device)
     uniform = uniform.to(device)
-    rows = max(1, _CACHED // logits.shape[-1]) if logits.device.type == "cpu" else logits.shape[0]
+    rows = max(1, (_CACHED if device.type == "cpu" else _LAUNCHED) // logits.shape[-1])
     parts = [
-        _sample(some, draws, temperature, top_k, top_p)
+        _likeliest(some) if temperature == 0 else _sample(some, draws, temperature, top_k, top_p)
         for some, draws in zip(logits.split(rows), uniform.split(rows), strict=True)
     ]
-    tokens, logprobs = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logprobs)
+    tokens, logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs), torch.cat(entropies)
 
 
-def _sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scores = logits.to(at_least_float32(logits.dtype)).log_softmax(-1)
+    chosen, tokens = scores.max(-1)
+    return tokens, chosen, scores.clamp_(min=_NEVER).mul_(scores.exp()).sum(-1).neg_()
+
+
+def _sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
     precision = at_least_float32(logits.dtype)
-    if temperature == 0:
-        scores, tokens = logits.to(precision).log_softmax(-1).max(-1)
-        return tokens, scores
-    scaled = filter_logits(logits.to(precision, copy=True).div_(temperature), top_k, top_p)
+    scaled = logits.to(precision, copy=True)
+    scaled = filter_logits(scaled if temperature == 1 else scaled.div_(temperature), top_k, top_p)
     rows, size = scaled.shape
     blocks = -(-size // _BLOCK)
-    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
     if blocks * _BLOCK != size:
-        weights = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - size))
-    weights = weights.view(rows, blocks, _BLOCK)
+        scaled = torch.nn.functional.pad(scaled, (0, blocks * _BLOCK - size), value=float("-inf"))
+    scaled = scaled.sub_(scaled.amax(-1, keepdim=True)).clamp_(min=_NEVER).view(rows, blocks, _BLOCK)
+    weights = scaled.exp()
     # Sums of 512 in float32 (pairwise, so good to 1e-6), sums of blocks in float64.
     cumulative = weights.sum(-1).double().cumsum(-1)  # [N, blocks]
     total = cumulative[:, -1]
@@ -109,4 +122,6 @@ def _sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top
     offset = torch.minimum(offset, last)
     chosen = inside.gather(1, offset)[:, 0]
     logprobs = torch.log(chosen.double() / total).to(precision)
-    return block[:, 0] * _BLOCK + offset[:, 0], logprobs
+    # With z the logit less the largest: log p = z - log Σ exp z, so the entropy is log Σ exp z - Σ p z.
+    mean = scaled.mul_(weights).sum(-1).double().sum(-1) / total
+    return block[:, 0] * _BLOCK + offset[:, 0], logprobs, (torch.log(total) - mean).to(precision)

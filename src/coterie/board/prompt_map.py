@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from coterie.board.region_pages import STEPS, spread
 from coterie.board.rollout_pages import StepFiles
@@ -62,9 +63,7 @@ def prompt_map(files: StepFiles, run: Path) -> dict[str, Any]:
     empty: dict[str, Any] = {"prompts": [], "regions": [], "steps": [], "shares": [0.0, 0.0], "kind": kind}
     if len(table) < 3:
         return empty | {"left_out": left_out}
-    width = len(table["embedding"][0])
-    vectors = np.asarray(table["embedding"].combine_chunks().flatten(), dtype=np.float64).reshape(-1, width)
-    places, shares = principal_plane(vectors)
+    places, shares = principal_plane(_vectors(table, len(table["embedding"][0])))
     steps = spread(parquet.steps(run / "rollouts"), STEPS)
     regions: dict[str, int] = {}
     visits = _visits(files, run, steps, regions, set(table["prompt_id"].to_pylist()))
@@ -88,22 +87,22 @@ def prompt_map(files: StepFiles, run: Path) -> dict[str, Any]:
     }
 
 
+def _vectors(table: pa.Table, width: int) -> np.ndarray:
+    """The embeddings as an array [P, width]."""
+    return np.asarray(table["embedding"].combine_chunks().flatten(), dtype=np.float64).reshape(-1, width)
+
+
 def _chosen(table: pa.Table) -> tuple[pa.Table, str, int]:
     """The prompts with an embedding of the most frequent kind, `MOST` at most; the kind, and how many are left out."""
-    kinds = Counter(
-        (kind, len(vector) if vector is not None else 0)
-        for kind, vector in zip(table["embedding_kind"].to_pylist(), table["embedding"], strict=True)
-    )
+    widths: Any = pc.call_function("list_value_length", [table["embedding"]])
+    described = list(zip(table["embedding_kind"].to_pylist(), widths.to_pylist(), strict=True))
+    kinds = Counter(described)
     if not kinds:
         return table, "", 0
     kind, width = kinds.most_common(1)[0][0]
-    fits = [
-        place
-        for place, (name, vector) in enumerate(
-            zip(table["embedding_kind"].to_pylist(), table["embedding"].to_pylist(), strict=True)
-        )
-        if name == kind and vector is not None and len(vector) == width and np.isfinite(vector).all()
-    ]
+    places = [place for place, facts in enumerate(described) if facts == (kind, width)] if width else []
+    usable = np.isfinite(_vectors(table.take(places), width or 1)).all(axis=1)
+    fits = np.array(places, dtype=np.int64)[usable].tolist()
     kept = spread(fits, MOST)
     return table.take(kept), str(kind), len(table) - len(kept)
 

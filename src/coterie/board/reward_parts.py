@@ -7,31 +7,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coterie.board.region_pages import spread
 from coterie.board.rollout_pages import read
 from coterie.errors import RunError
 from coterie.runs import parquet
 from coterie.runs.durable import json_loads
+from coterie.stats import correlation
 
 STEPS = 12
 """Steps that are read of either third of the run."""
 MOST = 12
 """Parts, those that come first."""
-LEAST = 8
-"""Rollouts below which a correlation is not given."""
-
-
-def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Pearson's correlation of pairs; None of fewer than `LEAST`, or where one side does not vary.
-
-    >>> correlation([0, 1] * 4, [1, 0] * 4)
-    -1.0
-    """
-    if len(first) < LEAST or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return round(float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1)), 4)
 
 
 def parts_together(run: Path) -> dict[str, Any]:
@@ -50,22 +36,19 @@ def parts_together(run: Path) -> dict[str, Any]:
     for first, second in combinations(parts, 2):
         pair: dict[str, Any] = {"first": first, "second": second}
         for name, scores in rows.items():
-            both = [
-                (score[first], score[second])
-                for score in scores
-                if isinstance(score.get(first), int | float) and isinstance(score.get(second), int | float)
-            ]
+            columns = [[score.get(part) for score in scores] for part in (first, second)]
+            value = correlation(*columns)
             pair[name] = {
-                "correlation": correlation([a for a, _ in both], [b for _, b in both]),
-                "rollouts": len(both),
+                "correlation": None if value is None else round(value, 4),
+                "rollouts": sum(None not in values for values in zip(*columns, strict=True)),
             }
         pairs.append(pair)
     return {"parts": parts, "pairs": pairs, "steps": {name: [min(s), max(s)] for name, s in thirds.items() if s}}
 
 
-def _rows(run: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
+def _rows(run: Path, steps: Sequence[int]) -> list[dict[str, float | None]]:
     """The parts of every rollout of the steps; none of a step whose file is damaged."""
-    scores: list[dict[str, Any]] = []
+    scores: list[dict[str, float | None]] = []
     for step in steps:
         try:
             table = read(parquet.path_of(run / "rollouts", step), ["rollout_id", "reward_parts"])
@@ -78,9 +61,10 @@ def _rows(run: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     return scores
 
 
-def _score(text: str | None) -> dict[str, Any]:
+def _score(text: str | None) -> dict[str, float | None]:
     try:
         score = json_loads(text or "{}")
     except ValueError:
         return {}
-    return score if isinstance(score, dict) else {}
+    score = score if isinstance(score, dict) else {}
+    return {part: value if isinstance(value, int | float) else None for part, value in score.items()}

@@ -25,7 +25,7 @@ from coterie.errors import RunError
 from coterie.runs import parquet
 from coterie.runs.durable import json_loads
 from coterie.runs.query import Filters, readable
-from coterie.runs.rows import schema
+from coterie.runs.rows import PER_TOKEN, schema
 from coterie.text import safe_text
 
 NARROW = ["step", "rollout_id", "prompt_id", "sample", "task", "region", "reward", "advantage", "expected"]
@@ -312,7 +312,7 @@ def _tokens(row: Mapping[str, Any], texts: TokenTexts, first: int) -> dict[str, 
     stretch: dict[str, Any] = {"first": first, "count": count, "ids": (row["tokens"] or [])[first:end]}
     stretch["texts"] = texts.pieces(row["tokens"] or [], first, end)
     stretch["mask"] = mask[first:end]
-    for name in ("sampler_logprobs", "logprobs"):
+    for name in PER_TOKEN:
         stretch[name] = None if row[name] is None else list(row[name])[first:end]
     for name in ("token_advantages", "returns", "values"):  # of the sampled tokens alone
         stretch[name] = None if row[name] is None else _spread(mask, row[name])[first:end]

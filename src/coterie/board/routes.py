@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,21 @@ def _number(words: Mapping[str, str], name: str, otherwise: int | None = None) -
     return int(text)
 
 
-def application(catalogue: Catalogue, *, port: int, token: str, trials: Trials | None = None) -> Starlette:
+def application(
+    catalogue: Catalogue,
+    *,
+    port: int,
+    token: str,
+    trials: Trials | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Starlette:
     """The board as an ASGI application.
 
     Args:
         port: that it is served at, which requests must name.
         token: that opens it.
         trials: of models; without them there is nothing but GET.
+        stopping: tells that the server is, so that what would be told for ever ends.
     """
     answers = Answers(catalogue)
 
@@ -169,7 +178,7 @@ def application(catalogue: Catalogue, *, port: int, token: str, trials: Trials |
         return await run_in_threadpool(respond, answers, question, dict(request.query_params))
 
     async def changes(request: Request) -> Response:
-        return StreamingResponse(events(catalogue), media_type="text/event-stream")
+        return StreamingResponse(events(catalogue, stopping), media_type="text/event-stream")
 
     guard = Middleware(Guard, port=port, token=token, posted=() if trials is None else (TRY, CANCEL))
     return Starlette(
@@ -268,13 +277,18 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(text, status, media_type="application/json")
 
 
-async def events(catalogue: Catalogue) -> AsyncIterator[str]:
-    """Server-sent events: at first `hello`, then `change` with the names of the runs that changed."""
+async def events(catalogue: Catalogue, stopping: Callable[[], bool]) -> AsyncIterator[str]:
+    """Server-sent events until the server stops: at first `hello`, then `change` with the names of the runs that
+    changed."""
     yield "event: hello\ndata: {}\n\n"
     before = await run_in_threadpool(catalogue.signatures)
     idle = 0.0
     while True:
-        await asyncio.sleep(EVERY)
+        looked = time.monotonic()
+        while time.monotonic() - looked < EVERY:
+            await asyncio.sleep(min(EVERY, 0.2))
+            if stopping():
+                return
         now = await run_in_threadpool(catalogue.signatures)
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         idle = 0.0 if changed else idle + EVERY

@@ -58,7 +58,13 @@ class Board:
         listener = listen(HOST, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         self.port = listener.getsockname()[1]
         self._trials = Trials() if self.trying else None
-        page = application(self.catalogue, port=self.port, token=self.token, trials=self._trials)
+        page = application(
+            self.catalogue,
+            port=self.port,
+            token=self.token,
+            trials=self._trials,
+            stopping=lambda: self._server.stopping,
+        )
         settings = {"timeout_graceful_shutdown": 1, "limit_concurrency": 256}
         self._server = LocalServer(page, listener, "coterie-board", settings)
 

@@ -129,6 +129,7 @@ def packed_turn(turn: Turn) -> dict[str, Any]:
         "prompt_tokens": turn.prompt_tokens,
         "tokens": turn.tokens,
         "sampler_logprobs": turn.sampler_logprobs,
+        "sampler_entropies": turn.sampler_entropies,
         "temperature": turn.temperature,
         "stop_reason": turn.stop_reason.value,
         "version": turn.version,
@@ -137,6 +138,7 @@ def packed_turn(turn: Turn) -> dict[str, Any]:
 
 def turn_of(row: Mapping[str, Any]) -> Turn:
     """The turn of `packed_turn`."""
+    entropies = row["sampler_entropies"]
     return Turn(
         prompt_tokens=tuple(row["prompt_tokens"]),
         tokens=tuple(row["tokens"]),
@@ -144,4 +146,5 @@ def turn_of(row: Mapping[str, Any]) -> Turn:
         temperature=row["temperature"],
         stop_reason=StopReason(row["stop_reason"]),
         version=row["version"],
+        sampler_entropies=None if entropies is None else tuple(entropies),
     )

@@ -136,7 +136,7 @@ class TextCodec(Protocol):
 # The contract of an engine. Its turns are checked: a wrong log-prob trains a wrong policy in silence.
 
 ABOVE_ZERO = 1e-3
-"""A log-probability may exceed 0 by rounding, not by more."""
+"""A log-probability may exceed 0 by rounding, and an entropy fall below it, not by more."""
 
 
 def check_version(served: int, expected: int) -> None:
@@ -213,6 +213,18 @@ def _turn_problem(request: Request, turn: Any, vocabulary: int) -> str | None:
             return f"has the token {token!r} at {place}, expected a whole number from 0 to {vocabulary - 1}"
         if not _is_logprob(logprob):
             return f"has the log-prob {logprob!r} at {place}, expected a finite number of at most 0"
+    return _entropy_problem(turn)
+
+
+def _entropy_problem(turn: Turn) -> str | None:
+    entropies = turn.sampler_entropies
+    if entropies is None:
+        return None
+    if len(entropies) != len(turn.tokens):
+        return f"has {len(entropies)} entropies for {len(turn.tokens)} tokens"
+    for place, entropy in enumerate(entropies):
+        if not (isinstance(entropy, float) and -ABOVE_ZERO <= entropy < math.inf):
+            return f"has the entropy {entropy!r} at {place}, expected a finite number of at least 0"
     return None
 
 

@@ -148,8 +148,8 @@ class EmbeddedEngine(Engine):
         return sequence.tokens[start:], sequence.logprobs[start:]
 
     def _append(self, sequences: Sequence[SampledSequence], drawn: Drawn) -> None:
-        for sequence, token, logprob in zip(sequences, *drawn, strict=True):
-            sequence.append(token, logprob, self._codec)
+        for sequence, token, logprob, entropy in zip(sequences, *drawn, strict=True):
+            sequence.append(token, logprob, entropy, self._codec)
             if self.drafts is not None:
                 self.drafts.read(sequence)
 
@@ -162,8 +162,8 @@ class EmbeddedEngine(Engine):
         verified = self._runner.verify(live, [draft.tokens for draft in guesses])
         for sequence, draft, drawn in zip(live, guesses, verified, strict=True):
             before = len(sequence.tokens)
-            for place, (token, logprob) in enumerate(zip(*drawn, strict=True)):
-                sequence.append(token, logprob, self._codec)
+            for place, (token, logprob, entropy) in enumerate(zip(*drawn, strict=True)):
+                sequence.append(token, logprob, entropy, self._codec)
                 if sequence.reason is not None or draft.tokens[place : place + 1] != [token]:
                     break
             self.drafts.judge(draft, sequence.tokens[before:])

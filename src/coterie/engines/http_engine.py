@@ -76,7 +76,7 @@ class HttpEngine(Engine):
 
     The policy's weights are given to the server before the first request after each commit, as a file of
     `weights_folder`. An answer by other weights (the server was started anew, or another learner uses it) is thrown
-    away, the weights are given again, and the request with them.
+    away, the weights are given again, and the request with them. Entropies are not in these APIs, so turns have none.
 
     Args:
         policy: whose weights are sampled from.

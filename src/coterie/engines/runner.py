@@ -20,8 +20,8 @@ from coterie.policy.path import PlainDecoder
 
 _PREFILL_TOKENS = 4096
 
-Drawn = tuple[list[int], list[float]]
-"""Tokens and their log-probabilities."""
+Drawn = tuple[list[int], list[float], list[float]]
+"""Tokens, their log-probabilities, and the entropies of the distributions that they were drawn from."""
 
 
 def draw(sequences: Sequence[SampledSequence], logits: Tensor, counts: Sequence[int] = ()) -> Drawn:
@@ -35,14 +35,18 @@ def draw(sequences: Sequence[SampledSequence], logits: Tensor, counts: Sequence[
     draws = torch.tensor([number for row in numbers for number in row], dtype=torch.float64)
     groups = by_sampling([sequence for sequence, count in zip(sequences, counts, strict=True) for _ in range(count)])
     if len(groups) == 1:
-        tokens, logprobs = sample(logits, draws, *next(iter(groups)))
-        return tokens.tolist(), logprobs.tolist()
-    tokens, logprobs = [0] * len(draws), [0.0] * len(draws)
+        return _listed(sample(logits, draws, *next(iter(groups))))
+    tokens, logprobs, entropies = [0] * len(draws), [0.0] * len(draws), [0.0] * len(draws)
     for settings, members in groups.items():
-        chosen, scores = sample(logits[members], draws[members], *settings)
-        for index, token, logprob in zip(members, chosen.tolist(), scores.tolist(), strict=True):
-            tokens[index], logprobs[index] = token, logprob
-    return tokens, logprobs
+        part = _listed(sample(logits[members], draws[members], *settings))
+        for index, token, logprob, entropy in zip(members, *part, strict=True):
+            tokens[index], logprobs[index], entropies[index] = token, logprob, entropy
+    return tokens, logprobs, entropies
+
+
+def _listed(drawn: tuple[Tensor, Tensor, Tensor]) -> Drawn:
+    tokens, logprobs, entropies = drawn
+    return tokens.tolist(), logprobs.tolist(), entropies.tolist()
 
 
 class Runner(Protocol):
@@ -176,8 +180,7 @@ class PackedRunner:
             settings = by_sampling(live)
             if len(settings) > 1:
                 return draw(live, self.decoder.step(newest, positions))
-            tokens, logprobs = self.decoder.sample(newest, positions, [row.draw for row in live], live[0].sampling)
-            return tokens.tolist(), logprobs.tolist()
+            return _listed(self.decoder.sample(newest, positions, [row.draw for row in live], live[0].sampling))
         device = self.policy.device
         places = torch.tensor(positions, device=device)[:, None]
         layout = DecodeLayout(self.cache.reserve(0), places, max(positions) + 1)
@@ -196,7 +199,8 @@ class PackedRunner:
             guesses: [n] tokens that may follow each row's newest.
 
         Returns:
-            [n] tokens and log-probs of each row, one more than its guesses. Those after a wrong guess mean nothing.
+            [n] tokens of each row, with their log-probs and entropies, one more than its guesses. Those after a wrong
+            guess mean nothing.
         """
         device = self.policy.device
         tokens = [[row.tokens[-1], *guessed] for row, guessed in zip(live, guesses, strict=True)]
@@ -206,11 +210,9 @@ class PackedRunner:
         layout = RaggedLayout(self.cache.reserve(0), positions, counts, max(places) + 1)
         newest = torch.tensor([token for row in tokens for token in row], device=device)
         hidden = self.policy.hidden(newest[None], positions[None], layout)
-        chosen, logprobs = draw(live, self.policy.head(hidden[0]), counts)
-        ends = list(accumulate(counts))
-        return [
-            (chosen[end - count : end], logprobs[end - count : end]) for end, count in zip(ends, counts, strict=True)
-        ]
+        chosen, logprobs, entropies = draw(live, self.policy.head(hidden[0]), counts)
+        parts = [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+        return [(chosen[part], logprobs[part], entropies[part]) for part in parts]
 
     def retire(self, order: Sequence[int], live: Sequence[SampledSequence]) -> None:
         moves = [(source, target) for target, source in enumerate(order) if source != target]

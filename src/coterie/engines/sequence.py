@@ -25,6 +25,7 @@ class SampledSequence:
     tokens: list[int] = field(default_factory=list)
     """Sampled so far."""
     logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     reason: StopReason | None = None
     """Reason why it ended; None while it has not."""
     _uniforms: np.ndarray | None = None  # [max_tokens], drawn when the first is asked for
@@ -54,7 +55,7 @@ class SampledSequence:
             self._uniforms = uniforms(self.request.key, self.sampling.max_tokens)
         return self._uniforms[len(self.tokens) : len(self.tokens) + count].tolist()
 
-    def append(self, token: int, logprob: float, codec: TextCodec) -> None:
+    def append(self, token: int, logprob: float, entropy: float, codec: TextCodec) -> None:
         """Add the next token, and end where it says so.
 
         Raises:
@@ -67,6 +68,7 @@ class SampledSequence:
             )
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.entropies.append(entropy)
         if token in codec.stop_ids or self._at_stop_string(codec):
             self.reason = StopReason.STOP
         elif len(self.tokens) == self.sampling.max_tokens:
@@ -89,6 +91,7 @@ class SampledSequence:
             temperature=self.sampling.temperature,
             stop_reason=self.reason or StopReason.LENGTH,
             version=self.request.key.version,
+            sampler_entropies=tuple(self.entropies),
         )
 
 

@@ -137,26 +137,26 @@ class StaticDecoder:
     @torch.inference_mode()
     def sample(
         self, tokens: Sequence[int], positions: Sequence[int], draws: Sequence[float], sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The step and the sampling of the next tokens in one.
 
         Args:
             draws: [n] uniform numbers in [0, 1).
 
         Returns:
-            Tokens [n] and their log-probabilities [n], as `algo.sampling.sample` gives them; overwritten by the next
-            call.
+            Tokens, their log-probabilities and entropies, each [n], as `algo.sampling.sample` gives them; overwritten
+            by the next call.
         """
         rows, length = self._load(tokens, positions)
         self._draws[: len(draws)].copy_(torch.tensor(draws, dtype=torch.float64))
         self._draws[len(draws) : rows].zero_()
         settings = (sampling.temperature, sampling.top_k, sampling.top_p)
 
-        def choose() -> tuple[Tensor, Tensor]:
+        def choose() -> tuple[Tensor, Tensor, Tensor]:
             return sample(self._logits(rows, length), self._draws[:rows], *settings)
 
-        chosen, logprobs = self._run((rows, length, *settings), choose)()
-        return chosen[: len(tokens)], logprobs[: len(tokens)]
+        chosen, logprobs, entropies = self._run((rows, length, *settings), choose)()
+        return chosen[: len(tokens)], logprobs[: len(tokens)], entropies[: len(tokens)]
 
     def _load(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[int, int]:
         """Fill the static buffers; returns the buckets of rows and attended length."""

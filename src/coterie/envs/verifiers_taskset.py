@@ -42,7 +42,8 @@ class VerifiersTaskset:
         self.tasks: Sequence[Any] = list(islice(_loaded(taskset, config or {}), limit))
         if not self.tasks:
             raise ConfigError(f"environment.params.taskset = {taskset!r} has no tasks")
-        problem = _unsupported(self.tasks[0])
+        kinds = {type(task): task for task in self.tasks}
+        problem = next(filter(None, [*map(_without, kinds.values()), *map(_unshown, self.tasks)]), "")
         if problem:
             raise ConfigError(
                 f"environment.params.taskset = {taskset!r}: tasks that {problem} are not supported; expected some "
@@ -88,23 +89,34 @@ def _loaded(taskset: str, config: Mapping[str, Any]) -> Iterator[Any]:
     from verifiers.v1.utils.generic import concrete_type  # ty: ignore[import-not-found]
 
     settings = concrete_type(kind, verifiers.v1.TasksetConfig) or verifiers.v1.TasksetConfig
-    return iter(kind(settings(**config)))
+    tasks = kind(settings(**config))
+    if type(tasks).toolsets(tasks.config):
+        raise ConfigError(f"environment.params.taskset = {taskset!r} has tools for its tasks, which are not supported")
+    return iter(tasks)
 
 
-def _unsupported(task: Any) -> str:
-    """What keeps a task from being scored here; empty where nothing does."""
-    import verifiers.v1  # ty: ignore[import-not-found]
-
+def _unshown(task: Any) -> str:
+    """What keeps a task's data from being shown or scored here; empty where nothing does."""
     if task.data.prompt is None:
         return "have no prompt"
-    if task.data.image is not None or type(task).setup is not verifiers.v1.Task.setup:
+    return "need a runtime of their own" if task.data.image is not None else ""
+
+
+def _without(task: Any) -> str:
+    """What a task of this class needs beside an answer; empty where nothing."""
+    from verifiers.v1 import Task  # ty: ignore[import-not-found]
+
+    kind = type(task)
+    if any(getattr(kind, stage) is not getattr(Task, stage) for stage in ("setup", "finalize", "stage_verifier")):
         return "need a runtime of their own"
-    if type(task).toolsets(task.config):
+    if kind.toolsets(task.config):
         return "have tools"
-    for hook in task.hooks("reward"):
-        parameter = inspect.signature(hook).parameters.get("runtime")
+    rewards = {hook.__name__: hook for hook in task.hooks("reward")}
+    rewards |= {judge.reward_name: judge.score for judge in task.plugged_judges()}
+    for name, reward in rewards.items():
+        parameter = inspect.signature(reward).parameters.get("runtime")
         if parameter is not None and parameter.default is parameter.empty:
-            return f"have the reward {hook.__name__}, which needs a runtime"
+            return f"have the reward {name}, which needs a runtime"
     return ""
 
 

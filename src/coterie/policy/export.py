@@ -55,35 +55,19 @@ def export(
         ModelError: the target has no adapter, cannot be loaded, or is of a kind that no GGUF file is written for.
         RunError: the destination exists, or the disk refused.
     """
-    dtypes = gguf_file.FORMATS if form == "gguf" else DTYPES
-    if form not in ("merged", "adapter", "gguf") or (dtype != "auto" and dtype not in dtypes):
-        raise ConfigError(
-            f"--to {form} --dtype {dtype}: expected --to merged, adapter or gguf, and --dtype auto, {', '.join(dtypes)}"
-        )
+    _check_format(form, dtype)
     final = destination.expanduser().absolute()
     _require_free(final)
     source = models.resolve(target, runs)
     folder = models.locate(source, note=note)
-    adapted = adapters.is_adapter(Path(folder))
-    if form == "adapter" and not adapted:
+    if form == "adapter" and not adapters.is_adapter(Path(folder)):
         raise ModelError(f"{target} has no adapter: it is a model with all its weights; use --to merged")
-    if form == "adapter" and dtype != "auto":
-        raise ConfigError("--dtype is for merged weights; an adapter keeps the format that it was trained in")
     draft = final.with_name(f"{LEFTOVER}{final.name}-{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)  # of a killed process with this very number
         draft.mkdir()
-        if form == "gguf":
-            _write_gguf(folder, draft, adapted, dtype, final.name)
-        elif form == "adapter":
-            _copy_adapter(Path(folder), draft)
-        elif adapted:
-            _merge(Path(folder), draft, dtype)
-        else:
-            _write_model(folder, draft, dtype)
-        if form != "gguf":
-            load_chat(folder).save(draft)
+        _fill(draft, folder, form, dtype, final.name)
         _add_card(draft, source, folder, form)
         publish_plain(draft, final)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own exception
@@ -92,6 +76,28 @@ def export(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return final
+
+
+def _check_format(form: str, dtype: str) -> None:
+    dtypes = gguf_file.FORMATS if form == "gguf" else DTYPES
+    if form not in ("merged", "adapter", "gguf") or (dtype != "auto" and dtype not in dtypes):
+        raise ConfigError(
+            f"--to {form} --dtype {dtype}: expected --to merged, adapter or gguf, and --dtype auto, {', '.join(dtypes)}"
+        )
+    if form == "adapter" and dtype != "auto":
+        raise ConfigError("--dtype is for merged weights; an adapter keeps the format that it was trained in")
+
+
+def _fill(draft: Path, folder: str, form: Form, dtype: str, name: str) -> None:
+    """Write the model's files and, beside a model folder, its tokenizer."""
+    if form == "gguf":
+        _write_gguf(folder, draft, dtype, name)
+        return
+    if form == "adapter":
+        _copy_adapter(Path(folder), draft)
+    else:
+        _write_weights(folder, draft, dtype)
+    load_chat(folder).save(draft)
 
 
 def _require_free(final: Path) -> None:
@@ -108,6 +114,14 @@ def _copy_adapter(folder: Path, draft: Path) -> None:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, draft / name)
     adapters.name_base(draft, adapters.base_of(folder), adapters.read_config(folder).get("revision"))
+
+
+def _write_weights(folder: str, draft: Path, dtype: str) -> None:
+    """All weights of a model, with its adapter's update where it has one."""
+    if adapters.is_adapter(Path(folder)):
+        _merge(Path(folder), draft, dtype)
+    else:
+        _write_model(folder, draft, dtype)
 
 
 def _merge(folder: Path, draft: Path, dtype: str) -> None:
@@ -139,14 +153,11 @@ def _write_model(folder: str, draft: Path, dtype: str) -> None:
     _save(model, draft, config or portable.source_config(folder))
 
 
-def _write_gguf(folder: str, draft: Path, adapted: bool, dtype: str, name: str) -> None:
+def _write_gguf(folder: str, draft: Path, dtype: str, name: str) -> None:
     """One GGUF file, by way of a model folder in the base's number format."""
     merged = draft / "merged"
     merged.mkdir()
-    if adapted:
-        _merge(Path(folder), merged, "float32")
-    else:
-        _write_model(folder, merged, "auto")
+    _write_weights(folder, merged, "float32" if adapters.is_adapter(Path(folder)) else "auto")
     load_chat(folder).save(merged)
     dtype = "float16" if dtype == "auto" else dtype
     gguf_file.write(merged, draft / f"{name}-{dtype}.gguf", dtype, name=name)

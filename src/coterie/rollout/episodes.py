@@ -347,6 +347,7 @@ def _unsaid(prompt_tokens: tuple[int, ...], sampling: Sampling, version: int) ->
         temperature=sampling.temperature,
         stop_reason=StopReason.EPISODE,
         version=version,
+        sampler_entropies=(),
     )
 
 

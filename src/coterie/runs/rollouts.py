@@ -19,9 +19,10 @@ from coterie.runs.rows import REPEATED, RolloutRecord, from_row, schema, to_row
 
 __all__ = ["RolloutRecord", "read_step", "write_step"]
 
-FORMAT = "3"
-READABLE = ("1", "2", "3")
-"""1 has no context columns, which read as None. 1 and 2 have no `messages`: their episodes had one turn."""
+FORMAT = "4"
+READABLE = ("1", "2", "3", "4")
+"""1 has no context columns, which read as None. 1 and 2 have no `messages`: their episodes had one turn. 1 to 3 have no
+`sampler_entropies`."""
 NOUN = "rollout"
 
 

@@ -39,6 +39,9 @@ class RolloutRecord:
     """Wall-clock time of the call that collected it, sampling and scoring; None where not measured."""
 
 
+PER_TOKEN = ("sampler_logprobs", "sampler_entropies", "logprobs")
+"""Columns with a number at each token that the model sampled, and null at the others."""
+
 COUNTED = ("length", "digits", "operators", "numbers", "steps", "tools")
 COMPLEXITY = pa.struct([(name, pa.int32()) for name in COUNTED])
 
@@ -106,6 +109,7 @@ def schema(*, exact: bool = False) -> pa.Schema:
             ),  # all after it: the model's, and between turns the environment's
             ("loss_mask", pa.list_(pa.bool_())),  # true at tokens of the model
             ("sampler_logprobs", reals),  # null at the others
+            ("sampler_entropies", reals),  # likewise; null where the engine does not tell
             ("logprobs", reals),
             ("turns", text),  # JSON, one object per turn: start, end, temperature, stop_reason, version, state, reward
             ("reward", real),
@@ -202,7 +206,7 @@ def _tokens(record: RolloutRecord) -> dict[str, Any]:
     if logprobs is not None and len(logprobs) != sampled:
         raise RunError(f"rollout {rollout.id} has {sampled} sampled tokens, but {len(logprobs)} trainer log-probs")
     first = rollout.turns[0].prompt_tokens if rollout.turns else ()
-    out: dict[str, list[Any]] = {"tokens": [], "loss_mask": [], "sampler_logprobs": [], "logprobs": []}
+    out: dict[str, Any] = {name: [] for name in ("tokens", "loss_mask", *PER_TOKEN)}
     turns, done = [], 0
     for index, (between, turn) in enumerate(_continuations(rollout)):
         if len(turn.sampler_logprobs) != len(turn.tokens):
@@ -211,15 +215,19 @@ def _tokens(record: RolloutRecord) -> dict[str, Any]:
                 f"but {len(turn.sampler_logprobs)} sampler log-probs"
             )
         count, masked = len(turn.tokens), [None] * len(between)
+        entropies = [None] * count if turn.sampler_entropies is None else list(turn.sampler_entropies)
         out["tokens"] += between + turn.tokens
         out["loss_mask"] += [False] * len(between) + [True] * count
         out["sampler_logprobs"] += masked + list(turn.sampler_logprobs)
+        out["sampler_entropies"] += masked + entropies
         if logprobs is not None:
             out["logprobs"] += masked + list(logprobs[done : done + count])
         done += count
         turns.append(_turn_fields(turn, end=len(out["tokens"])))
     if logprobs is None:
-        return {**out, "logprobs": None, "prompt_tokens": first, "turns": json_dumps(turns)}
+        out["logprobs"] = None
+    if any(turn.sampler_entropies is None for turn in rollout.turns):
+        out["sampler_entropies"] = None
     return {**out, "prompt_tokens": first, "turns": json_dumps(turns)}
 
 
@@ -294,6 +302,7 @@ def _messages(text: str | None) -> tuple[Message, ...]:
 
 def _turn(row: dict[str, Any], fields: dict[str, Any]) -> Turn:
     start, end = fields["start"], fields["end"]
+    entropies = row.get("sampler_entropies")
     return Turn(
         prompt_tokens=(*row["prompt_tokens"], *row["tokens"][:start]),
         tokens=tuple(row["tokens"][start:end]),
@@ -301,6 +310,7 @@ def _turn(row: dict[str, Any], fields: dict[str, Any]) -> Turn:
         temperature=fields["temperature"],
         stop_reason=StopReason(fields["stop_reason"]),
         version=fields["version"],
+        sampler_entropies=None if entropies is None else tuple(entropies[start:end]),
         state=fields.get("state"),
         reward=fields.get("reward", 0.0),
     )

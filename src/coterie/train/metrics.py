@@ -14,7 +14,7 @@ import numpy as np
 from coterie.algo.shaping import copied, repetition
 from coterie.data.answers import extract_answer
 from coterie.rollout.collector import LOGGED_METRICS
-from coterie.stats import has_variance
+from coterie.stats import correlation, has_variance
 from coterie.train.evaluate import Criterion
 from coterie.train.step import StepResult
 from coterie.types import Credit, Group, Rollout
@@ -131,16 +131,14 @@ def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def _correlations(rollouts: Sequence[Rollout]) -> Metrics:
-    """Pearson's correlation of each two reward parts over the rollouts to which both apply and in which both differ."""
+    """Correlation of each two reward parts over the rollouts to which both apply."""
     labels = dict.fromkeys(label for rollout in rollouts for label in rollout.reward_parts)
     metrics: Metrics = {}
     for first, second in combinations(labels, 2):
-        pairs = [(rollout.reward_parts.get(first), rollout.reward_parts.get(second)) for rollout in rollouts]
-        values = np.array([pair for pair in pairs if None not in pair], np.float64).reshape(-1, 2)
-        if len(values) < 3 or not all(has_variance(column) for column in values.T.tolist()):
-            continue
-        scaled = (values - values.mean(axis=0)) / values.std(axis=0)
-        metrics[f"reward/correlation/{first}+{second}"] = float(scaled.prod(axis=1).mean())
+        parts = ([rollout.reward_parts.get(label) for rollout in rollouts] for label in (first, second))
+        value = correlation(*parts)
+        if value is not None:
+            metrics[f"reward/correlation/{first}+{second}"] = value
     return metrics
 
 

@@ -103,7 +103,7 @@ function Group({ name, words }) {
     <${Answer} state=${state}>${(group) => html`
       <p><code>${group.prompt_id}</code> · <a href=${link(["run", name, "prompt"], { prompt: group.prompt_id })}>the same prompt through the run</a> · <a href=${link(["run", name, "rollouts"], { first: words.step, last: words.step })}>all rollouts of the step</a>${!records && html` · <a href=${link(["run", name, "try"], { prompt: group.prompt_id })}>try it</a>`}</p>
       <section aria-label="Prompt">${group.messages.map((message) => html`<${Message} message=${message} />`)}
-        ${group.answer && html`<p><b>Answer in the data:</b> ${group.answer}</p>`}</section>
+        ${group.answer && html`<p class="kept"><b>Answer in the data:</b> ${group.answer}</p>`}</section>
       <h2>${group.count} attempts${group.count > group.members.length ? `, ${group.members.length} are shown` : ""}</h2>
       <${GroupTable} name=${name} group=${group} />
       <div class="siblings">${group.members.map((member) => html`<article class="card"><h3><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a>
@@ -133,44 +133,49 @@ function GroupTable({ name, group }) {
 
 // ---- one rollout
 
-const MODES = {
-  logprob: { label: "log-prob", help: "the stronger the colour, the less likely the sampler thought the token", needs: (t) => t.sampler_logprobs || t.logprobs },
-  mismatch: { label: "sampler against learner", help: "log-prob of the learner less that of the sampler: blue where the learner finds the token likelier, orange where less likely", needs: (t) => t.sampler_logprobs && t.logprobs },
-  advantage: { label: "advantage", help: "blue is reinforced, orange is discouraged", needs: (t) => t.token_advantages },
-  share: { label: "share in the gradient", help: "the stronger the colour, the further the update moves the token's own logit: |advantage| · (1 − p), before clipping and the weights of the aggregation", needs: (t) => t.token_advantages && (t.logprobs || t.sampler_logprobs) },
-  value: { label: "critic's value", help: "the critic's estimate at the token", needs: (t) => t.values },
-};
+const numberAt = (tokens, name, place) => (tokens[name] && typeof tokens[name][place] === "number" ? tokens[name][place] : null);
 
-/** Strength from 0 to 1 and side of a token's colour. */
-function tint(mode, tokens, place, largest) {
-  const at = (name) => (tokens[name] ? tokens[name][place] : null);
-  if (mode === "logprob") {
-    const value = at("sampler_logprobs") ?? at("logprobs");
-    return value === null ? null : [Math.min(1, -value / 6), "low"];
-  }
-  const value = mode === "mismatch" ? difference(tokens, place) : mode === "share" ? pull(tokens, place) : at(mode === "advantage" ? "token_advantages" : "values");
-  return value === null || !largest ? null : [Math.min(1, Math.abs(value) / largest), value < 0 ? "low" : "high"];
-}
+/** Colours of tokens: their value, its unit, and the value of the full colour, which is else the largest of those shown (at least `least`). */
+const MODES = {
+  logprob: { label: "log-prob", help: "the stronger the colour, the less likely the sampler thought the token", value: (tokens, place) => numberAt(tokens, "sampler_logprobs", place) ?? numberAt(tokens, "logprobs", place), full: -6, side: "low" },
+  entropy: { label: "entropy", help: "of the distribution that the token was sampled from: the stronger the colour, the more open the choice was there, whichever token came", value: (tokens, place) => numberAt(tokens, "sampler_entropies", place), full: 3, side: "high", unit: "nats" },
+  mismatch: { label: "sampler against learner", help: "log-prob of the learner less that of the sampler: blue where the learner finds the token likelier, orange where less likely", value: difference, least: 0.01 },
+  advantage: { label: "advantage", help: "blue is reinforced, orange is discouraged", value: (tokens, place) => numberAt(tokens, "token_advantages", place) },
+  share: { label: "share in the gradient", help: "the stronger the colour, the further the update moves the token's own logit: |advantage| · (1 − p), before clipping and the weights of the aggregation", value: pull },
+  value: { label: "critic's value", help: "the critic's estimate at the token", value: (tokens, place) => numberAt(tokens, "values", place) },
+};
 
 /** Derivative of the surrogate, A·log p, with respect to the token's own logit: A·(1 − p). */
 function pull(tokens, place) {
-  const [advantage, logprob] = [tokens.token_advantages && tokens.token_advantages[place], (tokens.logprobs || tokens.sampler_logprobs)[place]];
-  return typeof advantage === "number" && typeof logprob === "number" ? advantage * (1 - Math.exp(logprob)) : null;
+  const [advantage, logprob] = [numberAt(tokens, "token_advantages", place), numberAt(tokens, tokens.logprobs ? "logprobs" : "sampler_logprobs", place)];
+  return advantage === null || logprob === null ? null : advantage * (1 - Math.exp(logprob));
 }
 
 function difference(tokens, place) {
-  const [sampler, learner] = [tokens.sampler_logprobs && tokens.sampler_logprobs[place], tokens.logprobs && tokens.logprobs[place]];
-  return typeof sampler === "number" && typeof learner === "number" ? learner - sampler : null;
+  const [sampler, learner] = [numberAt(tokens, "sampler_logprobs", place), numberAt(tokens, "logprobs", place)];
+  return sampler === null || learner === null ? null : learner - sampler;
+}
+
+/** Values of a colour at all tokens, null where there is none, with the value of the full colour. */
+function shades(mode, tokens) {
+  const values = tokens.ids.map((_, place) => MODES[mode].value(tokens, place));
+  return { values, full: MODES[mode].full ?? values.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), MODES[mode].least ?? 1e-9) };
+}
+
+const offered = (mode, tokens) => tokens.ids.some((_, place) => MODES[mode].value(tokens, place) !== null);
+
+function Scale({ mode, full }) {
+  const { side, unit } = MODES[mode];
+  return html`<p class="scale quiet small">${side ? "0" : number(-full)} <span class=${`ramp ${side || "both"}`} aria-hidden="true"></span> ${side ? `${number(full)} ${unit || ""} or ${full < 0 ? "less" : "more"}` : number(full)}</p>`;
 }
 
 function Tokens({ name, words, rollout }) {
   const [tokens, setTokens] = useState(rollout.tokens);
-  const [mode, setMode] = useState(() => Object.keys(MODES).find((key) => MODES[key].needs(rollout.tokens)));
+  const [mode, setMode] = useState(() => Object.keys(MODES).find((key) => offered(key, rollout.tokens)));
   const [place, setPlace] = useState(0);
   const [problem, setProblem] = useState("");
   useEffect(() => setTokens(rollout.tokens), [rollout]);
-  const values = { mismatch: tokens.mask.map((_, at) => difference(tokens, at)), share: mode === "share" ? tokens.mask.map((_, at) => pull(tokens, at)) : [], advantage: tokens.token_advantages, value: tokens.values }[mode] || [];
-  const largest = values.reduce((most, value) => (value === null ? most : Math.max(most, Math.abs(value))), mode === "mismatch" ? 0.01 : 1e-9);
+  const { values, full } = mode ? shades(mode, tokens) : { values: [], full: 1 };
   const move = (event) => {
     const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -place, End: tokens.ids.length - 1 - place };
     if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -187,21 +192,23 @@ function Tokens({ name, words, rollout }) {
   };
   if (!tokens.count) return html`<section><h2>Tokens</h2><p class="quiet">None were sampled.</p></section>`;
   const text = (at) => tokens.texts[at] ?? `[${tokens.ids[at]}] `;
-  const fact = (key) => (tokens[key] && typeof tokens[key][place] === "number" ? tokens[key][place] : null);
-  const log = fact("sampler_logprobs");
+  const fact = (key) => numberAt(tokens, key, place);
+  const [log, entropy] = [fact("sampler_logprobs"), fact("sampler_entropies")];
   return html`<section><h2>Tokens</h2>
-    <fieldset class="tools"><legend>Colour</legend>${Object.entries(MODES).filter(([, item]) => item.needs(tokens)).map(([key, item]) => html`<label><input type="radio" name="mode" checked=${mode === key} onChange=${() => setMode(key)} /> ${item.label}</label>`)}</fieldset>
-    ${mode && html`<p class="quiet small">${MODES[mode].help}; tokens that the model did not sample are grey. ← and → step through the tokens.</p>`}
+    <fieldset class="tools"><legend>Colour</legend>${Object.entries(MODES).filter(([key]) => key === mode || offered(key, tokens)).map(([key, item]) => html`<label><input type="radio" name="mode" checked=${mode === key} onChange=${() => setMode(key)} /> ${item.label}</label>`)}</fieldset>
+    ${mode && html`<p class="quiet small">${MODES[mode].help}; tokens that the model did not sample are grey. ← and → step through the tokens.</p><${Scale} mode=${mode} full=${full} />`}
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-    <div class="tokens" tabindex="0" role="group" aria-label="Tokens; arrow keys step through them" onKeyDown=${move} onClick=${(event) => { const at = event.target.dataset.at; if (at !== undefined) setPlace(Number(at)); }}>
-      ${tokens.ids.map((id, at) => {
-        const shadeOf = tokens.mask[at] && mode ? tint(mode, tokens, at, largest) : null;
-        return html`<span data-at=${at} class="token ${tokens.mask[at] ? "" : "masked"} ${shadeOf ? shadeOf[1] : ""} ${at === place ? "here" : ""}" style=${shadeOf ? { "--strength": `${Math.round(shadeOf[0] * 100)}%` } : undefined}>${text(at)}</span>`;
+    <div class="tokens" tabindex="0" role="group" aria-label="Tokens; arrow keys step through them" onKeyDown=${move} onClick=${(event) => { const picked = event.target.dataset.at; if (picked !== undefined) setPlace(Number(picked)); }}>
+      ${tokens.ids.map((id, index) => {
+        const value = tokens.mask[index] ? values[index] ?? null : null;
+        const side = value === null ? "" : MODES[mode].side || (value < 0 ? "low" : "high");
+        return html`<span data-at=${index} title=${value === null ? undefined : `${MODES[mode].label} ${number(value, 4)} ${MODES[mode].unit || ""}`} class="token ${tokens.mask[index] ? "" : "masked"} ${side} ${index === place ? "here" : ""}" style=${side ? { "--strength": `${Math.round(Math.max(0, Math.min(1, MODES[mode].side ? value / full : Math.abs(value) / full)) * 100)}%` } : undefined}>${text(index)}</span>`;
       })}</div>
     <div aria-live="polite"><${Facts} rows=${[
       ["token", html`<code>${JSON.stringify(text(place))}</code> (id ${tokens.ids[place]}, ${tokens.first + place + 1} of ${tokens.count})`],
       ["log-prob when sampled", log === null ? "" : `${number(log)} (p = ${number(Math.exp(log))})`],
-      ["by the learner", fact("logprobs") === null ? "" : number(fact("logprobs"), 4)],
+      ["entropy when sampled", entropy === null ? "" : `${number(entropy, 4)} nats`],
+      ["log-prob by the learner", fact("logprobs") === null ? "" : number(fact("logprobs"), 4)],
       ["ratio learner / sampler", difference(tokens, place) === null ? "" : number(Math.exp(difference(tokens, place)), 5)],
       ["advantage", tokens.mask[place] ? signed(fact("token_advantages")) : "not trained on"],
       ["return", fact("returns") === null ? "" : number(fact("returns"))],
@@ -235,7 +242,7 @@ function Rollout({ name, words }) {
         ["advantage", rollout.advantage === null ? "none: it was in no group that teaches" : html`<${Tone} value=${rollout.advantage} digits=${4} />`],
         ["region", rollout.region], ["outcome", rollout.outcome], ["stopped by", rollout.stop_reason],
         ["tokens", `${number(rollout.prompt_length)} + ${number(rollout.completion_length)}`],
-        ["answer in the data", rollout.answer], ["policy version", rollout.version],
+        ["answer in the data", rollout.answer && html`<span class="kept">${rollout.answer}</span>`], ["policy version", rollout.version],
         ["attempts before", rollout.past_tries === null ? "" : `${number(rollout.past_tries)}${rollout.past_reward === null ? "" : `, mean reward ${number(rollout.past_reward)}`}`],
       ]} />
       ${rollout.error && html`<p class="problem">${rollout.error}</p>`}

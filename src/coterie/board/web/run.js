@@ -51,7 +51,7 @@ function Findings({ name }) {
       <ul>${finding.evidence.map((item) => html`<li>${item.text}
         ${item.metric && html` · <a href="#metric-${item.metric}" onClick=${(event) => showMetric(event, item.metric)}>curve</a>`}${" · "}<a href=${link(["run", name, "rollouts"], { first: item.steps[0], last: item.steps[1] })}>rollouts of ${item.steps[0] === item.steps[1] ? `step ${item.steps[0]}` : `steps ${item.steps[0]} to ${item.steps[1]}`}</a></li>`)}</ul>
       <p><${Words} text=${finding.meaning} /></p><p><b>Do:</b> <${Words} text=${finding.action} /></p><p class="quiet small">rule <code>${finding.rule}</code></p></li>`)}</ul>
-    <details><summary>${value.passed.length} checks passed, ${value.skipped.length} skipped</summary>
+    <details hidden=${!value.passed.length && !value.skipped.length}><summary>${value.passed.length} checks passed, ${value.skipped.length} skipped</summary>
       <p><b>Passed:</b> ${value.passed.join(", ") || "none"}</p>
       <ul>${value.skipped.map((rule) => html`<li><code>${rule.rule}</code>: ${rule.asks} ${rule.reason}</li>`)}</ul></details>`}<//></section>`;
 }
@@ -168,7 +168,8 @@ function RunRest({ run }) {
   const events = run.events.filter((event) => !kind || event.kind === kind).slice(-100).reverse();
   return html`<section><h2>Events</h2>
     ${!!kinds.length && html`<div class="tools"><label>Kind <select value=${kind} onChange=${(event) => setKind(event.target.value)}><option value="">all</option>${kinds.map((item) => html`<option value=${item}>${item}</option>`)}</select></label></div>`}
-    <div class="wide scroll" tabindex="0" role="region" aria-label="Events"><table><thead><tr><th scope="col">Time</th><th scope="col">Step</th><th scope="col">Kind</th><th scope="col">Message</th></tr></thead>
+    ${!events.length && html`<p class="quiet">None recorded.</p>`}
+    <div class="wide scroll" hidden=${!events.length} tabindex="0" role="region" aria-label="Events"><table><thead><tr><th scope="col">Time</th><th scope="col">Step</th><th scope="col">Kind</th><th scope="col">Message</th></tr></thead>
     <tbody>${events.map((event) => html`<tr><td class="small">${when(event.time)}</td><td>${event.step ?? ""}</td><td><span class="state ${event.kind}">${event.kind}</span></td><td>${event.message}</td></tr>`)}</tbody></table></div></section>
     <section><h2>Machine and versions</h2><${Facts} rows=${Object.entries(run.machine)} />${!Object.keys(run.machine).length && html`<p class="quiet">Not recorded.</p>`}</section>
     <section><details><summary><h2>Settings</h2></summary><div class="wide" tabindex="0" role="region" aria-label="Settings"><table><tbody>${Object.entries(run.settings).map(([key, value]) => html`<tr><th scope="row"><code>${key}</code></th><td>${setting(value)}</td></tr>`)}</tbody></table></div></details></section>

@@ -40,16 +40,16 @@ function Runs() {
 const shortened = (text) => (text.length > 44 ? `…${text.slice(-43)}` : text);
 
 function RunRow({ run, chosen, toggle }) {
-  const settings = Object.entries(run.settings).filter(([key]) => key !== "name" && key !== "runs");
+  const settings = Object.entries(run.settings).filter(([key]) => !["name", "runs", "module_path"].includes(key));
   return html`<tr>
     <td><input type="checkbox" aria-label=${`Compare ${run.name}`} checked=${chosen} onChange=${() => toggle(run.name)} /></td>
     <th scope="row"><a href=${link(["run", run.name])}>${run.name}</a> <${State} state=${run.state} />
       <div class="quiet small">${run.model} · ${run.tasks.join(", ")}</div>
       ${run.problem && html`<div class="problem small">${run.problem}</div>`}</th>
-    <td><${Progress} step=${run.step} steps=${run.steps} /></td>
-    <td>${run.before || run.after ? html`<span class="small quiet">${run.metric}</span><br />${run.before ? run.before.text : "–"}${run.after && html`<br />→ <b>${run.after.text}</b>`}` : "–"}</td>
-    <td><${Spark} points=${run.spark} label=${run.reward === null ? "loss" : "reward"} /> ${number(run.reward ?? run.loss)}${run.reward === null && run.loss !== null && html`<div class="quiet small">loss</div>`}</td>
-    <td class="nowrap">${duration(run.seconds)}</td>
+    <td data-label="Steps"><${Progress} step=${run.step} steps=${run.steps} /></td>
+    <td data-label="Held-out before → after">${run.before || run.after ? html`<span class="small quiet">${run.metric}</span><br />${run.before ? run.before.text : "–"}${run.after && html`<br />→ <b>${run.after.text}</b>`}` : "–"}</td>
+    <td data-label="Training reward"><${Spark} points=${run.spark} label=${run.reward === null ? "loss" : "reward"} /> ${(run.reward ?? run.loss) === null ? "" : number(run.reward ?? run.loss)}${run.reward === null && run.loss !== null && html`<div class="quiet small">loss</div>`}</td>
+    <td class="nowrap" data-label="Time">${duration(run.seconds)}</td>
     <td class="small settings">${settings.slice(0, 6).map(([key, value]) => html`<span><code>${key}</code> ${shortened(setting(value))}</span>`)}
       ${settings.length > 6 && html`<span class="quiet">and ${settings.length - 6} more: compare them</span>`}</td>
   </tr>`;
