@@ -110,6 +110,8 @@ def test_settings_of_gates() -> None:
     plain = RewardsConfig(functions=[RewardConfig(name="exact"), RewardConfig(name="format", label="f")])
     gated = RewardsConfig(functions=[RewardConfig(name="exact"), RewardConfig(name="format", label="f", gate=True)])
     assert identity(plain) != identity(gated)
+    # The settings of a run, in which every default is written, can be read again.
+    assert RewardsConfig.model_validate(gated.model_dump()) == gated
 
 
 def test_the_source_of_a_users_tool_belongs_to_the_identity() -> None:
