@@ -7,6 +7,7 @@
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
     python3 bootstrap.py run ARGS        any command of coterie, e.g. run doctor
     python3 bootstrap.py faults [ARGS]   kills, full disks, flipped bits by the hundred; half an hour, --short a minute
+    python3 bootstrap.py cluster [ARGS]  engine services and vLLM, in an environment of its own that it makes; minutes
     python3 bootstrap.py bench [ARGS]    speed and memory beside TRL and vLLM; --quick takes minutes, all cases hours
 
 Needs Python 3.11 or newer, and a network (or pip's find-links) the first time.
@@ -39,6 +40,7 @@ EXTRAS = {
     "test": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "check": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "faults": {"train", "dev"},
+    "cluster": {"train", "dev", "serve"},
 }
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]
 
@@ -67,10 +69,10 @@ def main(argv: list[str]) -> int:
     os.chdir(ROOT)
     if verb == "bench":
         return run_program(["-m", "benchmarks.peers", *rest])
-    if verb == "faults":
+    if verb in ("faults", "cluster"):
         paths = [str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-        return run_program(["-m", "faults", *rest])
+        return run_program(["-m", "faults" if verb == "faults" else "cluster_set", *rest])
     return (check() if verb == "check" else 0) or run_program(test_command(rest, gpu))
 
 

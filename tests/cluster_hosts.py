@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coterie.cluster.engine_service import ServedEngine, serve
 from coterie.cluster.frames import BrokenStreamError, Frames
@@ -20,7 +23,13 @@ from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import EngineError
 from coterie.rng import uniforms
 
+if TYPE_CHECKING:  # a service that recites has no torch
+    from coterie.cluster.engine_pool import EnginePool
+    from coterie.policy.model import Policy
+
 VOCABULARY, CONTEXT = 97, 256
+VLLM = os.environ.get("COTERIE_VLLM", "")
+"""Interpreter of an environment with vLLM; tests that need it are skipped without."""
 
 
 def script(request: Request) -> list[int]:
@@ -137,3 +146,51 @@ def process_host(logs: Any = None) -> ProcessHost:
     """Child processes that find the modules of the tests."""
     os.environ["PYTHONPATH"] = os.path.dirname(__file__)
     return ProcessHost(logs=logs)
+
+
+def vllm_pool() -> tuple[EnginePool, Policy, list[str]]:
+    """vLLM on a tiny tied model, whose service starts for a minute; its policy, and what is told of lost services."""
+    import torch
+
+    from coterie.cluster.engine_pool import EnginePool, ServiceOrder
+    from coterie.policy.shared_weights import weights_of
+    from engines_for_tests import Codec
+    from tiny_models import tiny_policy
+
+    sizes = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    policy = tiny_policy("llama", dtype=torch.float32, tie_word_embeddings=True, **sizes)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.mul_(1.5)  # so that its distributions are far from uniform
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    policy.model.save_pretrained(folder)
+    arguments = {
+        "model": folder,
+        "dtype": "float32",
+        "max_model_len": CONTEXT,
+        "max_num_seqs": 4,
+        "skip_tokenizer_init": True,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+    order = ServiceOrder(
+        target="coterie.cluster.vllm_engine:served_vllm",
+        arguments={
+            "arguments": arguments,
+            "vocabulary": VOCABULARY,
+            "stop_ids": sorted(Codec.stop_ids),
+            "cache_bytes": policy.cache_bytes(),
+        },
+    )
+    reports: list[str] = []
+    pool = EnginePool(
+        ProcessHost(python=VLLM),
+        order,
+        lambda: weights_of(policy),
+        vocabulary=VOCABULARY,
+        context=CONTEXT,
+        report=reports.append,
+    )
+    return pool, policy, reports

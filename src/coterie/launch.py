@@ -76,7 +76,7 @@ def _config_hash(config: RunConfig, run: RunDirectory, *, verbatim: bool = False
             a table's plain values before the tables in it.
     """
     left_out = dict.fromkeys(("name", "runs", "module_path", "steps", "stop", "trackers", "cluster"), True)
-    place = {"base_url", "model", "api_key_var", "weights_folder", "timeout_s", "retry_s", "replicas"}
+    place = {"base_url", "model", "api_key_var", "weights_folder", "timeout_s", "retry_s", "replicas", "python"}
     dump = config.model_dump(mode="json", exclude={**left_out, "engine": place})
     settings = hashed(dump, run.read_config(), verbatim=verbatim)
     text = json_dumps(settings) if ordered else json.dumps(settings, sort_keys=True)

@@ -366,7 +366,7 @@ def _longest_words(config: RunConfig) -> str:
 
 
 def _sample_a_little(config: RunConfig, inputs: Inputs, policy: Policy) -> tuple[list[Turn], float]:
-    engine = run.engine_for(config, inputs, policy, 0)
+    engine = run.engine_for(config, inputs, policy, 0 if config.cluster.host == "local" else None)
     ids = next(iter(inputs.train.token_ids.values()))
     count = min(config.engine.max_num_seqs, config.collect.prompts_per_step * config.collect.group_size)
     requests = [

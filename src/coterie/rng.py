@@ -7,6 +7,7 @@ depends on its logits and its counters only, never on what else is in the batch.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 
 import numpy as np
 
@@ -23,3 +24,8 @@ def generator(*counters: str | int) -> np.random.Generator:
 def uniforms(key: SampleKey, count: int) -> np.ndarray:
     """[count] float64 in [0, 1): number i decides token i of the turn. A longer stream starts with the shorter."""
     return generator("sample", key.seed, key.version, key.prompt, key.sample, key.turn).random(count)
+
+
+def seed_of(key: SampleKey) -> int:
+    """Seed for an engine that knows seeds alone: 62 bits of the key's random stream."""
+    return int(generator("seed", *asdict(key).values()).integers(1 << 62))

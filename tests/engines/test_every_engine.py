@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster_hosts import VOCABULARY, ThreadHost, process_host, script
+from cluster_hosts import VLLM, VOCABULARY, ThreadHost, process_host, script, vllm_pool
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host
 from coterie.engines.base import Call, Engine, Quorum, Request, Sampling
@@ -81,6 +82,8 @@ class Row:
     """A turn's tokens are a function of its key and its prompt, whatever else is open."""
     computes: bool = True
     """It has a model."""
+    entropies: bool = True
+    """It tells those of its distributions."""
     repeats: bool = True
     """The same calls give the same log-probs to the last bit. A server's passes depend on when requests reach it."""
 
@@ -109,6 +112,18 @@ def _http() -> Engine:
     return HttpEngine(_policy("packed"), completions, max_num_seqs=SLOTS, weights_folder=folder)
 
 
+def _vllm() -> Engine:
+    """The service of the whole module, which starts for a minute; nothing is open in it when it is asked for."""
+    if not SHARED:
+        SHARED.append(vllm_pool()[0])
+        atexit.register(SHARED[0].close)
+    for request in list(SHARED[0]._open):
+        SHARED[0].abort(request)
+    SHARED[0].commit(0)
+    return SHARED[0]
+
+
+SHARED: list[EnginePool] = []
 ENGINES = {
     "scripted": Row(_scripted, computes=False),
     "embedded-packed": Row(lambda: _embedded("packed")),
@@ -116,9 +131,10 @@ ENGINES = {
     "embedded-drafts": Row(lambda: _embedded("packed", draft=True)),
     "embedded-plain-drafts": Row(lambda: _embedded("plain", draft=True)),
     "embedded-prefixes": Row(_caching, repeats=False),
-    "http": Row(_http, repeats=False),
+    "http": Row(_http, repeats=False, entropies=False),
     "services": Row(lambda: _services(ThreadHost(), "computed", 2)),
     "process": Row(lambda: _services(process_host(), "recited", 1), exact=False, computes=False),
+    **({"vllm": Row(_vllm, exact=False, repeats=False, entropies=False)} if VLLM else {}),
 }
 
 
@@ -295,7 +311,7 @@ def test_entropies_are_those_of_the_distributions_sampled_from(row: Row) -> None
         following = []
         for request_id, (request, sampling) in zip(ids, asks, strict=True):
             turn = turns[request_id]
-            if not row.computes or isinstance(engine, HttpEngine):
+            if not (row.computes and row.entropies):
                 assert turn.sampler_entropies is None, "it cannot tell"
                 continue
             assert turn.sampler_entropies == pytest.approx(entropies_by_hand(turn, sampling), abs=1e-9)

@@ -21,11 +21,12 @@ from coterie.config.schema import EngineConfig, LoraConfig
 from coterie.engines.base import Request, Sampling
 from coterie.engines.completion_client import CompletionClient
 from coterie.engines.embedded import EmbeddedEngine
-from coterie.engines.http_engine import HttpEngine, seed_of
+from coterie.engines.http_engine import HttpEngine
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import ConfigError, EngineError
 from coterie.launch import train
 from coterie.policy import shared_weights
+from coterie.rng import seed_of
 from coterie.runs import rollouts
 from coterie.serve import prompt_tokens
 from coterie.serve.engine_thread import new_fingerprint

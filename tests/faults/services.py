@@ -55,7 +55,7 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
         harness.changed, services.host_for = before, host
 
 
-def _forks(threads: int, recorder: Recorder | None) -> Host:
+def _forks(threads: int, recorder: Recorder | None, python: str = "") -> Host:
     return ForkHost()
 
 

@@ -55,8 +55,12 @@ class Counter:
 '''
 
 
-def make_world(folder: Path) -> None:
-    """What every trial reads: a model, prompts, a reward, a tool."""
+def make_world(folder: Path, **sizes: int) -> None:
+    """What every trial reads: a model, prompts, a reward, a tool.
+
+    Args:
+        sizes: of the model that are others than usual.
+    """
     folder.mkdir(parents=True)
     (folder / "tiny_rewards.py").write_text(REWARDS, encoding="utf-8")
     (folder / "tiny_tools.py").write_text(TOOLS, encoding="utf-8")
@@ -72,6 +76,7 @@ def make_world(folder: Path) -> None:
         pad_token_id=0,
         bos_token_id=0,
         eos_token_id=2,
+        **sizes,
     )
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -21,7 +21,7 @@ from coterie.build.learner import (
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
-from coterie.build.services import engine_services, join_ranks
+from coterie.build.services import engine_services, join_ranks, require_vllm, vllm_engine
 from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
@@ -196,6 +196,7 @@ def check_trainable(config: RunConfig) -> None:
             'engine.name = "http" without engine.weights_folder samples from the weights that the server has, which '
             "training would leave behind; name the folder that `coterie serve --weights-folder` reads"
         )
+    require_vllm(config)
     objective_for(config)
     estimator_for(config)
     if config.sampling.top_p < 1 or config.sampling.top_k > 0:
@@ -249,6 +250,8 @@ def engine_for(
     longest = longest_episode(config, inputs) if capacity is None else capacity
     if config.cluster.host == "local":
         return part(ENGINES, config.engine.name)(policy, inputs.chat, config, longest)
+    if config.engine.name == "vllm":
+        return vllm_engine(policy, inputs.chat, config, longest, recorder)
     return engine_services(config, inputs, policy, longest, recorder)
 
 

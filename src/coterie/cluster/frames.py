@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from coterie.engines.base import Request, Sampling
@@ -119,32 +119,19 @@ def packed_sampling(sampling: Sampling) -> dict[str, Any]:
 
 def sampling_of(row: Mapping[str, Any]) -> Sampling:
     """The parameters of `packed_sampling`."""
-    fields: dict[str, Any] = {**row, "stop": tuple(row["stop"])}
-    return Sampling(**fields)
+    values: dict[str, Any] = {**row, "stop": tuple(row["stop"])}
+    return Sampling(**values)
 
 
 def packed_turn(turn: Turn) -> dict[str, Any]:
-    """An engine's turn as JSON; Python writes a float so that it reads the same float."""
-    return {
-        "prompt_tokens": turn.prompt_tokens,
-        "tokens": turn.tokens,
-        "sampler_logprobs": turn.sampler_logprobs,
-        "sampler_entropies": turn.sampler_entropies,
-        "temperature": turn.temperature,
-        "stop_reason": turn.stop_reason.value,
-        "version": turn.version,
-    }
+    """A turn as JSON; Python writes a float so that it reads the same float."""
+    return {field.name: getattr(turn, field.name) for field in fields(turn)}
 
 
-def turn_of(row: Mapping[str, Any]) -> Turn:
+def turn_of(row: dict[str, Any]) -> Turn:
     """The turn of `packed_turn`."""
-    entropies = row["sampler_entropies"]
-    return Turn(
-        prompt_tokens=tuple(row["prompt_tokens"]),
-        tokens=tuple(row["tokens"]),
-        sampler_logprobs=tuple(row["sampler_logprobs"]),
-        temperature=row["temperature"],
-        stop_reason=StopReason(row["stop_reason"]),
-        version=row["version"],
-        sampler_entropies=None if entropies is None else tuple(entropies),
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (row | {"stop_reason": StopReason(row["stop_reason"])}).items()
+    }
+    return Turn(**values)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -84,11 +84,13 @@ class ProcessHost:
         logs: folder of the services' output, `NAME.log`; None keeps what they say in a file without a name.
         python: interpreter of the services, where it is not this one.
         threads: compute threads of each.
+        environment: variables that are set for them.
     """
 
     logs: Path | None = None
     python: str = sys.executable
     threads: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> ChildService:
         ours, theirs = socket.socketpair()
@@ -106,7 +108,7 @@ class ProcessHost:
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(), *files),
                 process_group=0,
-                env=self._environment(),
+                env=self._surroundings(),
             )
         except OSError as error:
             ours.close()
@@ -120,9 +122,10 @@ class ProcessHost:
             service.send(order, POLITE_S)
         return service
 
-    def _environment(self) -> dict[str, str]:
-        """Of a service."""
+    def _surroundings(self) -> dict[str, str]:
+        """The environment of a service."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment |= self.environment
         if self.python != sys.executable:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH", ""))))
         return environment
@@ -154,6 +157,8 @@ class ChildService:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)  # with what it started itself
         self.process.wait()
+        for file in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{self.process.pid}_*"):  # of Intel's OpenMP
+            file.unlink(missing_ok=True)
         self.frames.close()
         self.output.close()
 

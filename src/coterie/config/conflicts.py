@@ -43,6 +43,10 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         'none; set cluster.host = "processes", or engine.replicas = 1',
     ),
     (
+        lambda c: c.engine.name == "vllm" and c.cluster.host == "local",
+        'engine.name = "vllm" samples in a process of its own; set cluster.host = "processes"',
+    ),
+    (
         lambda c: c.cluster.learners > 1 and c.cluster.host == "local",
         'cluster.learners = {c.cluster.learners} are processes of their own, and cluster.host = "local" has none; set '
         'cluster.host = "processes", or cluster.learners = 1',

@@ -50,7 +50,8 @@ class EngineConfig(Section):
 
     name: Annotated[str, Named(ENGINES)] = "embedded"
     """`embedded` reads the learner's weights in place; `http` samples from a server, such as `coterie serve`
-    (docs/serve.md); or your own as `module:function` (docs/extending.md)."""
+    (docs/serve.md); `vllm` samples with vLLM as a service (docs/scale.md); or your own as `module:function`
+    (docs/extending.md)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
     replicas: int = Field(default=1, ge=1)
@@ -74,6 +75,12 @@ class EngineConfig(Section):
     """Seconds without a byte from the server of `http` after which a connection counts as lost."""
     retry_s: float = Field(default=300.0, gt=0)
     """Seconds in which a lost server of `http` must be back; requests are repeated until then, then the run ends."""
+
+    python: str = ""
+    """Interpreter of the services of `vllm` where vLLM is not installed beside coterie; e.g. vllm-venv/bin/python."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """vLLM's engine arguments by their names there, e.g. gpu_memory_utilization (0.3 here, beside the learner),
+    enforce_eager or tensor_parallel_size."""
 
     @model_validator(mode="after")
     def _addressed(self) -> EngineConfig:

@@ -20,6 +20,7 @@ from coterie.config.user_functions import FUNCTION, user_function
 ENGINES: dict[str, str] = {
     "embedded": "coterie.build.run:embedded_engine",
     "http": "coterie.build.run:http_engine",
+    "vllm": "coterie.build.services:vllm_engine",
 }
 """Engines of `engine.name`. The object is called with policy, chat, settings and the tokens of the longest sequence,
 and returns an `Engine`."""

@@ -15,7 +15,7 @@ from typing import Any
 from coterie.config.user_functions import FUNCTION
 from coterie.errors import ConfigError
 
-PATHS = ("runs", "data.train.*.path", "data.heldout.*.path", "engine.weights_folder")
+PATHS = ("runs", "data.train.*.path", "data.heldout.*.path", "engine.weights_folder", "engine.python")
 """Settings that name a file or folder."""
 MODELS = (
     "model.name",

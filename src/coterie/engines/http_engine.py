@@ -24,8 +24,8 @@ from coterie.engines.completion_client import STALE, CompletionClient, RefusedEr
 from coterie.errors import EngineError
 from coterie.policy import shared_weights
 from coterie.policy.model import Policy
-from coterie.rng import generator
-from coterie.types import SampleKey, StopReason, Turn
+from coterie.rng import seed_of
+from coterie.types import StopReason, Turn
 
 LOOK_S = 0.5
 """Between two looks at the deadline while nothing comes."""
@@ -309,8 +309,3 @@ class HttpEngine(Engine):
                     self._file.unlink(missing_ok=True)
             self._file = path
         return path
-
-
-def seed_of(key: SampleKey) -> int:
-    """Seed for a server that knows seeds alone: 62 bits of the key's random stream."""
-    return int(generator("seed", *asdict(key).values()).integers(1 << 62))

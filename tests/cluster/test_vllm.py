@@ -1,0 +1,181 @@
+"""vLLM as an engine service, with the interpreter that COTERIE_VLLM names (`python3 bootstrap.py cluster` makes it)."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster_hosts import VLLM, vllm_pool
+from coterie import launch
+from coterie.cluster.engine_pool import EnginePool
+from coterie.cluster.hosts import ChildService
+from coterie.config.schema import RunConfig
+from coterie.engines.base import Request, Sampling
+from coterie.errors import ConfigError
+from coterie.policy.model import Policy
+from coterie.runs.metrics import MetricsDB
+from coterie.types import SampleKey, StopReason, Turn
+from engines_for_tests import Codec
+from faults.world import make_world, settings
+
+pytestmark = pytest.mark.skipif(not VLLM, reason="COTERIE_VLLM names no interpreter with vLLM")
+SAMPLING = Sampling(temperature=0.9, max_tokens=12)
+LIMIT = 1e-4
+"""Nats between log-probs of two float32 programs of the same model."""
+
+
+def requests(version: int, samples: int = 6) -> list[Request]:
+    return [
+        Request(key=SampleKey(seed=1, version=version, prompt=str(prompt), sample=k), prompt_tokens=prompt)
+        for prompt in ((5, 9, 4), (11, 3, 8, 40, 7, 21, 60), (70,))
+        for k in range(samples)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[tuple[EnginePool, Policy]]:
+    engine, policy, reports = vllm_pool()
+    yield engine, policy
+    engine.close()
+    assert len(reports) == 1, "one service is killed below"
+
+
+def plain(policy: Policy) -> Any:
+    """The model with transformers' own attention."""
+    network = deepcopy(policy.model)
+    network.set_attn_implementation("eager")
+    return network
+
+
+def gap(policy: Policy, turns: list[Turn]) -> float:
+    """Greatest difference between log-probs of the engine and of the policy's own forward pass."""
+    worst, network = 0.0, plain(policy)
+    for turn in turns:
+        ids = torch.tensor([[*turn.prompt_tokens, *turn.tokens]])
+        with torch.inference_mode():
+            logits = network(input_ids=ids).logits[0, len(turn.prompt_tokens) - 1 : -1].float()
+        logprobs = torch.log_softmax(logits / turn.temperature, -1)
+        exact = logprobs.gather(1, torch.tensor(turn.tokens)[:, None])[:, 0]
+        worst = max(worst, float((exact - torch.tensor(turn.sampler_logprobs)).abs().max()))
+    return worst
+
+
+def test_log_probs_are_those_of_the_policy_after_every_update(pool: tuple[EnginePool, Policy]) -> None:
+    """The head is tied, and vLLM keeps a packed copy of it; a checksum of the weights would see nothing."""
+    engine, policy = pool
+    first = engine.generate(requests(0), SAMPLING)
+    assert gap(policy, first) < LIMIT
+    before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.mul_(1.0 + 0.3 * torch.randn(parameter.shape, generator=generator))
+    engine.commit(1)
+    moved = engine.generate(requests(1), SAMPLING)
+    assert gap(policy, moved) < LIMIT
+    assert [turn.version for turn in moved] == [1] * len(moved)
+    assert [turn.tokens for turn in moved] != [turn.tokens for turn in first]
+    with torch.no_grad():
+        for name, parameter in policy.parameters().items():
+            parameter.copy_(before[name])
+    engine.commit(0)
+    again = engine.generate(requests(0), SAMPLING)
+    assert [turn.tokens for turn in again] == [turn.tokens for turn in first]
+
+
+def test_tokens_are_a_function_of_the_key(pool: tuple[EnginePool, Policy]) -> None:
+    engine, _ = pool
+    engine.commit(0)
+    together = engine.generate(requests(0), SAMPLING)
+    for request, turn in list(zip(requests(0), together, strict=True))[::5]:
+        assert engine.generate([request], SAMPLING)[0].tokens == turn.tokens
+    assert len({turn.tokens for turn in together}) > 10
+
+
+def test_they_follow_the_distribution(pool: tuple[EnginePool, Policy]) -> None:
+    """Every first token is drawn with the probability that its log-prob says."""
+    engine, policy = pool
+    engine.commit(0)
+    sampling = replace(SAMPLING, max_tokens=1, temperature=0.7)
+    asked = [
+        Request(key=SampleKey(seed=9, version=0, prompt="p", sample=k), prompt_tokens=(5, 9, 4)) for k in range(600)
+    ]
+    turns = engine.generate(asked, sampling)
+    with torch.inference_mode():
+        logits = plain(policy)(input_ids=torch.tensor([[5, 9, 4]])).logits[0, -1].float()
+    expected = torch.softmax(logits / 0.7, -1)
+    counts = torch.bincount(torch.tensor([turn.tokens[0] for turn in turns]), minlength=len(expected)).double()
+    likely = expected * len(turns) >= 5
+    terms = (counts - expected * len(turns))[likely] ** 2 / (expected * len(turns))[likely]
+    freedom = int(likely.sum()) - 1
+    assert float(terms.sum()) < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_a_stop_token_ends_a_turn_and_is_its_last(pool: tuple[EnginePool, Policy]) -> None:
+    engine, _ = pool
+    engine.commit(0)
+    turns = engine.generate(requests(0, 20), replace(SAMPLING, max_tokens=30))
+    stopped = [turn for turn in turns if turn.stop_reason is StopReason.STOP]
+    assert len(stopped) > 5
+    for turn in turns:
+        ends = [token in Codec.stop_ids for token in turn.tokens]
+        assert not any(ends[:-1])
+        assert ends[-1] == (turn.stop_reason is StopReason.STOP)
+
+
+def test_a_killed_service_is_replaced(pool: tuple[EnginePool, Policy]) -> None:
+    engine, policy = pool
+    engine.commit(2)
+    for request in requests(2):
+        engine.submit(request, SAMPLING)
+    turns: dict[int, Turn] = {}
+    for _ in range(4):
+        turns.update(engine.step())
+    (member,) = engine._members
+    assert isinstance(member.service, ChildService)
+    os.kill(member.service.process.pid, signal.SIGKILL)
+    shared = sorted(Path("/dev/shm").glob("psm_*"))
+    while engine.unfinished:
+        turns.update(engine.step())
+    assert len(turns) == len(requests(2))
+    assert gap(policy, list(turns.values())) < LIMIT
+    assert sorted(Path("/dev/shm").glob("psm_*")) == shared, "it leaves no memory behind"
+
+
+def test_a_run_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights, so the mismatch of sampler and learner is that of two programs in float32."""
+    world = tmp_path / "world"
+    make_world(world, head_dim=32, hidden_size=64)
+    monkeypatch.setenv("PYTHONPATH", str(world))
+    monkeypatch.syspath_prepend(str(world))
+    changed: dict[str, Any] = {
+        "engine": {"name": "vllm", "python": VLLM, "max_num_seqs": 4},
+        "cluster": {"host": "processes"},
+        "model": {"name": str(world / "model"), "dtype": "float32"},
+    }
+    run = launch.train(settings(world, tmp_path / "runs", **changed))
+    with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
+        mismatch = [database.step_metrics(step)["mismatch/kl"] for step in range(1, 6)]
+    assert max(map(abs, mismatch)) < 1e-6
+
+
+def test_an_engine_without_vllm_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(
+        {
+            "runs": str(tmp_path),
+            "engine": {"name": "vllm", "python": "no/such/python"},
+            "cluster": {"host": "processes"},
+        }
+    )
+    with pytest.raises(ConfigError, match="is no file; expected an interpreter that has vLLM"):
+        launch.train(config)
