@@ -196,3 +196,39 @@ def _shown(
     for messages in completion_messages or [None] * len(completions):
         texts = [str(message["content"]) for kind, message in results(messages or ()) if kind is None]
         yield {match[1]: match[2] for text in texts for match in map(_FACT.fullmatch, text.splitlines()) if match}
+
+
+def worked(size: int = 160, seed: int = 1) -> list[dict[str, Any]]:
+    """Rows of a `python` source for a fine-tuning: `messages` of episodes that search once, and then cite the fact that
+    answers, or refuse where it is missing; answer and refusal in turn.
+
+    What a search showed is what the tool shows; a question whose fact it does not show is left out.
+
+    Args:
+        size: most rows.
+        seed: of their choice.
+    """
+    answered, refused = (
+        [episode for row in rows("train", kind, size, seed, examples=()) if (episode := _worked(row))]
+        for kind in ("answerable", "missing")
+    )
+    return [{"messages": episode} for pair in zip(answered, refused, strict=False) for episode in pair][:size]
+
+
+def _worked(row: Mapping[str, Any]) -> list[dict[str, str]] | None:
+    """The episode of one row; None where the search does not show the fact."""
+    question = row["prompt"][-1]["content"]
+    query = question.removeprefix("What is the ").rstrip("?")
+    shown = search(query)
+    facts = {match[2]: match[1] for match in map(_FACT.fullmatch, shown.splitlines()) if match}
+    answer = UNKNOWN
+    if row["answer"] != UNKNOWN:
+        if row["fact"] not in facts:
+            return None
+        answer = f"{row['answer']} [{facts[row['fact']]}]"
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": f"<search>{query}</search>"},
+        {"role": "tool", "content": shown},
+        {"role": "assistant", "content": f"<answer>{answer}</answer>"},
+    ]

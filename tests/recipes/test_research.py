@@ -121,6 +121,34 @@ def test_the_tool_hides_what_is_missing_and_its_order_tells_no_rank(monkeypatch:
 
 
 @pytest.mark.skipif(assets.locate("geonames-facts") is None, reason="the asset geonames-facts has not been fetched")
+def test_worked_episodes_cite_what_was_shown_or_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {
+        "answerable": [("What is the area of Yemen?", "527970", AREA), ("What is the area of Oman?", "1", "not shown")],
+        "missing": [("What is the area of Chad?", "unknown", "The area of Chad is 1284000 square kilometres.")],
+    }
+
+    def rows(split: str, kind: str, size: int, seed: int, examples: tuple[int, ...]) -> list[dict[str, Any]]:
+        assert (split, examples) == ("train", ())
+        columns = [
+            {"prompt": [{"role": "user", "content": question}], "answer": answer, "fact": fact}
+            for question, answer, fact in asked[kind]
+        ]
+        return columns[:size]
+
+    monkeypatch.setattr(library, "rows", rows)
+    monkeypatch.setattr(library, "search", lambda query: SHOWN)
+    first, second = (row["messages"] for row in library.worked(size=8))
+    assert [message["content"] for message in first] == [
+        "What is the area of Yemen?",
+        "<search>area of Yemen</search>",
+        SHOWN,
+        "<answer>527970 [1454]</answer>",
+    ]
+    assert second[-1]["content"] == "<answer>unknown</answer>"
+    for messages, gold in ((first, "527970"), (second, "unknown")):
+        assert library.right([messages[-1]["content"]], [gold], [AREA], [episode(SHOWN)]) == [1.0]
+
+
 def test_questions_of_held_out_entities_with_and_without_an_answer() -> None:
     train = library.rows("train", size=100)
     heldout = [*library.rows("heldout", "answerable", size=60), *library.rows("heldout", "missing", size=40)]
