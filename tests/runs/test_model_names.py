@@ -75,7 +75,7 @@ def test_an_asset_and_an_id_of_the_hub(place: Path) -> None:
     [
         (
             "smollm2-135",
-            r"no model 'smollm2-135' \(did you mean 'smollm2-135m'\?\); expected an asset \(smollm2-135m\)",
+            r"no model 'smollm2-135' \(did you mean 'smollm2-135m'\?\); expected an asset \(smollm2-135m",
         ),
         ("word", r"no model 'word' \(did you mean 'words'\?\).*a run \(runs has empty, words\)"),
         ("nope", r"no model 'nope'; expected .* or an id owner/name of the Hugging Face hub"),

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from coterie.algo.sampling import at_least_float32
+from coterie.algo.sampling import at_least_float32, widened
 from coterie.policy.gradients import GradientSum
 
 SAMPLE = 32
@@ -26,7 +26,7 @@ def weights_digest(parameters: Mapping[str, Tensor]) -> str:
     for name in sorted(parameters):
         flat = parameters[name].detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
-        digest.update(sample.double().cpu().numpy().tobytes())
+        digest.update(widened(sample).numpy(force=True).tobytes())
     return digest.hexdigest()
 
 
