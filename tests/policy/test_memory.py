@@ -157,6 +157,21 @@ def test_scoring_is_cut_too() -> None:
     assert learner.fitting.limit is None
 
 
+def test_a_cut_while_an_update_scores_is_reported_with_it() -> None:
+    (batch,) = packed()
+    learner = small()
+    inner, first = learner.passes.forward, [True]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if first.pop() if first else False:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return inner(*args, **kwargs)
+
+    learner.passes.forward = forward
+    assert learner.update([[batch], [batch]]).splits == 1
+    assert (learner.scoring.splits, learner.fitting.splits) == (1, 0)
+
+
 def test_a_smaller_row_is_remembered() -> None:
     (batch,) = packed()
     fitting, sizes = OomSplitter(), []

@@ -88,6 +88,7 @@ class LearnerGroup(Learner):
             LearnerError: a rank was lost, or the ranks' weights differ.
         """
         objective = objective or self.objective
+        before = self.splits
         steps = self.plan(minibatches, objective, scores)
         parts = [shares(step.batches, len(self.members) + 1) for step in steps]
         orders = [
@@ -100,7 +101,7 @@ class LearnerGroup(Learner):
         ]
         mine = [replace(step, batches=part[0]) for step, part in zip(steps, parts, strict=True)]
         self._post(orders)
-        sums = self._took(mine, objective)
+        sums = self._took(mine, objective, before)
         digest = weights_digest(self.policy.parameters())
         for rank, row in enumerate(self._answers(), 1):
             theirs = sums_of(row["sums"])
@@ -113,10 +114,10 @@ class LearnerGroup(Learner):
             sums.merge(theirs)
         return sums.report()
 
-    def _took(self, steps: Sequence[OptimizerStep], objective: Objective) -> UpdateSums:
+    def _took(self, steps: Sequence[OptimizerStep], objective: Objective, before: int) -> UpdateSums:
         """This rank's part of the optimizer steps; where a rank did not come, which one."""
         try:
-            return self.take(steps, objective)
+            return self.take(steps, objective, before)
         except LostRankError as error:
             if self.ranks is not None:
                 self.ranks.close()  # those that still wait give up

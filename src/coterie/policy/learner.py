@@ -177,7 +177,13 @@ class Learner:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
         objective = objective or self.objective
-        return self.take(self.plan(minibatches, objective, scores), objective).report()
+        before = self.splits
+        return self.take(self.plan(minibatches, objective, scores), objective, before).report()
+
+    @property
+    def splits(self) -> int:
+        """Number of packed batches cut in two so far, with a gradient and without."""
+        return self.fitting.splits + self.scoring.splits
 
     def plan(
         self, minibatches: Sequence[Sequence[Batch]], objective: Objective, scores: Scores | None
@@ -203,13 +209,16 @@ class Learner:
             for number, minibatch in enumerate(minibatches)
         ]
 
-    def take(self, steps: Sequence[OptimizerStep], objective: Objective) -> UpdateSums:
+    def take(self, steps: Sequence[OptimizerStep], objective: Objective, before: int | None = None) -> UpdateSums:
         """Take optimizer steps; `plan` has them.
+
+        Args:
+            before: `splits` at the start of the update, which may have scored batches for its plan; None: as now.
 
         Raises:
             NonFiniteError: more than `optim.max_skipped` gradients in a row were not finite.
         """
-        sums, splits = UpdateSums(), self.fitting.splits + self.scoring.splits
+        sums, before = UpdateSums(), self.splits if before is None else before
         for step in steps:
             for batch in step.batches:
                 for part in self._backward(batch, step.context, objective):
@@ -222,7 +231,7 @@ class Learner:
             rate, norm = self._step()
             sums.rates.append(rate)
             sums.norms.append(norm)
-        sums.splits = self.fitting.splits + self.scoring.splits - splits
+        sums.splits = self.splits - before
         return sums
 
     def _threshold(self, batches: Sequence[Batch], scores: Scores | None) -> float:
