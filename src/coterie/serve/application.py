@@ -203,7 +203,7 @@ class Completions:
             tools=[tool.name for tool in call.tools] if isinstance(call, ChatParameters) else (),
             usage=call.stream_options is not None and call.stream_options.include_usage,
         )
-        pieces = _pieces(served.engine, served.engine.submit(requests, sampling), request)
+        pieces = _pieces(served.engine, served.engine.submit(requests, sampling, stream=call.stream), request)
         if call.stream:
             return await _stream(pieces, Chunks(form, served.talk))
         turns: dict[int, Turn] = {}

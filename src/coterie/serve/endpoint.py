@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +107,10 @@ class Endpoint:
         listener = listen(self.host, [self.port] if self.port is not None else [*range(PORT, PORT + TRIED), 0])
         try:
             self.port = listener.getsockname()[1]
-            policy, talk, version = loaded(self.target, self.callback, self.dtype)
+            # In a thread that ends: GNU OpenMP keeps the threads of every team whose first thread lives, and once
+            # they outnumber the processors, those of the engine no longer spin between two products.
+            with ThreadPoolExecutor(max_workers=1) as loader:
+                policy, talk, version = loader.submit(loaded, self.target, self.callback, self.dtype).result()
             self._load(policy, talk, version)
             self._server = self._serving(policy, talk, listener, local)
         except BaseException:

@@ -37,6 +37,8 @@ class EngineCall:
 
     requests: Sequence[Request]
     sampling: Sampling
+    stream: bool = True
+    """Pieces come with every pass; else each completion is one piece, at its end."""
     pieces: asyncio.Queue[Piece | RefusalError] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     deadline: float = 0.0
@@ -71,8 +73,12 @@ class EngineThread:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, requests: Sequence[Request], sampling: Sampling) -> EngineCall:
+    def submit(self, requests: Sequence[Request], sampling: Sampling, *, stream: bool = True) -> EngineCall:
         """Begin a call; from the thread of an event loop, which gets its pieces.
+
+        Args:
+            stream: pieces come with every pass; else each completion is one piece, at its end, and the passes between
+                do not wake the event loop.
 
         Raises:
             RefusalError: too much waits already, or the engine has ended.
@@ -87,7 +93,8 @@ class EngineThread:
                     f"{self.max_queue} would be passed; ask again later, or for fewer at once",
                 )
             self.waiting += len(requests)
-        call = EngineCall(requests=requests, sampling=sampling, deadline=time.monotonic() + self.timeout_s)
+        deadline = time.monotonic() + self.timeout_s
+        call = EngineCall(requests=requests, sampling=sampling, stream=stream, deadline=deadline)
         self._work.put(lambda: self._begin(call))
         return call
 
@@ -200,6 +207,8 @@ class EngineThread:
                 del call.ids[number]
                 tokens, logprobs = turn.tokens[start:], turn.sampler_logprobs[start:]
                 pieces.append(Piece(index=index, tokens=tokens, logprobs=logprobs, turn=turn))
+                continue
+            if not call.stream:
                 continue
             new = self.engine.sampled(number, start)
             if new is not None and new[0]:
