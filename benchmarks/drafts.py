@@ -31,9 +31,9 @@ from coterie.engines.attempt_history import AttemptHistory
 from coterie.engines.embedded import EmbeddedEngine
 from coterie.envs.base import Limits
 from coterie.envs.registry import environment_for, limits_of
-from coterie.policy.attention import prepacked
 from coterie.policy.kernels import eager
 from coterie.policy.kv import KVPool, PrefillLayout, RaggedLayout
+from coterie.policy.prepack import prepacked
 from coterie.rollout.episodes import Attempt, Episodes
 from coterie.runs import checkpoint, parquet, rollouts
 from coterie.runs.durable import json_loads

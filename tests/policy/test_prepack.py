@@ -6,8 +6,9 @@ from torch import nn
 
 from coterie.batches.batch import Segment
 from coterie.config.schema import LoraConfig
-from coterie.policy.attention import WORTH, PackedLayout, prepacked, supported
+from coterie.policy.attention import PackedLayout
 from coterie.policy.model import Policy
+from coterie.policy.prepack import WORTH, SharedProduct, prepacked, products, supported
 from tiny_models import tiny_policy
 
 needs_kernels = pytest.mark.skipif(
@@ -61,3 +62,18 @@ def test_nothing_is_packed_where_it_does_not_pay(dtype: torch.dtype, tokens: int
     policy = tiny_policy(dtype=dtype)
     with prepacked(policy.model, rows=1, tokens=tokens):
         assert not any("forward" in vars(module) for module in policy.model.modules())
+
+
+def test_siblings_share_a_product_and_each_gets_its_part() -> None:
+    """Whatever order they are called in, and with other states in between."""
+    attention = tiny_policy("qwen2", dtype=torch.float64).model.model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    expected = [layer.forward for layer in layers]
+    shared = products(attention, 0)
+    assert len({id(shared[layer]) for layer in layers}) == 1
+    assert shared[attention.o_proj] is not shared[attention.q_proj]
+    parts = SharedProduct(shared[layers[0]])
+    forwards = [parts.part(index) for index in range(3)]
+    first, second = torch.randn(2, 5, 32, dtype=torch.float64)
+    for index, states in ((0, first), (1, second), (1, first), (2, first), (0, second), (2, second), (1, second)):
+        torch.testing.assert_close(forwards[index](states), expected[index](states), rtol=1e-12, atol=1e-12)

@@ -22,9 +22,9 @@ from coterie.engines.scheduler import Scheduler
 from coterie.engines.sequence import SampledSequence
 from coterie.errors import EngineError
 from coterie.policy.activations import is_out_of_memory
-from coterie.policy.attention import prepacked
 from coterie.policy.kernels import eager
 from coterie.policy.model import Policy
+from coterie.policy.prepack import prepacked
 from coterie.types import StopReason, Turn
 
 
@@ -198,8 +198,9 @@ class EmbeddedEngine(Engine):
         if self._cache.shared:  # the session outlasts these
             rows = self._scheduler.slots
             tokens = rows * self._capacity
-        self._runner.open(waiting, self._capacity)
-        self._session.enter_context(prepacked(self._policy.model, rows=rows, tokens=tokens))
+        packed = self._session.enter_context(prepacked(self._policy.model, rows=rows, tokens=tokens))
+        self._session.callback(self._runner.close)
+        self._runner.open(waiting, self._capacity, packed)
 
     @property
     def _rows(self) -> int:

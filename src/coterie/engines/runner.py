@@ -14,9 +14,11 @@ from coterie.batches.batch import pack_prompts, shared_head
 from coterie.engines.kv_cache import KVCache, Prefilled, Resting
 from coterie.engines.sequence import SampledSequence, by_sampling
 from coterie.engines.static import StaticDecoder
+from coterie.policy.fused_decoder import FusedDecoder, fused_decoder
 from coterie.policy.kv import DecodeLayout, PrefillLayout, RaggedLayout
 from coterie.policy.model import Policy
 from coterie.policy.path import PlainDecoder
+from coterie.policy.prepack import Products
 
 _PREFILL_TOKENS = 4096
 
@@ -52,8 +54,17 @@ def _listed(drawn: tuple[Tensor, Tensor, Tensor]) -> Drawn:
 class Runner(Protocol):
     """Forward passes of a session: from the first request until nothing is open."""
 
-    def open(self, waiting: Sequence[SampledSequence], capacity: int) -> None:
-        """Begin a session with these sequences; `capacity` is the longest one's length in tokens."""
+    def open(self, waiting: Sequence[SampledSequence], capacity: int, products: Products) -> None:
+        """Begin a session with these sequences.
+
+        Args:
+            capacity: the longest one's length in tokens.
+            products: of the linear layers whose weights are packed for this session.
+        """
+        ...
+
+    def close(self) -> None:
+        """The session has ended: drop what holds its packed weights."""
         ...
 
     def prefill(self, fresh: Sequence[SampledSequence], first_row: int) -> Drawn:
@@ -80,8 +91,10 @@ class PackedRunner:
         self.policy, self.cache = policy, cache
         self.decoder: StaticDecoder | None = None
         self._head: tuple[int, ...] = ()
+        self._fused: FusedDecoder | None = None
 
-    def open(self, waiting: Sequence[SampledSequence], capacity: int) -> None:
+    def open(self, waiting: Sequence[SampledSequence], capacity: int, products: Products) -> None:
+        self._fused = fused_decoder(self.policy.decoder, products)
         # The head of all, so that each prompt is cut where the learner will cut it.
         prompts = list(dict.fromkeys(sequence.prompt for sequence in waiting))
         self._head = prompts[0][: shared_head(prompts)] if prompts else ()
@@ -91,6 +104,9 @@ class PackedRunner:
         pool = self.cache.reserve(capacity)
         if self.decoder is None and self.policy.device.type == "cuda":
             self.decoder = StaticDecoder(self.policy, pool)
+
+    def close(self) -> None:
+        self._fused = None
 
     def prefill(self, fresh: Sequence[SampledSequence], first_row: int) -> Drawn:
         pool = self.cache.reserve(max(sequence.longest for sequence in fresh))
@@ -184,8 +200,10 @@ class PackedRunner:
         device = self.policy.device
         places = torch.tensor(positions, device=device)[:, None]
         layout = DecodeLayout(self.cache.reserve(0), places, max(positions) + 1)
-        hidden = self.policy.hidden(torch.tensor(newest, device=device)[:, None], places, layout)
-        return draw(live, self.policy.head(hidden[:, 0]))
+        tokens = torch.tensor(newest, device=device)
+        if self._fused is not None:
+            return draw(live, self.policy.head(self._fused(tokens, places, layout)))
+        return draw(live, self.policy.head(self.policy.hidden(tokens[:, None], places, layout)[:, 0]))
 
     @property
     def verifies(self) -> bool:
@@ -232,8 +250,11 @@ class PlainRunner:
         self.policy = policy
         self.rows = PlainDecoder(policy.runner)
 
-    def open(self, waiting: Sequence[SampledSequence], capacity: int) -> None:
+    def open(self, waiting: Sequence[SampledSequence], capacity: int, products: Products) -> None:
         """Nothing is reserved: the model's own cache grows as it needs to."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def prefill(self, fresh: Sequence[SampledSequence], first_row: int) -> Drawn:
         number = {prompt: row for row, prompt in enumerate(dict.fromkeys(sequence.prompt for sequence in fresh))}

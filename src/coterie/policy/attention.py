@@ -10,14 +10,13 @@ Axis letters: B rows, H query heads, K key heads, R = H / K queries per key head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from coterie.algo.sampling import at_least_float32
@@ -328,54 +327,3 @@ def _rests(segments: Sequence[Segment], device: torch.device) -> list[_Block]:
     if max(lengths) * len(lengths) <= _PADDED * sum(lengths):
         return [_block(head, starts, lengths, device)]
     return [_block(head, [start], [length], device) for start, length in zip(starts, lengths, strict=True)]
-
-
-WORTH = 256
-"""Tokens to sample from which packing pays: it costs about as much as a handful of decode steps."""
-
-
-def supported(model: nn.Module) -> bool:
-    """True if the model's weights are bfloat16 on a CPU whose kernels take a packed weight."""
-    parameter = next(model.parameters(), None)
-    return (
-        parameter is not None
-        and parameter.device.type == "cpu"
-        and parameter.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-@contextmanager
-def prepacked(model: nn.Module, *, rows: int, tokens: int) -> Generator[None]:
-    """Run the linear layers of `model` on packed copies of their weights, inside `torch.inference_mode`.
-
-    oneDNN reorders a bfloat16 weight on every product; while sampling, the weights stand still and few rows share each
-    product, so that the reordering is a fifth of the time at 64 rows and half of it at 16. The copy is dropped before
-    the update needs the memory.
-
-    Args:
-        rows: how many rows a matrix product will usually have; the layout is chosen for it.
-        tokens: about how many tokens will be sampled; below `WORTH` nothing is done.
-    """
-    layers: list[nn.Linear] = []
-    if tokens >= WORTH and supported(model):
-        layers = [module for module in model.modules() if type(module) is nn.Linear]
-    try:
-        for layer in layers:
-            layer.forward = _forward(layer, rows)  # ty: ignore[invalid-assignment]  # the instance's own attribute hides the class's method
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
-
-
-def _forward(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-    bias = None if layer.bias is None else layer.bias.detach()
-
-    def forward(states: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
-
-    return forward
