@@ -31,10 +31,14 @@ class Size:
     kills: int
     tool_kills: int
     """Of runs with tools, which take longer."""
+    stage_kills: int
+    """Of fine-tunings, rejection sampling and pipelines."""
     passes: int
     """Of each named point."""
     points: int
     """Every so manieth point is tried."""
+    stage_points: int
+    """Of stages and of pipelines, so many of each kind; 0: all, also those of a resume."""
     flips: int
     calls: int
     """Every so manieth call of a run is refused."""
@@ -57,8 +61,10 @@ class Size:
 LONG = Size(
     kills=300,
     tool_kills=108,
+    stage_kills=150,
     passes=3,
     points=1,
+    stage_points=0,
     flips=1000,
     calls=1,
     cuts=1,
@@ -72,8 +78,10 @@ LONG = Size(
 SHORT = Size(
     kills=4,
     tool_kills=4,
+    stage_kills=3,
     passes=1,
     points=20,
+    stage_points=1,
     flips=60,
     calls=120,
     cuts=66,
@@ -98,13 +106,27 @@ class Share:
         return section in CUT or WHOLE.index(section) % self.count == self.index
 
 
-CUT = ("power", "random", "tools", "points", "calls")
+CUT = ("power", "random", "tools", "stages", "points", "calls")
 WHOLE = ("soak", "disk", "damage", "engine", "services", "stop", "configs", "flips", "secrets", "clock")
 """In an order that leaves two workers with about as much to do."""
 
 
 def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
-    from faults import clock, configs, damage, disk, engine, kills, power, secrets, services, soak, stopping, tools
+    from faults import (
+        clock,
+        configs,
+        damage,
+        disk,
+        engine,
+        kills,
+        power,
+        secrets,
+        services,
+        soak,
+        stages,
+        stopping,
+        tools,
+    )
     from faults.harness import Harness
 
     harness = Harness(root)
@@ -145,6 +167,14 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
         "tools": lambda: tools.kills(
             root.parent / "tools", -(-size.tool_kills // share.count), seed * share.count + share.index
         ),
+        "stages": lambda: stages.kills(
+            root.parent / "stages",
+            size.stage_kills,
+            size.passes,
+            seed,
+            most=size.stage_points,
+            share=(share.index, share.count),
+        ),
         "points": lambda: (
             of_trial("points", trial)
             for trial in kills.at_points(
@@ -167,7 +197,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
 def _size(options: argparse.Namespace) -> Size:
     size = SHORT if options.short else LONG
     given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
-    given["tool_kills"] = given["service_kills"] = options.kills
+    given |= dict.fromkeys(("tool_kills", "stage_kills", "service_kills"), options.kills)
     return replace(size, **{name: value for name, value in given.items() if value is not None})
 
 

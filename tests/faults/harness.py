@@ -48,6 +48,8 @@ PHASES: dict[str, Hooks] = {
     "report": [(launch, "report_run")],
 }
 """What a process is doing → the functions that do it."""
+LOOPS: Hooks = [(Trainer, "run")]
+"""The functions of a run that are its loop; what comes before is its start."""
 PATIENCE = 600.0
 """Seconds after which an attempt counts as hung."""
 
@@ -91,13 +93,18 @@ class Harness:
         root: is made; everything lies below it.
         changed: sections of the settings that are others than usual.
         phases: what else a process may be doing.
+        loops: the functions that are a run's loop.
     """
 
     def __init__(
-        self, root: Path, changed: Mapping[str, Any] | None = None, phases: Mapping[str, Hooks] | None = None
+        self,
+        root: Path,
+        changed: Mapping[str, Any] | None = None,
+        phases: Mapping[str, Hooks] | None = None,
+        loops: Hooks = LOOPS,
     ) -> None:
         self.root, self.changed = root, dict(changed or {})
-        self.phases = {**PHASES, **(phases or {})}
+        self.phases, self.loops = {**PHASES, **(phases or {})}, loops
         self.world = root / "world"
         tqdm.tqdm.monitor_interval = 0  # no thread of its own: a fork of a process with threads may hang
         make_world(self.world)
@@ -116,7 +123,8 @@ class Harness:
         run.use_threads(config)
         inputs = reading.read_inputs(config, Callback())
         run.policy_for(config, inputs)
-        _mark(self.phase, Trainer, "run", 1, byte=1)
+        for owner, name in self.loops:
+            _mark(self.phase, owner, name, 1, byte=1)
         for number, hooks in enumerate(self.phases.values()):
             for owner, name in hooks:
                 _mark(self.phase, owner, name, number)
@@ -135,7 +143,15 @@ class Harness:
             raise RuntimeError(f"the golden run failed: {log_of(runs)}")
         self.looping = max(self.looping, done.seconds - self.starting)
         chain = read_chain(runs / "chain")
-        return {link.step: link.hash for link in chain}, end_state(runs / NAME)
+        return {link.step: link.hash for link in chain}, self.state(runs / NAME)
+
+    def state(self, run: Path) -> dict[str, str]:
+        """Name → hash of all that a finished run leaves."""
+        return end_state(run)
+
+    def differs(self, runs: Path) -> str | None:
+        """How the run in this folder differs from the golden one, or None."""
+        return divergence(self.golden, self.end, read_chain(runs / "chain"), runs / NAME, self.state)
 
     def folder(self, name: str) -> Path:
         """A new folder for one trial's runs."""
@@ -155,10 +171,11 @@ class Harness:
         pid = os.fork()
         if pid == 0:
             os.chdir(self.world)  # there may be several harnesses
-            live(runs, prepare, work or (lambda: self._go_on(runs)))
+            live(runs, prepare, work or (lambda: self.go_on(runs)))
         return Attempt(pid=pid, began=began)
 
-    def _go_on(self, runs: Path) -> int:
+    def go_on(self, runs: Path) -> int:
+        """Train, or resume what there is; the exit code."""
         if (runs / NAME / "config.toml").exists():
             launch.resume(NAME, runs=runs)
         else:
@@ -190,7 +207,7 @@ class Harness:
         done = self.wait(self.start(runs, trap, work))
         if done.code != 0:
             return f"exit code {done.code}: {log_of(runs)}"
-        return divergence(self.golden, self.end, read_chain(runs / "chain"), runs / NAME)
+        return self.differs(runs)
 
     def kill(self, attempt: Attempt, share: float) -> Attempt:
         """SIGKILL from outside, unless it is done by then.
@@ -245,7 +262,7 @@ class Harness:
             trial.divergence = f"could not go on, exit code {last.code}: {log_of(runs)}"
             return trial
         self._measure(trial, last, chain, read_chain(file), first=not deaths)
-        trial.divergence = divergence(self.golden, self.end, read_chain(file), runs / NAME)
+        trial.divergence = self.differs(runs)
         if trial.divergence is None:
             shutil.rmtree(runs)
         return trial

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
-from faults.child import log_of
+from faults.child import Prepare, log_of
 from faults.harness import Harness, Trial
 from faults.points import INTERRUPTED, WHILE_RESUMING, WHILE_TRAINING, Point, count_all, die_at
 
@@ -24,21 +24,25 @@ def at_points(
     def some(points: list[Point]) -> list[Point]:
         return [p for k, p in enumerate(points) if k % stride == first or (p.always and always)]
 
-    for point, nth in _chosen(harness, some(WHILE_TRAINING), None, "count", passes):
-        yield _reached(harness.trial(f"{point.name}, pass {nth}", [die_at(point, nth)]), 1)
+    for point, nth in chosen(harness, some(WHILE_TRAINING), None, "count", passes):
+        yield reached(harness.trial(f"{point.name}, pass {nth}", [die_at(point, nth)]), 1)
     before = die_at(INTERRUPTED, 3)
-    for point, nth in _chosen(harness, some(WHILE_RESUMING), INTERRUPTED, "count-resume", passes):
-        yield _reached(harness.trial(f"resume, {point.name}, pass {nth}", [before, die_at(point, nth)]), 2)
+    for point, nth in chosen(harness, some(WHILE_RESUMING), before, "count-resume", passes):
+        yield reached(harness.trial(f"resume, {point.name}, pass {nth}", [before, die_at(point, nth)]), 2)
 
 
-def _chosen(
-    harness: Harness, points: list[Point], first: Point | None, name: str, passes: int
+def chosen(
+    harness: Harness, points: list[Point], first: Prepare | None, name: str, passes: int
 ) -> Iterator[tuple[Point, int]]:
-    """Points with the passes to try, counted in a run that is left alone."""
+    """Points with the passes to try, counted in a run that is left alone.
+
+    Args:
+        first: a trap for an attempt before it; what is counted is the resume.
+    """
     runs = harness.root / name
     runs.mkdir(exist_ok=True)
     if first is not None:
-        harness.wait(harness.start(runs, die_at(first, 3)))
+        harness.wait(harness.start(runs, first))
     file = runs / "passes"
     done = harness.wait(harness.start(runs, count_all(points, str(file))))
     assert done.code == 0, f"the run that only counts failed: {log_of(runs)}"
@@ -51,7 +55,7 @@ def _chosen(
         yield from ((point, nth) for nth in sorted(chosen))
 
 
-def _reached(trial: Trial, kills: int) -> Trial:
+def reached(trial: Trial, kills: int) -> Trial:
     """A point that was not reached is a failure: nothing was tried."""
     if trial.divergence is None and len(trial.deaths) != kills:
         trial.divergence = f"{len(trial.deaths)} of {kills} kills happened"

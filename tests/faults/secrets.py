@@ -11,7 +11,6 @@ from pathlib import Path
 from faults.cases import Case
 from faults.child import TRIAL, Prepare, at_step, log_of
 from faults.harness import Harness
-from faults.world import NAME, divergence, read_chain
 
 CANARIES = {
     "HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
@@ -43,7 +42,7 @@ def leaks(harness: Harness) -> Iterator[Case]:
         harness.start(runs, planted(at_step(4, lambda: ports.write_text("\n".join(_listening(str(runs)))))))
     )
     problem = log_of(runs) if last.code else None
-    problem = problem or divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    problem = problem or harness.differs(runs)
     leaking = [str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file() and _holds(path)]
     problem = problem or (f"secrets of the environment are in {', '.join(leaking)}" if leaking else None)
     count = sum(path.is_file() for path in runs.rglob("*"))

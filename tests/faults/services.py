@@ -23,7 +23,7 @@ from faults.cases import Case, of_trial
 from faults.child import REFUSED, Prepare, log_of
 from faults.harness import Harness
 from faults.kills import at_random
-from faults.world import NAME, divergence, read_chain
+from faults.world import NAME
 
 CLUSTER = {"host": "processes", "timeout_s": 60.0, "restarts": 1000}
 PAUSE_S = 0.25
@@ -100,7 +100,7 @@ def _random(harness: Harness, kills: int, seed: int) -> Iterator[Case]:
         runs = harness.folder(f"services random {number}")
         done = harness.wait(harness.start(runs, _murderous(runs / "kills", f"{seed} {number}")))
         problem = f"exit code {done.code}: {log_of(runs)}" if done.code else None
-        problem = problem or divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+        problem = problem or harness.differs(runs)
         count = (runs / "kills").stat().st_size if (runs / "kills").exists() else 0
         happened += count
         yield Case(section="services", name=f"random {number}", problem=problem, facts={"service_kills": count})

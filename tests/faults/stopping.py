@@ -14,7 +14,7 @@ from coterie.train.step import StepResult
 from faults.cases import Case
 from faults.child import REFUSED, log_of, orphans
 from faults.harness import Attempt, Harness
-from faults.world import NAME, divergence, read_chain, settings_file
+from faults.world import read_chain, settings_file
 
 
 def signals(harness: Harness, few: int = 1) -> Iterator[Case]:
@@ -70,7 +70,7 @@ def _asked(harness: Harness, name: str, step: int, numbers: list[signal.Signals]
 
 def _difference(harness: Harness, runs: Any, name: str, *, stopped: bool) -> str | None:
     """A run that was asked to stop has one checkpoint more, at the step where it stopped; the rest is golden."""
-    difference = divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    difference = harness.differs(runs)
     return None if stopped and difference is not None and difference.startswith("checkpoints: ") else difference
 
 
@@ -92,7 +92,7 @@ def two_at_once(harness: Harness) -> Iterator[Case]:
         yield Case(section="stop", name=name, problem=problem)
     os.kill(first.pid, signal.SIGCONT)
     harness.wait(first)
-    problem = divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    problem = harness.differs(runs)
     yield Case(section="stop", name="the first of two processes", problem=problem)
 
 
@@ -116,5 +116,5 @@ def frozen(harness: Harness) -> Iterator[Case]:
         time.sleep(0.3)
         pause(attempt, signal.SIGCONT)
     harness.wait(attempt)
-    problem = divergence(harness.golden, harness.end, read_chain(runs / "chain"), runs / NAME)
+    problem = harness.differs(runs)
     yield Case(section="stop", name="frozen three times", problem=problem)

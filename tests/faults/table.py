@@ -11,6 +11,7 @@ from typing import Any
 TITLES = {
     "random": "SIGKILL at random moments, one to three in a row",
     "tools": "SIGKILL at random moments of a run with tools, several turns and drafts",
+    "stages": "SIGKILL of a fine-tuning, rejection sampling and a pipeline, at named points and random moments",
     "points": "SIGKILL at named points",
     "power": "power cut (recorded run, unflushed data kept, lost, torn, zeroed, reordered)",
     "disk": "disk full, slow, read-only, vanished, no file descriptors, nobody reads",
@@ -71,7 +72,7 @@ def markdown(folder: Path) -> str:
 
 
 def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
-    if name in ("random", "tools", "points"):
+    if name in ("random", "tools", "stages", "points"):
         return _deaths(facts, bad)
     if name == "flips":
         flips, noticed, harmless = (sum(fact[key] for fact in facts) for key in ("flips", "noticed", "harmless"))

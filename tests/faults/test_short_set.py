@@ -28,6 +28,7 @@ LEAST = {
     "stop": 6,
     "random": 2,
     "tools": 2,
+    "stages": 6,
     "points": 5,
     "disk": 9,
     "calls": 3,

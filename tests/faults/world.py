@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,22 @@ import torch
 from coterie.config.schema import RunConfig
 from coterie.config.toml import dumps
 from coterie.engines.attempt_history import FILE as ATTEMPTS
+from coterie.rollout.collector import Experience
 from coterie.runs import checkpoint, parquet, prompts, rollouts
+from coterie.runs.directory import RunDirectory
+from coterie.stages import rejection
 from coterie.train.grpo import Trainer
+from coterie.train.loop import Loop
+from coterie.train.recorder import Recorder
+from coterie.train.sft import SftTrainer
 from coterie.train.step import StepResult
 from tiny import tiny_tokenizer
 from tiny_models import tiny_model
 
 NAME = "one"
 STEPS = 5
+STAGES = ("cold", "more", "reason", "kept", "tuned", "taught")
+"""Runs of a pipeline, in their order."""
 TIMED = ("time/", "speed/", "memory/")
 """Metrics that depend on the clock."""
 REWARDS = '''
@@ -67,6 +75,8 @@ def make_world(folder: Path, **sizes: int) -> None:
     for name, numbers in (("train", range(6)), ("heldout", range(50, 53))):
         rows = "".join(f'{{"prompt": "how many legs {k}?", "answer": "{k}"}}\n' for k in numbers)
         (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    talks = [{"prompt": f"how many legs {k}?", "completion": "the a" + " a" * (k % 3)} for k in range(60, 76)]
+    (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
     tokenizer = tiny_tokenizer()
     model = tiny_model(
         "llama",
@@ -124,16 +134,35 @@ class Link:
 
 def keep_chain(file: Path) -> None:
     """From now on, each step of this process appends its link: everything that a step decides, hashed."""
-    inner = Trainer.record
+    trained, imitated, sampled = Trainer.record, SftTrainer.advance, rejection._record
 
-    def record(self: Trainer, result: StepResult) -> None:
-        inner(self, result)
-        link = {"step": result.step, "hash": state_hash(self), "time": time.monotonic()}
+    def append(run: RunDirectory, step: int, digest: str) -> None:
+        link = {"step": numbered(run.path.name, step), "hash": digest, "time": time.monotonic()}
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(handle, json.dumps(link).encode() + b"\n")  # one write: no kill can cut it
         os.close(handle)
 
-    Trainer.record = record
+    def record(self: Trainer, result: StepResult) -> None:
+        trained(self, result)
+        append(self.recorder.run, result.step, state_hash(self))
+
+    def advance(self: SftTrainer) -> None:
+        imitated(self)
+        append(self.recorder.run, self.progress.step, state_hash(self))
+
+    def keep(recorder: Recorder, step: int, experience: Experience, seconds: float) -> None:
+        # Before it is stored: a step that is stored is not sampled again.
+        rows = [(x.id, [turn.tokens for turn in x.turns], x.reward) for x in experience.rollouts]
+        digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+        append(recorder.run, step, digest)
+        sampled(recorder, step, experience, seconds)
+
+    Trainer.record, SftTrainer.advance, rejection._record = record, advance, keep  # ty: ignore[invalid-assignment]
+
+
+def numbered(run: str, step: int) -> int:
+    """A step's number in a chain, in which the steps of a pipeline's stages follow each other."""
+    return step + 1000 * STAGES.index(run) if run in STAGES else step
 
 
 def read_chain(file: Path) -> list[Link]:
@@ -142,21 +171,22 @@ def read_chain(file: Path) -> list[Link]:
     return [Link(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def state_hash(trainer: Trainer) -> str:
+def state_hash(trainer: Loop) -> str:
     """sha256 over weights, moments, counters, cursor, policy version, and what the step stored: sampled tokens,
-    log-probs, rewards, advantages, metrics."""
+    log-probs, rewards, advantages (where it samples), metrics."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trainer.learner.optimizer.state().items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     counters = {
         **trainer.learner.counters(),
         **trainer.progress.state(),
-        **trainer.schedules.state(),
+        **trainer.state(),
         "version": trainer.engine.version,
     }
     digest.update(json.dumps(counters, sort_keys=True).encode())
     run = trainer.recorder.run
-    digest.update(_rows_hash(run.rollouts, trainer.progress.step).encode())
+    if trainer.progress.step in parquet.steps(run.rollouts):
+        digest.update(_rows_hash(run.rollouts, trainer.progress.step).encode())
     metrics = trainer.recorder.db.step_metrics(trainer.progress.step)
     digest.update(repr(sorted(item for item in metrics.items() if not item[0].startswith(TIMED))).encode())
     return digest.hexdigest()
@@ -185,6 +215,8 @@ def end_state(run: Path) -> dict[str, str]:
 
 
 def _tables(file: Path) -> Iterator[tuple[str, str]]:
+    if not file.exists():  # of rejection sampling from stored rollouts
+        return
     database = sqlite3.connect(file)
     try:
         for table in ("metrics", "evals", "eval_items"):
@@ -195,13 +227,20 @@ def _tables(file: Path) -> Iterator[tuple[str, str]]:
         database.close()
 
 
-def divergence(golden: dict[int, str], end: dict[str, str], chain: list[Link], run: Path) -> str | None:
+def divergence(
+    golden: dict[int, str],
+    end: dict[str, str],
+    chain: list[Link],
+    run: Path,
+    state: Callable[[Path], dict[str, str]] = end_state,
+) -> str | None:
     """The first difference from the golden run; None when there is none.
 
     Args:
         golden: step → hash of the run that was left alone.
-        end: its `end_state`.
+        end: its `state`.
         chain: links of every attempt at the run in question, in the order written.
+        state: hashes of what a finished run leaves.
     """
     for link in chain:
         if golden.get(link.step) != link.hash:
@@ -209,7 +248,7 @@ def divergence(golden: dict[int, str], end: dict[str, str], chain: list[Link], r
     missing = sorted(set(golden) - {link.step for link in chain})
     if missing:
         return f"step {missing[0]} was never made"
-    hashes = end_state(run)
+    hashes = state(run)
     for name in sorted(set(end) | set(hashes)):
         if end.get(name) != hashes.get(name):
             return f"{name}: {hashes.get(name, 'absent')[:60]}, expected {end.get(name, 'absent')[:60]}"

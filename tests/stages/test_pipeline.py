@@ -1,12 +1,8 @@
-"""Pipelines: all stages on a tiny model, what is not made again, what is refused, and kills."""
+"""Pipelines: all stages on a tiny model, what is not made again, and what is refused; kills are in tests/faults."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +19,6 @@ from coterie.stages import pipeline as stages
 from coterie.stages.pipeline import plan_report, run_pipeline
 from coterie.stages.rejection import resume
 from runs_for_tests import Watch, fingerprint, importable, make_config
-
-SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -143,6 +137,15 @@ def test_a_stage_and_all_after_it_again(root: Path) -> None:
     assert (folder / "reason-replaced-1").exists()
     with pytest.raises(ConfigError, match="there is no stage 'absent'; expected one of cold, reason"):
         run_pipeline(source, since="absent")
+    (weights,) = (folder / "reason/checkpoints").rglob("model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(
+        RunError, match=r"tiny/reason is not what stage 'reason' left: .*; restore it, or make the stage"
+    ):
+        run_pipeline(source)
+    weights.unlink()
+    with pytest.raises(RunError, match="tiny/reason is not what stage 'reason' left"):
+        plan_report(source)
 
 
 def test_an_adapter_that_is_merged_teaches_and_is_the_reference(root: Path) -> None:
@@ -186,17 +189,27 @@ def test_a_dry_run_tells_what_each_stage_would_do(root: Path) -> None:
     assert not (root / "runs").exists()
 
 
-def test_sampling_ends_with_enough_and_refuses_too_few(root: Path) -> None:
+def test_sampling_ends_with_enough_and_refuses_edited_rows_and_too_few(root: Path) -> None:
     content = table(root)
     settings: dict[str, Any] = {"rejection": {"min_reward": 0.0, "enough": 1}, "sampling.max_tokens": 24}
     settings["collect.prompts_per_step"] = 1  # of 12 prompts
     content["stage"] = [{"name": "more", "kind": "rejection", "settings": settings}]
     content["evaluation"] = []
-    folder = run_pipeline(write(root, content))
-    (row,) = pq.read_table(folder / "more/data.parquet").to_pylist()
+    source = write(root, content)
+    folder = run_pipeline(source)
+    data = folder / "more/data.parquet"
+    (row,) = pq.read_table(data).to_pylist()
     assert parquet.steps(folder / "more/rollouts") == list(range(1, row["step"] + 1))
     assert row["step"] < 12
     assert summary(folder / "more").state == "finished"
+    with pytest.raises(RunError, match="is rejection sampling, which takes no option to resume"):
+        resume(folder / "more", steps=3)
+    pq.write_table(pq.read_table(data).slice(0, 0), data)
+    with pytest.raises(RunError, match="tiny/more is not what stage 'more' left: its result has another hash; restore"):
+        run_pipeline(source)
+    data.unlink()
+    with pytest.raises(RunError, match=r"tiny/more is not what stage 'more' left: .*; restore it, or make the stage"):
+        run_pipeline(source)
     settings["rejection"] = {"min_reward": 0.0, "min_rows": 9}
     with pytest.raises(DataError, match=r"of 48 rollouts are kept, fewer than rejection\.min_rows = 9 \(.* cut by a"):
         run_pipeline(write(root, content))
@@ -210,6 +223,11 @@ def test_sampling_ends_with_enough_and_refuses_too_few(root: Path) -> None:
             {"model": "tuned"},
             "stage 'reason' takes its model from 'tuned', which comes later; stages before it: cold",
         ),
+        (1, {"model": "tuned@best"}, "takes its model from 'tuned', which comes later; stages before it: cold"),
+        (1, {"reference": "again"}, "takes its reference from 'again', which comes later"),
+        (1, {"kind": "distill", "teacher": "tuned"}, "takes its teacher from 'tuned', which comes later"),
+        (2, {"rollouts": ["again"]}, "takes its rollouts from 'again', which comes later"),
+        (0, {"data": ["kept"]}, "takes its data from 'kept', which comes later; stages before it: none"),
         (1, {"model": "absent"}, "takes its model from 'absent', which does not exist"),
         (3, {"data": ["reason"]}, "takes its data from 'reason', a stage of kind 'grpo'; expected rejection"),
         (
@@ -241,89 +259,3 @@ def test_a_wrong_setting_of_a_late_stage_is_told_at_once(root: Path) -> None:
     with pytest.raises(ConfigError, match="unknown setting stepz"):
         run_pipeline(write(root, content))
     assert not (root / "runs").exists()
-
-
-# Kills
-
-CHILD = """
-import os, sys
-from pathlib import Path
-sys.path[:0] = sys.argv[3:]
-from coterie.runs import rollouts
-from coterie.runs.metrics import MetricsDB
-from coterie.stages import dataset, records, pipeline
-from coterie.policy.optim import MasterAdamW
-point, nth = sys.argv[1], int(sys.argv[2])
-seen = 0
-def armed(owner, name):
-    inner = getattr(owner, name)
-    def call(*args, **kwargs):
-        global seen
-        seen += 1
-        if seen == nth:
-            os.kill(os.getpid(), 9)
-        return inner(*args, **kwargs)
-    setattr(owner, name, call)
-armed(*{
-    "optimizer": (MasterAdamW, "step"),
-    "metrics": (MetricsDB, "record"),
-    "record": (records, "write_file"),
-    "rollouts": (rollouts, "write_step"),
-    "rows": (dataset, "replacing"),
-}[point])
-pipeline.run_pipeline(Path("pipeline.toml"))
-"""
-
-
-def killed(root: Path, point: str, nth: int) -> int:
-    command = [sys.executable, "-c", CHILD, point, str(nth), str(Path(__file__).parents[1])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=300).returncode
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """All that must repeat: every run's bits, the kept rows and the report."""
-    trained = {run.name: fingerprint(run) for run in folder.iterdir() if (run / "checkpoints/").is_dir()
-               and any((run / "checkpoints").iterdir())}  # fmt: skip
-    rows = {path.parent.name: pq.read_table(path).to_pylist() for path in folder.glob("*/data.parquet")}
-    return {"runs": trained, "rows": rows, "report": (folder / "report.json").read_text()}
-
-
-@pytest.mark.parametrize(
-    ("point", "nth"),
-    [
-        ("optimizer", 4),
-        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("optimizer", 2), ("metrics", 14), ("record", 3))),
-        *(pytest.param(point, nth, marks=SLOW) for point, nth in (("record", 4), ("rows", 1), ("rollouts", 5))),
-    ],
-)
-def test_killed_anywhere_it_goes_on_to_the_same_bits(
-    root: Path, tmp_path_factory: pytest.TempPathFactory, point: str, nth: int
-) -> None:
-    content = table(root)
-    content["stage"] = content["stage"][:3]
-    content["stage"].append({"name": "more", "kind": "rejection", "model": "cold"})  # which ends its texts
-    if point == "optimizer":
-        short(content)
-    source = write(root, content)
-    assert killed(root, point, nth) == -signal.SIGKILL
-    after_kill = results(run_pipeline(source))
-    content["name"] = "whole"
-    assert results(run_pipeline(write(root, content))) == after_kill
-
-
-@pytest.mark.slow
-def test_interrupted_rejection_sampling_goes_on(root: Path) -> None:
-    content = table(root)
-    content["stage"] = [{"name": "more", "kind": "rejection", "settings": {"rejection.min_reward": 0.0}}]
-    content["settings"]["sampling.max_tokens"] = 24
-    source = write(root, content)
-    assert killed(root, "rollouts", 2) == -signal.SIGKILL
-    folder = root / "runs/tiny/more"
-    with pytest.raises(RunError, match="is rejection sampling, which takes no option to resume"):
-        resume(folder, steps=3)
-    resumed = resume(folder)
-    content["name"] = "whole"
-    whole = run_pipeline(write(root, content))
-    assert pq.read_table(resumed / "data.parquet").equals(pq.read_table(whole / "more/data.parquet"))
-    assert source.exists()

@@ -178,10 +178,18 @@ def test_a_thought_without_an_end_is_a_bad_row(tmp_path: Path) -> None:
         read(tmp_path, [{"prompt": "how", "completion": "4"}], chat)
 
 
-def test_held_out_items_are_refused_with_the_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "how many", "completion": "4"},
+        {"prompt": "How many  ", "steps": ["2 and 2"], "answer": "4"},
+        {"prompt": [TALK[0], {"role": "user", "content": "how MANY"}], "completion": "4"},
+        {"messages": [TALK[0], {"role": "user", "content": "how many"}, *TALK[2:]]},
+    ],
+)
+def test_held_out_items_are_refused_with_the_row(tmp_path: Path, row: dict[str, Any]) -> None:
     heldout = Prompt(id="held/3", messages=({"role": "user", "content": "How  many"},), answer="4", task="held")
-    rows = [{"prompt": "how", "completion": "4"}, {"messages": [{"role": "system", "content": "x"}, *TALK[1:2]]}]
-    rows[1] = {"prompt": "how many", "completion": "4"}
+    rows = [{"prompt": "how", "completion": "4"}, row]
     with pytest.raises(DataError, match=r"rows\.jsonl row 2 answers the held-out prompt 'held/3'"):
         read(tmp_path, rows, heldout=[heldout])
 

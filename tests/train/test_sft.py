@@ -1,10 +1,8 @@
-"""Supervised fine-tuning: its gradient, its runs, and the bits after a kill."""
+"""Supervised fine-tuning: its gradient and its runs; kills are in tests/faults."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from coterie.runs.metrics import MetricsDB
 from coterie.train.demonstrations import Demonstration, read_demonstrations
 from coterie.train.sft import IMITATION, imitation
 from coterie.types import Rollout
-from runs_for_tests import Watch, fingerprint, importable, killed, make_config
+from runs_for_tests import Watch, importable, make_config
 from tiny import CHATML, tiny_tokenizer
 from tiny_models import tiny_model
 
@@ -230,43 +228,6 @@ def test_best_of_a_run_without_a_measure(root: Path) -> None:
     run = launch.train(config(root, steps=2, sft={"heldout_share": 0}))
     with pytest.raises(RunError, match="has no held-out loss of a later step than 0"):
         models.resolve("one@best", run.parent)
-
-
-# Kills
-
-
-@pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an uninterrupted run leaves."""
-    folder = tmp_path_factory.mktemp("golden")
-    before = os.getcwd(), os.environ.get("PYTHONPATH", "")
-    os.chdir(folder)
-    os.environ["PYTHONPATH"] = importable(folder)
-    try:
-        return fingerprint(launch.train(config(folder)))
-    finally:
-        os.chdir(before[0])
-        os.environ["PYTHONPATH"] = before[1]
-
-
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("point", "nth"),
-    [
-        ("optimizer", 5),
-        pytest.param("metrics", 1, marks=SLOW),
-        pytest.param("metrics", 4, marks=SLOW),
-        pytest.param("evaluation", 2, marks=SLOW),
-        pytest.param("publish", 1, marks=SLOW),
-        pytest.param("prune", 2, marks=SLOW),
-    ],
-)
-def test_killed_anywhere_it_resumes_to_the_same_bits(root: Path, golden: dict[str, Any], point: str, nth: int) -> None:
-    changed = json.dumps(settings(root))
-    assert killed(root, point, nth, changed=changed) == -signal.SIGKILL
-    assert fingerprint(launch.resume("one", runs=root / "runs")) == golden
 
 
 def test_other_rows_are_not_resumed(root: Path) -> None:
