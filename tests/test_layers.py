@@ -19,7 +19,7 @@ ROOT = Path(coterie.__file__).parent
 LAYERS = [
     {"errors", "types"},
     {"text"},
-    {"stats", "rng", "machine", "progress"},
+    {"stats", "rng", "machine", "phases", "progress"},
     {"callbacks"},
     {"console"},
     {"config"},

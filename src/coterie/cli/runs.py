@@ -1,4 +1,4 @@
-"""Commands `ls`, `show`, `diff` and `groups`."""
+"""Commands `ls`, `show`, `diff`, `timing` and `groups`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,53 @@ def diff(first: Run, second: Run, root: Root = Path("runs"), json_: bool = JSON)
         typer.echo(f"held-out {task} not comparable: {', '.join(names)} {verb}")
 
 
+def timing(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or the folder of a sweep.")],
+    root: Root = Path("runs"),
+    skip: Annotated[int, typer.Option(min=0, help="First steps that are left out: they set things up.")] = 1,
+    json_: bool = JSON,
+) -> None:
+    """Show where the seconds of runs went, by part of a step.
+
+    Seconds a step and shares of it, means over all steps but the first. Runs of a sweep that differ in the seed alone
+    are taken together.
+    """
+    from coterie.phases import PATHS
+    from coterie.runs.directory import find
+    from coterie.runs.timing import arms, run_timing
+
+    folders = [folder for name in runs for folder in _members(name) or [find(name, root)]]
+    timings = arms([run_timing(folder, skip) for folder in folders])
+    if json_:
+        print_json([plain(timing) for timing in timings])
+        return
+    spent = {timing.name: timing.spent() for timing in timings}
+    rows: list[dict[str, Any]] = []
+    for path in PATHS:
+        if any(path in seconds for seconds in spent.values()):
+            cells = {name: _seconds_cell(seconds, path) for name, seconds in spent.items()}
+            rows.append({"seconds a step": "  " * (len(path) - 1) + path[-1], **cells})
+    for heading in dict.fromkeys(heading for timing in timings for heading in timing.counts):
+        counts = {timing.name: f"{timing.counts.get(heading, 0.0):.0f}" for timing in timings}
+        rows.append({"seconds a step": heading, **counts})
+    rows.append({"seconds a step": "steps measured", **{timing.name: str(timing.steps) for timing in timings}})
+    print_table(rows)
+
+
+def _members(sweep: str) -> list[Path]:
+    """Folders of a sweep's runs; none where it is no sweep."""
+    folder = Path(sweep).expanduser() / "runs"
+    return sorted(config.parent for config in folder.glob("*/config.toml"))
+
+
+def _seconds_cell(seconds: Mapping[tuple[str, ...], float], path: tuple[str, ...]) -> str:
+    whole = seconds.get(("step",), 0.0)
+    if path not in seconds:
+        return ""
+    share = f" {seconds[path] / whole:4.0%}" if whole else ""
+    return f"{seconds[path]:8.3f}{share}"
+
+
 def _differences(tests: Mapping[str, PairedTest]) -> list[dict[str, Any]]:
     """Rows of differences of pass@1 (in points) or of the mean reward, with 95 % bootstrap intervals over prompts."""
     metrics = {test.metric for test in tests.values()}
@@ -204,4 +251,5 @@ def register(app: typer.Typer) -> None:
     app.command()(ls)
     app.command()(show)
     app.command()(diff)
+    app.command()(timing)
     app.command()(groups)

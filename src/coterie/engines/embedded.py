@@ -21,6 +21,7 @@ from coterie.engines.runner import Drawn, PackedRunner, PlainRunner
 from coterie.engines.scheduler import Scheduler
 from coterie.engines.sequence import SampledSequence
 from coterie.errors import EngineError
+from coterie.phases import PHASES
 from coterie.policy.activations import is_out_of_memory
 from coterie.policy.kernels import eager
 from coterie.policy.model import Policy
@@ -122,10 +123,12 @@ class EmbeddedEngine(Engine):
             self._scheduler.drop_ended()
             ended = self._retire()  # rows that were aborted
             if fresh := self._scheduler.admit():
-                self._append(fresh, self._runner.prefill(fresh, len(self._scheduler.live) - len(fresh)))
+                with PHASES.measure("prefill"):
+                    self._append(fresh, self._runner.prefill(fresh, len(self._scheduler.live) - len(fresh)))
                 ended += self._retire()
             if live := self._scheduler.live:
-                self._advance(live)
+                with PHASES.measure("decode"):
+                    self._advance(live)
                 ended += self._retire()
         turns = [(sequence.id, sequence.turn()) for sequence in ended if self._open.pop(sequence.id, None)]
         self._end_if_idle()

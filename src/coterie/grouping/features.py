@@ -16,6 +16,7 @@ import numpy as np
 from coterie.data.complexity import COMPLEXITY, counts
 from coterie.errors import ConfigError
 from coterie.grouping.arrays import State
+from coterie.phases import PHASES
 from coterie.stats import Floats
 from coterie.types import Prompt
 
@@ -276,7 +277,8 @@ class PromptFeatures:
         """[n, D] embeddings; those of the sample are taken from the fit."""
         embeddings = dict(self._sampled)
         if unknown := [prompt for prompt in prompts if prompt.id not in embeddings]:
-            embeddings |= zip([prompt.id for prompt in unknown], embed(unknown), strict=True)
+            with PHASES.measure("embed"):
+                embeddings |= zip([prompt.id for prompt in unknown], embed(unknown), strict=True)
         return np.stack([embeddings[prompt.id] for prompt in prompts])
 
     def _keys(self, key: Key, names: Sequence[str]) -> list[Any]:

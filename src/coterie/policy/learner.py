@@ -18,6 +18,7 @@ from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
+from coterie.phases import PHASES
 from coterie.policy.activations import OomSplitter, arrange, saving
 from coterie.policy.critic import Critic, ValueMetrics
 from coterie.policy.forward import ForwardPass, Scores, UpdateContext, loss_inputs
@@ -60,6 +61,15 @@ class UpdateSums:
     norms: list[float] = field(default_factory=list)
     """Norm of the whole gradient, an optimizer step each."""
     splits: int = 0
+
+    def add(self, part: _Part, context: UpdateContext) -> None:
+        """Add what one forward and backward pass measured."""
+        measured = _before_update(part, context)
+        self.tokens.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
+        if part.values is not None and part.value_loss is not None:
+            self.values.add(part.batch, part.values, part.value_loss)
+        if measured is not None:
+            _keep(self.logprobs, part.batch, measured)
 
     def merge(self, other: UpdateSums) -> None:
         """Add what another part of the same optimizer steps measured."""
@@ -192,7 +202,8 @@ class Learner:
         bypass = objective.correction.bypass_mode
         if scores is None and ((len(minibatches) > 1 and not bypass) or self.entropy_share < 1):
             distinct = {id(batch): batch for minibatch in minibatches for batch in minibatch}
-            scores = self.score(list(distinct.values()))
+            with PHASES.measure("score"):
+                scores = self.score(list(distinct.values()))
         return [
             OptimizerStep(
                 batches=minibatch,
@@ -220,15 +231,12 @@ class Learner:
         """
         sums, before = UpdateSums(), self.splits if before is None else before
         for step in steps:
-            for batch in step.batches:
-                for part in self._backward(batch, step.context, objective):
-                    measured = _before_update(part, step.context)
-                    sums.tokens.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
-                    if part.values is not None and part.value_loss is not None:
-                        sums.values.add(part.batch, part.values, part.value_loss)
-                    if measured is not None:
-                        _keep(sums.logprobs, part.batch, measured)
-            rate, norm = self._step()
+            with PHASES.measure("gradient"):
+                for batch in step.batches:
+                    for part in self._backward(batch, step.context, objective):
+                        sums.add(part, step.context)
+            with PHASES.measure("optimizer"):
+                rate, norm = self._step()
             sums.rates.append(rate)
             sums.norms.append(norm)
         sums.splits = self.splits - before

@@ -21,6 +21,7 @@ from coterie.algo.subsample import subsample_prompts
 from coterie.batches.pack import pack, plan_scoring, without_truncated
 from coterie.engines.attempt_history import AttemptHistory
 from coterie.engines.base import check_version
+from coterie.phases import PHASES
 from coterie.policy.memory import peak
 from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
 from coterie.rollout.replay import ReplayBuffer
@@ -59,7 +60,7 @@ class Trainer(Loop):
             EngineError: the engine serves another policy version than the learner has, or sampling failed.
         """
         version, started, waited = self.progress.step, time.perf_counter(), processor_wait()
-        switches, slept = WAIT_POLICY.switches, WAIT_POLICY.sleeps
+        phases, switches, slept = PHASES.read(), WAIT_POLICY.switches, WAIT_POLICY.sleeps
         check_version(self.engine.version, version)
         batch = self.sampler.collect(self.progress.cursor, self.progress.pending)  # 1 collect, 2 group
         rollouts, collected = batch.rollouts, time.perf_counter()
@@ -77,6 +78,7 @@ class Trainer(Loop):
             [*credits, *past.credits], joined, self.settings.subsample, seed=self.settings.seed, step=version
         )
         minibatches = pack(joined, subsampled.credits, self.settings.packing, version)
+        packed = time.perf_counter()
         update = self.learner.update(minibatches, self.schedules.objective, past.merge(advantages.scores))  # 4 update
         updated = time.perf_counter()
 
@@ -96,7 +98,9 @@ class Trainer(Loop):
                 "step": updated - started,
                 "collect": collected - started,
                 "update": updated - collected,
+                "advantage": packed - collected,
                 "processor_wait": waited_since(waited),
+                **PHASES.since(phases),
             },
             threads_slept=slept or WAIT_POLICY.switches > switches,
             replayed=past,

@@ -101,8 +101,9 @@ class StepResult:
     """Of the fresh rollouts that may be trained on, before any is left out at random."""
     update: UpdateReport
     seconds: Mapping[str, float]
-    """Of the `step`, and of its parts `collect` and `update`; `processor_wait` is what the threads of this process,
-    taken together, waited for a processor that another program had."""
+    """Of the `step`, of its parts `collect` and `update`, of the update's `advantage` (credit, replay and packing), and
+    of the parts in `coterie.phases`; `processor_wait` is what the threads of this process, taken together, waited for a
+    processor that another program had."""
     threads_slept: bool = False
     """Idle compute threads slept for a time instead of spinning: others wanted the processors."""
     replayed: Replayed = field(default_factory=Replayed)

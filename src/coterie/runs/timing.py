@@ -1,0 +1,80 @@
+"""Where the seconds of runs went: means over their steps, by part, from the recorded metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coterie.errors import RunError
+from coterie.phases import EMBED, STEP
+from coterie.runs.metrics import MetricsDB
+
+COUNTS = (("rollouts", "rollouts"), ("tokens/generated", "sampled tokens"), ("tokens/trained", "trained tokens"))
+SEED = re.compile(r"--seed-\d+$")
+"""End of the names of a sweep's runs, behind the arm's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Means over the steps of one run, or of all seeds of an arm."""
+
+    name: str
+    runs: int
+    steps: int
+    """Over which the means are taken, in all."""
+    seconds: dict[str, float]
+    """Part → seconds a step; only what was recorded."""
+    counts: dict[str, float]
+    """Heading of `COUNTS` → number a step."""
+
+    def spent(self) -> dict[tuple[str, ...], float]:
+        """Seconds a step by path, see `coterie.phases.PATHS`."""
+        return STEP.spent(self.seconds) | EMBED.spent(self.seconds)
+
+
+def run_timing(run: Path, skip: int) -> Timing:
+    """The timing of one run.
+
+    Args:
+        skip: first steps that are left out: they set things up.
+
+    Raises:
+        RunError: no step after those was recorded.
+    """
+    with MetricsDB.reader(run / "metrics.sqlite") as database:
+        series = {name: _after(database, f"time/{name}", skip) for name in (*STEP.names(), *EMBED.names())}
+        counts = {heading: _after(database, name, skip) for name, heading in COUNTS}
+    steps = len(series["step"])
+    if not steps:
+        raise RunError(f"{run} has no timing: no step after step {skip} was recorded; train longer, or lower --skip")
+    return Timing(
+        name=run.name,
+        runs=1,
+        steps=steps,
+        seconds={name: sum(values) / steps for name, values in series.items() if values},
+        counts={heading: sum(values) / steps for heading, values in counts.items() if values},
+    )
+
+
+def arms(timings: Sequence[Timing]) -> list[Timing]:
+    """Runs of a sweep that differ in the seed alone, taken together; others stay as they are."""
+    by_name: dict[str, list[Timing]] = {}
+    for timing in timings:
+        by_name.setdefault(SEED.sub("", timing.name), []).append(timing)
+    return [members[0] if len(members) == 1 else _together(name, members) for name, members in by_name.items()]
+
+
+def _after(database: MetricsDB, name: str, skip: int) -> list[float]:
+    return [value for step, value in database.series(name) if step > skip]
+
+
+def _together(name: str, members: Sequence[Timing]) -> Timing:
+    steps = sum(member.steps for member in members)
+
+    def mean(column: str) -> dict[str, float]:
+        keys = dict.fromkeys(key for member in members for key in getattr(member, column))
+        return {key: sum(getattr(m, column).get(key, 0.0) * m.steps for m in members) / steps for key in keys}
+
+    return Timing(name=name, runs=len(members), steps=steps, seconds=mean("seconds"), counts=mean("counts"))
