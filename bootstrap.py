@@ -37,8 +37,8 @@ EXTRAS = {
     "demo": {"train"},
     "run": {"train"},
     "bench": {"train"},
-    "test": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
-    "check": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
+    "test": {"train", "tasks", "readability", "experience", "board", "serve", "tensorboard", "dev"},
+    "check": {"train", "tasks", "readability", "experience", "board", "serve", "tensorboard", "dev"},
     "faults": {"train", "dev"},
     "cluster": {"train", "dev", "serve"},
 }
