@@ -37,11 +37,13 @@ EXTRAS = {
     "demo": {"train"},
     "run": {"train"},
     "bench": {"train"},
-    "test": {"train", "tasks", "readability", "experience", "board", "serve", "tensorboard", "dev"},
-    "check": {"train", "tasks", "readability", "experience", "board", "serve", "tensorboard", "dev"},
+    "test": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
+    "check": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "faults": {"train", "dev"},
     "cluster": {"train", "dev", "serve"},
 }
+ALONE = {"tasks": "reasoning-gym", "instructions": "lm-eval"}
+"""Packages that are installed without their dependencies, by the extra that has them whole."""
 LINTED = ["src", "tests", "bootstrap.py", "recipes", "benchmarks"]
 
 
@@ -184,11 +186,11 @@ def install(extras: set[str], gpu: bool) -> set[str] | None:
     for attempt in attempts:
         target = f".[{','.join(sorted(attempt))}]"
         installed = uv and any(uv_install(["-e", target], env, flags) for flags in torch_flags(gpu, env))
-        if installed and install_tasks(attempt, lambda words: uv_install(words, env, [])):
+        if installed and install_alone(attempt, lambda words: uv_install(words, env, [])):
             return attempt
         say("installing with pip" + (", since uv did not manage" if uv else ""))
         installed = pip(["install", "-e", target], env)
-        if installed and install_tasks(attempt, lambda words: pip(["install", *words], env)):
+        if installed and install_alone(attempt, lambda words: pip(["install", *words], env)):
             return attempt
         if "gpu" in attempt:
             say("no GPU extras: vLLM did not install (it needs Linux and an NVIDIA driver >= 580)")
@@ -207,13 +209,16 @@ def uv_install(words: list[str], env: dict[str, str], flags: list[str]) -> bool:
     return subprocess.call(command, cwd=ROOT, env=env) == 0
 
 
-def install_tasks(extras: set[str], tool: Callable[[list[str]], bool]) -> bool:
-    """reasoning-gym without its dependencies: one must be compiled, and only a few generators need them.
+def install_alone(extras: set[str], tool: Callable[[list[str]], bool]) -> bool:
+    """Packages without their dependencies, unless their extra has installed those too.
 
-    The extra `tasks` has installed it with all of them.
+    Of reasoning-gym's, one must be compiled, and only a few generators need them. Of lm-eval, only the checks of
+    instructions are used, and they need none of its 500 MB.
     """
-    pin = re.search(r"reasoning-gym==[\w.]+", (ROOT / "pyproject.toml").read_text())
-    return pin is None or "tasks" in extras or tool(["--no-deps", pin.group()])
+    text = (ROOT / "pyproject.toml").read_text()
+    pins = {extra: re.search(rf"^{extra} = .*?({name}\S*?==[\w.]+)", text, re.M) for extra, name in ALONE.items()}
+    words = [re.sub(r"\[.*\]", "", pin[1]) for extra, pin in pins.items() if pin and extra not in extras]
+    return not words or tool(["--no-deps", *words])
 
 
 def torch_flags(gpu: bool, env: dict[str, str]) -> list[list[str]]:

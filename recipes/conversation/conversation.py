@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+
+from instruction_checks import CHECKS, occurrences, words_of
 
 Instruction = Mapping[str, Any]
 """{"id": of IFEval, "kwargs": its arguments}."""
@@ -55,6 +57,7 @@ HELD_OUT_TOPICS, HELD_OUT_VALUES = 14, 3
 TRAINED = ("no_comma", "at_most", "keyword", "ending", "forbidden", "lowercase")
 UNSEEN = ("sentences", "frequency")
 """Kinds of instructions that training never shows."""
+ENDINGS = ("Is that clear?", "That is all.", "Any questions?")
 COURTESY = re.compile(
     r"\b(you're welcome|you are welcome|my pleasure|glad|happy to|of course|certainly|thank you|thanks|please)\b", re.I
 )
@@ -117,7 +120,7 @@ def instruction(kind: str, topic: str, draw: _Draw) -> tuple[Instruction, str]:
     """An instruction of a kind for a topic, and the sentence that gives it."""
     word = draw.choice(f"{topic} word", TOPICS[topic])
     most = 10 + draw.number(f"{topic} most", 6)
-    ending = draw.choice(f"{topic} ending", ["Is that clear?", "That is all.", "Any questions?"])
+    ending = draw.choice(f"{topic} ending", ENDINGS)
     kinds: dict[str, tuple[str, dict[str, Any], str]] = {
         "no_comma": ("punctuation:no_comma", {}, "Do not use any commas."),
         "at_most": (
@@ -149,37 +152,6 @@ def instruction(kind: str, topic: str, draw: _Draw) -> tuple[Instruction, str]:
     return {"id": name, "kwargs": arguments}, text
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\w'’-]+", text.lower())
-
-
-def _count(text: str, word: str) -> int:
-    return len(re.findall(rf"\b{re.escape(word)}\b", text, re.I))
-
-
-def _compared(number: int, bound: int, relation: str) -> bool:
-    return number <= bound if relation == "at most" else number >= bound
-
-
-CHECKS: dict[str, Callable[..., bool]] = {
-    "punctuation:no_comma": lambda text: not re.search("[,،，、]", text),
-    "length_constraints:number_words": lambda text, num_words, relation: _compared(
-        len(_words(text)), num_words, relation
-    ),
-    "length_constraints:number_sentences": lambda text, num_sentences, relation: _compared(
-        len(re.findall(r"[.!?…]+(?=\s|$)", text.strip())), num_sentences, relation
-    ),
-    "keywords:existence": lambda text, keywords: all(_count(text, word) for word in keywords),
-    "keywords:forbidden_words": lambda text, forbidden_words: not any(_count(text, word) for word in forbidden_words),
-    "keywords:frequency": lambda text, keyword, frequency, relation: _compared(
-        _count(text, keyword), frequency, relation
-    ),
-    "startend:end_checker": lambda text, end_phrase: text.strip().lower().endswith(end_phrase.lower()),
-    "change_case:english_lowercase": lambda text: text.islower(),
-}
-"""Check of a reply by IFEval's id of the instruction."""
-
-
 def followed(
     completions: Sequence[str],
     instructions: Sequence[Sequence[Sequence[Instruction]]],
@@ -208,7 +180,7 @@ def sensible(
     values = []
     for replies, named in zip(_replies(completions, completion_turns, instructions), topics, strict=True):
         flags = [_tells(reply, topic) for reply, topic in zip(replies, named, strict=False)]
-        flags.append(bool(replies[-1].strip()) and len(_words(replies[-1])) <= MOST_WORDS and _whole(replies[-1]))
+        flags.append(bool(replies[-1].strip()) and len(words_of(replies[-1])) <= MOST_WORDS and _whole(replies[-1]))
         values.append(sum(flags) / len(flags))
     return values
 
@@ -226,7 +198,9 @@ def remembered(
         _replies(completions, completion_turns, instructions), answer, attribute, strict=True
     ):
         others = [other for other in FACTS.get(name, ()) if other != value]
-        values.append(float(_count(replies[-1], value) > 0 and not any(_count(replies[-1], other) for other in others)))
+        values.append(
+            float(occurrences(replies[-1], value) > 0 and not any(occurrences(replies[-1], other) for other in others))
+        )
     return values
 
 
@@ -280,14 +254,14 @@ def _arguments(item: Instruction) -> dict[str, Any]:
 
 
 def _tells(reply: str, topic: str) -> bool:
-    words = _words(reply)
+    words = words_of(reply)
     named = any(word.startswith(topic.removesuffix("s")) for word in words)
     return named and FEWEST_WORDS <= len(words) <= MOST_WORDS and len(set(words)) > FEWEST_WORDS - 1 and _whole(reply)
 
 
 def _whole(reply: str) -> bool:
     """True for text that ends as a sentence does, and does not say the same again and again."""
-    words = _words(reply)
+    words = words_of(reply)
     pairs = list(pairwise(words))
     loop = bool(pairs) and 1 - len(set(pairs)) / len(pairs) >= LOOPED
     return bool(re.search(r"[.!?…][\"”')]*$", reply.strip())) and not loop

@@ -18,7 +18,7 @@ from coterie.errors import install_command
 try:
     import textstat
 except ImportError as error:
-    raise ImportError(f"lessons need textstat, which is not installed: {install_command('readability')}") from error
+    raise ImportError(f"lessons need textstat, which is not installed: {install_command('train')}") from error
 
 THINGS = (
     "apples", "balls", "boats", "bottles", "books", "boxes", "cakes", "candles", "cards", "chairs", "coins", "cups",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from recipe_modules import recipe
 
+checks = recipe("conversation", "instruction_checks")  # which the next one imports
 conversation = recipe("conversation", "conversation")
+agreement = recipe("conversation", "agreement")
 FACTS = {"topics": ["rivers", "bread"], "attribute": "favourite colour", "answer": "green"}
 ASKED = [
     [{"id": "punctuation:no_comma", "kwargs": {}}],
@@ -43,7 +47,6 @@ def values(turns: list[str] | None, asked: list[Any] = ASKED) -> dict[str, float
     ("kind", "kwargs", "kept", "broken"),
     [
         ("punctuation:no_comma", {}, "Rivers run.", "Rivers, they run."),
-        ("punctuation:no_comma", {}, "Rivers run; they do.", "Rivers， they run."),
         (
             "length_constraints:number_words",
             {"num_words": 3, "relation": "at most"},
@@ -116,3 +119,55 @@ def test_held_out_conversations_share_no_topic_value_or_unseen_instruction() -> 
     asked[0][0]["kwargs"]["keywords"] = ["fish"]
     facts = {"topics": [["lakes", "sugar"]], "answer": ["fox"], "attribute": ["favourite animal"]}
     assert conversation.strict([""], [asked], completion_turns=[example], **facts) == [1]
+
+
+BATTERY = (
+    *GOOD, *(content for role, content in conversation.EXAMPLE if role == "assistant"),
+    "Rivers, like lakes, hold water.", "Seaside towns.", "The SEA!", "sea to sea", "That is all.", "is THAT clear?",
+    "Any questions? ", "Any questions? Bye.", "bread and butter", "A ride on a horse; a well-known bride.", "123!", "",
+)  # fmt: skip
+"""Replies on which the checks are compared."""
+
+
+@pytest.mark.parametrize("name", checks.FROM_PACKAGE)
+def test_the_checks_that_are_lm_evals_agree_with_the_own_ones(name: str) -> None:
+    pairs = [(text, kwargs) for text in BATTERY for kwargs in agreement.arguments(name)]
+    own = [checks.OWN[name](text, **kwargs) for text, kwargs in pairs]
+    assert own == [checks.CHECKS[name](text, **kwargs) for text, kwargs in pairs]
+    assert set(own) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kwargs", "own"),
+    [
+        ("keywords:existence", "Seaside.", {"keywords": ["sea"]}, False),  # lm-eval: also inside another word
+        ("keywords:existence", "It is axb.", {"keywords": ["a.b"]}, False),  # and as a pattern
+        ("keywords:frequency", "Seas, sea.", {"keyword": "sea", "frequency": 2, "relation": "at least"}, False),
+        ("length_constraints:number_words", "It isn't.", {"num_words": 2, "relation": "at most"}, True),
+        ("change_case:english_lowercase", "rivers run.", {}, True),  # by langdetect no English
+    ],
+)
+def test_where_lm_evals_checks_are_wrong_the_own_ones_are_used(
+    name: str, text: str, kwargs: dict[str, Any], own: bool
+) -> None:
+    assert checks.CHECKS[name] is checks.OWN[name]
+    assert checks.CHECKS[name](text, **kwargs) is own
+    assert checks.packaged(name)(text, **kwargs) is not own
+
+
+def test_agreement_names_the_replies_on_which_the_checks_differ(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    messages = [{"role": role, "content": text} for role, text in (("assistant", "No."), ("assistant", "Seaside."))]
+    rollouts = [{"completion": "Seaside.", "episode": messages, "turns": [{}]}, {"completion": "It isn't so."}]
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("\n".join(json.dumps(rollout) for rollout in rollouts), encoding="utf-8")
+    assert agreement.main([str(file)]) == 0
+    lines = capsys.readouterr().out
+    assert lines.startswith("2 replies, 2 different\n")
+    assert "punctuation:no_comma: 2 checks, own 2 followed, lm-eval 2, 0 differ" in lines
+    assert "own False: 'Seaside.' {'keywords': ['sea']}" in lines
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "lm_eval" else name)
+    with pytest.raises(ImportError, match=r"need lm_eval, not installed: pip install --no-deps lm-eval==0\.4\.13"):
+        checks._registry()

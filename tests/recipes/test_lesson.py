@@ -8,6 +8,7 @@ import pytest
 from recipe_modules import recipe
 
 lesson = recipe("teaching", "lesson")
+lesson_levels = recipe("teaching", "lesson_levels")
 PASSAGE = "Eva has 9 cups. Omar has 4 cups. Lena has 12 cups."
 SUM = "Eva has 9 cups. Omar has 4 cups. How many cups do they have together?"
 MORE = "Eva has 9 cups. Omar has 4 cups. How many more cups does Eva have than Omar?"
@@ -154,3 +155,12 @@ def test_worked_lessons_are_right_and_their_explanation_is_for_none_of_the_grade
             level = lesson.level(lesson.read(worked).explanation)
             assert abs(level - lesson.EXAMPLE_GRADE) < 3
             assert all(abs(level - grade) > lesson.NEAR for grade in lesson.GRADES)
+
+
+def test_levels_of_explanations_by_two_formulas() -> None:
+    text = lesson_levels.levels([PLAIN, "We put all of the hats in one box and add them.", "Add."])
+    assert text == (
+        "3 lessons, 67 % for grade 2, 0 % for grade 7; index 0.0, Coleman-Liau -1.4; 1 different explanations"
+    )
+    assert lesson_levels.levels(["", "Add."]) == "2 lessons, none with an explanation"
+    assert lesson_levels.parts([{"key": 1.0, "asked": 0.5}, {"key": 0.0, "asked": 1.0}]) == "key 50.0, asked 75.0"

@@ -1,0 +1,63 @@
+"""What a run's held-out lessons earn part by part, and for which grade their explanations are written.
+
+python recipes/teaching/lesson_levels.py runs/lesson-0 runs/lesson-1 runs/lesson-2
+
+The reward uses one readability formula. A second one, Coleman and Liau's, is no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import lesson
+import pyarrow.parquet
+
+
+def main(runs: list[str]) -> int:
+    """Print a few lines for each evaluation of the runs; the exit code."""
+    for run in runs:
+        for file in sorted((Path(run) / "evals").glob("step_*.parquet")):
+            columns = ["prompt", "completion", "reward_parts"]
+            rows = pyarrow.parquet.read_table(file, columns=columns).to_pylist()
+            print(f"{Path(run).name} {file.stem}: {parts([json.loads(row['reward_parts']) for row in rows])}")
+            texts = defaultdict(list)
+            for row in rows:
+                grade = re.findall(r"for grade (\d+)\.", json.loads(row["prompt"])[-1]["content"])[-1]
+                texts[int(grade)].append(lesson.read(row["completion"]).explanation)
+            for grade, explanations in sorted(texts.items()):
+                print(f"  grade {grade}: {levels(explanations)}")
+    return 0
+
+
+def parts(rewards: Sequence[dict[str, float]]) -> str:
+    """Mean of each part in per cent."""
+    return ", ".join(f"{name} {100 * mean(reward[name] for reward in rewards):.1f}" for name in rewards[0])
+
+
+def levels(explanations: Sequence[str]) -> str:
+    """Mean readability by two formulas, and how many of the explanations are different ones, whatever the names."""
+    said = [text for text in explanations if len(text.split()) >= lesson.FEWEST_WORDS]
+    if not said:
+        return f"{len(explanations)} lessons, none with an explanation"
+    index = mean(lesson.level(text) for text in said)
+    second = mean(lesson.textstat.textstat.coleman_liau_index(text) for text in said)
+    near = {
+        grade: sum(abs(lesson.level(text) - grade) <= lesson.NEAR for text in said) / len(explanations)
+        for grade in lesson.GRADES
+    }
+    shares = ", ".join(f"{100 * share:.0f} % for grade {grade}" for grade, share in near.items())
+    different = len({re.sub(r"\d+|\b[A-Z]\w+\b|\b\w+s\b", "", text) for text in said})
+    return (
+        f"{len(explanations)} lessons, {shares}; index {index:.1f}, Coleman-Liau {second:.1f}; "
+        f"{different} different explanations"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
