@@ -40,8 +40,8 @@ def replies(file: Path) -> list[str]:
 
 def _turns(rollout: dict[str, Any]) -> list[str]:
     messages = rollout.get("episode") or []
-    said = [message["content"] for message in messages if message.get("role") == "assistant"]
-    return said[-len(rollout["turns"]) :] if messages else []  # those before them are the worked conversation's
+    texts = [message["content"] for message in messages if message.get("role") == "assistant"]
+    return texts[-len(rollout["turns"]) :] if messages else []  # those before them are the worked conversation's
 
 
 def arguments(name: str) -> Iterator[dict[str, Any]]:
@@ -68,14 +68,15 @@ def compared(name: str, texts: list[str]) -> str:
     package = checks.packaged(name)
     pairs = [(text, kwargs) for text in texts for kwargs in arguments(name)]
     try:
-        seen = [(checks.OWN[name](text, **kwargs), package(text, **kwargs)) for text, kwargs in pairs]
+        flags = [(checks.OWN[name](text, **kwargs), package(text, **kwargs)) for text, kwargs in pairs]
     except LookupError as error:
         return f"cannot run: {next(line.strip() for line in str(error).splitlines() if 'Resource' in line)}"
-    own, others = (sum(values) for values in zip(*seen, strict=True))
-    differ = [(pair, flags) for pair, flags in zip(pairs, seen, strict=True) if flags[0] != flags[1]]
-    examples = "".join(f"\n    own {flags[0]}: {text!r} {kwargs}" for (text, kwargs), flags in differ[:3])
+    kept, kept_by_package = (sum(values) for values in zip(*flags, strict=True))
+    differ = [(pair, two) for pair, two in zip(pairs, flags, strict=True) if two[0] != two[1]]
+    examples = "".join(f"\n    own {two[0]}: {text!r} {kwargs}" for (text, kwargs), two in differ[:3])
     share = 100 * len(differ) / len(pairs)
-    return f"{len(pairs)} checks, own {own} followed, lm-eval {others}, {len(differ)} differ ({share:.2f} %){examples}"
+    followed = f"own {kept} followed, lm-eval {kept_by_package}"
+    return f"{len(pairs)} checks, {followed}, {len(differ)} differ ({share:.2f} %){examples}"
 
 
 if __name__ == "__main__":

@@ -107,11 +107,11 @@ class Lesson:
 
     def strays(self, thing: str) -> bool:
         """True for a problem with a number or a name outside of its facts, or a fact about another thing."""
-        found = _FACT.findall(self.problem)
-        things = {word for *_, word in found if word} - {"and", "in"}
+        statements = _FACT.findall(self.problem)
+        things = {word for *_, word in statements if word} - {"and", "in"}
         return (
-            sorted(re.findall(r"\d+", self.problem)) != sorted(number for _, number, _ in found)
-            or not _names(self.problem) <= {name for name, _, _ in found}
+            sorted(re.findall(r"\d+", self.problem)) != sorted(number for _, number, _ in statements)
+            or not _names(self.problem) <= {name for name, _, _ in statements}
             or not things <= {thing}
         )
 
@@ -251,7 +251,7 @@ def explained(
             lesson.tidy and _whole(lesson.explanation),
             any(re.search(rf"\b{word}", lesson.explanation) for word in (noun[:-1], *facts)),
             OPERATION_WORDS[kind].search(lesson.explanation) is not None,
-            _own(lesson.explanation, messages),
+            _in_own_words(lesson.explanation, messages),
             bool(lesson.explanation)
             and set(re.findall(r"\d+", lesson.explanation)) <= numbers
             and _names(lesson.explanation) <= set(facts),
@@ -262,9 +262,9 @@ def explained(
 
 def copied(text: str, messages: Sequence[Mapping[str, str]]) -> float:
     """Share of a text's runs of four words that stand in one of the messages."""
-    seen = {run for message in messages for run in _runs(message["content"])}
+    requested = {run for message in messages for run in _runs(message["content"])}
     runs = _runs(text)
-    return sum(run in seen for run in runs) / max(len(runs), 1)
+    return sum(run in requested for run in runs) / max(len(runs), 1)
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
@@ -276,7 +276,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[\w'’-]+", text.lower())
 
 
-def _own(text: str, messages: Sequence[Mapping[str, str]]) -> bool:
+def _in_own_words(text: str, messages: Sequence[Mapping[str, str]]) -> bool:
     """True for 6 to 30 words of which fewer than half are copied."""
     return FEWEST_WORDS <= len(_words(text)) <= MOST_WORDS and copied(text, messages) < 0.5
 
@@ -304,7 +304,7 @@ def readable(
     for text, messages, stated in zip(completions, prompts, grade, strict=True):
         explanation = read(text).explanation
         value = min(1.0, max(0.0, (FAR - abs(level(explanation) - stated)) / (FAR - NEAR)))
-        values.append(value if _own(explanation, messages) else 0.0)
+        values.append(value if _in_own_words(explanation, messages) else 0.0)
     return values
 
 
@@ -316,8 +316,8 @@ def faithful(
     values = []
     for text, given, noun, pair in zip(completions, passage, thing, people, strict=True):
         lesson = read(text)
-        stated, known = set(lesson.facts), told(given)
-        true = stated & {fact for fact in known if fact[0] in pair}
+        stated, facts = set(lesson.facts), told(given)
+        true = stated & {fact for fact in facts if fact[0] in pair}
         whole = len(true) == len(pair) and stated == true and not lesson.strays(noun)
         values.append(1.0 if whole else 0.5 * bool(true))
     return values

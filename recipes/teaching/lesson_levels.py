@@ -42,17 +42,17 @@ def parts(rewards: Sequence[dict[str, float]]) -> str:
 
 def levels(explanations: Sequence[str]) -> str:
     """Mean readability by two formulas, and how many of the explanations are different ones, whatever the names."""
-    said = [text for text in explanations if len(text.split()) >= lesson.FEWEST_WORDS]
-    if not said:
+    readable = [text for text in explanations if len(text.split()) >= lesson.FEWEST_WORDS]
+    if not readable:
         return f"{len(explanations)} lessons, none with an explanation"
-    index = mean(lesson.level(text) for text in said)
-    second = mean(lesson.textstat.textstat.coleman_liau_index(text) for text in said)
+    index = mean(lesson.level(text) for text in readable)
+    second = mean(lesson.textstat.textstat.coleman_liau_index(text) for text in readable)
     near = {
-        grade: sum(abs(lesson.level(text) - grade) <= lesson.NEAR for text in said) / len(explanations)
+        grade: sum(abs(lesson.level(text) - grade) <= lesson.NEAR for text in readable) / len(explanations)
         for grade in lesson.GRADES
     }
     shares = ", ".join(f"{100 * share:.0f} % for grade {grade}" for grade, share in near.items())
-    different = len({re.sub(r"\d+|\b[A-Z]\w+\b|\b\w+s\b", "", text) for text in said})
+    different = len({re.sub(r"\d+|\b[A-Z]\w+\b|\b\w+s\b", "", text) for text in readable})
     return (
         f"{len(explanations)} lessons, {shares}; index {index:.1f}, Coleman-Liau {second:.1f}; "
         f"{different} different explanations"

@@ -132,13 +132,13 @@ BATTERY = (
 @pytest.mark.parametrize("name", checks.FROM_PACKAGE)
 def test_the_checks_that_are_lm_evals_agree_with_the_own_ones(name: str) -> None:
     pairs = [(text, kwargs) for text in BATTERY for kwargs in agreement.arguments(name)]
-    own = [checks.OWN[name](text, **kwargs) for text, kwargs in pairs]
-    assert own == [checks.CHECKS[name](text, **kwargs) for text, kwargs in pairs]
-    assert set(own) == {True, False}
+    flags = [checks.OWN[name](text, **kwargs) for text, kwargs in pairs]
+    assert flags == [checks.CHECKS[name](text, **kwargs) for text, kwargs in pairs]
+    assert set(flags) == {True, False}
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "kwargs", "own"),
+    ("name", "text", "kwargs", "flag"),
     [
         ("keywords:existence", "Seaside.", {"keywords": ["sea"]}, False),  # lm-eval: also inside another word
         ("keywords:existence", "It is axb.", {"keywords": ["a.b"]}, False),  # and as a pattern
@@ -148,11 +148,11 @@ def test_the_checks_that_are_lm_evals_agree_with_the_own_ones(name: str) -> None
     ],
 )
 def test_where_lm_evals_checks_are_wrong_the_own_ones_are_used(
-    name: str, text: str, kwargs: dict[str, Any], own: bool
+    name: str, text: str, kwargs: dict[str, Any], flag: bool
 ) -> None:
     assert checks.CHECKS[name] is checks.OWN[name]
-    assert checks.CHECKS[name](text, **kwargs) is own
-    assert checks.packaged(name)(text, **kwargs) is not own
+    assert checks.CHECKS[name](text, **kwargs) is flag
+    assert checks.packaged(name)(text, **kwargs) is not flag
 
 
 def test_agreement_names_the_replies_on_which_the_checks_differ(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

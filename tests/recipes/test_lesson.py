@@ -87,9 +87,9 @@ def test_a_lesson_out_of_form_is_not_perfect(text: str) -> None:
     ],
 )
 def test_a_problem(problem: str, key: str, values: list[float]) -> None:
-    seen = parts(written(problem, key))
-    assert [seen[name] for name in ("faithful", "key", "asked")] == values
-    assert seen["perfect"] == (min(values) == 1)
+    values_by_part = parts(written(problem, key))
+    assert [values_by_part[name] for name in ("faithful", "key", "asked")] == values
+    assert values_by_part["perfect"] == (min(values) == 1)
 
 
 @pytest.mark.parametrize(
