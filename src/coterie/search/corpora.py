@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from coterie.data import assets
@@ -45,8 +46,12 @@ def index_of(name: str, *, note: Callable[[str], None] | None = None) -> Path:
 
 def _is_sound(path: Path) -> bool:
     """True if the file is there and whole; a damaged one is built again."""
-    if not path.is_file():
-        return False
+    return path.is_file() and _opens(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _opens(path: Path, changed: int) -> bool:
+    """Read and verified once a process: tools ask for their index at every search."""
     try:
         Index(path).close()
     except DataError:
