@@ -24,7 +24,7 @@ from coterie.types import PASS, POOLED, EvalResult, Rollout
 
 STAGES = "pipeline.toml"
 """File of a recipe of several stages."""
-TASKS = {"search": "search/config.toml", "stages": f"r1-search/{STAGES}", "sums": "demo/config.toml"}
+TASKS = {"search": "search/config.toml", "stages": f"r1/{STAGES}", "sums": "demo/config.toml"}
 """Task of the demo → its recipe; the first is the default."""
 
 
@@ -69,11 +69,13 @@ def _run_stages(callback: Callback, source: Path, *, seed: int, overrides: Seque
     """Run a pipeline below the working folder's `runs`; the same call again goes on where it was."""
     settings = load(["--seed", str(seed), *overrides], env={}).config.model_dump(exclude_unset=True)
     table: dict[str, Any] = read_toml(source)
+    runs = settings.pop("runs", "runs")
+    given = {".".join(path): value for path, value in flatten(settings)}
     table |= {
         "name": f"{source.parent.name}-{seed}",
-        "runs": settings.pop("runs", "runs"),
+        "runs": runs,
         "files": [str(source.parent / file) for file in table["files"]],
-        "settings": {**table.get("settings", {}), **{".".join(path): value for path, value in flatten(settings)}},
+        "settings": {"module_path": [str(source.parent)], **table.get("settings", {}), **given},
     }
     folder = run_pipeline(table, callback)
     for line in stages_summary(folder, table):

@@ -26,10 +26,12 @@ from coterie.rewards import registry
 from coterie.stages.pipeline import Pipeline
 from coterie.sweep.grid import cells, parse_arms, parse_seeds, parse_vary
 
-FACTS, QUESTIONS = "geonames-facts", ("coterie.data.geonames:questions", "library:rows")
-"""The asset that recipes search, and what asks about it: both checked where it has been fetched."""
+FACTS = "geonames-facts"
+"""The asset that recipes search, checked where it has been fetched, as is what asks about it."""
+QUESTIONS = ("coterie.data.geonames:questions", "episodes:worked", "library:rows", "library:worked")
 SETTINGS_VERBS = ("demo", "train", "sft", "distill", "eval", "drift", "rollout", "validate", "print")
 RECIPES = sorted((ROOT / "recipes").glob("*/config.toml"))
+PIPELINES = sorted((ROOT / "recipes").glob("*/pipeline.toml"))
 
 
 @pytest.fixture
@@ -100,6 +102,18 @@ def test_recipes_load_and_have_a_page(file: Path) -> None:
         assert f"`{getattr(source, 'name', source.type)}`" in page
         if isinstance(source, ReasoningGymSource):
             assert len(list(tasks.items(source.name, source.params, 2, source.seed))) == 2
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.parent.name)
+def test_pipelines_of_recipes_load_and_have_a_page(file: Path) -> None:
+    pipeline = Pipeline(config=load_pipeline(file)[0], place=file.parent)
+    for stage in pipeline.config.stage:
+        check_names(pipeline.config_of(stage))
+    for evaluation in pipeline.config.evaluation:
+        config = pipeline.config.evaluation_config(evaluation, file.parent)
+        check_names(config)
+        assert config.data.heldout
+    assert f"recipes/{file.parent.name}/pipeline.toml" in (file.parent / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[tuple[str, list[str]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,16 @@ from coterie.config.toml import dumps
 from coterie.errors import ConfigError
 from runs_for_tests import Watch, importable, make_config
 
+TALKS = """
+def rows():
+    return [{"prompt": f"how many legs {k}?", "completion": "the a"} for k in range(60, 80)]
+"""
+
 
 def pipeline(root: Path) -> dict[str, Any]:
-    """A fine-tuning whose settings stand in a file, in the pipeline and in its stage."""
+    """A fine-tuning on the rows of a function, whose settings stand in a file, in the pipeline and in its stage."""
     make_config(root)
-    talks = [{"prompt": f"how many legs {k}?", "completion": "the a"} for k in range(60, 80)]
-    (root / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+    (root / "tiny/talks.py").write_text(TALKS, encoding="utf-8")
     shared = {
         "model": {"name": str(root / "model")}, "sampling": {"max_tokens": 8},
         "collect": {"prompts_per_step": 2, "group_size": 2}, "eval": {"samples": 1, "k": 1},
@@ -28,12 +31,12 @@ def pipeline(root: Path) -> dict[str, Any]:
     }  # fmt: skip
     (root / "shared.toml").write_text(dumps(shared), encoding="utf-8")
     unseen = {"data.heldout": [{"type": "file", "path": str(root / "heldout.jsonl")}]}
-    talks_file = {"type": "file", "path": str(root / "talks.jsonl")}
+    talks = {"type": "python", "target": "talks:rows"}
     return {
         "files": ["shared.toml"],
         "settings": {"sampling": {"max_tokens": 6}},
         "evaluation": [{"name": "easy", "settings": unseen}],
-        "stage": [{"name": "cold", "kind": "sft", "settings": {"steps": 1, "data.train": [talks_file]}}],
+        "stage": [{"name": "cold", "kind": "sft", "settings": {"steps": 1, "data.train": [talks]}}],
     }  # fmt: skip
 
 
