@@ -327,3 +327,13 @@ def test_a_database_of_the_first_format_gets_its_hashes(path):
     changed(path, "UPDATE metrics SET value = 1")
     with MetricsDB(path) as db:
         assert db.damage() == ["metrics of step 1"]
+
+
+def test_all_series_are_those_of_each_name(db):
+    db.record(2, {"loss": 0.25, "groups/solved": 0.5})  # a former name, of an older run
+    db.record(1, {"loss": 0.5, "reward/mean": 1})
+    db.record(3, {"groups/all_correct": 0.75, "loss": 0.125})
+    series = db.all_series()
+    assert list(series) == db.names()
+    assert series == {name: db.series(name) for name in db.names()}
+    assert series["loss"] == [(1, 0.5), (2, 0.25), (3, 0.125)]

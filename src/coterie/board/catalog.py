@@ -41,6 +41,7 @@ class Catalogue:
         self.root = root.resolve().parent if self.single else root
         self._lock = threading.Lock()
         self._answers: OrderedDict[Hashable, tuple[Signature, Any]] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
         self._signatures: dict[str, tuple[float, Signature]] = {}
 
     def runs(self) -> dict[str, Path]:
@@ -80,25 +81,37 @@ class Catalogue:
         return {name: self.signature(name) for name in self.runs()}
 
     def kept(self, name: str, what: Hashable, make: Callable[[Path], Answer]) -> Answer:
-        """The answer to a question about a run: made anew only after the run changed."""
-        signature, key = self.signature(name), (name, what)
+        """The answer to a question about a run: made anew only after the run changed, and once for all who ask at the
+        same time."""
+        key = (name, what)
         with self._lock:
-            kept = self._answers.get(key)
-            if kept is not None and kept[0] == signature:
-                self._answers.move_to_end(key)
-                return kept[1]
-        answer = make(self.path(name))
-        with self._lock:
-            self._answers[key] = (signature, answer)
-            self._answers.move_to_end(key)
-            while len(self._answers) > KEPT:
-                self._answers.popitem(last=False)
-        return answer
+            making = self._making.setdefault(key, threading.Lock())
+        try:
+            with making:
+                signature = self.signature(name)
+                with self._lock:
+                    kept = self._answers.get(key)
+                    if kept is not None and kept[0] == signature:
+                        self._answers.move_to_end(key)
+                        return kept[1]
+                answer = make(self.path(name))
+                with self._lock:
+                    self._answers[key] = (signature, answer)
+                    self._answers.move_to_end(key)
+                    while len(self._answers) > KEPT:
+                        self._answers.popitem(last=False)
+                return answer
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
+    """Time and size of a file; None for one that is absent, or the empty log that SQLite makes for its readers."""
     try:
         facts = file.stat()
     except OSError:
+        return None
+    if file.name.endswith("-wal") and not facts.st_size:
         return None
     return facts.st_mtime_ns, facts.st_size

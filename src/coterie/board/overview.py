@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coterie.board.catalog import Catalogue
 from coterie.board.meanings import meaning_of, meanings
 from coterie.config.layers import flatten
@@ -21,9 +23,12 @@ from coterie.types import PASS, POOLED, EvalResult, overall
 
 SPARK = 48
 """Points of a small curve."""
-DRAWN = 800
-"""Points of a curve, at most: of a longer one the lowest and the highest of each stretch, so that no spike is lost."""
+DRAWN, DIGITS = 400, 6
+"""Points of a curve, at most, and their digits: of a longer one the lowest and the highest of each stretch, so that no
+spike is lost."""
 LAST_EVENTS = 500
+PATIENCE = 0.15
+"""Seconds of a part of the check of all metrics."""
 LOSS = "loss"
 """Metric of a fine-tuning, which has no training reward."""
 
@@ -110,7 +115,7 @@ def flat_config(path: Path) -> dict[str, Any]:
 
 def run_page(path: Path) -> dict[str, Any]:
     """All of one run but its curves: progress, held-out results, events, machine, settings, what is stored."""
-    summary = inspect.summary(path)
+    summary = inspect.summary(path, verify=False)
     page: dict[str, Any] = {
         "name": path.name,
         "path": str(path.absolute()),
@@ -169,12 +174,16 @@ def _evaluation(result: EvalResult, metric: str) -> dict[str, Any]:
     }
 
 
-def curves(path: Path) -> dict[str, Any]:
-    """Every metric as [steps, values] with its meaning, in the order of the page that explains them."""
+def all_series(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run as (step, value); none where nothing was recorded."""
     if not (path / "metrics.sqlite").is_file():
-        return {"metrics": [], "clock": {}}
+        return {}
     with MetricsDB.reader(path / "metrics.sqlite") as database:
-        series = {name: database.series(name) for name in database.names()}
+        return database.all_series()
+
+
+def curves(series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
+    """Every metric as [steps, values] with its meaning, in the order of the page that explains them."""
     order = {id(row): place for place, row in enumerate(meanings())}
     metrics = []
     for name, points in series.items():
@@ -189,7 +198,7 @@ def curves(path: Path) -> dict[str, Any]:
                 "do": "" if row is None else row.do,
                 "place": [len(order) if row is None else order[id(row)], name],
                 "steps": steps,
-                "values": values,
+                "values": [float(f"{value:.{DIGITS}g}") for value in values],
             }
         )
     metrics.sort(key=lambda metric: metric["place"])
@@ -208,10 +217,24 @@ def _clock(series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
     return {"steps": [row[0] for row in clock], "seconds": [r[1] for r in clock], "rollouts": [r[2] for r in clock]}
 
 
-def findings(path: Path) -> dict[str, Any]:
+def damage(path: Path, cursor: str = "") -> dict[str, Any]:
+    """A part of the check of all metrics against their hashes, as far as `PATIENCE` allows.
+
+    Returns:
+        `damaged` records, and the cursor of the next part in `next`; None at the end.
+    """
+    file = path / "metrics.sqlite"
+    if not file.is_file():
+        return {"damaged": [], "next": None}
+    with MetricsDB.reader(file) as database:
+        damaged, following = database.damage_from(cursor, PATIENCE)
+    return {"damaged": damaged, "next": following}
+
+
+def findings(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
     """The doctor's findings in words, the most severe first."""
     try:
-        diagnosis = diagnose(path)
+        diagnosis = diagnose(path, series)
     except RunError as error:
         return {"verdict": str(error), "findings": [], "passed": [], "skipped": [], "ended": ""}
     return {
@@ -280,9 +303,8 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, f
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most // 2))
-    chosen: list[tuple[int, float]] = []
-    for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        ends = {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
-        chosen += sorted(ends)
-    return chosen
+    values = np.asarray([value for _, value in points], dtype=np.float64)
+    stretches = np.pad(values, (0, -len(values) % size), mode="edge").reshape(-1, size)  # more of the last value
+    starts = np.arange(len(stretches)) * size
+    chosen = np.unique(np.concatenate([starts + stretches.argmin(axis=1), starts + stretches.argmax(axis=1)]))
+    return [points[place] for place in chosen.tolist()]

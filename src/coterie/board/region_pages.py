@@ -16,6 +16,8 @@ from coterie.text import safe_text
 
 STEPS = 120
 """Steps that are read of a longer run, evenly spread."""
+PROMPTS = 500
+"""Prompts of the table, those that were asked in the most steps."""
 REGIONS = 40
 """Regions that are shown, those with the most rollouts."""
 
@@ -29,24 +31,16 @@ def through_the_run(files: StepFiles, run: Path) -> dict[str, Any]:
     """
     folder = run / "rollouts"
     steps = spread(parquet.steps(folder), STEPS)
-    cells: dict[str, dict[str, dict[int, tuple[int, float | None, float | None]]]] = {
-        "region": defaultdict(dict),
-        "task": defaultdict(dict),
-    }
-    for step in steps:
-        try:
-            table = files.narrow(folder, step)
-        except RunError:
-            continue  # the page of rollouts names it
-        for by, rows in cells.items():
-            with readable():
-                measured = [("reward", "count"), ("reward", "mean"), ("expected", "mean")]
-                means = table.group_by([by], use_threads=False).aggregate(measured)
-            for row in means.to_pylist():
-                if row[by] is not None:
-                    rows[row[by]][step] = (row["reward_count"], row["reward_mean"], row["expected_mean"])
-    by = "region" if cells["region"] else "task"
-    return {"by": by, "steps": steps, "rows": _rows(cells[by], steps), "checkpoints": trees(run)}
+    table = files.together(folder, steps)
+    by = "region" if table["region"].null_count < len(table) else "task"
+    cells: dict[str, dict[int, tuple[int, float | None, float | None]]] = defaultdict(dict)
+    with readable():
+        measured = [("reward", "count"), ("reward", "mean"), ("expected", "mean")]
+        means = table.group_by([by, "step"], use_threads=False).aggregate(measured)
+    for row in means.to_pylist():
+        if row[by] is not None:
+            cells[row[by]][row["step"]] = (row["reward_count"], row["reward_mean"], row["expected_mean"])
+    return {"by": by, "steps": steps, "rows": _rows(cells, steps), "checkpoints": trees(run)}
 
 
 def _rows(
@@ -97,25 +91,12 @@ def tree(run: Path, step: int | None) -> dict[str, Any]:
 def prompts_through_the_run(files: StepFiles, run: Path, task: str = "") -> dict[str, Any]:
     """Mean reward of each prompt of the run's last steps, and how often it was asked: the map of prompts."""
     folder = run / "rollouts"
-    totals: dict[tuple[str, str], list[float]] = {}
-    for step in parquet.steps(folder)[-STEPS:]:
-        try:
-            table = files.narrow(folder, step)
-        except RunError:
-            continue
-        with readable():
-            table = table.filter(pc.field("task") == task) if task else table
-            means = table.group_by(["prompt_id", "task"], use_threads=False).aggregate(
-                [("reward", "count"), ("reward", "sum")]
-            )
-        for row in means.to_pylist():
-            total = totals.setdefault((row["prompt_id"], row["task"]), [0.0, 0.0, 0.0])
-            total[0] += row["reward_count"]
-            total[1] += row["reward_sum"] or 0.0
-            total[2] += 1
-    rows: list[dict[str, Any]] = [
-        {"prompt_id": name, "task": kind, "rollouts": int(count), "visits": int(visits), "reward": total / count}
-        for (name, kind), (count, total, visits) in totals.items()
-        if count
-    ]
-    return {"rows": sorted(rows, key=lambda row: (-row["visits"], row["reward"]))[:500]}
+    table = files.together(folder, parquet.steps(folder)[-STEPS:])
+    with readable():
+        table = table.filter(pc.field("task") == task) if task else table
+        measured = [("reward", "count"), ("reward", "mean"), ("step", "count_distinct")]
+        means = table.group_by(["prompt_id", "task"], use_threads=False).aggregate(measured)
+        means = means.select(["prompt_id", "task", "reward_count", "reward_mean", "step_count_distinct"])
+        means = means.rename_columns(["prompt_id", "task", "rollouts", "reward", "visits"])
+        means = means.filter(pc.field("rollouts") > 0).sort_by([("visits", "descending"), ("reward", "ascending")])
+    return {"rows": means.slice(0, PROMPTS).to_pylist()}

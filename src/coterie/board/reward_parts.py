@@ -49,13 +49,16 @@ def parts_together(run: Path) -> dict[str, Any]:
 def _rows(run: Path, steps: Sequence[int]) -> list[dict[str, float | None]]:
     """The parts of every rollout of the steps; none of a step whose file is damaged."""
     scores: list[dict[str, float | None]] = []
+    read_before: dict[str | None, dict[str, float | None]] = {}  # many rollouts have the same parts
     for step in steps:
         try:
-            table = read(parquet.path_of(run / "rollouts", step), ["rollout_id", "reward_parts"])
+            table = read(parquet.path_of(run / "rollouts", step), ["reward_parts"])
         except RunError:
             continue  # the page of rollouts names it
         for text in table["reward_parts"].to_pylist():
-            score = _score(text)
+            score = read_before.get(text)
+            if score is None:
+                score = read_before[text] = _score(text)
             if score:
                 scores.append(score)
     return scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ EVERY = 1.0
 """Seconds between two looks for changes."""
 TRY, CANCEL = "/api/try", "/api/try/cancel"
 """The only addresses that take POST, where models may be tried."""
+LARGE, WRITTEN = 20_000, 32
+"""Bytes from which on the JSON of an answer is kept, and how many are."""
 LARGEST = 256 * 1024
 """Bytes of a request's body."""
 ALIVE = 15.0
@@ -57,6 +60,8 @@ class Answers:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self.files = rollout_pages.StepFiles()
+        self.written: OrderedDict[tuple[str, ...], tuple[Any, bytes]] = OrderedDict()
+        """Question and words → the answer and its JSON: an answer that is kept is written once."""
 
     def runs(self, words: Mapping[str, str]) -> Any:
         return overview.run_list(self.catalogue) | {"version": __version__, "single": self.catalogue.single}
@@ -68,10 +73,16 @@ class Answers:
         return self.catalogue.kept(words["run"], "page", overview.run_page) | {"name": words["run"]}
 
     def curves(self, words: Mapping[str, str]) -> Any:
-        return self.catalogue.kept(words["run"], "curves", overview.curves)
+        series = self.series(words["run"])
+        return self.catalogue.kept(words["run"], "curves", lambda _: overview.curves(series()))
+
+    def damage(self, words: Mapping[str, str]) -> Any:
+        cursor = words.get("from", "")
+        return self.catalogue.kept(words["run"], ("damage", cursor), lambda run: overview.damage(run, cursor))
 
     def doctor(self, words: Mapping[str, str]) -> Any:
-        return self.catalogue.kept(words["run"], "doctor", overview.findings)
+        series = self.series(words["run"])
+        return self.catalogue.kept(words["run"], "doctor", lambda run: overview.findings(run, series()))
 
     def parts(self, words: Mapping[str, str]) -> Any:
         return self.catalogue.kept(words["run"], "parts", reward_parts.parts_together)
@@ -112,6 +123,10 @@ class Answers:
 
         return self.catalogue.kept(words["run"], "map", read)
 
+    def series(self, name: str) -> Callable[[], dict[str, list[tuple[int, float]]]]:
+        """What reads all metrics of a run, for whoever asks first."""
+        return lambda: self.catalogue.kept(name, "series", overview.all_series)
+
     def texts(self, name: str) -> TokenTexts:
         """The decoder of a run's tokens."""
         return self.catalogue.kept(name, "texts", token_texts)
@@ -122,6 +137,7 @@ QUESTIONS: dict[str, Callable[[Answers, Mapping[str, str]], Any]] = {
     "compare": Answers.compare,
     "run": Answers.run,
     "curves": Answers.curves,
+    "damage": Answers.damage,
     "doctor": Answers.doctor,
     "parts": Answers.parts,
     "rollouts": Answers.rollouts,
@@ -189,7 +205,7 @@ def application(
             *([] if trials is None else trial_routes(catalogue, trials)),
             Route("/api/{question}", answer, methods=["GET"]),
         ],
-        middleware=[guard, Middleware(GZipMiddleware, minimum_size=2000)],
+        middleware=[guard, Middleware(GZipMiddleware, minimum_size=2000, compresslevel=6)],
     )
 
 
@@ -261,11 +277,24 @@ def respond(answers: Answers, question: str, words: Mapping[str, str]) -> Respon
     if question not in ("runs", "compare") and "run" not in words:
         return _json({"error": f"{question} takes run=NAME"}, 400)
     try:
-        return _json(QUESTIONS[question](answers, words))
+        return _written(answers, (question, *sorted(map(str, words.items()))), QUESTIONS[question](answers, words))
     except CoterieError as error:
         return _json({"error": str(error)}, 404)
     except (OSError, ValueError, KeyError, TypeError) as error:  # a foreign or half-written file
         return _json({"error": f"the records cannot be read: {type(error).__name__}: {error}"}, 500)
+
+
+def _written(answers: Answers, key: tuple[str, ...], value: Any) -> Response:
+    """The answer as JSON, which a large one is turned into once as long as it is kept."""
+    before = answers.written.get(key)
+    if before is not None and before[0] is value:
+        return Response(before[1], media_type="application/json")
+    response = _json(value)
+    if len(response.body) >= LARGE:
+        answers.written[key] = (value, bytes(response.body))
+        while len(answers.written) > WRITTEN:
+            answers.written.popitem(last=False)
+    return response
 
 
 def _json(value: Any, status: int = 200) -> Response:

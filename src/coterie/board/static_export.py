@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def _records(catalogue: Catalogue, name: str, steps: int) -> Iterator[tuple[str,
     yield from ask("runs")
     for question in ("run", "curves", "doctor", "regions", "prompts", "map", "parts"):
         yield from ask(question, run=name)
+    with suppress(CoterieError):
+        yield answer_key("damage", {"run": name}), _damage(answers, name)
     regions = answers.regions({"run": name})
     for step in regions["checkpoints"]:
         yield from ask("tree", run=name, step=step)
@@ -94,6 +97,17 @@ def _records(catalogue: Catalogue, name: str, steps: int) -> Iterator[tuple[str,
         yield from ask("group", run=name, step=step, prompt=prompt)
     for row in rows:
         yield from ask("rollout", run=name, step=row["step"], id=row["rollout_id"])
+
+
+def _damage(answers: Any, name: str) -> dict[str, Any]:
+    """All parts of the check of the metrics as one."""
+    damaged: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        part = answers.damage({"run": name, "from": cursor})
+        damaged += part["damaged"]
+        cursor = part["next"]
+    return {"damaged": damaged, "next": None}
 
 
 def _of_step(answers: Any, name: str, step: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,16 @@ class Diagnosis:
     unjudged: tuple[SkippedRule, ...]
 
 
-def diagnose(path: Path) -> Diagnosis:
-    """Examine a run, also while it trains."""
+def diagnose(path: Path, series: Mapping[str, Sequence[tuple[int, float]]] | None = None) -> Diagnosis:
+    """Examine a run, also while it trains.
+
+    Args:
+        series: all metrics where they were read already, as `MetricsDB.all_series` gives them.
+    """
     run = RunDirectory.at(path)
     if not run.metrics.exists():
         raise RunError(f"{run.path} has no metrics yet: there is nothing to diagnose before the first step")
-    record, ended = read_record(run)
+    record, ended = read_record(run, series)
     examination = examine(record)
     steps = max((len(series) for series in record.series.values()), default=0)
     return Diagnosis(
@@ -59,13 +63,15 @@ def diagnose(path: Path) -> Diagnosis:
     )
 
 
-def read_record(run: RunDirectory) -> tuple[Record, str]:
+def read_record(
+    run: RunDirectory, series: Mapping[str, Sequence[tuple[int, float]]] | None = None
+) -> tuple[Record, str]:
     """The run's record, and the message of the stop rule that ended it (empty when none did)."""
     with MetricsDB.reader(run.metrics) as database:
         before, after = ends(database)
         collapses = database.events(COLLAPSE)
         record = Record(
-            series={name: Series.of(name, database.series(name)) for name in database.names()},
+            series={name: Series.of(name, points) for name, points in (series or database.all_series()).items()},
             evals=tuple(comparable(database)),
             paired=compare(database, before, database, after) if after else {},
             config=run.read_config(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,11 +87,12 @@ class RunSummary:
     """Files that could not be read, with the reason."""
 
 
-def summary(path: Path, *, tests: bool = True) -> RunSummary:
+def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummary:
     """Summary of a run's folder.
 
     Args:
         tests: fill in `paired`, which takes a moment.
+        verify: compare all metrics with their hashes too (with `tests` alone).
 
     Raises:
         RunError: `path` is not a run. A damaged file of one goes into `problem` instead.
@@ -106,7 +108,7 @@ def summary(path: Path, *, tests: bool = True) -> RunSummary:
     if run.metrics.exists():
         try:
             measured = _measured(run.metrics, tests)
-            problems += _damage(run.metrics) if tests else []
+            problems += _damage(run.metrics) if tests and verify else []
         except RunError as error:
             problems.append(str(error))
     steps = config.get("steps")
@@ -348,12 +350,20 @@ def _tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; a link counts as the file that it leads to."""
     total = 0
-    for file in folder.rglob("*"):
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0  # a running training removed it meanwhile
+    for entry in entries:
         try:
-            total += file.stat().st_size if file.is_file() else 0
+            if entry.is_dir(follow_symlinks=False):
+                total += _size(Path(entry.path))
+            elif entry.is_file():
+                total += entry.stat().st_size
         except FileNotFoundError:
-            continue  # a running training removed it meanwhile
+            continue
     return total
 
 

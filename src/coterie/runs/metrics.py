@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -106,15 +107,26 @@ def seal(db: sqlite3.Connection, kind: str, key: int) -> None:
 def damaged(db: sqlite3.Connection, version: int = VERSION) -> list[str]:
     """Records that do not match their hash, have none, or are gone, e.g. `metrics of step 12`; none in format 1, which
     had no hashes."""
+    digests, records = recorded(db, version)
+    mismatches = [place for place in records if not intact(db, digests, *place)]
+    return [f"{kind} {key}" for kind, key in sorted(mismatches, key=str)]
+
+
+def recorded(db: sqlite3.Connection, version: int = VERSION) -> tuple[dict[tuple[str, int], str], set[tuple[str, int]]]:
+    """Stored hashes by record, and all records (kind, key) that should have one; none in format 1."""
     if version < 2:
-        return []
+        return {}, set()
     digests = {(kind, key): digest for kind, key, digest in db.execute("SELECT * FROM digests")}
     records = set(digests)
     for kind, (keys, _) in _HASHED.items():
         if kind != REWARD_OF_STEP or version >= 3:
             records |= {(kind, key) for (key,) in db.execute(keys)}
-    mismatches = [place for place in records if place[0] not in _HASHED or digests.get(place) != _digest(db, *place)]
-    return [f"{kind} {key}" for kind, key in sorted(mismatches, key=str)]
+    return digests, records
+
+
+def intact(db: sqlite3.Connection, digests: Mapping[tuple[str, int], str], kind: str, key: int) -> bool:
+    """True where a record is of a known kind and matches its hash."""
+    return kind in _HASHED and digests.get((kind, key)) == _digest(db, kind, key)
 
 
 def _digest(db: sqlite3.Connection, kind: str, key: int) -> str:
@@ -267,6 +279,30 @@ class MetricsDB:
         with self._named("verify"), self._snapshot():
             return damaged(self._db, self._db.execute("PRAGMA user_version").fetchone()[0])
 
+    def damage_from(self, cursor: str, seconds: float) -> tuple[list[str], str | None]:
+        """A part of what `damage` finds, in about so many seconds.
+
+        Args:
+            cursor: that of the part before, empty for the first.
+
+        Returns:
+            The damaged records, and the cursor of the next part; None at the end.
+        """
+        deadline = time.monotonic() + seconds
+        with self._named("verify"), self._snapshot():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            digests, records = recorded(self._db, version)
+            mismatches: list[str] = []
+            for kind, key in sorted(records):
+                place = f"{kind}:{key:012d}"
+                if place < cursor:
+                    continue
+                if time.monotonic() > deadline:
+                    return mismatches, place
+                if not intact(self._db, digests, kind, key):
+                    mismatches.append(f"{kind} {key}")
+        return mismatches, None
+
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
         return sorted({metric_name(name) for (name,) in self._rows("SELECT DISTINCT name FROM metrics")})
@@ -276,6 +312,20 @@ class MetricsDB:
         return self._rows(
             "SELECT step, value FROM metrics WHERE name IN (?, ?) ORDER BY step", name, former_metric_name(name)
         )
+
+    def all_series(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric in the order of steps, the names sorted: one pass over the table, where `series`
+        looks up each value."""
+        stored: dict[str, list[tuple[int, float]]] = {}
+        for step, name, value in self._rows("SELECT step, name, value FROM metrics ORDER BY step"):
+            points = stored.get(name)
+            if points is None:
+                points = stored[name] = []
+            points.append((step, value))
+        series: dict[str, list[tuple[int, float]]] = {}
+        for name in sorted(stored):
+            series.setdefault(metric_name(name), []).extend(stored[name])
+        return {name: sorted(series[name], key=itemgetter(0)) for name in sorted(series)}
 
     def step_metrics(self, step: int) -> dict[str, float]:
         """All metrics of one step."""

@@ -19,9 +19,28 @@ function Run({ name }) {
   const state = useAnswer("run", { run: name }, name);
   return html`<${RunHead} name=${name} tab="overview" /><h1>${name}</h1>
     <${Answer} state=${state}>${(run) => html`<${RunFacts} run=${run} />`}<//>
+    <${Damage} name=${name} />
     <${Findings} name=${name} />
     <${Metrics} name=${name} evals=${state.value ? state.value.evals : []} />
     <${Answer} state=${state}>${(run) => html`<${RunRest} run=${run} />`}<//>`;
+}
+
+/** Metrics that do not match their hash; the board checks all of them, a part with each question. */
+function Damage({ name }) {
+  const [damaged, setDamaged] = useState([]);
+  useEffect(() => {
+    let gone = false;
+    const check = async () => {
+      for (let cursor = ""; cursor !== null && !gone; ) {
+        const part = await get("damage", { run: name, from: cursor });
+        if (!gone && part.damaged.length) setDamaged((before) => [...before, ...part.damaged]);
+        cursor = part.next;
+      }
+    };
+    check().catch(() => {}); // what cannot be read at all is told above
+    return () => (gone = true);
+  }, [name]);
+  return !!damaged.length && html`<p class="problem" role="alert">metrics.sqlite is damaged: ${damaged.slice(0, 4).join(", ")}${damaged.length > 4 ? ` and ${damaged.length - 4} more` : ""} do not match their hash</p>`;
 }
 
 function RunFacts({ run }) {
