@@ -46,7 +46,7 @@ LAYERS = [
 """From the ground up; parts of one layer do not import each other."""
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 LIGHT = ["cli.main", "config.load", "config.show", "machine", "console", "types", "batches.pack", "callbacks"]
-LIGHT += ["api.verbs", "api.functions", "api.inputs", "api.run", "compat.trl"]
+LIGHT += ["api.verbs", "api.functions", "api.inputs", "api.run", "compat.trl", "board.routes", "board.regions"]
 FILES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
 
 

@@ -12,14 +12,8 @@ from attempts import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie.algo.gae import (
-    binary_value_loss,
-    credit_with_critic,
-    explained_variance,
-    gae,
-    policy_lam,
-    squared_value_loss,
-)
+from coterie.algo.gae import credit_with_critic, gae, policy_lam
+from coterie.algo.value_losses import binary_value_loss, explained_variance, squared_value_loss
 from coterie.config.objective import CriticConfig
 
 SERIES = st.lists(

@@ -155,13 +155,12 @@ def test_the_check_of_the_metrics_comes_in_parts(tmp_path: Path, monkeypatch: py
         for step in (2, 11):
             database._db.execute("UPDATE metrics SET value = 9 WHERE step = ? AND name = 'entropy'", (step,))
         damaged = database.damage()
-        parts, cursor = [], ""
+        parts: list[str] = []
+        cursor, asked = "", 0
         while cursor is not None:
-            found, cursor = database.damage_from(cursor, 0.0)  # ends before the first record of a part
-            parts += found
-            if cursor is not None:
-                found, cursor = database.damage_from(cursor, 0.002)
-                parts += found
+            found, cursor = database.damage_from(cursor, 0.0)  # one record each
+            parts, asked = parts + found, asked + 1
+    assert asked == 12 + 2 + 2  # steps, evaluations, events
     assert sorted(parts) == sorted(damaged) == ["metrics of step 11", "metrics of step 2"]
     monkeypatch.setattr(overview, "PATIENCE", 60.0)
     with Board(tmp_path / "runs", 0) as board:
@@ -178,19 +177,17 @@ def test_who_asks_at_the_same_time_waits_for_one_answer(many: Path) -> None:
         return "answer"
 
     def fail(run: Path) -> str:
-        raise ValueError
+        raise ValueError("no answer")
 
     answers: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(catalogue.kept("shown", "what", make))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: answers.append(catalogue.kept("shown", "what", make))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert answers == ["answer"] * 8
     assert len(made) == 1
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no answer"):
         catalogue.kept("shown", "other", fail)
     assert catalogue.kept("shown", "other", make) == "answer"
     assert not catalogue._making

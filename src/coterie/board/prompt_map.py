@@ -122,7 +122,7 @@ def _visits(
     """Of each prompt its visits as columns; `regions` gets a number for each region that is met."""
     table = files.together(run / "rollouts", steps)
     with readable():
-        table = table.filter(pc.is_in(table["prompt_id"], pa.array(sorted(names), pa.string())))
+        table = table.filter(pc.field("prompt_id").isin(sorted(names)))
         measured = [(column, "mean") for column in MEANS]
         means = table.group_by(["step", "prompt_id", "region"], use_threads=False).aggregate(measured)
     visits: dict[str, dict[str, list[Any]]] = {}

@@ -76,7 +76,7 @@ def trees(run: Path) -> list[int]:
 
 
 def tree(run: Path, step: int | None) -> dict[str, Any]:
-    """The tree of regions at a checkpoint, the newest by default. Imports the group-aware estimator, and torch with it.
+    """The tree of regions at a checkpoint, the newest by default. Imports the group-aware estimator.
 
     Raises:
         RunError: the run has no regions, or no such checkpoint.

@@ -8,8 +8,9 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from subprocess import PIPE
 
@@ -76,6 +77,7 @@ class Board:
 
     def serve(self) -> None:
         """Answer until `stop` or Ctrl-C."""
+        threading.Thread(target=_warm, daemon=True).start()
         try:
             self._server.serve()
         finally:
@@ -83,6 +85,7 @@ class Board:
 
     def start(self) -> Board:
         """Answer from a thread of this process."""
+        threading.Thread(target=_warm, daemon=True).start()
         self._server.start()
         return self
 
@@ -109,6 +112,13 @@ class Board:
     def _repr_html_(self) -> str:
         """A link, for notebooks."""
         return f'<a href="{self.address}" target="_blank" rel="noreferrer">{self.address}</a>'
+
+
+def _warm() -> None:
+    """Import what the first page with tokens or regions would else wait for."""
+    for name in ("tokenizers", "coterie.board.regions"):
+        with suppress(ImportError):
+            import_module(name)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coterie.algo.gae import binary_value_loss, explained_variance, squared_value_loss
 from coterie.algo.sampling import at_least_float32, widened
+from coterie.algo.value_losses import binary_value_loss, explained_variance, squared_value_loss
 from coterie.batches.batch import Batch
 from coterie.config.objective import CriticConfig
 from coterie.config.optim import OptimConfig

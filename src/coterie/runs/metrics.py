@@ -5,7 +5,6 @@ SQLite notices no flipped bit in a value, so records of one transaction carry th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sqlite3
 import time
@@ -19,10 +18,9 @@ from typing import Any, Self
 from coterie.config.renamed import former_metric_name, metric_name
 from coterie.errors import NonFiniteError, RunError
 from coterie.runs.durable import json_dumps, json_loads, missing_room, utf8
+from coterie.runs.metric_hashes import HASHED, REWARD_OF_STEP, VERSION, damaged, damaged_from, seal
 from coterie.types import PASS, EvalResult, Interval
 
-VERSION = 3
-"""2 added the hashes, 3 the held-out reward, without which pass@1 may be absent."""
 _EVALS = """
 CREATE TABLE evals (step INTEGER NOT NULL, task TEXT NOT NULL, prompts INTEGER NOT NULL,
                     samples INTEGER NOT NULL, k INTEGER NOT NULL,
@@ -54,34 +52,6 @@ _DIGESTS = """
 CREATE TABLE digests (kind TEXT NOT NULL, key INTEGER NOT NULL, sha256 TEXT NOT NULL,
                       PRIMARY KEY (kind, key)) WITHOUT ROWID;
 """
-REWARD_OF_STEP = "held-out reward of step"
-_HASHED = {
-    "metrics of step": (
-        "SELECT DISTINCT step FROM metrics",
-        ("SELECT name, value FROM metrics WHERE step = ? ORDER BY name",),
-    ),
-    "evaluation of step": (
-        "SELECT DISTINCT step FROM evals UNION SELECT DISTINCT step FROM eval_items",
-        (
-            "SELECT step, task, prompts, samples, k, pass_at_1, pass_at_1_low, pass_at_1_high, pass_at_k, "
-            "pass_at_k_low, pass_at_k_high, mean_length, truncated FROM evals WHERE step = ? ORDER BY task",
-            "SELECT step, task, prompt_id, correct, samples FROM eval_items WHERE step = ? ORDER BY task, prompt_id",
-        ),
-    ),
-    REWARD_OF_STEP: (
-        "SELECT DISTINCT step FROM evals WHERE reward IS NOT NULL "
-        "UNION SELECT DISTINCT step FROM eval_items WHERE reward IS NOT NULL",
-        (
-            "SELECT task, reward, reward_low, reward_high, reward_parts FROM evals WHERE step = ? ORDER BY task",
-            "SELECT task, prompt_id, reward FROM eval_items WHERE step = ? ORDER BY task, prompt_id",
-        ),
-    ),
-    "event": (
-        "SELECT id FROM events",
-        ("SELECT step, kind, message, data, time FROM events WHERE id = ?",),
-    ),
-}
-"""Kind of record → (query of its keys, queries of the rows that are hashed)."""
 
 
 def make_tables(db: sqlite3.Connection, version: int) -> None:
@@ -94,44 +64,9 @@ def make_tables(db: sqlite3.Connection, version: int) -> None:
         db.execute(statement)
     if version >= 2:
         return
-    for kind, (keys, _) in _HASHED.items():
+    for kind, (keys, _) in HASHED.items():
         for (key,) in db.execute(keys).fetchall():
             seal(db, kind, key)
-
-
-def seal(db: sqlite3.Connection, kind: str, key: int) -> None:
-    """Record the hash of a record (a kind of `_HASHED`) as it is now."""
-    db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (kind, key, _digest(db, kind, key)))
-
-
-def damaged(db: sqlite3.Connection, version: int = VERSION) -> list[str]:
-    """Records that do not match their hash, have none, or are gone, e.g. `metrics of step 12`; none in format 1, which
-    had no hashes."""
-    digests, records = recorded(db, version)
-    mismatches = [place for place in records if not intact(db, digests, *place)]
-    return [f"{kind} {key}" for kind, key in sorted(mismatches, key=str)]
-
-
-def recorded(db: sqlite3.Connection, version: int = VERSION) -> tuple[dict[tuple[str, int], str], set[tuple[str, int]]]:
-    """Stored hashes by record, and all records (kind, key) that should have one; none in format 1."""
-    if version < 2:
-        return {}, set()
-    digests = {(kind, key): digest for kind, key, digest in db.execute("SELECT * FROM digests")}
-    records = set(digests)
-    for kind, (keys, _) in _HASHED.items():
-        if kind != REWARD_OF_STEP or version >= 3:
-            records |= {(kind, key) for (key,) in db.execute(keys)}
-    return digests, records
-
-
-def intact(db: sqlite3.Connection, digests: Mapping[tuple[str, int], str], kind: str, key: int) -> bool:
-    """True where a record is of a known kind and matches its hash."""
-    return kind in _HASHED and digests.get((kind, key)) == _digest(db, kind, key)
-
-
-def _digest(db: sqlite3.Connection, kind: str, key: int) -> str:
-    rows = [db.execute(query, (key,)).fetchall() for query in _HASHED[kind][1]]
-    return hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 _ROOM = 1 << 20
@@ -288,20 +223,8 @@ class MetricsDB:
         Returns:
             The damaged records, and the cursor of the next part; None at the end.
         """
-        deadline = time.monotonic() + seconds
         with self._named("verify"), self._snapshot():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            digests, records = recorded(self._db, version)
-            mismatches: list[str] = []
-            for kind, key in sorted(records):
-                place = f"{kind}:{key:012d}"
-                if place < cursor:
-                    continue
-                if time.monotonic() > deadline:
-                    return mismatches, place
-                if not intact(self._db, digests, kind, key):
-                    mismatches.append(f"{kind} {key}")
-        return mismatches, None
+            return damaged_from(self._db, self._db.execute("PRAGMA user_version").fetchone()[0], cursor, seconds)
 
     def names(self) -> list[str]:
         """Names of all metrics, sorted."""
@@ -314,8 +237,8 @@ class MetricsDB:
         )
 
     def all_series(self) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of every metric in the order of steps, the names sorted: one pass over the table, where `series`
-        looks up each value."""
+        """(step, value) of every metric in the order of steps, the names sorted: one pass, where `series` looks up each
+        value."""
         stored: dict[str, list[tuple[int, float]]] = {}
         for step, name, value in self._rows("SELECT step, name, value FROM metrics ORDER BY step"):
             points = stored.get(name)

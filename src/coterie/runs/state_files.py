@@ -6,16 +6,17 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from coterie.errors import CheckpointError
 from coterie.runs.durable import json_dumps, json_loads, write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONGEST_HEADER = 8 << 20
 """Bytes. Ours take about 100 a tensor; the library would parse 100 MB, which costs seconds and gigabytes."""
@@ -23,11 +24,15 @@ _LONGEST_HEADER = 8 << 20
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to one safetensors file."""
+    import safetensors.torch  # here: whoever reads arrays alone, as the board does, needs no torch
+
     safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
 
 
 def read(file: Path) -> dict[str, Tensor]:
     """Named tensors of a safetensors file."""
+    import safetensors.torch
+
     try:
         require_short_header(file)
         return safetensors.torch.load_file(file)

@@ -80,6 +80,6 @@ function Prompts({ name }) {
   const orders = { visits: (a, b) => b.visits - a.visits || a.reward - b.reward, hardest: (a, b) => a.reward - b.reward, easiest: (a, b) => b.reward - a.reward };
   return html`<section><h2>Prompts</h2><${Answer} state=${state}>${(value) => html`
     <div class="tools"><label>Order <select value=${order} onChange=${(event) => setOrder(event.target.value)}><option value="visits">most steps</option><option value="hardest">lowest reward</option><option value="easiest">highest reward</option></select></label></div>
-    <div class="wide scroll" tabindex="0" role="region" aria-label="Prompts"><table><thead><tr><th scope="col">Prompt</th><th scope="col">Task</th><th scope="col">Steps</th><th scope="col">Rollouts</th><th scope="col">Mean reward</th></tr></thead>
+    <div class="wide scroll" tabindex="0" role="region" aria-label="Prompts"><table class="prompts"><thead><tr><th scope="col">Prompt</th><th scope="col">Task</th><th scope="col">Steps</th><th scope="col">Rollouts</th><th scope="col">Mean reward</th></tr></thead>
     <tbody>${[...value.rows].sort(orders[order]).slice(0, 200).map((row) => html`<tr key=${row.prompt_id}><th scope="row"><a href=${link(["run", name, "prompt"], { prompt: row.prompt_id })}>${row.prompt_id}</a></th><td>${row.task}</td><td>${row.visits}</td><td>${row.rollouts}</td><td>${number(row.reward)}</td></tr>`)}</tbody></table></div>`}<//></section>`;
 }

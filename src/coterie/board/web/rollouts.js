@@ -119,7 +119,7 @@ function GroupTable({ name, group }) {
   const parts = [...new Set(group.members.flatMap((member) => Object.keys(member.reward_parts)))];
   const scales = [...new Set(group.members.flatMap((member) => Object.keys(member.contributions)))];
   const row = (label, value, tone) => html`<tr><th scope="row">${label}</th>${group.members.map((member) => html`<td>${tone ? html`<${Tone} value=${value(member)} />` : value(member)}</td>`)}</tr>`;
-  return html`<div class="wide" tabindex="0" role="region" aria-label="Siblings"><table><thead><tr><th scope="col">Attempt</th>${group.members.map((member) => html`<th scope="col"><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a></th>`)}</tr></thead><tbody>
+  return html`<div class="wide" tabindex="0" role="region" aria-label="Siblings"><table class="members"><thead><tr><th scope="col">Attempt</th>${group.members.map((member) => html`<th scope="col"><a href=${link(["run", name, "rollout"], { step: group.step, id: member.rollout_id })}>#${member.sample}</a></th>`)}</tr></thead><tbody>
     ${row("reward", (member) => number(member.reward))}
     ${parts.map((part) => row(html`<span class="inset">part ${part}</span>`, (member) => number(member.reward_parts[part])))}
     ${group.members.some((member) => member.expected !== null) && row("expected before", (member) => number(member.expected))}

@@ -78,9 +78,10 @@ function Findings({ name }) {
 /** Open the section of a metric and scroll to its curve; the address stays that of the page. */
 function showMetric(event, metric) {
   event.preventDefault();
-  const card = document.getElementById(`metric-${metric}`);
+  const card = document.getElementById(`metric-${metric}`) || document.getElementById("held-out");
   if (!card) return;
-  card.closest("details").open = true;
+  const section = card.closest("details");
+  if (section) section.open = true;
   card.scrollIntoView({ block: "center" });
   card.focus();
 }
@@ -132,7 +133,7 @@ function HeldOut({ evals }) {
   );
   if (!tasks.length) return null;
   const steps = [...new Set(evals.map((result) => result.step))];
-  return html`<article class="card wide-card"><h3>Held-out results</h3>
+  return html`<article class="card wide-card" id="held-out" tabindex="-1"><h3>Held-out results</h3>
     ${steps.length > 1 && html`<${Chart} series=${series} height=${180} label="Held-out results" legend=${tasks.length > 1} />`}
     <div class="wide" tabindex="0" role="region" aria-label="Held-out results"><table class="small"><thead><tr><th scope="col">Task</th>${steps.map((step) => html`<th scope="col">step ${step}</th>`)}</tr></thead>
       <tbody>${tasks.map((task) => html`<tr><th scope="row">${task}</th>${steps.map((step) => {
@@ -143,15 +144,19 @@ function HeldOut({ evals }) {
 
 /** The parts of the reward as curves beside each other, and how they go together. */
 function RewardParts({ name, metrics }) {
-  const series = useMemo(() => metrics.filter((metric) => metric.name.startsWith("reward/part/")).slice(0, 6).map((metric) => ({ name: metric.name.slice(12), x: metric.steps, y: metric.values })), [metrics]);
+  const parts = metrics.filter((metric) => metric.name.startsWith("reward/part/"));
+  const series = useMemo(() => parts.slice(0, PALETTE.length).map((metric) => ({ name: metric.name.slice(12), x: metric.steps, y: metric.values })), [metrics]);
   const state = useAnswer(series.length > 1 && "parts", { run: name }, name);
   if (series.length < 2) return null;
   const cell = (side) => html`<td>${side.correlation === null ? html`<span class="quiet">–</span>` : html`<${Tone} value=${side.correlation} digits=${2} />`}</td>`;
   return html`<article class="card wide-card"><h3>Parts of the reward</h3>
     <${Chart} series=${series} height=${180} label="Parts of the reward" legend=${true} onPick=${(step) => go(["run", name, "rollouts"], { first: step, last: step })} />
-    <p class="small">Each part unweighted. Where one rises while another falls, the sum may hide it: the doctor says so.</p>
-    <${Answer} state=${state}>${(value) => html`<div class="wide" tabindex="0" role="region" aria-label="Correlations of parts"><table class="small"><thead><tr><th scope="col">Correlation over rollouts</th><th scope="col">First third</th><th scope="col">Last third</th></tr></thead>
-      <tbody>${value.pairs.slice(0, 28).map((pair) => html`<tr><th scope="row">${pair.first} and ${pair.second}</th>${cell(pair.early)}${cell(pair.late)}</tr>`)}</tbody></table></div>`}<//></article>`;
+    <p class="small">Each part unweighted. Where one rises while another falls, the sum may hide it: the doctor says so.${parts.length > series.length && ` Drawn are ${series.length} of ${parts.length} parts.`}</p>
+    <${Answer} state=${state}>${(value) => {
+      const once = String(value.steps.early) === String(value.steps.late); // of a run that has but one step
+      return html`<div class="wide" tabindex="0" role="region" aria-label="Correlations of parts"><table class="small"><thead><tr><th scope="col">Correlation over rollouts</th>${once ? html`<th scope="col">All steps</th>` : html`<th scope="col">First third</th><th scope="col">Last third</th>`}</tr></thead>
+      <tbody>${value.pairs.slice(0, 28).map((pair) => html`<tr><th scope="row">${pair.first} and ${pair.second}</th>${cell(pair.early)}${!once && cell(pair.late)}</tr>`)}</tbody></table></div>`;
+    }}<//></article>`;
 }
 
 /** Seconds of all steps by what they were spent on. */
@@ -176,7 +181,7 @@ function TimeShares({ metrics, clock }) {
     <div class="shares" role="img" aria-label=${parts.map(([name, seconds]) => `${name} ${Math.round((100 * seconds) / step)} %`).join(", ")}>
       ${parts.map(([name, seconds], place) => html`<span class="share fill-${place + 1}" style=${{ flexGrow: seconds }} title=${name}></span>`)}</div>
     <ul class="keys">${parts.map(([name, seconds], place) => html`<li><span class="key fill-${place + 1}"></span>${name} ${Math.round((100 * seconds) / step)} % (${duration((seconds / step) * all)})</li>`)}</ul>
-    <p class="small quiet">${duration(all)} in ${number(clock.steps.length)} steps, ${number(clock.rollouts[clock.rollouts.length - 1])} rollouts${speeds
+    <p class="small quiet">${duration(all)} in ${number(clock.steps.length)} ${clock.steps.length === 1 ? "step" : "steps"}, ${number(clock.rollouts[clock.rollouts.length - 1])} rollouts${speeds
       .map((metric) => `; ${metric.name.slice(6)} ${number(metric.values[metric.values.length - 1])} tokens a second at last`)
       .join("")}</p></article>`;
 }
@@ -188,7 +193,7 @@ function RunRest({ run }) {
   return html`<section><h2>Events</h2>
     ${!!kinds.length && html`<div class="tools"><label>Kind <select value=${kind} onChange=${(event) => setKind(event.target.value)}><option value="">all</option>${kinds.map((item) => html`<option value=${item}>${item}</option>`)}</select></label></div>`}
     ${!events.length && html`<p class="quiet">None recorded.</p>`}
-    <div class="wide scroll" hidden=${!events.length} tabindex="0" role="region" aria-label="Events"><table><thead><tr><th scope="col">Time</th><th scope="col">Step</th><th scope="col">Kind</th><th scope="col">Message</th></tr></thead>
+    <div class="wide scroll" hidden=${!events.length} tabindex="0" role="region" aria-label="Events"><table class="events"><thead><tr><th scope="col">Time</th><th scope="col">Step</th><th scope="col">Kind</th><th scope="col">Message</th></tr></thead>
     <tbody>${events.map((event) => html`<tr><td class="small">${when(event.time)}</td><td>${event.step ?? ""}</td><td><span class="state ${event.kind}">${event.kind}</span></td><td>${event.message}</td></tr>`)}</tbody></table></div></section>
     <section><h2>Machine and versions</h2><${Facts} rows=${Object.entries(run.machine)} />${!Object.keys(run.machine).length && html`<p class="quiet">Not recorded.</p>`}</section>
     <section><details><summary><h2>Settings</h2></summary><div class="wide" tabindex="0" role="region" aria-label="Settings"><table><tbody>${Object.entries(run.settings).map(([key, value]) => html`<tr><th scope="row"><code>${key}</code></th><td>${setting(value)}</td></tr>`)}</tbody></table></div></details></section>

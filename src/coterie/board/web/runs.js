@@ -48,7 +48,7 @@ function RunRow({ run, chosen, toggle }) {
       ${run.problem && html`<div class="problem small">${run.problem}</div>`}</th>
     <td data-label="Steps"><${Progress} step=${run.step} steps=${run.steps} /></td>
     <td data-label="Held-out before → after">${run.before || run.after ? html`<span class="small quiet">${run.metric}</span><br />${run.before ? run.before.text : "–"}${run.after && html`<br />→ <b>${run.after.text}</b>`}` : "–"}</td>
-    <td data-label="Training reward"><${Spark} points=${run.spark} label=${run.reward === null ? "loss" : "reward"} /> ${(run.reward ?? run.loss) === null ? "" : number(run.reward ?? run.loss)}${run.reward === null && run.loss !== null && html`<div class="quiet small">loss</div>`}</td>
+    <td data-label="Training reward">${run.spark.length !== 1 && html`<${Spark} points=${run.spark} label=${run.reward === null ? "loss" : "reward"} />`} ${(run.reward ?? run.loss) === null ? "" : number(run.reward ?? run.loss)}${run.reward === null && run.loss !== null && html`<div class="quiet small">loss</div>`}</td>
     <td class="nowrap" data-label="Time">${duration(run.seconds)}</td>
     <td class="small settings">${settings.slice(0, 6).map(([key, value]) => html`<span><code>${key}</code> ${shortened(setting(value))}</span>`)}
       ${settings.length > 6 && html`<span class="quiet">and ${settings.length - 6} more: compare them</span>`}</td>

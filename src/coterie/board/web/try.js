@@ -97,7 +97,8 @@ function TryForm({ name, words }) {
       ${form.source === "data"
         ? html`<div class="tools"><label>Prompt id <input type="search" list="prompt-ids" required value=${form.prompt} onInput=${(event) => set("prompt", event.target.value)} /></label>
             <datalist id="prompt-ids">${rows.map((row) => html`<option value=${row.prompt_id} />`)}</datalist>
-            ${!!rows.length && html`<button type="button" onClick=${() => set("prompt", rows[Math.floor(Math.random() * rows.length)].prompt_id)}>Any</button>`}</div>`
+            ${!!rows.length && html`<button type="button" onClick=${() => set("prompt", rows[Math.floor(Math.random() * rows.length)].prompt_id)}>Any</button>`}</div>
+            <${Question} name=${name} prompt=${form.prompt === words.prompt || rows.some((row) => row.prompt_id === form.prompt) ? form.prompt : ""} />`
         : html`${Object.entries(said).some(([, messages]) => messages.length) && html`<div class="sides">${Object.entries(said).filter(([, messages]) => messages.length).map(([side, messages]) => html`<section aria-label=${`Conversation with ${SIDES[side]}`}><h2>With ${SIDES[side]}</h2>${messages.map((message) => html`<${Message} message=${{ ...message, characters: 0 }} />`)}</section>`)}</div>
               <p><button type="button" onClick=${() => { setSaid({ model: [], base: [] }); state.clear(); }}>New conversation</button></p>`}
             <label class="block">Message <textarea id="typed" rows="3" required value=${form.text} onInput=${(event) => set("text", event.target.value)} onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea></label>
@@ -111,6 +112,16 @@ function TryForm({ name, words }) {
     ${state.problem && html`<p class="problem" role="alert">${state.problem}</p>`}
     ${state.trial && state.trial.state === "failed" && html`<p class="problem" role="alert">${state.trial.error}</p>`}
     ${state.trial && asked && html`<${TrialAnswers} trial=${state.trial} asked=${asked} goOn=${goOn} />`}`;
+}
+
+/** What a prompt of the run asks, as its newest rollout stored it; nothing where none is found soon. */
+function Question({ name, prompt }) {
+  const newest = useAnswer(prompt && "rollouts", { run: name, prompt });
+  const row = prompt && newest.value && newest.value.rows[0];
+  const group = useAnswer(row && "group", row ? { run: name, step: row.step, prompt } : {});
+  if (!row || !group.value) return null;
+  return html`<section aria-label="What it asks">${group.value.messages.map((message) => html`<${Message} message=${message} />`)}
+    ${group.value.answer && html`<p class="kept"><b>Answer in the data:</b> ${group.value.answer}</p>`}</section>`;
 }
 
 function told(trial) {
