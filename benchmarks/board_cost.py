@@ -6,7 +6,7 @@
 The board runs in a process of its own, as `train --board` starts it. A client asks it as open pages do: after each
 change that the board tells of it asks for every page of the run, and after an answer that took t not again within 30 t.
 That is more than a person sees, who has one page open. The figure is the board's processor time by that of the training
-in the same seconds; the board's start is told apart.
+in the same seconds; what the board's start and the first answers take, once, is told apart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import http.client
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -48,13 +49,14 @@ class Pages:
         return cls(host, token.partition("#")[0], run)
 
     def follow(self) -> None:
-        """Ask for all, and again after each change that the board tells of, until it ends."""
-        self._ask_all()
-        for line in iter(self._request("/api/changes", None).readline, b""):
-            if line.startswith(b"data: [") and f'"{self.run}"'.encode() in line:
-                self._ask_all()
+        """Ask again after each change that the board tells of, until it ends."""
+        with suppress(OSError):  # the board has ended
+            for line in iter(self._request("/api/changes", None).readline, b""):
+                if line.startswith(b"data: [") and f'"{self.run}"'.encode() in line:
+                    self.ask_all()
 
-    def _ask_all(self) -> None:
+    def ask_all(self) -> None:
+        """Every question that may be asked."""
         for question in QUESTIONS:
             if time.monotonic() >= self._pause.get(question, 0.0):
                 began = time.monotonic()
@@ -96,8 +98,9 @@ def main() -> None:
     print(f"{machine.facts().line()}; load {os.getloadavg()[0]:.1f}", flush=True)
     with beside(options.runs) as address:
         board = board_of(os.getpid())
-        started = processor(board)
         pages = Pages.at(address, options.run)
+        pages.ask_all()
+        started = processor(board)
         threading.Thread(target=pages.follow, daemon=True).start()
         before = processor(training), processor(board)
         began = time.monotonic()
@@ -105,7 +108,9 @@ def main() -> None:
             spent = processor(training) - before[0], processor(board) - before[1]
             time.sleep(1.0)
     print(f"in {time.monotonic() - began:.0f} s: training {spent[0]:.1f} s of the processor, board {spent[1]:.1f} s,")
-    print(f"{100 * spent[1] / max(spent[0], 1e-9):.2f} % of the training's; before it took {started:.1f} s to start")
+    print(
+        f"{100 * spent[1] / max(spent[0], 1e-9):.2f} % of the training's; before, to start and answer {started:.1f} s"
+    )
     print(f"{pages.answers} answers; {len(pages.problems)} problems {pages.problems[:3]}")
 
 

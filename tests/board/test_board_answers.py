@@ -224,6 +224,29 @@ def test_damaged_and_foreign_runs_do_not_hide_the_others(runs: Path, board: Boar
     assert "no column rollout_id" in answer(board, "rollouts", run="foreign")["problems"][0]
 
 
+def test_foreign_settings_and_a_foreign_step_spoil_nothing_else(runs: Path, board: Board) -> None:
+    for name, text in (
+        ("odd", 'steps = "many"\nmodel = 3\ndata = [1]\n'),
+        ("odder", "steps = nan\n[data]\ntrain = 7\n"),
+    ):
+        make_run(runs, name)
+        (runs / name / "config.toml").write_text(text)
+    listed = {run["name"]: run for run in answer(board, "runs")["runs"]}
+    assert listed["shown"]["state"] == "stopped"
+    for name in ("odd", "odder"):
+        assert listed[name]["state"] == "damaged"
+        assert "no settings of a run" in answer(board, "run", run=name)["problem"]
+        assert answer(board, "rollout", run=name, step=4, id="sums/1#0@3")["tokens"]["ids"]
+    foreign = pa.table({"rollout_id": [1, 2], "reward": ["a", "b"], "step": ["x", "y"]})
+    pq.write_table(foreign, parquet.path_of(runs / "shown" / "rollouts", 4))
+    assert answer(board, "regions", run="shown")["rows"]
+    assert answer(board, "prompts", run="shown")["rows"]
+    assert len(answer(board, "map", run="shown")["prompts"]) == 3
+    page = answer(board, "rollouts", run="shown")
+    assert {row["step"] for row in page["rows"]} == {1, 2, 3}
+    assert len(page["problems"]) == 1
+
+
 def test_a_damaged_step_is_named_and_the_others_are_shown(runs: Path, board: Board) -> None:
     folder = runs / "shown" / "rollouts"
     whole = parquet.path_of(folder, 4).read_bytes()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,42 @@ def test_a_hostile_completion_is_text(chromium: Any, board: Board) -> None:
         for name in ("rollouts", "group", "rollout", "prompt"):
             assert "<img src=x onerror=" in show(page, board.address, PAGES[name]), name
             assert page.locator("main img, main script").count() == 0
+
+
+TRIED = """async (address) => {
+    const tried = {};
+    const post = { method: "POST", body: "{}", headers: { "content-type": "text/plain" } };
+    for (const [name, path, options] of [["cors", "api/runs", {}], ["opaque", "api/runs", { mode: "no-cors" }], ["post", "api/try", { ...post, mode: "no-cors" }]])
+        tried[name] = await fetch(address + path, { credentials: "include", ...options }).then(() => "answered", () => "refused");
+    tried.script = await new Promise((resolve) => {
+        const script = document.createElement("script");
+        Object.assign(script, { src: address + "web/base.js", onload: () => resolve("answered"), onerror: () => resolve("refused") });
+        document.head.append(script);
+    });
+    return tried;
+}"""
+"""What a page in another tab may try, with the cookie that the browser has of the board."""
+
+
+def test_a_hostile_page_in_another_tab_learns_nothing(chromium: Any, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<!doctype html><title>hostile</title><h1>hostile</h1>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other, Board(root, 0, trying=True) as board:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        context = chromium.new_context()
+        try:
+            mine = context.new_page()
+            mine.goto(board.address)
+            mine.wait_for_selector("h1")
+            hostile = context.new_page()
+            hostile.goto(f"http://127.0.0.1:{other.server_port}/index.html")
+            tried = hostile.evaluate(TRIED, f"http://127.0.0.1:{board.port}/")
+            assert set(tried.values()) == {"refused"}, tried
+            assert board._trials is not None
+            assert not board._trials._trials
+        finally:
+            context.close()
+            other.shutdown()
 
 
 def test_runs_are_chosen_and_compared(chromium: Any, board: Board) -> None:

@@ -65,12 +65,16 @@ class Catalogue:
             raise RunError(f"no run {name!r} in {self.root}{nearest(name, list(runs))}")
         return runs[name]
 
-    def signature(self, name: str) -> Signature:
-        """What changes whenever a run's records do: sizes and times of its files, and who writes to it."""
+    def signature(self, name: str, folder: Path | None = None) -> Signature:
+        """What changes whenever a run's records do: sizes and times of its files, and who writes to it.
+
+        Args:
+            folder: of the run, where it is known already.
+        """
         read, signature = self._signatures.get(name, (0.0, ()))
         if time.monotonic() - read < FRESH:
             return signature
-        folder = self.path(name)
+        folder = folder or self.path(name)
         files = ("config.toml", "metrics.sqlite", "metrics.sqlite-wal", "rollouts", "checkpoints", "evals")
         signature = (*(_stamp(folder / file) for file in files), lock_holder(folder))
         self._signatures[name] = (time.monotonic(), signature)
@@ -78,7 +82,7 @@ class Catalogue:
 
     def signatures(self) -> dict[str, Signature]:
         """The signature of every run."""
-        return {name: self.signature(name) for name in self.runs()}
+        return {name: self.signature(name, folder) for name, folder in self.runs().items()}
 
     def kept(self, name: str, what: Hashable, make: Callable[[Path], Answer]) -> Answer:
         """The answer to a question about a run: made anew only after the run changed, and once for all who ask at the

@@ -32,6 +32,7 @@ from coterie.text import safe_text
 
 NARROW = ["step", "rollout_id", "prompt_id", "sample", "task", "region", "reward", "advantage", "expected"]
 NARROW += ["completion_length", "outcome", "stop_reason", "past_pass"]
+_NARROW_SCHEMA = pa.schema([*map(schema().field, NARROW), pa.field("row", pa.int32())])
 ORDERS = ("reward", "-reward", "advantage", "-advantage", "completion_length", "-completion_length")
 PAGE = 50
 """Rows of a page."""
@@ -133,7 +134,8 @@ class StepFiles:
             if kept is not None and kept[0] == stamp:
                 self._kept.move_to_end(path)
                 return kept[1]
-        table = read(path, NARROW)
+        with readable():
+            table = read(path, NARROW).cast(_NARROW_SCHEMA)  # of a foreign file: it must not spoil the others
         with self._lock:
             previous = self._kept.pop(path, None)
             self._kept[path] = (stamp, table)
@@ -145,7 +147,7 @@ class StepFiles:
     def together(self, folder: Path, steps: Sequence[int]) -> pa.Table:
         """The columns `NARROW` of some steps as one table, in their order; without those whose file is damaged, which
         the page of rollouts names."""
-        empty = schema().empty_table().select(NARROW).append_column("row", pa.array([], pa.int32()))
+        empty = _NARROW_SCHEMA.empty_table()
 
         def columns(step: int) -> pa.Table:
             try:
@@ -154,7 +156,7 @@ class StepFiles:
                 return empty
 
         with ThreadPoolExecutor(READERS) as pool, readable():
-            return pa.concat_tables([empty, *pool.map(columns, steps)], promote_options="permissive")
+            return pa.concat_tables([empty, *pool.map(columns, steps)])
 
 
 def read(path: Path, columns: Sequence[str] | None = None, where: pc.Expression | None = None) -> pa.Table:

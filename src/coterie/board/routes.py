@@ -280,7 +280,14 @@ def respond(answers: Answers, question: str, words: Mapping[str, str]) -> Respon
         return _written(answers, (question, *sorted(map(str, words.items()))), QUESTIONS[question](answers, words))
     except CoterieError as error:
         return _json({"error": str(error)}, 404)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a foreign or half-written file
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # a foreign or half-written file
         return _json({"error": f"the records cannot be read: {type(error).__name__}: {error}"}, 500)
 
 

@@ -63,7 +63,8 @@ def _folders(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     folders = [folder / f"step_{step:06d}" / "model" for step in reversed(checkpoint.steps(folder))]
     try:
-        name = RunDirectory.at(run).read_config().get("model", {}).get("name")
+        model = RunDirectory.at(run).read_config().get("model")
+        name = model.get("name") if isinstance(model, dict) else None
         source = resolve(str(name), run.parent, check_files=False)
     except CoterieError:
         return folders

@@ -101,9 +101,13 @@ def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummar
     problems = []
     try:
         config = run.read_config()
+        steps, model, tasks = _described(config)
     except RunError as error:
-        config = {}
+        config, steps, model, tasks = {}, None, None, ()
         problems.append(str(error))
+    except (TypeError, AttributeError, ValueError) as error:
+        config, steps, model, tasks = {}, None, None, ()
+        problems.append(f"{run.path / 'config.toml'} has no settings of a run: {error}")
     measured = _Measured()
     if run.metrics.exists():
         try:
@@ -111,7 +115,6 @@ def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummar
             problems += _damage(run.metrics) if tests and verify else []
         except RunError as error:
             problems.append(str(error))
-    steps = config.get("steps")
     pid = lock_holder(run.path)
     saved = checkpoint.steps(run.checkpoints)
     return RunSummary(
@@ -124,8 +127,8 @@ def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummar
             _is_complete(measured, saved, steps) or (run.path / DATA).exists(),
         ),
         pid=pid,
-        model=config.get("model", {}).get("name"),
-        tasks=_tasks(config),
+        model=model,
+        tasks=tasks,
         step=measured.step,
         steps=steps,
         checkpoints=tuple(saved),
@@ -343,10 +346,18 @@ def _state(damaged: bool, pid: int | None, collapsed: bool, complete: bool) -> s
     return "finished" if complete else "stopped"
 
 
-def _tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _described(config: Mapping[str, Any]) -> tuple[int | None, str | None, tuple[str, ...]]:
+    """Steps, model and tasks that the settings name.
+
+    Raises:
+        TypeError, AttributeError, ValueError: they are no settings of a run.
+    """
+    steps, model = config.get("steps"), config.get("model", {}).get("name")
+    if steps is not None and not isinstance(steps, int):
+        raise ValueError(f"steps = {steps!r} is no whole number")
     sources = config.get("data", {}).get("train", [])
     names = (s.get("task") or s.get("name") or s.get("target") or Path(s.get("path", "?")).stem for s in sources)
-    return tuple(dict.fromkeys(names))
+    return steps, None if model is None else str(model), tuple(dict.fromkeys(map(str, names)))
 
 
 def _size(folder: Path) -> int:

@@ -59,7 +59,7 @@ function RunFacts({ run }) {
     ]} />
     ${!!run.paired.length && html`<section><h2>After minus before</h2><p class="quiet">Held-out, paired by prompt, 95 % bootstrap intervals over prompts.</p>
       <div class="wide" tabindex="0" role="region" aria-label="Differences by task"><table><thead><tr><th scope="col">Task</th><th scope="col">Difference</th><th scope="col">p</th></tr></thead><tbody>
-      ${run.paired.map((row) => html`<tr><th scope="row">${row.task}</th><td>${row.text}</td><td>${row.p}</td></tr>`)}</tbody></table></div></section>`}`;
+      ${run.paired.map((row) => html`<tr><th scope="row">${row.task}</th><td>${row.text}</td><td class="nowrap">${row.p}</td></tr>`)}</tbody></table></div></section>`}`;
 }
 
 function Findings({ name }) {

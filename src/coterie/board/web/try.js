@@ -95,7 +95,7 @@ function TryForm({ name, words }) {
         <label><input type="radio" name="source" checked=${form.source === "typed"} onChange=${() => set("source", "typed")} /> what I type</label>
         <label><input type="radio" name="source" checked=${form.source === "data"} onChange=${() => set("source", "data")} /> a prompt of the run</label></fieldset>
       ${form.source === "data"
-        ? html`<div class="tools"><label>Prompt id <input type="search" list="prompt-ids" required value=${form.prompt} onInput=${(event) => set("prompt", event.target.value)} /></label>
+        ? html`<div class="tools"><label>Prompt id <input class="long" type="search" list="prompt-ids" required value=${form.prompt} onInput=${(event) => set("prompt", event.target.value)} /></label>
             <datalist id="prompt-ids">${rows.map((row) => html`<option value=${row.prompt_id} />`)}</datalist>
             ${!!rows.length && html`<button type="button" onClick=${() => set("prompt", rows[Math.floor(Math.random() * rows.length)].prompt_id)}>Any</button>`}</div>
             <${Question} name=${name} prompt=${form.prompt === words.prompt || rows.some((row) => row.prompt_id === form.prompt) ? form.prompt : ""} />`
@@ -114,14 +114,25 @@ function TryForm({ name, words }) {
     ${state.trial && asked && html`<${TrialAnswers} trial=${state.trial} asked=${asked} goOn=${goOn} />`}`;
 }
 
-/** What a prompt of the run asks, as its newest rollout stored it; nothing where none is found soon. */
+/** What a prompt of the run asks, as its newest rollout stored it; nothing where none is found in a few pages. */
 function Question({ name, prompt }) {
-  const newest = useAnswer(prompt && "rollouts", { run: name, prompt });
-  const row = prompt && newest.value && newest.value.rows[0];
-  const group = useAnswer(row && "group", row ? { run: name, step: row.step, prompt } : {});
-  if (!row || !group.value) return null;
-  return html`<section aria-label="What it asks">${group.value.messages.map((message) => html`<${Message} message=${message} />`)}
-    ${group.value.answer && html`<p class="kept"><b>Answer in the data:</b> ${group.value.answer}</p>`}</section>`;
+  const [group, setGroup] = useState(null);
+  useEffect(() => {
+    let gone = false;
+    const look = async () => {
+      for (let page = { next: "" }, asked = 0; prompt && page.next !== null && asked < 20 && !gone; asked += 1) {
+        page = await get("rollouts", { run: name, prompt, cursor: page.next });
+        if (page.rows.length) return get("group", { run: name, step: page.rows[0].step, prompt });
+      }
+      return null;
+    };
+    setGroup(null);
+    look().then((value) => !gone && setGroup(value), () => {}); // a trial does not need it
+    return () => (gone = true);
+  }, [name, prompt]);
+  if (!group) return null;
+  return html`<section aria-label="What it asks">${group.messages.map((message) => html`<${Message} message=${message} />`)}
+    ${group.answer && html`<p class="kept"><b>Answer in the data:</b> ${group.answer}</p>`}</section>`;
 }
 
 function told(trial) {
