@@ -129,12 +129,15 @@ def test_a_hostile_completion_is_text(chromium: Any, board: Board) -> None:
 
 TRIED = """async (address) => {
     const tried = {};
-    const post = { method: "POST", body: "{}", headers: { "content-type": "text/plain" } };
-    for (const [name, path, options] of [["cors", "api/runs", {}], ["opaque", "api/runs", { mode: "no-cors" }], ["post", "api/try", { ...post, mode: "no-cors" }]])
-        tried[name] = await fetch(address + path, { credentials: "include", ...options }).then(() => "answered", () => "refused");
+    const post = { method: "POST", mode: "no-cors", body: "{}", headers: { "content-type": "text/plain" } };
+    const asked = { cors: ["api/runs", {}], opaque: ["api/runs", { mode: "no-cors" }], post: ["api/try", post] };
+    for (const [name, [path, options]] of Object.entries(asked))
+        tried[name] = await fetch(address + path, { credentials: "include", ...options })
+            .then(() => "answered", () => "refused");
     tried.script = await new Promise((resolve) => {
         const script = document.createElement("script");
-        Object.assign(script, { src: address + "web/base.js", onload: () => resolve("answered"), onerror: () => resolve("refused") });
+        [script.onload, script.onerror] = [() => resolve("answered"), () => resolve("refused")];
+        script.src = address + "web/base.js";
         document.head.append(script);
     });
     return tried;
