@@ -152,9 +152,9 @@ def test_a_hostile_page_in_another_tab_learns_nothing(chromium: Any, root: Path,
         threading.Thread(target=other.serve_forever, daemon=True).start()
         context = chromium.new_context()
         try:
-            mine = context.new_page()
-            mine.goto(board.address)
-            mine.wait_for_selector("h1")
+            shown = context.new_page()
+            shown.goto(board.address)
+            shown.wait_for_selector("h1")
             hostile = context.new_page()
             hostile.goto(f"http://127.0.0.1:{other.server_port}/index.html")
             tried = hostile.evaluate(TRIED, f"http://127.0.0.1:{board.port}/")

@@ -158,8 +158,8 @@ def test_the_check_of_the_metrics_comes_in_parts(tmp_path: Path, monkeypatch: py
         parts: list[str] = []
         cursor, asked = "", 0
         while cursor is not None:
-            found, cursor = database.damage_from(cursor, 0.0)  # one record each
-            parts, asked = parts + found, asked + 1
+            part, cursor = database.damage_from(cursor, 0.0)  # one record each
+            parts, asked = parts + part, asked + 1
     assert asked == 12 + 2 + 2  # steps, evaluations, events
     assert sorted(parts) == sorted(damaged) == ["metrics of step 11", "metrics of step 2"]
     monkeypatch.setattr(overview, "PATIENCE", 60.0)
