@@ -7,6 +7,8 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -165,8 +167,36 @@ def test_texts_of_one_length_share_a_pass_and_are_embedded_as_alone() -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
 
 
+def test_a_pass_has_a_bounded_number_of_tokens_and_at_least_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Tokens:
+        """A model that notes the shape of each pass."""
+
+        config = SimpleNamespace(hidden_size=1)
+        shapes: ClassVar[list[tuple[int, ...]]] = []
+
+        def eval(self) -> Tokens:
+            return self
+
+        def requires_grad_(self, _: bool) -> Tokens:
+            return self
+
+        def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            self.shapes.append(tuple(input_ids.shape))
+            return SimpleNamespace(last_hidden_state=input_ids[..., None].bfloat16())
+
+    def tokenize(texts: Sequence[str], *, truncation: bool, max_length: int) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] * len(text) for text in texts]}
+
+    monkeypatch.setattr(dense, "BATCH_TOKENS", 8)
+    vectors = dense.SentenceEncoder(Tokens(), tokenize).embed(["abcd"] * 3 + ["a" * 9] * 2)
+    assert Tokens.shapes == [(2, 4), (1, 4), (1, 9), (1, 9)]
+    np.testing.assert_array_equal(vectors, np.ones((5, 1)))
+
+
 @pytest.mark.assets
-def test_the_encoder_is_that_of_grouping() -> None:
+def test_the_encoder_is_that_of_grouping_and_in_bfloat16_hardly_another() -> None:
     folder = assets.locate("minilm-l6")
     if folder is None:
         pytest.skip("the asset minilm-l6 is not here: `coterie assets fetch minilm-l6`")
@@ -174,6 +204,12 @@ def test_the_encoder_is_that_of_grouping() -> None:
 
     from coterie.policy.embedding import load_encoder
 
-    texts = ["What is the capital of Poland?", "The capital of Poland is Warsaw.", "x"]
-    other = load_encoder(str(folder), torch.device("cpu")).embed(texts)
-    np.testing.assert_allclose(dense.encoder().embed(texts), other, atol=1e-5)
+    queries = ["What is the capital of Poland?", "x"]
+    texts = [*(row["text"] for row in ROWS), "The capital of Poland is Warsaw.", "Poland lies on the Oder. " * 40]
+    plain = dense.load_encoder("float32").embed(queries + texts)
+    other = load_encoder(str(folder), torch.device("cpu")).embed(queries + texts)
+    np.testing.assert_allclose(plain, other, atol=1e-5)
+    rounded = dense.load_encoder("bfloat16").embed(queries + texts)
+    assert (rounded * plain).sum(1).min() > 0.9998
+    ranks = [np.argsort(-(vectors[2:] @ vectors[:2].T), axis=0).tolist() for vectors in (plain, rounded)]
+    assert ranks[0] == ranks[1]

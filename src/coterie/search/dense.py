@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from coterie import machine
 from coterie.data import assets
 from coterie.errors import DataError
 from coterie.search.backends import Row
@@ -18,8 +19,8 @@ from coterie.search.words import LONGEST
 ENCODER = "minilm-l6"
 TOKENS = 256
 """Of a passage; the rest is not read."""
-BATCH = 64
-"""Texts of a forward pass."""
+BATCH_TOKENS = 2048
+"""Tokens of a forward pass: more no longer fill the processor's caches."""
 
 
 class Dense:
@@ -70,7 +71,8 @@ class DenseRanking:
 class SentenceEncoder:
     """Mean-pooled, normalised last hidden states, as sentence-transformers makes them.
 
-    Texts of one length share a forward pass: without padding a text's embedding hardly depends on the others.
+    Texts of one length share a forward pass: without padding nothing is computed in vain, attention needs no mask, and
+    a text's embedding hardly depends on the others.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -86,22 +88,33 @@ class SentenceEncoder:
         by_length: dict[int, list[int]] = {}
         for number, ids in enumerate(tokens):
             by_length.setdefault(len(ids), []).append(number)
-        for numbers in by_length.values():
-            for start in range(0, len(numbers), BATCH):
-                batch = numbers[start : start + BATCH]
+        for length, numbers in by_length.items():
+            size = max(1, BATCH_TOKENS // length)
+            for start in range(0, len(numbers), size):
+                batch = numbers[start : start + size]
                 with torch.no_grad():
                     states = self.model(input_ids=torch.tensor([tokens[number] for number in batch])).last_hidden_state
-                means[batch] = states.mean(1).numpy()
+                means[batch] = states.float().mean(1).numpy()
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
 
 @lru_cache(maxsize=1)
 def encoder() -> SentenceEncoder:
-    """The encoder asset, fetched if need be and loaded once a process."""
+    """The encoder asset, fetched if need be and loaded once a process.
+
+    It computes in bfloat16 where the CPU does so natively, which is several times as fast. Its embeddings then have a
+    cosine of 0.9999 with those of float32 (tests/search/test_backends.py).
+    """
+    return load_encoder("bfloat16" if machine.facts().native_bf16 else "float32")
+
+
+def load_encoder(dtype: Literal["bfloat16", "float32"]) -> SentenceEncoder:
+    """The encoder asset, computing in this number format."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     folder = assets.ensure(ENCODER)
     return SentenceEncoder(
-        AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False),
+        AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False, dtype=getattr(torch, dtype)),
         AutoTokenizer.from_pretrained(folder, local_files_only=True),
     )
