@@ -165,9 +165,10 @@ def solved(
     *,
     tier: str = "auto",
     partial: float = 0.4,
+    seconds: float = 2.0,
 ) -> list[float]:
     """1 where the program passes all hidden tests in the sandbox, else `partial` times the share that it passes."""
-    shares = code(completions, tests, setup, partial=True, tier=tier)
+    shares = code(completions, tests, setup, partial=True, tier=tier, seconds=seconds)
     return [1.0 if share == 1 else partial * (share or 0.0) for share in shares]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from coterie.data import assets, wheels
 from coterie.rewards.programs import code
 
 functions, further = recipe("code", "functions"), recipe("code", "further")
+composed = recipe("code", "composed")
+three_steps = cache(lambda split: list(composed.rows(split)))
 TRAIN, HELD_OUT = list(functions.rows("train")), list(functions.rows("heldout"))
 SUM_EVEN = next(row for row in [*TRAIN, *HELD_OUT] if row["function"] == "sum_even")
 TIER = "unsafe_rlimits"  # for programs of these tests alone; it needs nothing that may be missing
@@ -84,6 +87,40 @@ def test_further_tests_refuse_what_the_hidden_ones_let_through() -> None:
     assert solved(row, lucky) == 1  # every hidden input has a number above 10
     tests, setup = [further.further(row)] * 2, [row["setup"]] * 2
     assert code([lucky, row["answer"]], tests, setup, tier=TIER) == [0, 1]
+
+
+@pytest.mark.parametrize("split", composed.SPLITS)
+def test_functions_of_three_steps_pass_their_tests_and_no_constant_passes_more_than_half(split: str) -> None:
+    rows = three_steps(split)
+    assert len(rows) == composed.SPLITS[split]
+    for row in rows:
+        scope: dict[str, Any] = {}
+        exec(row["answer"], scope)
+        results = [repr(eval(test["call"], scope)) for test in row["tests"]]
+        assert results == [test["expected"] for test in row["tests"]]
+        assert len(results) == composed.TESTS
+        assert max(Counter(results).values()) <= composed.TESTS // 2
+        shown = row["setup"].split(">>> ")[1].split("\n")[0]
+        assert shown not in [test["call"] for test in row["tests"]]
+    row = rows[0]
+    unwritten = f"def {row['function']}({row['family']}):\n    return {row['family']}"
+    columns = ([row["tests"]] * 2, [row["setup"]] * 2)
+    values = composed.solved([row["answer"], unwritten], *columns, tier=TIER, seconds=5.0)
+    assert values[0] == 1
+    assert values[1] < 0.4
+
+
+def test_held_out_functions_of_three_steps_are_new_triples_or_have_a_new_step() -> None:
+    def names(split: str) -> set[str]:
+        return {row["function"] for row in three_steps(split)}
+
+    assert not names("train") & (names("combined") | names("new"))
+    new = {step.name for parts in composed.FAMILIES.values() for steps in parts for step in steps if step.is_new}
+    unseen = {"even_digits", "falling", "later", "difference", "doubled"}
+    assert unseen <= new
+    assert not any(name.endswith(tuple(unseen)) for name in names("train") | names("combined"))
+    with pytest.raises(ValueError, match="split = 'all'; expected train, combined, new"):
+        next(composed.rows("all"))
 
 
 def test_a_row_of_humaneval_runs_its_own_check() -> None:
