@@ -50,10 +50,10 @@ def _worked(row: Mapping[str, Any], searcher: Searcher) -> list[dict[str, str]] 
 
 def _queries(row: Mapping[str, Any]) -> list[str]:
     """What to search for, one query a hop: `population of Peru`, or `country of the city Lima` before it."""
-    wanted = row["question"].removeprefix("What is the ").rstrip("?")
+    query = row["question"].removeprefix("What is the ").rstrip("?")
     if row["hops"] == 1:
-        return [wanted]
-    asked, city = wanted.split(" of the country in which the city ")
+        return [query]
+    asked, city = query.split(" of the country in which the city ")
     city = city.removesuffix(" lies")
     country = row["support"][0].removeprefix(f"The city {city} lies in ").rstrip(".")
     return [f"country of the city {city}", f"{asked} of {country}"]

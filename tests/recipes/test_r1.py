@@ -29,8 +29,8 @@ class Shown:
     """Relation of facts that it does not show."""
 
     def search(self, query: str, count: int) -> list[Passage]:
-        found = [fact for fact in FACTS if fact["subject"] == query.split()[-1] and fact["relation"] != self.missing]
-        return [Passage(key="0", title="", text=fact["text"], score=1.0) for fact in found][:count]
+        facts = [fact for fact in FACTS if fact["subject"] == query.split()[-1] and fact["relation"] != self.missing]
+        return [Passage(key="0", title="", text=fact["text"], score=1.0) for fact in facts][:count]
 
 
 @pytest.fixture
