@@ -7,7 +7,7 @@
     python3 bootstrap.py check [ARGS]    formatting, lint and types, then the tests
     python3 bootstrap.py run ARGS        any command of coterie, e.g. run doctor
     python3 bootstrap.py faults [ARGS]   kills, full disks, flipped bits by the hundred; half an hour, --short a minute
-    python3 bootstrap.py cluster [ARGS]  engine services and vLLM, in an environment of its own that it makes; minutes
+    python3 bootstrap.py cluster [ARGS]  engine services, Ray, and vLLM in an environment of its own; minutes
     python3 bootstrap.py bench [ARGS]    speed and memory beside TRL and vLLM; --quick takes minutes, all cases hours
 
 Needs Python 3.11 or newer, and a network (or pip's find-links) the first time.
@@ -40,7 +40,7 @@ EXTRAS = {
     "test": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "check": {"train", "tasks", "experience", "board", "serve", "tensorboard", "dev"},
     "faults": {"train", "dev"},
-    "cluster": {"train", "dev", "serve"},
+    "cluster": {"train", "dev", "serve", "ray"},
 }
 ALONE = {"tasks": "reasoning-gym", "instructions": "lm-eval"}
 """Packages that are installed without their dependencies, by the extra that has them whole."""

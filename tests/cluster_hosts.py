@@ -10,14 +10,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coterie.cluster.engine_service import ServedEngine, serve
 from coterie.cluster.frames import BrokenStreamError, Frames
-from coterie.cluster.hosts import LostError, ProcessHost
+from coterie.cluster.hosts import Host, LostError, ProcessHost, WeightMemory
 from coterie.engines.base import Request
 from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import EngineError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # a service that recites has no torch
 VOCABULARY, CONTEXT = 97, 256
 VLLM = os.environ.get("COTERIE_VLLM", "")
 """Interpreter of an environment with vLLM; tests that need it are skipped without."""
+RAY = bool(os.environ.get("COTERIE_RAY"))
+"""Whether tests start Ray, which takes seconds and half a gigabyte."""
 
 
 def script(request: Request) -> list[int]:
@@ -123,10 +125,10 @@ class ThreadService:
         self.frames.close()
 
 
-class ThreadHost:
+class ThreadHost(Host):
     """Services in threads."""
 
-    def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> ThreadService:
+    def start(self, name: str, order: Mapping[str, Any], memory: WeightMemory | None = None) -> ThreadService:
         ours, theirs = socket.socketpair()
         importlib.import_module(order["target"].partition(":")[0])
 

@@ -1,4 +1,4 @@
-"""The set of tests that need vLLM: `python -m cluster_set [ARGS of pytest]`; makes an environment for it on first use.
+"""The set of tests that need vLLM or Ray: `python -m cluster_set [ARGS of pytest]`; makes vLLM's environment once.
 
 vLLM's own environment is that of the benchmark. Without a network, and without that environment, the set ends with an
 error; COTERIE_VLLM names another interpreter that has vLLM.
@@ -20,6 +20,7 @@ CHOSEN = "cluster or vllm or services or process"
 
 def main(words: list[str]) -> int:
     """Run the set; returns the exit code."""
+    os.environ["COTERIE_RAY"] = "1"
     if not os.environ.get("COTERIE_VLLM"):
         try:
             python = ensure("vllm", say=lambda message: print(message, file=sys.stderr, flush=True))

@@ -141,12 +141,24 @@ def plan(hardware: Facts, accelerators: list[Gpu], threads: str) -> list[str]:
             lines.append(f"device: {gpu.name} is used when you set model.device = {gpu.device!r} (numbers: float32)")
     lines.append(f"threads: {threads}")
     lines.append("engine: embedded (samples in this process, from the learner's own weights)")
-    lines.append('hosts: local; with cluster.host = "processes" the engine is a service in a child process')
+    lines.append(
+        f'hosts: local; with cluster.host = "processes" engines and learner ranks are child processes; {_ray()}'
+    )
     if hardware.memory_free < 4 * GIB:
         lines.append("memory: under 4 GiB free; full training of the 135M model needs about 3, so close other programs")
     if hardware.disk_free < 5 * GIB:
         lines.append("disk: under 5 GiB free; a run with checkpoints takes 1 to 4")
     return lines
+
+
+def _ray() -> str:
+    """What `cluster.host = "ray"` would do here, in words."""
+    version = _version("ray")
+    if version is None:
+        return 'cluster.host = "ray" needs the extra ray'
+    words = f'with "ray" actors of Ray {version}, of its own on 127.0.0.1 unless cluster.address names a cluster'
+    address = os.environ.get("RAY_ADDRESS")
+    return f'{words} ("auto": {address}, of RAY_ADDRESS)' if address else words
 
 
 def resident() -> int:

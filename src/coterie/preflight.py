@@ -13,7 +13,7 @@ from coterie.batches.pack import largest, plan
 from coterie.build import reading, run
 from coterie.build.learner import learner_for, sft_learner, warnings_of
 from coterie.build.reading import Inputs
-from coterie.build.services import service_threads
+from coterie.build.services import placement_words, service_threads
 from coterie.build.sft import complete, demonstrations_of, scorable
 from coterie.callbacks import Callback, ToStderr, printing_to
 from coterie.config.objective import ReferenceConfig
@@ -297,6 +297,8 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         services, words = _services_memory(config, usage)
         extra += services
         text += words
+    if config.cluster.host == "ray":
+        report.add("ok", "placement", placement_words(config))
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
     report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)

@@ -17,7 +17,8 @@ from coterie.build import services
 from coterie.cluster import engine_service
 from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.frames import Frames
-from coterie.cluster.hosts import ChildService, Host
+from coterie.cluster.hosts import ChildService, Host, WeightMemory
+from coterie.config.schema import RunConfig
 from coterie.train.recorder import Recorder
 from faults.cases import Case, of_trial
 from faults.child import REFUSED, Prepare, log_of
@@ -55,7 +56,7 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
         harness.changed, services.host_for = before, host
 
 
-def _forks(threads: int, recorder: Recorder | None, python: str = "") -> Host:
+def _forks(config: RunConfig, recorder: Recorder | None, names: Sequence[str], **options: Any) -> Host:
     return ForkHost()
 
 
@@ -155,16 +156,16 @@ def _too_often(harness: Harness) -> Case:
     return Case(section="services", name=name, problem=harness.goes_on(runs))
 
 
-class ForkHost:
+class ForkHost(Host):
     """Services that are forks of this process, which has loaded all they need: they start in no time."""
 
-    def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> ChildService:
+    def start(self, name: str, order: Mapping[str, Any], memory: WeightMemory | None = None) -> ChildService:
         ours, theirs = socket.socketpair()
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             try:
                 os.setpgid(0, 0)
-                kept = {0, 1, 2, theirs.fileno(), *files}
+                kept = {0, 1, 2, theirs.fileno(), *(() if memory is None else memory.files)}
                 for number in map(int, os.listdir("/proc/self/fd")):
                     if number not in kept:
                         with suppress(OSError):

@@ -53,8 +53,8 @@ class KillsRank(Callback):
         self.members: list[Service] = []
         members = self.members
 
-        def joined(group: LearnerGroup, services: Any, **seconds: float) -> None:
-            join(group, services, **seconds)
+        def joined(group: LearnerGroup, services: Any, **options: Any) -> None:
+            join(group, services, **options)
             members.extend(services)
 
         monkeypatch.setattr(LearnerGroup, "join", joined)

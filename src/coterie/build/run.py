@@ -21,7 +21,7 @@ from coterie.build.learner import (
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
-from coterie.build.services import engine_services, join_ranks, require_vllm, vllm_engine
+from coterie.build.services import engine_services, join_ranks, require_host, require_vllm, vllm_engine
 from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
@@ -189,6 +189,7 @@ def check_trainable(config: RunConfig) -> None:
         ConfigError: the sampler would not be the policy, or the choices of the objective do not fit each other.
     """
     search_in(config.module_path)
+    require_host(config)
     if config.sft is not None:
         return
     if config.engine.name == "http" and not config.engine.weights_folder:

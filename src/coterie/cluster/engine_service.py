@@ -96,25 +96,26 @@ class Served(Protocol):
 def serve(frames: Frames) -> None:
     """Build what the first message orders, then answer messages until the other end closes."""
     order = frames.receive()
-    served = _guarded(0, lambda: _built(order))
+    served = guarded(0, lambda: built(order))
     frames.send({"id": 0, "error": served["error"]} if "error" in served else {"id": 0})
     if "error" in served:
         return
-    built: Served = served["built"]
+    service: Served = served["built"]
     try:
         while True:
             message = frames.receive()
-            frames.send(_guarded(message["id"], lambda calls=message["calls"]: built.answer(calls)))
+            frames.send(guarded(message["id"], lambda calls=message["calls"]: service.answer(calls)))
     finally:
-        built.close()
+        service.close()
 
 
-def _built(order: Mapping[str, Any]) -> dict[str, Any]:
+def built(order: Mapping[str, Any]) -> dict[str, Any]:
+    """What an order says, as `built`."""
     module, _, name = order["target"].partition(":")
     return {"built": getattr(importlib.import_module(module), name)(**order["arguments"])}
 
 
-def _guarded(number: int, deed: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def guarded(number: int, deed: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What the deed returns; errors are told, a bug with its place."""
     try:
         return {"id": number, **deed()}

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from coterie.cluster.frames import BrokenStreamError, Frames
 from coterie.errors import EngineError
+
+if TYPE_CHECKING:  # a service without torch imports this module too
+    from torch import Tensor
 
 PACKAGE = Path(__file__).parents[2]
 """Folder that holds the package, for another interpreter than this one."""
@@ -28,6 +32,10 @@ _TOLD = 2000
 
 class LostError(Exception):
     """The service died, or did not answer in time."""
+
+
+class UnplacedError(EngineError):
+    """Nothing had room for the service; another try would find none either."""
 
 
 class Service(Protocol):
@@ -58,26 +66,70 @@ class Service(Protocol):
         ...
 
 
-class Host(Protocol):
+class WeightMemory(Protocol):
+    """Memory from which the services of a host read the weights."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a service opens it with, JSON-able."""
+        ...
+
+    @property
+    def files(self) -> Sequence[int]:
+        """Descriptors that a service on this machine inherits for it."""
+        ...
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the services these weights from their next message on.
+
+        Raises:
+            EngineError: no room.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Host(ABC):
     """Where services live."""
 
-    def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> Service:
+    @abstractmethod
+    def start(self, name: str, order: Mapping[str, Any], memory: WeightMemory | None = None) -> Service:
         """Begin to start a service; its first answer says that it is ready.
 
         Args:
             name: of its log.
             order: its first message: `target`, the function `module:function` that builds what it serves, and the
                 `arguments` of that.
-            files: descriptors that it inherits.
+            memory: with the weights that it reads, which the argument `weights` of the order describes.
 
         Raises:
             EngineError: the system refuses.
         """
-        ...
+
+    def memory(self, weights: Mapping[str, Tensor]) -> WeightMemory:
+        """Memory for weights of these names, shapes and number formats.
+
+        Raises:
+            EngineError: no room.
+        """
+        from coterie.policy.shared_memory import SharedWeights
+
+        return SharedWeights.of(weights)
+
+    @property
+    def meeting(self) -> str:
+        """Address of this machine at which learner ranks of other machines find rank 0; empty where there are none."""
+        return ""
+
+    def close(self) -> None:  # noqa: B027 - most hosts have nothing to give back
+        """Give back what the host itself holds, once its services are closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessHost:
+class ProcessHost(Host):
     """Child processes of this one; they end with it, also by SIGKILL.
 
     Args:
@@ -92,7 +144,7 @@ class ProcessHost:
     threads: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def start(self, name: str, order: Mapping[str, Any], files: Sequence[int] = ()) -> ChildService:
+    def start(self, name: str, order: Mapping[str, Any], memory: WeightMemory | None = None) -> ChildService:
         ours, theirs = socket.socketpair()
         # Linux ends the child when the *thread* that started it ends, so only the main thread may ask for that; the
         # end of the socket ends it in any case. A group of its own keeps Ctrl-C to this process, and dies as one.
@@ -106,7 +158,7 @@ class ProcessHost:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), *files),
+                pass_fds=(theirs.fileno(), *(() if memory is None else memory.files)),
                 process_group=0,
                 env=self._surroundings(),
             )
@@ -177,13 +229,15 @@ class ChildService:
                 text = f"ended with exit code {code}"
                 if code < 0:
                     text = f"ended by {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"
-        words = self._last_line()
-        return f"{text}; it last printed {words!r}" if words else text
+        return with_last_line(text, self.output)
 
-    def _last_line(self) -> str:
-        with suppress(OSError, ValueError):
-            end = self.output.seek(0, os.SEEK_END)
-            self.output.seek(max(0, end - _TOLD))
-            lines = self.output.read().decode(errors="replace").strip().splitlines()
-            return lines[-1][:300] if lines else ""
-        return ""
+
+def with_last_line(cause: str, output: IO[bytes]) -> str:
+    """What became of a service, and the last line that it printed."""
+    with suppress(OSError, ValueError):
+        end = output.seek(0, os.SEEK_END)
+        output.seek(max(0, end - _TOLD))
+        lines = output.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return f"{cause}; it last printed {lines[-1][:300]!r}"
+    return cause

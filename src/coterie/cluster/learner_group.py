@@ -10,12 +10,12 @@ from typing import Any
 
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
-from coterie.cluster.hosts import LostError, Service
+from coterie.cluster.hosts import Host, LostError, Service, UnplacedError
 from coterie.cluster.learner_frames import packed_batch, packed_objective, packed_step, scores_of, sums_of
 from coterie.errors import LearnerError
 from coterie.policy.forward import Scores
 from coterie.policy.learner import Learner, OptimizerStep, UpdateReport, UpdateSums
-from coterie.policy.ranks import LostRankError, Ranks, weights_digest
+from coterie.policy.ranks import LostRankError, Ranks, Store, weights_digest
 from coterie.types import RolloutScores
 
 
@@ -47,27 +47,30 @@ class LearnerGroup(Learner):
 
     members: Sequence[Service] = ()
     ranks: Ranks | None = None
+    host: Host | None = None
     timeout_s: float = 300.0
 
-    def join(self, members: Sequence[Service], *, start_s: float, timeout_s: float) -> None:
+    def join(self, members: Sequence[Service], *, start_s: float, timeout_s: float, host: Host | None = None) -> None:
         """Begin to share rows with other ranks, of which each serves a `ServedLearner`.
 
         Args:
             members: ranks 1, 2, …, which have been started.
+            host: of the ranks, closed with them; None: of this machine, and closed by the caller.
             start_s: seconds until each has loaded its model.
             timeout_s: seconds that a rank waits for the others, in a sum or for an answer.
 
         Raises:
             LearnerError: a rank cannot be built.
         """
-        self.members, self.timeout_s = members, start_s
+        self.members, self.timeout_s, self.host = members, start_s, host
         self._answers()
         world = len(members) + 1
         with TemporaryDirectory() as folder:
-            store = str(Path(folder) / "ranks")
-            self._post([["join", rank, world, store, start_s, timeout_s] for rank in range(1, world)])
+            address = "" if host is None else host.meeting
+            store = Store.port(address, world) if address else Store.file(Path(folder) / "ranks", world)
+            self._post([["join", rank, world, store.name, start_s, timeout_s] for rank in range(1, world)])
             try:
-                self.ranks = Ranks(0, world, Path(store), start_s=start_s, timeout_s=timeout_s)
+                self.ranks = Ranks(0, world, store, start_s=start_s, timeout_s=timeout_s)
             except LostRankError as error:
                 self._answers()
                 raise self._ended(str(error)) from error
@@ -145,6 +148,8 @@ class LearnerGroup(Learner):
         for member in self.members:
             member.close()
         self.members = ()
+        if self.host is not None:
+            self.host.close()
 
     def _all(self, order: list[Any]) -> list[Any]:
         self._post([order] * len(self.members))
@@ -168,7 +173,7 @@ class LearnerGroup(Learner):
         for rank, member in enumerate(self.members, 1):
             try:
                 answer = member.receive(self.timeout_s)
-            except LostError as error:
+            except (LostError, UnplacedError) as error:
                 gone = gone or f"learner rank {rank} {error}"
                 continue
             if "error" in answer:

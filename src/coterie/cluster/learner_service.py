@@ -41,7 +41,7 @@ class ServedLearner:
             self.ranks.close()
 
     def _join(self, rank: int, world: int, store: str, start_s: float, timeout_s: float) -> None:
-        self.ranks = Ranks(rank, world, Path(store), start_s=start_s, timeout_s=timeout_s)
+        self.ranks = Ranks(rank, world, store, start_s=start_s, timeout_s=timeout_s)
         self.learner.gather = self.ranks.gather
 
     def _update(self, steps: Sequence[Mapping[str, Any]], objective: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
     (
         lambda c: c.engine.replicas > 1 and c.cluster.host == "local",
         'engine.replicas = {c.engine.replicas} are services in processes of their own, and cluster.host = "local" has '
-        'none; set cluster.host = "processes", or engine.replicas = 1',
+        'none; set cluster.host = "processes" or "ray", or engine.replicas = 1',
     ),
     (
         lambda c: c.engine.name == "vllm" and c.cluster.host == "local",
@@ -49,7 +49,12 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
     (
         lambda c: c.cluster.learners > 1 and c.cluster.host == "local",
         'cluster.learners = {c.cluster.learners} are processes of their own, and cluster.host = "local" has none; set '
-        'cluster.host = "processes", or cluster.learners = 1',
+        'cluster.host = "processes" or "ray", or cluster.learners = 1',
+    ),
+    (
+        lambda c: c.engine.python and c.cluster.host == "ray",
+        "engine.python = {c.engine.python!r} is another interpreter, and a Ray actor has that of its node; install "
+        'vLLM beside coterie there, or set cluster.host = "processes"',
     ),
     (
         lambda c: c.engine.name == "http" and c.cluster.host != "local",

@@ -56,7 +56,7 @@ class EngineConfig(Section):
     """Decode batch size, as in vLLM: sequences decoded at once, with continuous batching."""
     replicas: int = Field(default=1, ge=1)
     """Engines that share the requests, each a service with a copy of the weights: needs cluster.host = "processes"
-    (docs/scale.md)."""
+    or "ray" (docs/scale.md)."""
     max_kept_tokens: int = Field(default=0, ge=0)
     """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
     draft: Literal["off", "history"] = "off"
@@ -97,12 +97,20 @@ class EngineConfig(Section):
 class ClusterConfig(Section):
     """Where the parts of a run live."""
 
-    host: Literal["local", "processes"] = "local"
+    host: Literal["local", "processes", "ray"] = "local"
     """`local` is one process for everything; with `processes` the engine samples in a child process of its own, which
-    is replaced when it is lost, and the numbers are the same (docs/scale.md)."""
+    is replaced when it is lost, and with `ray` in a Ray actor; the numbers are the same (docs/scale.md)."""
+    address: str = ""
+    """Ray cluster to join with host = "ray": `auto` inside a job of Ray, or HOST:PORT of its head; empty: a Ray of the
+    run's own on this machine, which listens on loopback alone."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Strategy of Ray's placement groups: services on as few nodes as they fit on, or on as many as there are."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for each engine service, as in Ray; an actor without any sees none. A fraction shares
+    one."""
     learners: int = Field(default=1, ge=1)
     """Learner ranks, each a process with whole weights and a part of the rows, whose gradients are added up: needs
-    host = "processes" (docs/scale.md)."""
+    host = "processes" or "ray" (docs/scale.md)."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of each engine service; 0 = those of the run, shared out among the services."""
     start_s: float = Field(default=600.0, gt=0)
@@ -111,3 +119,16 @@ class ClusterConfig(Section):
     """Seconds for one answer of a service, about a token of each sequence; then it counts as hung and is replaced."""
     restarts: int = Field(default=5, ge=0)
     """Services that may be lost while one policy version is sampled; one more ends the run."""
+
+    @model_validator(mode="after")
+    def _of_ray(self) -> ClusterConfig:
+        for key in ("address", "placement", "num_gpus"):
+            value = getattr(self, key)
+            if self.host != "ray" and value != type(self).model_fields[key].default:
+                raise ValueError(f'{key} = {value!r} is of Ray, and host = "{self.host}"; set host = "ray"')
+        if self.address.startswith("ray://"):
+            raise ValueError(
+                f"address = {self.address!r} is of a Ray client; expected HOST:PORT of the head, or auto in a run that "
+                "was submitted with `ray job submit`"
+            )
+        return self

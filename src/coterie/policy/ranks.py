@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch import Tensor
 from coterie.algo.sampling import at_least_float32, widened
 from coterie.policy.gradients import GradientSum
 
+LOOPBACK = "127.0.0.1"
+_SCHEME = "tcp://"
 SAMPLE = 32
 """Values of each tensor that a digest of the weights reads."""
 
@@ -34,6 +37,50 @@ class LostRankError(Exception):
     """A rank did not come to a sum."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where ranks find each other, opened by one of them.
+
+    Attributes:
+        name: with which the others open it.
+        store: of torch.
+        address: at which this rank listens for the others.
+    """
+
+    name: str
+    store: Any
+    address: str = LOOPBACK
+
+    @classmethod
+    def file(cls, path: Path, world: int) -> Self:
+        """A file, for ranks of one machine that listen on loopback; a new one for each group."""
+        return cls(name=str(path), store=dist.FileStore(str(path), world))
+
+    @classmethod
+    def port(cls, address: str, world: int) -> Self:
+        """A port of this machine at an address that the machines of the other ranks reach."""
+        server = socket.create_server((address, 0))
+        port = server.getsockname()[1]
+        store = dist.TCPStore(
+            address, port, world, is_master=True, wait_for_workers=False, master_listen_fd=server.detach()
+        )
+        return cls(name=f"{_SCHEME}{address}:{port}", store=store, address=address)
+
+    @classmethod
+    def named(cls, name: str, world: int, seconds: float) -> Self:
+        """What another rank opened.
+
+        Raises:
+            RuntimeError, OSError: it cannot be reached in so many seconds.
+        """
+        if not name.startswith(_SCHEME):
+            return cls.file(Path(name), world)
+        host, _, port = name.removeprefix(_SCHEME).rpartition(":")
+        store = dist.TCPStore(host, int(port), world, is_master=False, timeout=timedelta(seconds=seconds))
+        with socket.create_connection((host, int(port)), timeout=seconds) as probe:
+            return cls(name=name, store=store, address=probe.getsockname()[0])
+
+
 class Ranks:
     """The process group of one rank; the constructor returns when all ranks are there.
 
@@ -43,7 +90,7 @@ class Ranks:
     Args:
         rank: from 0; rank 0 is the run.
         world: number of ranks.
-        store: file through which ranks find each other; a new one for each group.
+        store: that this rank opened, or the name of the one that another did.
         start_s: seconds until all ranks are there.
         timeout_s: seconds that a rank waits for the others in a sum.
 
@@ -51,14 +98,19 @@ class Ranks:
         LostRankError: the others did not come.
     """
 
-    def __init__(self, rank: int, world: int, store: Path, *, start_s: float = 600.0, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, rank: int, world: int, store: Store | str, *, start_s: float = 600.0, timeout_s: float = 300.0
+    ) -> None:
         self.rank, self.world = rank, world
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine, and nobody else listens
-        meeting = dist.FileStore(str(store), world)
-        meeting.set_timeout(timedelta(seconds=start_s))
         try:
-            self._group: Any = dist.ProcessGroupGloo(meeting, rank, world, timedelta(seconds=timeout_s))
-        except RuntimeError as error:
+            meeting = Store.named(store, world, start_s) if isinstance(store, str) else store
+            meeting.store.set_timeout(timedelta(seconds=start_s))
+            gloo: Any = dist.ProcessGroupGloo
+            options = gloo._Options()
+            options._timeout = timedelta(seconds=timeout_s)
+            options._devices = [gloo.create_device(hostname=meeting.address)]
+            self._group: Any = gloo(meeting.store, rank, world, options)
+        except (RuntimeError, OSError) as error:
             raise LostRankError(f"{world} learner ranks did not find each other: {error}") from error
 
     @torch.no_grad()

@@ -63,6 +63,31 @@ class SharedWeights:
             size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
         return cls(_reserved(max(size, 1)), [asdict(slot) for slot in slots])
 
+    @classmethod
+    def laid_out(cls, slots: Sequence[Mapping[str, Any]]) -> Self:
+        """Memory of this process for tensors in these places, as `slots` gives them.
+
+        Raises:
+            EngineError: see `of`.
+        """
+        ends = [slot["offset"] + math.prod(slot["shape"]) * _width(slot["dtype"]) for slot in slots]
+        return cls(_reserved(max([1, *(-(-end // ALIGNMENT) * ALIGNMENT for end in ends)])), slots)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another process opens the memory with, JSON-able."""
+        return {"file": self.file, "slots": self.slots}
+
+    @property
+    def files(self) -> list[int]:
+        """Descriptors that the other process inherits."""
+        return [self.file]
+
+    @property
+    def content(self) -> memoryview:
+        """The whole memory."""
+        return memoryview(self._map)
+
     @property
     def slots(self) -> list[dict[str, Any]]:
         """Names, number formats, shapes and places, JSON-able."""
@@ -104,6 +129,10 @@ class SharedWeights:
     def close(self) -> None:
         """Give the memory back, once no tensor reads it."""
         os.close(self.file)
+
+
+def _width(dtype: str) -> int:
+    return getattr(torch, dtype).itemsize
 
 
 def _reserved(size: int) -> int:

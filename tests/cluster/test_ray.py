@@ -1,0 +1,429 @@
+"""Services in real Ray actors: nobody else reaches them, lost ones are replaced, none stays, numbers are the same.
+
+`python3 bootstrap.py cluster` installs Ray and runs this; Ray starts once for the module.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster_hosts import CONTEXT, RAY, VOCABULARY, script
+from coterie import launch
+from coterie.cluster import ray_session
+from coterie.cluster.engine_pool import EnginePool, ServiceOrder
+from coterie.cluster.hosts import UnplacedError
+from coterie.cluster.ray_host import RayHost, RayService
+from coterie.cluster.ray_session import RaySession, session_for
+from coterie.cluster.sockets import descendants, open_to_others
+from coterie.engines.base import Request, Sampling
+from coterie.engines.scripted import ScriptedEngine
+from coterie.errors import ConfigError, EngineError, LearnerError
+from coterie.types import SampleKey, Turn
+from runs_for_tests import Watch, fingerprint, make_config
+
+pytestmark = [
+    pytest.mark.skipif(not RAY, reason="COTERIE_RAY is not set; `python3 bootstrap.py cluster` sets it"),
+    pytest.mark.filterwarnings("default"),
+]
+TESTS = Path(__file__).parents[1]
+SAMPLING = Sampling(temperature=1.0, max_tokens=16)
+CPUS = 8
+"""That Ray is told of; none of them is asked for its time at once."""
+PATIENCE = 20.0
+TINY: dict[str, Any] = {"steps": 4, "eval": {"every": 2}}
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession]:
+    """A Ray of this process's own, kept for all tests; its workers find the modules of the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    session = session_for("", CPUS)
+    yield session
+    folder = session.folder
+    assert folder is not None
+    session.release()
+    patch.undo()
+    assert not folder.exists(), "its folder, with the token, is gone"
+    assert not session.ray.is_initialized()
+    wait_until(lambda: not ray_processes(os.getpid()))
+
+
+def ray_processes(pid: int) -> list[str]:
+    """Command lines of Ray's processes below a process."""
+    lines = []
+    for child in descendants(pid) - {pid}:
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "ray" in words and Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            lines.append(words[:120])
+    return lines
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def host(logs: Path | None = None, names: tuple[str, ...] = ("engine-0",), **changed: Any) -> RayHost:
+    options: dict[str, Any] = {"address": "", "resources": {"CPU": 1}, "total": CPUS, "start_s": 120.0}
+    return RayHost(names=names, logs=logs, **(options | changed))
+
+
+def requests(version: int = 0, prompts: int = 4) -> list[Request]:
+    return [
+        Request(key=SampleKey(seed=1, version=version, prompt=str(prompt), sample=k), prompt_tokens=(5, prompt))
+        for prompt in range(prompts)
+        for k in range(3)
+    ]
+
+
+def expected(asked: list[Request]) -> list[Turn]:
+    engine = ScriptedEngine(script, vocabulary=VOCABULARY)
+    engine.commit(asked[0].key.version)
+    return engine.generate(asked, SAMPLING)
+
+
+Make = Callable[..., tuple[EnginePool, list[str]]]
+
+
+@pytest.fixture
+def make(ray: RaySession, tmp_path: Path) -> Iterator[Make]:
+    """Pools of scripted engines in actors, closed at the end, and what they report."""
+    pools: list[EnginePool] = []
+
+    def pool(replicas: int = 1, *, timeout_s: float = 60.0, restarts: int = 2, **trouble: Any) -> Any:
+        reports: list[str] = []
+        names = tuple(f"engine-{index}" for index in range(replicas))
+        engine = EnginePool(
+            host(tmp_path, names),
+            ServiceOrder(target="cluster_hosts:recited", arguments=trouble, timeout_s=timeout_s, restarts=restarts),
+            lambda: {"weight": torch.zeros(3)},
+            vocabulary=VOCABULARY,
+            context=CONTEXT,
+            replicas=replicas,
+            report=reports.append,
+        )
+        pools.append(engine)
+        return engine, reports
+
+    yield pool
+    for engine in pools:
+        engine.close()
+    assert ray.users == 1, "hosts give the session back"
+
+
+def actors(engine: EnginePool) -> list[RayService]:
+    return [member.service for member in engine._members if isinstance(member.service, RayService)]
+
+
+def test_nobody_else_reaches_it(ray: RaySession) -> None:
+    """Neither from another machine, for no socket is open to one, nor from this one without the token."""
+    assert ray.folder is not None
+    pids = descendants(os.getpid())
+    assert len(pids) > 5
+    assert open_to_others(pids) == []
+    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout.splitlines()
+    ours = [line for line in listening if any(f"pid={pid}," in line for pid in pids)]
+    assert len(ours) > 3
+    assert all(line.split()[3].startswith(("127.0.0.1:", "[::1]:", "[::ffff:127.0.0.1]:")) for line in ours), ours
+    assert stat.S_IMODE(ray.folder.stat().st_mode) == 0o700
+    token = ray.folder / "token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert len(token.read_text()) == 64
+    address = ray.ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR'); ray.nodes()"
+    other = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    process = subprocess.run([sys.executable, "-c", code], env=other, capture_output=True, text=True, timeout=120)
+    assert process.returncode != 0, "another token opens nothing"
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs", "SIGKILL", "SIGSTOP"])
+def test_a_lost_actor_is_replaced_and_nobody_can_tell(make: Make, tmp_path: Path, how: str) -> None:
+    trouble = {} if how.startswith("SIG") else {"at": 7, "kind": how, "once": str(tmp_path / "once")}
+    engine, reports = make(2, timeout_s=60.0 if how in ("dies", "SIGKILL") else 2.0, **trouble)
+    asked = requests()
+    numbers = [engine.submit(request, SAMPLING) for request in asked]
+    turns: dict[int, Turn] = {}
+    passes = 0
+    while engine.unfinished:
+        if how.startswith("SIG") and passes == 3:
+            place = actors(engine)[0].place
+            assert place is not None
+            os.kill(place["pid"], getattr(signal, how))
+        turns.update(engine.step())
+        passes += 1
+    assert [turns[number] for number in numbers] == expected(asked)
+    (report,) = reports
+    assert "a new one makes its" in report
+    assert ("did not answer within 2 s" if how in ("hangs", "SIGSTOP") else "was lost by Ray") in report
+    if not how.startswith("SIG"):
+        assert f"it last printed '{how} at pass 7'" in report
+        assert f"{how} at pass 7" in (tmp_path / "engine-0.log").read_text() + (tmp_path / "engine-1.log").read_text()
+
+
+def test_an_actor_that_is_lost_again_and_again_ends_the_run(make: Make) -> None:
+    engine, reports = make(restarts=1, at=2, kind="dies")
+    with pytest.raises(EngineError, match=r"lost 2 times while policy version 0 .* cluster.restarts allows 1"):
+        engine.generate(requests(), SAMPLING)
+    assert len(reports) == 1
+
+
+def test_what_an_engine_in_an_actor_refuses_is_said_here(make: Make) -> None:
+    engine, reports = make(at=4, kind="refuses")
+    with pytest.raises(EngineError, match=r"^the model returned logits that are not finite$"):
+        engine.generate(requests(), SAMPLING)
+    assert engine.generate(requests(), SAMPLING) == expected(requests()), "its trouble is over"
+    engine, reports = make(kind="start")
+    with pytest.raises(EngineError, match="engine-0 cannot start: the model folder is gone"):
+        engine.generate(requests(), SAMPLING)
+    assert reports == []
+
+
+def test_what_cannot_be_placed_is_said_in_time(ray: RaySession) -> None:
+    """Ray itself would wait for ever."""
+    crowded = host(names=("engine-0", "engine-1"), resources={"CPU": CPUS - 1}, start_s=3.0)
+    order = {"target": "cluster_hosts:recited", "arguments": {"weights": {"slots": []}}}
+    services = [crowded.start(name, order) for name in crowded.names]
+    with pytest.raises(
+        UnplacedError,
+        match=rf"engine-0 on no node within 3 s: the run asks for CPU {CPUS - 1} for each of engine-0, engine-1 "
+        rf"\(PACK\), and the cluster has CPU {CPUS} .* on 1 nodes; lower cluster.threads",
+    ):
+        services[0].receive(60.0)
+    for service in services:
+        service.kill()
+    crowded.close()
+
+
+def test_another_cluster_than_the_one_in_use_is_refused(ray: RaySession) -> None:
+    with pytest.raises(ConfigError, match=r"this process is connected to the Ray at 'this machine, of its own'"):
+        session_for("10.0.0.1:6379", 1)
+
+
+def test_the_same_numbers_wherever_the_parts_live(ray: RaySession, tmp_path: Path, monkeypatch: Any) -> None:
+    """Metrics, evaluations, rollouts, prompts and weights, to the bit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def trained(name: str, **changed: Any) -> Path:
+        return launch.train(make_config(tmp_path, name=name, **TINY, **changed), Watch())
+
+    one = [trained(name, cluster={"host": name}) for name in ("local", "processes", "ray")]
+    assert fingerprint(one[0]) == fingerprint(one[1]) == fingerprint(one[2])
+    assert (one[2] / "logs" / "engine-0.log").is_file()
+    more: dict[str, Any] = {"engine": {"replicas": 2}}
+    ranks = {"learners": 2, "threads": 1}
+    two = [trained(f"{name}-2", cluster={"host": name, **ranks}, **more) for name in ("processes", "ray")]
+    assert fingerprint(two[0]) == fingerprint(two[1])
+    assert {path.name for path in (two[1] / "logs").glob("*-*.log")} >= {
+        "engine-0.log",
+        "engine-1.log",
+        "learner-1.log",
+    }
+    assert ray.users == 1
+
+
+def test_a_run_whose_actors_are_killed(ray: RaySession, tmp_path: Path, monkeypatch: Any) -> None:
+    """An engine is replaced, with the same bits; a learner rank ends the run, and resume gives them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    cluster = {"host": "ray", "learners": 2, "threads": 1}
+    whole = launch.train(make_config(tmp_path, name="whole", **TINY, cluster=cluster))
+    watch = Kills(monkeypatch, step=1, engine=True)
+    replaced = launch.train(make_config(tmp_path, name="replaced", **TINY, cluster=cluster), watch)
+    assert fingerprint(replaced) == fingerprint(whole)
+    assert any("a new one makes its" in text for text in [text for _, text in watch.notes])
+    lost = make_config(tmp_path, name="lost", **TINY, cluster=cluster)
+    with pytest.raises(LearnerError, match=r"learner rank 1 was lost by Ray.*coterie resume"):
+        launch.train(lost, Kills(monkeypatch, step=3, engine=False))
+    launch.resume(Path(lost.runs) / "lost")
+    assert fingerprint(Path(lost.runs) / "lost") == fingerprint(whole)
+
+
+class Kills(Watch):
+    """Kills the actor of the engine, or of learner rank 1, when this step has been reported."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, *, engine: bool) -> None:
+        super().__init__()
+        self.step, self.engine = step, engine
+        begin, self.services = RayService.begin, list[RayService]()
+        services = self.services
+
+        def begun(service: RayService, *args: Any) -> None:
+            begin(service, *args)
+            services.append(service)
+
+        monkeypatch.setattr(RayService, "begin", begun)
+
+    def on_step(self, step: int, metrics: Any, sample: Any) -> None:
+        super().on_step(step, metrics, sample)
+        if step == self.step:
+            name = "engine-0" if self.engine else "learner-1"
+            (service,) = [service for service in self.services if service.name == name]
+            assert service.place is not None
+            os.kill(service.place["pid"], signal.SIGKILL)
+
+
+RUN = """
+import os, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from coterie import launch
+from coterie.callbacks import Callback
+from coterie.cluster.ray_host import RayService
+from coterie.cluster.sockets import descendants
+from runs_for_tests import make_config
+
+services, begin = [], RayService.begin
+
+def begun(service, *args):
+    begin(service, *args)
+    services.append(service)
+
+RayService.begin = begun
+
+class Tells(Callback):
+    def on_step(self, step, metrics, sample):
+        print("step", step, *descendants(os.getpid()), flush=True)
+        print("actors", *(service.place["pid"] for service in services if service.place), flush=True)
+        if step == 1:
+            sys.stdin.readline()
+
+    def on_event(self, kind, message):
+        print("event", message, flush=True)
+
+root = Path({root!r})
+os.chdir(root)
+launch.train(make_config(root, name={name!r}, steps={steps}, eval={{"every": 2}}, cluster={cluster!r}), Tells())
+"""
+
+
+def run_elsewhere(root: Path, name: str, steps: int, cluster: dict[str, Any], **environment: str) -> Any:
+    """A run in a process of its own, which prints all processes below it and its actors, and waits after step 1."""
+    paths = [str(TESTS), str(root)]
+    code = RUN.format(paths=paths, root=str(root), name=name, steps=steps, cluster=cluster)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=clean_environment(root) | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def clean_environment(root: Path) -> dict[str, str]:
+    """The environment as it is without the Ray of this process."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(root)])}
+
+
+def told(process: Any, subject: str) -> list[int]:
+    """Numbers of the next line that begins with this word."""
+    for line in process.stdout:
+        first, *words = line.split()
+        if first == subject:
+            return [int(word) for word in words]
+    raise AssertionError(f"it ended with exit code {process.wait()}")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    process = run_elsewhere(tmp_path, "killed", 500, {"host": "ray"})
+    pids = told(process, "step")
+    assert len(pids) > 6
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(map(alive, pids[1:])), 60.0)
+    ray_session._sweep()
+    session = ray_session._session
+    left = list(ray_session._root().glob(f"{ray_session.PREFIX}*"))
+    assert left == ([] if session is None else [session.folder]), "what a killed run left is swept by the next"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster of three nodes on this machine, of which the head has no CPU: its address, and its variables."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
+    token, folder = tmp_path / "token", Path(tempfile.mkdtemp(dir="/tmp"))
+    token.write_text("1" * 64)
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    head, address = ["--head", "--include-dashboard", "false", "--temp-dir", str(folder)], ""
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for index in range(3):
+            log = tmp_path / f"node-{index}.log"
+            words = [*head, "--port", "0", "--num-cpus", "0"] if index == 0 else ["--address", address]
+            words += ["--num-cpus", "1"] if index else []
+            with log.open("w") as output:
+                nodes.append(
+                    subprocess.Popen(
+                        [*command, *words],
+                        env=clean_environment(tmp_path) | secret,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        process_group=0,
+                    )
+                )
+            wait_until(lambda log=log: "Ray runtime started" in log.read_text(), 120.0)
+            if not index:
+                found = re.search(r"--address='([^']+)'", log.read_text())
+                assert found is not None, log.read_text()
+                address = found[1]
+        yield address, secret
+    finally:
+        for node in nodes:
+            for pid in descendants(node.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            node.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_is_joined_and_a_lost_node_is_made_good(
+    tmp_path: Path, monkeypatch: Any, cluster: tuple[str, dict[str, str]]
+) -> None:
+    """The numbers are those of one process, though the node of the engine is killed after the first step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    address, secret = cluster
+    settings = {"host": "ray", "address": address, "threads": 1, "start_s": 120.0}
+    process = run_elsewhere(tmp_path, "joined", 4, settings, **secret)
+    (actor,) = told(process, "actors")
+    raylet = int(Path(f"/proc/{actor}/stat").read_text().rpartition(")")[2].split()[1])
+    assert b"raylet" in Path(f"/proc/{raylet}/cmdline").read_bytes()
+    os.kill(raylet, signal.SIGKILL)
+    output, _ = process.communicate("\n", timeout=300)
+    assert process.returncode == 0, output
+    assert "a new one makes its" in output
+    alone = launch.train(make_config(tmp_path, name="alone", steps=4, eval={"every": 2}))
+    assert fingerprint(tmp_path / "runs" / "joined") == fingerprint(alone)
+    crowded = settings | {"learners": 3, "start_s": 5.0}
+    process = run_elsewhere(tmp_path, "crowded", 2, crowded, **secret)
+    process.communicate("\n", timeout=300)
+    assert process.returncode != 0, "one node is left, with one CPU"
