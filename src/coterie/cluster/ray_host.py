@@ -27,7 +27,7 @@ from coterie.text import one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DETAIL = re.compile(r"exit detail: (.+?)(?:\s\s|$)", re.DOTALL)
+_DETAIL = re.compile(r"exit detail: (.+?)(?: Some common|\s\s|$)", re.DOTALL)
 """In Ray's text about a dead actor."""
 
 

@@ -169,32 +169,43 @@ def _started(cpus: int) -> RaySession:
         "RAY_AUTH_TOKEN": None,
         "RAY_ADDRESS": None,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # 15 by default: an engine would wait for whatever else runs
         "TOKENIZERS_PARALLELISM": "false",
     }
     before = {name: os.environ.get(name) for name in variables}
     others = open_to_others(descendants(os.getpid()))
     _restore(variables)
-    ray: Any = None
     try:
-        ray = importlib.import_module("ray")
-        with _signals_kept():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+        ray = _up(cpus, folder / "r")  # Ray opens this one to all users, and the folder around it stays closed
     except Exception as error:
-        if ray is not None:
-            ray.shutdown()
         _restore(before)
         shutil.rmtree(folder, ignore_errors=True)
         raise EngineError(f"Ray cannot be started on this machine: {_first_line(error)}") from error
     session = RaySession(ray=ray, address="", folder=folder, lock=lock, before=before)
     _require_loopback(session, others)
     return session
+
+
+def _up(cpus: int, folder: Path) -> Any:
+    """Start Ray; returns the module. Ray gives its processes half a minute, which a busy machine may not keep."""
+    ray: Any = importlib.import_module("ray")
+    for last in (False, False, True):
+        try:
+            with _signals_kept():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
+            return ray
+        except Exception as error:
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise
+    return ray
 
 
 def _require_loopback(session: RaySession, others: Sequence[str]) -> None:
