@@ -238,14 +238,14 @@ def test_the_same_numbers_wherever_the_parts_live(ray: RaySession, tmp_path: Pat
     def trained(name: str, **changed: Any) -> Path:
         return launch.train(make_config(tmp_path, name=name, **TINY, **changed), Watch())
 
-    one = [trained(name, cluster={"host": name}) for name in ("local", "processes", "ray")]
-    assert fingerprint(one[0]) == fingerprint(one[1]) == fingerprint(one[2])
-    assert (one[2] / "logs" / "engine-0.log").is_file()
+    single = [trained(name, cluster={"host": name}) for name in ("local", "processes", "ray")]
+    assert fingerprint(single[0]) == fingerprint(single[1]) == fingerprint(single[2])
+    assert (single[2] / "logs" / "engine-0.log").is_file()
     more: dict[str, Any] = {"engine": {"replicas": 2}}
     ranks = {"learners": 2, "threads": 1}
-    two = [trained(f"{name}-2", cluster={"host": name, **ranks}, **more) for name in ("processes", "ray")]
-    assert fingerprint(two[0]) == fingerprint(two[1])
-    assert {path.name for path in (two[1] / "logs").glob("*-*.log")} >= {
+    double = [trained(f"{name}-2", cluster={"host": name, **ranks}, **more) for name in ("processes", "ray")]
+    assert fingerprint(double[0]) == fingerprint(double[1])
+    assert {path.name for path in (double[1] / "logs").glob("*-*.log")} >= {
         "engine-0.log",
         "engine-1.log",
         "learner-1.log",
@@ -402,9 +402,9 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 )
             wait_until(lambda log=log: "Ray runtime started" in log.read_text(), 120.0)
             if not index:
-                found = re.search(r"--address='([^']+)'", log.read_text())
-                assert found is not None, log.read_text()
-                address = found[1]
+                match = re.search(r"--address='([^']+)'", log.read_text())
+                assert match is not None, log.read_text()
+                address = match[1]
         yield address, secret
     finally:
         for node in nodes:

@@ -137,8 +137,8 @@ def test_ranks_of_other_machines_meet_at_a_port_of_the_first() -> None:
     """Rank 0 listens at the address that it is given, and each other at the one from which it reached rank 0."""
     store = Store.port("127.0.0.1", 2)
     assert store.name.startswith("tcp://127.0.0.1:")
-    found: list[Any] = []
-    other = threading.Thread(target=lambda: found.append(Ranks(1, 2, store.name, start_s=20, timeout_s=20)))
+    ranks: list[Any] = []
+    other = threading.Thread(target=lambda: ranks.append(Ranks(1, 2, store.name, start_s=20, timeout_s=20)))
     other.start()
     first = Ranks(0, 2, store, start_s=20, timeout_s=20)
     other.join()
@@ -146,7 +146,7 @@ def test_ranks_of_other_machines_meet_at_a_port_of_the_first() -> None:
     total = torch.ones(3)
 
     def add() -> None:
-        found[0]._reduce(torch.full((3,), 2.0))
+        ranks[0]._reduce(torch.full((3,), 2.0))
 
     other = threading.Thread(target=add)
     other.start()
@@ -154,4 +154,4 @@ def test_ranks_of_other_machines_meet_at_a_port_of_the_first() -> None:
     other.join()
     assert total.tolist() == [3.0] * 3
     first.close()
-    found[0].close()
+    ranks[0].close()

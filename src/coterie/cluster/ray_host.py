@@ -119,7 +119,7 @@ class RayHost(Host):
     @property
     def meeting(self) -> str:
         session = self._connected()
-        return "" if session.own else session.node_address()
+        return "" if session.started_here else session.node_address()
 
     def close(self) -> None:
         session, self._session = self._session, None
@@ -196,7 +196,7 @@ class RayService:
         self._answers.clear()
         with suppress(Exception):  # Ray may be gone, or the actor dead
             self.session.ray.kill(self.actor, no_restart=True)
-        if self.session.own and self.place is not None:
+        if self.session.started_here and self.place is not None:
             kill_worker(self.place["pid"])  # one that is frozen does not hear Ray
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class RaySession:
     """Variables as they were."""
 
     @property
-    def own(self) -> bool:
+    def started_here(self) -> bool:
         """Ray was started by this process, and ends with it."""
         return self.folder is not None
 
@@ -217,14 +217,14 @@ def _require_loopback(session: RaySession, others: Sequence[str]) -> None:
     Raises:
         EngineError: it listens on another device than loopback.
     """
-    found = [place for place in open_to_others(descendants(os.getpid())) if place not in others]
-    if found:
+    reachable = [place for place in open_to_others(descendants(os.getpid())) if place not in others]
+    if reachable:
         global _session
         _session = session
         session.end()
         raise EngineError(
-            f"Ray would listen on {', '.join(found[:3])}, where other machines reach it; expected loopback alone. Ray "
-            f"was imported before coterie could ask for that: set {LOOPBACK}=0 in the environment"
+            f"Ray would listen on {', '.join(reachable[:3])}, where other machines reach it; expected loopback alone. "
+            f"Ray was imported before coterie could ask for that: set {LOOPBACK}=0 in the environment"
         )
 
 

@@ -13,21 +13,25 @@ _LISTEN = "0A"
 
 
 def descendants(pid: int) -> set[int]:
-    """A process and all that it started, and those started."""
+    """A process and all that it started, and those started.
+
+    Args:
+        pid: of the process, which is one of those returned.
+    """
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = {pid}, [pid]
+    processes, waiting = {pid}, [pid]
     while waiting:
-        waiting += (more := [child for child in children.get(waiting.pop(), ()) if child not in found])
-        found.update(more)
-    return found
+        waiting += (more := [child for child in children.get(waiting.pop(), ()) if child not in processes])
+        processes.update(more)
+    return processes
 
 
 def open_to_others(pids: Iterable[int]) -> list[str]:
-    """Addresses other than loopback on which these processes listen, as `0.0.0.0:6379 (process 12)`.
+    """Addresses other than loopback on which these processes listen, as `10.0.0.1:6379 (process 12)`.
 
     Empty where the system has no /proc.
     """
@@ -39,13 +43,13 @@ def open_to_others(pids: Iterable[int]) -> list[str]:
                 address, port = _address(fields[1])
                 if fields[3] == _LISTEN and not address.is_loopback:
                     sockets[f"socket:[{fields[9]}]"] = f"{address}:{port}"
-    found = []
+    places = []
     for pid in sorted(pids):
         for file in (PROC / str(pid) / "fd").glob("*"):
             with suppress(OSError):
                 if (place := sockets.get(os.readlink(file))) is not None:
-                    found.append(f"{place} (process {pid})")
-    return found
+                    places.append(f"{place} (process {pid})")
+    return places
 
 
 def _address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
