@@ -115,7 +115,7 @@ def flat_config(path: Path) -> dict[str, Any]:
 
 def run_page(path: Path) -> dict[str, Any]:
     """All of one run but its curves: progress, held-out results, events, machine, settings, what is stored."""
-    summary = inspect.summary(path, verify=False)
+    summary = inspect.summary(path, check_hashes=False)
     page: dict[str, Any] = {
         "name": path.name,
         "path": str(path.absolute()),

@@ -87,12 +87,12 @@ class RunSummary:
     """Files that could not be read, with the reason."""
 
 
-def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummary:
+def summary(path: Path, *, tests: bool = True, check_hashes: bool = True) -> RunSummary:
     """Summary of a run's folder.
 
     Args:
         tests: fill in `paired`, which takes a moment.
-        verify: compare all metrics with their hashes too (with `tests` alone).
+        check_hashes: compare all metrics with their hashes too (with `tests` alone).
 
     Raises:
         RunError: `path` is not a run. A damaged file of one goes into `problem` instead.
@@ -112,7 +112,7 @@ def summary(path: Path, *, tests: bool = True, verify: bool = True) -> RunSummar
     if run.metrics.exists():
         try:
             measured = _measured(run.metrics, tests)
-            problems += _damage(run.metrics) if tests and verify else []
+            problems += _damage(run.metrics) if tests and check_hashes else []
         except RunError as error:
             problems.append(str(error))
     pid = lock_holder(run.path)
