@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,62 +15,25 @@ from typing import Any
 import pytest
 import torch
 
-from cluster_hosts import CONTEXT, VOCABULARY, ThreadHost, process_host, script
+from cluster_hosts import ThreadHost, process_host
+from cluster_pools import SAMPLING, Make, expected, requests, scripted_pools
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.frames import BrokenStreamError, Frames
 from coterie.cluster.hosts import ChildService
 from coterie.config.schema import RunConfig
-from coterie.engines.base import Request, Sampling
-from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import ConfigError, EngineError
 from coterie.policy.shared_memory import SharedWeights
-from coterie.types import SampleKey, Turn
+from coterie.types import Turn
 
-SAMPLING = Sampling(temperature=1.0, max_tokens=16)
 PATIENCE = 10.0
-
-
-def requests(version: int = 0, prompts: int = 4) -> list[Request]:
-    return [
-        Request(key=SampleKey(seed=1, version=version, prompt=str(prompt), sample=k), prompt_tokens=(5, prompt))
-        for prompt in range(prompts)
-        for k in range(3)
-    ]
-
-
-Make = Callable[..., tuple[EnginePool, list[str]]]
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Pools of scripted services, closed at the end, and what they report."""
     monkeypatch.setenv("PYTHONPATH", "")
-    pools: list[EnginePool] = []
-
-    def pool(replicas: int = 1, *, restarts: int = 2, timeout_s: float = 60.0, **trouble: Any) -> Any:
-        reports: list[str] = []
-        order = ServiceOrder(target="cluster_hosts:recited", arguments=trouble, restarts=restarts, timeout_s=timeout_s)
-        engine = EnginePool(
-            process_host(tmp_path),
-            order,
-            lambda: {"weight": torch.zeros(3)},
-            vocabulary=VOCABULARY,
-            context=CONTEXT,
-            replicas=replicas,
-            report=reports.append,
-        )
-        pools.append(engine)
-        return engine, reports
-
-    yield pool
-    for engine in pools:
-        engine.close()
-
-
-def expected(asked: list[Request]) -> list[Turn]:
-    engine = ScriptedEngine(script, vocabulary=VOCABULARY)
-    engine.commit(asked[0].key.version)
-    return engine.generate(asked, SAMPLING)
+    with scripted_pools(lambda names: process_host(tmp_path)) as pool:
+        yield pool
 
 
 def services(engine: EnginePool) -> list[ChildService]:

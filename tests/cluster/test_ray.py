@@ -20,20 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from cluster_hosts import CONTEXT, RAY, VOCABULARY, script
+from cluster_hosts import RAY
+from cluster_pools import SAMPLING, Make, expected, requests, scripted_pools
 from coterie import launch
 from coterie.cluster import ray_session
-from coterie.cluster.engine_pool import EnginePool, ServiceOrder
+from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.hosts import UnplacedError
 from coterie.cluster.ray_host import RayHost, RayService
 from coterie.cluster.ray_session import RaySession, session_for
 from coterie.cluster.sockets import descendants, open_to_others
-from coterie.engines.base import Request, Sampling
-from coterie.engines.scripted import ScriptedEngine
 from coterie.errors import ConfigError, EngineError, LearnerError
-from coterie.types import SampleKey, Turn
+from coterie.types import Turn
 from runs_for_tests import Watch, fingerprint, make_config
 
 pytestmark = [
@@ -41,7 +39,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 TESTS = Path(__file__).parents[1]
-SAMPLING = Sampling(temperature=1.0, max_tokens=16)
 CPUS = 8
 """That Ray is told of; none of them is asked for its time at once."""
 PATIENCE = 20.0
@@ -89,46 +86,11 @@ def host(logs: Path | None = None, names: tuple[str, ...] = ("engine-0",), **cha
     return RayHost(names=names, logs=logs, **(options | changed))
 
 
-def requests(version: int = 0, prompts: int = 4) -> list[Request]:
-    return [
-        Request(key=SampleKey(seed=1, version=version, prompt=str(prompt), sample=k), prompt_tokens=(5, prompt))
-        for prompt in range(prompts)
-        for k in range(3)
-    ]
-
-
-def expected(asked: list[Request]) -> list[Turn]:
-    engine = ScriptedEngine(script, vocabulary=VOCABULARY)
-    engine.commit(asked[0].key.version)
-    return engine.generate(asked, SAMPLING)
-
-
-Make = Callable[..., tuple[EnginePool, list[str]]]
-
-
 @pytest.fixture
 def make(ray: RaySession, tmp_path: Path) -> Iterator[Make]:
     """Pools of scripted engines in actors, closed at the end, and what they report."""
-    pools: list[EnginePool] = []
-
-    def pool(replicas: int = 1, *, timeout_s: float = 60.0, restarts: int = 2, **trouble: Any) -> Any:
-        reports: list[str] = []
-        names = tuple(f"engine-{index}" for index in range(replicas))
-        engine = EnginePool(
-            host(tmp_path, names),
-            ServiceOrder(target="cluster_hosts:recited", arguments=trouble, timeout_s=timeout_s, restarts=restarts),
-            lambda: {"weight": torch.zeros(3)},
-            vocabulary=VOCABULARY,
-            context=CONTEXT,
-            replicas=replicas,
-            report=reports.append,
-        )
-        pools.append(engine)
-        return engine, reports
-
-    yield pool
-    for engine in pools:
-        engine.close()
+    with scripted_pools(lambda names: host(tmp_path, names)) as pool:
+        yield pool
     assert ray.users == 1, "hosts give the session back"
 
 

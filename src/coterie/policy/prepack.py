@@ -106,12 +106,14 @@ def prepacked(model: nn.Module, *, rows: int, tokens: int) -> Generator[Products
         tokens: about how many tokens will be sampled; below `WORTH` nothing is done.
     """
     packed = products(model, rows) if tokens >= WORTH and supported(model) else {}
-    calls = {product: SharedProduct(product) for product in packed.values()}
-    counts = dict.fromkeys(calls, 0)
+    siblings: dict[Product, list[nn.Module]] = {}
+    for layer, product in packed.items():
+        siblings.setdefault(product, []).append(layer)
     try:
-        for layer, product in packed.items():
-            layer.forward = calls[product].part(counts[product])
-            counts[product] += 1
+        for product, layers in siblings.items():
+            shared = SharedProduct(product)
+            for index, layer in enumerate(layers):
+                layer.forward = product if len(layers) == 1 else shared.part(index)
         yield packed
     finally:
         for layer in packed:

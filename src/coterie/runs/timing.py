@@ -44,17 +44,21 @@ def run_timing(run: Path, skip: int) -> Timing:
         RunError: no step after those was recorded.
     """
     with MetricsDB.reader(run / "metrics.sqlite") as database:
-        series = {name: _after(database, f"time/{name}", skip) for name in (*STEP.names(), *EMBED.names())}
-        counts = {heading: _after(database, name, skip) for name, heading in COUNTS}
-    steps = len(series["step"])
+        series = database.all_series()
+    measured = {name: [value for step, value in points if step > skip] for name, points in series.items()}
+    steps = len(measured.get("time/step", ()))
     if not steps:
         raise RunError(f"{run} has no timing: no step after step {skip} was recorded; train longer, or lower --skip")
     return Timing(
         name=run.name,
         runs=1,
         steps=steps,
-        seconds={name: sum(values) / steps for name, values in series.items() if values},
-        counts={heading: sum(values) / steps for heading, values in counts.items() if values},
+        seconds={
+            part: sum(measured[name]) / steps
+            for part in (*STEP.names(), *EMBED.names())
+            if measured.get(name := f"time/{part}")
+        },
+        counts={heading: sum(measured[name]) / steps for name, heading in COUNTS if measured.get(name)},
     )
 
 
@@ -64,10 +68,6 @@ def arms(timings: Sequence[Timing]) -> list[Timing]:
     for timing in timings:
         by_name.setdefault(SEED.sub("", timing.name), []).append(timing)
     return [members[0] if len(members) == 1 else _together(name, members) for name, members in by_name.items()]
-
-
-def _after(database: MetricsDB, name: str, skip: int) -> list[float]:
-    return [value for step, value in database.series(name) if step > skip]
 
 
 def _together(name: str, members: Sequence[Timing]) -> Timing:
