@@ -246,8 +246,7 @@ def _run(
         raise
     finally:
         if trainer is not None:
-            trainer.engine.close()
-            trainer.learner.close()
+            trainer.close()
         recorder.close()
         tracked.close()
     callback.on_end(run.path, _closing_line(run, step, config.steps, finished))

@@ -132,6 +132,7 @@ def group_aware_estimator(
         seed=config.seed,
         reward=identity(config.rewards, config.environment),
         reference=str(config.model.name),
+        lag=config.engine.lag,
     )
 
 

@@ -22,6 +22,7 @@ from coterie.build.learner import (
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
 from coterie.build.services import engine_services, join_ranks, require_host, require_vllm, vllm_engine
+from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
@@ -48,6 +49,7 @@ from coterie.rewards.check import CONSOLATION, identity
 from coterie.rewards.pool import Scorer
 from coterie.rewards.registry import BINARY
 from coterie.rollout.collector import Collector
+from coterie.rollout.lagged_sampler import LaggedSampler
 from coterie.rollout.replay import ReplayBuffer
 from coterie.rollout.sampler import AllocatedSampler, Metric, PromptSampler, SequentialSampler
 from coterie.train.evaluate import Criterion, Evaluator, Scale
@@ -409,8 +411,14 @@ def trainer_for(config: RunConfig, inputs: Inputs, scorer: Scorer, recorder: Rec
     if config.distill is not None:
         estimator = taught_estimator(config, estimator, teacher_for(config, inputs))
     learner = run_learner(config, inputs, policy, recorder)
+    lagged = None
+    if config.engine.lag:
+        assert isinstance(sampler, SequentialSampler), "the settings refuse others"
+        assert isinstance(engine, EnginePool), "the settings refuse others"
+        lagged = LaggedSampler(sampler, engine, lag=config.engine.lag, steps=config.steps)
     return Trainer(
         sampler=sampler,
+        lagged=lagged,
         estimator=estimator,
         replay=replay_for(config),
         history=engine.history if isinstance(engine, EmbeddedEngine) else None,

@@ -84,7 +84,7 @@ class EnginePool(Engine):
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._host, self._order, self._weights = host, order, weights
-        self._vocabulary, self._context, self._report = vocabulary, context, report
+        self._vocabulary, self._context, self.report = vocabulary, context, report
         self._members = [_Member(name=f"engine-{index}") for index in range(replicas)]
         self._version, self._submitted, self._messages, self._losses = 0, 0, 0, 0
         self._commits = 0
@@ -164,6 +164,21 @@ class EnginePool(Engine):
         self._commits += 1
         self._reset()
 
+    def publish(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the weights of the present version at once instead of before its first request, so that the policy may
+        change while it is sampled.
+
+        Args:
+            weights: a former `copy_weights`; None: the policy's.
+        """
+        memory = self._shared()
+        memory.write(self._weights() if weights is None else weights)
+        self._written = self._commits
+
+    def copy_weights(self) -> dict[str, Tensor]:
+        """A copy of the policy's present weights, for `publish`."""
+        return {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+
     def close(self) -> None:
         for member in self._members:
             if member.service is not None:
@@ -201,12 +216,17 @@ class EnginePool(Engine):
             member.keeps = False
 
     def _start(self, member: _Member) -> None:
+        memory = self._shared()
+        arguments = {**self._order.arguments, "weights": memory.arguments}
+        order = {"target": self._order.target, "arguments": arguments}
+        member.service = self._host.start(member.name, order, memory)
+        member.ready = False
+
+    def _shared(self) -> WeightMemory:
+        """The memory that is shared, made when it is first needed."""
         if self._memory is None:
             self._memory = self._host.memory(self._weights())
-        arguments = {**self._order.arguments, "weights": self._memory.arguments}
-        order = {"target": self._order.target, "arguments": arguments}
-        member.service = self._host.start(member.name, order, self._memory)
-        member.ready = False
+        return self._memory
 
     def _exchange(self, members: Sequence[_Member], question: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """Send what has not been sent, and a question that no journal holds; the answers, a member each.
@@ -257,9 +277,7 @@ class EnginePool(Engine):
                 raise EngineError(f"the service {member.name} cannot start: {answer['error']}")
             member.ready = True
         if self._written != self._commits:
-            assert self._memory is not None
-            self._memory.write(self._weights())
-            self._written = self._commits
+            self.publish()
         end = len(member.journal) if upto is None else upto
         calls = [*member.journal[member.sent : end], *([] if question is None else [question])]
         self._messages += 1
@@ -292,7 +310,7 @@ class EnginePool(Engine):
                     f"{self._version} was sampled, and cluster.restarts allows {self._order.restarts}. Its log in the "
                     "run's folder logs/ has what it said; continue with `coterie resume`"
                 )
-            self._report(f"the service {member.name} {cause}; a new one makes its {passes} passes again")
+            self.report(f"the service {member.name} {cause}; a new one makes its {passes} passes again")
             try:
                 return self._replay(member, question)
             except LostError as error:

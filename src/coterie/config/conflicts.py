@@ -61,6 +61,28 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         'engine.name = "http" samples in a server that lives elsewhere already; set cluster.host = "local"',
     ),
     (
+        lambda c: c.engine.lag and c.cluster.host == "local",
+        "engine.lag = {c.engine.lag} samples while the learner updates, which needs an engine of its own: in one "
+        'process both would share the weights and the processor; set cluster.host = "processes" or "ray", or '
+        "engine.lag = 0",
+    ),
+    (
+        lambda c: c.engine.lag and c.rollout_correction.kind == "none" and not c.rollout_correction.bypass_mode,
+        'engine.lag = {c.engine.lag} with rollout_correction.kind = "none" would take the learner for the policy that '
+        "sampled; set rollout_correction.bypass_mode = true (the ratio is learner/sampler), rollout_correction.kind = "
+        '"token_truncate" (a weight learner/sampler), or engine.lag = 0',
+    ),
+    (
+        lambda c: c.engine.lag and c.grouping.allocate,
+        "grouping.allocate chooses prompts by all steps before, of which engine.lag = {c.engine.lag} are not over when "
+        "a batch is begun; leave out grouping.allocate, or set engine.lag = 0",
+    ),
+    (
+        lambda c: c.replay.groups and c.engine.lag >= c.replay.max_age,
+        "replay.groups finds nothing: with engine.lag = {c.engine.lag} a group is {c.engine.lag} versions old when it "
+        "is fresh, and replay.max_age = {c.replay.max_age}; raise replay.max_age, or lower engine.lag",
+    ),
+    (
         lambda c: c.engine.draft != "off" and c.cluster.host != "local",
         'engine.draft = "{c.engine.draft}" guesses from attempts that this process keeps, and a service has none; set '
         'engine.draft = "off", or cluster.host = "local"',

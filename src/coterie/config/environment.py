@@ -57,6 +57,9 @@ class EngineConfig(Section):
     replicas: int = Field(default=1, ge=1)
     """Engines that share the requests, each a service with a copy of the weights: needs cluster.host = "processes"
     or "ray" (docs/scale.md)."""
+    lag: int = Field(default=0, ge=0)
+    """Versions between the policy that samples a batch and the one that is updated by it; 1 samples the next batch
+    while the learner updates (verl's one-step off-policy, prime-rl's max_async_level). 0: in turn (docs/scale.md)."""
     max_kept_tokens: int = Field(default=0, ge=0)
     """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
     draft: Literal["off", "history"] = "off"

@@ -78,6 +78,7 @@ class GroupAwareEstimator:
         part_weights: weight of each reward part by its label; with `per_reward` each has a model of its own.
         reward, reference: names of what the statistics belong to.
         baseline: the user's function, where the preset is one.
+        lag: versions between the policy that samples a step's rollouts and the one that is updated by them.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class GroupAwareEstimator:
         reward: str = "",
         reference: str = "",
         baseline: CustomBaseline | None = None,
+        lag: int = 0,
     ) -> None:
-        self.config, self.terms, self.features, self.seed = config, terms, features, seed
+        self.config, self.terms, self.features, self.seed, self.lag = config, terms, features, seed, lag
         self.weights = dict(part_weights) if config.per_reward else dict(WHOLE)
         self.baseline = baseline
         self.versions = {"reward": reward, "reference": reference}
@@ -117,8 +119,9 @@ class GroupAwareEstimator:
 
     @property
     def time(self) -> float:
-        """Time of the next step, by which evidence fades."""
-        return float(self.step)
+        """Time of the next step, by which evidence fades: it counts from the policy that sampled, which is the same one
+        for the first lag + 1 steps."""
+        return float(max(0, self.step - self.lag))
 
     def __call__(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout], score: Score) -> Advantages:
         time, predicted = self.time, self.predict(groups, rollouts)

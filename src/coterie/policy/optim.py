@@ -68,7 +68,9 @@ class FullMoments:
         self.exp_avg = {name: torch.zeros(n, dtype=t, device=d) for name, (n, t, d) in specs.items()}
         self.exp_avg_sq = {name: torch.zeros_like(moment) for name, moment in self.exp_avg.items()}
         # torch counts steps in float32, beside the moments
-        self.steps = {name: torch.zeros((), device=moment.device) for name, moment in self.exp_avg.items()}
+        self.steps = {
+            name: torch.zeros((), dtype=torch.float32, device=moment.device) for name, moment in self.exp_avg.items()
+        }
 
     def advance(self, name: str) -> None:
         self.steps[name] += 1

@@ -125,11 +125,21 @@ class Collector:
         self.limits = limits
 
     def collect(
-        self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling, quorum: Quorum | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        sampling: Sampling,
+        quorum: Quorum | None = None,
+        first_sample: int = 0,
     ) -> Experience:
         """`samples` rollouts of each prompt; a prompt that was drawn twice gets twice as many, as one group.
 
         With a quorum, sampling stops as soon as enough prompts are whole; the others are given back unjudged.
+
+        Args:
+            first_sample: number of each prompt's first rollout, where this policy version has sampled others before:
+                its random draws are named by it.
 
         Raises:
             EngineError: sampling failed; nothing is scored then.
@@ -139,7 +149,7 @@ class Collector:
         distinct = {prompt.id: prompt for prompt in prompts}
         for prompt in prompts:
             counts[prompt.id] = counts.get(prompt.id, 0) + samples
-        pairs = [(distinct[name], sample) for name, count in counts.items() for sample in range(count)]
+        pairs = [(distinct[name], first_sample + k) for name, count in counts.items() for k in range(count)]
         started = time.perf_counter()
         episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=self.limits or Limits())
         attempts = episodes.run(pairs, sampling, quorum)

@@ -116,8 +116,12 @@ class SequentialSampler(_OrderedPrompts):
         self.metric = metric
         self.by_id = {prompt.id: prompt for prompt in order.prompts}
 
-    def collect(self, cursor: int, pending: Sequence[str] = ()) -> StepBatch:
-        """One step from this cursor on; see `PromptSampler.collect`."""
+    def collect(self, cursor: int, pending: Sequence[str] = (), *, repeat: int = 0) -> StepBatch:
+        """One step from this cursor on; see `PromptSampler.collect`.
+
+        Args:
+            repeat: batches that this policy version has sampled before; the rollouts of each are numbered on.
+        """
         first = [self.by_id[name] for name in pending]
         parts: list[Experience] = []
         groups: list[Group] = []
@@ -131,7 +135,7 @@ class SequentialSampler(_OrderedPrompts):
             prompts, cursor = self._draw(cursor, math.ceil(missing * self.config.oversample), due, drawn)
             if not prompts:
                 break
-            experience = self._attempt(prompts, missing, due)
+            experience = self._attempt(prompts, missing, due, repeat)
             whole = self._whole(experience, min(2, self.config.group_size))
             kept = self._mixed(whole, experience) if self.config.dynamic_sampling else whole
             dropped += len(whole) - len(kept)
@@ -148,11 +152,14 @@ class SequentialSampler(_OrderedPrompts):
             metrics=self._metrics(cursor, rounds, dropped, len(groups), experience),
         )
 
-    def _attempt(self, prompts: Sequence[Prompt], missing: int, first: Sequence[Prompt]) -> Experience:
+    def _attempt(self, prompts: Sequence[Prompt], missing: int, first: Sequence[Prompt], repeat: int) -> Experience:
         quorum = None
         if self.config.oversample > 1:
             quorum = Quorum(prompts=missing, required=frozenset(prompt.id for prompt in first))
-        return self.collector.collect(prompts, samples=self.config.group_size, sampling=self.sampling, quorum=quorum)
+        size = self.config.group_size
+        return self.collector.collect(
+            prompts, samples=size, sampling=self.sampling, quorum=quorum, first_sample=repeat * size
+        )
 
     def _mixed(self, groups: Sequence[Group], experience: Experience) -> list[Group]:
         """Those whose evaluated rewards differ: the condition of verl's `filter_groups`, std(metric) > 0. Of a binary

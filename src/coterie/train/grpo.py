@@ -24,8 +24,9 @@ from coterie.engines.base import check_version
 from coterie.phases import PHASES
 from coterie.policy.memory import peak
 from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
+from coterie.rollout.lagged_sampler import LaggedSampler
 from coterie.rollout.replay import ReplayBuffer
-from coterie.rollout.sampler import PromptSampler
+from coterie.rollout.sampler import PromptSampler, StepBatch
 from coterie.train.loop import Loop
 from coterie.train.metrics import step_metrics
 from coterie.train.schedules import Schedules
@@ -48,6 +49,8 @@ class Trainer(Loop):
     """KL and entropy weights, renewal of the reference."""
     history: AttemptHistory | None = None
     """Attempts from which the engine drafts; None where it does not."""
+    lagged: LaggedSampler | None = None
+    """Samples by earlier versions while the learner updates; None: in turn."""
 
     def advance(self) -> None:
         """One step, recorded."""
@@ -61,8 +64,7 @@ class Trainer(Loop):
         """
         version, started, waited = self.progress.step, time.perf_counter(), processor_wait()
         phases, switches, slept = PHASES.read(), WAIT_POLICY.switches, WAIT_POLICY.sleeps
-        check_version(self.engine.version, version)
-        batch = self.sampler.collect(self.progress.cursor, self.progress.pending)  # 1 collect, 2 group
+        batch = self._collect(version)  # 1 collect, 2 group
         rollouts, collected = batch.rollouts, time.perf_counter()
 
         advantages = self.estimator(batch.groups, rollouts, self.score)  # 3 advantage
@@ -86,8 +88,9 @@ class Trainer(Loop):
         self.replay.keep(self.progress.step, batch.groups, rollouts, fresh)
         if self.history is not None:
             self.history.remember(rollouts.values())
-        self.engine.commit(self.progress.step)
-        check_version(self.engine.version, self.progress.step)  # before a checkpoint says that it serves this one
+        if self.lagged is None:
+            self.engine.commit(self.progress.step)
+            check_version(self.engine.version, self.progress.step)  # before a checkpoint says that it serves this one
         return StepResult(
             step=self.progress.step,
             batch=batch,
@@ -109,6 +112,22 @@ class Trainer(Loop):
             memory=peak(self.learner.policy.device),
         )
 
+    def _collect(self, version: int) -> StepBatch:
+        if self.lagged is not None:
+            return self.lagged.take(version, self.progress.cursor, self.progress.pending)
+        check_version(self.engine.version, version)
+        return self.sampler.collect(self.progress.cursor, self.progress.pending)
+
+    def settle(self) -> None:
+        if self.lagged is not None:
+            self.lagged.settle(self.progress.step)
+        Loop.settle(self)
+
+    def close(self) -> None:
+        if self.lagged is not None:
+            self.lagged.close()
+        Loop.close(self)
+
     def score(self, rollouts: Sequence[Rollout], *, with_reference: bool = True) -> dict[str, RolloutScores]:
         """Token scores of rollouts before the update; see `Learner.score`."""
         batches = plan_scoring(rollouts, max_tokens_per_microbatch=self.settings.packing.max_tokens_per_microbatch)
@@ -124,7 +143,8 @@ class Trainer(Loop):
 
     def writers(self) -> Sequence[Callable[[Path], None]]:
         drafts = [] if self.history is None else [self.history.save]
-        return self.estimator.save, self.replay.save, *drafts
+        lagged = [] if self.lagged is None else [partial(self.lagged.save, step=self.progress.step)]
+        return self.estimator.save, self.replay.save, *drafts, *lagged
 
     def state(self) -> dict[str, Any]:
         return {"schedules": self.schedules.state()}
@@ -133,7 +153,8 @@ class Trainer(Loop):
         self.estimator.load(folder)
         if self.history is not None:
             self.history.load(folder)
-        return self.replay.load(folder)
+        notes = [self.replay.load(folder), "" if self.lagged is None else self.lagged.load(folder)]
+        return "; ".join(filter(None, notes))
 
     def restore(self, state: dict[str, Any]) -> None:
         Loop.restore(self, state)

@@ -66,6 +66,19 @@ class Loop(ABC):
         """True if a checkpoint is to be saved now."""
         return self.settings.saves(self.progress)
 
+    def settle(self) -> None:
+        """Have the engine serve the present weights, with nothing begun that is not finished.
+
+        Raises:
+            EngineError: it serves others.
+        """
+        check_version(self.engine.version, self.progress.step)
+
+    def close(self) -> None:
+        """End what the engine and the learner run."""
+        self.engine.close()
+        self.learner.close()
+
     def best(self) -> int | None:
         """Step of the checkpoint that is kept as the best so far; None where no step counts as such."""
         return None
@@ -73,7 +86,7 @@ class Loop(ABC):
     def evaluate(self, stop: StopSignal) -> None:
         """Measure the held-out prompts with the weights as they are; a request to stop abandons it."""
         step = self.progress.step
-        check_version(self.engine.version, step)
+        self.settle()
 
         def progress(done: int, total: int) -> None:
             if stop.requested:
@@ -114,6 +127,7 @@ class Loop(ABC):
         """Make this step the one that a resume continues from."""
         step = self.progress.step
         if self.progress.saved != step:
+            self.settle()
             state = {**self.progress.state(), "version": self.engine.version, **self.state()}
             state["scale"] = self.evaluator.criterion.scale.state()
             writers = [self.learner.save, *self.writers()]
