@@ -127,6 +127,8 @@ def test_memory_fades_towards_the_region_and_learns_how_lasting_prompts_are():
     assert memory.tau.value > before
     memory.rebase(rows, np.array([-0.1]))
     assert memory.mean[0] == pytest.approx(0.3 - 0.1 * (1 - 0.01 / memory.tau.value))
+    assert memory.lasting(10.0 + 120 * 6.9).tolist() == [0]
+    assert memory.lasting(10.0 + 120 * 7.0).tolist() == [], "less than a thousandth of it is left; row 1 never was"
 
 
 def test_complexity_counts():

@@ -31,6 +31,8 @@ from coterie.stats import Floats, Ints
 
 LEAST_VARIANCE = 1e-4
 ROOT_MEAN = 0.5
+BLOCK = 65_536
+"""Prompts that are shifted to a new tree at once: what they take in memory meanwhile."""
 _OFF = 1e-9
 """Variance of a scale that is left out: not 0, so that covariances stay positive definite."""
 
@@ -255,22 +257,26 @@ class Hierarchy:
         self.refits += 1
         old, new = old_tree.splits(self.names), self.tree.splits(self.names)
         self.belief = self._replay()
-        visited = np.flatnonzero(self.memory.visited(np.arange(len(self.prompt_table.index), dtype=np.int64)))
-        features = self.prompt_table.features[visited]
-        before = self._value(old_tree, old_belief, features)
-        self.memory.rebase(visited, before - self._value(self.tree, self.belief, features))
+        lasting = self.memory.lasting(self.time)
+        for start in range(0, lasting.size, BLOCK):
+            rows = lasting[start : start + BLOCK]
+            features = self.prompt_table.features[rows]
+            before = self._value(old_tree, old_belief, features)
+            self.memory.rebase(rows, before - self._value(self.tree, self.belief, features))
         return TreeChange(tuple(sorted(new - old)), tuple(sorted(old - new)))
 
     def _replay(self) -> Gaussian:
         """The window through a fresh filter with a memory of its own, so that visits of one prompt count once."""
         local = PromptMemory(self.settings.config.prompt_decay_steps, self.settings.keep_tau)
         local.tau.load(self.memory.tau.state())
-        local.reserve(len(self.prompt_table.index))
+        prompts = np.unique(np.concatenate([step.rows for step in self.window.steps] or [np.zeros(0, dtype=np.int64)]))
+        local.reserve(prompts.size)
         belief, time = self._prior_belief(), None
         for step in self.window.steps:
+            rows = np.searchsorted(prompts, step.rows)
             belief = belief.advance(0.0 if time is None else max(step.time - time, 0.0), *self._prior())
-            past = _past_groups(step.rows, step.mean, step.evidence, self.prompt_table.features[step.rows], step.time)
-            belief, time = self._absorb(belief, local, step.rows, past, learn=False), step.time
+            past = _past_groups(rows, step.mean, step.evidence, self.prompt_table.features[step.rows], step.time)
+            belief, time = self._absorb(belief, local, rows, past, learn=False), step.time
         return belief
 
     def _value(self, tree: Tree, belief: Gaussian, features: Floats) -> Floats:

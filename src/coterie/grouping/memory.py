@@ -13,6 +13,9 @@ from coterie.grouping.tree_fit import Observations
 from coterie.stats import Floats, Ints
 
 _TABLE = ("mean", "var", "time", "residual", "weight")
+FADED = 1e-3
+"""Share of the evidence about a prompt below which a new tree leaves its offset as it is: what is left of the offset
+when the prompt comes again is less than this, and a refit costs no more however many prompts there ever were."""
 
 
 class PromptMemory:
@@ -40,6 +43,11 @@ class PromptMemory:
         """[P] bool: True for prompts that have been visited."""
         inside = (rows >= 0) & (rows < self.var.size)
         return inside & (self.var[np.where(inside, rows, 0)] >= 0 if self.var.size else inside)
+
+    def lasting(self, time: float) -> Ints:
+        """Rows of prompts of which at least `FADED` of the evidence is left at `time`."""
+        rows = np.flatnonzero(self.var >= 0)
+        return rows[self._fade(rows, time) >= FADED]
 
     def prior(self, rows: Ints, time: float) -> tuple[Floats, Floats]:
         """[P] mean and [P] variance of d_p at `time`, before this visit."""
