@@ -36,6 +36,7 @@ def table(root: Path) -> dict[str, Any]:
     unseen = [{"prompt": f"how many legs {k}?", "completion": "the a"} for k in range(100, 103)]
     (root / "unseen.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in unseen), encoding="utf-8")
     file = {"type": "file", "path": "train.jsonl"}
+    heldout = {"data.heldout": [{"type": "file", "path": "heldout.jsonl"}]}
     return {
         "name": "tiny",
         "settings": {
@@ -45,7 +46,8 @@ def table(root: Path) -> dict[str, Any]:
             "eval": {"samples": 1, "k": 1, "correct_threshold": 0.05},
         },
         "evaluation": [
-            {"name": "legs", "settings": {"data.heldout": [{"type": "file", "path": "heldout.jsonl"}]}},
+            {"name": "legs", "settings": heldout},
+            {"name": "last", "after": ["again"], "settings": heldout},
         ],
         "stage": [
             {
@@ -98,6 +100,7 @@ def test_all_stages_and_what_is_not_made_again(root: Path) -> None:
     assert (folder / "stages.png").exists()
     report = json.loads((folder / "report.json").read_text())
     assert [row["stage"] for row in report] == ["base", "cold", "reason", "tuned", "again"]
+    assert [sorted(row["evaluations"]) for row in report] == [*[["legs"]] * 4, ["last", "legs"]]
     kept = pq.read_table(folder / "kept/data.parquet").to_pylist()
     assert all(row["run"] == "reason" and row["reward"] > 0.05 for row in kept)
     assert summary(folder / "kept").state == "finished"
@@ -251,6 +254,14 @@ def test_pipelines_that_are_refused(root: Path, place: int, change: dict[str, An
     with pytest.raises(ConfigError) as error:
         load_pipeline(write(root, content))
     assert message in str(error.value)
+
+
+def test_an_evaluation_after_a_stage_without_a_model_is_refused(root: Path) -> None:
+    content = table(root)
+    content["evaluation"][1]["after"] = ["kept"]
+    expected = "'last' is made after 'kept', which leaves no model; expected some of base, cold, reason, tuned, again"
+    with pytest.raises(ConfigError, match=expected):
+        load_pipeline(write(root, content))
 
 
 def test_a_wrong_setting_of_a_late_stage_is_told_at_once(root: Path) -> None:

@@ -64,10 +64,12 @@ class StageConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """One measurement of every stage's model on held-out prompts."""
+    """One measurement of the stages' models on held-out prompts."""
 
     name: str
     """Name in the report."""
+    after: list[str] = Field(default_factory=list)
+    """Stages after which it is made, `base` for the model before the first; none: base and every stage that trains."""
     files: list[str] = Field(default_factory=list)
     """Files of settings, under `settings`."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -124,6 +126,14 @@ class PipelineConfig(Section):
         names = [evaluation.name for evaluation in self.evaluation]
         if len(set(names)) < len(names):
             raise ValueError(f"two evaluations have the same name: {', '.join(names)}")
+        measured = [BASE, *(stage.name for stage in self.stage if stage.kind != "rejection")]
+        for evaluation in self.evaluation:
+            for name in evaluation.after:
+                if name not in measured:
+                    raise ValueError(
+                        f"evaluation {evaluation.name!r} is made after {name!r}, which leaves no model; "
+                        f"expected some of {', '.join(measured)}"
+                    )
         return self
 
     def named(self, name: str) -> int:
@@ -148,6 +158,10 @@ class PipelineConfig(Section):
         kind = {stage.kind: {}} if stage.kind in ("sft", "rejection") else {}
         identity = {"runs": str(self.folder(place)), "name": stage.name}
         return load_tables([*tables, (f"stage {stage.name}", {**kind, **identity, **taken})], place)
+
+    def evaluations_after(self, name: str) -> list[EvaluationConfig]:
+        """What is measured after a stage, or of the model before the first (`BASE`)."""
+        return [evaluation for evaluation in self.evaluation if not evaluation.after or name in evaluation.after]
 
     def evaluation_config(self, evaluation: EvaluationConfig, place: Path) -> RunConfig:
         """Settings of an evaluation, whose model is the caller's to set."""

@@ -215,7 +215,7 @@ def _evaluate_base(pipeline: Pipeline, callback: Callback) -> None:
 
 def _evaluate(pipeline: Pipeline, name: str, model: str, record: StageRecord, callback: Callback) -> None:
     """Make the evaluations of a model that are not recorded for it."""
-    for evaluation in pipeline.config.evaluation:
+    for evaluation in pipeline.config.evaluations_after(name):
         config = pipeline.config.evaluation_config(evaluation, pipeline.place)
         key = key_of("evaluation", config, {"model": record.output})
         done = dict(record.evaluations or {})

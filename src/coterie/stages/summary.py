@@ -138,8 +138,10 @@ def _results(config: PipelineConfig, table: Sequence[Row]) -> Iterator[str]:
 def _parts(config: PipelineConfig, table: Sequence[Row]) -> Iterator[str]:
     for evaluation in config.evaluation:
         measured = [(row.stage, row.results[evaluation.name]) for row in table if evaluation.name in row.results]
+        if not measured:
+            continue
         labels = list(dict.fromkeys(label for _, result in measured for label in result.reward_parts))
-        prompts = f"{measured[0][1].prompts} prompts × {measured[0][1].samples}" if measured else ""
+        prompts = f"{measured[0][1].prompts} prompts × {measured[0][1].samples}"
         yield f"| {_cell(evaluation.name)} ({prompts}) | tokens | cut | {' | '.join(map(_cell, labels))} |"
         yield f"| --- | --- | --- |{' --- |' * len(labels)}"
         for stage, result in measured:
