@@ -13,6 +13,7 @@ import numpy as np
 from coterie.algo.baselines import BASELINES, Baseline, Scored
 from coterie.algo.returns import returns_to_go, step_advantages, whiten
 from coterie.algo.scales import SCALES
+from coterie.algo.token_baseline import OPTIMAL_TOKEN, token_advantages
 from coterie.algo.turns import anchor_advantages, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.config.objective import AdvantageConfig
 from coterie.types import Context, Credit, Group, Rollout
@@ -52,16 +53,13 @@ def credit(
     members = [rollouts[name] for group in groups for name in group.members]
     if not members:
         return []
-    lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
-    outcome = outcome_advantages(groups, rollouts, config, baseline=baseline, part_weights=part_weights)
     scales = [group.scale for group in groups for _ in group.members]
     steps = _step_advantages(groups, rollouts, config, step_weights)
     states = _state_advantages(groups, rollouts, config, environment or {})
-    if token_rewards is None:
-        if config.whiten != "none":
-            outcome = whiten(outcome, lengths if config.whiten == "tokens" else np.ones_like(lengths))
-        pieces = [np.full(max(int(length), 1), value) for length, value in zip(lengths, outcome, strict=True)]
+    if config.baseline == OPTIMAL_TOKEN:
+        pieces = token_advantages(groups, rollouts, config.scale)
     else:
+        outcome = outcome_advantages(groups, rollouts, config, baseline=baseline, part_weights=part_weights)
         pieces = _per_token(members, outcome, config, token_rewards)
     return [
         _credit(rollout, piece, {"steps": step, "state": state}, scale, clip_low, clip_high)
@@ -132,9 +130,18 @@ def _estimate(
 
 
 def _per_token(
-    members: Sequence[Rollout], outcome: np.ndarray, config: AdvantageConfig, token_rewards: Mapping[str, np.ndarray]
+    members: Sequence[Rollout],
+    outcome: np.ndarray,
+    config: AdvantageConfig,
+    token_rewards: Mapping[str, np.ndarray] | None,
 ) -> list[np.ndarray]:
-    """The outcome as reward of the last token, the token rewards added, summed up from the end, whitened: [C] each."""
+    """[C] of each member: its outcome for all tokens, or, with token rewards, the outcome as reward of the last token,
+    the token rewards added, summed up from the end; whitened."""
+    if token_rewards is None:
+        lengths = np.array([rollout.trained_tokens for rollout in members], dtype=np.float64)
+        if config.whiten != "none":
+            outcome = whiten(outcome, lengths if config.whiten == "tokens" else np.ones_like(lengths))
+        return [np.full(max(int(length), 1), value) for length, value in zip(lengths, outcome, strict=True)]
     pieces = []
     for rollout, value in zip(members, outcome, strict=True):
         length = max(rollout.trained_tokens, 1)

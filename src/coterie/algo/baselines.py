@@ -16,7 +16,7 @@ from coterie.types import Context
 
 
 def sum_of_others(values: np.ndarray) -> np.ndarray:
-    """[n] → [n]: leave-one-out sums, exact to the last bit.
+    """[n, …] → [n, …]: leave-one-out sums over the first axis, exact to the last bit.
 
     The sum before plus the sum after: `values.sum() - values` would keep the rounding of the value itself, which ruins
     a small sum beside a large value.
@@ -24,8 +24,9 @@ def sum_of_others(values: np.ndarray) -> np.ndarray:
     >>> sum_of_others(np.array([1.0, 2.0, 4.0])).tolist()
     [6.0, 5.0, 3.0]
     """
-    before = np.concatenate([[0.0], np.cumsum(values[:-1])]) if values.size else values
-    after = np.concatenate([np.cumsum(values[:0:-1])[::-1], [0.0]]) if values.size else values
+    before, after = np.zeros(values.shape), np.zeros(values.shape)
+    before[1:] = np.cumsum(values[:-1], axis=0)
+    after[:-1] = np.cumsum(values[:0:-1], axis=0)[::-1]
     return before + after
 
 

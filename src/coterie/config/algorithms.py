@@ -209,6 +209,15 @@ ALGORITHMS: dict[str, Algorithm] = {
         settings={**_PLAIN, "advantage.baseline": "length_weighted"},
         note="The paper's mean contains the rollout itself; leaving it out keeps the gradient unbiased.",
     ),
+    "otb": Algorithm(
+        title="Optimal token baseline",
+        formula="(1/N) Σ_i Σ_t ρA,  A_t = r_i - Σ W_jt r_j / Σ W_jt over the others,  W_jt = Σ_{s ≤ t} (1 - p_js)²",
+        source="arXiv 2602.07078; optimal_token_baseline in verl",
+        settings={**_PLAIN, "advantage.baseline": "optimal_token"},
+        note="The paper's W is Σ (1 - 2p + Σ_v π_v²), between this one and twice this one, and its mean contains the "
+        "rollout itself; leaving it out keeps the gradient unbiased. Where no other rollout is as long, the mean of "
+        "the others instead of 0.",
+    ),
     "bnpo": Algorithm(
         title="Beta normalisation policy optimization",
         formula="GRPO with A = (r - mean r) / f(mean r),  f a Beta density fitted to the batch's group means",

@@ -93,6 +93,18 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         '"{c.advantage.baseline}" needs at least 2 rollouts per prompt',
     ),
     (
+        lambda c: (
+            c.advantage.baseline == "optimal_token"
+            and (
+                c.advantage.whiten != "none"
+                or c.advantage.per_reward
+                or (c.objective.kl_beta > 0 and c.objective.kl_in == "reward")
+            )
+        ),
+        'advantage.baseline = "optimal_token" is one baseline of the whole reward for every token: set '
+        'advantage.whiten = "none", advantage.per_reward = false and objective.kl_in = "loss"',
+    ),
+    (
         lambda c: c.reference.sync_every and c.objective.kl_beta == 0,
         "reference.sync_every needs objective.kl_beta > 0: without a KL there is no reference",
     ),

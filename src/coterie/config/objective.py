@@ -137,12 +137,22 @@ class AdvantageConfig(Section):
     """Estimator of advantages: auto is gae with a `[critic]`, group_aware with a `grouping.preset`, else group, to
     which the settings below belong; or your own as `module:function` (docs/extending.md)."""
     baseline: (
-        Literal["group_mean", "leave_one_out", "batch_mean", "length_weighted", "second_best", "js2", "none"]
+        Literal[
+            "group_mean",
+            "leave_one_out",
+            "batch_mean",
+            "length_weighted",
+            "optimal_token",
+            "second_best",
+            "js2",
+            "none",
+        ]
         | UserFunction
     ) = "group_mean"
     """Baseline subtracted from the reward: the group's mean (GRPO), the mean of the others (RLOO), the batch's, the
-    others' mean weighted by length (OPO), the second best for the best and nothing for the rest (pass@k), the group's
-    mean shrunk towards the other groups' (js2), nothing, or `module:function`."""
+    others' mean weighted by length (OPO) or, for every token, by the squared norm of their score up to it (OTB), the
+    second best for the best and nothing for the rest (pass@k), the group's mean shrunk towards the other groups' (js2),
+    nothing, or `module:function`."""
     scale: Literal["group_std", "batch_std", "group_mean", "bnpo", "none"] = "group_std"
     """What advantages are divided by: the group's standard deviation (GRPO), the batch's, the group's mean (MaxRL), a
     Beta density (bnpo), or nothing (Dr. GRPO)."""
