@@ -53,6 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.xdist_group("faults")  # one run of the set, for all sections
 @pytest.mark.parametrize("section", LEAST)
 def test_no_fault_makes_a_difference(results: Path, section: str) -> None:
     file = results / f"{section}.jsonl"

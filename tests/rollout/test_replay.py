@@ -326,7 +326,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changed", VARIANTS.values(), ids=VARIANTS)
+SLOW = ("plain", "kl in the reward")  # the others go the same ways
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(changed, marks=pytest.mark.slow if name in SLOW else (), id=name)
+        for name, changed in VARIANTS.items()
+    ],
+)
 def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> None:
     whole = launch.train(config_for(root, **changed))
     half = launch.train(config_for(root, name="two", **changed), stop_at(3, signal.SIGTERM))

@@ -16,6 +16,8 @@ from coterie.runs.inspect import list_runs
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Interval, Outcome
 
+pytestmark = pytest.mark.pictures
+
 
 def test_result_with_its_intervals(tmp_path):
     run = make_run(tmp_path, steps=40)
