@@ -48,14 +48,14 @@ def squared_lengths(config: RunConfig, prompts: int, group: int) -> tuple[np.nda
     projection = Projection(policy.parameters(), seed=0)
     by_id = {rollout.id: rollout for rollout in rollouts}
     rows = []
-    for one in by_prompt(rollouts):
-        if len(one.members) < 2 or np.ptp(one.rewards) == 0:
+    for prompt_group in by_prompt(rollouts):
+        if len(prompt_group.members) < 2 or np.ptp(prompt_group.rewards) == 0:
             continue
-        members = [by_id[name] for name in one.members]
+        members = [by_id[name] for name in prompt_group.members]
         row = []
         for name in BASELINES:
             rule = AdvantageConfig(baseline=name, scale="none")
-            credits = credit([one], by_id, rule, clip_low=1.0, clip_high=1.0)
+            credits = credit([prompt_group], by_id, rule, clip_low=1.0, clip_high=1.0)
             batches = plan(
                 members, credits, loss_agg_mode="seq-mean-token-sum", max_tokens_per_microbatch=4096, skip_zero=True
             )

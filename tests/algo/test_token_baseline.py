@@ -27,14 +27,14 @@ MEMBERS = st.lists(
 def slow(rewards: list[float], energies: list[list[float]]) -> list[list[float]]:
     """The formula token by token."""
     out = []
-    for i, own in enumerate(energies):
+    for i, energy in enumerate(energies):
         others = [j for j in range(len(rewards)) if j != i]
         row = []
-        for t in range(len(own)):
-            there = [(energies[j][t], rewards[j]) for j in others if t < len(energies[j])]
-            total = sum(w for w, _ in there)
+        for t in range(len(energy)):
+            pairs = [(energies[j][t], rewards[j]) for j in others if t < len(energies[j])]
+            total = sum(w for w, _ in pairs)
             mean = sum(rewards[j] for j in others) / len(others)
-            row.append(sum(w * r for w, r in there) / total if total > 0 else mean)
+            row.append(sum(w * r for w, r in pairs) / total if total > 0 else mean)
         out.append(row)
     return out
 
@@ -45,24 +45,24 @@ def test_it_is_the_formula_token_by_token(members: list[tuple[float, list[float]
     rewards = [reward for reward, _ in members]
     energies = [token_energies(logprobs) for _, logprobs in members]
     got = optimal_token_baselines(np.array(rewards), energies)
-    for mine, reference in zip(got, slow(rewards, [row.tolist() for row in energies]), strict=True):
-        np.testing.assert_allclose(mine, reference, atol=1e-9)
+    for baseline, reference in zip(got, slow(rewards, [row.tolist() for row in energies]), strict=True):
+        np.testing.assert_allclose(baseline, reference, atol=1e-9)
 
 
 def test_equal_energies_give_leave_one_out_and_a_longer_rollout_the_mean_of_the_others() -> None:
     groups, rollouts = batch([[1.0, 0.0, 0.0]], [[2, 2, 4]])
     config = AdvantageConfig(baseline="optimal_token", scale="none")
-    given = [x.advantage for x in credit(groups, rollouts, config, clip_low=0.2, clip_high=0.2)]
-    assert given[0] == 1.0  # the others have 0 at every token
-    np.testing.assert_allclose(given[1], -0.5)
-    np.testing.assert_allclose(given[2], -0.5)  # tokens 3 and 4: nobody else has any; the mean of the others
+    values = [x.advantage for x in credit(groups, rollouts, config, clip_low=0.2, clip_high=0.2)]
+    assert values[0] == 1.0  # the others have 0 at every token
+    np.testing.assert_allclose(values[1], -0.5)
+    np.testing.assert_allclose(values[2], -0.5)  # tokens 3 and 4: nobody else has any; the mean of the others
 
 
 def test_a_group_of_equal_rewards_and_empty_rollouts_learn_nothing_false() -> None:
     groups, rollouts = batch([[1.0, 1.0], [0.0, 1.0]], [[2, 3], [0, 0]])
     config = AdvantageConfig(baseline="optimal_token", scale="none")
-    given = [x.advantage for x in credit(groups, rollouts, config, clip_low=0.2, clip_high=0.2)]
-    assert given == [0.0, 0.0, -1.0, 1.0]
+    values = [x.advantage for x in credit(groups, rollouts, config, clip_low=0.2, clip_high=0.2)]
+    assert values == [0.0, 0.0, -1.0, 1.0]
 
 
 def test_a_group_of_one_is_refused() -> None:
