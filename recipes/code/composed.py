@@ -1,7 +1,7 @@
-"""Functions of three steps for a larger model: which items are kept, what each becomes, and what is returned.
+"""Functions of two steps for a larger model, of three kinds: which items are kept, what each becomes, what is returned.
 
-Held-out functions of the task `combined` are triples of steps that training has in other triples; those of `new` have a
-step that training never has. The docstring has an example, as HumanEval's have; ten hidden tests have other inputs.
+Held-out functions of the task `combined` are pairs of steps that training has in other pairs; those of `new` have a
+step that training never has. The prompt has an example; ten hidden tests have other inputs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import functions
 
 TESTS = 10
 TASKS = ("combined", "new")
-SPLITS = {"train": 160, "combined": 32, "new": 24}
+SPLITS = {"train": 120, "combined": 32, "new": 24}
 """Functions of each split."""
 
 
 class Step(NamedTuple):
-    """A step of a function: a word for its name, words for the docstring, and an expression of `items`, `x` and `i`."""
+    """A step of a function: a word for its name, words for the prompt, and an expression of `items`, `x` and `i`."""
 
     name: str
     words: str
@@ -32,16 +32,14 @@ class Step(NamedTuple):
 
 KEEP_NUMBERS = (
     Step("even_places", "that stand at an even index (0, 2, 4 and so on)", "i % 2 == 0"),
-    Step("rising", "that are greater than the number right before them", "i > 0 and x > items[i - 1]"),
-    Step("single", "that occur exactly once in the list", "items.count(x) == 1"),
     Step("above_mean", "that are greater than the mean of the list", "x > sum(items) / len(items)"),
+    Step("single", "that occur exactly once in the list", "items.count(x) == 1"),
     Step("threes", "that are divisible by 3 but not by 2", "x % 3 == 0 and x % 2 != 0"),
-    Step(
-        "peaks", "that are greater than both neighbours", "0 < i < len(items) - 1 and items[i - 1] < x > items[i + 1]"
-    ),
-    Step("seen", "that occur earlier in the list, too", "x in items[:i]"),
-    Step("even_digits", "whose digits add up to an even number", "sum(map(int, str(x))) % 2 == 0", is_new=True),
+    Step("odd", "that are odd", "x % 2 == 1"),
+    Step("large", "that are greater than 30", "x > 30"),
+    Step("small", "that are less than 20", "x < 20"),
     Step("falling", "that are less than the number right before them", "i > 0 and x < items[i - 1]", is_new=True),
+    Step("fives", "that are divisible by 5", "x % 5 == 0", is_new=True),
 )
 CHANGE_NUMBERS = (
     Step("squared", "its square", "x * x"),
@@ -51,35 +49,35 @@ CHANGE_NUMBERS = (
         "half of it, rounded down, if it is even, and three times it if it is odd",
         "x // 2 if x % 2 == 0 else 3 * x",
     ),
-    Step("weighted", "its product with its position among the kept numbers, counted from 1", "x * (i + 1)"),
-    Step("running", "the sum of the kept numbers up to and including it", "sum(items[: i + 1])"),
+    Step("last_digit", "its last digit", "x % 10"),
+    Step("distance", "its absolute difference to 50", "abs(x - 50)"),
     Step("reversed", "the number that its digits give from right to left", "int(str(x)[::-1])", is_new=True),
-    Step("difference", "its absolute difference to the first kept number", "abs(x - items[0])", is_new=True),
+    Step("weighted", "its product with its index, counted from 1", "x * (i + 1)", is_new=True),
 )
 RETURN_NUMBERS = (
     Step("sum", "their sum", "sum(items)"),
-    Step("falling_list", "them as a list from the largest to the smallest", "sorted(items, reverse=True)"),
+    Step("descending", "them as a list from the largest to the smallest", "sorted(items, reverse=True)"),
     Step("range", "the largest minus the smallest, or 0 if there are none", "max(items) - min(items) if items else 0"),
     Step(
         "unique",
         "them as a list without repetitions, in the order of their first occurrence",
         "list(dict.fromkeys(items))",
     ),
-    Step("pairs", "a list of the sums of each two that follow each other", "[a + b for a, b in zip(items, items[1:])]"),
+    Step("largest", "the largest of them, or 0 if there are none", "max(items, default=0)"),
     Step("last", "the last of them, or -1 if there are none", "items[-1] if items else -1"),
 )
 KEEP_WORDS = (
     Step("same_ends", "that begin and end with the same letter", "x[0] == x[-1]"),
     Step("odd_places", "that stand at an odd index (1, 3, 5 and so on)", "i % 2 == 1"),
     Step("vowels", "that have at least two vowels", "sum(c in 'aeiou' for c in x) >= 2"),
-    Step("distinct", "in which no letter occurs twice", "len(set(x)) == len(x)"),
-    Step("longer", "that are longer than the word right before them", "i > 0 and len(x) > len(items[i - 1])"),
+    Step("long", "that have more than 4 letters", "len(x) > 4"),
+    Step("with_a", "that contain the letter a", "'a' in x"),
     Step("later", "that come after the first word in the alphabet", "x > items[0]", is_new=True),
 )
 CHANGE_WORDS = (
     Step("reversed", "the word from right to left", "x[::-1]"),
     Step("no_vowels", "the word without its vowels", "''.join(c for c in x if c not in 'aeiou')"),
-    Step("rotated", "the word with its first letter moved to the end", "x[1:] + x[0]"),
+    Step("upper", "the word in upper case", "x.upper()"),
     Step("sorted", "its letters in alphabetical order", "''.join(sorted(x))"),
     Step("doubled", "the word with each letter written twice", "''.join(c * 2 for c in x)", is_new=True),
 )
@@ -127,48 +125,58 @@ def rows(split: str = "train") -> Iterator[dict[str, Any]]:
     """Rows of a `python` source: `prompt`, hidden `tests`, `setup`, `answer`, a program that passes, and `function`.
 
     Args:
-        split: train, combined (new triples of trained steps) or new (a step that training never has).
+        split: train, combined (new pairs of trained steps) or new (a step that training never has).
     """
     if split not in SPLITS:
         raise ValueError(f"split = {split!r}; expected {', '.join(SPLITS)}")
-    triples = [(family, steps) for family, parts in FAMILIES.items() for steps in product(*parts)]
-    random.Random("composed").shuffle(triples)
-    trained = [triple for triple in triples if not any(step.is_new for step in triple[1])]
+    pairs = [
+        (family, steps)
+        for family, kinds in FAMILIES.items()
+        for steps in product(*((None, *kind) for kind in kinds))
+        if steps.count(None) == 1
+    ]
+    random.Random("composed").shuffle(pairs)
+    unseen = [sum(step is not None and step.is_new for step in steps) for _, steps in pairs]
+    trained = [pair for pair, count in zip(pairs, unseen, strict=True) if not count]
     chosen = {
         "train": trained[SPLITS["combined"] :],
         "combined": trained[: SPLITS["combined"]],
-        "new": [triple for triple in triples if sum(step.is_new for step in triple[1]) == 1],
+        "new": [pair for pair, count in zip(pairs, unseen, strict=True) if count == 1],
     }[split]
     made = (row for family, steps in chosen if (row := _row(family, *steps)))
     for _, row in zip(range(SPLITS[split]), made, strict=False):
         yield row
 
 
-def _row(family: str, keep: Step, change: Step, back: Step) -> dict[str, Any] | None:
-    """None where nearly all inputs give the same."""
-    name, kind = f"{back.name}_{change.name}_{keep.name}", "int" if family == "numbers" else "str"
-    head = f"def {name}({family}: list[{kind}]):\n"
-    words = (
-        f"Keep the {family} {keep.words}. Replace each kept {family.removesuffix('s')} by {change.words}.\n"
-        f"    Return {back.words}.\n"
-    )
-    body = (
-        f"    items = {family}\n    items = [x for i, x in enumerate(items) if {keep.expression}]\n"
-        f"    items = [{change.expression} for i, x in enumerate(items)]\n    return {back.expression}\n"
-    )
+def _row(family: str, keep: Step | None, change: Step | None, back: Step | None) -> dict[str, Any] | None:
+    """The function of the steps that are given; None where nearly all inputs give the same."""
+    name = "_".join(step.name for step in (back, change, keep) if step)
+    kind = "int" if family == "numbers" else "str"
+    head = f"def {name}({family}: list[{kind}]):"
+    words, lines = [], [f"items = {family}"]
+    if keep:
+        words.append(f"Keep the {family} {keep.words}.")
+        lines.append(f"items = [x for i, x in enumerate(items) if {keep.expression}]")
+    if change:
+        each = f"each kept {family[:-1]}" if keep else f"each {family[:-1]}"
+        words.append(f"Replace {each} by {change.words}.")
+        lines.append(f"items = [{change.expression} for i, x in enumerate(items)]")
+    words.append(f"Return {back.words if back else 'them as a list'}.")
+    lines.append(f"return {back.expression if back else 'items'}")
+    body = "".join(f"    {line}\n" for line in lines)
     scope: dict[str, Any] = {}
-    exec(head + body, scope)  # of the steps above alone
+    exec(f"{head}\n{body}", scope)  # of the steps above alone
     inputs = _inputs(family, name, scope[name])
     if inputs is None:
         return None
     shown, *hidden = inputs
-    example = f"    >>> {name}({shown!r})\n    {scope[name](shown)!r}\n"
-    setup = f'{head}    """{words}\n{example}    """\n'
+    call, value = f"{name}({shown!r})", repr(scope[name](shown))
+    setup = f'{head}\n    """{" ".join(words)}\n\n    >>> {call}\n    {value}\n    """\n'
     return {
-        "prompt": f"Complete this Python function:\n```python\n{setup}```",
+        "prompt": f"Write the Python function `{head}`. {' '.join(words)} For example, `{call}` is `{value}`.",
         "answer": setup + body,
         "setup": setup,
-        "tests": [{"call": f"{name}({value!r})", "expected": repr(scope[name](value))} for value in hidden],
+        "tests": [{"call": f"{name}({item!r})", "expected": repr(scope[name](item))} for item in hidden],
         "function": name,
         "family": family,
     }

@@ -16,7 +16,7 @@ from coterie.rewards.programs import code
 
 functions, further = recipe("code", "functions"), recipe("code", "further")
 composed = recipe("code", "composed")
-three_steps = cache(lambda split: list(composed.rows(split)))
+two_steps = cache(lambda split: list(composed.rows(split)))
 TRAIN, HELD_OUT = list(functions.rows("train")), list(functions.rows("heldout"))
 SUM_EVEN = next(row for row in [*TRAIN, *HELD_OUT] if row["function"] == "sum_even")
 TIER = "unsafe_rlimits"  # for programs of these tests alone; it needs nothing that may be missing
@@ -90,8 +90,8 @@ def test_further_tests_refuse_what_the_hidden_ones_let_through() -> None:
 
 
 @pytest.mark.parametrize("split", composed.SPLITS)
-def test_functions_of_three_steps_pass_their_tests_and_no_constant_passes_more_than_half(split: str) -> None:
-    rows = three_steps(split)
+def test_functions_of_two_steps_pass_their_tests_and_no_constant_passes_more_than_half(split: str) -> None:
+    rows = two_steps(split)
     assert len(rows) == composed.SPLITS[split]
     for row in rows:
         scope: dict[str, Any] = {}
@@ -110,15 +110,17 @@ def test_functions_of_three_steps_pass_their_tests_and_no_constant_passes_more_t
     assert values[1] < 0.4
 
 
-def test_held_out_functions_of_three_steps_are_new_triples_or_have_a_new_step() -> None:
+def test_held_out_functions_of_two_steps_are_new_pairs_or_have_a_new_step() -> None:
     def names(split: str) -> set[str]:
-        return {row["function"] for row in three_steps(split)}
+        return {row["function"] for row in two_steps(split)}
 
     assert not names("train") & (names("combined") | names("new"))
     new = {step.name for parts in composed.FAMILIES.values() for steps in parts for step in steps if step.is_new}
-    unseen = {"even_digits", "falling", "later", "difference", "doubled"}
-    assert unseen <= new
-    assert not any(name.endswith(tuple(unseen)) for name in names("train") | names("combined"))
+    assert new == {"falling", "fives", "reversed", "weighted", "later", "doubled"}
+    numbers = [row["function"] for row in two_steps("train") if row["family"] == "numbers"]
+    unseen = ("falling", "fives", "weighted", "later", "doubled")  # a word's `reversed` is a trained step
+    assert not any(step in name for name in names("train") | names("combined") for step in unseen)
+    assert not any("reversed" in name for name in numbers)
     with pytest.raises(ValueError, match="split = 'all'; expected train, combined, new"):
         next(composed.rows("all"))
 
