@@ -17,40 +17,61 @@ from coterie.policy.critic import Critic
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.policy.reference import Reference
-from tiny_models import tiny_policy
+from coterie.policy.sharding import Sharding
+from tiny_models import KINDS, tiny_policy
 
 TEMPERATURE = 0.7
 
 
-def learner(case: str, cls: type[Learner] = Learner, max_grad_norm: float = 0.5) -> Learner:
-    """A tiny learner in float64: plain, lora, reference, entropy, share, covariance, critic or bfloat16."""
-    policy = tiny_policy(
-        "smollm",
-        dtype=torch.bfloat16 if case == "bfloat16" else torch.float64,
-        lora=LoraConfig(rank=4) if case == "lora" else None,
-    )
+def learner(
+    case: str, cls: type[Learner] = Learner, max_grad_norm: float = 0.5, sharding: Sharding | None = None
+) -> Learner:
+    """A tiny learner in float64 (bfloat16 for that case); see `CASES`, or the kind of a tiny model.
+
+    Args:
+        sharding: cuts its models.
+    """
+    torch.manual_seed(1)
+
+    def tiny(seed: int = 0) -> Policy:
+        policy = tiny_policy(
+            case if case in KINDS else "smollm",
+            dtype={"bfloat16": torch.bfloat16, "float32": torch.float32}.get(case, torch.float64),
+            seed=seed,
+            lora=LoraConfig(rank=4) if case.startswith("lora") else None,
+        )
+        if case == "lora-continued":
+            policy.start = {name: tensor.detach() * 0.5 for name, tensor in policy.parameters().items()}
+        return policy if sharding is None else sharding.cut(policy)
+
+    policy = tiny()
     choices: dict[str, Any] = {
         "reference": {"kl_beta": 0.1},
+        "ema": {"kl_beta": 0.1},
+        "lora-reference": {"kl_beta": 0.1},
         "entropy": {"entropy_bonus": 0.05},
         "covariance": {"loss": "clip_cov", "clip_cov_ratio": 0.2, "clip_cov_lb": -9, "clip_cov_ub": 9},
     }.get(case, {})
     reference = None
-    if case == "reference":
-        reference = Reference(policy, tiny_policy("smollm", seed=9), ReferenceConfig(sync_every=1))
+    if case in ("reference", "ema"):
+        config = ReferenceConfig(sync_every=1, sync_ema=0.3 if case == "ema" else None)
+        reference = Reference(policy, tiny(seed=9), config)
+    elif case.startswith("lora-"):
+        reference = Reference(policy, None, ReferenceConfig())
     return cls(
         policy,
-        optim=OptimConfig(lr=1e-2, max_grad_norm=max_grad_norm),
+        optim=OptimConfig(lr=1e-2, max_grad_norm=max_grad_norm, gradient_checkpointing=case == "checkpointing"),
         objective=Objective(settings=ObjectiveConfig(**choices), correction=RolloutCorrectionConfig(kind="none")),
         temperature=TEMPERATURE,
         total_steps=10,
         reference=reference,
-        critic=_critic(policy) if case == "critic" else None,
+        critic=_critic(policy, tiny(seed=3) if case == "critic-model" else None) if "critic" in case else None,
         entropy_share=0.5 if case == "share" else 1.0,
     )
 
 
-def _critic(policy: Policy) -> Critic:
-    judge = Critic(policy, None, config=CriticConfig(), optim=OptimConfig(lr=1e-2, max_grad_norm=0.5), total_steps=10)
+def _critic(policy: Policy, trunk: Policy | None) -> Critic:
+    judge = Critic(policy, trunk, config=CriticConfig(), optim=OptimConfig(lr=1e-2, max_grad_norm=0.5), total_steps=10)
     with torch.no_grad():
         judge.head.weight.normal_(generator=torch.Generator().manual_seed(5))
     return judge
@@ -61,11 +82,13 @@ class Changing(ServedLearner):
 
     fails = ""
 
-    def _build(self, case: str, max_grad_norm: float, fails: str) -> None:
-        torch.manual_seed(1)
-        self.learner, self.fails = learner(case, max_grad_norm=max_grad_norm), fails
-        assert self.ranks is not None
-        self.learner.gather = self.ranks.gather
+    sharding: Sharding | None = None
+
+    def _build(self, case: str, max_grad_norm: float, fails: str, strategy: str) -> None:
+        if strategy == "fsdp" and self.sharding is None:
+            self.sharding = Sharding(self.ranks, torch.device("cpu"))
+        self.learner, self.fails = learner(case, max_grad_norm=max_grad_norm, sharding=self.sharding), fails
+        self.learner.attach(self.ranks, self.sharding)
 
     def _update(self, steps: Any, objective: Any) -> dict[str, Any]:
         if self.fails == "dies":
@@ -80,4 +103,4 @@ class Changing(ServedLearner):
 def served() -> Changing:
     """What a service of these tests serves."""
     torch.set_num_threads(1)
-    return Changing(learner=learner("plain"))
+    return Changing(build=lambda _: learner("plain"))

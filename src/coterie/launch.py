@@ -275,8 +275,7 @@ def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, 
     if unfinished:
         recorder.require_room()
     recorder.callback.on_start(_info(config, recorder.run, inputs, policy, step + 1))
-    engines = f"{config.engine.replicas} of {counted(service_threads(config), 'thread')}"
-    _note_circumstances(recorder, step, inputs, policy, engines)
+    _note_circumstances(recorder, step, inputs, policy, config)
     hidden = (*hidden_columns(inputs.train), *hidden_columns(inputs.heldout))
     for note in dict.fromkeys((*scorer.notes, *hidden)):
         recorder.note(step, "rewards", note)
@@ -287,14 +286,16 @@ def _announce(config: RunConfig, trainer: Loop, inputs: Inputs, policy: Policy, 
         recorder.note(step, "memory", preflight(config, inputs, trainer.learner).line())
 
 
-def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy, engines: str) -> None:
+def _note_circumstances(recorder: Recorder, step: int, inputs: Inputs, policy: Policy, config: RunConfig) -> None:
     """Record what the numbers depend on beside the settings, and warn where it changed since the last attempt."""
+    learners = str(config.cluster.learners)
     now = machine.versions() | {
         "chat template": inputs.chat.template_hash,
         "device": policy.device.type,
         "dtype": str(policy.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
-        "engines": engines,
+        "engines": f"{config.engine.replicas} of {counted(service_threads(config), 'thread')}",
+        "learners": learners if learners == "1" else f"{learners}, {config.cluster.strategy}",
     }
     for name, before in recorder.last_facts("versions").items():
         if now.get(name) != before:

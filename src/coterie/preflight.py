@@ -286,7 +286,8 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
     usage = preflight(config, inputs, learner)
     device = learner.policy.device
     extra, text = 0, usage.line()
-    if config.objective.kl_beta > 0 and (config.model.lora is None or config.reference.model):
+    reference = config.objective.kl_beta > 0 and (config.model.lora is None or config.reference.model is not None)
+    if reference:
         extra = usage.weights
         text += f"; the reference for objective.kl_beta adds {extra / GIB:.2f}"
     if config.distill is not None:
@@ -294,23 +295,41 @@ def _memory_line(report: Report, config: RunConfig, inputs: Inputs, learner: Lea
         extra += teacher
         text += f"; the teacher adds {teacher / GIB:.2f}" if teacher else "; the teacher is at its server"
     if config.cluster.host != "local":
-        services, words = _services_memory(config, usage)
+        services, words = _services_memory(config, usage, learner.policy, reference=reference)
         extra += services
         text += words
     if config.cluster.host == "ray":
         report.add("ok", "placement", placement_words(config))
     free = free_bytes(device)
     text += f"; {free / GIB:.1f} GiB available"
-    report.add("ok" if usage.total + extra < free and usage.limit is None else "warn", "memory", text)
+    if usage.total + extra < free and usage.limit is None:
+        report.add("ok", "memory", text)
+    elif config.cluster.learners > 1 and config.cluster.host == "processes" and usage.total + extra >= free:
+        report.add("fail", "memory", f"{text}; {_remedy(config)}")
+    else:
+        report.add("warn", "memory", text)
 
 
-def _services_memory(config: RunConfig, usage: MemoryReport) -> tuple[int, str]:
-    """Bytes of the services of a run, and a phrase for each kind."""
+def _remedy(config: RunConfig) -> str:
+    """What helps where the learner ranks of this machine do not fit, as a phrase."""
+    rows = "lower cluster.learners or optim.max_tokens_per_microbatch, or set optim.gradient_checkpointing = true"
+    if config.cluster.strategy == "fsdp":
+        return f"the ranks do not fit on this machine: {rows}"
+    return f'the ranks do not fit on this machine: set cluster.strategy = "fsdp", which shares the weights out, {rows}'
+
+
+def _services_memory(config: RunConfig, usage: MemoryReport, policy: Policy, *, reference: bool) -> tuple[int, str]:
+    """Bytes that the services of a run take beside this process with whole weights, and a phrase for each kind."""
     replicas, ranks = config.engine.replicas, config.cluster.learners - 1
     engines = replicas * usage.weights + (replicas - 1) * usage.sampling + usage.weights  # and those on their way
     text = f"; {counted(replicas, 'engine service')} of {counted(service_threads(config), 'thread')} "
     text += f"each add{'s' if replicas == 1 else ''} {engines / GIB:.2f}"
-    learners = ranks * (usage.total - usage.sampling)
+    if config.cluster.strategy == "fsdp":
+        each = memory.rank_memory(usage, policy, ranks + 1, reference=reference)
+        alone = usage.total - usage.sampling + (usage.weights if reference else 0)  # what this process would need
+        text += f'; with cluster.strategy = "fsdp" each of {counted(ranks + 1, "learner rank")} has about {each.line()}'
+        return engines + (ranks + 1) * each.total - alone, text
+    learners = ranks * (usage.total - usage.sampling + (usage.weights if reference else 0))
     if ranks:
         text += f"; {counted(ranks, 'more learner rank')} add{'s' if ranks == 1 else ''} {learners / GIB:.2f}"
     return engines + learners, text

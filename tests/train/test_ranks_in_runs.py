@@ -13,9 +13,10 @@ import pytest
 from coterie import launch
 from coterie.callbacks import Callback
 from coterie.cluster.hosts import ChildService, Service
-from coterie.cluster.learner_group import LearnerGroup
+from coterie.cluster.rank_services import RankServices
 from coterie.config.schema import RunConfig
 from coterie.errors import LearnerError
+from coterie.policy.ranks import Ranks
 from runs_for_tests import Watch, fingerprint, make_config, stop_at
 
 RANKS: dict[str, Any] = {"cluster": {"host": "processes", "learners": 2, "threads": 1, "timeout_s": 60.0}}
@@ -49,15 +50,15 @@ class KillsRank(Callback):
     """Kills learner rank 1 when this step has been reported."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-        self.step, join = step, LearnerGroup.join
+        self.step, meet = step, RankServices.meet
         self.members: list[Service] = []
         members = self.members
 
-        def joined(group: LearnerGroup, services: Any, **options: Any) -> None:
-            join(group, services, **options)
-            members.extend(services)
+        def met(services: RankServices) -> Ranks:
+            members.extend(services.members)
+            return meet(services)
 
-        monkeypatch.setattr(LearnerGroup, "join", joined)
+        monkeypatch.setattr(RankServices, "meet", met)
 
     def on_step(self, step: int, metrics: Any, sample: Any) -> None:
         if step == self.step:

@@ -161,6 +161,26 @@ class Batch:
     """rollout id → its trained tokens' half-open range in the [N] arrays."""
 
 
+def idle_row() -> Batch:
+    """A packed row of two tokens of which none is trained, so that nothing of it counts."""
+    none, ids = np.zeros(0), np.zeros(0, dtype=np.int64)
+    return Batch(
+        tokens=np.zeros(2, dtype=np.int64),
+        positions=np.arange(2),
+        segments=(Segment(start=0, prompt=1, lengths=(1,)),),
+        sources=ids,
+        targets=ids,
+        sampler_logprobs=none,
+        advantages=none,
+        clip_low=none,
+        clip_high=none,
+        weights=none,
+        replayed=np.zeros(0, dtype=bool),
+        rollout=ids,
+        spans={},
+    )
+
+
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """Cut a packed row in two where the parts come closest to the same length; a prompt cut through is in both.
 

@@ -21,9 +21,8 @@ from coterie.build.learner import (
     taught_estimator,
 )
 from coterie.build.reading import Inputs, device_of, prompt_order, remote_teacher
-from coterie.build.services import engine_services, join_ranks, require_host, require_vllm, vllm_engine
+from coterie.build.services import engine_services, joined_learner, require_host, require_vllm, vllm_engine
 from coterie.cluster.engine_pool import EnginePool
-from coterie.cluster.learner_group import LearnerGroup
 from coterie.config.parts import ENGINES, part
 from coterie.config.paths import portable
 from coterie.config.schema import RunConfig
@@ -43,6 +42,7 @@ from coterie.policy.device import dtype_named
 from coterie.policy.embedding import embed_prompts
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy, load
+from coterie.policy.sharding import Sharding
 from coterie.policy.teacher import Teacher
 from coterie.policy.waiting import WAIT_POLICY
 from coterie.rewards.check import CONSOLATION, identity
@@ -116,19 +116,29 @@ def run_learner(config: RunConfig, inputs: Inputs, policy: Policy, recorder: Rec
     Args:
         recorder: of the run, whose folder gets the ranks' logs; None without a run.
     """
-    kind = Learner if config.cluster.learners == 1 else LearnerGroup
-    learner = rank_learner(config, policy, inputs.source, inputs.reference, kind)
-    if isinstance(learner, LearnerGroup):
-        join_ranks(config, inputs, learner, recorder)
-    return learner
+    build = partial(rank_learner, config, policy, inputs.source, inputs.reference)
+    if config.cluster.learners == 1:
+        return build(Learner)
+    return joined_learner(config, inputs, policy.device, build, recorder)
 
 
-def rank_learner(config: RunConfig, policy: Policy, source: str, reference: str | None, kind: type[Learner]) -> Learner:
-    """One rank's learner."""
+def rank_learner(
+    config: RunConfig,
+    policy: Policy,
+    source: str,
+    reference: str | None,
+    kind: type[Learner],
+    sharding: Sharding | None = None,
+) -> Learner:
+    """One rank's learner, of which every model is cut where there is a sharding."""
+
+    def cut(model: Policy) -> Policy:
+        return model if sharding is None else sharding.cut(model)
+
     if config.sft is not None:
-        return sft_learner(config, policy, kind)
-    frozen = partial(_frozen, config, reference) if reference else None
-    return learner_for(config, policy, lambda: load_policy(config, source), frozen, kind)
+        return sft_learner(config, cut(policy), kind)
+    frozen = (lambda: cut(_frozen(config, reference))) if reference else None
+    return learner_for(config, cut(policy), lambda: cut(load_policy(config, source)), frozen, kind)
 
 
 def policy_for(config: RunConfig, inputs: Inputs) -> Policy:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coterie.build.reading import device_of
 from coterie.build.run import load_policy, rank_learner, use_threads
+from coterie.build.services import sharding_for
 from coterie.cluster.engine_service import ServedEngine
 from coterie.cluster.learner_service import ServedLearner
 from coterie.config.parts import ENGINES, part
@@ -13,6 +15,7 @@ from coterie.config.schema import RunConfig
 from coterie.config.user_functions import search_in
 from coterie.data.chat import load_chat
 from coterie.policy.learner import Learner
+from coterie.policy.ranks import Ranks
 from coterie.policy.shared_memory import SharedWeights
 
 
@@ -57,4 +60,11 @@ def served_learner(settings: Mapping[str, Any], source: str, reference: str | No
     config = RunConfig.model_validate(settings)
     search_in(config.module_path)
     use_threads(config.model_copy(update={"threads": threads}))
-    return ServedLearner(learner=rank_learner(config, load_policy(config, source), source, reference, Learner))
+
+    def build(ranks: Ranks) -> Learner:
+        sharding = sharding_for(config, ranks, device_of(config))
+        learner = rank_learner(config, load_policy(config, source), source, reference, Learner, sharding)
+        learner.attach(ranks, sharding)
+        return learner
+
+    return ServedLearner(build=build)

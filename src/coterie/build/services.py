@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from coterie.build.reading import Inputs, device_of
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.hosts import Host, ProcessHost
 from coterie.cluster.learner_group import LearnerGroup
+from coterie.cluster.rank_services import RankServices
 from coterie.cluster.ray_host import RayHost, words_of
 from coterie.cluster.ray_session import require_ray
+from coterie.cluster.sharded_group import ShardedGroup
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.errors import ConfigError, install_command
+from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
+from coterie.policy.ranks import Ranks
+from coterie.policy.sharding import Sharding
 from coterie.policy.shared_weights import weights_of
 from coterie.train.recorder import Recorder
 
@@ -42,7 +48,7 @@ def engine_services(
         "stop_ids": sorted(inputs.chat.stop_ids),
     }
     target = "coterie.build.served:served_engine"
-    return _pool(config, policy, target, arguments, policy.parameters, policy.context, recorder)
+    return _pool(config, policy, target, arguments, lambda: policy.whole(policy.parameters()), policy.context, recorder)
 
 
 def vllm_engine(
@@ -129,18 +135,23 @@ def _pool(
     )
 
 
-def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorder: Recorder | None = None) -> None:
-    """Start the learner's other ranks, each with a copy of the policy, and have it share rows with them.
+Build = Callable[[type[Learner], Sharding | None], Learner]
+"""Builds one rank's learner, of a class, around a policy that is cut first where there is a sharding."""
+
+
+def joined_learner(
+    config: RunConfig, inputs: Inputs, device: torch.device, build: Build, recorder: Recorder | None = None
+) -> LearnerGroup:
+    """The learner of rank 0, which shares rows with other ranks; these are started, each with a copy of the policy.
+
+    Args:
+        device: of the policy.
 
     Raises:
-        ConfigError: the run is on a GPU.
+        ConfigError: the ranks cannot be on these devices.
         LearnerError: a rank cannot be built.
     """
-    if learner.policy.device.type != "cpu":
-        raise ConfigError(
-            f"cluster.learners = {config.cluster.learners} adds gradients in the CPU's memory, but the policy is on "
-            f'{learner.policy.device}; set cluster.learners = 1, or model.device = "cpu"'
-        )
+    _require_devices(config, device)
     threads, names = rank_threads(config), learner_names(config)
     host = host_for(config, recorder, names, threads=threads)
     arguments = {
@@ -151,12 +162,48 @@ def join_ranks(config: RunConfig, inputs: Inputs, learner: LearnerGroup, recorde
     }
     order = {"target": "coterie.build.served:served_learner", "arguments": arguments}
     cluster = config.cluster
-    try:
-        members = [host.start(name, order) for name in names]
-        learner.join(members, start_s=cluster.start_s, timeout_s=cluster.timeout_s, host=host)
-    except BaseException:
-        host.close()
-        raise
+    kind = LearnerGroup if cluster.strategy == "replicate" else ShardedGroup
+    with ExitStack() as stack:
+        services = RankServices((), host, start_s=cluster.start_s, timeout_s=cluster.timeout_s)
+        stack.callback(services.close)
+        services.members = [host.start(name, order) for name in names]
+        ranks = services.meet()
+        stack.callback(ranks.close)
+        sharding = sharding_for(config, ranks, device)
+        if sharding is not None:
+            stack.callback(sharding.close)
+        learner = build(kind, sharding)
+        assert isinstance(learner, LearnerGroup)
+        learner.lead(services, ranks, sharding)
+        stack.pop_all()
+    return learner
+
+
+def sharding_for(config: RunConfig, ranks: Ranks, device: torch.device) -> Sharding | None:
+    """The shards of one rank; None where every rank has whole weights."""
+    return Sharding(ranks, device) if config.cluster.strategy == "fsdp" else None
+
+
+def _require_devices(config: RunConfig, device: torch.device) -> None:
+    """Raise ConfigError unless learner ranks can be on this kind of device."""
+    cluster, wanted = config.cluster, f"cluster.learners = {config.cluster.learners}"
+    if device.type == "cpu":
+        return
+    if cluster.strategy == "replicate":
+        raise ConfigError(
+            f"{wanted} adds gradients in the CPU's memory, but the policy is on {device}; set cluster.strategy = "
+            '"fsdp", cluster.learners = 1, or model.device = "cpu"'
+        )
+    if cluster.host == "ray":
+        raise ConfigError(
+            f"{wanted} on Ray are actors without a GPU, but the policy is on {device}; set cluster.host = "
+            '"processes", or model.device = "cpu"'
+        )
+    if torch.cuda.device_count() < cluster.learners:
+        raise ConfigError(
+            f"{wanted} with the policy on {device} need a GPU each, and this machine has {torch.cuda.device_count()}; "
+            'lower it, or set model.device = "cpu"'
+        )
 
 
 def engine_names(config: RunConfig) -> list[str]:

@@ -87,6 +87,7 @@ def packed_step(step: OptimizerStep) -> Row:
             "threshold": context.threshold,
             "tokens": context.tokens,
             "bypass": context.bypass,
+            "lacks_reference": context.lacks_reference,
         },
     }
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
-from coterie.cluster.hosts import Host, LostError, Service, UnplacedError
 from coterie.cluster.learner_frames import packed_batch, packed_objective, packed_step, scores_of, sums_of
+from coterie.cluster.rank_services import RankServices
 from coterie.errors import LearnerError
 from coterie.policy.forward import Scores
-from coterie.policy.learner import Learner, OptimizerStep, UpdateReport, UpdateSums
-from coterie.policy.ranks import LostRankError, Ranks, Store, weights_digest
+from coterie.policy.learner import Learner, UpdateReport
+from coterie.policy.ranks import LostRankError, Ranks, weights_digest
+from coterie.policy.sharding import Sharding
 from coterie.types import RolloutScores
 
 
@@ -45,39 +45,27 @@ class LearnerGroup(Learner):
     `coterie resume` continues from the newest checkpoint, to the same bits with as many ranks.
     """
 
-    members: Sequence[Service] = ()
-    ranks: Ranks | None = None
-    host: Host | None = None
-    timeout_s: float = 300.0
+    services: RankServices
+    ranks: Ranks
 
-    def join(self, members: Sequence[Service], *, start_s: float, timeout_s: float, host: Host | None = None) -> None:
-        """Begin to share rows with other ranks, of which each serves a `ServedLearner`.
+    def lead(self, services: RankServices, ranks: Ranks, sharding: Sharding | None = None) -> None:
+        """Begin to share rows with other ranks, once they have built their learners.
 
         Args:
-            members: ranks 1, 2, …, which have been started.
-            host: of the ranks, closed with them; None: of this machine, and closed by the caller.
-            start_s: seconds until each has loaded its model.
-            timeout_s: seconds that a rank waits for the others, in a sum or for an answer.
+            sharding: see `Learner.attach`.
 
         Raises:
             LearnerError: a rank cannot be built.
         """
-        self.members, self.timeout_s, self.host = members, start_s, host
-        self._answers()
-        world = len(members) + 1
-        with TemporaryDirectory() as folder:
-            address = "" if host is None else host.meeting
-            store = Store.port(address, world) if address else Store.file(Path(folder) / "ranks", world)
-            self._post([["join", rank, world, store.name, start_s, timeout_s] for rank in range(1, world)])
-            try:
-                self.ranks = Ranks(0, world, store, start_s=start_s, timeout_s=timeout_s)
-            except LostRankError as error:
-                self._answers()
-                raise self._ended(str(error)) from error
-            self._answers()
-        self.timeout_s, self.gather = timeout_s, self.ranks.gather
+        self.services, self.ranks = services, ranks
+        services.ready()
+        self.attach(ranks, sharding)
         if self.reference is not None:
-            self.reference.renewed = lambda: self._all(["renew"])
+            self.reference.renewed = lambda: services.all("renew")
+
+    def shares(self, batches: Sequence[Batch]) -> list[list[Batch]]:
+        """The rows of each rank."""
+        return shares(batches, self.services.world)
 
     def update(
         self,
@@ -93,20 +81,21 @@ class LearnerGroup(Learner):
         objective = objective or self.objective
         before = self.splits
         steps = self.plan(minibatches, objective, scores)
-        parts = [shares(step.batches, len(self.members) + 1) for step in steps]
+        parts = [self.shares(step.batches) for step in steps]
         orders = [
             [
                 "update",
                 [packed_step(replace(step, batches=part[rank])) for step, part in zip(steps, parts, strict=True)],
                 packed_objective(objective),
             ]
-            for rank in range(1, len(self.members) + 1)
+            for rank in range(1, self.services.world)
         ]
         mine = [replace(step, batches=part[0]) for step, part in zip(steps, parts, strict=True)]
-        self._post(orders)
-        sums = self._took(mine, objective, before)
+        self.services.post(orders)
+        with self.together():
+            sums = self.take(mine, objective, before)
         digest = weights_digest(self.policy.parameters())
-        for rank, row in enumerate(self._answers(), 1):
+        for rank, row in enumerate(self.services.answers(), 1):
             theirs = sums_of(row["sums"])
             if (theirs.norms, row["digest"]) != (sums.norms, digest):
                 raise LearnerError(
@@ -117,78 +106,35 @@ class LearnerGroup(Learner):
             sums.merge(theirs)
         return sums.report()
 
-    def _took(self, steps: Sequence[OptimizerStep], objective: Objective, before: int) -> UpdateSums:
-        """This rank's part of the optimizer steps; where a rank did not come, which one."""
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Context of this rank's part of what all ranks do; where a rank did not come, its error says which one."""
+        # FSDP2 talks to the other ranks in the middle of a pass.
+        passes = nullcontext() if self.sharding is None else self.ranks.talking("a pass")
         try:
-            return self.take(steps, objective, before)
+            with passes:
+                yield
         except LostRankError as error:
-            if self.ranks is not None:
-                self.ranks.close()  # those that still wait give up
-            self._answers()
+            self.ranks.close()  # those that still wait give up
+            self.services.answers()
             raise LearnerError(f"{error}; continue with `coterie resume`") from error
 
     def score(self, batches: Sequence[Batch], *, with_reference: bool = True) -> dict[str, RolloutScores]:
         """See `Learner.score`."""
-        parts = shares(batches, len(self.members) + 1)
-        self._post([["score", [packed_batch(batch) for batch in part], with_reference] for part in parts[1:]])
-        scores = super().score(parts[0], with_reference=with_reference)
-        for row in self._answers():
+        mine, *others = self.shares(batches)
+        self.services.post([["score", [packed_batch(batch) for batch in part], with_reference] for part in others])
+        with self.together():
+            scores = super().score(mine, with_reference=with_reference)
+        for row in self.services.answers():
             scores |= scores_of(row)
         return scores
 
     def load(self, folder: Path, counters: Mapping[str, float]) -> None:
         """Restore on every rank the state that `save` wrote; the folder must be there for all."""
         super().load(folder, counters)
-        self._all(["load", str(folder), dict(counters)])
+        self.services.all("load", str(folder), dict(counters))
 
     def close(self) -> None:
         """End the other ranks."""
-        if self.ranks is not None:
-            self.ranks.close()
-        for member in self.members:
-            member.close()
-        self.members = ()
-        if self.host is not None:
-            self.host.close()
-
-    def _all(self, order: list[Any]) -> list[Any]:
-        self._post([order] * len(self.members))
-        return self._answers()
-
-    def _post(self, orders: Sequence[list[Any]]) -> None:
-        """Send each rank its order."""
-        for rank, (member, order) in enumerate(zip(self.members, orders, strict=True), 1):
-            try:
-                member.send({"id": rank, "calls": [order]}, self.timeout_s)
-            except LostError as error:
-                raise self._ended(f"learner rank {rank} {error}") from error
-
-    def _answers(self) -> list[Any]:
-        """What the ranks answer to their last order.
-
-        Raises:
-            LearnerError: a rank is gone, or told of an error; the others are ended.
-        """
-        values, gone, failed = [], "", ""
-        for rank, member in enumerate(self.members, 1):
-            try:
-                answer = member.receive(self.timeout_s)
-            except (LostError, UnplacedError) as error:
-                gone = gone or f"learner rank {rank} {error}"
-                continue
-            if "error" in answer:
-                failed = failed or f"learner rank {rank} says: {answer['error']}"
-            values.append(answer.get("value"))
-        if gone or failed:
-            raise self._ended(gone or failed)
-        return values
-
-    def _ended(self, cause: str) -> LearnerError:
-        """The error of a lost rank; the others are killed."""
-        for member in self.members:
-            member.kill()
-        self.members = ()
-        return LearnerError(
-            f"{cause}. The other ranks wait for it, so the run ends here; logs/ in its folder has what they said; "
-            "continue with `coterie resume`"
-        )
+        self.ranks.close()
+        self.services.close()

@@ -52,6 +52,26 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         'cluster.host = "processes" or "ray", or cluster.learners = 1',
     ),
     (
+        lambda c: c.cluster.strategy == "fsdp" and c.cluster.learners == 1,
+        'cluster.strategy = "fsdp" shares one set of weights out among learner ranks, and cluster.learners = 1 is one '
+        'process; set cluster.learners = 2 or more with cluster.host = "processes" or "ray", or cluster.strategy = '
+        '"replicate"',
+    ),
+    (
+        lambda c: c.cluster.strategy == "fsdp" and c.optim.moments == "8bit",
+        'optim.moments = "8bit" has a scale for each 256 values of a whole tensor, and cluster.strategy = "fsdp" cuts '
+        'tensors elsewhere; set optim.moments = "float32", which fsdp shares out, or cluster.strategy = "replicate"',
+    ),
+    (
+        lambda c: c.cluster.strategy == "fsdp" and c.optim.compile_layers,
+        'optim.compile_layers with cluster.strategy = "fsdp" is not supported; set one of them otherwise',
+    ),
+    (
+        lambda c: c.cluster.strategy == "fsdp" and c.optim.activation_offload,
+        'optim.activation_offload knows weights by their memory, which cluster.strategy = "fsdp" gives back after each '
+        'layer; use optim.gradient_checkpointing, or cluster.strategy = "replicate"',
+    ),
+    (
         lambda c: c.engine.python and c.cluster.host == "ray",
         "engine.python = {c.engine.python!r} is another interpreter, and a Ray actor has that of its node; install "
         'vLLM beside coterie there, or set cluster.host = "processes"',

@@ -112,8 +112,11 @@ class ClusterConfig(Section):
     """GPUs that Ray sets aside for each engine service, as in Ray; an actor without any sees none. A fraction shares
     one."""
     learners: int = Field(default=1, ge=1)
-    """Learner ranks, each a process with whole weights and a part of the rows, whose gradients are added up: needs
-    host = "processes" or "ray" (docs/scale.md)."""
+    """Learner ranks, each a process with a part of the rows, whose gradients are added up: needs host = "processes" or
+    "ray" (docs/scale.md)."""
+    strategy: Literal["replicate", "fsdp"] = "replicate"
+    """What each rank holds: with `replicate` whole weights and the whole optimizer, with `fsdp` a shard of every tensor
+    (torch's FSDP2), and a whole layer only while it is computed. The numbers are the same up to rounding."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of each engine service; 0 = those of the run, shared out among the services."""
     start_s: float = Field(default=600.0, gt=0)

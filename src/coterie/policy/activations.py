@@ -189,3 +189,24 @@ class OomSplitter:
                 '"8bit", or train an adapter (model.lora)'
             )
         return halves(part)
+
+
+class WholeRows(OomSplitter):
+    """Packed batches that are never cut: ranks that share weights make the same passes at the same time."""
+
+    def run(self, batch: Batch, attempt: Callable[[Batch, set[str]], T]) -> list[T]:
+        """The result of the batch.
+
+        Raises:
+            DoesNotFitError: memory was refused.
+        """
+        try:
+            return [attempt(batch, set())]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFitError(
+                f"memory was refused for a packed row of {len(batch.tokens)} tokens ({str(error).splitlines()[0]}), "
+                'and with cluster.strategy = "fsdp" a rank cannot cut a row on its own; lower '
+                "optim.max_tokens_per_microbatch, or set optim.gradient_checkpointing = true"
+            ) from error

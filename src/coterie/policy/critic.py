@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from coterie.policy.kernels import choose_kernel
 from coterie.policy.logprobs import hidden_states_at
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
-from coterie.runs import state_files
 
 FILE = "critic.safetensors"
 
@@ -83,18 +81,13 @@ class Critic:
         if self.trunk is not None:
             with saving(self.trunk.model.parameters(), self.optim):
                 states = hidden_states_at(self.trunk, batch, self.kernel)
+            if not torch.is_grad_enabled():
+                self.trunk.runner.settle()
         return self.head(states.to(self.head.weight.dtype))[:, 0]
 
     def step(self, count: int, norm: float) -> None:
         """Optimizer step `count` (from 1) along a gradient of this norm."""
         self.optimizer.step(learning_rate(self.optim, count, self.total_steps), norm)
-
-    def save(self, folder: Path) -> None:
-        state_files.write(folder / FILE, self.optimizer.state())
-
-    def load(self, folder: Path) -> None:
-        """Restore the state that `save` wrote."""
-        self.optimizer.load(state_files.read(folder / FILE))
 
 
 class ValueMetrics:

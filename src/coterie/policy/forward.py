@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,8 @@ class ForwardPass:
             flags=flags,
             transform=head.transform,
         )
+        if not torch.is_grad_enabled():
+            policy.runner.settle()
         return states, outputs
 
     @torch.no_grad()
@@ -103,26 +105,24 @@ class UpdateContext:
     """rollout id → [n] bool: its tokens that clip_cov or kl_cov chose; None = none."""
     bypass: bool = False
     """The sampler's log-probs are the old ones; see `RolloutCorrectionConfig.bypass_mode`."""
+    lacks_reference: bool = False
+    """The objective has a KL, and the scores of some rollouts lack the reference's log-probs."""
 
 
-def loss_inputs(
-    batch: Batch, outputs: TokenOutputs, context: UpdateContext, reference: Callable[[Batch], Tensor] | None
-) -> LossInputs:
+def loss_inputs(batch: Batch, outputs: TokenOutputs, context: UpdateContext, reference: Tensor | None) -> LossInputs:
     """The inputs of the objective, [N] each, on the device and in the format of `outputs`.
 
     Args:
-        reference: computes the reference's log-probs where the scores lack them; None leaves them out.
+        reference: [N] the reference's log-probs where the scores lack them; None leaves them out.
     """
     logprobs, scores = outputs.logprobs.detach(), context.scores
     sampler = _tensor(batch.sampler_logprobs, logprobs)
-    old, reference_logprobs = sampler if context.bypass else logprobs, None
+    old, reference_logprobs = sampler if context.bypass else logprobs, reference
     if scores is not None and context.moved and not context.bypass:
         old = _score_column(batch, scores, "logprobs", logprobs)
-    if scores is not None and all(scores[name].reference is not None for name in batch.spans):
+    if scores is not None and has_reference(batch, scores):
         # Measured even where the KL is in the reward.
         reference_logprobs = _score_column(batch, scores, "reference", logprobs)
-    elif reference is not None:
-        reference_logprobs = reference(batch)
     if batch.replayed.any():
         old = torch.where(torch.from_numpy(batch.replayed).to(logprobs.device), sampler, old)
     return LossInputs(
@@ -140,6 +140,11 @@ def loss_inputs(
         covariant=_covariant(batch, context, logprobs),
         entropy_weights=torch.full_like(logprobs, 1 / context.tokens) if context.tokens else None,
     )
+
+
+def has_reference(batch: Batch, scores: Scores) -> bool:
+    """True if the scores have the reference's log-probs of all rollouts of a row."""
+    return all(scores[name].reference is not None for name in batch.spans)
 
 
 def _policy_mask(batch: Batch, context: UpdateContext, like: Tensor) -> Tensor | None:

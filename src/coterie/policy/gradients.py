@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.algo.sampling import at_least_float32
+from coterie.policy.shards import local
 
 
 def merge(high: Tensor, low: Tensor) -> Tensor:
@@ -56,12 +57,14 @@ class GradientSum:
     A single bfloat16 gradient is kept as it is; from the second micro-batch on the sum is float32.
 
     Attributes:
-        sums: parameter name → the sum so far.
+        sums: parameter name → the sum so far; of a sharded parameter this process's part.
+        measure: the norm of what all ranks have; None where this process has all of it.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self.sums: dict[str, Tensor] = {}
+        self.measure: Callable[[GradientSum], float] | None = None
         self._done: set[str] | None = None
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(self._collector(name))
@@ -71,7 +74,7 @@ class GradientSum:
             grad, parameter.grad = parameter.grad, None
             if grad is None or (self._done is not None and name in self._done):
                 return
-            running_sum = self.sums.get(name)
+            grad, running_sum = local(grad), self.sums.get(name)
             exact = at_least_float32(parameter.dtype)
             if running_sum is None:
                 self.sums[name] = grad
@@ -103,7 +106,9 @@ class GradientSum:
 
     def norm(self) -> float:
         """The L2 norm of the sum, in float32 or better."""
-        norms = [_norm(grad) for grad in self.sums.values()]
+        if self.measure is not None:
+            return self.measure(self)
+        norms = [tensor_norm(grad) for grad in self.sums.values()]
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     def take(self) -> dict[str, Tensor]:
@@ -117,9 +122,9 @@ class GradientSum:
         self.sums.clear()
 
 
-def _norm(grad: Tensor) -> Tensor:
+def tensor_norm(grad: Tensor) -> Tensor:
     """L2 norm of one gradient; chunk by chunk where better precision takes a copy."""
-    if grad.dtype == at_least_float32(grad.dtype):
+    if grad.dtype == at_least_float32(grad.dtype) or not grad.numel():
         return torch.linalg.vector_norm(grad)
     flat = grad.reshape(-1)
     parts = [torch.linalg.vector_norm(flat[part].float()) for part in chunks(flat.numel(), flat.device)]

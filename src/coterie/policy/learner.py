@@ -19,16 +19,20 @@ from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
 from coterie.errors import NonFiniteError
 from coterie.phases import PHASES
-from coterie.policy.activations import OomSplitter, arrange, saving
+from coterie.policy.activations import OomSplitter, WholeRows, arrange, saving
+from coterie.policy.critic import FILE as CRITIC_FILE
 from coterie.policy.critic import Critic, ValueMetrics
-from coterie.policy.forward import ForwardPass, Scores, UpdateContext, loss_inputs
+from coterie.policy.forward import ForwardPass, Scores, UpdateContext, has_reference, loss_inputs
 from coterie.policy.gradients import GradientSum
 from coterie.policy.kernels import choose_kernel, compile_layers
 from coterie.policy.logprobs import OutputFlags
 from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
+from coterie.policy.ranks import Ranks
+from coterie.policy.reference import FILE as REFERENCE_FILE
 from coterie.policy.reference import Reference
+from coterie.policy.sharding import Sharding
 from coterie.runs import state_files
 from coterie.types import RolloutScores
 
@@ -158,6 +162,20 @@ class Learner:
         self.fitting, self.scoring = OomSplitter(), OomSplitter()
         self.gather: Callable[[GradientSum], None] | None = None
         """Makes a gradient that of all ranks before an optimizer step; None where this process has all of it."""
+        self.sharding: Sharding | None = None
+        """The shards of policy, reference and critic; None where this process has whole weights."""
+
+    def attach(self, ranks: Ranks, sharding: Sharding | None = None) -> None:
+        """Take optimizer steps with other ranks from here on.
+
+        Args:
+            sharding: that has cut policy, reference and critic; None: every rank has whole weights.
+        """
+        self.gather, self.sharding = ranks.gather, sharding
+        if sharding is not None:
+            self.fitting, self.scoring = WholeRows(), WholeRows()
+            for optimizer in [self.optimizer] + ([] if self.critic is None else [self.critic.optimizer]):
+                optimizer.gradients.measure = sharding.norm
 
     def update(
         self,
@@ -215,6 +233,7 @@ class Learner:
                     covariant=self._covariant(minibatch, scores, objective, self.steps_taken + number),
                     tokens=sum(len(batch.targets) for batch in minibatch),
                     bypass=bypass,
+                    lacks_reference=objective.kl_beta > 0 and _lacks_reference(minibatch, scores),
                 ),
             )
             for number, minibatch in enumerate(minibatches)
@@ -288,6 +307,7 @@ class Learner:
         done, total = self.steps_taken - self.warmup, self.total_steps - self.warmup
         rate = learning_rate(self.config, max(1, done), max(1, total))
         norm = self.optimizer.step(rate) if self.critic is None else self._step_both(self.critic, rate)
+        self.policy.runner.settle()  # while only the critic learns, nothing else gives its weights back
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
         if self.skipped_in_a_row > self.config.max_skipped:
             raise NonFiniteError(
@@ -316,14 +336,19 @@ class Learner:
 
     def _backward(self, batch: Batch, context: UpdateContext, objective: Objective) -> list[_Part]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
+        if not batch.spans:
+            self._accompany(batch, context, objective)
+            return []
         return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, objective, done))
 
     def _backward_part(self, batch: Batch, context: UpdateContext, objective: Objective, done: set[str]) -> _Part:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         flags = OutputFlags(entropy=True, entropy_gradient=objective.entropy_bonus != 0)
+        # Before the activations of the pass with a gradient take their memory.
+        lacks = context.lacks_reference and not (context.scores and has_reference(batch, context.scores))
+        reference = self.passes.reference_logprobs(batch) if lacks else None
         with saving(self.policy.model.parameters(), self.config):
             states, token_outputs = self.passes.forward(self.policy, batch, flags)
-        reference = self.passes.reference_logprobs if objective.kl_beta > 0 else None
         inputs = loss_inputs(batch, token_outputs, context, reference)
         outputs = policy_loss(inputs, objective)
         loss, values, value_loss = outputs.loss, None, None
@@ -344,9 +369,22 @@ class Learner:
             batch=batch,
         )
 
+    def _accompany(self, batch: Batch, context: UpdateContext, objective: Objective) -> None:
+        """The passes of a row on a rank that has none left, where ranks need each other's parts of the weights."""
+        flags = OutputFlags(entropy=True, entropy_gradient=objective.entropy_bonus != 0)
+        if context.lacks_reference:
+            self.passes.reference_logprobs(batch)
+        states, outputs = self.passes.forward(self.policy, batch, flags)
+        nothing = outputs.logprobs.sum()
+        if self.critic is not None:
+            value_loss = self.critic.loss(batch, states, outputs.logprobs.detach())[0]
+            nothing = value_loss if self.steps_taken < self.warmup else nothing + value_loss
+        nothing.backward()
+
     def gradient(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The gradient of the objective over these batches by parameter name, without a step."""
-        context = UpdateContext(covariant=self._covariant(batches, None, self.objective))
+        covariant = self._covariant(batches, None, self.objective)
+        context = UpdateContext(covariant=covariant, lacks_reference=self.objective.kl_beta > 0)
         for batch in batches:
             self._backward(batch, context, self.objective)
         if self.critic is not None:
@@ -370,13 +408,19 @@ class Learner:
                 scores |= part
         return scores
 
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """What `save` writes: file → its tensors by name, of shards this process's part."""
+        files = {STATE_FILE: self.optimizer.state()}
+        if self.critic is not None:
+            files[CRITIC_FILE] = self.critic.optimizer.state()
+        if self.reference is not None and (reference := self.reference.state()):
+            files[REFERENCE_FILE] = reference
+        return files
+
     def save(self, folder: Path) -> None:
         """Write the optimizer with its master weights into `folder`, and the state of critic and reference."""
-        state_files.write(folder / STATE_FILE, self.optimizer.state())
-        if self.critic is not None:
-            self.critic.save(folder)
-        if self.reference is not None:
-            self.reference.save(folder)
+        for file, tensors in self.files().items():
+            state_files.write(folder / file, tensors)
 
     def close(self) -> None:
         """Free what is not this process's own; nothing, of a learner of one process."""
@@ -392,15 +436,21 @@ class Learner:
 
     def load(self, folder: Path, counters: Mapping[str, float]) -> None:
         """Restore the state that `save` wrote."""
-        self.optimizer.load(state_files.read(folder / STATE_FILE))
+        read: Callable[[Path, Mapping[str, Tensor]], Mapping[str, Tensor]]
+        read = self.sharding.read if self.sharding is not None else lambda file, _: state_files.read(file)
+        self.optimizer.load(read(folder / STATE_FILE, self.optimizer.parameters))
         if self.critic is not None:
-            self.critic.load(folder)
-        if self.reference is not None:
-            self.reference.load(folder)
+            self.critic.optimizer.load(read(folder / CRITIC_FILE, self.critic.optimizer.parameters))
+        if self.reference is not None and self.reference.state():
+            self.reference.load(read(folder / REFERENCE_FILE, dict(self.policy.model.named_parameters())))
         self.steps_taken = int(counters["steps_taken"])
         self.skipped_in_a_row = int(counters["skipped_in_a_row"])
         self.fitting.limit = int(counters.get("row_limit") or 0) or self.fitting.limit
         self.scoring.limit = int(counters.get("score_limit") or 0) or self.scoring.limit
+
+
+def _lacks_reference(batches: Sequence[Batch], scores: Scores | None) -> bool:
+    return scores is None or not all(has_reference(batch, scores) for batch in batches)
 
 
 def _before_update(part: _Part, context: UpdateContext) -> Tensor | None:

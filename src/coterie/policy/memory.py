@@ -13,6 +13,8 @@ from coterie.batches.batch import Batch
 from coterie.machine import GIB
 from coterie.policy.activations import release
 from coterie.policy.learner import Learner
+from coterie.policy.model import Policy
+from coterie.policy.shards import local
 
 
 def reset_peak(device: torch.device) -> None:
@@ -67,6 +69,55 @@ class MemoryReport:
         return text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """Estimate of what one learner rank with shards needs; all in bytes."""
+
+    shards: int
+    """Its part of weights, optimizer and gradient, and of the weights of a reference."""
+    gathered: int
+    """Whole weights and gradients that are there at once: of embedding, norm and head, and of one layer."""
+    activations: int
+    start: int
+    """The whole weights, which are read before they are cut."""
+    base: int
+    """The interpreter with its libraries."""
+
+    @property
+    def total(self) -> int:
+        """The most at once."""
+        return self.base + max(self.start + self.shards, self.shards + self.gathered + self.activations)
+
+    def line(self) -> str:
+        """The estimate as a line of text."""
+        return (
+            f"{self.total / GIB:.2f} GiB: shards {self.shards / GIB:.2f}, gathered at once {self.gathered / GIB:.2f}, "
+            f"activations {self.activations / GIB:.2f}, at the start the whole weights {self.start / GIB:.2f}"
+        )
+
+
+def rank_memory(usage: MemoryReport, policy: Policy, ranks: int, *, reference: bool) -> RankMemory:
+    """Memory of one of so many ranks with shards, from the pass of a whole learner.
+
+    Args:
+        usage: of that pass, of `policy` with whole weights.
+        reference: there is a frozen copy of the weights.
+    """
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in getattr(policy.decoder, "layers", ())]
+    root = policy.size() - sum(layers)
+    trained = usage.gradient / max(1, usage.weights)
+    together = (root + max(layers, default=0)) * policy.dtype.itemsize
+    state = usage.weights * (2 if reference else 1) + usage.optimizer + usage.gradient
+    return RankMemory(
+        shards=state // ranks,
+        # The weights, their gradient, and its copy on the way to the shards.
+        gathered=round(together * (1 + 2 * trained)),
+        activations=usage.activations,
+        start=usage.weights,
+        base=max(0, usage.total - usage.sampling - usage.activations - usage.gradient - usage.weights),
+    )
+
+
 def preflight(learner: Learner, batch: Batch, *, sampling: int) -> MemoryReport:
     """Run the largest batch forward and backward once, and drop the gradient: weights, optimizer and random streams
     stay as they are. Where it does not fit, the learner's later batches are cut at once.
@@ -89,7 +140,7 @@ def preflight(learner: Learner, batch: Batch, *, sampling: int) -> MemoryReport:
     release()
     return MemoryReport(
         total=high + sampling,
-        weights=sum(p.numel() * p.element_size() for p in learner.policy.model.parameters()),
+        weights=sum(local(p).numel() * p.element_size() for p in learner.policy.model.parameters()),
         optimizer=optimizer_bytes(learner),
         gradient=gradient,
         sampling=sampling,

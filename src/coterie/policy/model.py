@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from coterie.policy import adapters as lora_adapters
 from coterie.policy import attention, portable
 from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
 from coterie.policy.path import ModelRunner
+from coterie.policy.shards import local, whole_state
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -139,6 +140,8 @@ class Policy:
         start: of an adapter that goes on training, the weights that it began with, by name.
         path: forward path on which it is computed.
         notes: what the user should know about this model, one line each.
+        whole: tensors by name → the same as whole tensors, gathered one by one as they are asked for; where this
+            process has them whole, the very tensors.
 
     Raises:
         ModelError: there is no path on which coterie's numbers are the model's own.
@@ -169,6 +172,7 @@ class Policy:
         self.decoder: Any = self.runner.decoder
         self.head = self.runner.head
         self.notes = _notes(self)
+        self.whole: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
 
     @property
     def device(self) -> torch.device:
@@ -234,15 +238,15 @@ class Policy:
             with self.adapters.disable_adapter():
                 yield
             return
-        parameters = self.parameters()
-        trained = {name: parameter.data for name, parameter in parameters.items()}
-        for name, parameter in parameters.items():
-            parameter.data = self.start[name]
+        weights = {name: local(parameter) for name, parameter in self.parameters().items()}
+        trained = {name: weight.clone() for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.copy_(self.start[name])
         try:
             yield
         finally:
-            for name, parameter in parameters.items():
-                parameter.data = trained[name]
+            for name, weight in weights.items():
+                weight.copy_(trained[name])
 
     def require_trainable(self) -> None:
         """Raise ModelError if no parameter is trainable: an adapter loaded without `model.lora`."""
@@ -255,7 +259,9 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write safetensors that transformers (or PEFT, for adapters) opens as they are."""
-        (self.adapters or self.model).save_pretrained(folder, safe_serialization=True)
+        module = self.adapters or self.model
+        state = whole_state(module, dict(self.model.named_parameters()), self.whole)
+        module.save_pretrained(folder, safe_serialization=True, **state)
         if self.adapters is None:
             portable.rewrite(folder, self.source_config)
         else:  # the base's name and end tokens, which a reader of the adapter alone would miss

@@ -25,6 +25,7 @@ from coterie.algo.sampling import at_least_float32
 from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError, install_command
 from coterie.policy.gradients import GradientSum, chunks, merge, split
+from coterie.policy.shards import local
 
 BLOCK = 256
 """Values that share one scale in the 8-bit state; fixed by bitsandbytes."""
@@ -235,7 +236,7 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 
 
 class MasterAdamW:
-    """AdamW over `parameters`, whose gradients it collects in `gradients`.
+    """AdamW over `parameters`, whose gradients it collects in `gradients`; of sharded ones over this process's part.
 
     Raises:
         ConfigError: `optim.moments` cannot be had for these parameters.
@@ -246,7 +247,7 @@ class MasterAdamW:
         self.parameters = dict(parameters)
         self.gradients = GradientSum(self.parameters)
         self.low = {
-            name: torch.zeros(parameter.numel(), dtype=torch.int16, device=parameter.device)
+            name: torch.zeros(local(parameter).numel(), dtype=torch.int16, device=parameter.device)
             for name, parameter in self.parameters.items()
             if parameter.dtype == torch.bfloat16
         }
@@ -254,14 +255,14 @@ class MasterAdamW:
             name: config.weight_decay if parameter.ndim > 1 or config.decay_norms else 0.0
             for name, parameter in self.parameters.items()
         }
-        specs = {name: (p.numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
+        specs = {name: (local(p).numel(), at_least_float32(p.dtype), p.device) for name, p in self.parameters.items()}
         self.moments: Moments = STATES[config.moments](specs, config)
 
     @property
     def master_weights(self) -> dict[str, Tensor]:
         """Name → master weights in the parameter's shape; new memory for bfloat16 weights."""
         return {
-            name: merge(_flat(p), self.low[name]).view(p.shape) if name in self.low else p.detach()
+            name: merge(_flat(p), self.low[name]).view(local(p).shape) if name in self.low else local(p)
             for name, p in self.parameters.items()
         }
 
@@ -303,7 +304,7 @@ class MasterAdamW:
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as flat named tensors for safetensors."""
         return {
-            **{f"weight/{name}": parameter.detach() for name, parameter in self.parameters.items()},
+            **{f"weight/{name}": local(parameter) for name, parameter in self.parameters.items()},
             **{f"low/{name}": low for name, low in self.low.items()},
             **self.moments.state(),
         }
@@ -316,20 +317,20 @@ class MasterAdamW:
                 f'the checkpoint was made with optim.moments = "{kind_of(tensors)}", the settings say '
                 f'"{self.moments.kind}"; put optim.moments back, or start a new run'
             )
-        for name, parameter in self.parameters.items():
+        for name, weight in ((name, local(parameter)) for name, parameter in self.parameters.items()):
             saved = tensors.get(f"weight/{name}")
-            if saved is None or (saved.shape, saved.dtype) != (parameter.shape, parameter.dtype):
+            if saved is None or (saved.shape, saved.dtype) != (weight.shape, weight.dtype):
                 stored = "nothing" if saved is None else f"{tuple(saved.shape)} {saved.dtype}"
                 raise CheckpointError(
-                    f"the checkpoint has {stored} for {name}, expected {tuple(parameter.shape)} {parameter.dtype}: it "
+                    f"the checkpoint has {stored} for {name}, expected {tuple(weight.shape)} {weight.dtype}: it "
                     "is of another model, or of another version of coterie"
                 )
-            parameter.copy_(saved)
+            weight.copy_(saved)
             if name in self.low:
                 self.low[name].copy_(tensors[f"low/{name}"])
         self.moments.load(tensors)
 
 
 def _flat(parameter: Tensor) -> Tensor:
-    """The parameter's own memory as [n]."""
-    return parameter.detach().view(-1)
+    """The parameter's own memory in this process as [n]."""
+    return local(parameter).view(-1)

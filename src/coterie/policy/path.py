@@ -73,6 +73,9 @@ class ModelRunner:
             return self._before_head(lambda: self.model(**inputs, use_cache=False))
         return self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
 
+    def settle(self) -> None:
+        """A pass without gradient is over: give back what it has gathered of weights; here it gathers none."""
+
     def mid_layer_states(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """States [B, T, D] after half of the layers; of a model without a list of layers the last ones."""
         layers = getattr(self.decoder, "layers", None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import at_least_float32, widened
 from coterie.policy.gradients import GradientSum
+from coterie.policy.shards import is_shard
 
 LOOPBACK = "127.0.0.1"
 _SCHEME = "tcp://"
@@ -24,9 +26,10 @@ SAMPLE = 32
 
 
 def weights_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Digest of a few values of each tensor: ranks whose weights differ have another one."""
+    """Digest of a few values of each tensor: ranks whose weights differ have another one. Shards are left out, since
+    ranks have different ones."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(parameters):
+    for name in sorted(name for name, parameter in parameters.items() if not is_shard(parameter)):
         flat = parameters[name].detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
         digest.update(widened(sample).numpy(force=True).tobytes())
@@ -101,15 +104,16 @@ class Ranks:
     def __init__(
         self, rank: int, world: int, store: Store | str, *, start_s: float = 600.0, timeout_s: float = 300.0
     ) -> None:
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.timeout_s = rank, world, timeout_s
         try:
             meeting = Store.named(store, world, start_s) if isinstance(store, str) else store
             meeting.store.set_timeout(timedelta(seconds=start_s))
+            self.store = meeting.store
             gloo: Any = dist.ProcessGroupGloo
             options = gloo._Options()
             options._timeout = timedelta(seconds=timeout_s)
             options._devices = [gloo.create_device(hostname=meeting.address)]
-            self._group: Any = gloo(meeting.store, rank, world, options)
+            self.group: Any = gloo(meeting.store, rank, world, options)
         except (RuntimeError, OSError) as error:
             raise LostRankError(f"{world} learner ranks did not find each other: {error}") from error
 
@@ -119,19 +123,64 @@ class Ranks:
 
         Tensors are added one after the other in the order of their names, whatever order autograd had, since the norm
         must be the same float on every rank. A rank without rows adds zeros; a tensor that no rank has stays absent.
+        Shards were added up in the backward pass.
 
         Raises:
             LostRankError: a rank is gone, or did not come in time.
         """
-        if self._group is None:
+        with self.talking("the sum"):
+            self._gather(gradients)
+
+    @contextmanager
+    def talking(self, what: str) -> Generator[None]:
+        """Context in which an error of torch means that a rank is lost.
+
+        Args:
+            what: that is done meanwhile, for the message.
+
+        Raises:
+            LostRankError: a rank is gone, or did not come in time.
+        """
+        if self.group is None:
             raise LostRankError("the group of learner ranks is closed")
         try:
-            self._gather(gradients)
+            yield
         except RuntimeError as error:
-            raise LostRankError(f"the sum over {self.world} learner ranks failed: {error}") from error
+            raise LostRankError(f"{what} over {self.world} learner ranks failed: {error}") from error
+
+    def add(self, total: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks.
+
+        Raises:
+            LostRankError: a rank is gone, or did not come in time.
+        """
+        with self.talking("the sum"):
+            self._reduce(total)
+
+    def send(self, values: Tensor, rank: int) -> None:
+        """Give a rank the values that it receives from this one; none are not sent.
+
+        Raises:
+            LostRankError: it is gone, or did not come in time.
+        """
+        if values.numel():
+            with self.talking("a message"):
+                self.group.send([values.cpu().contiguous()], rank, 0).wait()
+
+    def receive(self, values: Tensor, rank: int) -> None:
+        """Fill a contiguous tensor of the CPU with what a rank sends.
+
+        Raises:
+            LostRankError: it is gone, or did not come in time.
+        """
+        if values.numel():
+            with self.talking("a message"):
+                self.group.recv([values], rank, 0).wait()
 
     def _gather(self, gradients: GradientSum) -> None:
-        names = sorted(gradients.parameters)
+        names = sorted(name for name, parameter in gradients.parameters.items() if not is_shard(parameter))
+        if not names:
+            return
         device = next(iter(gradients.parameters.values())).device
         present = torch.tensor([name in gradients.sums for name in names], dtype=torch.uint8, device=device)
         self._reduce(present, dist.ReduceOp.MAX)
@@ -145,10 +194,10 @@ class Ranks:
     def _reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
         options = dist.AllreduceOptions()
         options.reduceOp = operation
-        self._group.allreduce([tensor], options).wait()
+        self.group.allreduce([tensor], options).wait()
 
     def close(self) -> None:
         """Leave the group; ranks that wait for this one get an error at once."""
-        group, self._group = self._group, None
+        group, self.group = self.group, None
         if group is not None:
             group.abort()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from coterie.algo.sampling import at_least_float32
 from coterie.config.objective import ReferenceConfig
 from coterie.policy.model import Policy
-from coterie.runs import state_files
+from coterie.policy.shards import local
 
 FILE = "reference.safetensors"
 
@@ -36,7 +35,7 @@ class Reference:
             # A bfloat16 weight would round small moves away.
             named = copy.model.named_parameters()
             self.exact = {
-                name: parameter.detach().to(at_least_float32(parameter.dtype), copy=True) for name, parameter in named
+                name: local(parameter).to(at_least_float32(parameter.dtype), copy=True) for name, parameter in named
             }
 
     def due(self, step: int) -> bool:
@@ -48,27 +47,30 @@ class Reference:
         """Copy the policy, or move towards it: ref ← ema·π + (1 - ema)·ref (TR-DPO, arXiv 2404.09656)."""
         if self.copy is None:
             return
-        now = dict(self.policy.model.named_parameters())
-        for name, parameter in self.copy.model.named_parameters():
+        now = _weights(self.policy)
+        for name, weight in _weights(self.copy).items():
             if self.config.sync_ema is None:
-                parameter.copy_(now[name])
+                weight.copy_(now[name])
             else:
-                parameter.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.sync_ema))
+                weight.copy_(self.exact[name].lerp_(now[name].to(self.exact[name].dtype), self.config.sync_ema))
         self.renewed()
 
-    def save(self, folder: Path) -> None:
-        """Write the weights, where they are not simply those of the start."""
-        if self.copy is not None and self.config.sync_every:
-            weights = self.exact or dict(self.copy.model.named_parameters())
-            state_files.write(folder / FILE, weights)
+    def state(self) -> dict[str, Tensor]:
+        """The weights by name, where they are not simply those of the start; else empty."""
+        if self.copy is None or not self.config.sync_every:
+            return {}
+        return self.exact or _weights(self.copy)
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        """Restore the weights that `save` wrote."""
-        if self.copy is None or not self.config.sync_every:
-            return
-        saved = state_files.read(folder / FILE)
-        for name, parameter in self.copy.model.named_parameters():
-            parameter.copy_(saved[name])
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore `state()`."""
+        assert self.copy is not None
+        for name, weight in _weights(self.copy).items():
+            weight.copy_(tensors[name])
             if self.exact:
-                self.exact[name].copy_(saved[name])
+                self.exact[name].copy_(tensors[name])
+
+
+def _weights(policy: Policy) -> dict[str, Tensor]:
+    """All weights by name, of shards this process's part."""
+    return {name: local(parameter) for name, parameter in policy.model.named_parameters()}

@@ -16,26 +16,26 @@ from torch import Tensor
 
 from coterie.errors import ModelError
 from coterie.policy.model import Policy
+from coterie.policy.shards import ADAPTER
 
-ADAPTER, BASE = ".lora_", ".base_layer"
-"""Marks in PEFT's names: of an adapter's own weights, and of the layer below it."""
+BASE = ".base_layer"
+"""Mark in PEFT's names of the layer below an adapter."""
 
 
-def weights_of(policy: Policy) -> dict[str, Tensor]:
+def weights_of(policy: Policy) -> Mapping[str, Tensor]:
     """The weights by transformers' names, each tensor once, with an adapter's update added to its base.
 
     W + alpha / rank · B A is taken in float32 and rounded once.
     """
-    weights = {
-        name.replace(BASE, ""): parameter.detach()
-        for name, parameter in policy.model.named_parameters()
-        if ADAPTER not in name
-    }
+    whole = policy.whole({name: parameter.detach() for name, parameter in policy.model.named_parameters()})
+    if policy.adapters is None:
+        return whole
+    weights = {name.replace(BASE, ""): whole[name] for name in whole if ADAPTER not in name}
     for name, layer in policy.model.named_modules():
         if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
             base = weights[f"{name}.weight"]
             for adapter in layer.lora_A:
-                up, down = layer.lora_B[adapter].weight.detach(), layer.lora_A[adapter].weight.detach()
+                up, down = whole[f"{name}.lora_B.{adapter}.weight"], whole[f"{name}.lora_A.{adapter}.weight"]
                 wide = torch.promote_types(base.dtype, torch.float32)
                 update = layer.scaling[adapter] * (up.to(wide) @ down.to(wide))
                 weights[f"{name}.weight"] = (base.to(wide) + update).to(base.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from coterie.errors import CheckpointError
 from coterie.runs.durable import json_dumps, json_loads, write_file
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+_FORMATS = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int16": "I16"}
+"""Number formats of a learner's state by their names in safetensors."""
 _LONGEST_HEADER = 8 << 20
 """Bytes. Ours take about 100 a tensor; the library would parse 100 MB, which costs seconds and gigabytes."""
 
@@ -27,6 +31,36 @@ def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     import safetensors.torch  # here: whoever reads arrays alone, as the board does, needs no torch
 
     safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def stream(
+    file: Path, shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]], tensor_of: Callable[[str], Tensor]
+) -> None:
+    """Write a safetensors file of which only one tensor at a time is in memory.
+
+    Args:
+        shapes: number format and shape of each tensor by name.
+        tensor_of: name → the tensor; asked once for each, in the order of the file.
+    """
+    import torch
+
+    # The widest first, as safetensors does it: then every tensor lies on a multiple of its width.
+    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+    header: dict[str, Any] = {}
+    offset = 0
+    for name in names:
+        dtype, shape = shapes[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _FORMATS[str(dtype)], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json_dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as handle:
+        handle.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in names:
+            tensor = tensor_of(name).detach().cpu().contiguous()
+            assert (tensor.dtype, list(tensor.shape)) == (shapes[name][0], list(shapes[name][1])), name
+            handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read(file: Path) -> dict[str, Tensor]:
