@@ -17,7 +17,7 @@ from coterie.algo.advantages import by_prompt
 from coterie.algo.estimators import Advantages
 from coterie.callbacks import Callback, RunInfo
 from coterie.config.schema import RunConfig
-from coterie.policy.learner import UpdateReport
+from coterie.policy.update_report import UpdateReport
 from coterie.rollout.collector import Experience
 from coterie.rollout.sampler import StepBatch
 from coterie.runs import parquet, prompts, rollouts

@@ -18,8 +18,9 @@ from coterie.algo.objective import Objective
 from coterie.algo.tokens import LIMIT
 from coterie.errors import NonFiniteError
 from coterie.policy import learner
-from coterie.policy.learner import STATE_FILE, Learner, UpdateReport
+from coterie.policy.learner import STATE_FILE, Learner
 from coterie.policy.metrics import TokenMetrics
+from coterie.policy.update_report import UpdateReport
 from coterie.runs import checkpoint
 from coterie.runs.metrics import MetricsDB
 from faults.world import make_world, settings

@@ -31,7 +31,7 @@ def test_two_ranks_learn_what_one_learns_and_go_on_after_a_loss(tmp_path: Path, 
     launch.train(make_config(tmp_path, name="alone", **CHANGED), alone)
     whole = launch.train(make_config(tmp_path, name="whole", **CHANGED, **RANKS), together)
     first, second = alone.steps[0], together.steps[0]
-    assert set(first) == set(second)
+    assert {name for name in first.keys() ^ second.keys() if not name.startswith("time/")} == set()
     for name in ("grad_norm", "entropy", "loss", "tokens/trained", "reward/mean"):
         assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-6), name
     cut = launch.train(make_config(tmp_path, name="cut", **CHANGED, **RANKS), stop_at(3, signal.SIGINT))

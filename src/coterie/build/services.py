@@ -186,22 +186,22 @@ def sharding_for(config: RunConfig, ranks: Ranks, device: torch.device) -> Shard
 
 def _require_devices(config: RunConfig, device: torch.device) -> None:
     """Raise ConfigError unless learner ranks can be on this kind of device."""
-    cluster, wanted = config.cluster, f"cluster.learners = {config.cluster.learners}"
+    cluster, setting = config.cluster, f"cluster.learners = {config.cluster.learners}"
     if device.type == "cpu":
         return
     if cluster.strategy == "replicate":
         raise ConfigError(
-            f"{wanted} adds gradients in the CPU's memory, but the policy is on {device}; set cluster.strategy = "
+            f"{setting} adds gradients in the CPU's memory, but the policy is on {device}; set cluster.strategy = "
             '"fsdp", cluster.learners = 1, or model.device = "cpu"'
         )
     if cluster.host == "ray":
         raise ConfigError(
-            f"{wanted} on Ray are actors without a GPU, but the policy is on {device}; set cluster.host = "
+            f"{setting} on Ray are actors without a GPU, but the policy is on {device}; set cluster.host = "
             '"processes", or model.device = "cpu"'
         )
     if torch.cuda.device_count() < cluster.learners:
         raise ConfigError(
-            f"{wanted} with the policy on {device} need a GPU each, and this machine has {torch.cuda.device_count()}; "
+            f"{setting} with the policy on {device} need a GPU each, and this machine has {torch.cuda.device_count()}; "
             'lower it, or set model.device = "cpu"'
         )
 

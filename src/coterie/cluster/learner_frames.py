@@ -14,7 +14,8 @@ from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch, Segment
 from coterie.config.objective import ObjectiveConfig, RolloutCorrectionConfig
 from coterie.policy.forward import UpdateContext
-from coterie.policy.learner import OptimizerStep, UpdateSums
+from coterie.policy.learner import OptimizerStep
+from coterie.policy.update_report import UpdateSums
 from coterie.types import RolloutScores
 
 Row = dict[str, Any]

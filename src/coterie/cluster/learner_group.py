@@ -13,9 +13,10 @@ from coterie.cluster.learner_frames import packed_batch, packed_objective, packe
 from coterie.cluster.rank_services import RankServices
 from coterie.errors import LearnerError
 from coterie.policy.forward import Scores
-from coterie.policy.learner import Learner, UpdateReport
+from coterie.policy.learner import Learner
 from coterie.policy.ranks import LostRankError, Ranks, weights_digest
 from coterie.policy.sharding import Sharding
+from coterie.policy.update_report import UpdateReport
 from coterie.types import RolloutScores
 
 

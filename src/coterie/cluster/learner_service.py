@@ -15,7 +15,7 @@ from coterie.cluster.sharded_group import POLICY
 from coterie.policy.learner import Learner
 from coterie.policy.logprobs import OutputFlags
 from coterie.policy.ranks import Ranks, weights_digest
-from coterie.policy.shards import local
+from coterie.policy.tensor_parts import local
 
 
 @dataclass(kw_only=True)

@@ -16,10 +16,10 @@ from coterie.cluster.learner_frames import packed_batch
 from coterie.cluster.learner_group import LearnerGroup
 from coterie.cluster.rank_services import RankServices
 from coterie.policy.forward import Scores
-from coterie.policy.learner import UpdateReport
 from coterie.policy.ranks import Ranks
-from coterie.policy.sharding import Gathered, ShardedRunner, Sharding, cuts_of, whole_shape
-from coterie.policy.shards import local
+from coterie.policy.sharding import ShardedRunner, Sharding
+from coterie.policy.tensor_parts import Gathered, cuts_of, local, whole_shape
+from coterie.policy.update_report import UpdateReport
 from coterie.runs import state_files
 
 POLICY = "policy"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.algo.sampling import at_least_float32
-from coterie.policy.shards import local
+from coterie.policy.tensor_parts import local
 
 
 def merge(high: Tensor, low: Tensor) -> Tensor:

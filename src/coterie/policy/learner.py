@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from coterie.algo.entropy import COVARIANCE_LOSSES, covariant_tokens, token_covariances, top_entropy_threshold
-from coterie.algo.losses import LossInputs, LossOutputs, policy_loss
+from coterie.algo.losses import policy_loss
 from coterie.algo.objective import Objective
 from coterie.batches.batch import Batch
 from coterie.config.optim import OptimConfig
@@ -21,75 +21,22 @@ from coterie.errors import NonFiniteError
 from coterie.phases import PHASES
 from coterie.policy.activations import OomSplitter, WholeRows, arrange, saving
 from coterie.policy.critic import FILE as CRITIC_FILE
-from coterie.policy.critic import Critic, ValueMetrics
+from coterie.policy.critic import Critic
 from coterie.policy.forward import ForwardPass, Scores, UpdateContext, has_reference, loss_inputs
 from coterie.policy.gradients import GradientSum
 from coterie.policy.kernels import choose_kernel, compile_layers
 from coterie.policy.logprobs import OutputFlags
-from coterie.policy.metrics import TokenMetrics
 from coterie.policy.model import Policy
 from coterie.policy.optim import MasterAdamW, learning_rate
 from coterie.policy.ranks import Ranks
 from coterie.policy.reference import FILE as REFERENCE_FILE
 from coterie.policy.reference import Reference
 from coterie.policy.sharding import Sharding
+from coterie.policy.update_report import UpdatePass, UpdateReport, UpdateSums
 from coterie.runs import state_files
 from coterie.types import RolloutScores
 
 STATE_FILE = "optimizer.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """Metrics and log-probs of one update."""
-
-    metrics: dict[str, float]
-    logprobs: dict[str, np.ndarray]
-    """rollout id → [N] the learner's log-probs of its trained tokens before the first optimizer step; of fresh rollouts
-    only."""
-    skipped: int
-    """Optimizer steps not taken because the gradient was not finite."""
-    splits: int = 0
-    """Number of packed batches cut in two because memory was refused."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class UpdateSums:
-    """What the optimizer steps of an update measured, as sums: `a.merge(b)` is that of both halves of the rows."""
-
-    tokens: TokenMetrics = field(default_factory=TokenMetrics)
-    values: ValueMetrics = field(default_factory=ValueMetrics)
-    logprobs: dict[str, np.ndarray] = field(default_factory=dict)
-    """See `UpdateReport.logprobs`."""
-    rates: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    """Norm of the whole gradient, an optimizer step each."""
-    splits: int = 0
-
-    def add(self, part: _Part, context: UpdateContext) -> None:
-        """Add what one forward and backward pass measured."""
-        measured = _before_update(part, context)
-        self.tokens.add(part.outputs, part.inputs, part.entropy, part.batch.replayed, measured)
-        if part.values is not None and part.value_loss is not None:
-            self.values.add(part.batch, part.values, part.value_loss)
-        if measured is not None:
-            _keep(self.logprobs, part.batch, measured)
-
-    def merge(self, other: UpdateSums) -> None:
-        """Add what another part of the same optimizer steps measured."""
-        self.tokens.merge(other.tokens)
-        self.values.merge(other.values)
-        self.logprobs |= other.logprobs
-        self.splits += other.splits
-
-    def report(self) -> UpdateReport:
-        """The metrics of the whole update."""
-        metrics = {**self.tokens.summary(), **self.values.summary(), "lr": self.rates[-1] if self.rates else 0.0}
-        finite = [norm for norm in self.norms if math.isfinite(norm)]
-        if finite:
-            metrics["grad_norm"] = sum(finite) / len(finite)
-        skipped = len(self.norms) - len(finite)
-        return UpdateReport(metrics=metrics, logprobs=self.logprobs, skipped=skipped, splits=self.splits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,18 +45,6 @@ class OptimizerStep:
 
     batches: Sequence[Batch]
     context: UpdateContext
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
-    """Tensors of one forward and backward pass, for the metrics."""
-
-    inputs: LossInputs
-    outputs: LossOutputs
-    entropy: Tensor
-    values: Tensor | None
-    value_loss: Tensor | None
-    batch: Batch
 
 
 class Learner:
@@ -334,14 +269,14 @@ class Learner:
         """The critic learns alone: in optimizer steps 1 to `warmup`."""
         return self.critic is not None and self.steps_taken <= self.warmup
 
-    def _backward(self, batch: Batch, context: UpdateContext, objective: Objective) -> list[_Part]:
+    def _backward(self, batch: Batch, context: UpdateContext, objective: Objective) -> list[UpdatePass]:
         """Add this batch's part of the gradient, cut where memory asks for it."""
         if not batch.spans:
             self._accompany(batch, context, objective)
             return []
         return self.fitting.run(batch, lambda part, done: self._backward_part(part, context, objective, done))
 
-    def _backward_part(self, batch: Batch, context: UpdateContext, objective: Objective, done: set[str]) -> _Part:
+    def _backward_part(self, batch: Batch, context: UpdateContext, objective: Objective, done: set[str]) -> UpdatePass:
         """One forward and backward pass; `done` names parameters whose gradient is not to be added any more."""
         flags = OutputFlags(entropy=True, entropy_gradient=objective.entropy_bonus != 0)
         # Before the activations of the pass with a gradient take their memory.
@@ -360,7 +295,7 @@ class Learner:
             if self.critic is not None:
                 stack.enter_context(self.critic.optimizer.gradients.attempt(done))
             loss.backward()
-        return _Part(
+        return UpdatePass(
             inputs=inputs,
             outputs=outputs,
             entropy=token_outputs.entropies.detach(),
@@ -453,22 +388,9 @@ def _lacks_reference(batches: Sequence[Batch], scores: Scores | None) -> bool:
     return scores is None or not all(has_reference(batch, scores) for batch in batches)
 
 
-def _before_update(part: _Part, context: UpdateContext) -> Tensor | None:
-    """[N] the learner's log-probs under the weights that sampled; None where no pass has computed them."""
-    if not context.bypass:
-        return part.inputs.old_logprobs
-    return None if context.moved else part.inputs.logprobs.detach()
-
-
 def _covariance_columns(
     batch: Batch, low: int, high: int, logprobs: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probs and advantages of a rollout's tokens in a batch, and which of them count."""
     sampled = batch.sampler_logprobs[low:high]
     return sampled if logprobs is None else logprobs, batch.advantages[low:high], batch.weights[low:high] != 0
-
-
-def _keep(logprobs: dict[str, np.ndarray], batch: Batch, measured: Tensor) -> None:
-    for rollout_id, (low, high) in batch.spans.items():
-        if not batch.replayed[low:high].any():
-            logprobs.setdefault(rollout_id, measured[low:high].numpy(force=True))

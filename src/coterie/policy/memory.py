@@ -14,7 +14,7 @@ from coterie.machine import GIB
 from coterie.policy.activations import release
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
-from coterie.policy.shards import local
+from coterie.policy.tensor_parts import local
 
 
 def reset_peak(device: torch.device) -> None:

@@ -22,7 +22,7 @@ from coterie.policy import adapters as lora_adapters
 from coterie.policy import attention, portable
 from coterie.policy.fidelity import EXACT, choose_path, in_float32, rope_switch
 from coterie.policy.path import ModelRunner
-from coterie.policy.shards import local, whole_state
+from coterie.policy.tensor_parts import local, whole_state
 
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 

@@ -25,7 +25,7 @@ from coterie.algo.sampling import at_least_float32
 from coterie.config.optim import OptimConfig
 from coterie.errors import CheckpointError, ConfigError, install_command
 from coterie.policy.gradients import GradientSum, chunks, merge, split
-from coterie.policy.shards import local
+from coterie.policy.tensor_parts import local
 
 BLOCK = 256
 """Values that share one scale in the 8-bit state; fixed by bitsandbytes."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coterie.algo.sampling import at_least_float32, widened
 from coterie.policy.gradients import GradientSum
-from coterie.policy.shards import is_shard
+from coterie.policy.tensor_parts import is_shard
 
 LOOPBACK = "127.0.0.1"
 _SCHEME = "tcp://"

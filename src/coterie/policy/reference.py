@@ -10,7 +10,7 @@ from torch import Tensor
 from coterie.algo.sampling import at_least_float32
 from coterie.config.objective import ReferenceConfig
 from coterie.policy.model import Policy
-from coterie.policy.shards import local
+from coterie.policy.tensor_parts import local
 
 FILE = "reference.safetensors"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,38 +27,12 @@ from coterie.policy.gradients import GradientSum, tensor_norm
 from coterie.policy.model import Policy
 from coterie.policy.path import ModelRunner
 from coterie.policy.ranks import Ranks
-from coterie.policy.shards import is_shard, local
+from coterie.policy.tensor_parts import Cut, cuts_of, is_shard, local, whole_shape
 from coterie.runs.state_files import require_short_header
 
 BACKEND = "coterie_gloo"
 """Name under which torch is given the ranks' own process group."""
 REMEDY = 'use cluster.strategy = "replicate"'
-_KINDS = ("weight", "low", "exp_avg", "exp_avg_sq", "step")
-"""What stands before a parameter's name in the state of an optimizer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How one tensor is cut among ranks.
-
-    Attributes:
-        shape: of the whole.
-        world: number of ranks.
-    """
-
-    shape: tuple[int, ...]
-    world: int
-
-    def rows(self, rank: int) -> tuple[int, int]:
-        """Half-open range of the rows of one rank."""
-        each = -(-self.shape[0] // self.world)
-        return min(rank * each, self.shape[0]), min((rank + 1) * each, self.shape[0])
-
-    def values(self, rank: int) -> tuple[int, int]:
-        """Half-open range of one rank's values in the flat tensor."""
-        width = math.prod(self.shape[1:])
-        first, last = self.rows(rank)
-        return first * width, last * width
 
 
 class ShardedRunner(ModelRunner):
@@ -208,48 +181,6 @@ def _layers(policy: Policy) -> nn.ModuleList:
     if len(formats) > 1:
         raise ModelError(f"{name} cannot be cut into shards: its weights have formats {', '.join(formats)}; {REMEDY}")
     return layers
-
-
-def cuts_of(parameters: Mapping[str, Tensor], world: int) -> dict[str, Cut]:
-    """How those parameters are cut that are shards, by name."""
-    return {name: Cut(tuple(p.shape), world) for name, p in parameters.items() if is_shard(p)}
-
-
-def parameter_of(key: str) -> tuple[str, str]:
-    """Kind and parameter of a tensor in a state file; the kind is empty where it is the parameter itself."""
-    kind, _, name = key.partition("/")
-    return (kind, name) if kind in _KINDS else ("", key)
-
-
-def whole_shape(key: str, cuts: Mapping[str, Cut]) -> tuple[Cut, tuple[int, ...]] | None:
-    """How a tensor of a state file is cut, and its whole shape; None where every rank has all of it."""
-    kind, name = parameter_of(key)
-    if kind == "step" or name not in cuts:
-        return None
-    cut = cuts[name]
-    return cut, cut.shape if kind in ("", "weight") else (math.prod(cut.shape),)
-
-
-class Gathered(Mapping[str, Tensor]):
-    """Whole tensors by name, gathered anew each time that one is asked for.
-
-    Args:
-        tensors: by name, of which some are shards.
-        gather: name → the whole tensor.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], gather: Callable[[str], Tensor]) -> None:
-        self.tensors, self.gather = tensors, gather
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.tensors[name]
-        return self.gather(name) if is_shard(tensor) else tensor.detach()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
 
 
 class ShardFile(Mapping[str, Tensor]):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coterie.errors import ModelError
 from coterie.policy.model import Policy
-from coterie.policy.shards import ADAPTER
+from coterie.policy.tensor_parts import ADAPTER
 
 BASE = ".base_layer"
 """Mark in PEFT's names of the layer below an adapter."""

@@ -17,8 +17,8 @@ from coterie.batches.pack import pack, plan_scoring
 from coterie.config.objective import ObjectiveConfig, RolloutCorrectionConfig
 from coterie.data.order import PromptOrder
 from coterie.engines.base import check_version
-from coterie.policy.learner import UpdateReport
 from coterie.policy.memory import peak
+from coterie.policy.update_report import UpdateReport
 from coterie.runs.models import HELDOUT_LOSS, best_step
 from coterie.train.demonstrations import Demonstration
 from coterie.train.loop import Loop

@@ -9,7 +9,7 @@ from typing import Any
 from coterie.algo.estimators import Advantages
 from coterie.algo.subsample import Subsampled
 from coterie.batches.pack import Packing
-from coterie.policy.learner import UpdateReport
+from coterie.policy.update_report import UpdateReport
 from coterie.rollout.replay import Replayed
 from coterie.rollout.sampler import StepBatch
 from coterie.types import Credit
