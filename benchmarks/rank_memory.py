@@ -27,6 +27,10 @@ from coterie.config.load import load
 MIB = 2**20
 DEMO = Path(__file__).parents[1] / "recipes/demo/config.toml"
 SIZES = ["--steps", "2", "--collect.prompts_per_step", "4", "--data.heldout", "[]"]
+SIZES += [
+    "--optim.max_tokens_per_microbatch",
+    "256",
+]  # so that the ranks have rows as long as the largest that is tried
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from coterie import machine
+from coterie.algo.sampling import at_least_float32
 from coterie.batches.batch import Batch
 from coterie.machine import GIB
 from coterie.policy.activations import release
@@ -76,7 +77,7 @@ class RankMemory:
     shards: int
     """Its part of weights, optimizer and gradient, and of the weights of a reference."""
     gathered: int
-    """Whole weights and gradients that are there at once: of embedding, norm and head, and of one layer."""
+    """Whole weights that are there at once, and their gradient: of embedding, norm and head, and of one layer."""
     activations: int
     start: int
     """The whole weights, which are read before they are cut."""
@@ -106,15 +107,17 @@ def rank_memory(usage: MemoryReport, policy: Policy, ranks: int, *, reference: b
     layers = [sum(p.numel() for p in layer.parameters()) for layer in getattr(policy.decoder, "layers", ())]
     root = policy.size() - sum(layers)
     trained = usage.gradient / max(1, usage.weights)
-    together = (root + max(layers, default=0)) * policy.dtype.itemsize
+    together, width = root + max(layers, default=0), policy.dtype.itemsize
     state = usage.weights * (2 if reference else 1) + usage.optimizer + usage.gradient
     return RankMemory(
         shards=state // ranks,
-        # The weights, their gradient, and its copy on the way to the shards.
-        gathered=round(together * (1 + 2 * trained)),
+        # The weights, and a copy of their gradient on its way to the shards; the gradient itself is in the activations.
+        gathered=round(together * (width + trained * at_least_float32(policy.dtype).itemsize)),
         activations=usage.activations,
         start=usage.weights,
-        base=max(0, usage.total - usage.sampling - usage.activations - usage.gradient - usage.weights),
+        base=max(
+            0, usage.total - usage.sampling - usage.activations - usage.weights - usage.optimizer - usage.gradient
+        ),
     )
 
 
