@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rank_worlds import World, agree, steps_of, worlds
 
 from coterie.cluster.learner_frames import batch_of, packed_batch
 from coterie.cluster.learner_group import shares
 from coterie.errors import LearnerError
 from learner_ranks import learner
-from rank_worlds import World, agree, steps_of, worlds
 
 
 @pytest.fixture(scope="module")
