@@ -65,8 +65,11 @@ def learner(
         temperature=TEMPERATURE,
         total_steps=10,
         reference=reference,
-        critic=_critic(policy, tiny(seed=3) if case == "critic-model" else None) if "critic" in case else None,
+        critic=_critic(policy, tiny(seed=3) if case in ("critic-model", "critic-warmup") else None)
+        if "critic" in case
+        else None,
         entropy_share=0.5 if case == "share" else 1.0,
+        warmup=1 if case == "critic-warmup" else 0,
     )
 
 

@@ -39,7 +39,10 @@ def two(start: Any) -> World:
 
 
 CASES: list[Any] = ["plain", "gemma3", "checkpointing", "lora-reference", "lora-continued", "ema", "critic-model"]
-CASES += [pytest.param(case, marks=pytest.mark.slow) for case in ("lora", "entropy", "share", "covariance", "critic")]
+CASES += [
+    pytest.param(case, marks=pytest.mark.slow)
+    for case in ("lora", "entropy", "share", "covariance", "critic", "critic-warmup")
+]
 
 
 @pytest.mark.parametrize("case", CASES)
