@@ -54,12 +54,12 @@ EXAMPLES = {
     "addition": (
         (
             ("Ruth has 6 lemons. Paul has 11 lemons. Vera has 8 lemons.", "lemons", ("Paul", "Vera")),
-            "Problem: Paul has 11 lemons. Vera has 8 lemons. How many lemons do they have together?\nAnswer: 19\n"
+            "Problem: Paul has 11 lemons. Vera has 8 lemons. How many lemons do they have together?\nAnswer: 11 + 8 = 19\n"
             "Explanation: Addition combines the separate quantities of Paul and Vera into one total.",
         ),
         (
             ("Fritz has 3 sticks. Edith has 9 sticks. Carla has 5 sticks.", "sticks", ("Fritz", "Edith")),
-            "Problem: Fritz has 3 sticks. Edith has 9 sticks. How many sticks do they have together?\nAnswer: 12\n"
+            "Problem: Fritz has 3 sticks. Edith has 9 sticks. How many sticks do they have together?\nAnswer: 3 + 9 = 12\n"
             "Explanation: The quantities of Fritz and Edith are combined, and addition determines their total.",
         ),
     ),
@@ -67,12 +67,12 @@ EXAMPLES = {
         (
             ("Ruth has 6 lemons. Paul has 11 lemons. Vera has 8 lemons.", "lemons", ("Paul", "Vera")),
             "Problem: Paul has 11 lemons. Vera has 8 lemons. How many more lemons does Paul have than Vera?\n"
-            "Answer: 3\nExplanation: Subtraction determines the difference between the quantities of Paul and Vera.",
+            "Answer: 11 - 8 = 3\nExplanation: Subtraction determines the difference between the quantities of Paul and Vera.",
         ),
         (
             ("Fritz has 9 sticks. Edith has 3 sticks. Carla has 5 sticks.", "sticks", ("Fritz", "Edith")),
             "Problem: Fritz has 9 sticks. Edith has 3 sticks. How many more sticks does Fritz have than Edith?\n"
-            "Answer: 6\nExplanation: The quantities of Fritz and Edith are compared, and subtraction determines the "
+            "Answer: 9 - 3 = 6\nExplanation: The quantities of Fritz and Edith are compared, and subtraction determines the "
             "difference.",
         ),
     ),
@@ -80,10 +80,52 @@ EXAMPLES = {
 """Two worked lessons of each operation: passage, thing and people, and the lesson. Their explanations are for grade 12:
 a copy is for none of those asked for."""
 EXAMPLE_GRADE = 12
+EXPLANATIONS = {
+    ("addition", 2): (
+        "We put all of the {thing} in one box and add them.",
+        "We add the {thing} of {first} to those of {second}.",
+        "They have two lots of {thing}, so we add the two to get one.",
+        "We want to know how many {thing} there are in all, so we add.",
+        "Add the {thing} of {first} and {second} to see how many there are.",
+    ),
+    ("addition", 7): (
+        "Addition counts the {thing} of two people as one group, and so finds their total.",
+        "Each of the two people keeps the {thing}, but addition counts them together.",
+        "The question concerns all of the {thing}, so the numbers of both people are added.",
+        "Adding the {thing} of {first} and {second} gives the amount that both of them have together.",
+        "Since {first} and {second} share one total, their {thing} must be added together.",
+    ),
+    ("subtraction", 2): (
+        "We look at who has more of the {thing} and by how much.",
+        "We take the {thing} of {second} from those of {first} to see what is left.",
+        "{first} has more {thing}, so we take the small one from the big one.",
+        "We ask how many more {thing} there are, so we take one from the other.",
+        "To see how many more {thing} {first} has, we take off those of {second}.",
+    ),
+    ("subtraction", 7): (
+        "Subtraction compares the {thing} of two people, and shows how many more one of them has.",
+        "The difference of the two is found by subtracting the smaller number of {thing}.",
+        "Since {first} has more {thing} than {second}, we subtract to find the exact difference.",
+        "When we subtract the {thing} of {second} from those of {first}, the difference is left over.",
+        "To compare the {thing} of both people, take the smaller number from the larger number.",
+    ),
+}
+"""Explanations of worked lessons by operation and grade."""
+ASKED = {
+    "addition": tuple(
+        f"How many {{thing}} do they have {words}?" for words in ("together", "in all", "altogether", "in total")
+    ),
+    "subtraction": (
+        "How many more {thing} does {first} have than {second}?",
+        "How many fewer {thing} does {second} have than {first}?",
+    ),
+}
+"""Questions of worked lessons; the first person has more."""
 COPIED = 4
 """So many words in a row that stand in the request count as copied, whatever the names."""
 _ALL_NAMES = {name.lower() for name in (*NAMES, "Ruth", "Paul", "Vera", "Fritz", "Edith", "Carla")}
 LABELS = ("Problem", "Answer", "Explanation")
+_ANSWER = re.compile(r"(?:(\d{1,4}) ([+-]) (\d{1,4}) = )?(\d{1,4})(?: [a-z]+)?\.?")
 _FACT = re.compile(r"\b([A-Z][a-z]+) has (\d{1,4})(?: ([a-z]+))?")
 
 Fact = tuple[str, int]
@@ -96,6 +138,7 @@ class Lesson:
 
     problem: str
     key: int | None
+    """Its answer; None also where the calculation before it is wrong."""
     explanation: str
     tidy: bool
     """Whether it has each label once, in order, and no other line."""
@@ -124,13 +167,23 @@ def read(completion: str) -> Lesson:
         label, _, text = line.partition(":")
         if label in LABELS:
             texts.setdefault(label, text.strip())
-    number = re.fullmatch(r"(\d{1,4})(?: [a-z]+)?\.?", texts.get("Answer", ""))
     return Lesson(
         problem=texts.get("Problem", ""),
-        key=int(number[1]) if number else None,
+        key=_key(texts.get("Answer", "")),
         explanation=texts.get("Explanation", ""),
         tidy=tuple(line.partition(":")[0] for line in lines) == LABELS,
     )
+
+
+def _key(answer: str) -> int | None:
+    """The number of an answer; None where it has none or several, or follows from a calculation that is wrong."""
+    match = _ANSWER.fullmatch(answer)
+    if match is None:
+        return None
+    first, sign, second, number = match.groups()
+    if sign and int(number) != (int(first) + int(second) if sign == "+" else int(first) - int(second)):
+        return None
+    return int(number)
 
 
 def _names(text: str) -> set[str]:
@@ -159,15 +212,18 @@ def solve(problem: str, operation: str) -> int | None:
     return difference if match[1].lower() == "more" else -difference
 
 
-def rows(split: str = "train", size: int = 120, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows of a `python` source: `prompt` with two worked lessons, the `passage` it is about, `thing`, the two
-    `people`, `operation` and `grade`, and as `answer` a lesson that earns everything.
+def rows(split: str = "train", size: int = 120, seed: int = 0, examples: int = 2) -> Iterator[dict[str, Any]]:
+    """Rows of a `python` source: `prompt` with worked lessons, the `passage` it is about, `thing`, the two `people`,
+    `operation` and `grade`, and as `answer` a lesson that earns everything.
 
     Args:
         split: train or heldout: their people and things are disjoint.
         size: rows.
         seed: of their choice.
+        examples: worked lessons in each prompt, 0 to 2.
     """
+    if not 0 <= examples <= len(EXAMPLES["addition"]):
+        raise ValueError(f"examples = {examples}; there are 0 to {len(EXAMPLES['addition'])} worked lessons")
     if split not in ("train", "heldout"):
         raise ValueError(f"split = {split!r}; expected train or heldout")
     things, names = _part(THINGS, split, HELD_OUT_THINGS), _part(NAMES, split, HELD_OUT_NAMES)
@@ -189,7 +245,7 @@ def rows(split: str = "train", size: int = 120, seed: int = 0) -> Iterator[dict[
             "grade": grade,
         }
         prompt = []
-        for (passage, worked_thing, people), worked in EXAMPLES[operation]:
+        for (passage, worked_thing, people), worked in EXAMPLES[operation][:examples]:
             prompt.append({"role": "user", "content": request(passage, worked_thing, people, operation, EXAMPLE_GRADE)})
             prompt.append({"role": "assistant", "content": worked})
         prompt.append({"role": "user", "content": request(row["passage"], thing, row["people"], operation, grade)})
@@ -205,21 +261,39 @@ def request(passage: str, thing: str, people: Sequence[str], operation: str, gra
     )
 
 
-def solution(row: Mapping[str, Any]) -> str:
-    """A lesson that earns everything."""
-    thing, operation, (first, second) = row["thing"], row["operation"], row["people"]
+def solution(row: Mapping[str, Any], explanation: int = 0, question: int = 0) -> str:
+    """A lesson that earns everything.
+
+    Args:
+        row: of `rows`.
+        explanation: which of EXPLANATIONS it has, from 0; counted on from the start behind the last.
+        question: which question of ASKED, in the same way.
+    """
+    operation, (first, second) = row["operation"], row["people"]
     numbers = dict(told(row["passage"]))
-    plain = {
-        ("addition", 2): f"We put all of the {thing} in one box and add them.",
-        ("addition", 7): f"Addition counts the {thing} of two people as one group, and so finds their total.",
-        ("subtraction", 2): f"We look at who has more of the {thing} and by how much.",
-        ("subtraction", 7): f"Subtraction compares the {thing} of two people, and shows how many more one of them has.",
-    }
-    question, key = f"How many {thing} do they have together?", numbers[first] + numbers[second]
+    sign, key = "+", numbers[first] + numbers[second]
     if operation == "subtraction":
-        question, key = f"How many more {thing} does {first} have than {second}?", numbers[first] - numbers[second]
-    told_again = " ".join(f"{name} has {numbers[name]} {thing}." for name in (first, second))
-    return f"Problem: {told_again} {question}\nAnswer: {key}\nExplanation: {plain[operation, row['grade']]}"
+        sign, key = "-", numbers[first] - numbers[second]
+    explanations, questions = EXPLANATIONS[operation, row["grade"]], ASKED[operation]
+    words = {"thing": row["thing"], "first": first, "second": second}
+    told_again = " ".join(f"{name} has {numbers[name]} {row['thing']}." for name in (first, second))
+    problem = f"{told_again} {questions[question % len(questions)]}".format(**words)
+    calculation = f"{numbers[first]} {sign} {numbers[second]} = {key}"
+    explained_as = explanations[explanation % len(explanations)].format(**words)
+    return f"Problem: {problem}\nAnswer: {calculation}\nExplanation: {explained_as}"
+
+
+def worked(size: int = 96, seed: int = 1) -> Iterator[dict[str, Any]]:
+    """Rows of a `python` source for a fine-tuning: `messages` of a request about a training passage, without a worked
+    lesson before it, and a lesson that earns everything. Explanations and questions take turns.
+
+    Args:
+        size: rows.
+        seed: of their choice.
+    """
+    for number, row in enumerate(rows("train", size, seed, examples=0)):
+        turn = number // (len(EXAMPLES) * len(GRADES))  # each kind has all explanations and questions in turn
+        yield {"messages": [*row["prompt"], {"role": "assistant", "content": solution(row, turn, turn)}]}
 
 
 def _part(words: Sequence[str], split: str, held_out: int) -> list[str]:

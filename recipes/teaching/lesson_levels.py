@@ -1,6 +1,6 @@
 """What a run's held-out lessons earn part by part, and for which grade their explanations are written.
 
-python recipes/teaching/lesson_levels.py runs/lesson-0 runs/lesson-1 runs/lesson-2
+python recipes/teaching/lesson_levels.py runs/lesson/cold runs/lesson/reason
 
 The reward uses one readability formula. A second one, Coleman and Liau's, is no part of it.
 """
@@ -17,6 +17,8 @@ from statistics import mean
 
 import lesson
 import pyarrow.parquet
+
+WORKED = tuple(text for texts in lesson.EXPLANATIONS.values() for text in texts)
 
 
 def main(runs: list[str]) -> int:
@@ -41,7 +43,8 @@ def parts(rewards: Sequence[dict[str, float]]) -> str:
 
 
 def levels(explanations: Sequence[str]) -> str:
-    """Mean readability by two formulas, and how many of the explanations are different ones, whatever the names."""
+    """Mean readability by two formulas, and how many of the explanations are different ones, and how
+    many stand in a worked lesson, whatever the names."""
     readable = [text for text in explanations if len(text.split()) >= lesson.FEWEST_WORDS]
     if not readable:
         return f"{len(explanations)} lessons, none with an explanation"
@@ -52,11 +55,18 @@ def levels(explanations: Sequence[str]) -> str:
         for grade in lesson.GRADES
     }
     shares = ", ".join(f"{100 * share:.0f} % for grade {grade}" for grade, share in near.items())
-    different = len({re.sub(r"\d+|\b[A-Z]\w+\b|\b\w+s\b", "", text) for text in readable})
+    forms = [form(text) for text in readable]
+    worked = {form(text.format(thing="toys", first="Eva", second="Omar")) for text in WORKED}
+    copies = sum(text in worked for text in forms)
     return (
         f"{len(explanations)} lessons, {shares}; index {index:.1f}, Coleman-Liau {second:.1f}; "
-        f"{different} different explanations"
+        f"{len(set(forms))} different explanations, {100 * copies / len(forms):.0f} % as in a worked lesson"
     )
+
+
+def form(text: str) -> str:
+    """An explanation without its numbers, people and things."""
+    return re.sub(r"\d+|\b[A-Z]\w+\b|\b\w+s\b", "", text)
 
 
 if __name__ == "__main__":

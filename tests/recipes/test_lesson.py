@@ -41,7 +41,7 @@ def written(problem: str = SUM, key: str = "13", explanation: str = PLAIN) -> st
     return f"Problem: {problem}\nAnswer: {key}\nExplanation: {explanation}"
 
 
-@pytest.mark.parametrize("key", ["13", "13.", "13 cups", "13 cups."])
+@pytest.mark.parametrize("key", ["13", "13.", "13 cups", "13 cups.", "9 + 4 = 13"])
 def test_a_lesson_that_could_be_handed_out(key: str) -> None:
     assert parts(written(key=key)) == dict.fromkeys(PARTS, 1)
 
@@ -56,6 +56,9 @@ def test_a_lesson_that_could_be_handed_out(key: str) -> None:
         f"Answer: 13\nProblem: {SUM}\nExplanation: {PLAIN}",
         written(key="thirteen"),
         written(key="13 or 14"),
+        written(key="9 + 5 = 13"),  # a calculation that is wrong
+        written(key="9 - 4 = 13"),
+        written(key="9 + 4"),
         written(key=""),
         written(problem=""),
         written(explanation=""),
@@ -157,10 +160,27 @@ def test_worked_lessons_are_right_and_their_explanation_is_for_none_of_the_grade
             assert all(abs(level - grade) > lesson.NEAR for grade in lesson.GRADES)
 
 
+def test_lessons_of_the_fine_tuning_are_perfect_whatever_thing_and_people_they_are_about() -> None:
+    for row in [*lesson.rows("train", 240, examples=0), *lesson.rows("heldout", 120, examples=0)]:
+        (asked,) = row["prompt"]
+        texts = [lesson.solution(row, explanation=turn, question=turn) for turn in range(5)]
+        columns = {name: [row[name]] * 5 for name in ("passage", "thing", "people", "operation", "grade")}
+        assert lesson.perfect(texts, [[asked]] * 5, **columns) == [1] * 5, texts
+        assert len(set(texts)) == 5
+    worked = list(lesson.worked(96))
+    assert len({row["messages"][-1]["content"] for row in worked}) == 96
+    assert [len(row["messages"]) for row in worked] == [2] * 96
+    held_out = {row["thing"] for row in lesson.rows("heldout", 60)}
+    assert not any(thing in row["messages"][0]["content"] for row in worked for thing in held_out)
+    with pytest.raises(ValueError, match="examples = 3; there are 0 to 2"):
+        list(lesson.rows(examples=3))
+
+
 def test_levels_of_explanations_by_two_formulas() -> None:
     text = lesson_levels.levels([PLAIN, "We put all of the hats in one box and add them.", "Add."])
     assert text == (
-        "3 lessons, 67 % for grade 2, 0 % for grade 7; index 0.0, Coleman-Liau -1.4; 1 different explanations"
+        "3 lessons, 67 % for grade 2, 0 % for grade 7; index 0.0, Coleman-Liau -1.4; 1 different explanations, "
+        "100 % as in a worked lesson"
     )
     assert lesson_levels.levels(["", "Add."]) == "2 lessons, none with an explanation"
     assert lesson_levels.parts([{"key": 1.0, "asked": 0.5}, {"key": 0.0, "asked": 1.0}]) == "key 50.0, asked 75.0"
