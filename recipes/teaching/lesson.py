@@ -54,12 +54,14 @@ EXAMPLES = {
     "addition": (
         (
             ("Ruth has 6 lemons. Paul has 11 lemons. Vera has 8 lemons.", "lemons", ("Paul", "Vera")),
-            "Problem: Paul has 11 lemons. Vera has 8 lemons. How many lemons do they have together?\nAnswer: 11 + 8 = 19\n"
+            "Problem: Paul has 11 lemons. Vera has 8 lemons. How many lemons do they have together?\n"
+            "Answer: 11 + 8 = 19\n"
             "Explanation: Addition combines the separate quantities of Paul and Vera into one total.",
         ),
         (
             ("Fritz has 3 sticks. Edith has 9 sticks. Carla has 5 sticks.", "sticks", ("Fritz", "Edith")),
-            "Problem: Fritz has 3 sticks. Edith has 9 sticks. How many sticks do they have together?\nAnswer: 3 + 9 = 12\n"
+            "Problem: Fritz has 3 sticks. Edith has 9 sticks. How many sticks do they have together?\n"
+            "Answer: 3 + 9 = 12\n"
             "Explanation: The quantities of Fritz and Edith are combined, and addition determines their total.",
         ),
     ),
@@ -67,13 +69,14 @@ EXAMPLES = {
         (
             ("Ruth has 6 lemons. Paul has 11 lemons. Vera has 8 lemons.", "lemons", ("Paul", "Vera")),
             "Problem: Paul has 11 lemons. Vera has 8 lemons. How many more lemons does Paul have than Vera?\n"
-            "Answer: 11 - 8 = 3\nExplanation: Subtraction determines the difference between the quantities of Paul and Vera.",
+            "Answer: 11 - 8 = 3\n"
+            "Explanation: Subtraction determines the difference between the quantities of Paul and Vera.",
         ),
         (
             ("Fritz has 9 sticks. Edith has 3 sticks. Carla has 5 sticks.", "sticks", ("Fritz", "Edith")),
             "Problem: Fritz has 9 sticks. Edith has 3 sticks. How many more sticks does Fritz have than Edith?\n"
-            "Answer: 9 - 3 = 6\nExplanation: The quantities of Fritz and Edith are compared, and subtraction determines the "
-            "difference.",
+            "Answer: 9 - 3 = 6\n"
+            "Explanation: The quantities of Fritz and Edith are compared, and subtraction determines the difference.",
         ),
     ),
 }
