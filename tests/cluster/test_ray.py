@@ -215,6 +215,20 @@ def test_the_same_numbers_wherever_the_parts_live(ray: RaySession, tmp_path: Pat
     assert ray.users == 1
 
 
+def test_ranks_with_shards_have_the_numbers_of_child_processes(
+    ray: RaySession, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    shards = {"learners": 2, "threads": 1, "strategy": "fsdp"}
+    processes, actors = (
+        launch.train(make_config(tmp_path, name=name, steps=2, cluster={"host": name, **shards}))
+        for name in ("processes", "ray")
+    )
+    assert fingerprint(processes) == fingerprint(actors)
+    assert ray.users == 1
+
+
 def test_a_run_whose_actors_are_killed(ray: RaySession, tmp_path: Path, monkeypatch: Any) -> None:
     """An engine is replaced, with the same bits; a learner rank ends the run, and resume gives them."""
     monkeypatch.chdir(tmp_path)
