@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 REST = "rest"
 
@@ -72,29 +73,50 @@ EMBED = Part("embed", "embedding of prompts")
 PATHS = (*STEP.paths(), *EMBED.paths())
 
 
+class Seconds(NamedTuple):
+    """Seconds of the clock, and of the processors: of all threads of this process, and of no other process.
+
+    A program beside this one adds to the first, hardly to the second: runs with one thread compare by it on a machine
+    that others use.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """As of this moment; only differences mean anything."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, before: Seconds) -> Seconds:
+        """From `before` until this moment."""
+        return Seconds(self.wall - before.wall, self.cpu - before.cpu)
+
+
 class Phases:
-    """Seconds of the clock by part, since the process started.
+    """Seconds by part, since the process started.
 
     On CUDA, where kernels run behind the calls, a part has the seconds of its calls alone.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, Seconds] = {}
 
     @contextmanager
     def measure(self, part: str) -> Generator[None]:
         """Add the seconds that the context takes to those of `part`."""
-        began = time.perf_counter()
+        began = Seconds.now()
         try:
             yield
         finally:
-            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - began
+            spent, so_far = Seconds.now().since(began), self._seconds.get(part, Seconds(0.0, 0.0))
+            self._seconds[part] = Seconds(so_far.wall + spent.wall, so_far.cpu + spent.cpu)
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, Seconds]:
         """Seconds of each part so far."""
         return dict(self._seconds)
 
-    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+    def since(self, before: Mapping[str, Seconds]) -> dict[str, Seconds]:
         """Seconds of each part since `read` gave `before`.
 
         >>> phases = Phases()
@@ -104,8 +126,9 @@ class Phases:
         >>> list(phases.since(before))
         ['decode']
         """
-        spent = {part: seconds - before.get(part, 0.0) for part, seconds in self._seconds.items()}
-        return {part: seconds for part, seconds in spent.items() if seconds > 0}
+        none = Seconds(0.0, 0.0)
+        spent = {part: seconds.since(before.get(part, none)) for part, seconds in self._seconds.items()}
+        return {part: seconds for part, seconds in spent.items() if seconds.wall > 0}
 
 
 PHASES = Phases()

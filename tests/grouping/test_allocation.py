@@ -5,42 +5,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.grouping.allocation import (
-    allocate,
-    apportion,
-    capped_shares,
-    solved_regions,
-    systematic_sample,
-    teaching_signal,
-)
+from coterie.grouping.allocation import FLOOR, Prospects, allocate, apportion, capped_shares, systematic_sample
+from coterie.grouping.lengths import PRIOR_ROLLOUTS, AnswerLengths
 from coterie.rollout.replay import PastGroup, select_replay
+
+
+def prospects(success, variance=0.0, prompt_cost=20.0, rollout_cost=20.0) -> Prospects:
+    """Of candidates with these expected rewards; one number stands for all."""
+    success = np.asarray(success, dtype=np.float64)
+    columns = (np.broadcast_to(np.asarray(column, float), success.shape) for column in (prompt_cost, rollout_cost))
+    costs = dict(zip(("prompt_cost", "rollout_cost"), columns, strict=True))
+    return Prospects(success=success, variance=np.full(success.size, variance), **costs)
 
 
 @st.composite
 def plans(draw):
     count = draw(st.integers(1, 40))
     expected = np.array(draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
-    prompts = draw(st.integers(1, count))
-    low = draw(st.integers(1, 3))
-    high = draw(st.integers(low, 9))
-    rollouts = draw(st.integers(low * prompts, high * prompts))
-    return expected, {"prompts": prompts, "rollouts": rollouts, "min_rollouts": low, "max_rollouts": high}
+    costs = [np.array(draw(st.lists(st.floats(1, 500), min_size=count, max_size=count))) for _ in range(2)]
+    least = draw(st.integers(1, 3))
+    most = draw(st.integers(least, 9))
+    rollouts = draw(st.integers(least, most * count))
+    # A total between the multiples of the bounds fits no number of prompts, e.g. 5 into prompts of 3 to 4 rollouts.
+    prompts = -(-rollouts // most)
+    rollouts = max(rollouts, least * prompts)
+    return prospects(expected, 0.01, *costs), {"rollouts": rollouts, "least": least, "most": most}
 
 
 @settings(deadline=None)
-@given(plans(), st.integers(0, 1000), st.floats(0, 0.5))
-def test_an_allocation_adds_up_and_keeps_its_bounds(plan, step, review):
-    expected, numbers = plan
-    solved = expected > 0.9
-    signal = teaching_signal(expected)
-    allocation = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
-    assert allocation.chosen.size == np.unique(allocation.chosen).size == numbers["prompts"]
+@given(plans(), st.integers(0, 1000), st.sampled_from([0.0, 0.05, 0.2]), st.floats(0.05, 0.5))
+def test_an_allocation_adds_up_and_keeps_its_bounds(plan, step, skip, review):
+    candidates, numbers = plan
+    allocation = allocate(candidates, **numbers, skip=skip, review=review, counters=(7, step))
+    assert allocation.chosen.size == np.unique(allocation.chosen).size
     assert allocation.rollouts.sum() == numbers["rollouts"]
-    assert allocation.rollouts.min() >= numbers["min_rollouts"]
-    assert allocation.rollouts.max() <= numbers["max_rollouts"]
+    assert allocation.rollouts.min() >= numbers["least"]
+    assert allocation.rollouts.max() <= numbers["most"]
     assert ((allocation.inclusion > 0) & (allocation.inclusion <= 1)).all()
     assert (allocation.weights <= 10).all()
-    again = allocate(signal, **numbers, review=review, solved=solved, counters=(7, step))
+    assert allocation.skipped == (skip > 0) * int(((candidates.success < skip) | (candidates.success > 1 - skip)).sum())
+    again = allocate(candidates, **numbers, skip=skip, review=review, counters=(7, step))
     assert (again.chosen == allocation.chosen).all()
     assert (again.rollouts == allocation.rollouts).all()
 
@@ -67,47 +71,105 @@ def test_each_prompt_is_drawn_as_often_as_its_chance_says():
     np.testing.assert_allclose(hits / 8000, inclusion, atol=4 * 0.5 / np.sqrt(8000))
 
 
-def test_importance_weights_restore_the_uniform_mean():
+@pytest.mark.parametrize("skip", [0.0, 0.2])
+def test_importance_weights_restore_the_uniform_mean(skip: float):
     rng = np.random.default_rng(0)
     expected, value = rng.random(30), rng.normal(size=30)
+    candidates = prospects(expected, 0.0, rng.uniform(5, 80, 30), rng.uniform(5, 80, 30))
     means = []
-    for step in range(2000):
+    for step in range(4000):
         plan = allocate(
-            teaching_signal(expected), prompts=8, rollouts=24, max_rollouts=6, clip=np.inf, counters=("w", step)
+            candidates, rollouts=24, most=6, skip=skip, review=0.3 * (skip > 0), clip=np.inf, counters=("w", step)
         )
         means.append((plan.weights * plan.rollouts) @ value[plan.chosen] / 24)
-    assert np.mean(means) == pytest.approx(value.mean(), abs=4 * np.std(means) / np.sqrt(2000))
+    assert np.mean(means) == pytest.approx(value.mean(), abs=4 * np.std(means) / np.sqrt(4000))
 
 
-def test_undecided_prompts_get_the_rollouts():
-    plan = allocate(teaching_signal(np.array([0.0, 0.5, 1.0, 0.5])), prompts=4, rollouts=16, counters=(0,))
-    assert plan.chosen.tolist() == [0, 1, 2, 3]
-    assert min(plan.rollouts[1], plan.rollouts[3]) > 2 * max(plan.rollouts[0], plan.rollouts[2])
+def test_a_prompt_is_drawn_by_worth_over_the_root_of_its_cost():
+    """√(p(1 - p)) = .5, .3 and .3. Two rollouts each cost 20 + 2·20 = 60 twice, and 240 where
+    everything costs four times as much."""
+    success = np.array([0.5, 0.9, 0.1])
+    candidates = prospects(success, 0.0, [20.0, 20.0, 80.0], [20.0, 20.0, 80.0])
+    wishes = np.array([0.5 + FLOOR, 0.3 + FLOOR, 0.3 + FLOOR]) / np.sqrt([60.0, 60.0, 240.0])
+    drawn = [allocate(candidates, rollouts=2, least=2, most=2, counters=(step,)) for step in range(6000)]
+    hits = np.zeros(3)
+    for plan in drawn:
+        assert plan.rollouts.tolist() == [2]
+        hits[plan.chosen] += 1
+    np.testing.assert_allclose(hits / 6000, wishes / wishes.sum(), atol=4 * 0.5 / np.sqrt(6000))
 
 
-def test_solved_regions_live_on_the_review_share():
-    expected = np.array([0.95] * 40 + [0.5] * 160)
-    solved = solved_regions(expected, np.repeat([3, 8], [40, 160]))
-    assert solved.tolist() == [True] * 40 + [False] * 160
+def test_the_number_of_rollouts_is_the_two_stage_optimum():
+    """Half of the prompts at .4, half at .6: between variance .01, within .24, so √(P/R · 24) = 4.899 where a prompt
+    costs as much as a rollout, 2.449 where it costs a quarter, and 2 where the expectations are uncertain by .05."""
+    success = np.repeat([0.4, 0.6], 20)
+    everyone = np.ones(40, dtype=bool)
+    np.testing.assert_allclose(prospects(success).sizes(everyone), 4.898979, rtol=1e-6)
+    np.testing.assert_allclose(prospects(success, 0.0, 5.0).sizes(everyone), 2.449490, rtol=1e-6)
+    np.testing.assert_allclose(prospects(success, 0.05).sizes(everyone), 2.0, rtol=1e-6)
+    assert allocate(prospects(success), rollouts=40, counters=(0,)).chosen.size == 8  # 40 / 4.9
+    assert allocate(prospects(success, 0.05), rollouts=40, counters=(0,)).chosen.size == 20
+    assert allocate(prospects(success), rollouts=40, most=4, counters=(0,)).chosen.size == 10
+    assert allocate(prospects(success), rollouts=40, least=8, counters=(0,)).chosen.size == 5
 
-    def share(review: float) -> float:
+
+def test_the_optimum_has_the_least_variance_of_all_sizes():
+    """Variance of a mean over T / (P + G R) prompts of G rollouts: (between + within / G) (P + G R), least at G*."""
+    success, prompt, rollout = np.repeat([0.2, 0.8], 10), 30.0, 7.0
+    size = prospects(success, 0.0, prompt, rollout).sizes(np.ones(20, dtype=bool))[0]
+    between, within = 0.09, 0.16
+
+    def cost(count: float) -> float:
+        return (between + within / count) * (prompt + count * rollout)
+
+    grid = np.linspace(0.5, 12, 2000)
+    assert cost(size) <= min(map(cost, grid)) * (1 + 1e-12)
+
+
+def test_skipped_prompts_live_on_the_review_share():
+    success = np.array([0.97] * 30 + [0.01] * 130 + [0.5] * 40)
+    candidates = prospects(success, 0.05)
+
+    def shares(skip: float, review: float) -> np.ndarray:
         drawn = [
-            allocate(teaching_signal(expected), prompts=20, rollouts=20, review=review, solved=solved, counters=(s,))
-            for s in range(400)
+            allocate(candidates, rollouts=32, least=2, most=2, skip=skip, review=review, counters=(step,))
+            for step in range(400)
         ]
-        return float(np.mean([solved[plan.chosen].mean() for plan in drawn]))
+        kinds = np.stack([success[plan.chosen] for plan in drawn])
+        return np.array([(kinds == value).mean() for value in (0.97, 0.01, 0.5)])
 
-    assert share(0.2) == pytest.approx(0.2 + 0.8 * share(0.0), abs=0.02)
+    np.testing.assert_allclose(shares(0.05, 0.2), [0.2 * 30 / 160, 0.2 * 130 / 160, 0.8], atol=0.02)
+    assert shares(0.0, 0.2)[2] < 0.55, "nothing is skipped: the many dead take half of the draws"
+
+
+def test_where_everything_is_skipped_everything_is_drawn():
+    plan = allocate(prospects(np.full(6, 0.01), 0.05), rollouts=6, most=2, skip=0.1, review=0.1, counters=(0,))
+    assert plan.skipped == 6
+    assert plan.rollouts.sum() == 6
 
 
 def test_what_does_not_fit_is_refused():
-    signal = teaching_signal(np.full(4, 0.5))
-    with pytest.raises(ValueError, match="5 prompts were asked of 4"):
-        allocate(signal, prompts=5, rollouts=5, counters=(0,))
-    with pytest.raises(ValueError, match="33 rollouts do not fit 4 prompts"):
-        allocate(signal, prompts=4, rollouts=33, counters=(0,))
-    with pytest.raises(ValueError, match="add a floor"):
-        allocate(np.zeros(4), prompts=2, rollouts=4, counters=(0,))
+    candidates = prospects(np.full(4, 0.5))
+    with pytest.raises(ValueError, match="33 rollouts do not fit 4 candidates"):
+        allocate(candidates, rollouts=33, counters=(0,))
+    with pytest.raises(ValueError, match="lost for good"):
+        allocate(candidates, rollouts=4, skip=0.1, counters=(0,))
+    with pytest.raises(ValueError, match="a cost is not above 0"):
+        allocate(prospects(np.full(4, 0.5), 0.0, 0.0), rollouts=4, counters=(0,))
+
+
+def test_lengths_of_answers_are_shrunk_towards_the_mean_of_all_and_fade():
+    lengths = AnswerLengths(decay_steps=10.0)
+    assert lengths.expect(("a",), 0.0, start=16.0).tolist() == [16.0]
+    lengths.observe(("a", "a", "b", "b"), (4, 4, 10, 10), 0.0)
+    expected = lengths.expect(("a", "b", "c"), 0.0, start=16.0)
+    np.testing.assert_allclose(expected, [(8 + 7 * PRIOR_ROLLOUTS) / 6, (20 + 7 * PRIOR_ROLLOUTS) / 6, 7.0])
+    faded = np.exp(-1.0)
+    later = lengths.expect(("a",), 10.0, start=16.0)
+    np.testing.assert_allclose(later, (8 * faded + 7 * PRIOR_ROLLOUTS) / (2 * faded + PRIOR_ROLLOUTS))
+    again = AnswerLengths(decay_steps=10.0)
+    again.load(lengths.state())
+    assert again.expect(("a", "b", "c"), 3.0, 1.0).tolist() == lengths.expect(("a", "b", "c"), 3.0, 1.0).tolist()
 
 
 def test_apportionment_by_largest_remainder():

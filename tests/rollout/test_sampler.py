@@ -190,17 +190,19 @@ def test_an_allocation_decides_which_prompts_and_how_often() -> None:
     """The last of the candidates, with all the rollouts that are left over."""
     offered: list[str] = []
 
-    def allocate(candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation:
+    def allocate(candidates: Sequence[Prompt], *, rollouts: int) -> Allocation:
         offered.extend(prompt.id for prompt in candidates)
+        prompts = 4
         counts = np.array([1] * (prompts - 1) + [rollouts - prompts + 1])
         weights = np.arange(1.0, prompts + 1)
-        return Allocation(np.arange(len(candidates))[-prompts:], counts, np.ones(prompts), weights)
+        return Allocation(np.arange(len(candidates))[-prompts:], counts, np.ones(prompts), weights, skipped=2)
 
     collector, order, settings = parts(lambda prompt, sample: [sample % 2])
     batch = AllocatedSampler(collector, order, **settings, allocate=allocate, candidates=2).collect(0)
     assert len(offered) == 8
     assert batch.cursor == 8
     assert batch.pending == ()
+    assert batch.metrics["allocation/skipped"] == 2 / 8
     assert sorted((len(group.members), group.weight) for group in batch.groups) == [(1, 1), (1, 2), (1, 3), (5, 4)]
     assert members(batch) == set(offered[-4:])
 

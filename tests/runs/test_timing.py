@@ -25,6 +25,8 @@ SECONDS = {
     "time/advantage": 0.25,
     "time/gradient": 3.0,
     "time/optimizer": 0.5,
+    "time/cpu/step": 5.0,
+    "time/cpu/update": 4.0,
     "rollouts": 16.0,
 }
 
@@ -52,6 +54,7 @@ def test_parts_and_what_they_leave(tmp_path: Path) -> None:
     assert spent["step", "update", "rest"] == pytest.approx(0.25)
     assert spent["step", "rest"] == 0.0
     assert ("step", "update", "old log-probs") not in spent  # not recorded
+    assert timing.cpu_spent() == {("step",): 5.0, ("step", "update"): 4.0, ("step", "rest"): 1.0}
     leaves = [seconds for path, seconds in spent.items() if not any(other[:-1] == path for other in spent)]
     assert sum(leaves) == pytest.approx(10.0)
 
@@ -75,6 +78,7 @@ def test_the_command_prints_arms_side_by_side(tmp_path: Path) -> None:
     assert lines[0].split() == ["seconds", "a", "step", "grouped--seed-0", "plain--seed-0"]
     assert lines[1].split() == ["step", "20.000", "100%", "10.000", "100%"]
     assert any(line.split() == ["decode", "7.000", "35%", "3.500", "35%"] for line in lines)
+    assert any(line.split() == ["CPU:", "update", "8.000", "80%", "4.000", "80%"] for line in lines)
     result = CliRunner().invoke(app, ["timing", "plain--seed-0", "--runs", str(tmp_path / "sweep" / "runs"), "--json"])
     assert json.loads(result.output)[0]["seconds"]["decode"] == 3.5
 
@@ -93,4 +97,5 @@ def test_phases_count_from_a_reading_on() -> None:
         raise ValueError("x")
     spent = phases.since(before)
     assert list(spent) == ["decode"]  # also where it ended in an error
-    assert spent["decode"] > 0
+    assert spent["decode"].wall > 0
+    assert spent["decode"].cpu >= 0

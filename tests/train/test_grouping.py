@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
         {},
         {"weights": "none", "embedding": "none", "ablate": ["tree"]},
         {"weights": "probability", "per_reward": True, "reward_range": None},
-        {"allocate": True, "candidates": 2, "most": 6, "unbiased": True},
+        {"allocate": True, "candidates": 2, "most": 6, "unbiased": True, "skip": 0.2},
     ],
     ids=["plain", "no tree", "per part", "allocation"],
 )
@@ -197,7 +198,9 @@ def test_allocation_keeps_the_number_of_rollouts(root: Path) -> None:
     for step in range(1, 5):
         rows = rollouts.read_step(run / "rollouts", step)
         assert len(rows) == 3 * 4
-        assert len({row.prompt.id for row in rows}) == 3
+        counts = Counter(row.prompt.id for row in rows)
+        assert max(counts.values()) <= 8
+        assert metrics(run, step)["allocation/prompts"] == len(counts)
 
 
 def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
@@ -221,6 +224,18 @@ def test_the_regions_can_be_read_in_words_as_json_and_as_a_picture(
     assert "available: step_000004, step_000006" in capsys.readouterr().err
 
 
+def test_the_outlook_of_allocation_is_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grouping = {"allocate": True, "skip": 0.2, "candidates": 4}
+    run = launch.train(config_for(root, "empirical_bayes", steps=4, grouping=grouping, eval={"every": 0}))
+    assert main(["groups", str(run)]) == 0
+    assert "allocation: of 12 prompts" in capsys.readouterr().out
+    assert main(["groups", str(run), "--json"]) == 0
+    outlook = json.loads(capsys.readouterr().out)["allocation"]
+    assert outlook["prompts"] == 12
+    assert 0 <= outlook["always"] + outlook["never"] <= 12
+    assert outlook["answer_tokens"] > 0
+
+
 def test_groups_of_another_format_are_refused(root: Path) -> None:
     run = launch.train(config_for(root, "empirical_bayes", steps=2, eval={"every": 0}))
     folder = run / "checkpoints" / "step_000002"
@@ -234,7 +249,7 @@ def test_groups_of_another_format_are_refused(root: Path) -> None:
         part_weights={},
         seed=0,
     )
-    with pytest.raises(CheckpointError, match=r"format is 2, expected 3.*start a new run"):
+    with pytest.raises(CheckpointError, match=r"format is 2, expected 4.*start a new run"):
         estimator.load(folder)
 
 
@@ -251,6 +266,7 @@ def test_a_run_of_plain_grpo_has_no_regions(root: Path, capsys: pytest.CaptureFi
         ({"critic": {}}, "leave out critic"),
         ({"grouping": {"allocate": True, "most": 2}}, "between them"),
         ({"grouping": {"reward_range": [1.0, 0.0]}}, "smallest reward, then the largest"),
+        ({"grouping": {"allocate": True, "skip": 0.1, "review": 0}}, "would lose what is skipped for good"),
         ({"grouping": {"preset": "tracker", "key": "a:b"}}, "read by empirical_bayes, mixture and your own"),
         ({"grouping": {"preset": "a:b", "allocate": True}}, "needs a preset with an expected reward of each prompt"),
     ],

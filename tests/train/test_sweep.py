@@ -56,7 +56,7 @@ def result(rewards: list[float], *, seed: int = 0, error: str = "") -> CellResul
         rewards=tuple(rewards),
         evals=(
             EvalPoint(step=0, rollouts=0, seconds=0.0, value=0.1),
-            EvalPoint(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10),
+            EvalPoint(step=1, rollouts=64, seconds=2.0, value=0.2 + seed / 10, cpu_seconds=1.0),
         ),
         seconds=2.0,
         peak=float(1 << 30),
@@ -80,7 +80,9 @@ def test_a_run_that_loses_half_of_its_reward_has_collapsed() -> None:
 def test_the_table_has_means_with_intervals_and_counts_collapses() -> None:
     lost = result([0.5], seed=2, error="CollapseError: entropy")
     table = markdown([result([0.5] * 10, seed=0), result([0.5] * 10, seed=1), lost])
-    assert "| `a` | 3 | 10.0 → 25.0 [-38.5, 88.5] | 0.500 [0.500, 0.500] | 2.00 ± 0.00 | 1.00 ± 0.00 | 1/3 |" in table
+    assert (
+        "| `a` | 3 | 10.0 → 25.0 [-38.5, 88.5] | 0.500 [0.500, 0.500] | 2.00 ± 0.00 | – | 1.00 ± 0.00 | 1/3 |" in table
+    )
 
 
 def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
@@ -88,9 +90,15 @@ def test_the_table_says_when_an_accuracy_was_reached_by_how_many() -> None:
     points = [run.reached(0.3) for run in results]
     assert [None if point is None else point.rollouts for point in points] == [None, 64, 64]
     table = markdown(results, reach=0.3)
-    assert "| rollouts to 30 % | seconds to 30 % | reached |" in table
-    assert "| 64 [64, never] | 2 [2, never] | 2/3 |" in table
-    assert "| never [never, never] | never [never, never] | 0/3 |" in markdown(results, reach=0.5)
+    assert "| rollouts to 30 % | seconds to 30 % | CPU seconds to 30 % | reached |" in table
+    assert "| 64 [64, never] | 2 [2, never] | 1 [1, never] | 2/3 |" in table
+    never = "never [never, never]"
+    assert f"| {never} | {never} | {never} | 0/3 |" in markdown(results, reach=0.5)
+
+
+def test_cpu_seconds_that_no_run_recorded_are_left_out() -> None:
+    table = markdown([curve("a", 0, [0.0, 0.2, 0.4], 64, 1.0)], reach=0.3)
+    assert "| 128 [128, 128] | 2 [2, 2] | – | 1/1 |" in table
 
 
 def curve(arm: str, seed: int, accuracies: list[float], rollouts: int, seconds: float) -> CellResult:
@@ -190,9 +198,18 @@ def test_a_graded_reward_is_compared_by_its_held_out_mean() -> None:
     other = [replace(curve("b", seed, [0.07, 0.1, 0.21], 64, 1.0), metric="reward") for seed in (0, 1)]
     table = markdown([*first, *other], reach=0.3)
     assert "| held-out reward before → after |" in table
-    assert "| rollouts to reward 0.3 | seconds to reward 0.3 | reached |" in table
+    assert "| rollouts to reward 0.3 | seconds to reward 0.3 | CPU seconds to reward 0.3 | reached |" in table
     assert "| `a` | 2 | 0.070 → 0.430 [0.430, 0.430] |" in table
     text = budget.markdown({"a": first, "b": other})
     assert "| `b` | 2 | 0.120 [0.120, 0.120] | -0.105 [-0.105, -0.105] |" in text
     assert "Held-out reward, averaged" in text
     assert "points" not in text
+
+
+def test_cpu_seconds_are_compared_where_every_run_recorded_them() -> None:
+    runs = [curve(arm, 0, [0.0, 0.2, 0.4], 64, 1.0) for arm in ("a", "b")]
+    recorded = [
+        replace(run, evals=tuple(replace(point, cpu_seconds=point.seconds / 2) for point in run.evals)) for run in runs
+    ]
+    assert "| first 1 CPU seconds | more than `a` |" in budget.markdown({"a": recorded[:1], "b": recorded[1:]})
+    assert "CPU" not in budget.markdown({"a": recorded[:1], "b": runs[1:]}).splitlines()[0]

@@ -26,6 +26,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What allocation expects of the prompts that it has considered so far."""
+
+    prompts: int
+    always: int
+    """Expected to be solved always, and skipped."""
+    never: int
+    """Expected never to be solved, and skipped."""
+    review: float
+    """Share of the draws for those that are skipped."""
+    answer_tokens: float
+    """Expected of a rollout, mean over the prompts."""
+
+    def sentence(self) -> str:
+        return (
+            f"allocation: of {self.prompts} prompts {self.always} are expected to be solved always and {self.never} "
+            f"never; these are skipped but for {100 * self.review:.0f} % of the draws; a rollout is expected to have "
+            f"{self.answer_tokens:.0f} tokens"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunGroups:
     """State of a run's group-aware estimator after a step."""
@@ -37,6 +59,8 @@ class RunGroups:
     regions: tuple[Region, ...]
     moved: tuple[tuple[int, str], ...]
     """(step, split or merge in words), oldest first."""
+    outlook: Outlook | None
+    """None for a run without `grouping.allocate`."""
 
     def plain(self) -> dict[str, Any]:
         """The regions as JSON-able data."""
@@ -49,6 +73,7 @@ class RunGroups:
             "unit": self.model.scale,
             "regions": [asdict(region) for region in self.regions],
             "moved": [{"step": step, "what": what} for step, what in self.moved],
+            "allocation": None if self.outlook is None else asdict(self.outlook),
         }
 
     def summary(self) -> str:
@@ -97,6 +122,19 @@ def read(run: Path, root: Path, step: int | None = None) -> RunGroups:
         model=model,
         regions=tuple(regions(model)),
         moved=tuple(moved),
+        outlook=_outlook(estimator) if config.grouping.allocate else None,
+    )
+
+
+def _outlook(estimator: GroupAwareEstimator) -> Outlook:
+    names, level = tuple(estimator.features.rows), estimator.config.skip
+    success = estimator.success(names)[0]
+    return Outlook(
+        prompts=len(names),
+        always=int((success > 1.0 - level).sum()),
+        never=int((success < level).sum()),
+        review=estimator.config.review,
+        answer_tokens=float(np.mean(estimator.lengths.expect(names, estimator.time, 0.0))),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from coterie import machine
 from coterie.algo.estimators import Estimator
+from coterie.batches.batch import shared_head
 from coterie.batches.pack import Packing
 from coterie.build.learner import (
     estimator_for,
@@ -364,10 +365,16 @@ def sampler_and_estimator(
         order,
         config=config.collect,
         sampling=sampling,
-        allocate=estimator.allocate,
+        allocate=partial(estimator.allocate, tokens=_own_tokens(inputs.train), max_tokens=config.sampling.max_tokens),
         candidates=config.grouping.candidates,
     )
     return allocated, estimator
+
+
+def _own_tokens(prompts: PromptSet) -> dict[str, int]:
+    """Tokens of each prompt without the beginning that all share, where that is computed once for all."""
+    shared = shared_head(list(prompts.token_ids.values()))
+    return {name: len(ids) - shared for name, ids in prompts.token_ids.items()}
 
 
 def loop_settings_for(config: RunConfig) -> LoopSettings:

@@ -134,8 +134,8 @@ def timing(
 ) -> None:
     """Show where the seconds of runs went, by part of a step.
 
-    Seconds a step and shares of it, means over all steps but the first. Runs of a sweep that differ in the seed alone
-    are taken together.
+    Seconds a step and shares of it, by the clock and on the processors, means over all steps but the first. Runs of a
+    sweep that differ in the seed alone are taken together.
     """
     from coterie.phases import PATHS
     from coterie.runs.directory import find
@@ -146,12 +146,15 @@ def timing(
     if json_:
         print_json([plain(timing) for timing in timings])
         return
-    spent = {timing.name: timing.spent() for timing in timings}
     rows: list[dict[str, Any]] = []
-    for path in PATHS:
-        if any(path in seconds for seconds in spent.values()):
-            cells = {name: _seconds_cell(seconds, path) for name, seconds in spent.items()}
-            rows.append({"seconds a step": "  " * (len(path) - 1) + path[-1], **cells})
+    for unit, spent in (
+        ("", {timing.name: timing.spent() for timing in timings}),
+        ("CPU: ", {timing.name: timing.cpu_spent() for timing in timings}),
+    ):
+        for path in PATHS:
+            if any(path in seconds for seconds in spent.values()):
+                cells = {name: _seconds_cell(seconds, path) for name, seconds in spent.items()}
+                rows.append({"seconds a step": unit + "  " * (len(path) - 1) + path[-1], **cells})
     for heading in dict.fromkeys(heading for timing in timings for heading in timing.counts):
         counts = {timing.name: f"{timing.counts.get(heading, 0.0):.0f}" for timing in timings}
         rows.append({"seconds a step": heading, **counts})
@@ -230,7 +233,8 @@ def groups(
     if json_:
         print_json(groups.plain())
         return
-    typer.echo(f"{groups.run}, step {groups.step}: {groups.summary()}\n")
+    outlook = [] if groups.outlook is None else [groups.outlook.sentence()]
+    typer.echo("\n".join([f"{groups.run}, step {groups.step}: {groups.summary()}", *outlook, ""]))
     for region in groups.regions:
         start = "  " * region.depth
         rule = f"{region.label}: {region.step}" if region.leaf else region.step

@@ -72,15 +72,22 @@ class GroupingConfig(Section):
     per_reward: bool = False
     """One model for each reward; their advantages are added with the rewards' weights. Experimental."""
     allocate: bool = False
-    """Draw the prompts, and the number of rollouts of each, by the expected variance of their rewards, p(1 - p)."""
+    """Draw prompts by the expected standard deviation of their rewards, √(p(1 - p)), over the root of their expected
+    cost; how many rollouts each gets is the two-stage optimum within `least` and `most`."""
     candidates: int = Field(default=4, ge=1)
-    """Prompts considered for each one drawn."""
+    """Prompts considered for each one of `collect.prompts_per_step`."""
+    answer_cost: float = Field(default=3.0, gt=0)
+    """Cost of a sampled token in tokens of a prompt: sampling and update over prefill and update."""
+    skip: float = Field(default=0.0, ge=0, lt=0.5)
+    """Prompts whose expected reward lies within this share of the range from its smallest or largest value are skipped,
+    but for `review`; 0 skips none."""
     least: int = Field(default=1, ge=1)
     """Fewest rollouts of a drawn prompt."""
     most: int = Field(default=8, ge=1)
     """Most rollouts of a drawn prompt."""
     review: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the drawn prompts from regions that are solved, against forgetting."""
+    """Share of the draws for prompts that are skipped, so that what is solved does not fade and nothing is lost for
+    good."""
     unbiased: bool = False
     """Weigh advantages so that the objective stays the mean over all prompts. Experimental."""
 
@@ -92,6 +99,11 @@ class GroupingConfig(Section):
             raise ValueError(
                 'scale = "expected" needs reward_range, the smallest and the largest: between them a mean says '
                 "how far rewards can spread"
+            )
+        if self.skip and not self.review:
+            raise ValueError(
+                f"skip = {self.skip} with review = 0 would lose what is skipped for good; give review a share of the "
+                "draws"
             )
         if self.least > self.most:
             raise ValueError(f"least = {self.least} must not be above most = {self.most}")

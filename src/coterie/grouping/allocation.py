@@ -1,18 +1,18 @@
 """Allocation: which prompts to draw and how many rollouts each gets, decided before any of them is sampled.
 
-The signal of a right-or-wrong prompt is proportional to p(1 - p). Its inclusion probability and its number of rollouts
-go with the square root, so that the effort spent on a prompt goes with p(1 - p) itself.
+The signal of a right-or-wrong prompt goes with p(1 - p), p its expected success. A prompt is drawn in proportion to
+√(p(1 - p) / cost), which is the inclusion probability of least variance for a given cost (Cochran 1977, section 5.5),
+and gets the number of rollouts of the two-stage optimum (section 10.6 there). Prompts that are expected to be solved
+always or never are skipped, but for a share of the draws.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coterie.config.advantage import GroupingConfig
-from coterie.grouping.model import GroupAwareBaseline
 from coterie.rng import generator
 from coterie.stats import Floats, Ints
 
@@ -71,9 +71,42 @@ def apportion(wishes: Floats, total: int, cap: int) -> Ints:
 
 
 FLOOR = 0.05
-"""Added to sqrt(p(1 - p)), as in SPO's sampler, so that every prompt keeps being drawn."""
-SOLVED = 0.9
-"""Expected success from which a region counts as solved and is drawn by the review share."""
+"""Added to √(p(1 - p)), as in SPO's sampler, so that every prompt keeps being drawn."""
+LEAST_BETWEEN = 1e-3
+"""Least variance of expected rewards between prompts: a standard deviation of .03."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prospects:
+    """What is expected of N candidates before any of them is sampled."""
+
+    success: Floats
+    """[N] expected reward as its place between the smallest and the largest."""
+    variance: Floats
+    """[N] of that expectation."""
+    prompt_cost: Floats
+    """[N] cost of the prompt itself, whatever the number of its rollouts, in tokens."""
+    rollout_cost: Floats
+    """[N] cost of one rollout, in tokens of a prompt."""
+
+    @property
+    def signal(self) -> Floats:
+        """[N] √(p(1 - p)), the standard deviation of one reward, in reward ranges."""
+        return np.sqrt(self.success * (1.0 - self.success))
+
+    def dead(self, level: float) -> NDArray[np.bool_]:
+        """[N] bool: expected to be solved in less than `level` of the attempts, or to fail in less than `level`."""
+        return (self.success < level) | (self.success > 1.0 - level)
+
+    def sizes(self, among: NDArray[np.bool_]) -> Floats:
+        """[N] number of rollouts per prompt that leaves the least variance at a given cost.
+
+        √(prompt cost / rollout cost · within / between), with `within` p(1 - p), the variance of one reward, and
+        `between` that of the expected rewards over the prompts in `among`, their uncertainty included.
+        """
+        live = among if among.any() else ~among
+        between = float(np.var(self.success[live]) + np.mean(self.variance[live]))
+        return self.signal * np.sqrt(self.prompt_cost / self.rollout_cost / max(between, LEAST_BETWEEN))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,111 +122,69 @@ class Allocation:
     weights: Floats
     """[K] factor for each *rollout's* advantage that restores the uniform mean over all N candidates, in a loss that
     averages over rollouts: total / (N · inclusion · rollouts), clipped."""
-
-
-def teaching_signal(expected: Floats, bounds: tuple[float, float] = (0.0, 1.0)) -> Floats:
-    """[N] sqrt(p(1 - p)) + FLOOR of expected rewards, p their place within the bounds."""
-    p = np.clip((expected - bounds[0]) / (bounds[1] - bounds[0]), 0.0, 1.0)
-    return np.sqrt(p * (1.0 - p)) + FLOOR
-
-
-def solved_regions(expected: Floats, regions: Ints, level: float = SOLVED) -> NDArray[np.bool_]:
-    """[N] bool: the mean expected success of the candidate's region is at least `level`."""
-    numbers, index = np.unique(regions, return_inverse=True)
-    mean = np.bincount(index, expected, minlength=numbers.size) / np.bincount(index, minlength=numbers.size)
-    return mean[index] >= level
+    skipped: int
+    """Candidates that were left to the review share."""
 
 
 def allocate(
-    signal: Floats,
+    prospects: Prospects,
     *,
-    prompts: int,
     rollouts: int,
-    min_rollouts: int = 1,
-    max_rollouts: int = 8,
+    least: int = 1,
+    most: int = 8,
+    skip: float = 0.0,
     review: float = 0.0,
-    solved: NDArray[np.bool_] | None = None,
     clip: float = 10.0,
     counters: tuple[str | int, ...],
 ) -> Allocation:
     """Draw prompts and distribute rollouts over them.
 
     Args:
-        signal: [N] `teaching_signal` of each candidate, above 0.
-        prompts: K, how many to draw; no more than N.
+        prospects: of the N candidates.
         rollouts: how many in all.
-        min_rollouts, max_rollouts: bounds of the rollouts of one prompt; at least 1, since a drawn prompt without
-            rollouts would bias the importance weights.
-        review: share of the K draws kept for solved candidates, so that solved skills do not fade.
-        solved: [N] which candidates those are (`solved_regions`); without any, the share goes back to the others.
+        least, most: bounds of the rollouts of one prompt; at least 1, since a drawn prompt without rollouts would bias
+            the importance weights.
+        skip: candidates whose expected success is below this, or above 1 less this, are drawn by `review` alone.
+        review: share of the draws for those that are skipped, so that none is lost for good and what is solved does
+            not fade; without any, the share goes back to the others.
         clip: largest importance weight; clipping trades a little bias for bounded steps.
         counters: name the draw, for example (seed, step): equal counters, equal draw.
+
+    Raises:
+        ValueError: the rollouts do not fit the candidates, or a cost or an expectation is no number.
     """
-    count = signal.size
-    if not 1 <= prompts <= count:
-        raise ValueError(f"{prompts} prompts were asked of {count} candidates; expected 1 to {count}")
-    if not 1 <= min_rollouts <= max_rollouts or not min_rollouts * prompts <= rollouts <= max_rollouts * prompts:
-        raise ValueError(f"{rollouts} rollouts do not fit {prompts} prompts of {min_rollouts} to {max_rollouts} each")
-    if not 0 <= review < 1:
-        raise ValueError(f"review is {review}; expected a share of at least 0 and below 1")
-    if not (np.isfinite(signal) & (signal > 0)).all():
-        raise ValueError("a signal is 0 or not finite; add a floor, as teaching_signal does, so that none is left out")
-    inclusion = _inclusion(signal, prompts, review, solved)
-    rng = generator("allocate", *counters)
-    chosen = systematic_sample(inclusion, prompts, rng)
-    counts = np.full(prompts, min_rollouts, dtype=np.int64)
-    spare = rollouts - min_rollouts * prompts
-    if spare:
-        counts = counts + apportion(signal[chosen], spare, max_rollouts - min_rollouts)
+    count = prospects.success.size
+    if not 1 <= least <= most or not least <= rollouts <= most * count:
+        raise ValueError(
+            f"{rollouts} rollouts do not fit {count} candidates of {least} to {most} each; offer more candidates, or "
+            "change the bounds"
+        )
+    if not 0 <= review < 1 or not 0 <= skip < 0.5 or (skip and not review):
+        raise ValueError(
+            f"review is {review} and skip {skip}; expected shares below 1 and below a half, and a review above 0 where "
+            "prompts are skipped, or they are lost for good"
+        )
+    costs = np.concatenate([prospects.prompt_cost, prospects.rollout_cost])
+    if not (np.isfinite(prospects.success).all() and (costs > 0).all()):
+        raise ValueError("an expected success is not finite or a cost is not above 0; expected numbers of every prompt")
+    dead = prospects.dead(skip)
+    sizes = np.clip(prospects.sizes(~dead), least, most)
+    wishes = (prospects.signal + FLOOR) / np.sqrt(prospects.prompt_cost + sizes * prospects.rollout_cost)
+    chances = _with_review(wishes, dead, review)
+    prompts = round(rollouts / float(sizes @ chances))
+    prompts = min(max(prompts, -(-rollouts // most)), rollouts // least, count)
+    inclusion = capped_shares(chances, float(prompts), 1.0)
+    chosen = systematic_sample(inclusion, prompts, generator("allocate", *counters))
+    counts = np.full(prompts, least, dtype=np.int64)
+    if spare := rollouts - least * prompts:
+        counts = counts + apportion(np.maximum(sizes[chosen] - least, FLOOR), spare, most - least)
     weights = np.minimum(rollouts / (count * inclusion[chosen] * counts), clip)
-    return Allocation(chosen, counts, inclusion[chosen], weights)
+    return Allocation(chosen, counts, inclusion[chosen], weights, skipped=int(dead.sum()))
 
 
-def _inclusion(signal: Floats, prompts: int, review: float, solved: NDArray[np.bool_] | None) -> Floats:
-    """[N] inclusion probabilities that add up to K: by signal, with a uniform share for solved candidates."""
-    wishes = signal / signal.sum()
-    if review > 0 and solved is not None and solved.any() and not solved.all():
-        wishes = (1.0 - review) * wishes + review * solved / solved.sum()
-    return capped_shares(wishes, float(prompts), 1.0)
-
-
-def allocation(
-    model: GroupAwareBaseline,
-    names: tuple[str, ...],
-    features: np.ndarray,
-    *,
-    config: GroupingConfig,
-    time: float,
-    prompts: int,
-    rollouts: int,
-    counters: tuple[str | int, ...],
-) -> Allocation:
-    """Allocation by the rewards that the model expects, before any candidate is sampled; the weights are 1 unless
-    `config.uniform` asks for them.
-
-    Args:
-        names: [N] prompt ids of the candidates.
-        features: [N, F]
-        time: of this step.
-        prompts, rollouts: how many to draw, and to give out in all.
-        counters: name the draw.
-    """
-    expected, _ = model.expect(names, features, time)
-    bounds = model.range or (0.0, 1.0)
-    drawn = allocate(
-        teaching_signal(expected, bounds),
-        prompts=prompts,
-        rollouts=rollouts,
-        min_rollouts=config.least,
-        max_rollouts=config.most,
-        review=config.review,
-        solved=solved_regions(expected, _regions(model, features), bounds[0] + SOLVED * (bounds[1] - bounds[0])),
-        counters=counters,
-    )
-    return drawn if config.unbiased else replace(drawn, weights=np.ones(prompts))
-
-
-def _regions(model: GroupAwareBaseline, features: np.ndarray) -> np.ndarray:
-    """[N] the leaf of the tree that each prompt lies in; all the same where the preset has no tree."""
-    hierarchy = model.regions
-    return np.zeros(len(features), dtype=np.int64) if hierarchy is None else hierarchy.tree.locate(features)
+def _with_review(wishes: Floats, dead: NDArray[np.bool_], review: float) -> Floats:
+    """[N] chances that add up to 1: by the wishes, and a share of `review` evenly for those that are skipped."""
+    if dead.all() or not dead.any():
+        return wishes / wishes.sum()
+    live = np.where(dead, 0.0, wishes)
+    return (1.0 - review) * live / live.sum() + review * dead / dead.sum()

@@ -18,10 +18,11 @@ from coterie.algo.turns import Episode, broadcast_to_tokens, episode_of, given_b
 from coterie.config.advantage import GroupingConfig
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
-from coterie.grouping.allocation import Allocation, allocation
+from coterie.grouping.allocation import Allocation, Prospects, allocate
 from coterie.grouping.arrays import Rollouts, join, pick
 from coterie.grouping.custom import CustomBaseline
 from coterie.grouping.features import PromptFeatures
+from coterie.grouping.lengths import AnswerLengths
 from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import rules
@@ -67,7 +68,7 @@ def probability_weight(logprobs: Sequence[float]) -> float:
 FILES = StateFiles("grouping", "the groups")
 ROUNDING = 1e-9
 """A baseline that moves by less, in reward ranges, has not moved."""
-FORMAT = 3
+FORMAT = 4
 """Of the two files in a checkpoint; another one is refused."""
 
 
@@ -98,6 +99,7 @@ class GroupAwareEstimator:
         self.weights = dict(part_weights) if config.per_reward else dict(WHOLE)
         self.baseline = baseline
         self.versions = {"reward": reward, "reference": reference}
+        self.lengths = AnswerLengths(config.decay_steps)
         self.step = 0
         """Steps learned from."""
         self._model: PartwiseBaseline | None = None
@@ -136,6 +138,8 @@ class GroupAwareEstimator:
         except ValueError as error:
             raise ConfigError(f"[grouping]: {error}") from error
         stats = self.model.observe(columns)
+        names, lengths = zip(*((r.context.prompt_id, r.context.completion_length) for r in members), strict=True)
+        self.lengths.observe(names, lengths, time)
         self.step += 1
         weights = [group.weight for group in groups for _ in group.members]
         penalties = self.terms.token_rewards(members, scores) or {}
@@ -220,18 +224,44 @@ class GroupAwareEstimator:
                 contributions=shares,
             )
 
-    def allocate(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation:
-        """Allocation of a step's rollouts to candidates by their expected rewards, before any of them is sampled."""
+    def allocate(
+        self, candidates: Sequence[Prompt], *, rollouts: int, tokens: Mapping[str, int], max_tokens: int
+    ) -> Allocation:
+        """Allocation of a step's rollouts to candidates by worth over cost, before any of them is sampled; the weights
+        are 1 unless `config.unbiased` asks for them.
+
+        Args:
+            rollouts: how many in all.
+            tokens: of each prompt, those alone that no other prompt shares.
+            max_tokens: of an answer, before any was seen.
+        """
         names = tuple(prompt.id for prompt in candidates)
-        return allocation(
-            self.model.first,
-            names,
-            self.features.of(names),
-            config=self.config,
-            time=self.time,
-            prompts=prompts,
+        drawn = allocate(
+            self.prospects(names, np.array([tokens[name] for name in names], dtype=np.float64), max_tokens),
             rollouts=rollouts,
+            least=self.config.least,
+            most=self.config.most,
+            skip=self.config.skip,
+            review=self.config.review,
             counters=("rollouts", self.seed, self.step),
+        )
+        return drawn if self.config.unbiased else replace(drawn, weights=np.ones(drawn.chosen.size))
+
+    def success(self, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """[N] expected reward from history as its place between the smallest and the largest, and [N] its variance."""
+        model = self.model.first
+        expected, variance = model.expect(names, self.features.of(names), self.time)
+        low, high = model.range or (0.0, 1.0)
+        return np.clip((expected - low) / (high - low), 0.0, 1.0), variance / (high - low) ** 2
+
+    def prospects(self, names: tuple[str, ...], prompt_tokens: np.ndarray, max_tokens: int) -> Prospects:
+        """What history says of prompts; [N] tokens of each, see `allocate`."""
+        success, variance = self.success(names)
+        return Prospects(
+            success=success,
+            variance=variance,
+            prompt_cost=np.maximum(prompt_tokens, 1.0),
+            rollout_cost=self.config.answer_cost * self.lengths.expect(names, self.time, max_tokens),
         )
 
     def predict(self, groups: Sequence[Group], rollouts: Mapping[str, Rollout]) -> Advantages:
@@ -257,7 +287,8 @@ class GroupAwareEstimator:
 
     def save(self, folder: Path) -> None:
         """Write the features and the model into a checkpoint's folder."""
-        arrays, facts = join(features=self.features.state(), model=self.model.state())
+        parts = {"features": self.features, "model": self.model, "lengths": self.lengths}
+        arrays, facts = join(**{name: part.state() for name, part in parts.items()})
         FILES.write(folder, arrays, {"format": FORMAT, "facts": facts, "step": self.step})
 
     def load(self, folder: Path) -> None:
@@ -278,6 +309,7 @@ class GroupAwareEstimator:
             state = arrays, saved["facts"]
             self.features.load(pick(state, "features"))
             self.model.load(pick(state, "model"))
+            self.lengths.load(pick(state, "lengths"))
             self.step = int(saved["step"])
 
 

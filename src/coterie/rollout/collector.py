@@ -11,6 +11,7 @@ from coterie.data.complexity import facts_of
 from coterie.engines.base import Engine, Quorum, Sampling
 from coterie.envs.base import Environment, Limits
 from coterie.errors import RewardError
+from coterie.phases import PHASES
 from coterie.rewards.steps import token_ends
 from coterie.rollout.episodes import Attempt, ChatTemplate, Episodes
 from coterie.types import Context, Message, Outcome, Prompt, Rollout, StepReward, StopReason
@@ -152,12 +153,14 @@ class Collector:
         pairs = [(distinct[name], first_sample + k) for name, count in counts.items() for k in range(count)]
         started = time.perf_counter()
         episodes = Episodes(self.engine, self.environment, self.chat, seed=self.seed, limits=self.limits or Limits())
-        attempts = episodes.run(pairs, sampling, quorum)
+        with PHASES.measure("generate"):
+            attempts = episodes.run(pairs, sampling, quorum)
         sampled = time.perf_counter()
         left = {attempt.prompt.id for attempt in attempts if attempt.turns[-1].stop_reason is StopReason.ABANDONED}
         kept = [attempt for attempt in attempts if attempt.prompt.id not in left]
         wasted = sum(map(_length, attempts)) - sum(map(_length, kept))
-        scores = self._scores(kept)
+        with PHASES.measure("reward"):
+            scores = self._scores(kept)
         facts = {prompt.id: facts_of(prompt) for prompt in distinct.values()}
         rollouts = tuple(
             _rollout(attempt, facts[attempt.prompt.id], score, self._steps(attempt, score))

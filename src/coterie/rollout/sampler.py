@@ -26,7 +26,7 @@ Metric = Callable[[Sequence[Rollout]], Sequence[float]]
 class Allocate(Protocol):
     """Chooses, before sampling, the prompts of a step and the number of rollouts of each."""
 
-    def __call__(self, candidates: Sequence[Prompt], *, prompts: int, rollouts: int) -> Allocation: ...
+    def __call__(self, candidates: Sequence[Prompt], *, rollouts: int) -> Allocation: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ class AllocatedSampler(_OrderedPrompts):
         """One step from this cursor on; nothing is ever pending. See `PromptSampler.collect`."""
         count, size = self.config.prompts_per_step, self.config.group_size
         candidates, cursor = self._draw(cursor, min(count * self.candidates, self.order.available(cursor)))
-        allocation = self.allocate(candidates, prompts=min(count, len(candidates)), rollouts=count * size)
+        allocation = self.allocate(candidates, rollouts=count * size)
         chosen = [candidates[index] for index in allocation.chosen]
         counts = [int(number) for number in allocation.rollouts]
         repeated = [prompt for prompt, number in zip(chosen, counts, strict=True) for _ in range(number)]
@@ -218,6 +218,7 @@ class AllocatedSampler(_OrderedPrompts):
                 **self._stage(cursor),
                 "allocation/most": float(max(counts)),
                 "allocation/prompts": float(len(chosen)),
+                "allocation/skipped": allocation.skipped / len(candidates),
             },
         )
 

@@ -12,6 +12,8 @@ from coterie.phases import EMBED, STEP
 from coterie.runs.metrics import MetricsDB
 
 COUNTS = (("rollouts", "rollouts"), ("tokens/generated", "sampled tokens"), ("tokens/trained", "trained tokens"))
+CPU = "time/cpu"
+"""Family of the metrics of CPU seconds."""
 SEED = re.compile(r"--seed-\d+$")
 """End of the names of a sweep's runs, behind the arm's name."""
 
@@ -26,12 +28,18 @@ class Timing:
     """Over which the means are taken, in all."""
     seconds: dict[str, float]
     """Part → seconds a step; only what was recorded."""
+    cpu_seconds: dict[str, float]
+    """The same on the processors, over all threads of the process."""
     counts: dict[str, float]
     """Heading of `COUNTS` → number a step."""
 
     def spent(self) -> dict[tuple[str, ...], float]:
         """Seconds a step by path, see `coterie.phases.PATHS`."""
         return STEP.spent(self.seconds) | EMBED.spent(self.seconds)
+
+    def cpu_spent(self) -> dict[tuple[str, ...], float]:
+        """CPU seconds a step by path; empty for a run that recorded none."""
+        return STEP.spent(self.cpu_seconds) | EMBED.spent(self.cpu_seconds)
 
 
 def run_timing(run: Path, skip: int) -> Timing:
@@ -49,15 +57,20 @@ def run_timing(run: Path, skip: int) -> Timing:
     steps = len(measured.get("time/step", ()))
     if not steps:
         raise RunError(f"{run} has no timing: no step after step {skip} was recorded; train longer, or lower --skip")
+
+    def by_part(family: str) -> dict[str, float]:
+        return {
+            part: sum(measured[name]) / steps
+            for part in (*STEP.names(), *EMBED.names())
+            if measured.get(name := f"{family}/{part}")
+        }
+
     return Timing(
         name=run.name,
         runs=1,
         steps=steps,
-        seconds={
-            part: sum(measured[name]) / steps
-            for part in (*STEP.names(), *EMBED.names())
-            if measured.get(name := f"time/{part}")
-        },
+        seconds=by_part("time"),
+        cpu_seconds=by_part(CPU),
         counts={heading: sum(measured[name]) / steps for name, heading in COUNTS if measured.get(name)},
     )
 
@@ -77,4 +90,11 @@ def _together(name: str, members: Sequence[Timing]) -> Timing:
         keys = dict.fromkeys(key for member in members for key in getattr(member, column))
         return {key: sum(getattr(m, column).get(key, 0.0) * m.steps for m in members) / steps for key in keys}
 
-    return Timing(name=name, runs=len(members), steps=steps, seconds=mean("seconds"), counts=mean("counts"))
+    return Timing(
+        name=name,
+        runs=len(members),
+        steps=steps,
+        seconds=mean("seconds"),
+        cpu_seconds=mean("cpu_seconds"),
+        counts=mean("counts"),
+    )

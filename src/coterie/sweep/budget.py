@@ -14,9 +14,14 @@ from coterie.types import PASS
 LEAST = 3
 """Fewest evaluations of a run that is compared."""
 
-Cost = Callable[[EvalPoint], float]
-COSTS: Mapping[str, Cost] = {"rollouts": lambda point: point.rollouts, "seconds": lambda point: point.seconds}
-"""Costs until an evaluation, by name; seconds are those of training steps."""
+Cost = Callable[[EvalPoint], float | None]
+COSTS: Mapping[str, Cost] = {
+    "rollouts": lambda point: point.rollouts,
+    "seconds": lambda point: point.seconds,
+    "CPU seconds": lambda point: point.cpu_seconds,
+}
+"""Costs until an evaluation, by name; seconds are those of training steps. A cost that a run did not record is left out
+of the comparison."""
 
 NOTE = (
     "Held-out {metric}, averaged over what every run could spend, so that it counts how much was learned how "
@@ -50,21 +55,20 @@ def markdown(settings: Mapping[str, Sequence[CellResult]]) -> str:
     curves = {label: by_seed for label, by_seed in curves.items() if by_seed}
     if len(curves) < 2:
         return ""
-    limits = {
-        name: min(cost(evals[-1]) for by_seed in curves.values() for evals in by_seed.values())
-        for name, cost in COSTS.items()
-    }
+    ends = [evals[-1] for by_seed in curves.values() for evals in by_seed.values()]
+    spent = {name: [value for end in ends if (value := cost(end)) is not None] for name, cost in COSTS.items()}
+    limits = {name: min(values) for name, values in spent.items() if len(values) == len(ends)}
     first = next(iter(curves))
     metric = next(result.metric for results in settings.values() for result in results)
     scale, digits = (100, 1) if metric == PASS else (1, 3)
-    head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in COSTS)
-    lines = [f"| setting | seeds | {head} |", "| --- | --: | --- | --- | --- | --- |"]
+    head = " | ".join(f"first {limits[name]:.0f} {name} | more than `{first}`" for name in limits)
+    lines = [f"| setting | seeds | {head} |", "| --- | --: |" + " --- | --- |" * len(limits)]
     means = {
         name: {
-            label: {seed: mean_result(evals, cost, limits[name]) for seed, evals in by_seed.items()}
+            label: {seed: mean_result(evals, COSTS[name], limit) for seed, evals in by_seed.items()}
             for label, by_seed in curves.items()
         }
-        for name, cost in COSTS.items()
+        for name, limit in limits.items()
     }
     for label, by_seed in curves.items():
         cells = [f"`{label}`", str(len(by_seed))]

@@ -12,6 +12,7 @@ import numpy as np
 
 from coterie.machine import GIB
 from coterie.runs.metrics import MetricsDB
+from coterie.runs.timing import CPU
 from coterie.stats import Estimate, t_interval
 from coterie.sweep.grid import Cell
 from coterie.sweep.run import DIVERGED, DONE, FAILED, failure, folder
@@ -39,6 +40,8 @@ class EvalPoint:
     """Of training steps, without evaluations."""
     value: float
     """The held-out result by the sweep's metric, pooled over tasks."""
+    cpu_seconds: float | None = None
+    """As `seconds`, on the processors; None for a run that recorded none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class CellResult:
     """Highest resident bytes."""
     error: str
     """Error that ended it before its last step; empty when none did."""
+    cpu_seconds: float | None = None
+    """As `seconds`, on the processors; None for a run that recorded none."""
     metric: str = PASS
     """Held-out metric: `pass@1`, or `reward` where the evaluated reward is graded in any run of the sweep, so that all
     runs are compared by the same."""
@@ -118,7 +123,7 @@ def _pooled_evals(path: Path) -> list[EvalResult]:
 def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> CellResult:
     with MetricsDB.reader(path / "metrics.sqlite") as database:
         rewards = tuple(value for _, value in database.series("reward/mean"))
-        seconds = database.series("time/step")
+        seconds, cpu_seconds = database.series("time/step"), database.series(f"{CPU}/step")
         peaks = [value for _, value in database.series("memory/peak")]
         sampled = database.series("rollouts")
         steps = database.last_step() or 0
@@ -131,16 +136,23 @@ def _read(cell: Cell, path: Path, evals: Sequence[EvalResult], metric: str) -> C
                 step=result.step,
                 rollouts=round(sum(value for at, value in sampled if at <= result.step)),
                 seconds=sum(value for at, value in seconds if at <= result.step),
+                cpu_seconds=sum(value for at, value in cpu_seconds if at <= result.step) if cpu_seconds else None,
                 value=estimate.value,
             )
             for result in evals
             if (estimate := result.metric(metric)) is not None
         ),
         metric=metric,
-        seconds=float(np.median([value for _, value in seconds])) if seconds else float("nan"),
+        seconds=_median(seconds),
+        cpu_seconds=_median(cpu_seconds) if cpu_seconds else None,
         peak=max(peaks) if peaks else None,
         error=failure(path),
     )
+
+
+def _median(series: Sequence[tuple[int, float]]) -> float:
+    """NaN of an empty series."""
+    return float(np.median([value for _, value in series])) if series else float("nan")
 
 
 def _by_step(results: Sequence[EvalResult]) -> dict[int, list[EvalResult]]:
@@ -187,15 +199,15 @@ def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
     """
     metric = results[0].metric if results else PASS
     what = "held-out before → after, %" if metric == PASS else "held-out reward before → after"
-    head = f"| setting | seeds | {what} | reward, area | s/step | peak GiB | collapsed |"
-    rule, note = "| --- | --: | --- | --- | --: | --: | --: |", NOTE
+    head = f"| setting | seeds | {what} | reward, area | s/step | CPU s/step | peak GiB | collapsed |"
+    rule, note = "| --- | --: | --- | --- | --: | --: | --: | --: |", NOTE
     if reach is not None:
         level = f"{100 * reach:g} %" if metric == PASS else f"reward {reach:g}"
-        head += f" rollouts to {level} | seconds to {level} | reached |"
-        rule += " --- | --- | --: |"
+        head += f" rollouts to {level} | seconds to {level} | CPU seconds to {level} | reached |"
+        rule += " --- | --- | --- | --: |"
         note += (
-            f" Rollouts and seconds of training until the first evaluation with at least {level} held-out: median over "
-            "all seeds [least, most], where never is more than any number."
+            " Rollouts, seconds and CPU seconds of training until the first evaluation with at least "
+            f"{level} held-out: median over all seeds [least, most], where never is more than any number."
         )
     lines = [head, rule, *(_row(label, seeds, reach) for label, seeds in by_setting(results).items())]
     return "\n".join(lines) + f"\n\n{note}\n"
@@ -204,7 +216,11 @@ def markdown(results: Sequence[CellResult], reach: float | None = None) -> str:
 def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
     whole = [result for result in results if not result.error]
     before, after = over_seeds(whole, lambda result: result.before), over_seeds(whole, lambda result: result.after)
-    seconds, peak = over_seeds(results, lambda result: result.seconds), over_seeds(results, lambda result: result.peak)
+    seconds, cpu_seconds, peak = (
+        over_seeds(results, lambda result: result.seconds),
+        over_seeds(results, lambda result: result.cpu_seconds),
+        over_seeds(results, lambda result: result.peak),
+    )
     scale, digits = (100, 1) if not results or results[0].metric == PASS else (1, 3)
     change = "–"
     if before is not None and after is not None:
@@ -214,8 +230,8 @@ def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
         str(len(results)),
         change,
         interval_text(over_seeds(whole, lambda result: result.area), 1, 3),
-        "–" if seconds is None else f"{seconds.value:.2f} ± {seconds.high - seconds.value:.2f}",
-        "–" if peak is None else f"{peak.value / GIB:.2f} ± {(peak.high - peak.value) / GIB:.2f}",
+        *map(_plus_minus, (seconds, cpu_seconds)),
+        _plus_minus(peak, GIB),
         f"{sum(result.collapsed for result in results)}/{len(results)}",
     ]
     if reach is not None:
@@ -223,9 +239,16 @@ def _row(label: str, results: Sequence[CellResult], reach: float | None) -> str:
         cells += [
             _median_range([None if point is None else point.rollouts for point in points]),
             _median_range([None if point is None else point.seconds for point in points]),
+            _median_range([None if point is None else point.cpu_seconds for point in points])
+            if all(point is None or point.cpu_seconds is not None for point in points)
+            else "–",
             f"{sum(point is not None for point in points)}/{len(points)}",
         ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _plus_minus(estimate: Estimate | None, unit: float = 1.0) -> str:
+    return "–" if estimate is None else f"{estimate.value / unit:.2f} ± {(estimate.high - estimate.value) / unit:.2f}"
 
 
 def _median_range(values: Sequence[float | None]) -> str:

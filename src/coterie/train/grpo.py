@@ -8,7 +8,6 @@ advantages → new weights                4 update      (clipped objective, KL t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from coterie.algo.subsample import subsample_prompts
 from coterie.batches.pack import pack, plan_scoring, without_truncated
 from coterie.engines.attempt_history import AttemptHistory
 from coterie.engines.base import check_version
-from coterie.phases import PHASES
+from coterie.phases import PHASES, Seconds
 from coterie.policy.memory import peak
 from coterie.policy.waiting import WAIT_POLICY, processor_wait, waited_since
 from coterie.rollout.lagged_sampler import LaggedSampler
@@ -62,10 +61,10 @@ class Trainer(Loop):
         Raises:
             EngineError: the engine serves another policy version than the learner has, or sampling failed.
         """
-        version, started, waited = self.progress.step, time.perf_counter(), processor_wait()
+        version, started, waited = self.progress.step, Seconds.now(), processor_wait()
         phases, switches, slept = PHASES.read(), WAIT_POLICY.switches, WAIT_POLICY.sleeps
         batch = self._collect(version)  # 1 collect, 2 group
-        rollouts, collected = batch.rollouts, time.perf_counter()
+        rollouts, collected = batch.rollouts, Seconds.now()
 
         advantages = self.estimator(batch.groups, rollouts, self.score)  # 3 advantage
         fresh = list(advantages.credits)
@@ -80,9 +79,9 @@ class Trainer(Loop):
             [*credits, *past.credits], joined, self.settings.subsample, seed=self.settings.seed, step=version
         )
         minibatches = pack(joined, subsampled.credits, self.settings.packing, version)
-        packed = time.perf_counter()
+        packed = Seconds.now()
         update = self.learner.update(minibatches, self.schedules.objective, past.merge(advantages.scores))  # 4 update
-        updated = time.perf_counter()
+        updated = Seconds.now()
 
         self.progress = self.progress.after(batch)
         self.replay.keep(self.progress.step, batch.groups, rollouts, fresh)
@@ -91,6 +90,12 @@ class Trainer(Loop):
         if self.lagged is None:
             self.engine.commit(self.progress.step)
             check_version(self.engine.version, self.progress.step)  # before a checkpoint says that it serves this one
+        spent = PHASES.since(phases) | {
+            "step": updated.since(started),
+            "collect": collected.since(started),
+            "update": updated.since(collected),
+            "advantage": packed.since(collected),
+        }
         return StepResult(
             step=self.progress.step,
             batch=batch,
@@ -98,13 +103,10 @@ class Trainer(Loop):
             credits=tuple(fresh),
             update=update,
             seconds={
-                "step": updated - started,
-                "collect": collected - started,
-                "update": updated - collected,
-                "advantage": packed - collected,
+                **{part: seconds.wall for part, seconds in spent.items()},
                 "processor_wait": waited_since(waited),
-                **PHASES.since(phases),
             },
+            cpu_seconds={part: seconds.cpu for part, seconds in spent.items()},
             threads_slept=slept or WAIT_POLICY.switches > switches,
             replayed=past,
             subsampled=subsampled,

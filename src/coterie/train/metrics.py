@@ -101,6 +101,7 @@ def step_metrics(result: StepResult, criterion: Criterion) -> Metrics:
         "errors": float(len(experience.errors)),
         "late": float(experience.timed_out),
         **{f"time/{name}": value for name, value in result.seconds.items()},
+        **{f"time/cpu/{name}": value for name, value in result.cpu_seconds.items()},
         "time/generate": experience.generate_seconds,
         "time/reward": experience.reward_seconds,
         "time/environment": experience.environment_seconds,

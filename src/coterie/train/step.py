@@ -104,6 +104,8 @@ class StepResult:
     """Of the `step`, of its parts `collect` and `update`, of the update's `advantage` (credit, replay and packing), and
     of the parts in `coterie.phases`; `processor_wait` is what the threads of this process, taken together, waited for a
     processor that another program had."""
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of the same parts, on the processors: all threads of this process together."""
     threads_slept: bool = False
     """Idle compute threads slept for a time instead of spinning: others wanted the processors."""
     replayed: Replayed = field(default_factory=Replayed)
