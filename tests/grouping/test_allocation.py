@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.grouping.allocation import FLOOR, Prospects, allocate, apportion, capped_shares, systematic_sample
-from coterie.grouping.lengths import PRIOR_ROLLOUTS, AnswerLengths
+from coterie.grouping.answer_lengths import PRIOR_ROLLOUTS, AnswerLengths
 from coterie.rollout.replay import PastGroup, select_replay
 
 

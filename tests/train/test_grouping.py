@@ -49,6 +49,14 @@ def test_every_preset_moves_the_policy(preset: str, root: Path) -> None:
     assert all(math.isfinite(value) for value in step_metrics.values())
 
 
+def test_a_batch_makes_several_optimizer_steps(root: Path) -> None:
+    """Credit is computed once a step; the sampler's log-probs are those of the old policy in each of its steps."""
+    changed = {"optim": {"lr": 1e-3, "minibatches": 2, "subsample": 1.0}, "rollout_correction": {"bypass_mode": True}}
+    run = launch.train(config_for(root, "mixture", steps=2, eval={"every": 0}, **changed))
+    assert metrics(run, 2)["grad_norm"] > 0
+    assert "time/score" not in metrics(run, 2), "no pass for the old log-probs"
+
+
 def test_one_rollout_a_prompt_is_enough(root: Path) -> None:
     collect = {"group_size": 1, "prompts_per_step": 6}
     run = launch.train(config_for(root, "mixture", steps=4, collect=collect, eval={"every": 0}))

@@ -19,10 +19,10 @@ from coterie.config.advantage import GroupingConfig
 from coterie.config.user_functions import user_function
 from coterie.errors import ConfigError
 from coterie.grouping.allocation import Allocation, Prospects, allocate
+from coterie.grouping.answer_lengths import AnswerLengths
 from coterie.grouping.arrays import Rollouts, join, pick
 from coterie.grouping.custom import CustomBaseline
 from coterie.grouping.features import PromptFeatures
-from coterie.grouping.lengths import AnswerLengths
 from coterie.grouping.model import GroupAwareBaseline, UpdateStats
 from coterie.grouping.presets import Settings
 from coterie.grouping.regions import rules

@@ -34,8 +34,8 @@ class AnswerLengths:
         """
         tokens, weight = self._faded(self.all, time)
         mean = tokens / weight if weight > 0 else start
-        own = np.array([self._faded(self.prompts.get(name, (0.0, 0.0, time)), time) for name in names]).reshape(-1, 2)
-        return (own[:, 0] + PRIOR_ROLLOUTS * mean) / (own[:, 1] + PRIOR_ROLLOUTS)
+        sums = np.array([self._faded(self.prompts.get(name, (0.0, 0.0, time)), time) for name in names]).reshape(-1, 2)
+        return (sums[:, 0] + PRIOR_ROLLOUTS * mean) / (sums[:, 1] + PRIOR_ROLLOUTS)
 
     def observe(self, names: Sequence[str], lengths: Sequence[int], time: float) -> None:
         """Add the rollouts of a step: prompt and tokens of each."""
