@@ -54,6 +54,8 @@ class Size:
     """Of engine services, at random moments."""
     service_passes: tuple[int, ...]
     """In which they are lost."""
+    lag_kills: int
+    """Of runs with a lag, at random moments."""
     scales: tuple[float, ...]
     """By which the engine's weights are wrong."""
 
@@ -73,6 +75,7 @@ LONG = Size(
     soak=400,
     service_kills=120,
     service_passes=(1, 2, 3, *range(4, 40, 3)),
+    lag_kills=40,
     scales=(1.0003, 1.001, 1.003, 1.01),
 )
 SHORT = Size(
@@ -90,6 +93,7 @@ SHORT = Size(
     soak=16,
     service_kills=2,
     service_passes=(1, 30),
+    lag_kills=1,
     scales=(1.01,),
 )
 
@@ -157,8 +161,14 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             engine.failures(harness),
             engine.old_weights(harness, size.scales, size.few),
         ),
-        "services": lambda: services.losses(
-            harness, size.service_kills, size.service_passes, seed, whole=size.service_kills > SHORT.service_kills
+        "services": lambda: several(
+            services.losses(
+                harness, size.service_kills, size.service_passes, seed, whole=size.service_kills > SHORT.service_kills
+            ),
+            services.with_a_lag(
+                root.parent / "lag", size.lag_kills, size.service_passes[::4], max(1, size.points // 4), seed
+            ),
+            services.on_ranks(root.parent / "ranks", max(1, size.points // 4)),
         ),
         "random": lambda: (
             of_trial("random", trial)
@@ -197,7 +207,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
 def _size(options: argparse.Namespace) -> Size:
     size = SHORT if options.short else LONG
     given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
-    given |= dict.fromkeys(("tool_kills", "stage_kills", "service_kills"), options.kills)
+    given |= dict.fromkeys(("tool_kills", "stage_kills", "service_kills", "lag_kills"), options.kills)
     return replace(size, **{name: value for name, value in given.items() if value is not None})
 
 

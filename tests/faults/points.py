@@ -79,16 +79,43 @@ WHILE_RESUMING = [
     Point("the first step again", "coterie.train.recorder:Recorder.step", "after"),
     Point("the first checkpoint again", f"{_RUNS}.checkpoint:save", "after"),
 ]
+_LAGGED = "coterie.rollout.lagged_sampler:LaggedSampler"
+WITH_A_LAG = [
+    *_both("the engine gets earlier weights", f"{_LAGGED}._serve"),
+    *_both("weights are published", "coterie.cluster.engine_pool:EnginePool.publish"),
+    *_both("a batch is sampled ahead", f"{_LAGGED}._sample"),
+    Point("a batch is taken", f"{_LAGGED}.take", "after"),
+    Point("a tensor is stepped while a batch is sampled", "coterie.policy.optim:MasterAdamW._step", "after"),
+    *_both("batches that were begun are finished", f"{_LAGGED}.settle"),
+    *_both("batches ahead are written", "coterie.rollout.lagged_batches:write"),
+]
+RESUMING_A_LAG = [
+    *_both("batches ahead are read", "coterie.rollout.lagged_batches:read"),
+    Point("the first batch again", f"{_LAGGED}.take", "after"),
+]
+RANK_LOST = [
+    Point("a backward pass", "coterie.policy.learner:Learner._backward", "after"),
+    Point("one tensor is stepped", "coterie.policy.optim:MasterAdamW._step", "after"),
+    Point("an update is done", "coterie.cluster.learner_group:LearnerGroup.update", "after"),
+    Point("the step is recorded", "coterie.train.recorder:Recorder.step", "after"),
+    Point("a checkpoint is asked for", f"{_RUNS}.checkpoint:save", "before"),
+]
+"""Where another learner rank dies."""
 INTERRUPTED = Point("the metrics are stored", f"{_RUNS}.metrics:MetricsDB.record", "after")
 """Where the first attempt dies, in its third step, before a resume is interrupted."""
 
 
 def die_at(point: Point, nth: int) -> Callable[[], None]:
     """A trap for a child: SIGKILL at the nth pass of a point."""
+    return do_at(point, nth, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def do_at(point: Point, nth: int, deed: Callable[[], object]) -> Callable[[], None]:
+    """A trap for a child: a deed at the nth pass of a point."""
 
     def pass_(count: int) -> None:
         if count == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
+            deed()
 
     return lambda: _wrap(point, pass_)
 

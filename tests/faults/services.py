@@ -1,4 +1,7 @@
-"""Engine services that are killed, hang, or lose their run: every run must be the golden one, made in one process."""
+"""Engine services that are killed, hang, or lose their run: every run must be the golden one, made in one process.
+
+Runs with a lag and on two learner ranks have golden runs of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from coterie.build import services
 from coterie.cluster import engine_service
@@ -23,7 +27,8 @@ from coterie.train.recorder import Recorder
 from faults.cases import Case, of_trial
 from faults.child import REFUSED, Prepare, log_of
 from faults.harness import Harness
-from faults.kills import at_random
+from faults.kills import at_random, chosen, reached
+from faults.points import INTERRUPTED, RANK_LOST, RESUMING_A_LAG, WITH_A_LAG, Point, die_at, do_at
 from faults.world import NAME
 
 CLUSTER = {"host": "processes", "timeout_s": 60.0, "restarts": 1000}
@@ -54,6 +59,58 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
             yield _unharmed(harness, f"frozen at pass {number}", _at_pass(number, _freeze))
     finally:
         harness.changed, services.host_for = before, host
+
+
+def with_a_lag(root: Path, kills: int, passes: Sequence[int], points: int, seed: int) -> Iterator[Case]:
+    """Runs with `engine.lag = 1`: killed at named points and at random moments, and their services killed.
+
+    Args:
+        points: every so manieth point is tried.
+    """
+    host = services.host_for
+    services.host_for = _forks  # ty: ignore[invalid-assignment]
+    try:
+        harness = Harness(root, {"cluster": CLUSTER, "engine": {"max_num_seqs": 4, "lag": 1}})
+        for point, nth in chosen(harness, WITH_A_LAG[::points], None, "count", min(2, len(passes))):
+            trial = reached(harness.trial(f"lag, {point.name}, pass {nth}", [die_at(point, nth)]), 1)
+            yield of_trial("services", replace(trial, name=f"lag: killed, {point.name}, pass {nth}"))
+        before = die_at(INTERRUPTED, 4)
+        for point, nth in chosen(harness, RESUMING_A_LAG[::points], before, "count-resume", 1):
+            trial = reached(harness.trial(f"lag, resume, {point.name}", [before, die_at(point, nth)]), 2)
+            yield of_trial("services", replace(trial, name=f"lag: killed twice, {point.name}"))
+        for trial in at_random(harness, kills, seed):
+            yield of_trial("services", replace(trial, name=f"lag: {trial.name}"))
+        for number in passes:
+            yield _unharmed(harness, f"lag: service killed at pass {number}", _at_pass(number, _kill))
+    finally:
+        services.host_for = host
+
+
+def on_ranks(root: Path, points: int) -> Iterator[Case]:
+    """Runs on two learner ranks of which the second is killed: they end by a named error, and go on."""
+    host = services.host_for
+    services.host_for = _forks  # ty: ignore[invalid-assignment]
+    try:
+        harness = Harness(root, {"cluster": {**CLUSTER, "learners": 2, "threads": 1}})
+        for point in RANK_LOST[::points]:
+            yield _rank_lost(harness, point)
+    finally:
+        services.host_for = host
+
+
+def _rank_lost(harness: Harness, point: Point) -> Case:
+    name = f"learner rank 1 killed, {point.when} in rank 0: {point.name}"
+    runs = harness.folder(f"rank {point.name}")
+    kill = partial(_kill_fork, "learner-1")
+    first = harness.wait(harness.start(runs, do_at(point, 3 if point.when == "after" else 1, kill)))
+    log = log_of(runs)
+    if first.code != REFUSED or "learner rank 1" not in log:
+        return Case(section="services", name=name, problem=f"exit code {first.code}: {log}")
+    return Case(section="services", name=name, problem=harness.goes_on(runs), facts={"rank_kills": 1})
+
+
+def _kill_fork(name: str) -> None:
+    os.kill(ForkHost.pids[name], signal.SIGKILL)
 
 
 def _forks(config: RunConfig, recorder: Recorder | None, names: Sequence[str], **options: Any) -> Host:
@@ -159,6 +216,9 @@ def _too_often(harness: Harness) -> Case:
 class ForkHost(Host):
     """Services that are forks of this process, which has loaded all they need: they start in no time."""
 
+    pids: ClassVar[dict[str, int]] = {}
+    """Of the newest fork of each name."""
+
     def start(self, name: str, order: Mapping[str, Any], memory: WeightMemory | None = None) -> ChildService:
         ours, theirs = socket.socketpair()
         parent, pid = os.getpid(), os.fork()
@@ -174,6 +234,7 @@ class ForkHost(Host):
             finally:
                 os._exit(0)
         theirs.close()
+        self.pids[name] = pid
         process: Any = Fork(pid)
         service = ChildService(name=name, process=process, frames=Frames(ours), output=open(os.devnull, "rb"))  # noqa: SIM115
         service.send(order, 60.0)

@@ -22,7 +22,7 @@ TITLES = {
     "secrets": "secrets in the environment, listening sockets",
     "configs": "mutated settings",
     "engine": "an engine that lies, fails, hangs, loses a commit, reads old weights",
-    "services": "engine services killed and frozen, at passes and at random moments; their run killed",
+    "services": "engine services killed and frozen; their run, runs with a lag, and learner ranks killed",
     "soak": "a long run, killed every few steps",
     "clock": "a wall clock that jumps",
 }
@@ -93,7 +93,12 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
             f"{noticed} of {sum('noticed' in fact for fact in facts)} kinds of wrong weights told of in the same step"
         ]
     if name == "services":
-        return [f"{sum(fact.get('service_kills', 0) for fact in facts)} services killed at random moments"]
+        counts = {key: sum(fact.get(key, 0) for fact in facts) for key in ("service_kills", "rank_kills")}
+        runs = sum(len(fact.get("deaths", [])) for fact in facts)
+        return [
+            f"{counts['service_kills']} services killed at random moments, {counts['rank_kills']} learner ranks, "
+            f"{runs} runs"
+        ]
     if name == "soak":
         return [
             ", ".join(f"{key} {value:+g}" if key in _GROWN else f"{value} {key}" for key, value in fact.items())

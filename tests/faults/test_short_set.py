@@ -34,7 +34,7 @@ LEAST = {
     "calls": 3,
     "secrets": 2,
     "engine": 15,
-    "services": 5,
+    "services": 12,
     "clock": 1,
     "soak": 2,
 }

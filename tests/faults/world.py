@@ -181,8 +181,9 @@ def state_hash(trainer: Loop) -> str:
         **trainer.learner.counters(),
         **trainer.progress.state(),
         **trainer.state(),
-        "version": trainer.engine.version,
     }
+    if getattr(trainer, "lagged", None) is None:  # else the engine gets its next version while the learner updates
+        counters["version"] = trainer.engine.version
     digest.update(json.dumps(counters, sort_keys=True).encode())
     run = trainer.recorder.run
     if trainer.progress.step in parquet.steps(run.rollouts):
