@@ -120,6 +120,7 @@ FOREIGN: dict[str, Foreign] = {
     "ppo_micro_batch_size_per_gpu": Foreign("optim.max_tokens_per_microbatch", "in tokens"),
     "ppo_max_token_len_per_gpu": Foreign("optim.max_tokens_per_microbatch"),
     "seq_len": Foreign("optim.max_tokens_per_microbatch"),
+    "max_async_level": Foreign("engine.lag", "a fixed number of steps, not a limit"),
     "num_iterations": Foreign("optim.epochs", "passes over a collected batch"),
     "ppo_epochs": Foreign("optim.epochs"),
     "max_steps": Foreign("steps"),
@@ -263,7 +264,7 @@ _none(
     *("tensor_model_parallel_size", "enforce_eager", "free_cache_engine", "max_model_len", "max_num_batched_tokens"),
     *("enable_chunked_prefill", "use_transformers_continuous_batching", "transformers_continuous_batching_config"),
     *("use_transformers_paged", "cache_implementation", "load_format", "rollout.mode", "rollout.name"),
-    *("calculate_log_probs", "ds3_gather_for_generation", "max_async_level"),
+    *("calculate_log_probs", "ds3_gather_for_generation"),
 )
 _none(
     _DEVICES,

@@ -59,6 +59,7 @@ class LaggedSampler:
         """Cursor and pending prompts after the newest batch; of the sampling thread while it works."""
         self._done: tuple[int, int] | None = None
         self._notes: deque[str] = deque()
+        self._learner = threading.get_ident()
         self._closed = threading.Event()
 
     def take(self, version: int, cursor: int, pending: Sequence[str]) -> StepBatch:
@@ -178,8 +179,11 @@ class LaggedSampler:
         self._done = done, total
 
     def _note(self, text: str) -> None:
-        """Keep a report of the engine for the learner's thread, which alone writes the records."""
-        self._notes.append(text)
+        """Pass on a report of the engine, in the learner's thread: it alone writes the records."""
+        if threading.get_ident() == self._learner:
+            self._tell(text)
+        else:
+            self._notes.append(text)
 
     def _flush(self) -> None:
         while self._notes:
