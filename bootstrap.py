@@ -89,7 +89,7 @@ def test_command(rest: list[str], gpu: bool) -> list[str]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers already fill two cores
     left_out = ([] if "--slow" in rest else ["not slow"]) + ([] if gpu else ["not gpu"])
     marker = ["-m", " and ".join(left_out)] if left_out and "-m" not in rest else []
-    return ["-m", "pytest", "-n", "2", "--dist", "loadgroup", *marker, *(word for word in rest if word != "--slow")]
+    return ["-m", "pytest", "-n", "2", *marker, *(word for word in rest if word != "--slow")]
 
 
 def check() -> int:

@@ -154,7 +154,7 @@ def test_uv_gets_pips_settings(bootstrap, monkeypatch):
     ],
 )
 def test_test_command(bootstrap, rest, gpu, tail):
-    assert bootstrap.test_command(rest, gpu) == ["-m", "pytest", "-n", "2", "--dist", "loadgroup", *tail]
+    assert bootstrap.test_command(rest, gpu) == ["-m", "pytest", "-n", "2", *tail]
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["bogus"], 2)])
