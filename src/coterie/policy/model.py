@@ -238,7 +238,8 @@ class Policy:
             with self.adapters.disable_adapter():
                 yield
             return
-        weights = {name: local(parameter) for name, parameter in self.parameters().items()}
+        # Through `.data`, since autograd must not see a change that is undone: the pass may lie before a backward pass.
+        weights = {name: local(parameter).data for name, parameter in self.parameters().items()}
         trained = {name: weight.clone() for name, weight in weights.items()}
         for name, weight in weights.items():
             weight.copy_(self.start[name])
