@@ -1,6 +1,6 @@
 """How much less noisy is the gradient with a baseline for every token (OTB)? One command.
 
-python benchmarks/grouping/token_baseline.py [--prompts 48] [--group 8] @ recipes/code/config.toml [--KEY VALUE …]
+python -m benchmarks.grouping.token_baseline [--prompts 48] [--group 8] @ recipes/code/config.toml [--KEY VALUE …]
 
 Groups are sampled from the settings' model on its training prompts. For each group whose rewards differ, the gradient
 Σ_i Σ_t A_it ∇ log π_it is computed under every baseline, and its squared length taken. All baselines leave the rollout
