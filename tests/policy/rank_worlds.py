@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_learner import credits_of, rollouts
@@ -103,6 +104,24 @@ def agree(group: LearnerGroup, single: Learner, minibatches: Sequence[Sequence[B
         assert ours.metrics[name] == pytest.approx(value, rel=100 * close, abs=100 * close), name
     assert set(ours.logprobs) == set(theirs.logprobs)
     same_weights(group.policy, single.policy, close)
+
+
+def agree_without_rows(world: World) -> None:
+    """A step in which the last rank has no row, and one in which no rank has, are those of one process."""
+    group, single = world.learner("plain"), learner("plain")
+    batches = steps_of(single, limit=10_000)
+    assert [len(batch) for batch in batches] == [1, 1, 0]
+    agree(group, single, batches, 1e-10)
+
+
+def agree_on_scores(group: LearnerGroup, single: Learner, batches: Sequence[Batch]) -> None:
+    """Log-probs of policy and reference are those of one process."""
+    ours, theirs = group.score(batches), single.score(batches)
+    assert set(ours) == set(theirs)
+    for name, score in theirs.items():
+        np.testing.assert_allclose(ours[name].logprobs, score.logprobs, rtol=1e-12)
+        expected: Any = score.reference
+        np.testing.assert_allclose(np.array(ours[name].reference), expected, rtol=1e-12)
 
 
 def same_weights(ours: Policy, theirs: Policy, close: float) -> None:

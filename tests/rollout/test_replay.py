@@ -22,7 +22,7 @@ from coterie.errors import CheckpointError
 from coterie.grouping.estimator import GroupAwareEstimator
 from coterie.rewards.check import identity
 from coterie.rollout.replay import ReplayBuffer, Replayed
-from coterie.rollout.replay_groups import FACTS, ReplayGroup, read
+from coterie.rollout.replay_groups import FILES, ReplayGroup, read
 from coterie.runs import rollouts as files
 from coterie.runs.metrics import MetricsDB
 from coterie.types import Context, Credit, Group, Outcome, Rollout, RolloutScores, StopReason, Turn
@@ -241,16 +241,16 @@ def test_a_broken_character_in_a_name_comes_back_visible(tmp_path: Path) -> None
 
 def test_another_format_and_a_torn_file_are_refused(tmp_path: Path) -> None:
     memory(made("q", 0)).save(tmp_path)
-    facts = json.loads((tmp_path / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / FILES.facts).read_text(encoding="utf-8"))
     for changed, message in (
         ({"format": 1}, "format is 1, this version of coterie reads 2"),
         ({"groups": facts["groups"] * 2}, "group 'q@0' has no rollouts"),
         ({"groups": []}, "left over"),
     ):
-        (tmp_path / FACTS).write_text(json.dumps(facts | changed), encoding="utf-8")
+        (tmp_path / FILES.facts).write_text(json.dumps(facts | changed), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             memory().load(tmp_path)
-    (tmp_path / FACTS).unlink()
+    (tmp_path / FILES.facts).unlink()
     with pytest.raises(CheckpointError, match="cannot read the replayed groups"):
         memory().load(tmp_path)
 
@@ -343,7 +343,7 @@ def test_it_resumes_to_the_same_bits(changed: dict[str, Any], root: Path) -> Non
         assert sum(database.step_metrics(step).get("replay/groups", 0.0) for step in range(4, 7)) > 0
     assert launch.resume(half) == half
     assert fingerprint(half) == fingerprint(whole)
-    facts = [(run / "checkpoints" / "step_000006" / FACTS).read_bytes() for run in (whole, half)]
+    facts = [(run / "checkpoints" / "step_000006" / FILES.facts).read_bytes() for run in (whole, half)]
     assert facts[0] == facts[1]
 
 

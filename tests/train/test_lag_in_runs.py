@@ -120,7 +120,7 @@ def test_a_run_with_a_lag_has_other_rollouts_and_says_so(root: Path, threads: No
 def test_a_resumed_run_is_that_of_one_that_was_left_alone(lag: int, at: int, root: Path, threads: None) -> None:
     whole = launch.train(make_config(root, name="whole", **lagged(lag)))
     cut = launch.train(make_config(root, name="cut", **lagged(lag)), stop_at(at, signal.SIGINT))
-    assert (cut / "checkpoints" / f"step_{at:06d}" / lagged_batches.FACTS).exists()
+    assert (cut / "checkpoints" / f"step_{at:06d}" / lagged_batches.FILES.facts).exists()
     launch.resume(cut)
     assert fingerprint(cut) == fingerprint(whole)
 
@@ -215,16 +215,16 @@ def test_batches_are_read_back_equal_and_damage_is_named(
         _, read = lagged_batches.read(folder, prompts)
         saved.append((folder, list(batches)))
         assert read == list(batches)
-        text = (folder / lagged_batches.FACTS).read_text()
+        text = (folder / lagged_batches.FILES.facts).read_text()
         for damaged, message in (
             (text.replace('"format":1', '"format":7').replace('"format": 1', '"format": 7'), "its format is 7"),
             ("{}", "format"),
             (text[:-4], "cannot read the batches sampled ahead"),
         ):
-            (folder / lagged_batches.FACTS).write_text(damaged)
+            (folder / lagged_batches.FILES.facts).write_text(damaged)
             with pytest.raises(CheckpointError, match=message):
                 lagged_batches.read(folder, prompts)
-        (folder / lagged_batches.FACTS).write_text(text)
+        (folder / lagged_batches.FILES.facts).write_text(text)
 
     prompts: dict[str, Any] = {}
     init = LaggedSampler.__init__

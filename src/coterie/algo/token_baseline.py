@@ -17,19 +17,28 @@ OPTIMAL_TOKEN = "optimal_token"
 """Name of `advantage.baseline`."""
 
 
-def token_energies(logprobs: Sequence[float]) -> np.ndarray:
-    """[C] → [C]: Σ_{j ≤ t} (1 - p_j)², the squared norm of the score of the tokens so far.
+def score_norms(logprobs: Sequence[float]) -> np.ndarray:
+    """[C] → [C]: (1 - p)² of each token, its squared score norm up to a factor of two.
 
-    The paper's realised energy is Σ (1 - 2p + Σ_v π_v²), which needs the whole distribution and lies between this and
-    twice this; see `coterie.grouping.estimator.probability_weight`.
+    A token's score with respect to the logits is onehot - π, and ‖onehot - π‖² = (1 - p)² + Σ_others π² lies between
+    (1 - p)² and 2 (1 - p)². The exact one, 1 - 2p + Σ_v π_v² in the paper, needs the whole distribution.
 
     Args:
-        logprobs: log p of each trained token as sampled.
+        logprobs: log p of each trained token as sampled, at most 0.
+    """
+    return np.square(np.expm1(np.asarray(logprobs, dtype=np.float64)))
+
+
+def token_energies(logprobs: Sequence[float]) -> np.ndarray:
+    """[C] → [C]: Σ_{j ≤ t} (1 - p_j)², the squared norm of the score of the tokens so far; the paper's realised energy.
+
+    Args:
+        logprobs: see `score_norms`.
 
     >>> token_energies([0.0, float(np.log(0.5)), float(np.log(0.5))]).tolist()
     [0.0, 0.25, 0.5]
     """
-    return np.cumsum(np.square(np.expm1(np.asarray(logprobs, dtype=np.float64))))
+    return np.cumsum(score_norms(logprobs))
 
 
 def optimal_token_baselines(rewards: np.ndarray, energies: Sequence[np.ndarray]) -> list[np.ndarray]:

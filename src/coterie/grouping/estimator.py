@@ -14,6 +14,7 @@ import numpy as np
 
 from coterie.algo.estimators import Advantages, PromptPrediction, Score, Terms, members_of
 from coterie.algo.returns import returns_to_go
+from coterie.algo.token_baseline import score_norms
 from coterie.algo.turns import Episode, broadcast_to_tokens, episode_of, given_by_environment, has_states
 from coterie.config.advantage import GroupingConfig
 from coterie.config.user_functions import user_function
@@ -55,14 +56,13 @@ def check(config: GroupingConfig) -> None:
 def probability_weight(logprobs: Sequence[float]) -> float:
     """Σ_t (1 - p_t)² over the sampled tokens; `logprobs` [C] are log p_t, at most 0.
 
-    A token's score with respect to the logits is onehot - π, and ‖onehot - π‖² = (1 - p)² + Σ_others π² lies between
-    (1 - p)² and 2 (1 - p)². So this is the squared score norm up to a factor of two, for free: a token that could not
-    have been another one counts nothing, however long the answer.
+    The squared score norm up to a factor of two, for free; see `score_norms`. A token that could not have been another
+    one counts nothing, however long the answer.
 
     >>> probability_weight([0.0, float(np.log(0.5))])
     0.25
     """
-    return float(np.square(np.expm1(np.asarray(logprobs, dtype=np.float64))).sum())
+    return float(score_norms(logprobs).sum())
 
 
 FILES = StateFiles("grouping", "the groups")

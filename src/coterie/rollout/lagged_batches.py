@@ -1,7 +1,6 @@
 """Batches that were sampled ahead of the update that trains on them, and the two files of a checkpoint that hold them.
 
-batches.parquet  a row a rollout, in the columns of the rollout files; `step` is the number of its batch
-batches.json     format, step, and of each batch all that is no rollout
+The JSON file has the number of steps done, and of each batch all that is no rollout.
 """
 
 from __future__ import annotations
@@ -11,18 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from coterie.errors import CheckpointError
 from coterie.rollout.collector import Experience
 from coterie.rollout.sampler import StepBatch
-from coterie.runs.durable import json_dumps, json_loads, write_file
-from coterie.runs.rows import RolloutRecord, from_row, schema, to_row
+from coterie.runs.rollout_state import RolloutFiles
+from coterie.runs.rows import RolloutRecord
 from coterie.types import Group, Prompt
 
-ROWS, FACTS = "batches.parquet", "batches.json"
-FORMAT = 1
+FILES = RolloutFiles(stem="batches", what="the batches sampled ahead", parts="batches", format=1)
 _MEASURED = (
     "generate_seconds",
     "reward_seconds",
@@ -42,11 +36,7 @@ def write(folder: Path, step: int, batches: Sequence[StepBatch]) -> None:
     Raises:
         RunError: the disk refused, or a rollout cannot be stored.
     """
-    rows = [to_row(number, record) for number, batch in enumerate(batches) for record in _records(batch)]
-    # Exact log-probs: the ratio of the update depends on every bit of them.
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema(exact=True)), folder / ROWS, compression="zstd")
-    facts = {"format": FORMAT, "step": step, "batches": [_facts(batch) for batch in batches]}
-    write_file(folder / FACTS, json_dumps(facts).encode())
+    FILES.write(folder, list(map(_records, batches)), {"step": step, "batches": list(map(_facts, batches))})
 
 
 def _records(batch: StepBatch) -> list[RolloutRecord]:
@@ -81,28 +71,16 @@ def read(folder: Path, prompts: Mapping[str, Prompt]) -> tuple[int, list[StepBat
     Raises:
         CheckpointError: a file is missing or damaged, or of another format.
     """
-    try:
-        facts = json_loads((folder / FACTS).read_bytes())
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']!r}, this version of coterie reads {FORMAT}")
-        rows = pq.read_table(folder / ROWS).to_pylist()
-        batches = [_batch(item, _of(rows, number), prompts) for number, item in enumerate(facts["batches"])]
-        if sum(len(batch.experience.rollouts) for batch in batches) != len(rows):
-            raise ValueError("rollouts of no batch are left over")
+    with FILES.reading(folder) as (facts, parts):
+        batches = [_batch(item, part, prompts) for item, part in zip(facts["batches"], parts, strict=True)]
         return int(facts["step"]), batches
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read the batches sampled ahead in {folder}: {error}") from error
 
 
-def _of(rows: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    return [row for row in rows if row["step"] == number]
-
-
-def _batch(facts: Mapping[str, Any], rows: Sequence[dict[str, Any]], prompts: Mapping[str, Prompt]) -> StepBatch:
+def _batch(facts: Mapping[str, Any], records: Sequence[RolloutRecord], prompts: Mapping[str, Prompt]) -> StepBatch:
     return StepBatch(
         experience=Experience(
             prompts=tuple(prompts[name] for name in facts["prompts"]),
-            rollouts=tuple(from_row(row).rollout for row in rows),
+            rollouts=tuple(record.rollout for record in records),
             abandoned=tuple(prompts[name] for name in facts["abandoned"]),
             **{name: facts["measured"][name] for name in _MEASURED},
         ),

@@ -1,7 +1,6 @@
 """Replayed groups with the credit they were given, and the two files of a checkpoint that hold them.
 
-replay.parquet  a row a rollout, in the columns of the rollout files; `step` is the number of its group
-replay.json     format, names of reward and reference, and key and policy version of each group
+The JSON file has the names of reward and reference, and key and policy version of each group.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from coterie.errors import CheckpointError
-from coterie.runs.durable import json_dumps, json_loads, write_file
-from coterie.runs.rows import RolloutRecord, from_row, schema, to_row
+from coterie.runs.rollout_state import RolloutFiles
+from coterie.runs.rows import RolloutRecord
 from coterie.types import Context, Credit, Group, Prompt, Rollout
 
-ROWS, FACTS = "replay.parquet", "replay.json"
-FORMAT = 2
+FILES = RolloutFiles(stem="replay", what="the replayed groups", parts="groups", format=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +85,12 @@ def write(folder: Path, groups: Sequence[ReplayGroup], names: Mapping[str, str])
     Raises:
         RunError: the disk refused.
     """
-    rows = [
-        to_row(number, _record(rollout, credit))
-        for number, group in enumerate(groups)
-        for rollout, credit in zip(group.rollouts, group.credits, strict=True)
+    parts = [
+        [_record(rollout, credit) for rollout, credit in zip(group.rollouts, group.credits, strict=True)]
+        for group in groups
     ]
-    # Exact log-probs: the ratio of a later update, and so a resumed run, depends on every bit of them.
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema(exact=True)), folder / ROWS, compression="zstd")
-    facts = {
-        "format": FORMAT,
-        "names": dict(names),
-        "groups": [{"key": group.key, "version": group.version} for group in groups],
-    }
-    write_file(folder / FACTS, json_dumps(facts).encode())
+    facts = [{"key": group.key, "version": group.version} for group in groups]
+    FILES.write(folder, parts, {"names": dict(names), "groups": facts})
 
 
 def _record(rollout: Rollout, credit: Credit) -> RolloutRecord:
@@ -116,18 +104,8 @@ def read(folder: Path) -> tuple[list[ReplayGroup], dict[str, str]]:
     Raises:
         CheckpointError: a file is missing or damaged, or of another format.
     """
-    try:
-        facts = json_loads((folder / FACTS).read_bytes())
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']!r}, this version of coterie reads {FORMAT}")
-        rows = pq.read_table(folder / ROWS).to_pylist()
-        records = [(row["step"], from_row(row)) for row in rows]
-        groups = [_group(item, [r for k, r in records if k == number]) for number, item in enumerate(facts["groups"])]
-        if sum(len(group.rollouts) for group in groups) != len(records):
-            raise ValueError("rollouts of no group are left over")
-        return groups, dict(facts["names"])
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read the replayed groups in {folder}: {error}") from error
+    with FILES.reading(folder) as (facts, parts):
+        return [_group(*pair) for pair in zip(facts["groups"], parts, strict=True)], dict(facts["names"])
 
 
 def _group(facts: Mapping[str, Any], records: Sequence[RolloutRecord]) -> ReplayGroup:
