@@ -1,6 +1,8 @@
-"""What a run's held-out lessons earn part by part, and for which grade their explanations are written.
+"""What held-out lessons earn part by part, for which grade their explanations are written, and what training changed.
 
-python recipes/teaching/lesson_levels.py runs/lesson/cold runs/lesson/reason
+python recipes/teaching/lesson_levels.py runs/lesson-0/reason runs/lesson-1/reason runs/lesson-2/reason
+
+The interval of the change is a bootstrap over requests, of which each counts with its mean over the runs.
 
 The reward uses one readability formula. A second one, Coleman and Liau's, is no part of it.
 """
@@ -14,27 +16,62 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import lesson
 import pyarrow.parquet
 
+from coterie.stats import bootstrap_interval
+
 WORKED = tuple(text for texts in lesson.EXPLANATIONS.values() for text in texts)
 
 
+Rows = list[dict[str, Any]]
+
+
 def main(runs: list[str]) -> int:
-    """Print a few lines for each evaluation of the runs; the exit code."""
+    """Print a few lines for each evaluation of the runs, and the change that they have in common; the exit code."""
+    changes = []
     for run in runs:
-        for file in sorted((Path(run) / "evals").glob("step_*.parquet")):
-            columns = ["prompt", "completion", "reward_parts"]
-            rows = pyarrow.parquet.read_table(file, columns=columns).to_pylist()
-            print(f"{Path(run).name} {file.stem}: {parts([json.loads(row['reward_parts']) for row in rows])}")
-            texts = defaultdict(list)
-            for row in rows:
-                grade = re.findall(r"for grade (\d+)\.", json.loads(row["prompt"])[-1]["content"])[-1]
-                texts[int(grade)].append(lesson.read(row["completion"]).explanation)
-            for grade, explanations in sorted(texts.items()):
-                print(f"  grade {grade}: {levels(explanations)}")
+        evaluations = [read(file) for file in sorted((Path(run) / "evals").glob("step_*.parquet"))]
+        for number, rows in enumerate(evaluations, 1):
+            print(f"{run}, evaluation {number}: {parts([row['reward_parts'] for row in rows])}")
+            for operation in ("addition", "subtraction"):
+                chosen = [row["reward_parts"] for row in rows if f"{operation} problem" in row["request"]]
+                print(f"  {operation}: {len(chosen)} lessons, {parts(chosen)}")
+            for grade in lesson.GRADES:
+                chosen = [lesson.read(row["completion"]).explanation for row in rows if row["grade"] == grade]
+                print(f"  grade {grade}: {levels(chosen)}")
+        if len(evaluations) > 1:
+            changes.append(change(evaluations[0], evaluations[-1]))
+    if changes:
+        mean_change = {request: mean(row[request] for row in changes) for request in changes[0]}
+        value, low, high = (100 * x for x in bootstrap_interval(list(mean_change.values()), seed=0))
+        print(
+            f"perfect, last less first evaluation: {value:+.1f} points [{low:+.1f}, {high:+.1f}], {len(changes)} runs"
+        )
     return 0
+
+
+def read(file: Path) -> Rows:
+    """The attempts of an evaluation with their request, its grade and the parts of the reward."""
+    rows = pyarrow.parquet.read_table(file, columns=["prompt", "completion", "reward_parts"]).to_pylist()
+    for row in rows:
+        row["reward_parts"] = json.loads(row["reward_parts"])
+        row["request"] = json.loads(row["prompt"])[-1]["content"]
+        row["grade"] = int(re.findall(r"for grade (\d+)\.", row["request"])[-1])
+    return rows
+
+
+def change(before: Rows, after: Rows) -> dict[str, float]:
+    """Request → change of its share of perfect lessons between two evaluations."""
+    shares = []
+    for rows in (before, after):
+        attempts = defaultdict(list)
+        for row in rows:
+            attempts[row["request"]].append(row["reward_parts"]["perfect"])
+        shares.append({request: mean(values) for request, values in attempts.items()})
+    return {request: shares[1][request] - share for request, share in shares[0].items()}
 
 
 def parts(rewards: Sequence[dict[str, float]]) -> str:

@@ -184,3 +184,11 @@ def test_levels_of_explanations_by_two_formulas() -> None:
     )
     assert lesson_levels.levels(["", "Add."]) == "2 lessons, none with an explanation"
     assert lesson_levels.parts([{"key": 1.0, "asked": 0.5}, {"key": 0.0, "asked": 1.0}]) == "key 50.0, asked 75.0"
+
+
+def test_the_change_of_a_request_is_that_of_its_share_of_perfect_lessons() -> None:
+    def rows(*perfect: tuple[str, float]) -> list[dict[str, Any]]:
+        return [{"request": request, "reward_parts": {"perfect": value}} for request, value in perfect]
+
+    before, after = rows(("a", 0.0), ("a", 1.0), ("b", 1.0)), rows(("b", 0.0), ("a", 1.0), ("a", 1.0))
+    assert lesson_levels.change(before, after) == {"a": 0.5, "b": -1.0}
