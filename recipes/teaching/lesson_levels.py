@@ -47,9 +47,7 @@ def main(runs: list[str]) -> int:
     if changes:
         mean_change = {request: mean(row[request] for row in changes) for request in changes[0]}
         value, low, high = (100 * x for x in bootstrap_interval(list(mean_change.values()), seed=0))
-        print(
-            f"perfect, last less first: {value:+.1f} points [{low:+.1f}, {high:+.1f}], {len(changes)} runs"
-        )
+        print(f"perfect, last less first: {value:+.1f} points [{low:+.1f}, {high:+.1f}], {len(changes)} runs")
     return 0
 
 
