@@ -45,6 +45,17 @@ def recited(weights: Mapping[str, Any], **trouble: Any) -> ServedEngine:
     return ServedEngine(engine=Troubled(**trouble), load=lambda: None)
 
 
+def diary(weights: Mapping[str, Any], file: str) -> ServedEngine:
+    """A scripted engine that writes down when it is given weights, and when it gives them back."""
+
+    def note(text: str) -> None:
+        with open(file, "a") as lines:
+            lines.write(f"{text}\n")
+
+    engine = ScriptedEngine(script, vocabulary=VOCABULARY)
+    return ServedEngine(engine=engine, load=lambda: note("load"), rest=lambda: note("rest"))
+
+
 class Troubled(ScriptedEngine):
     """A scripted engine in trouble.
 

@@ -45,11 +45,20 @@ def scripted_pools(host_of: Callable[[tuple[str, ...]], Host]) -> Generator[Make
     """
     pools: list[EnginePool] = []
 
-    def pool(replicas: int = 1, *, restarts: int = 2, timeout_s: float = 60.0, **trouble: Any) -> Any:
+    def pool(
+        replicas: int = 1,
+        *,
+        restarts: int = 2,
+        timeout_s: float = 60.0,
+        target: str = "recited",
+        sleeps: bool = False,
+        **arguments: Any,
+    ) -> Any:
         reports: list[str] = []
+        limits: dict[str, Any] = {"restarts": restarts, "timeout_s": timeout_s, "sleeps": sleeps}
         engine = EnginePool(
             host_of(tuple(f"engine-{index}" for index in range(replicas))),
-            ServiceOrder(target="cluster_hosts:recited", arguments=trouble, restarts=restarts, timeout_s=timeout_s),
+            ServiceOrder(target=f"cluster_hosts:{target}", arguments=arguments, **limits),
             lambda: {"weight": torch.zeros(3)},
             vocabulary=VOCABULARY,
             context=CONTEXT,

@@ -6,16 +6,11 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,6 @@ import pytest
 from cluster_hosts import RAY
 from cluster_pools import SAMPLING, Make, expected, requests, scripted_pools
 from coterie import launch
-from coterie.cluster import ray_session
 from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.hosts import UnplacedError
 from coterie.cluster.ray_host import RayHost, RayService
@@ -32,6 +26,7 @@ from coterie.cluster.ray_session import RaySession, session_for
 from coterie.cluster.sockets import descendants, open_to_others
 from coterie.errors import ConfigError, EngineError, LearnerError
 from coterie.types import Turn
+from ray_runs import wait_until
 from runs_for_tests import Watch, fingerprint, make_config
 
 pytestmark = [
@@ -72,13 +67,6 @@ def ray_processes(pid: int) -> list[str]:
         if "ray" in words and Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
             lines.append(words[:120])
     return lines
-
-
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def host(logs: Path | None = None, names: tuple[str, ...] = ("engine-0",), **changed: Any) -> RayHost:
@@ -229,6 +217,20 @@ def test_ranks_with_shards_have_the_numbers_of_child_processes(
     assert ray.users == 1
 
 
+def test_a_lag_on_two_ranks_has_the_numbers_of_child_processes(
+    ray: RaySession, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    ranks = {"learners": 2, "threads": 1}
+    processes, actors = (
+        launch.train(make_config(tmp_path, name=name, **TINY, engine={"lag": 1}, cluster={"host": name, **ranks}))
+        for name in ("processes", "ray")
+    )
+    assert fingerprint(processes) == fingerprint(actors)
+    assert ray.users == 1
+
+
 def test_a_run_whose_actors_are_killed(ray: RaySession, tmp_path: Path, monkeypatch: Any) -> None:
     """An engine is replaced, with the same bits; a learner rank ends the run, and resume gives them."""
     monkeypatch.chdir(tmp_path)
@@ -268,148 +270,3 @@ class Kills(Watch):
             (service,) = [service for service in self.services if service.name == name]
             assert service.place is not None
             os.kill(service.place["pid"], signal.SIGKILL)
-
-
-RUN = """
-import os, sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from coterie import launch
-from coterie.callbacks import Callback
-from coterie.cluster.ray_host import RayService
-from coterie.cluster.sockets import descendants
-from runs_for_tests import make_config
-
-services, begin = [], RayService.begin
-
-def begun(service, *args):
-    begin(service, *args)
-    services.append(service)
-
-RayService.begin = begun
-
-class Tells(Callback):
-    def on_step(self, step, metrics, sample):
-        print("step", step, *descendants(os.getpid()), flush=True)
-        print("actors", *(service.place["pid"] for service in services if service.place), flush=True)
-        if step == 1:
-            sys.stdin.readline()
-
-    def on_event(self, kind, message):
-        print("event", message, flush=True)
-
-root = Path({root!r})
-os.chdir(root)
-launch.train(make_config(root, name={name!r}, steps={steps}, eval={{"every": 2}}, cluster={cluster!r}), Tells())
-"""
-
-
-def run_elsewhere(root: Path, name: str, steps: int, cluster: dict[str, Any], **environment: str) -> Any:
-    """A run in a process of its own, which prints all processes below it and its actors, and waits after step 1."""
-    paths = [str(TESTS), str(root)]
-    code = RUN.format(paths=paths, root=str(root), name=name, steps=steps, cluster=cluster)
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=clean_environment(root) | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def clean_environment(root: Path) -> dict[str, str]:
-    """The environment as it is without the Ray of this process."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(root)])}
-
-
-def told(process: Any, subject: str) -> list[int]:
-    """Numbers of the next line that begins with this word."""
-    for line in process.stdout:
-        first, *words = line.split()
-        if first == subject:
-            return [int(word) for word in words]
-    raise AssertionError(f"it ended with exit code {process.wait()}")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
-    process = run_elsewhere(tmp_path, "killed", 500, {"host": "ray"})
-    pids = told(process, "step")
-    assert len(pids) > 6
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not any(map(alive, pids[1:])), 150.0)
-    ray_session._sweep()
-    session = ray_session._session
-    left = list(ray_session._root().glob(f"{ray_session.PREFIX}*"))
-    assert left == ([] if session is None else [session.folder]), "what a killed run left is swept by the next"
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A cluster of three nodes on this machine, of which the head has no CPU: its address, and its variables."""
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
-    token, folder = tmp_path / "token", Path(tempfile.mkdtemp(dir="/tmp"))
-    token.write_text("1" * 64)
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    head, address = ["--head", "--include-dashboard", "false", "--temp-dir", str(folder)], ""
-    nodes: list[subprocess.Popen[bytes]] = []
-    try:
-        for index in range(3):
-            log = tmp_path / f"node-{index}.log"
-            words = [*head, "--port", "0", "--num-cpus", "0"] if index == 0 else ["--address", address]
-            words += ["--num-cpus", "1"] if index else []
-            with log.open("w") as output:
-                nodes.append(
-                    subprocess.Popen(
-                        [*command, *words],
-                        env=clean_environment(tmp_path) | secret,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        process_group=0,
-                    )
-                )
-            wait_until(lambda log=log: "Ray runtime started" in log.read_text(), 120.0)
-            if not index:
-                match = re.search(r"--address='([^']+)'", log.read_text())
-                assert match is not None, log.read_text()
-                address = match[1]
-        yield address, secret
-    finally:
-        for node in nodes:
-            for pid in descendants(node.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            node.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_cluster_is_joined_and_a_lost_node_is_made_good(
-    tmp_path: Path, monkeypatch: Any, cluster: tuple[str, dict[str, str]]
-) -> None:
-    """The numbers are those of one process, though the node of the engine is killed after the first step."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    address, secret = cluster
-    settings = {"host": "ray", "address": address, "threads": 1, "start_s": 120.0}
-    process = run_elsewhere(tmp_path, "joined", 4, settings, **secret)
-    (actor,) = told(process, "actors")
-    raylet = int(Path(f"/proc/{actor}/stat").read_text().rpartition(")")[2].split()[1])
-    assert b"raylet" in Path(f"/proc/{raylet}/cmdline").read_bytes()
-    os.kill(raylet, signal.SIGKILL)
-    output, _ = process.communicate("\n", timeout=300)
-    assert process.returncode == 0, output
-    assert "a new one makes its" in output
-    alone = launch.train(make_config(tmp_path, name="alone", steps=4, eval={"every": 2}))
-    assert fingerprint(tmp_path / "runs" / "joined") == fingerprint(alone)
-    crowded = settings | {"learners": 3, "start_s": 5.0}
-    process = run_elsewhere(tmp_path, "crowded", 2, crowded, **secret)
-    process.communicate("\n", timeout=300)
-    assert process.returncode != 0, "one node is left, with one CPU"

@@ -30,8 +30,9 @@ from faults.world import make_world, settings
 
 pytestmark = pytest.mark.skipif(not VLLM, reason="COTERIE_VLLM names no interpreter with vLLM")
 SAMPLING = Sampling(temperature=0.9, max_tokens=12)
-LIMIT = 1e-4
-"""Nats between log-probs of two float32 programs of the same model."""
+TYPICAL, LARGEST = 1e-5, 2e-3
+"""Nats between a log-prob of vLLM in float32 and one of the model in float64: the median, and the greatest. Of 3,092
+tokens of this model the medians were 2e-6 and the greatest 3e-4; the head of another version is off by 0.2."""
 
 
 def requests(version: int, samples: int = 6) -> list[Request]:
@@ -51,30 +52,31 @@ def pool() -> Iterator[tuple[EnginePool, Policy]]:
 
 
 def plain(policy: Policy) -> Any:
-    """The model with transformers' own attention."""
-    network = deepcopy(policy.model)
+    """The model in float64, with transformers' own attention."""
+    network = deepcopy(policy.model).double()
     network.set_attn_implementation("eager")
     return network
 
 
-def gap(policy: Policy, turns: list[Turn]) -> float:
-    """Greatest difference between log-probs of the engine and of the policy's own forward pass."""
-    worst, network = 0.0, plain(policy)
+def check_logprobs(policy: Policy, turns: list[Turn]) -> None:
+    """Compare log-probs of the engine with those of the policy's own forward pass."""
+    gaps, network = [], plain(policy)
     for turn in turns:
         ids = torch.tensor([[*turn.prompt_tokens, *turn.tokens]])
         with torch.inference_mode():
-            logits = network(input_ids=ids).logits[0, len(turn.prompt_tokens) - 1 : -1].float()
+            logits = network(input_ids=ids).logits[0, len(turn.prompt_tokens) - 1 : -1]
         logprobs = torch.log_softmax(logits / turn.temperature, -1)
         exact = logprobs.gather(1, torch.tensor(turn.tokens)[:, None])[:, 0]
-        worst = max(worst, float((exact - torch.tensor(turn.sampler_logprobs)).abs().max()))
-    return worst
+        gaps.append((exact - torch.tensor(turn.sampler_logprobs, dtype=torch.float64)).abs())
+    assert torch.cat(gaps).median() < TYPICAL
+    assert torch.cat(gaps).max() < LARGEST
 
 
 def test_log_probs_are_those_of_the_policy_after_every_update(pool: tuple[EnginePool, Policy]) -> None:
     """The head is tied, and vLLM keeps a packed copy of it; a checksum of the weights would see nothing."""
     engine, policy = pool
     first = engine.generate(requests(0), SAMPLING)
-    assert gap(policy, first) < LIMIT
+    check_logprobs(policy, first)
     before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -82,7 +84,7 @@ def test_log_probs_are_those_of_the_policy_after_every_update(pool: tuple[Engine
             parameter.mul_(1.0 + 0.3 * torch.randn(parameter.shape, generator=generator))
     engine.commit(1)
     moved = engine.generate(requests(1), SAMPLING)
-    assert gap(policy, moved) < LIMIT
+    check_logprobs(policy, moved)
     assert [turn.version for turn in moved] == [1] * len(moved)
     assert [turn.tokens for turn in moved] != [turn.tokens for turn in first]
     with torch.no_grad():
@@ -148,7 +150,7 @@ def test_a_killed_service_is_replaced(pool: tuple[EnginePool, Policy]) -> None:
     while engine.unfinished:
         turns.update(engine.step())
     assert len(turns) == len(requests(2))
-    assert gap(policy, list(turns.values())) < LIMIT
+    check_logprobs(policy, list(turns.values()))
     assert sorted(Path("/dev/shm").glob("psm_*")) == shared, "it leaves no memory behind"
 
 
@@ -167,6 +169,29 @@ def test_a_run_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
         mismatch = [database.step_metrics(step)["mismatch/kl"] for step in range(1, 6)]
     assert max(map(abs, mismatch)) < 1e-6
+
+
+def test_with_a_lag_it_samples_by_the_weights_of_the_step_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the learner's own forward pass of those weights says of the tokens, up to rounding."""
+    world = tmp_path / "world"
+    make_world(world, head_dim=32, hidden_size=64)
+    monkeypatch.setenv("PYTHONPATH", str(world))
+    monkeypatch.syspath_prepend(str(world))
+    changed: dict[str, Any] = {
+        "steps": 3,
+        "engine": {"name": "vllm", "python": VLLM, "max_num_seqs": 4, "lag": 1},
+        "cluster": {"host": "processes"},
+        "model": {"name": str(world / "model"), "dtype": "float32"},
+        "optim": {"lr": 1e-3},
+    }
+    run = launch.train(settings(world, tmp_path / "runs", **changed))
+    with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
+        steps = [database.step_metrics(step) for step in range(1, 4)]
+    assert [metrics["staleness/max"] for metrics in steps] == [0.0, 1.0, 1.0]
+    assert abs(steps[0]["mismatch/kl"]) < 1e-6
+    assert all(abs(metrics["mismatch/kl"]) > 1e-6 for metrics in steps[1:])
 
 
 def test_an_engine_without_vllm_is_refused_before_anything_begins(tmp_path: Path) -> None:

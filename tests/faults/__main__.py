@@ -56,6 +56,8 @@ class Size:
     """In which they are lost."""
     lag_kills: int
     """Of runs with a lag, at random moments."""
+    vllm_kills: int
+    """Of vLLM as a service, and of its runs."""
     scales: tuple[float, ...]
     """By which the engine's weights are wrong."""
 
@@ -76,6 +78,7 @@ LONG = Size(
     service_kills=120,
     service_passes=(1, 2, 3, *range(4, 40, 3)),
     lag_kills=40,
+    vllm_kills=45,
     scales=(1.0003, 1.001, 1.003, 1.01),
 )
 SHORT = Size(
@@ -94,6 +97,7 @@ SHORT = Size(
     service_kills=2,
     service_passes=(1, 30),
     lag_kills=1,
+    vllm_kills=3,
     scales=(1.01,),
 )
 
@@ -111,8 +115,10 @@ class Share:
 
 
 CUT = ("power", "random", "tools", "stages", "points", "calls")
-WHOLE = ("soak", "disk", "damage", "engine", "services", "stop", "configs", "flips", "secrets", "clock")
+WHOLE = ("soak", "disk", "damage", "engine", "services", "stop", "configs", "flips", "secrets", "clock", "vllm")
 """In an order that leaves two workers with about as much to do."""
+NAMED = ("vllm",)
+"""Sections that are tried when --only names them, for they need another environment."""
 
 
 def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Callable[[], Iterator[Case]]]:
@@ -130,6 +136,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
         stages,
         stopping,
         tools,
+        vllm_services,
     )
     from faults.harness import Harness
 
@@ -170,6 +177,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
             ),
             services.on_ranks(root.parent / "ranks", max(1, size.points // 4)),
         ),
+        "vllm": lambda: vllm_services.losses(root.parent / "vllm", size.vllm_kills, seed),
         "random": lambda: (
             of_trial("random", trial)
             for trial in kills.at_random(harness, -(-size.kills // share.count), seed * share.count + share.index)
@@ -207,7 +215,7 @@ def _sections(size: Size, seed: int, share: Share, root: Path) -> dict[str, Call
 def _size(options: argparse.Namespace) -> Size:
     size = SHORT if options.short else LONG
     given = {name: getattr(options, name) for name in ("kills", "passes", "soak", "calls", "cuts")}
-    given |= dict.fromkeys(("tool_kills", "stage_kills", "service_kills", "lag_kills"), options.kills)
+    given |= dict.fromkeys(("tool_kills", "stage_kills", "service_kills", "lag_kills", "vllm_kills"), options.kills)
     return replace(size, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -247,7 +255,7 @@ def _alone(options: argparse.Namespace) -> bool:
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of libraries
         sections = _sections(_size(options), options.seed, share, root / "trials")
     failed = 0
-    for name in options.only or sections:
+    for name in options.only or [name for name in sections if name not in NAMED]:
         if not share.takes(name):
             continue
         began, spent = time.monotonic(), sum(os.times()[:4])

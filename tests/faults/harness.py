@@ -94,6 +94,7 @@ class Harness:
         changed: sections of the settings that are others than usual.
         phases: what else a process may be doing.
         loops: the functions that are a run's loop.
+        sizes: of the model that are others than usual.
     """
 
     def __init__(
@@ -102,12 +103,13 @@ class Harness:
         changed: Mapping[str, Any] | None = None,
         phases: Mapping[str, Hooks] | None = None,
         loops: Hooks = LOOPS,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.root, self.changed = root, dict(changed or {})
         self.phases, self.loops = {**PHASES, **(phases or {})}, loops
         self.world = root / "world"
         tqdm.tqdm.monitor_interval = 0  # no thread of its own: a fork of a process with threads may hang
-        make_world(self.world)
+        make_world(self.world, **(sizes or {}))
         self.phase = mmap.mmap(-1, mmap.PAGESIZE)
         self.starting, self.looping = 2.0, 2.0
         """Seconds of an attempt to its first step, and from there to its end; they follow the machine's load."""

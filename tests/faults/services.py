@@ -45,18 +45,18 @@ def losses(harness: Harness, kills: int, passes: Sequence[int], seed: int, *, wh
     before, host = harness.changed, services.host_for
     try:
         harness.changed = {**before, "cluster": CLUSTER}
-        yield _unharmed(harness, "a service in a process of its own, killed at pass 20", _at_pass(20, _kill))
+        yield unharmed(harness, "a service in a process of its own, killed at pass 20", at_pass(20, kill))
         if whole:
             for trial in at_random(harness, max(4, kills // 8), seed):
                 yield of_trial("services", replace(trial, name=f"the run is killed, {trial.name}"))
         services.host_for = _forks  # ty: ignore[invalid-assignment]
         for number in passes:
-            yield _unharmed(harness, f"killed at pass {number}", _at_pass(number, _kill))
-        yield from _random(harness, kills, seed)
+            yield unharmed(harness, f"killed at pass {number}", at_pass(number, kill))
+        yield from random_kills(harness, kills, seed, _murderous)
         yield _too_often(harness)
         harness.changed["cluster"] = CLUSTER | {"timeout_s": 0.5}
         for number in passes[:: max(1, len(passes) // 4)]:
-            yield _unharmed(harness, f"frozen at pass {number}", _at_pass(number, _freeze))
+            yield unharmed(harness, f"frozen at pass {number}", at_pass(number, freeze))
     finally:
         harness.changed, services.host_for = before, host
 
@@ -81,7 +81,7 @@ def with_a_lag(root: Path, kills: int, passes: Sequence[int], points: int, seed:
         for trial in at_random(harness, kills, seed):
             yield of_trial("services", replace(trial, name=f"lag: {trial.name}"))
         for number in passes:
-            yield _unharmed(harness, f"lag: service killed at pass {number}", _at_pass(number, _kill))
+            yield unharmed(harness, f"lag: service killed at pass {number}", at_pass(number, kill))
     finally:
         services.host_for = host
 
@@ -117,15 +117,17 @@ def _forks(config: RunConfig, recorder: Recorder | None, names: Sequence[str], *
     return ForkHost()
 
 
-def _kill(service: ChildService) -> None:
+def kill(service: ChildService) -> None:
+    """SIGKILL."""
     os.kill(service.process.pid, signal.SIGKILL)
 
 
-def _freeze(service: ChildService) -> None:
+def freeze(service: ChildService) -> None:
+    """SIGSTOP: it hangs."""
     os.kill(service.process.pid, signal.SIGSTOP)
 
 
-def _at_pass(number: int, deed: Callable[[ChildService], None]) -> Prepare:
+def at_pass(number: int, deed: Callable[[ChildService], None]) -> Prepare:
     """A trap: in the run's pass of that number, the service has been asked and has not answered."""
 
     def arm() -> None:
@@ -143,25 +145,32 @@ def _at_pass(number: int, deed: Callable[[ChildService], None]) -> Prepare:
     return arm
 
 
-def _unharmed(harness: Harness, name: str, trap: Prepare) -> Case:
+def unharmed(harness: Harness, name: str, trap: Prepare, section: str = "services") -> Case:
+    """A run in spite of a trap that loses a service."""
     runs = harness.folder(f"services {name}")
     problem = harness.unharmed(runs, trap)
     told = sum("a new one makes its" in log.read_text() for log in (runs / NAME / "logs").glob("attempt_*.log"))
-    return Case(section="services", name=name, problem=problem or (None if told else "no service was lost"))
+    return Case(section=section, name=name, problem=problem or (None if told else "no service was lost"))
 
 
-def _random(harness: Harness, kills: int, seed: int) -> Iterator[Case]:
-    """Runs whose services are killed every now and then by another thread."""
+def random_kills(
+    harness: Harness, kills: int, seed: int, trap: Callable[[Path, str], Prepare], section: str = "services"
+) -> Iterator[Case]:
+    """Runs whose services are killed every now and then, until `kills` have happened.
+
+    Args:
+        trap: of a file to which it adds a byte for each kill, and a seed.
+    """
     happened = number = 0
     while happened < kills:
         number += 1
         runs = harness.folder(f"services random {number}")
-        done = harness.wait(harness.start(runs, _murderous(runs / "kills", f"{seed} {number}")))
+        done = harness.wait(harness.start(runs, trap(runs / "kills", f"{seed} {number}")))
         problem = f"exit code {done.code}: {log_of(runs)}" if done.code else None
         problem = problem or harness.differs(runs)
         count = (runs / "kills").stat().st_size if (runs / "kills").exists() else 0
         happened += count
-        yield Case(section="services", name=f"random {number}", problem=problem, facts={"service_kills": count})
+        yield Case(section=section, name=f"services, random {number}", problem=problem, facts={"service_kills": count})
         if number > 10 * kills:
             raise AssertionError("services are hardly ever killed: it would prove nothing")
 
@@ -202,7 +211,7 @@ def _too_often(harness: Harness) -> Case:
             inner(self, member, *args, **options)
             passes += 1
             if passes > 20:
-                _kill(member.service)
+                kill(member.service)
 
         EnginePool._post = post
 

@@ -23,6 +23,7 @@ TITLES = {
     "configs": "mutated settings",
     "engine": "an engine that lies, fails, hangs, loses a commit, reads old weights",
     "services": "engine services killed and frozen; their run, runs with a lag, and learner ranks killed",
+    "vllm": "vLLM as a service killed and frozen, and its run killed",
     "soak": "a long run, killed every few steps",
     "clock": "a wall clock that jumps",
 }
@@ -92,7 +93,7 @@ def _figures(name: str, facts: Sequence[dict[str, Any]], bad: int) -> list[str]:
         return [
             f"{noticed} of {sum('noticed' in fact for fact in facts)} kinds of wrong weights told of in the same step"
         ]
-    if name == "services":
+    if name in ("services", "vllm"):
         counts = {key: sum(fact.get(key, 0) for fact in facts) for key in ("service_kills", "rank_kills")}
         runs = sum(len(fact.get("deaths", [])) for fact in facts)
         return [

@@ -76,6 +76,7 @@ def vllm_engine(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "enable_sleep_mode": settings.sleep_mode,
         **settings.vllm,
     }
     sizes = {"vocabulary": policy.head.weight.shape[0], "cache_bytes": policy.cache_bytes()}
@@ -117,6 +118,7 @@ def _pool(
         start_s=cluster.start_s,
         timeout_s=cluster.timeout_s,
         restarts=cluster.restarts,
+        sleeps=config.engine.sleep_mode,
     )
 
     def report(text: str) -> None:

@@ -30,6 +30,7 @@ class ServiceOrder:
         start_s: seconds until a service is ready.
         timeout_s: seconds for one answer, about a token of each sequence; then a service counts as hung.
         restarts: losses in the sampling of one policy version after which the run ends.
+        sleeps: `EnginePool.sleep` has them give their memory back.
     """
 
     target: str
@@ -37,6 +38,7 @@ class ServiceOrder:
     start_s: float = 600.0
     timeout_s: float = 300.0
     restarts: int = 5
+    sleeps: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -178,6 +180,17 @@ class EnginePool(Engine):
     def copy_weights(self) -> dict[str, Tensor]:
         """A copy of the policy's present weights, for `publish`."""
         return {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+
+    def sleep(self) -> None:
+        """Have each service that was asked something since the commit give its memory back; the next request wakes it.
+
+        Raises:
+            EngineError: requests are open, or a service was lost too often.
+        """
+        if not self._order.sleeps:
+            return
+        check_idle(self, self._version)
+        self._exchange([member for member in self._members if member.sent], ["sleep"])
 
     def close(self) -> None:
         for member in self._members:

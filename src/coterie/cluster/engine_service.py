@@ -27,12 +27,17 @@ class ServedEngine:
 
     Args:
         engine: made by the function that the order names.
-        load: has the engine sample from the weights that are in the shared memory now.
+        load: has the engine sample from the weights that are in the shared memory now, and wakes it where it sleeps.
+        rest: gives the memory back that only sampling needs, weights included.
     """
 
     engine: Engine
     load: Callable[[], None]
+    rest: Callable[[], None] = lambda: None
+    _commits: int = 0
+    """Number of the last commit."""
     _loaded: int | None = None
+    """That of the commit whose weights the engine has; None: it sleeps, or has read none."""
     _ids: dict[int, int] = field(default_factory=dict)
     """Number at the other end → id of the engine, of each request since the last commit."""
     _numbers: dict[int, int] = field(default_factory=dict)
@@ -52,21 +57,36 @@ class ServedEngine:
         Args:
             commits: number of the commit at the other end.
         """
+        self._free()
+        self._commits = commits
+        self._wake()
+        self.engine.commit(version)
+
+    def _free(self) -> None:
+        """End what is open or kept."""
         for request in list(self._numbers):
             self.engine.abort(request)
         self._ids.clear()
         self._numbers.clear()
-        if self._loaded != commits:
+
+    def _wake(self) -> None:
+        """Read the weights of the last commit, unless the engine has them."""
+        if self._loaded != self._commits:
             self._loaded = None
             self.load()
-            self._loaded = commits
-        self.engine.commit(version)
+            self._loaded = self._commits
+
+    def _sleep(self) -> None:
+        self._free()
+        self._loaded = None
+        self.rest()
 
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()
 
     def _submit(self, number: int, request: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+        self._wake()
         identity = self.engine.submit(request_of(request), sampling_of(sampling))
         self._ids[number], self._numbers[identity] = identity, number
 

@@ -60,6 +60,7 @@ class VllmEngine(Engine):
         self._vocabulary, self._context, self._stop_ids = vocabulary, context, list(stop_ids)
         self._open: dict[int, _Sampled] = {}
         self._version, self._submitted = 0, 0
+        self._asleep = False
 
     @property
     def vocabulary(self) -> int:
@@ -76,8 +77,18 @@ class VllmEngine(Engine):
     def load(self, file: int, slots: Sequence[Mapping[str, Any]]) -> None:
         """Take the weights in the shared memory, in every worker; what is kept of prompts was computed by others."""
         path = f"/proc/{os.getpid()}/fd/{file}"  # workers are other processes where there are several
+        if self._asleep:
+            self._llm.wake_up(["weights"])
         self._llm.collective_rpc("read_shared_weights", args=(path, list(slots)))
+        if self._asleep:  # only now, so that old weights, new weights and the cache are never there at once
+            self._llm.wake_up(["kv_cache"])
+            self._asleep = False
         self._llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Discard weights and cache; `load` brings them back."""
+        self._llm.sleep(level=2)
+        self._asleep = True
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         check_request(request, sampling, version=self._version, context=self._context)
@@ -218,7 +229,7 @@ def served_vllm(
         ) from error
     sizes = {"vocabulary": vocabulary, "context": arguments["max_model_len"]}
     engine = VllmEngine(llm, **sizes, stop_ids=stop_ids)
-    return ServedEngine(engine=engine, load=lambda: engine.load(weights["file"], weights["slots"]))
+    return ServedEngine(engine=engine, load=lambda: engine.load(weights["file"], weights["slots"]), rest=engine.sleep)
 
 
 def on_cpu(arguments: Mapping[str, Any], cache_bytes: int) -> dict[str, Any]:

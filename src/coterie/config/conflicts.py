@@ -87,6 +87,16 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         "engine.lag = 0",
     ),
     (
+        lambda c: c.engine.sleep_mode and c.cluster.host == "local",
+        'engine.sleep_mode = true is of engine services, and with cluster.host = "local" the engine reads the '
+        'learner\'s weights in place; set cluster.host = "processes" or "ray", or engine.sleep_mode = false',
+    ),
+    (
+        lambda c: c.engine.sleep_mode and c.engine.lag,
+        "engine.sleep_mode = true has engines sleep while the learner updates, and with engine.lag = {c.engine.lag} "
+        "they sample then; leave out either",
+    ),
+    (
         lambda c: c.engine.lag and c.rollout_correction.kind == "none" and not c.rollout_correction.bypass_mode,
         'engine.lag = {c.engine.lag} with rollout_correction.kind = "none" would take the learner for the policy that '
         "sampled; set rollout_correction.bypass_mode = true (the ratio is learner/sampler), rollout_correction.kind = "

@@ -60,6 +60,10 @@ class EngineConfig(Section):
     lag: int = Field(default=0, ge=0)
     """Versions between the policy that samples a batch and the one that is updated by it; 1 samples the next batch
     while the learner updates (verl's one-step off-policy, prime-rl's max_async_level). 0: in turn (docs/scale.md)."""
+    sleep_mode: bool = False
+    """While the learner updates, engine services give back the memory of their weights and cache, which they read
+    again before the next sampling (vLLM's enable_sleep_mode, level 2; verl's free_cache_engine): learner and engines
+    share a machine or a GPU in turn (docs/scale.md). Needs cluster.host = "processes" or "ray", and lag = 0."""
     max_kept_tokens: int = Field(default=0, ge=0)
     """Most tokens of conversations between two turns that stay computed; 0 = as many as the decoded rows may hold."""
     draft: Literal["off", "history"] = "off"

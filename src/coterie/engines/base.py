@@ -107,6 +107,10 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Give back memory that only sampling needs, until the next request; by default an engine holds none."""
+        return None
+
     def close(self) -> None: ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, quorum: Quorum | None = None) -> list[Turn]:

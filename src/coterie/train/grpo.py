@@ -118,7 +118,9 @@ class Trainer(Loop):
         if self.lagged is not None:
             return self.lagged.take(version, self.progress.cursor, self.progress.pending)
         check_version(self.engine.version, version)
-        return self.sampler.collect(self.progress.cursor, self.progress.pending)
+        batch = self.sampler.collect(self.progress.cursor, self.progress.pending)
+        self.engine.sleep()
+        return batch
 
     def settle(self) -> None:
         if self.lagged is not None:
