@@ -21,7 +21,7 @@ from coterie.cluster.hosts import ChildService
 from coterie.cluster.vllm_engine import VllmEngine
 from coterie.config.schema import RunConfig
 from coterie.errors import ConfigError, EngineError
-from coterie.policy.trained_weights import TrainedWeights
+from coterie.policy.shared_memory import ServiceWeights, SharedWeights
 from engines_for_tests import Codec
 from runs_for_tests import fingerprint, make_config
 from tiny_models import tiny_policy
@@ -86,20 +86,15 @@ def kill(engine: EnginePool) -> None:
 def test_weights_without_memory_are_read_again_to_the_bit() -> None:
     policy = tiny_policy("llama", dtype=torch.float64)
     before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
-    trained = TrainedWeights(policy.parameters())
-    trained.allocate()
-    assert all(torch.equal(policy.parameters()[name], tensor) for name, tensor in before.items()), "they had memory"
-    trained.release()
+    shared = SharedWeights.of(before)
+    shared.write(before)
+    weights = ServiceWeights(shared, policy.parameters())
+    weights.release()
     assert {parameter.untyped_storage().nbytes() for parameter in policy.parameters().values()} == {0}
-    trained.allocate()
-    with torch.no_grad():
-        for name, parameter in policy.parameters().items():
-            parameter.copy_(before[name])
-    ids = torch.tensor([[5, 9, 4]])
-    again = tiny_policy("llama", dtype=torch.float64)
-    for network in (policy.model, again.model):
-        network.set_attn_implementation("eager")
-    assert torch.equal(policy.model(input_ids=ids).logits, again.model(input_ids=ids).logits)
+    for _ in range(2):
+        weights.load()
+        assert all(torch.equal(policy.parameters()[name], tensor) for name, tensor in before.items())
+    shared.close()
 
 
 def test_a_run_has_the_bits_of_one_whose_engine_stays_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

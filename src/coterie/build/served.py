@@ -16,8 +16,7 @@ from coterie.config.user_functions import search_in
 from coterie.data.chat import load_chat
 from coterie.policy.learner import Learner
 from coterie.policy.ranks import Ranks
-from coterie.policy.shared_memory import SharedWeights
-from coterie.policy.trained_weights import TrainedWeights
+from coterie.policy.shared_memory import ServiceWeights, SharedWeights
 
 
 def served_engine(
@@ -45,17 +44,13 @@ def served_engine(
     chat = load_chat(source, config.model.revision, skip_special_tokens=config.sampling.skip_special_tokens)
     chat.stop_ids = frozenset(stop_ids)
     engine = part(ENGINES, config.engine.name)(policy, chat, config, longest)
-    shared, trained = SharedWeights(**weights), TrainedWeights(policy.parameters())
-
-    def load() -> None:
-        trained.allocate()
-        shared.read_into(policy.parameters())
+    trained = ServiceWeights(SharedWeights(**weights), policy.parameters())
 
     def rest() -> None:
         engine.close()  # what it holds between two calls reads the weights
         trained.release()
 
-    return ServedEngine(engine=engine, load=load, rest=rest)
+    return ServedEngine(engine=engine, load=trained.load, rest=rest)
 
 
 def served_learner(settings: Mapping[str, Any], source: str, reference: str | None, threads: int) -> ServedLearner:

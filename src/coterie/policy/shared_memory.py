@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import EngineError
+from coterie.policy.activations import release
 
 SHARED = Path("/dev/shm")
 """A file system in memory, where Linux has it; a file of the temporary folder does elsewhere."""
@@ -129,6 +130,37 @@ class SharedWeights:
     def close(self) -> None:
         """Give the memory back, once no tensor reads it."""
         os.close(self.file)
+
+
+class ServiceWeights:
+    """The trained weights of a service's policy, read from the shared memory, and without memory of their own while it
+    sleeps.
+
+    Args:
+        shared: where the run writes them.
+        weights: by name, each tensor once; the tensors themselves stay, so that whoever holds one sees it come and go.
+    """
+
+    def __init__(self, shared: SharedWeights, weights: Mapping[str, Tensor]) -> None:
+        self._shared, self._weights = shared, dict(weights)
+        self._shapes = {name: tensor.shape for name, tensor in weights.items()}
+
+    def load(self) -> None:
+        """Read them, with memory for them again where they have none.
+
+        Raises:
+            EngineError: the shared memory has other names or shapes.
+        """
+        for name, tensor in self._weights.items():
+            if tensor.shape != self._shapes[name]:
+                tensor.data = tensor.data.new_empty(self._shapes[name])
+        self._shared.read_into(self._weights)
+
+    def release(self) -> None:
+        """Give their memory back, to the device or the system: the values are lost, every tensor has no element."""
+        for tensor in self._weights.values():
+            tensor.data = tensor.data.new_empty(0)
+        release()
 
 
 def _width(dtype: str) -> int:
