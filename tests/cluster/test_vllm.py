@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster_hosts import VLLM, vllm_pool
+from cluster_hosts import RAY, VLLM, vllm_pool
 from coterie import launch
 from coterie.cluster.engine_pool import EnginePool
 from coterie.cluster.hosts import ChildService
@@ -26,7 +27,7 @@ from coterie.policy.model import Policy
 from coterie.runs.metrics import MetricsDB
 from coterie.types import SampleKey, StopReason, Turn
 from engines_for_tests import Codec
-from faults.world import make_world, settings
+from faults.world import end_state, make_world, settings
 
 pytestmark = pytest.mark.skipif(not VLLM, reason="COTERIE_VLLM names no interpreter with vLLM")
 SAMPLING = Sampling(temperature=0.9, max_tokens=12)
@@ -192,6 +193,35 @@ def test_with_a_lag_it_samples_by_the_weights_of_the_step_before(
     assert [metrics["staleness/max"] for metrics in steps] == [0.0, 1.0, 1.0]
     assert abs(steps[0]["mismatch/kl"]) < 1e-6
     assert all(abs(metrics["mismatch/kl"]) > 1e-6 for metrics in steps[1:])
+
+
+RUN = """
+import os, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from coterie import launch
+from faults.world import make_world, settings
+
+world = Path({world!r})
+make_world(world, head_dim=32, hidden_size=64)
+os.environ["PYTHONPATH"] = os.pathsep.join([{source!r}, str(world)])
+sys.path.insert(0, str(world))
+for host in ("processes", "ray"):
+    engine, cluster = {{"name": "vllm", "max_num_seqs": 4}}, {{"host": host, "threads": 1}}
+    model = {{"name": str(world / "model"), "dtype": "float32"}}
+    launch.train(settings(world, world.parent / host, steps=3, engine=engine, cluster=cluster, model=model))
+"""
+
+
+@pytest.mark.skipif(not RAY, reason="COTERIE_RAY is not set; `python3 bootstrap.py cluster` sets it")
+def test_in_a_ray_actor_it_has_the_numbers_of_a_child_process(tmp_path: Path) -> None:
+    """In an interpreter that has vLLM, Ray and what a run needs, as every node of a cluster would have."""
+    source = str(Path(launch.__file__).parents[1])
+    code = RUN.format(paths=[source, str(Path(__file__).parents[1])], world=str(tmp_path / "world"), source=source)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.run([VLLM, "-c", code], env=kept, capture_output=True, text=True, timeout=400)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert end_state(tmp_path / "processes" / "one") == end_state(tmp_path / "ray" / "one")
 
 
 def test_an_engine_without_vllm_is_refused_before_anything_begins(tmp_path: Path) -> None:

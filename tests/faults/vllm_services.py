@@ -45,7 +45,7 @@ def losses(root: Path, kills: int, seed: int) -> Iterator[Case]:
     yield from random_kills(harness, kills - kills // 3, seed, _now_and_then, section="vllm")
     for trial in at_random(harness, kills // 3, seed):
         yield of_trial("vllm", trial)
-    harness.changed["cluster"] = CLUSTER | {"timeout_s": 2.0}
+    harness.changed["cluster"] = CLUSTER | {"timeout_s": 20.0}
     yield unharmed(harness, "vLLM frozen at pass 20", at_pass(20, freeze), section="vllm")
 
 
