@@ -14,6 +14,8 @@ import pytest
 from trl_rewards import rewards_a, rewards_nothing
 
 import coterie
+from cluster_hosts import ThreadHost
+from coterie.build import services
 from coterie.compat.trl import GRPOConfig, GRPOTrainer
 from coterie.compat.trl.arguments import ANY, ARGUMENTS, EXTRA, HELDOUT, LORA, TRAINER
 from coterie.compat.trl.config import length_of, lora_of, schedule_of, settings_of
@@ -196,6 +198,18 @@ def test_a_loaded_model_and_streams(folder: Path) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match="another chat template"):
         GRPOTrainer("tiny", rewards_a, args, conversations(0, 9), None, tokenizer).train()
+
+
+def test_settings_put_the_engine_into_a_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the refusal of `use_vllm` says."""
+    monkeypatch.setattr(services, "host_for", lambda *args, **options: ThreadHost())
+    args = GRPOConfig("out", num_generations=4, per_device_train_batch_size=8, max_completion_length=4, max_steps=2,
+                      disable_tqdm=True, use_cpu=True)  # fmt: skip
+    apart = {"name": "apart", "cluster.host": "processes", "engine.sleep_mode": True}
+    trainer = GRPOTrainer("tiny", rewards_a, args, conversations(0, 9), settings=apart)
+    assert trainer.train().global_step == 2
+    assert trainer.run is not None
+    assert trainer.run.config.cluster.host == "processes"
 
 
 def test_texts_are_announced(folder: Path) -> None:
@@ -387,7 +401,7 @@ def test_attributes_are_arguments() -> None:
     with pytest.raises(ConfigError, match="no argument 'learning'; did you mean"):
         args.learning = 1
     args.use_vllm = True
-    with pytest.raises(ConfigError, match="use_vllm = True cannot be honoured: sampling runs inside the trainer"):
+    with pytest.raises(ConfigError, match=r"use_vllm = True cannot be honoured: .* has vLLM sample"):
         args.check()
     assert ARGUMENTS["full_determinism"].accepted == ANY
     assert GRPOConfig(full_determinism=True).full_determinism

@@ -24,16 +24,20 @@ _BATCH = (
     "a step trains on collect.prompts_per_step × collect.group_size rollouts, in optim.minibatches optimizer steps; "
     "micro-batches follow from optim.max_tokens_per_microbatch"
 )
-_VLLM = "sampling runs inside the trainer and reads its weights in place: there is no vLLM server or second engine"
-_DEVICES = "training uses one device, without sharding or a process group"
-_TRACKER = "metrics go to metrics.sqlite in the run's folder"
+_VLLM = 'with engine.name = "vllm" and cluster.host = "processes" or "ray" (docs/scale.md)'
+_ARGUMENTS = f"holds vLLM's engine arguments by their names there, {_VLLM}"
+_SERVER = 'of a server of completions, with engine.name = "http" (docs/serve.md)'
+_SAMPLING = "the embedded engine batches continuously and reads the learner's weights in place; see engine.name"
+_RANKS = 'processes of one device each, with cluster.host = "processes" or "ray" (docs/scale.md)'
+_DEVICES = "cluster.learners and cluster.strategy say how ranks share a model; they have no such option"
+_TRACKER = "of a tracker's own settings; `trackers` names them (docs/trackers.md)"
 _HUB = "nothing is uploaded; a checkpoint's model folder opens in transformers"
 _LOGGING = "every step is printed, logged and stored"
 _LOADING = "data is prepared once, before the first step"
 _QUANTISED = 'weights are trained in float32, bfloat16 or float64; optim.moments = "8bit" stores the moments in 8 bits'
 _ADAPTER = "an adapter is plain LoRA without dropout: model.lora.rank, alpha and targets"
 _ADAPTIVE = "adapts in steps of 0.005, without bounds of its own"
-_TOOLS = "tools are an environment: [environment] name, a generator function of your own"
+_TOOLS = 'with environment.name = "tools" (docs/tools.md)'
 _SAMPLER = "a training sampler must be the policy itself, so there are only temperature and stop strings"
 _TEMPLATE = "the tokenizer's own chat template is used; data.system sets the system message"
 _RESUME = "`coterie resume RUN` continues from the newest checkpoint that verifies"
@@ -120,6 +124,24 @@ FOREIGN: dict[str, Foreign] = {
     "ppo_micro_batch_size_per_gpu": Foreign("optim.max_tokens_per_microbatch", "in tokens"),
     "ppo_max_token_len_per_gpu": Foreign("optim.max_tokens_per_microbatch"),
     "seq_len": Foreign("optim.max_tokens_per_microbatch"),
+    # engines and ranks
+    "use_vllm": Foreign("engine.name", '"vllm", with cluster.host = "processes" or "ray" (docs/scale.md)'),
+    "rollout.name": Foreign("engine.name", "embedded, vllm or http"),
+    "rollout.mode": Foreign("engine.name", "turns of an episode are always sampled as they come"),
+    "vllm_mode": Foreign("engine.name", '"vllm" is a service of the run, "http" a server'),
+    "vllm_enable_sleep_mode": Foreign("engine.sleep_mode", "of engine services"),
+    "free_cache_engine": Foreign("engine.sleep_mode", "of engine services"),
+    "vllm_server_base_url": Foreign("engine.base_url", _SERVER),
+    "vllm_server_host": Foreign("engine.base_url", _SERVER),
+    "vllm_server_port": Foreign("engine.base_url", _SERVER),
+    "vllm_server_timeout": Foreign("engine.timeout_s", _SERVER),
+    "nnodes": Foreign("cluster.address", 'of a Ray cluster, with cluster.host = "ray"'),
+    "n_gpus_per_node": Foreign("cluster.learners", _RANKS),
+    "fsdp": Foreign("cluster.strategy", f'"fsdp" shares one set of weights out among cluster.learners, {_RANKS}'),
+    "strategy": Foreign("cluster.strategy", f"of cluster.learners, {_RANKS}"),
+    "fsdp_size": Foreign("cluster.learners", 'with cluster.strategy = "fsdp" every rank holds a shard'),
+    "report_to": Foreign("trackers", "metrics go to metrics.sqlite in the run's folder in any case"),
+    "logger": Foreign("trackers", "metrics go to metrics.sqlite in the run's folder in any case"),
     "max_async_level": Foreign("engine.lag", "a fixed number of steps, not a limit"),
     "num_iterations": Foreign("optim.epochs", "passes over a collected batch"),
     "ppo_epochs": Foreign("optim.epochs"),
@@ -241,7 +263,7 @@ def _none(note: str, *names: str) -> None:
 
 _none(
     _TRACKER,
-    *("report_to", "logger", "wandb", "project", "project_name", "trackio_space_id", "trackio_bucket_id"),
+    *("wandb", "project", "project_name", "trackio_space_id", "trackio_bucket_id"),
     "trackio_static_space_id",
 )
 _none(
@@ -256,21 +278,27 @@ _none(
     *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
     "hub_revision",
 )
+FOREIGN.update(
+    dict.fromkeys(
+        (
+            *("vllm_model_impl", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
+            *("gpu_memory_utilization", "tensor_model_parallel_size", "enforce_eager", "max_model_len", "load_format"),
+            *("max_num_batched_tokens", "enable_chunked_prefill"),
+        ),
+        Foreign("engine.vllm", _ARGUMENTS),
+    )
+)
 _none(
-    _VLLM,
-    *("use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
-    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
-    *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size", "gpu_memory_utilization"),
-    *("tensor_model_parallel_size", "enforce_eager", "free_cache_engine", "max_model_len", "max_num_batched_tokens"),
-    *("enable_chunked_prefill", "use_transformers_continuous_batching", "transformers_continuous_batching_config"),
-    *("use_transformers_paged", "cache_implementation", "load_format", "rollout.mode", "rollout.name"),
+    _SAMPLING,
+    *("vllm_structured_outputs_regex", "vllm_group_port", "use_transformers_continuous_batching"),
+    *("transformers_continuous_batching_config", "use_transformers_paged", "cache_implementation"),
     *("calculate_log_probs", "ds3_gather_for_generation"),
 )
 _none(
     _DEVICES,
-    *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "local_rank", "ddp_backend"),
+    *("deepspeed", "fsdp_config", "parallelism_config", "accelerator_config", "local_rank", "ddp_backend"),
     *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_timeout"),
-    *("average_tokens_across_devices", "save_on_each_node", "strategy", "nnodes", "n_gpus_per_node", "fsdp_size"),
+    *("average_tokens_across_devices", "save_on_each_node"),
     *("param_offload", "optimizer_offload", "ulysses_sequence_parallel_size", "balance_batch", "nccl_timeout"),
 )
 _none(

@@ -143,6 +143,15 @@ def _satisfied(note: str, **defaults: Any) -> dict[str, Argument]:
 _BATCH_NOTE = "a generation batch is per_device_train_batch_size × steps_per_generation completions"
 _DATALOADER = "data is prepared once, before the first step: there is no data loader"
 _LINEAR = "`linear`, `constant` or `constant_with_warmup`; no other schedule is here"
+_ENGINES = (
+    'the trainer has an engine of its own; `settings={"engine.name": "vllm", "cluster.host": "processes"}` has vLLM '
+    "sample, with engine.vllm for its arguments (docs/scale.md)"
+)
+_RANKS = (
+    'the script is one process; `settings={"cluster.host": "processes", "cluster.learners": 2}` has several ranks, and '
+    'cluster.strategy = "fsdp" shards (docs/scale.md)'
+)
+_TRACKERS = "metrics are in the run's folder; `settings` takes trackers (docs/trackers.md)"
 _MEMORY = "memory is planned before the first step"
 _ONCE = "the step's metrics are printed, logged and stored"
 
@@ -231,6 +240,7 @@ ARGUMENTS: dict[str, Argument] = {
     **_fixed("the sampler must be the policy itself: training needs 0", top_k=0),
     **_fixed(min_p=None, repetition_penalty=1.0, generation_kwargs=None, chat_template_kwargs=None),
     **_fixed(
+        _ENGINES,
         use_vllm=False,
         vllm_mode="colocate",
         vllm_model_impl="vllm",
@@ -244,6 +254,8 @@ ARGUMENTS: dict[str, Argument] = {
         vllm_gpu_memory_utilization=0.3,
         vllm_max_model_length=None,
         vllm_tensor_parallel_size=1,
+    ),
+    **_fixed(
         use_transformers_continuous_batching=False,
         transformers_continuous_batching_config=None,
         use_transformers_paged=False,
@@ -251,7 +263,7 @@ ARGUMENTS: dict[str, Argument] = {
         ds3_gather_for_generation=True,
     ),
     **_fixed(
-        "it acts with vLLM alone, and sampling runs inside the trainer; `settings` takes rollout_correction.kind",
+        "it acts with vLLM alone; `settings` takes rollout_correction.kind",
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="sequence_mask",
         vllm_importance_sampling_clip_max=3.0,
@@ -372,6 +384,7 @@ ARGUMENTS: dict[str, Argument] = {
         debug="",
     ),
     **_fixed(
+        _TRACKERS,
         report_to="none",
         project="huggingface",
         trackio_space_id=None,
@@ -388,19 +401,16 @@ ARGUMENTS: dict[str, Argument] = {
         hub_always_push=False,
         hub_revision=None,
     ),
-    **_satisfied("training uses one device", average_tokens_across_devices=True),
+    **_satisfied("the denominator is that of all ranks", average_tokens_across_devices=True),
     **_fixed(
-        deepspeed=None,
-        fsdp=None,
-        fsdp_config=None,
-        parallelism_config=None,
-        accelerator_config=None,
+        _RANKS,
+        **dict.fromkeys(
+            ("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend")
+        ),
+        **dict.fromkeys(
+            ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph")
+        ),
         local_rank=-1,
-        ddp_backend=None,
-        ddp_find_unused_parameters=None,
-        ddp_bucket_cap_mb=None,
-        ddp_broadcast_buffers=None,
-        ddp_static_graph=None,
         ddp_timeout=1800,
         save_on_each_node=False,
     ),
