@@ -129,6 +129,11 @@ def _fixed(note: str = "", **defaults: Any) -> dict[str, Argument]:
     }
 
 
+def _absent(note: str, *names: str) -> dict[str, Argument]:
+    """Arguments that TRL leaves out by default, and that must be left out here."""
+    return _fixed(note, **dict.fromkeys(names))
+
+
 def _also(argument: Argument, *values: Any, note: str = "") -> Argument:
     """The same with further values that come to the same here."""
     assert isinstance(argument.accepted, tuple)
@@ -392,28 +397,15 @@ ARGUMENTS: dict[str, Argument] = {
         trackio_static_space_id=None,
     ),
     # the hub, several devices
-    **_fixed(
-        push_to_hub=False,
-        hub_token=None,
-        hub_private_repo=None,
-        hub_model_id=None,
-        hub_strategy="every_save",
-        hub_always_push=False,
-        hub_revision=None,
-    ),
+    **_fixed(push_to_hub=False, hub_strategy="every_save", hub_always_push=False),
+    **_absent("", "hub_token", "hub_private_repo", "hub_model_id", "hub_revision"),
     **_satisfied("the denominator is that of all ranks", average_tokens_across_devices=True),
-    **_fixed(
+    **_absent(
         _RANKS,
-        **dict.fromkeys(
-            ("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend")
-        ),
-        **dict.fromkeys(
-            ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph")
-        ),
-        local_rank=-1,
-        ddp_timeout=1800,
-        save_on_each_node=False,
+        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
     ),
+    **_fixed(_RANKS, local_rank=-1, ddp_timeout=1800, save_on_each_node=False),
 }
 """Argument of GRPOConfig → what it is here, in the order of the page."""
 
