@@ -69,6 +69,16 @@ def test_seeds_of_an_arm_are_taken_together(tmp_path: Path) -> None:
     assert second.name == "b"
 
 
+def test_arms_of_two_sweeps_stay_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / sweep / f"a--seed-{seed}", 3) for sweep in ("one", "two") for seed in (0, 1)]
+    first, second, third = arms([run_timing(run, 1) for run in (*runs, make_run(tmp_path / "two" / "b", 3))])
+    assert [(timing.name, timing.runs) for timing in (first, second, third)] == [
+        (str(tmp_path / "one" / "a"), 2),
+        (str(tmp_path / "two" / "a"), 2),
+        ("b", 1),
+    ]
+
+
 def test_the_command_prints_arms_side_by_side(tmp_path: Path) -> None:
     make_run(tmp_path / "sweep" / "runs" / "plain--seed-0", 3)
     make_run(tmp_path / "sweep" / "runs" / "grouped--seed-0", 3, 2.0)

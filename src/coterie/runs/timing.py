@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coterie.errors import RunError
@@ -23,6 +24,8 @@ class Timing:
     """Means over the steps of one run, or of all seeds of an arm."""
 
     name: str
+    folder: Path
+    """That the runs are in."""
     runs: int
     steps: int
     """Over which the means are taken, in all."""
@@ -67,6 +70,7 @@ def run_timing(run: Path, skip: int) -> Timing:
 
     return Timing(
         name=run.name,
+        folder=run.parent,
         runs=1,
         steps=steps,
         seconds=by_part("time"),
@@ -76,11 +80,17 @@ def run_timing(run: Path, skip: int) -> Timing:
 
 
 def arms(timings: Sequence[Timing]) -> list[Timing]:
-    """Runs of a sweep that differ in the seed alone, taken together; others stay as they are."""
-    by_name: dict[str, list[Timing]] = {}
+    """Runs of a sweep that differ in the seed alone, taken together; others stay as they are, and those of two folders
+    apart: where their names are the same, each has its folder before it."""
+    by_arm: dict[tuple[Path, str], list[Timing]] = {}
     for timing in timings:
-        by_name.setdefault(SEED.sub("", timing.name), []).append(timing)
-    return [members[0] if len(members) == 1 else _together(name, members) for name, members in by_name.items()]
+        by_arm.setdefault((timing.folder, SEED.sub("", timing.name)), []).append(timing)
+    merged = [members[0] if len(members) == 1 else _together(name, members) for (_, name), members in by_arm.items()]
+    counts = Counter(timing.name for timing in merged)
+    return [
+        timing if counts[timing.name] == 1 else replace(timing, name=str(timing.folder / timing.name))
+        for timing in merged
+    ]
 
 
 def _together(name: str, members: Sequence[Timing]) -> Timing:
@@ -92,6 +102,7 @@ def _together(name: str, members: Sequence[Timing]) -> Timing:
 
     return Timing(
         name=name,
+        folder=members[0].folder,
         runs=len(members),
         steps=steps,
         seconds=mean("seconds"),
