@@ -133,6 +133,10 @@ def test_vllm_gets_its_weights_before_its_cache(monkeypatch: pytest.MonkeyPatch)
         ("wake_up", ["kv_cache"]),
         ("reset_prefix_cache",),
     ]
+    calls.clear()
+    sizes: dict[str, Any] = {"vocabulary": 97, "context": 64, "stop_ids": []}
+    VllmEngine(FakeLLMEngine(), **sizes, adapter={"r": 4}).sleep()
+    assert calls == [("sleep", 1)], "nobody would bring the base of an adapter back"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,11 @@ def test_vllm_gets_its_weights_before_its_cache(monkeypatch: pytest.MonkeyPatch)
     [
         ({"engine": {"sleep_mode": True}}, "reads the learner's weights in place; set cluster.host"),
         ({"engine": {"sleep_mode": True, "lag": 1}, "cluster": {"host": "processes"}}, "they sample then"),
+        ({"engine": {"enable_lora": True}}, r"is of a LoRA run with vLLM; set engine.name"),
+        (
+            {"engine": {"enable_lora": True, "name": "vllm"}, "cluster": {"host": "processes"}},
+            r"is of a LoRA run with vLLM; set engine.name",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:

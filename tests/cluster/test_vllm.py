@@ -155,20 +155,30 @@ def test_a_killed_service_is_replaced(pool: tuple[EnginePool, Policy]) -> None:
     assert sorted(Path("/dev/shm").glob("psm_*")) == shared, "it leaves no memory behind"
 
 
-def test_a_run_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lora", "enable_lora"),
+    [(None, False), ({"rank": 4, "alpha": 16}, False), ({"rank": 4, "alpha": 16}, True)],
+    ids=["the whole model", "an adapter added to its base", "an adapter beside its base"],
+)
+def test_a_run_learns_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None, enable_lora: bool
+) -> None:
     """The same weights, so the mismatch of sampler and learner is that of two programs in float32."""
     world = tmp_path / "world"
     make_world(world, head_dim=32, hidden_size=64)
     monkeypatch.setenv("PYTHONPATH", str(world))
     monkeypatch.syspath_prepend(str(world))
     changed: dict[str, Any] = {
-        "engine": {"name": "vllm", "python": VLLM, "max_num_seqs": 4},
+        "engine": {"name": "vllm", "python": VLLM, "max_num_seqs": 4, "enable_lora": enable_lora},
         "cluster": {"host": "processes"},
-        "model": {"name": str(world / "model"), "dtype": "float32"},
+        "model": {"name": str(world / "model"), "dtype": "float32", "lora": lora},
+        "optim": {"lr": 1e-2},
     }
     run = launch.train(settings(world, tmp_path / "runs", **changed))
     with closing(MetricsDB.reader(run / "metrics.sqlite")) as database:
-        mismatch = [database.step_metrics(step)["mismatch/kl"] for step in range(1, 6)]
+        steps = [database.step_metrics(step) for step in range(1, 6)]
+    mismatch = [metrics["mismatch/kl"] for metrics in steps]
+    assert steps[-1]["entropy"] != steps[0]["entropy"]
     assert max(map(abs, mismatch)) < 1e-6
 
 

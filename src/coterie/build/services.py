@@ -23,12 +23,16 @@ from coterie.cluster.sharded_group import ShardedGroup
 from coterie.config.schema import RunConfig
 from coterie.data.chat import Chat
 from coterie.errors import ConfigError, install_command
+from coterie.policy.adapters import peft_settings
 from coterie.policy.learner import Learner
 from coterie.policy.model import Policy
 from coterie.policy.ranks import Ranks
 from coterie.policy.sharding import Sharding
 from coterie.policy.shared_weights import weights_of
 from coterie.train.recorder import Recorder
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Greatest ranks of an adapter that vLLM 0.32 can be told of."""
 
 
 def engine_services(
@@ -79,10 +83,18 @@ def vllm_engine(
         "enable_sleep_mode": settings.sleep_mode,
         **settings.vllm,
     }
+    adapter = peft_settings(policy.adapters) if settings.enable_lora else None
+    if adapter is not None:
+        rank = min((rank for rank in RANKS if rank >= adapter["r"]), default=adapter["r"])
+        arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank, **arguments}
     sizes = {"vocabulary": policy.head.weight.shape[0], "cache_bytes": policy.cache_bytes()}
-    order = {"arguments": arguments, "stop_ids": sorted(chat.stop_ids), **sizes}
+    order = {"arguments": arguments, "stop_ids": sorted(chat.stop_ids), "adapter": adapter, **sizes}
     target = "coterie.cluster.vllm_engine:served_vllm"
-    return _pool(config, policy, target, order, lambda: weights_of(policy), context, recorder)
+
+    def weights() -> Mapping[str, Tensor]:
+        return weights_of(policy) if adapter is None else policy.whole(policy.parameters())
+
+    return _pool(config, policy, target, order, weights, context, recorder)
 
 
 def require_vllm(config: RunConfig) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from coterie.cluster.engine_service import ServedEngine
 from coterie.engines.base import Engine, Request, Sampling, check_idle, check_request
 from coterie.errors import EngineError
-from coterie.policy.shared_memory import SharedWeights
+from coterie.policy.shared_memory import SHARED, SharedWeights
 from coterie.rng import seed_of
 from coterie.types import StopReason, Turn
 
 READER = "coterie.cluster.vllm_engine.WeightReader"
+LORA = re.compile(r"\.lora_([AB])\.[^.]+\.weight$")
+"""End of PEFT's names in a model, with the adapter's own name."""
 BLOCK = 128
 """Tokens of a block of vLLM's cache on a CPU."""
 
@@ -51,9 +58,19 @@ class VllmEngine(Engine):
         vocabulary: token ids are below this.
         context: most tokens of a prompt and its turn.
         stop_ids: tokens that end a turn.
+        adapter: PEFT's settings of a LoRA adapter that is served beside its base, whose weights alone are in the shared
+            memory; None where these are the whole model's.
     """
 
-    def __init__(self, llm_engine: Any, *, vocabulary: int, context: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        llm_engine: Any,
+        *,
+        vocabulary: int,
+        context: int,
+        stop_ids: Sequence[int],
+        adapter: Mapping[str, Any] | None = None,
+    ) -> None:
         self._vllm: Any = importlib.import_module("vllm")
         self._kind: Any = importlib.import_module("vllm.sampling_params").RequestOutputKind
         self._llm = llm_engine
@@ -61,6 +78,10 @@ class VllmEngine(Engine):
         self._open: dict[int, _Sampled] = {}
         self._version, self._submitted = 0, 0
         self._asleep = False
+        self._adapter, self._loras = adapter, 0
+        """Adapters that were read; the number of the last one is its id."""
+        self._lora: Any = None
+        """vLLM's request for it."""
 
     @property
     def vocabulary(self) -> int:
@@ -79,22 +100,37 @@ class VllmEngine(Engine):
         path = f"/proc/{os.getpid()}/fd/{file}"  # workers are other processes where there are several
         if self._asleep:
             self._llm.wake_up(["weights"])
-        self._llm.collective_rpc("read_shared_weights", args=(path, list(slots)))
+        if self._adapter is None:
+            self._llm.collective_rpc("read_shared_weights", args=(path, list(slots)))
+        else:
+            self._swap(path, slots, self._adapter)
         if self._asleep:  # only now, so that old weights, new weights and the cache are never there at once
             self._llm.wake_up(["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
 
+    def _swap(self, path: str, slots: Sequence[Mapping[str, Any]], adapter: Mapping[str, Any]) -> None:
+        """Serve the adapter in the shared memory in place of the last one. vLLM reads adapters from folders alone."""
+        module: Any = importlib.import_module("vllm.lora.request")
+        if self._lora is not None:
+            self._llm.remove_lora(self._lora.lora_int_id)
+        self._loras += 1
+        with tempfile.TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as folder:
+            write_adapter(Path(folder), path, slots, adapter)
+            self._lora = module.LoRARequest(f"adapter-{self._loras}", self._loras, folder)
+            self._llm.add_lora(self._lora)
+
     def sleep(self) -> None:
-        """Discard weights and cache; `load` brings them back."""
-        self._llm.sleep(level=2)
+        """Discard weights and cache, which `load` brings back; the base of an adapter waits in the main memory."""
+        self._llm.sleep(level=2 if self._adapter is None else 1)
         self._asleep = True
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         check_request(request, sampling, version=self._version, context=self._context)
         self._submitted += 1
         prompt = {"prompt_token_ids": list(request.prompt_tokens)}
-        self._llm.add_request(str(self._submitted), prompt, self._parameters(request, sampling))
+        parameters = self._parameters(request, sampling)
+        self._llm.add_request(str(self._submitted), prompt, parameters, lora_request=self._lora)
         self._open[self._submitted] = _Sampled(request, sampling)
         return self._submitted
 
@@ -193,6 +229,23 @@ class WeightReader:
                 module.quant_method.process_weights_after_loading(module)
 
 
+def write_adapter(folder: Path, path: str, slots: Sequence[Mapping[str, Any]], adapter: Mapping[str, Any]) -> None:
+    """Write an adapter as PEFT would, from the shared memory at `path`.
+
+    Args:
+        slots: as of `SharedWeights`, with PEFT's names of the trained tensors in the model.
+        adapter: PEFT's settings.
+    """
+    shared = SharedWeights(os.open(path, os.O_RDWR), slots)
+    try:
+        names = {name: LORA.sub(r".lora_\1.weight", f"base_model.model.{name}") for name in shared.tensors()}
+        tensors = {names[name]: tensor.clone() for name, tensor in shared.tensors().items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+    finally:
+        shared.close()
+    (folder / "adapter_config.json").write_text(json.dumps(dict(adapter)), encoding="utf-8")
+
+
 def served_vllm(
     arguments: Mapping[str, Any],
     *,
@@ -200,6 +253,7 @@ def served_vllm(
     stop_ids: Sequence[int],
     cache_bytes: int,
     weights: Mapping[str, Any],
+    adapter: Mapping[str, Any] | None = None,
 ) -> ServedEngine:
     """vLLM in a service.
 
@@ -209,6 +263,7 @@ def served_vllm(
         stop_ids: tokens that end a turn.
         cache_bytes: of the keys and values of one token; decides the size of the cache on a CPU.
         weights: `file` and `slots` of the shared memory.
+        adapter: see `VllmEngine`.
     """
     if arguments.get("tensor_parallel_size", 1) == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: it dies whole, and leaves no shared memory
@@ -228,7 +283,7 @@ def served_vllm(
             f"vLLM does not start: {error}; engine.vllm holds what it was given beside the rest"
         ) from error
     sizes = {"vocabulary": vocabulary, "context": arguments["max_model_len"]}
-    engine = VllmEngine(llm, **sizes, stop_ids=stop_ids)
+    engine = VllmEngine(llm, **sizes, stop_ids=stop_ids, adapter=adapter)
     return ServedEngine(engine=engine, load=lambda: engine.load(weights["file"], weights["slots"]), rest=engine.sleep)
 
 

@@ -87,6 +87,11 @@ CONFLICTS: tuple[tuple[Callable[[Any], object], str], ...] = (
         "engine.lag = 0",
     ),
     (
+        lambda c: c.engine.enable_lora and (c.engine.name != "vllm" or c.model.lora is None),
+        'engine.enable_lora = true is of a LoRA run with vLLM; set engine.name = "vllm" and [model.lora], or '
+        "engine.enable_lora = false",
+    ),
+    (
         lambda c: c.engine.sleep_mode and c.cluster.host == "local",
         'engine.sleep_mode = true is of engine services, and with cluster.host = "local" the engine reads the '
         'learner\'s weights in place; set cluster.host = "processes" or "ray", or engine.sleep_mode = false',

@@ -85,6 +85,9 @@ class EngineConfig(Section):
 
     python: str = ""
     """Interpreter of the services of `vllm` where vLLM is not installed beside coterie; e.g. vllm-venv/bin/python."""
+    enable_lora: bool = False
+    """`vllm` serves a LoRA adapter beside its base, and each update hands over the adapter alone (vLLM's enable_lora);
+    false: the adapter is added to the base and the whole handed over."""
     vllm: dict[str, Any] = Field(default_factory=dict)
     """vLLM's engine arguments by their names there, e.g. gpu_memory_utilization (0.3 here, beside the learner),
     enforce_eager or tensor_parallel_size."""

@@ -134,6 +134,25 @@ def attach(model: Any, folder: Path, lora: LoraConfig | None = None) -> Any:
     return attached
 
 
+def peft_settings(attached: Any) -> dict[str, Any]:
+    """What PEFT writes of an adapter that another program needs to apply it, JSON-able.
+
+    Args:
+        attached: as `new` and `attach` return it.
+    """
+    (settings,) = attached.peft_config.values()
+    modules = settings.target_modules
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": settings.r,
+        "lora_alpha": settings.lora_alpha,
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        "bias": "none",
+        "use_rslora": bool(settings.use_rslora),
+    }
+
+
 def check_settings(folder: Path, lora: LoraConfig) -> None:
     """Raise ModelError if the LoRA settings are not those of the adapter to be trained further."""
     peft_config = read_config(folder)
