@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from coterie import launch
 from coterie.board.report import before_and_after, is_right, transcript
 from coterie.callbacks import Callback
 from coterie.config.layers import flatten
-from coterie.config.load import load, read_toml
-from coterie.config.pipeline import BASE, load_pipeline
+from coterie.config.load import load
+from coterie.config.pipeline import BASE, PipelineConfig, load_pipeline
 from coterie.errors import ConfigError, RunError
 from coterie.runs.directory import RunDirectory
 from coterie.runs.inspect import compare, ends, last_step
@@ -68,28 +67,17 @@ def run_demo(callback: Callback, *, task: str, seed: int, overrides: Sequence[st
 def _run_stages(callback: Callback, source: Path, *, seed: int, overrides: Sequence[str]) -> Path:
     """Run a pipeline below the working folder's `runs`; the same call again goes on where it was."""
     settings = load(["--seed", str(seed), *overrides], env={}).config.model_dump(exclude_unset=True)
-    table: dict[str, Any] = read_toml(source)
-    runs = settings.pop("runs", "runs")
     given = {".".join(path): value for path, value in flatten(settings)}
-    table |= {
-        "name": f"{source.parent.name}-{seed}",
-        "runs": runs,
-        "files": [str(source.parent / file) for file in table["files"]],
-        "settings": {"module_path": [str(source.parent)], **table.get("settings", {}), **given},
-    }
-    folder = run_pipeline(table, callback)
-    for line in stages_summary(folder, table):
+    given |= {"name": f"{source.parent.name}-{seed}", "runs": str(Path(settings.get("runs", "runs")).absolute())}
+    folder = run_pipeline(source, callback, settings=given)
+    for line in stages_summary(folder, load_pipeline(source, given)[0]):
         callback.on_event("demo", line)
     return folder
 
 
-def stages_summary(folder: Path, table: dict[str, Any]) -> Iterator[str]:
-    """Lines with the evaluations after each stage, and the same questions as each model answers them.
-
-    Args:
-        table: the pipeline.
-    """
-    measured = rows(folder, load_pipeline(table)[0])
+def stages_summary(folder: Path, config: PipelineConfig) -> Iterator[str]:
+    """Lines with the evaluations after each stage, and the same questions as each model answers them."""
+    measured = rows(folder, config)
     if not measured:  # stopped before the first evaluation was made
         return
     names = list(dict.fromkeys(name for row in measured for name in row.results))

@@ -9,6 +9,7 @@ import pytest
 
 from coterie import demo
 from coterie.config.load import load_file
+from coterie.config.pipeline import load_pipeline
 from coterie.config.toml import dumps
 from coterie.errors import ConfigError
 from runs_for_tests import Watch, importable, make_config
@@ -65,10 +66,11 @@ def test_the_stages_and_what_each_answers(tmp_path: Path, monkeypatch: pytest.Mo
     again = Watch()
     assert demo.run_demo(again, task="stages", seed=7, overrides=flags) == folder
     assert again.steps == []
+    stages, _ = load_pipeline(source)
     for name in ("cold", "base"):  # as if it had been stopped
         (folder / "records" / f"{name}.json").unlink()
-        assert not any("chat" in line for line in demo.stages_summary(folder, content))
-    assert list(demo.stages_summary(folder, content)) == []
+        assert not any("chat" in line for line in demo.stages_summary(folder, stages))
+    assert list(demo.stages_summary(folder, stages)) == []
 
 
 def test_tasks() -> None:

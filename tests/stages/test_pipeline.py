@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from coterie.cli.main import app
 from coterie.config.load import load_file
 from coterie.config.pipeline import load_pipeline
 from coterie.config.toml import dumps
@@ -101,6 +103,14 @@ def test_all_stages_and_what_is_not_made_again(root: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert [row["stage"] for row in report] == ["base", "cold", "reason", "tuned", "again"]
     assert [sorted(row["evaluations"]) for row in report] == [*[["legs"]] * 4, ["last", "legs"]]
+    values = {row["stage"]: row["evaluations"]["legs"] for row in report}
+    starts = {"cold": "base", "reason": "cold", "tuned": "base"}
+    assert values["base"]["difference"] is values["again"]["difference"] is None  # started from `tuned@best`
+    for stage, start in starts.items():  # paired by prompt: the difference of the means, with an interval around it
+        difference, low, high = values[stage]["difference"]
+        assert difference == pytest.approx(values[stage]["value"][0] - values[start]["value"][0])
+        assert low <= difference <= high
+        assert f"\n| {stage} | {start} | " in readme
     kept = pq.read_table(folder / "kept/data.parquet").to_pylist()
     assert all(row["run"] == "reason" and row["reward"] > 0.05 for row in kept)
     assert summary(folder / "kept").state == "finished"
@@ -149,6 +159,26 @@ def test_a_stage_and_all_after_it_again(root: Path) -> None:
     weights.unlink()
     with pytest.raises(RunError, match="tiny/reason is not what stage 'reason' left"):
         plan_report(source)
+
+
+def test_settings_of_the_command_line_hold_for_all_stages_that_have_none_of_their_own(root: Path) -> None:
+    content = short(table(root))
+    del content["stage"][1]["settings"]["steps"]
+    write(root, content)
+    flags = ["--name", "second", "--runs", "elsewhere", "--seed", "3", "--steps=1"]
+    done = CliRunner().invoke(app, ["pipeline", "@", "pipeline.toml", *flags])
+    assert done.exit_code == 0, done.output
+    configs = [load_file(root / f"elsewhere/second/{name}/config.toml").config for name in ("cold", "reason")]
+    assert [(config.seed, config.steps) for config in configs] == [(3, 3), (3, 1)]
+    for words, message in (
+        ([], "expected one file of stages"),
+        (["@", "pipeline.toml", "@", "pipeline.toml"], "expected one file of stages"),
+        (["@", "pipeline.toml", "--stepz", "3"], "unknown setting stepz"),
+        (["@", "pipeline.toml", "--seed", "three"], "seed"),
+    ):
+        refused = CliRunner().invoke(app, ["pipeline", *words])
+        assert isinstance(refused.exception, ConfigError)
+        assert message in str(refused.exception)
 
 
 def test_an_adapter_that_is_merged_teaches_and_is_the_reference(root: Path) -> None:

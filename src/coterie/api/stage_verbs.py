@@ -163,6 +163,7 @@ def pipeline(
     *,
     until: str | None = None,
     since: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     callback: Callback | Sequence[Callback] | None = None,
     quiet: bool = False,
 ) -> PipelineResult:
@@ -172,6 +173,8 @@ def pipeline(
         source: a TOML file, or its content as a dict.
         until: last stage to run.
         since: this stage and all after it are run again.
+        settings: by dotted key, e.g. `{"seed": 1}`, over those of all stages, under those of a single one; `name` and
+            `runs` are the pipeline's.
         callback: one `Callback` or several, called during each stage.
         quiet: print nothing.
 
@@ -187,7 +190,7 @@ def pipeline(
         from coterie.stages.pipeline import run_pipeline
         from coterie.stages.records import is_finished
 
-        folder = run_pipeline(given, callbacks, until=until, since=since)
+        folder = run_pipeline(given, callbacks, until=until, since=since, settings=settings)
     runs = {run.name: Run(run) for run in sorted(folder.iterdir()) if "-replaced-" not in run.name and is_finished(run)}
     report = folder / "report.json"
     return PipelineResult(path=folder, runs=runs, report=json.loads(report.read_text()) if report.exists() else [])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,18 +54,15 @@ def pipeline(
 ) -> None:
     """Run an ordered list of stages, and evaluate after each.
 
-    For example: coterie pipeline @ pipeline.toml --until cold. The same command again goes on where it was; a stage
+    For example: coterie pipeline @ pipeline.toml --until cold, or --name second --seed 1. A setting that follows the
+    file holds for all stages that do not set it themselves. The same command again goes on where it was; a stage
     whose inputs did not change is not run again.
     """
     from coterie import console
     from coterie.config.pipeline import load_pipeline
-    from coterie.errors import ConfigError
 
-    words = [word.removeprefix("@") for word in ctx.args if word != "@"]
-    if len(words) != 1 or words[0].startswith("-"):
-        raise ConfigError(f"expected one file of stages, as in `coterie pipeline @ pipeline.toml`; got {ctx.args}")
-    source = Path(words[0]).expanduser()
-    config, _ = load_pipeline(source)
+    source, settings = _source_and_settings(ctx.args)
+    config, _ = load_pipeline(source, settings)
     for name in (until, from_):
         if name is not None:
             config.named(name)
@@ -73,17 +71,36 @@ def pipeline(
         from coterie.stages import pipeline as stages
 
         if not dry_run:
-            folder = stages.run_pipeline(source, callback, until=until, since=from_)
+            folder = stages.run_pipeline(source, callback, until=until, since=from_, settings=settings)
             callback.on_event("pipeline", f"report: {folder / 'README.md'}")
             if json_:
                 typer.echo((folder / "report.json").read_text(encoding="ascii"))
             exit_by_signal(callback.stopped)
             return
-        report = stages.plan_report(source, until=until, since=from_)
+        report = stages.plan_report(source, until=until, since=from_, settings=settings)
     raise typer.Exit(print_report(report, json_=json_))
+
+
+def _source_and_settings(args: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The one file of stages, and the settings of the flags by dotted key."""
+    from coterie.config.layers import flatten
+    from coterie.config.load import load, parse_args
+    from coterie.errors import ConfigError
+
+    words = [f"@{word}" if word.endswith(".toml") and word[0] not in "@-" else word for word in args if word != "@"]
+    files, _ = parse_args(words)
+    if len(files) != 1:
+        raise ConfigError(f"expected one file of stages, as in `coterie pipeline @ pipeline.toml`; got {list(args)}")
+    flags = [word for word in words if not word.startswith("@")]
+    settings = load(flags, env={}).config.model_dump(exclude_unset=True)
+    if "runs" in settings:
+        settings["runs"] = str(Path(settings["runs"]).expanduser().absolute())
+    return files[0], {".".join(path): value for path, value in flatten(settings)}
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command(**SETTINGS, options_metavar=USAGE)(rejection)
-    app.command(context_settings=SETTINGS["context_settings"], options_metavar="@ FILE.toml [OPTIONS]")(pipeline)
+    app.command(
+        context_settings=SETTINGS["context_settings"], options_metavar="@ FILE.toml [--KEY VALUE]... [OPTIONS]"
+    )(pipeline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,14 +190,24 @@ def _tables(name: str, files: Sequence[str], settings: dict[str, Any], place: Pa
     return [*read, (f"settings of {name}", nested)]
 
 
-def load_pipeline(source: Path | dict[str, Any]) -> tuple[PipelineConfig, Path]:
+def load_pipeline(
+    source: Path | dict[str, Any], settings: Mapping[str, Any] | None = None
+) -> tuple[PipelineConfig, Path]:
     """The pipeline of a TOML file or of a table, and the folder at which its relative paths start.
+
+    Args:
+        settings: by dotted key, e.g. `{"seed": 1}`, over the pipeline's settings of all stages and evaluations, under
+            those of a single one; `name` and `runs` replace the pipeline's own.
 
     Raises:
         ConfigError: it cannot be read, or names what does not exist or comes later.
     """
     place = Path.cwd() if isinstance(source, dict) else file_of(source).parent.absolute()
     table = source if isinstance(source, dict) else read_toml(source)
+    if settings:
+        identity = {key: settings[key] for key in ("name", "runs") if key in settings}
+        shared = {key: value for key, value in settings.items() if key not in identity}
+        table = {**table, **identity, "settings": {**table.get("settings", {}), **shared}}
     try:
         return PipelineConfig.model_validate(table), place
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from coterie.errors import RunError
 from coterie.runs import checkpoint, parquet
 from coterie.runs.directory import RunDirectory
 from coterie.runs.lock import lock_holder
-from coterie.runs.metrics import Event, MetricsDB
+from coterie.runs.metrics import EvalItem, Event, MetricsDB
 from coterie.stats import PairedTest, paired_test
 from coterie.types import PASS, POOLED, REWARD, EvalResult, metric_of, overall
 
@@ -292,20 +292,29 @@ def compare(
         if result.task not in later:
             continue
         name = metric or metrics.get(result.task, PASS)
-        first = _by_prompt(before_db, result.step, result.task, name)
-        second = _by_prompt(after_db, later[result.task], result.task, name)
-        shared = sorted(first.keys() & second.keys())
-        if shared:
-            tests[result.task] = paired_test(
-                [first[key] for key in shared], [second[key] for key in shared], metric=name
-            )
+        task = None if result.task == POOLED else result.task
+        test = compare_items(
+            before_db.eval_items(result.step, task), after_db.eval_items(later[result.task], task), name
+        )
+        if test is not None:
+            tests[result.task] = test
     return tests
 
 
-def _by_prompt(database: MetricsDB, step: int, task: str, metric: str) -> dict[tuple[str, str], float]:
-    """The metric of each held-out prompt by (task, prompt)."""
-    items = database.eval_items(step, None if task == POOLED else task)
-    return {(item.task, item.prompt_id): value for item in items if (value := item.metric(metric)) is not None}
+def compare_items(before: Iterable[EvalItem], after: Iterable[EvalItem], metric: str) -> PairedTest | None:
+    """Difference of two evaluations, `after` minus `before`, on the prompts that both hold; None where there are none.
+
+    Args:
+        metric: `PASS` or `REWARD`.
+    """
+    first, second = (
+        {(item.task, item.prompt_id): value for item in items if (value := item.metric(metric)) is not None}
+        for items in (before, after)
+    )
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        return None
+    return paired_test([first[key] for key in shared], [second[key] for key in shared], metric=metric)
 
 
 def compare_runs(baseline: Path, candidate: Path) -> dict[str, PairedTest]:

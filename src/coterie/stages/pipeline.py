@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,19 @@ class Pipeline:
                 taken[what] = model_hash(self.model_of(name), Path(config.runs))
         return key_of(stage.kind, config, taken)
 
+    def starts(self) -> dict[str, str]:
+        """Stage → the stage whose last model it starts from, or `base`; without those that start from another model."""
+        base = self.config_of(self.base_stage()).model.name
+        starts = {}
+        for stage in self.config.stage:
+            if stage.model or self.config_of(stage).model.name == base:
+                starts[stage.name] = stage.model or BASE
+        return starts
+
+    def base_stage(self) -> StageConfig:
+        """The stage whose model is the one before any stage."""
+        return next((stage for stage in self.config.stage if stage.model is None), self.config.stage[0])
+
     def plan(self, *, again: int | None = None) -> Iterator[tuple[StageConfig, str]]:
         """(stage, what will be done: `done`, `resume`, `run`, or `run again` with the reason), in order.
 
@@ -114,6 +127,7 @@ def run_pipeline(
     *,
     until: str | None = None,
     since: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the stages that are not done, and evaluate after each; returns the pipeline's folder, with its report.
 
@@ -122,6 +136,7 @@ def run_pipeline(
     Args:
         until: last stage to run.
         since: this stage and all after it are run again, whatever is there.
+        settings: as for `load_pipeline`.
 
     Raises:
         ConfigError: the pipeline names what does not exist or comes later.
@@ -129,7 +144,7 @@ def run_pipeline(
         CoterieError: a stage failed; those before it stay.
     """
     callback = callback or Callback()
-    pipeline = _pipeline(source)
+    pipeline = _pipeline(source, settings)
     last = len(pipeline.config.stage) - 1 if until is None else pipeline.config.named(until)
     first = None if since is None else pipeline.config.named(since)
     for stage in pipeline.config.stage:  # wrong settings are told before the first hour of work
@@ -149,14 +164,14 @@ def run_pipeline(
             if not _advance(pipeline, stage, outputs, callback):
                 callback.on_event("stop", f"the pipeline stopped in stage {stage.name}; the same command goes on there")
                 break
-            write_summary(pipeline.folder, pipeline.config)
+            write_summary(pipeline.folder, pipeline.config, pipeline.starts())
     finally:
         lock.release()
     return pipeline.folder
 
 
-def _pipeline(source: Path | dict[str, Any]) -> Pipeline:
-    config, place = load_pipeline(source)
+def _pipeline(source: Path | dict[str, Any], settings: Mapping[str, Any] | None) -> Pipeline:
+    config, place = load_pipeline(source, settings)
     return Pipeline(config=config, place=place)
 
 
@@ -202,8 +217,7 @@ def _run_stage(pipeline: Pipeline, stage: StageConfig, callback: Callback) -> No
 
 def _evaluate_base(pipeline: Pipeline, callback: Callback) -> None:
     """Evaluate the model from which the first stage that trains starts."""
-    first = next((stage for stage in pipeline.config.stage if stage.model is None), pipeline.config.stage[0])
-    config = pipeline.config_of(first)
+    config = pipeline.config_of(pipeline.base_stage())
     name = config.model.name
     key = model_hash(name, Path(config.runs))
     record = read_record(pipeline.folder, BASE)
@@ -224,20 +238,28 @@ def _evaluate(pipeline: Pipeline, name: str, model: str, record: StageRecord, ca
         callback.on_progress(f"evaluating {name}: {evaluation.name}")
         measured = sampler_for(with_model(config, model), callback, need_train=False).evaluate(callback)
         results = [asdict(result) for result in measured.results]
-        done[evaluation.name] = {"key": key, "results": results, "examples": examples(measured.experience)}
+        items = [asdict(item) for item in measured.items]
+        shown = examples(measured.experience)
+        done[evaluation.name] = {"key": key, "results": results, "items": items, "examples": shown}
         record = replace(record, evaluations=done)
         record.write(pipeline.folder, name)
         told = [replace(x, task=f"{evaluation.name} ({x.task}) after {name}") for x in measured.results]
         callback.on_evaluate(told)
 
 
-def plan_report(source: Path | dict[str, Any], *, until: str | None = None, since: str | None = None) -> Report:
+def plan_report(
+    source: Path | dict[str, Any],
+    *,
+    until: str | None = None,
+    since: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Report:
     """What each stage would do, and the checks of those that would run: data, memory and time.
 
     A stage whose model does not exist yet is checked with the model of the settings, which has the same size; one whose
     rows do not exist yet is not.
     """
-    pipeline = _pipeline(source)
+    pipeline = _pipeline(source, settings)
     last = len(pipeline.config.stage) - 1 if until is None else pipeline.config.named(until)
     first = None if since is None else pipeline.config.named(since)
     report = Report()

@@ -31,7 +31,7 @@ class StageRecord:
     config: str = ""
     """Hash of the settings in its folder."""
     evaluations: dict[str, Any] | None = None
-    """Name of an evaluation → its key, results and examples."""
+    """Name of an evaluation → its key, results, items (one a held-out prompt) and examples."""
 
     @property
     def finished(self) -> bool:

@@ -11,8 +11,11 @@ from coterie.board.figure import COLORS, canvas, save, style_axis
 from coterie.config.pipeline import BASE, PipelineConfig
 from coterie.rollout.collector import Experience
 from coterie.runs.durable import json_dumps, write_file
+from coterie.runs.inspect import compare_items
+from coterie.runs.metrics import EvalItem
 from coterie.stages.records import read_record
-from coterie.text import conversation, metric_text, safe_text
+from coterie.stats import PairedTest
+from coterie.text import conversation, difference_text, metric_text, safe_text
 from coterie.types import PASS, EvalResult, Interval, metric_of, overall
 
 SHARES = {"format": "-", "valid_steps": "--", "faithful": ":"}
@@ -30,6 +33,8 @@ class Row:
     stage: str
     results: Mapping[str, EvalResult]
     """By evaluation, all tasks pooled."""
+    items: Mapping[str, Sequence[EvalItem]]
+    """By evaluation, one a held-out prompt; none in records of before they were kept."""
     examples: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -57,9 +62,31 @@ def rows(folder: Path, config: PipelineConfig) -> list[Row]:
         names = [evaluation.name for evaluation in config.evaluation if evaluation.name in measured]
         if names:
             results = {key: _pooled([_result(x) for x in measured[key]["results"]]) for key in names}
+            items = {key: [EvalItem(**x) for x in measured[key].get("items", ())] for key in names}
             shown = {key: measured[key]["examples"] for key in names}
-            table.append(Row(stage=name, results=results, examples=shown))
+            table.append(Row(stage=name, results=results, items=items, examples=shown))
     return table
+
+
+def differences(table: Sequence[Row], starts: Mapping[str, str]) -> dict[str, dict[str, PairedTest]]:
+    """Each stage's results minus those of the model from which it started, on the same prompts: stage → evaluation →
+    difference. Evaluations that were not made of both models are left out.
+
+    Args:
+        starts: stage → the stage whose last model it started from, or `base`.
+    """
+    by_stage = {row.stage: row for row in table}
+    tests: dict[str, dict[str, PairedTest]] = {}
+    for row in table:
+        before = by_stage.get(starts.get(row.stage, ""))
+        if before is None:
+            continue
+        for name in [name for name in row.results if name in before.results]:
+            metric = metric_of([before.results[name], row.results[name]])
+            test = compare_items(before.items[name], row.items[name], metric)
+            if test is not None:
+                tests.setdefault(row.stage, {})[name] = test
+    return tests
 
 
 def _result(facts: Mapping[str, Any]) -> EvalResult:
@@ -73,18 +100,23 @@ def _pooled(results: Sequence[EvalResult]) -> EvalResult:
     return (overall(results) or list(results))[-1]
 
 
-def write_summary(folder: Path, config: PipelineConfig) -> Path:
-    """Write `README.md`, `report.json` and, where matplotlib is installed, `stages.png`."""
+def write_summary(folder: Path, config: PipelineConfig, starts: Mapping[str, str]) -> Path:
+    """Write `README.md`, `report.json` and, where matplotlib is installed, `stages.png`.
+
+    Args:
+        starts: as for `differences`.
+    """
     table = rows(folder, config)
+    tests = differences(table, starts)
     picture = _draw(folder / "stages.png", config, table) if table else False
-    facts = [{"stage": row.stage, "evaluations": _numbers(row)} for row in table]
+    facts = [{"stage": row.stage, "evaluations": _numbers(row, tests.get(row.stage, {}))} for row in table]
     write_file(folder / "report.json", (json_dumps(facts, indent=1) + "\n").encode())
-    text = "\n".join(_page(folder, config, table, picture=picture))
+    text = "\n".join(_page(folder, config, table, starts, tests, picture=picture))
     write_file(folder / "README.md", (text + "\n").encode("utf-8", "backslashreplace"))
     return folder / "README.md"
 
 
-def _numbers(row: Row) -> dict[str, Any]:
+def _numbers(row: Row, tests: Mapping[str, PairedTest]) -> dict[str, Any]:
     return {
         name: {
             "metric": (metric := metric_of([result])),
@@ -94,17 +126,29 @@ def _numbers(row: Row) -> dict[str, Any]:
             "length": result.mean_length,
             "truncated": result.truncated,
             "parts": dict(result.reward_parts),
+            "difference": None if (test := tests.get(name)) is None else [test.difference, test.low, test.high],
         }
         for name, result in row.results.items()
     }
 
 
-def _page(folder: Path, config: PipelineConfig, table: Sequence[Row], *, picture: bool) -> Iterator[str]:
+def _page(
+    folder: Path,
+    config: PipelineConfig,
+    table: Sequence[Row],
+    starts: Mapping[str, str],
+    tests: Mapping[str, Mapping[str, PairedTest]],
+    *,
+    picture: bool,
+) -> Iterator[str]:
     yield f"# {folder.resolve().name}\n"
     yield from _stage_lines(folder, config)
     if table:
         yield "\n## Held-out results after each stage\n"
         yield from _results(config, table)
+        if tests:
+            yield "\nDifferences to the model from which a stage started, paired by prompt:\n"
+            yield from _differences(config, starts, tests)
         yield "\nIntervals are 95 % bootstrap intervals over prompts. Held-out prompts are never trained on.\n"
         if picture:
             yield "![Held-out result and length by stage](stages.png)\n"
@@ -133,6 +177,16 @@ def _results(config: PipelineConfig, table: Sequence[Row]) -> Iterator[str]:
             for name in names
         ]
         yield f"| {row.stage} | {' | '.join(cells)} |"
+
+
+def _differences(
+    config: PipelineConfig, starts: Mapping[str, str], tests: Mapping[str, Mapping[str, PairedTest]]
+) -> Iterator[str]:
+    names = [evaluation.name for evaluation in config.evaluation]
+    yield f"| stage | minus | {' | '.join(map(_cell, names))} |\n| --- | --- |{' --- |' * len(names)}"
+    for stage, compared in tests.items():
+        cells = [difference_text(compared[name].metric, compared[name]) if name in compared else "–" for name in names]
+        yield f"| {stage} | {starts[stage]} | {' | '.join(cells)} |"
 
 
 def _parts(config: PipelineConfig, table: Sequence[Row]) -> Iterator[str]:
