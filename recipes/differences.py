@@ -1,6 +1,9 @@
 """Differences between the stages of a pipeline over several seeds: the mean of the seeds, paired by held-out prompt.
 
 python recipes/differences.py cold reason runs/research-0 runs/research-1 runs/research-2
+python recipes/differences.py first last runs/composed-0 runs/composed-1 runs/composed-2
+
+Of single runs, `first` and `last` are their evaluations.
 """
 
 from __future__ import annotations
@@ -9,10 +12,10 @@ import sys
 from pathlib import Path
 
 from coterie.runs.inspect import compare_items
-from coterie.runs.metrics import EvalItem
+from coterie.runs.metrics import EvalItem, MetricsDB
 from coterie.stages.records import read_record
 from coterie.text import difference_text
-from coterie.types import PASS
+from coterie.types import PASS, POOLED
 
 
 def main(before: str, after: str, folders: list[str]) -> int:
@@ -29,10 +32,23 @@ def main(before: str, after: str, folders: list[str]) -> int:
 
 
 def _items(folder: Path, stage: str) -> dict[str, list[EvalItem]]:
-    """Evaluation → its held-out prompts, of one stage of one pipeline."""
+    """Evaluation → its held-out prompts, of one stage of one pipeline; task → those of one evaluation of a run."""
+    database = folder / "metrics.sqlite"
+    if database.is_file():
+        return _items_of_run(database, {"first": 0, "last": -1}[stage])
     record = read_record(folder, stage)
     measured = record.evaluations if record is not None and record.evaluations else {}
     return {name: [EvalItem(**item) for item in facts.get("items", ())] for name, facts in measured.items()}
+
+
+def _items_of_run(file: Path, place: int) -> dict[str, list[EvalItem]]:
+    """Task, or `POOLED` for all of them, → its held-out prompts, of the evaluation at this place."""
+    with MetricsDB.reader(file) as database:
+        step = sorted({result.step for result in database.evals()})[place]
+        items = {POOLED: database.eval_items(step)}
+    for item in items[POOLED]:
+        items.setdefault(item.task, []).append(item)
+    return items
 
 
 def _over_seeds(seeds: list[list[EvalItem]]) -> list[EvalItem]:
