@@ -79,13 +79,8 @@ class Peaks(Callback):
 
     def on_step(self, step: int, metrics: Any, sample: Any) -> None:
         self.norms.append(metrics["grad_norm"])
-        members = [_peak(member.process.pid) for member in self.members]
+        members = [machine.peak_resident(member.process.pid) for member in self.members]
         self.peaks = [machine.peak_resident(), *members]
-
-
-def _peak(pid: int) -> int:
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
 
 
 def _options() -> argparse.Namespace:

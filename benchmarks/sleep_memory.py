@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from coterie import launch
+from coterie import launch, machine
 from coterie.callbacks import Callback
 from coterie.cluster.hosts import ChildService, ProcessHost
 from coterie.config.load import load
@@ -54,7 +54,7 @@ def measure(mode: str, words: list[str]) -> dict[str, Any]:
         return services[-1]
 
     def updated(learner: Learner, *batches: Any) -> Any:
-        resident.append(_resident(services[0].process.pid))
+        resident.append(machine.resident(services[0].process.pid))
         return update(learner, *batches)
 
     class Norms(Callback):
@@ -66,11 +66,6 @@ def measure(mode: str, words: list[str]) -> dict[str, Any]:
         config = load(["@", str(DEMO), *SIZES, "--engine.sleep_mode", mode, "--runs", folder, *words]).config
         launch.train(config, Norms())
     return {"resident": resident, "norms": norms}
-
-
-def _resident(pid: int) -> int:
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.cluster.engine_service import ServedEngine, serve
@@ -32,6 +33,14 @@ VLLM = os.environ.get("COTERIE_VLLM", "")
 """Interpreter of an environment with vLLM; tests that need it are skipped without."""
 RAY = bool(os.environ.get("COTERIE_RAY"))
 """Whether tests start Ray, which takes seconds and half a gigabyte."""
+
+
+def alive(pid: int) -> bool:
+    """It runs, and is no zombie that waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def script(request: Request) -> list[int]:

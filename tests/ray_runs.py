@@ -90,13 +90,6 @@ def told(process: Any, subject: str, text: str = "") -> list[int]:
     raise AssertionError(f"it ended with exit code {process.wait()}")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 @contextmanager
 def three_nodes(tmp_path: Path) -> Generator[tuple[str, dict[str, str]]]:
     """A cluster of three nodes on this machine, of which the head has no CPU: its address, and its variables."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from coterie import launch
 from coterie.board.report import before_and_after, is_right, transcript
 from coterie.callbacks import Callback
-from coterie.config.layers import flatten
-from coterie.config.load import load
+from coterie.config.load import flag_settings, load
 from coterie.config.pipeline import BASE, PipelineConfig, load_pipeline
 from coterie.errors import ConfigError, RunError
 from coterie.runs.directory import RunDirectory
@@ -66,9 +65,8 @@ def run_demo(callback: Callback, *, task: str, seed: int, overrides: Sequence[st
 
 def _run_stages(callback: Callback, source: Path, *, seed: int, overrides: Sequence[str]) -> Path:
     """Run a pipeline below the working folder's `runs`; the same call again goes on where it was."""
-    settings = load(["--seed", str(seed), *overrides], env={}).config.model_dump(exclude_unset=True)
-    given = {".".join(path): value for path, value in flatten(settings)}
-    given |= {"name": f"{source.parent.name}-{seed}", "runs": str(Path(settings.get("runs", "runs")).absolute())}
+    here = {"runs": str(Path("runs").absolute())}
+    given = here | flag_settings(["--seed", str(seed), *overrides]) | {"name": f"{source.parent.name}-{seed}"}
     folder = run_pipeline(source, callback, settings=given)
     for line in stages_summary(folder, load_pipeline(source, given)[0]):
         callback.on_event("demo", line)

@@ -161,14 +161,15 @@ def _ray() -> str:
     return f'{words} ("auto": {address}, of RAY_ADDRESS)' if address else words
 
 
-def resident() -> int:
-    """Bytes of main memory that this process holds now; 0 where the system does not say."""
-    return _status("VmRSS")
+def resident(process: int | None = None) -> int:
+    """Bytes of main memory that a process holds now, by default this one; 0 where the system does not say."""
+    return _status("VmRSS", process)
 
 
-def peak_resident() -> int:
-    """Most bytes of main memory that this process ever held."""
-    if peak := _status("VmHWM"):
+def peak_resident(process: int | None = None) -> int:
+    """Most bytes of main memory that a process ever held, by default this one; of another one 0 where the system does
+    not say."""
+    if (peak := _status("VmHWM", process)) or process is not None:
         return peak
     import resource  # not on Windows
 
@@ -176,8 +177,9 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _status(key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+def _status(key: str, process: int | None) -> int:
+    file = f"/proc/{'self' if process is None else process}/status"
+    match = re.search(rf"^{key}:\s+(\d+) kB", _read(file), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
 

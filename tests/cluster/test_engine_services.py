@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster_hosts import ThreadHost, process_host
+from cluster_hosts import ThreadHost, alive, process_host
 from cluster_pools import SAMPLING, Make, expected, requests, scripted_pools
 from coterie.cluster.engine_pool import EnginePool, ServiceOrder
 from coterie.cluster.frames import BrokenStreamError, Frames
@@ -38,14 +38,6 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 def services(engine: EnginePool) -> list[ChildService]:
     return [member.service for member in engine._members if isinstance(member.service, ChildService)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
 
 
 @pytest.mark.parametrize("kind", ["dies", "hangs"])

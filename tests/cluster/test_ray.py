@@ -36,7 +36,6 @@ pytestmark = [
 TESTS = Path(__file__).parents[1]
 CPUS = 8
 """That Ray is told of; none of them is asked for its time at once."""
-PATIENCE = 20.0
 TINY: dict[str, Any] = {"steps": 4, "eval": {"every": 2}}
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cluster_hosts import RAY
+from cluster_hosts import RAY, alive
 from coterie import launch
 from coterie.cluster import ray_session
 from coterie.cluster.sockets import descendants
-from ray_runs import alive, clean_environment, run_elsewhere, three_nodes, told, wait_until
+from ray_runs import clean_environment, run_elsewhere, three_nodes, told, wait_until
 from runs_for_tests import fingerprint, make_config
 
 pytestmark = [

@@ -130,15 +130,24 @@ def freeze(service: ChildService) -> None:
 def at_pass(number: int, deed: Callable[[ChildService], None]) -> Prepare:
     """A trap: in the run's pass of that number, the service has been asked and has not answered."""
 
+    def act(count: int, service: ChildService) -> None:
+        if count == number:
+            deed(service)
+
+    return after_messages(act)
+
+
+def after_messages(deed: Callable[[int, ChildService], None]) -> Prepare:
+    """A trap: a deed after each message to a service, by its number from 1 on."""
+
     def arm() -> None:
-        inner, passes = EnginePool._post, 0
+        inner, messages = EnginePool._post, 0
 
         def post(self: EnginePool, member: Any, *args: Any, **options: Any) -> None:
-            nonlocal passes
+            nonlocal messages
             inner(self, member, *args, **options)
-            passes += 1
-            if passes == number:
-                deed(member.service)
+            messages += 1
+            deed(messages, member.service)
 
         EnginePool._post = post
 
@@ -203,19 +212,11 @@ def _too_often(harness: Harness) -> Case:
     harness.changed["cluster"] = CLUSTER | {"restarts": 1}
     runs, name = harness.folder("services too often"), "lost again and again"
 
-    def arm() -> None:
-        inner, passes = EnginePool._post, 0
+    def act(count: int, service: ChildService) -> None:
+        if count > 20:
+            kill(service)
 
-        def post(self: EnginePool, member: Any, *args: Any, **options: Any) -> None:
-            nonlocal passes
-            inner(self, member, *args, **options)
-            passes += 1
-            if passes > 20:
-                kill(member.service)
-
-        EnginePool._post = post
-
-    first = harness.wait(harness.start(runs, arm))
+    first = harness.wait(harness.start(runs, after_messages(act)))
     log = log_of(runs)
     if first.code != REFUSED or "cluster.restarts allows 1" not in log:
         return Case(section="services", name=name, problem=f"exit code {first.code}: {log}")

@@ -12,15 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from cluster_hosts import VLLM
-from coterie.cluster.engine_pool import EnginePool
+from coterie.cluster.hosts import ChildService
 from faults.cases import Case, of_trial
 from faults.child import Prepare
 from faults.harness import Harness
 from faults.kills import at_random
-from faults.services import CLUSTER, at_pass, freeze, kill, random_kills, unharmed
+from faults.services import CLUSTER, after_messages, at_pass, freeze, kill, random_kills, unharmed
 
 SIZES = {"head_dim": 32, "hidden_size": 64}
 """Of a model that vLLM's kernels take."""
@@ -51,23 +50,17 @@ def losses(root: Path, kills: int, seed: int) -> Iterator[Case]:
 
 def _now_and_then(file: Path, seed: str) -> Prepare:
     """A trap: after some messages the service is killed, by another thread, while it works on the answer."""
+    draw = random.Random(seed)
 
-    def arm() -> None:
-        inner, draw = EnginePool._post, random.Random(seed)
+    def murder(service: ChildService, delay: float) -> None:
+        time.sleep(delay)
+        with suppress(ProcessLookupError):
+            kill(service)
+            with file.open("ab") as kills:
+                kills.write(b".")
 
-        def murder(service: Any, delay: float) -> None:
-            time.sleep(delay)
-            with suppress(ProcessLookupError):
-                kill(service)
-                with file.open("ab") as kills:
-                    kills.write(b".")
+    def act(count: int, service: ChildService) -> None:
+        if draw.random() < ODDS:
+            threading.Thread(target=murder, args=(service, draw.uniform(0, DELAY_S)), daemon=True).start()
 
-        def post(self: EnginePool, member: Any, *args: Any, **options: Any) -> None:
-            inner(self, member, *args, **options)
-            if draw.random() < ODDS:
-                delay = draw.uniform(0, DELAY_S)
-                threading.Thread(target=murder, args=(member.service, delay), daemon=True).start()
-
-        EnginePool._post = post
-
-    return arm
+    return after_messages(act)

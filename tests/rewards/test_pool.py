@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster_hosts import alive
 from coterie.config.rewards import RewardConfig, RewardsConfig
 from coterie.errors import ConfigError, RewardError
 from coterie.rewards.pool import Scorer
@@ -37,14 +38,6 @@ def scorer(*names, workers=1, timeout_s=DEADLINE, load_timeout_s=30.0, weights=N
 def score(names, completions, prompts=None, **options):
     with scorer(*([names] if isinstance(names, str) else names), **options) as pool:
         return pool.score(prompts or [prompt(f"p/{k}") for k in range(len(completions))], completions)
-
-
-def alive(pid):
-    """Running, and no zombie that waits for its parent."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def gone(pid, seconds=3.0):

@@ -31,7 +31,7 @@ from coterie.policy.sharding import Sharding
 from coterie.policy.shared_weights import weights_of
 from coterie.train.recorder import Recorder
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Greatest ranks of an adapter that vLLM 0.32 can be told of."""
 
 
@@ -85,7 +85,7 @@ def vllm_engine(
     }
     adapter = peft_settings(policy.adapters) if settings.enable_lora else None
     if adapter is not None:
-        rank = min((rank for rank in RANKS if rank >= adapter["r"]), default=adapter["r"])
+        rank = min((rank for rank in LORA_RANKS if rank >= adapter["r"]), default=adapter["r"])
         arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank, **arguments}
     sizes = {"vocabulary": policy.head.weight.shape[0], "cache_bytes": policy.cache_bytes()}
     order = {"arguments": arguments, "stop_ids": sorted(chat.stop_ids), "adapter": adapter, **sizes}

@@ -83,19 +83,14 @@ def pipeline(
 
 def _source_and_settings(args: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The one file of stages, and the settings of the flags by dotted key."""
-    from coterie.config.layers import flatten
-    from coterie.config.load import load, parse_args
+    from coterie.config.load import flag_settings, parse_args
     from coterie.errors import ConfigError
 
     words = [f"@{word}" if word.endswith(".toml") and word[0] not in "@-" else word for word in args if word != "@"]
     files, _ = parse_args(words)
     if len(files) != 1:
         raise ConfigError(f"expected one file of stages, as in `coterie pipeline @ pipeline.toml`; got {list(args)}")
-    flags = [word for word in words if not word.startswith("@")]
-    settings = load(flags, env={}).config.model_dump(exclude_unset=True)
-    if "runs" in settings:
-        settings["runs"] = str(Path(settings["runs"]).expanduser().absolute())
-    return files[0], {".".join(path): value for path, value in flatten(settings)}
+    return files[0], flag_settings([word for word in words if not word.startswith("@")])
 
 
 def register(app: typer.Typer) -> None:

@@ -238,8 +238,10 @@ def write_adapter(folder: Path, path: str, slots: Sequence[Mapping[str, Any]], a
     """
     shared = SharedWeights(os.open(path, os.O_RDWR), slots)
     try:
-        names = {name: LORA.sub(r".lora_\1.weight", f"base_model.model.{name}") for name in shared.tensors()}
-        tensors = {names[name]: tensor.clone() for name, tensor in shared.tensors().items()}
+        tensors = {
+            LORA.sub(r".lora_\1.weight", f"base_model.model.{name}"): tensor.clone()
+            for name, tensor in shared.tensors().items()
+        }
         save_file(tensors, folder / "adapter_model.safetensors")
     finally:
         shared.close()

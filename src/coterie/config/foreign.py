@@ -24,8 +24,10 @@ _BATCH = (
     "a step trains on collect.prompts_per_step × collect.group_size rollouts, in optim.minibatches optimizer steps; "
     "micro-batches follow from optim.max_tokens_per_microbatch"
 )
-_VLLM = 'with engine.name = "vllm" and cluster.host = "processes" or "ray" (docs/scale.md)'
-_ARGUMENTS = f"holds vLLM's engine arguments by their names there, {_VLLM}"
+_VLLM = (
+    'holds vLLM\'s engine arguments by their names there, with engine.name = "vllm" and cluster.host = "processes" or '
+    '"ray" (docs/scale.md)'
+)
 _SERVER = 'of a server of completions, with engine.name = "http" (docs/serve.md)'
 _SAMPLING = "the embedded engine batches continuously and reads the learner's weights in place; see engine.name"
 _RANKS = 'processes of one device each, with cluster.host = "processes" or "ray" (docs/scale.md)'
@@ -285,7 +287,7 @@ FOREIGN.update(
             *("gpu_memory_utilization", "tensor_model_parallel_size", "enforce_eager", "max_model_len", "load_format"),
             *("max_num_batched_tokens", "enable_chunked_prefill"),
         ),
-        Foreign("engine.vllm", _ARGUMENTS),
+        Foreign("engine.vllm", _VLLM),
     )
 )
 _none(

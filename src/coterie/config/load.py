@@ -17,7 +17,7 @@ from typing import Any
 
 from coterie.config.algorithms import stored
 from coterie.config.keys import MISSING, bare, kind_at, nearest
-from coterie.config.layers import Assignment, Layers, Loaded
+from coterie.config.layers import Assignment, Layers, Loaded, flatten
 from coterie.config.paths import is_stored_run, located, relocate
 from coterie.config.renamed import translated
 from coterie.config.schema import RunConfig
@@ -94,6 +94,16 @@ PREFIX = "COTERIE_"
 RESERVED = {"COTERIE_HOME", "COTERIE_NO_UV"}
 """Environment variables with this prefix that are not settings."""
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.\-]*=")
+
+
+def flag_settings(args: Sequence[str]) -> dict[str, Any]:
+    """The settings that these flags give, by dotted key; the environment takes no part.
+
+    Raises:
+        ConfigError: keys are unknown, or values are refused.
+    """
+    given = load(args, env={}).config.model_dump(exclude_unset=True)
+    return {".".join(path): value for path, value in flatten(given)}
 
 
 def load(args: Sequence[str], env: Mapping[str, str] | None = None) -> Loaded:
